@@ -1,0 +1,29 @@
+"""`Rows`: what one stretch of a distribution cache holds, as plain arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n rows; row i is the distribution for the token after token i (design: row convention).
+
+    Attributes:
+        ids: int32 [n, k] source token ids, by falling log-probability.
+        logprobs: float32 [n, k] natural log-probabilities, −inf for entries that are not there.
+        tail: float32 [n] log of the mass outside the kept entries.
+        label_logprob: float32 [n] log-probability of the next token of the document; NaN in a
+            document's last row, which has no next token.
+    """
+
+    ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+    tail: npt.NDArray[np.float32]
+    label_logprob: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.tail)

@@ -1,0 +1,64 @@
+"""`TokenTable`: documents as flat token ids with the byte offsets at which the tokens end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Tokens of D documents, concatenated; T tokens in all.
+
+    Attributes:
+        token_ids: int32 [T].
+        end_offsets: int32 [T]: the byte offset inside its document (UTF-8) at which each token
+            ends; never decreasing within a document. A BOS token ends at 0.
+        document_offsets: int64 [D + 1]: document i is tokens
+            `[document_offsets[i], document_offsets[i + 1])`.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    end_offsets: npt.NDArray[np.int32]
+    document_offsets: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.end_offsets):
+            raise InvalidInputError(
+                f"{len(self.token_ids)} token ids but {len(self.end_offsets)} end offsets."
+            )
+        offsets = self.document_offsets
+        if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(self.token_ids):
+            raise InvalidInputError("Document offsets do not cover the tokens from first to last.")
+        if np.any(np.diff(offsets) < 0):
+            raise InvalidInputError("Document offsets decrease.")
+
+    @property
+    def num_documents(self) -> int:
+        """D."""
+        return len(self.document_offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.token_ids)
+
+    def document(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Token ids and end offsets of one document."""
+        start, stop = self.document_offsets[index], self.document_offsets[index + 1]
+        return self.token_ids[start:stop], self.end_offsets[start:stop]
+
+    def take(self, documents: Sequence[int] | npt.NDArray[np.int64]) -> TokenTable:
+        """The table of these documents alone, in the order given."""
+        parts = [self.document(int(index)) for index in documents]
+        lengths = np.array([len(ids) for ids, _ in parts], dtype=np.int64)
+        return TokenTable(
+            np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in parts)]),
+            np.concatenate([np.empty(0, np.int32), *(ends for _, ends in parts)]),
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        )

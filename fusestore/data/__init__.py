@@ -1,0 +1,1 @@
+"""Fused datasets as training reads them: memory-mapped windows, order, batches."""

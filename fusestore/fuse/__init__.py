@@ -1,0 +1,1 @@
+"""Several aligned distributions into one per target token."""

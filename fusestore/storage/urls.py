@@ -1,0 +1,228 @@
+"""`Location`: a file or folder, on local disk or behind any fsspec URL, with one set of verbs.
+
+Local paths go through `os` directly, because durability needs calls that fsspec does not offer
+(see `publish.py`). Remote filesystems are opened lazily and once per process, so a `Location`
+can be pickled and sent to workers, and nothing remote is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusestore.errors import (
+    AccessDeniedError,
+    FusestoreError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+)
+
+_REMOTE_FILESYSTEMS: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
+"""Open remote filesystems by (process id, protocol, options): never shared across a fork."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder. `url` has no trailing slash; local ones are absolute paths.
+
+    Attributes:
+        url: an absolute local path, or `protocol://…`.
+        storage_options: passed to the fsspec filesystem, as sorted pairs; empty for local paths.
+    """
+
+    url: str
+    storage_options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def parse(
+        cls, target: str | os.PathLike[str] | Location, storage_options: Mapping[str, str] | None = None
+    ) -> Location:
+        """Make a `Location` of a path, a `file://` URL or any other fsspec URL."""
+        if isinstance(target, Location):
+            return target
+        text = os.fspath(target)
+        if not text:
+            raise InvalidInputError("A store path or URL is empty: give a folder or a URL.")
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        if "://" not in text:
+            return cls(str(Path(text).expanduser().absolute()))
+        options = tuple(sorted((storage_options or {}).items()))
+        return cls(text.rstrip("/"), options)
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(f"{self.url}/{name}", self.storage_options)
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Location:
+        """The folder this lies in."""
+        return Location(self.url.rsplit("/", 1)[0], self.storage_options)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of this machine's filesystem."""
+        return "://" not in self.url
+
+    @property
+    def path(self) -> Path:
+        """The local path.
+
+        Raises:
+            InvalidInputError: for a remote location.
+        """
+        if not self.is_local:
+            raise InvalidInputError(f"{self.url} is not a local path.")
+        return Path(self.url)
+
+    @property
+    def filesystem(self) -> Any:  # noqa: ANN401 - fsspec is untyped
+        """The fsspec filesystem of a remote location, opened on first use in this process."""
+        protocol = self.url.split("://", 1)[0]
+        key = (os.getpid(), protocol, self.storage_options)
+        if key not in _REMOTE_FILESYSTEMS:
+            _REMOTE_FILESYSTEMS[key] = _open_filesystem(protocol, dict(self.storage_options))
+        return _REMOTE_FILESYSTEMS[key]
+
+    def exists(self) -> bool:
+        """Whether a file or folder is here."""
+        if self.is_local:
+            return self.path.exists()
+        with storage_errors(self):
+            return bool(self.filesystem.exists(self.url))
+
+    def size(self) -> int:
+        """Bytes in the file.
+
+        Raises:
+            NotFoundError: no such file.
+        """
+        with storage_errors(self):
+            if self.is_local:
+                return self.path.stat().st_size
+            return int(self.filesystem.size(self.url))
+
+    def read_bytes(self) -> bytes:
+        """The whole file.
+
+        Raises:
+            NotFoundError: no such file.
+            AccessDeniedError: the storage refused.
+        """
+        with storage_errors(self):
+            if self.is_local:
+                return self.path.read_bytes()
+            return bytes(self.filesystem.cat_file(self.url))
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Bytes `[start, stop)` of the file; fewer when the file is shorter."""
+        with storage_errors(self):
+            if self.is_local:
+                with self.path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(stop - start)
+            return bytes(self.filesystem.cat_file(self.url, start=start, end=stop))
+
+    def list(self) -> list[str]:
+        """Names directly inside the folder, sorted; empty when there is no folder."""
+        if self.is_local:
+            return sorted(os.listdir(self.url)) if self.path.is_dir() else []
+        try:
+            with storage_errors(self):
+                entries = self.filesystem.ls(self.url, detail=False)
+        except NotFoundError:
+            return []
+        names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
+        return sorted(names - {self.name, ""})
+
+    def list_recursive(self) -> list[str]:
+        """Paths of all files below the folder, relative to it, sorted."""
+        if self.is_local:
+            root = self.path
+            return sorted(
+                path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()
+            )
+        with storage_errors(self):
+            prefix = self.filesystem._strip_protocol(self.url).rstrip("/") + "/"
+            return sorted(path.removeprefix(prefix) for path in self.filesystem.find(self.url))
+
+    def delete(self) -> None:
+        """Remove the file or the whole folder; nothing happens when it is absent."""
+        with storage_errors(self):
+            if self.is_local:
+                if self.path.is_dir():
+                    shutil.rmtree(self.path)
+                else:
+                    self.path.unlink(missing_ok=True)
+            elif self.filesystem.exists(self.url):
+                self.filesystem.rm(self.url, recursive=True)
+
+
+def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: ANN401
+    import fsspec
+
+    settings: dict[str, Any] = dict(options)
+    if protocol in ("s3", "s3a"):
+        # A listing cache would hide what other writers publish.
+        settings = {"use_listings_cache": False, "skip_instance_cache": True, **settings}
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint and "endpoint_url" not in settings:
+            settings["endpoint_url"] = endpoint
+    try:
+        return fsspec.filesystem(protocol, **settings)
+    except (ImportError, ValueError) as error:
+        raise InvalidInputError(
+            f"{protocol}:// is not a storage that can be opened here ({error}). "
+            "Use a local path, s3://, or install the fsspec package for it."
+        ) from error
+
+
+@contextlib.contextmanager
+def storage_errors(location: Location) -> Iterator[None]:
+    """Turn what the operating system, fsspec and botocore raise into our error family."""
+    try:
+        yield
+    except FusestoreError:
+        raise
+    except FileNotFoundError as error:
+        detail = str(error)
+        if "bucket does not exist" in detail.lower() or "NoSuchBucket" in detail:
+            bucket = location.url.split("://", 1)[-1].split("/", 1)[0]
+            raise NotFoundError(
+                f"Bucket {bucket!r} of {location.url} does not exist. "
+                "Create it first; fusestore never creates buckets."
+            ) from error
+        raise NotFoundError(f"{location.url} does not exist.") from error
+    except PermissionError as error:
+        raise AccessDeniedError(
+            f"Access to {location.url} was denied ({error}). "
+            "Check the permissions and, for object storage, the AWS_* variables or --storage-option."
+        ) from error
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            raise
+        raise StorageError(f"{location.url} could not be read or written: {error}") from error
+    except Exception as error:
+        # botocore's errors derive from Exception alone, and importing them costs a second.
+        module = type(error).__module__.split(".", 1)[0]
+        if module not in ("botocore", "aiobotocore", "aiohttp"):
+            raise
+        if "Credentials" in type(error).__name__:
+            raise AccessDeniedError(
+                f"No usable credentials for {location.url} ({error}). "
+                "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use --storage-option."
+            ) from error
+        raise StorageError(f"{location.url} could not be reached: {error}") from error
