@@ -138,6 +138,8 @@ def _cut_at_boundary(
         if len(near) == 0:
             near = candidates[-1:]
         stop = max(near.tolist(), key=lambda position: (_cut_quality(text, position), position))
+        if _cut_quality(text, stop) < 0:
+            stop = max(candidates.tolist(), key=lambda p: (_cut_quality(text, p) >= 0, p))
         if _fits(text[start:stop], tokenizers, limit):
             return int(stop)
         # By itself the piece takes more tokens than inside the text; aim shorter.
@@ -171,9 +173,8 @@ def _cut_quality(text: str, position: int) -> int:
     before, after = text[position - 1], text[position]
     if _joined(before, after):
         return -1
-    around = text[max(0, position - 2) : position + 2]
     if before == "\n" or after == "\n":
-        return 4 if "\n\n" in around and _blank_line_at(text, position) else 3
+        return 4 if _blank_line_at(text, position) else 3
     if not (before.isspace() or after.isspace()):
         return 2 if before in "。！？" else 0
     tail = text[max(0, position - 8) : position].rstrip().rstrip(_CLOSING)

@@ -1,6 +1,6 @@
 """Tokenizers of every family: packaged ones, and two trained here on real text."""
 
-# ruff: noqa: S105, S106 - the tokens of a tokenizer are not passwords
+# ruff: noqa: S106 - the tokens of a tokenizer are not passwords
 
 from pathlib import Path
 
