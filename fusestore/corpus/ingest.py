@@ -95,7 +95,7 @@ def _expand(target: str, storage_options: Mapping[str, str] | None) -> Iterator[
     """The files an input stands for, sorted."""
     location = Location.parse(target, storage_options)
     protocol = location.url.split("://", 1)[0] if not location.is_local else ""
-    if protocol in _POLARS_PROTOCOLS and location.url.endswith((".parquet", ".csv", ".jsonl")):
+    if protocol in _POLARS_PROTOCOLS and location.url.endswith((".parquet", ".csv")):
         yield _InputFile(location, location.name)
         return
     # A file whose name holds a bracket is itself before it is a pattern.
