@@ -79,13 +79,11 @@ def corpus_tokens(
 
 
 def _save(location: Location, tokens: TokenTable, manifest: TokensManifest) -> None:
-    tables = {
-        "tokens.parquet": {"token_ids": tokens.token_ids, "end_offsets": tokens.end_offsets},
-        "documents.parquet": {"document_offsets": tokens.document_offsets},
-    }
-    for file, columns in tables.items():
+    rows = pl.DataFrame({"token_ids": tokens.token_ids, "end_offsets": tokens.end_offsets})
+    offsets = pl.DataFrame({"document_offsets": tokens.document_offsets})
+    for file, table in (("tokens.parquet", rows), ("documents.parquet", offsets)):
         buffer = io.BytesIO()
-        pl.DataFrame(columns).write_parquet(buffer, compression="zstd", row_group_size=2**20)
+        table.write_parquet(buffer, compression="zstd", row_group_size=2**20)
         publish(location / file, buffer.getvalue())
     manifest.save(location / "manifest.json")
 
