@@ -41,7 +41,9 @@ class Location:
 
     @classmethod
     def parse(
-        cls, target: str | os.PathLike[str] | Location, storage_options: Mapping[str, str] | None = None
+        cls,
+        target: str | os.PathLike[str] | Location,
+        storage_options: Mapping[str, str] | None = None,
     ) -> Location:
         """Make a `Location` of a path, a `file://` URL or any other fsspec URL."""
         if isinstance(target, Location):

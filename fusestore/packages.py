@@ -1,0 +1,91 @@
+"""Files that installed Python packages carry: `package:NAME` and `package:NAME/path`.
+
+Models and texts can arrive as packages, pinned and checked like any other dependency. A package
+is only looked into, never imported, so none of its code runs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+from pathlib import Path
+
+from fusestore.errors import NotFoundError
+
+SCHEME = "package:"
+
+
+def user_cache_folder() -> Path:
+    """Where converted models and fetched datasets are kept: `$FUSESTORE_HOME` or ~/.cache."""
+    home = os.environ.get("FUSESTORE_HOME")
+    return Path(home).expanduser() if home else Path.home() / ".cache" / "fusestore"
+
+
+def resolve_path(spec: str) -> str:
+    """The local path (or glob) behind `package:NAME/path`; any other text is returned as it is.
+
+    Raises:
+        NotFoundError: no such package is installed.
+    """
+    if not spec.startswith(SCHEME):
+        return spec
+    name, _, rest = spec.removeprefix(SCHEME).partition("/")
+    distribution = _distribution(name)
+    top_level = name.replace("-", "_")
+    for file in distribution.files or ():
+        if file.parts[0] == top_level:
+            return str(Path(str(distribution.locate_file(top_level))) / rest)
+    raise NotFoundError(f"Package {name} is installed but has no folder {top_level}.")
+
+
+def packaged_gguf(name: str) -> Path:
+    """The GGUF file that an installed package carries, put together once if it comes in parts.
+
+    Parts are files `*.gguf.partNN` of the package itself and of the packages it requires.
+
+    Raises:
+        NotFoundError: no such package, or no GGUF file in it.
+    """
+    distribution = _distribution(name)
+    whole = _files(distribution, r"\.gguf$")
+    if whole:
+        return whole[0]
+    parts = _files(distribution, r"\.gguf\.part\d+$")
+    for requirement in distribution.requires or ():
+        required = re.match(r"[\w.-]+", requirement)
+        if required and ";" not in requirement:
+            parts += _files(_distribution(required.group()), r"\.gguf\.part\d+$")
+    if not parts:
+        raise NotFoundError(f"Package {name} carries no GGUF file.")
+    parts.sort(key=lambda path: path.name)
+    folder = user_cache_folder() / "gguf" / f"{name}-{distribution.version}"
+    target = folder / parts[0].name.rsplit(".part", 1)[0]
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".tmp-{target.name}-{os.getpid()}"
+        with temporary.open("wb") as output:
+            for part in parts:
+                with part.open("rb") as file:
+                    shutil.copyfileobj(file, output)
+        temporary.replace(target)
+    return target
+
+
+def _distribution(name: str) -> importlib.metadata.Distribution:
+    try:
+        return importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise NotFoundError(
+            f"Package {name} is not installed. Install it with `pip install {name}` "
+            "(the demo's packages come with `pip install 'fusestore[demo]'`)."
+        ) from error
+
+
+def _files(distribution: importlib.metadata.Distribution, pattern: str) -> list[Path]:
+    return [
+        Path(str(distribution.locate_file(file)))
+        for file in distribution.files or ()
+        if re.search(pattern, file.name)
+    ]
