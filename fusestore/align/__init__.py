@@ -1,4 +1,4 @@
-"""Which source token means which target token, and which source row may supervise which position."""
+"""Which source token means which target token, and which row may supervise which position."""
 
 from __future__ import annotations
 

@@ -175,9 +175,7 @@ def _search(
             for position in range(start, stop):
                 c = hints[q, position] if step == 0 else position
                 signature = signatures[c]
-                if (
-                    _popcount(bits & ~signature) > bound or _popcount(signature & ~bits) > bound
-                ):
+                if _popcount(bits & ~signature) > bound or _popcount(signature & ~bits) > bound:
                     continue
                 text = candidates[candidate_offsets[c] : candidate_offsets[c + 1]]
                 if short:
@@ -188,15 +186,9 @@ def _search(
                     continue
                 prefix = 0
                 if prefer_prefix:
-                    while (
-                        prefix < length and prefix < len(text) and query[prefix] == text[prefix]
-                    ):
+                    while prefix < length and prefix < len(text) and query[prefix] == text[prefix]:
                         prefix += 1
-                if (
-                    distance < bound
-                    or prefix > common
-                    or (prefix == common and priority[c] < rank)
-                ):
+                if distance < bound or prefix > common or (prefix == common and priority[c] < rank):
                     index, bound, common, rank = c, distance, prefix, priority[c]
         if short:
             for position in range(length):

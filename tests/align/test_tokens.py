@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -51,7 +53,12 @@ def align(source, target, method, bos=(False, False), vocabulary_map=None):
     if vocabulary_map is not None:
         vocabulary_map = map_vocabulary(left.vocabulary, right.vocabulary, vocabulary_map)
     position, kind = align_tokens(
-        *source_document, *target_document, left.vocabulary, right.vocabulary, method, vocabulary_map
+        *source_document,
+        *target_document,
+        left.vocabulary,
+        right.vocabulary,
+        method,
+        vocabulary_map,
     )
     return position.tolist(), kind.tolist()
 
@@ -104,7 +111,7 @@ def plain_pairs(source, target):
 def cut(data, points):
     """The bytes cut at these points; empty pieces are tokens without text."""
     marks = [0, *sorted(point % (len(data) + 1) for point in points), len(data)]
-    return [data[a:b] for a, b in zip(marks[:-1], marks[1:], strict=True)]
+    return [data[a:b] for a, b in pairwise(marks)]
 
 
 POINTS = st.lists(st.integers(0, 40), max_size=14)
@@ -256,7 +263,7 @@ def test_bad_input_is_refused():
     vocabulary = left.vocabulary
     with pytest.raises(IncompatibleError, match="1 documents and the target 2"):
         align_table(one, two, vocabulary, vocabulary)
-    with pytest.raises(InvalidInputError, match="fuzzy.*hybrid"):
+    with pytest.raises(InvalidInputError, match=r"fuzzy.*hybrid"):
         align_table(one, one, vocabulary, vocabulary, "fuzzy")
     with pytest.raises(IncompatibleError, match="ids from 1 to 1"):
         align_table(one, one, Vocabulary("c" * 64, (b"",), ("text",), ()), vocabulary)

@@ -114,9 +114,7 @@ def test_special_byte_and_unused_rows():
 
 
 def test_one_token_in_all_roles_is_the_end_of_the_text():
-    source = vocabulary(
-        [b"<|end|>"], ["special"], [("bos", 0), ("eos", 0), ("pad", 0), ("unk", 0)]
-    )
+    source = vocabulary([b"<|end|>"], ["special"], [("bos", 0), ("eos", 0), ("pad", 0), ("unk", 0)])
     target = vocabulary(
         [b"<pad>", b"<eos>", b"<bos>"], ["special"] * 3, [("pad", 0), ("eos", 1), ("bos", 2)]
     )
@@ -131,7 +129,7 @@ def test_to_polars_columns_and_nulls():
 
 
 def test_unknown_method_and_tie_break_are_refused():
-    with pytest.raises(InvalidInputError, match="nearest.*exact, mined, prefix"):
+    with pytest.raises(InvalidInputError, match=r"nearest.*exact, mined, prefix"):
         map_vocabulary(vocabulary([b"a"]), vocabulary([b"a"]), "nearest")
-    with pytest.raises(InvalidInputError, match="last.*prefix, first"):
+    with pytest.raises(InvalidInputError, match=r"last.*prefix, first"):
         map_vocabulary(vocabulary([b"a"]), vocabulary([b"a"]), "mined", "last")
