@@ -124,23 +124,17 @@ class Tokenizer:
         counts: list[int] = []
         prefix = np.array([self.bos_id], np.int32) if add_bos else np.empty(0, np.int32)
         for batch in _batches(texts):
-            encoded = self._backend.encode_batch_fast(batch, add_special_tokens=False)
-            for text, encoding in zip(batch, encoded, strict=True):
+            encoded_texts = [_utf8(text) for text in batch]
+            encodings = self._backend.encode_batch_fast(batch, add_special_tokens=False)
+            for text, data, encoding in zip(batch, encoded_texts, encodings, strict=True):
                 ids = encoding.ids
                 ids_parts += [prefix, np.array(ids, np.int32)]
-                ends_parts += [np.zeros_like(prefix), self._end_offsets(text, ids)]
+                ends_parts += [np.zeros_like(prefix), self._end_offsets(text, data, ids)]
                 counts.append(len(prefix) + len(ids))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         return TokenTable(np.concatenate(ids_parts), np.concatenate(ends_parts), offsets)
 
-    def _end_offsets(self, text: str, ids: list[int]) -> npt.NDArray[np.int32]:
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidInputError(
-                f"Character {error.start} of a text is the lone surrogate "
-                f"U+{ord(text[error.start]):04X}, which UTF-8 cannot express; remove it."
-            ) from error
+    def _end_offsets(self, text: str, data: bytes, ids: list[int]) -> npt.NDArray[np.int32]:
         joined = b"".join(map(self.vocabulary.token_bytes.__getitem__, ids))
         lengths = self._token_lengths[np.array(ids, np.int64)]
         ends = concatenated_end_offsets(joined, lengths, data)
@@ -237,7 +231,7 @@ def load_tokenizer(
 def _canonical(serialised: dict[str, Any]) -> dict[str, Any]:
     """What of a serialised tokenizer changes ids, offsets or token bytes, and nothing else."""
     kept = ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "model")
-    content = {key: copy.copy(serialised.get(key)) for key in kept}
+    content: dict[str, Any] = {key: copy.copy(serialised.get(key)) for key in kept}
     content["version"] = serialised.get("version", "1.0")
     content["added_tokens"] = sorted(content["added_tokens"] or [], key=lambda token: token["id"])
     if content["model"].get("dropout"):
@@ -256,6 +250,16 @@ def _role_ids(hugging_face: Any, serialised: dict[str, Any]) -> dict[Role, int]:
     if "unk" not in roles and unknown is not None:
         roles["unk"] = unknown
     return roles
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"Character {error.start} of a text is the lone surrogate "
+            f"U+{ord(text[error.start]):04X}, which UTF-8 cannot express; remove it."
+        ) from error
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
