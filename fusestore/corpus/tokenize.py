@@ -103,9 +103,9 @@ def _load(location: Location, manifest: TokensManifest) -> TokenTable:
         tokens.match_to_schema(TOKENS_SCHEMA)
         documents.match_to_schema(OFFSETS_SCHEMA)
         table = TokenTable(
-            tokens["token_ids"].to_numpy(),
-            tokens["end_offsets"].to_numpy(),
-            documents["document_offsets"].to_numpy(),
+            tokens["token_ids"].to_numpy(writable=True),
+            tokens["end_offsets"].to_numpy(writable=True),
+            documents["document_offsets"].to_numpy(writable=True),
         )
     except (NotFoundError, InvalidInputError, pl.exceptions.PolarsError) as error:
         raise CorruptionError(_damaged(location)) from error
