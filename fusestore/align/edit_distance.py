@@ -22,6 +22,10 @@ _NEIGHBOURS = 4
 """Lexicographic neighbours on each side that give a search its first upper bound."""
 
 
+Characters = npt.NDArray[np.uint32] | npt.NDArray[np.int32]
+"""Characters of one text: code points, or indices into an alphabet."""
+
+
 def text_of(token: bytes) -> str:
     """A token's text; each byte that is not part of a valid character is one lone surrogate."""
     return token.decode("utf-8", "surrogateescape")
@@ -49,9 +53,7 @@ class Texts:
 
 
 @numba.njit(cache=True, nogil=True)
-def levenshtein(
-    left: npt.NDArray[np.uint32], right: npt.NDArray[np.uint32], row: npt.NDArray[np.int32]
-) -> int:
+def levenshtein(left: Characters, right: Characters, row: npt.NDArray[np.int32]) -> int:
     """Edit distance (insert, delete, substitute, 1 each) of two character arrays.
 
     `row` is int32 scratch of at least `len(right) + 1` entries.
@@ -141,7 +143,8 @@ def _search(
 
     A candidate is skipped when a lower bound of its distance exceeds the best distance so far: the
     difference in length, or the number of characters that one text has and the other has not. Both
-    never exceed the true distance, so the result is that of the full search.
+    never exceed the true distance, so the result is that of the full search. A candidate that would
+    lose a tie must be strictly nearer.
     """
     num_queries = len(query_offsets) - 1
     best_index = np.full(num_queries, -1, np.int64)
@@ -178,17 +181,20 @@ def _search(
                 if _popcount(bits & ~signature) > bound or _popcount(signature & ~bits) > bound:
                     continue
                 text = candidates[candidate_offsets[c] : candidate_offsets[c + 1]]
-                if short:
-                    distance = _bit_parallel(masks, length, text, bound)
-                else:
-                    distance = levenshtein(query, text, row)
-                if distance > bound:
-                    continue
                 prefix = 0
                 if prefer_prefix:
                     while prefix < length and prefix < len(text) and query[prefix] == text[prefix]:
                         prefix += 1
-                if distance < bound or prefix > common or (prefix == common and priority[c] < rank):
+                wins_tie = prefix > common or (prefix == common and priority[c] < rank)
+                needed = bound if wins_tie else bound - 1
+                if bits & signature == 0:
+                    # No common character: every one of the longer text costs an edit.
+                    distance = max(length, len(text))
+                elif short:
+                    distance = _bit_parallel(masks, length, text, needed)
+                else:
+                    distance = levenshtein(query, text, row)
+                if distance <= needed:
                     index, bound, common, rank = c, distance, prefix, priority[c]
         if short:
             for position in range(length):
@@ -222,10 +228,10 @@ def nearest(
         dtype=np.int64,
     )
     candidate_texts = Texts.of([candidates[i] for i in by_length])
-    alphabet, codes = np.unique(
+    alphabet, inverse = np.unique(
         np.concatenate([query_texts.characters, candidate_texts.characters]), return_inverse=True
     )
-    codes = codes.astype(np.int32)
+    codes: npt.NDArray[np.int32] = inverse.astype(np.int32)
     num_query_characters = len(query_texts.characters)
     lengths = np.diff(candidate_texts.offsets)
     length_starts = np.searchsorted(lengths, np.arange(lengths[-1] + 2)).astype(np.int64)
@@ -260,7 +266,8 @@ def _neighbours(
     around = np.clip(
         at[:, None] + np.arange(-_NEIGHBOURS, _NEIGHBOURS)[None, :], 0, len(candidates) - 1
     )
-    return position_of[np.array(order, dtype=np.int64)[around]]
+    result: npt.NDArray[np.int64] = position_of[np.array(order, dtype=np.int64)[around]]
+    return result
 
 
 def text_distances(left: Sequence[str], right: Sequence[str]) -> npt.NDArray[np.int32]:
