@@ -10,10 +10,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.extending import intrinsic
 
 _WORD = 64
 """Texts up to this many characters are searched bit-parallel, one machine word per column."""
@@ -103,14 +105,14 @@ def _bit_parallel(
     return score
 
 
-@numba.njit(cache=True, nogil=True)
-def _popcount(bits: np.uint64) -> int:
-    count = bits - ((bits >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    count = (count & np.uint64(0x3333333333333333)) + (
-        (count >> np.uint64(2)) & np.uint64(0x3333333333333333)
-    )
-    count = (count + (count >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return int((count * np.uint64(0x0101010101010101)) >> np.uint64(56))
+@intrinsic
+def _popcount(typing_context: Any, bits: Any) -> Any:  # noqa: ANN401 - numba's own types
+    """Number of set bits of a uint64: one instruction, for which numba has no function."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        return builder.ctpop(arguments[0])
+
+    return numba.types.int64(numba.types.uint64), generate
 
 
 @numba.njit(cache=True, nogil=True)
@@ -154,6 +156,7 @@ def _search(
     max_length = len(length_starts) - 2
     masks = np.zeros(alphabet, np.uint64)
     row = np.empty(max_length + 1, np.int32)
+    survivors = np.empty(max(len(signatures), hints.shape[1]) + 1, np.int64)
     for q in range(num_queries):
         query = queries[query_offsets[q] : query_offsets[q + 1]]
         length = len(query)
@@ -165,8 +168,11 @@ def _search(
         index, bound, common, rank = -1, 2**30, -1, np.int64(0)
         # Step 0 looks at the hints; steps 1, 2, 3, … at lengths ±0, +1, −1, +2, …
         for step in range(2 * max(max_length, length) + 2):
+            count = 0
             if step == 0:
-                start, stop = 0, hints.shape[1]
+                for hint in hints[q]:
+                    survivors[count] = hint
+                    count += 1
             else:
                 gap = step // 2
                 if gap > bound:
@@ -174,12 +180,14 @@ def _search(
                 other = length + gap if step % 2 == 0 else length - gap
                 if other < 0 or other > max_length:
                     continue
-                start, stop = length_starts[other], length_starts[other + 1]
-            for position in range(start, stop):
-                c = hints[q, position] if step == 0 else position
-                signature = signatures[c]
-                if _popcount(bits & ~signature) > bound or _popcount(signature & ~bits) > bound:
-                    continue
+                for c in range(length_starts[other], length_starts[other + 1]):
+                    signature = signatures[c]
+                    survivors[count] = c
+                    missing = _popcount(bits & ~signature)
+                    added = _popcount(signature & ~bits)
+                    count += (missing <= bound) & (added <= bound)
+            for survivor in range(count):
+                c = survivors[survivor]
                 text = candidates[candidate_offsets[c] : candidate_offsets[c + 1]]
                 prefix = 0
                 if prefer_prefix:
@@ -187,7 +195,7 @@ def _search(
                         prefix += 1
                 wins_tie = prefix > common or (prefix == common and priority[c] < rank)
                 needed = bound if wins_tie else bound - 1
-                if bits & signature == 0:
+                if bits & signatures[c] == 0:
                     # No common character: every one of the longer text costs an edit.
                     distance = max(length, len(text))
                 elif short:
