@@ -34,7 +34,7 @@ class FusionPlan(Manifest):
     Attributes:
         recipe: the recipe.
         corpus_digest: of the corpus that all caches and the target's tokens belong to.
-        sources: in the recipe's order.
+        inputs: what each of the recipe's sources comes from, in its order.
         target_cache_digest: for `unaligned = "target"`.
         vocab_size: tokens of the target.
         num_tokens: target tokens of the split, T.
@@ -44,7 +44,7 @@ class FusionPlan(Manifest):
 
     recipe: Recipe
     corpus_digest: str
-    sources: tuple[SourceDigests, ...]
+    inputs: tuple[SourceDigests, ...]
     target_cache_digest: str | None
     vocab_size: int
     num_tokens: int

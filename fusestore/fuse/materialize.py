@@ -9,18 +9,15 @@ touches, not on the corpus.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fusestore.corpus.tokens import TokenTable
-from fusestore.errors import (
-    FingerprintMismatchError,
-    IncompatibleError,
-    InvalidInputError,
-    NotFoundError,
-)
+from fusestore.errors import FingerprintMismatchError
+from fusestore.fuse.fusion import Fusion, prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.layout import FusedArray, fused_arrays, metadata_files
 from fusestore.fuse.manifest import (
@@ -33,17 +30,14 @@ from fusestore.fuse.manifest import (
     SourceTotals,
 )
 from fusestore.fuse.recipe import Recipe
-from fusestore.fuse.shard import Fusion, fuse_rows
-from fusestore.fuse.strategies import get_strategy
+from fusestore.fuse.shard import fuse_rows
+from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.manifest import digest_bytes
 from fusestore.storage.publish import publish
 from fusestore.storage.urls import Location
 
 PLAN_FILE = "recipe.json"
 MANIFEST_FILE = "manifest.json"
-
-Progress = Callable[[int, int], None]
-"""Called with (target tokens done, target tokens in all) after every shard."""
 
 
 def materialize(
@@ -56,7 +50,7 @@ def materialize(
     vocab_size: int,
     corpus_digest: str,
     target_cache: SourceInput | None = None,
-    progress: Progress | None = None,
+    progress: Progress = ignore_progress,
 ) -> FusedManifest:
     """Write the fused dataset, or what is missing of it; nothing if it is complete.
 
@@ -69,7 +63,7 @@ def materialize(
         vocab_size: tokens of the target (the width of its output).
         corpus_digest: of the corpus.
         target_cache: the target's own cache, for `unaligned = "target"`.
-        progress: see `Progress`.
+        progress: told the target tokens done after every shard.
 
     Raises:
         NotFoundError: the recipe names a cache that is not among the sources.
@@ -108,100 +102,11 @@ def materialize(
         else:
             receipt = _write_shard(location, fusion, arrays, plan, shard, (start, stop), chunk_rows)
         receipts.append(receipt)
-        if progress is not None:
-            progress(stop, num_rows)
+        progress(stop, num_rows)
 
     manifest = _manifest(plan, arrays, chunk_rows, receipts)
     manifest.save(manifest_file)
     return manifest
-
-
-def prepare(
-    recipe: Recipe,
-    sources: Sequence[SourceInput],
-    *,
-    target_tokens: TokenTable,
-    documents: npt.NDArray[np.int64],
-    vocab_size: int,
-    corpus_digest: str,
-    target_cache: SourceInput | None = None,
-) -> Fusion:
-    """Check that everything belongs together; arguments and errors as for `materialize`."""
-    get_strategy(recipe.strategy)
-    if recipe.top_k > vocab_size:
-        raise InvalidInputError(
-            f"top_k is {recipe.top_k}, but the target has {vocab_size} tokens; lower top_k."
-        )
-    by_name = {source.name: source for source in sources}
-    for wanted in recipe.sources:
-        if wanted.cache not in by_name:
-            raise NotFoundError(
-                f"The recipe names source {wanted.cache!r}, which was not given "
-                f"(there are: {', '.join(sorted(by_name)) or 'none'}). Capture it with "
-                f"`fusestore cache`, or take it out of the recipe."
-            )
-    ordered = tuple(by_name[wanted.cache] for wanted in recipe.sources)
-    if recipe.target_cache is not None:
-        if target_cache is None:
-            raise NotFoundError(
-                f"The recipe's unaligned policy needs the target's own cache "
-                f"{recipe.target_cache!r}, which was not given."
-            )
-        if target_cache.target_id is not None or target_cache.alignment is not None:
-            raise IncompatibleError(
-                f"{target_cache.name!r} is given with a map or an alignment, so it is not the "
-                "target's own cache."
-            )
-    else:
-        target_cache = None
-    if len(documents) and not 0 <= documents.min() <= documents.max() < target_tokens.num_documents:
-        raise InvalidInputError(
-            f"Documents of the split go from {documents.min()} to {documents.max()}, but the "
-            f"corpus has {target_tokens.num_documents}."
-        )
-    for source in (*ordered, *([target_cache] if target_cache else [])):
-        _check_source(source, target_tokens, corpus_digest)
-    tokens = target_tokens.take(documents)
-    if tokens.num_tokens == 0:
-        raise InvalidInputError(
-            f"Split {recipe.split!r} of corpus {recipe.corpus!r} has no tokens; nothing to fuse."
-        )
-    if int(tokens.token_ids.max()) >= vocab_size:
-        raise IncompatibleError(
-            f"The target's tokens go up to id {int(tokens.token_ids.max())}, but its vocabulary "
-            f"has {vocab_size}."
-        )
-    return Fusion(
-        recipe,
-        ordered,
-        tuple(source.projection_map(vocab_size) for source in ordered),
-        target_cache,
-        tokens,
-        documents,
-        vocab_size,
-    )
-
-
-def _check_source(source: SourceInput, target_tokens: TokenTable, corpus_digest: str) -> None:
-    if source.corpus_digest != corpus_digest:
-        raise IncompatibleError(
-            f"Cache {source.name!r} was made from corpus {source.corpus_digest[:16]}, but the "
-            f"fusion is over corpus {corpus_digest[:16]}. Capture it again over this corpus."
-        )
-    tokens = source.cache.tokens
-    if tokens.num_documents != target_tokens.num_documents:
-        raise IncompatibleError(
-            f"Cache {source.name!r} has {tokens.num_documents} documents, the target's tokens "
-            f"{target_tokens.num_documents}: the segmentations differ. Use one corpus for all."
-        )
-    if source.alignment is None and not (
-        np.array_equal(tokens.document_offsets, target_tokens.document_offsets)
-        and np.array_equal(tokens.token_ids, target_tokens.token_ids)
-    ):
-        raise IncompatibleError(
-            f"Cache {source.name!r} is given without an alignment, but its tokens are not the "
-            "target's. Align it with `fusestore align`."
-        )
 
 
 def _plan(fusion: Fusion, corpus_digest: str) -> FusionPlan:
@@ -212,7 +117,7 @@ def _plan(fusion: Fusion, corpus_digest: str) -> FusionPlan:
     return FusionPlan(
         recipe=fusion.recipe,
         corpus_digest=corpus_digest,
-        sources=tuple(
+        inputs=tuple(
             SourceDigests(
                 cache=source.name,
                 cache_digest=source.cache_digest,
@@ -237,9 +142,7 @@ def _claim(location: Location, plan: FusionPlan) -> None:
     found = FusionPlan.load(file)
     if found.digest == plan.digest:
         return
-    before, now = found.model_dump(mode="json"), plan.model_dump(mode="json")
-    before.update(before.pop("recipe"))
-    now.update(now.pop("recipe"))
+    before, now = _settings(found), _settings(plan)
     changes = "; ".join(
         f"{key}: there {before.get(key)!r}, asked {value!r}"
         for key, value in now.items()
@@ -249,6 +152,12 @@ def _claim(location: Location, plan: FusionPlan) -> None:
         f"{location} holds a fused dataset made from something else ({changes}). "
         "Choose another name, or delete that folder first."
     )
+
+
+def _settings(plan: FusionPlan) -> dict[str, Any]:
+    """The plan with its recipe's settings beside its own."""
+    content = plan.model_dump(mode="json")
+    return {**content.pop("recipe"), **content}
 
 
 def _finished_shards(location: Location, arrays: Sequence[FusedArray]) -> set[int]:
@@ -314,7 +223,7 @@ def _manifest(
         kinds=dict(zip(KIND_NAMES, (int(count) for count in kinds), strict=True)),
         sources=tuple(
             _statistics(source.cache, SourceTotals.add(parts), plan)
-            for source, parts in zip(plan.sources, per_source, strict=True)
+            for source, parts in zip(plan.inputs, per_source, strict=True)
         ),
         num_bytes=len(receipts) * sum(array.chunk_bytes(chunk_rows) for array in arrays),
         shards={path: digest for receipt in receipts for path, digest in receipt.files.items()},

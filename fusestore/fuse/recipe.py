@@ -14,16 +14,14 @@ cache = "gemma3"
 
 from __future__ import annotations
 
-import json
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from fusestore.errors import InvalidInputError
 from fusestore.fuse.unaligned import UnalignedPolicy
 from fusestore.storage.manifest import Frozen, canonical_json, digest_bytes
+from fusestore.storage.settings import check_keys, parse_settings, read_settings_file
 from fusestore.storage.urls import Location
 
 Score = Literal["bits_per_byte", "aligned_ce", "token_ce"]
@@ -89,26 +87,18 @@ class Recipe(Frozen):
         return digest_bytes(canonical_json(self.model_dump(mode="json")))
 
     @classmethod
-    def parse(cls, content: Mapping[str, Any]) -> Self:
-        """Make a recipe of plain values.
+    def parse(cls, content: Mapping[str, Any], where: str = "the recipe") -> Self:
+        """Make a recipe of plain values; `where` is what messages call it.
 
         Raises:
             InvalidInputError: a key is unknown (the nearest right one is suggested) or missing,
                 or a value does not fit.
         """
-        _check_keys(content, cls.model_fields, "the recipe")
         sources = content.get("sources")
         for number, source in enumerate(sources if isinstance(sources, list) else [], start=1):
             if isinstance(source, Mapping):
-                _check_keys(source, RecipeSource.model_fields, f"source {number} of the recipe")
-        try:
-            return cls.model_validate(dict(content))
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}"
-                for item in error.errors()
-            )
-            raise InvalidInputError(f"The recipe is not valid. {problems}.") from error
+                check_keys(source, list(RecipeSource.model_fields), f"source {number} of {where}")
+        return parse_settings(cls, content, where)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -141,29 +131,6 @@ def load_recipe(location: Location) -> Recipe:
 
     Raises:
         NotFoundError: no such file.
-        InvalidInputError: the file is neither, or holds no valid recipe.
+        InvalidInputError: it is neither, or holds no valid recipe.
     """
-    data = location.read_bytes()
-    try:
-        text = data.decode()
-        content = json.loads(text) if location.name.endswith(".json") else tomllib.loads(text)
-    except ValueError as error:
-        raise InvalidInputError(f"{location} is not valid TOML or JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidInputError(f"{location} holds no table of settings, but {type(content)}.")
-    try:
-        return Recipe.parse(content)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{location}: {error}") from error
-
-
-def _check_keys(content: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    names = list(known)
-    for key in content:
-        if key in names:
-            continue
-        from rapidfuzz import process
-
-        nearest = process.extractOne(key, names, score_cutoff=60)
-        hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Keys are: {', '.join(names)}."
-        raise InvalidInputError(f"{key!r} is not a key of {where}. {hint}")
+    return Recipe.parse(read_settings_file(location), f"the recipe {location}")

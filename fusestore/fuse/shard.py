@@ -16,7 +16,8 @@ import numpy.typing as npt
 from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.fuse.combine import mix
-from fusestore.fuse.inputs import SourceInput, SourceSpan, load_span
+from fusestore.fuse.fusion import Fusion
+from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.manifest import KIND_NAMES, SourceTotals
 from fusestore.fuse.project import project, project_and_measure
 from fusestore.fuse.recipe import Recipe
@@ -33,29 +34,6 @@ from fusestore.fuse.unaligned import one_hot_rows
 
 NO_LABEL = -100
 KIND = {name: code for code, name in enumerate(KIND_NAMES)}
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """A checked fusion of one split; `tokens` and `documents` are the split's alone.
-
-    Attributes:
-        recipe: what to do.
-        sources: in the recipe's order.
-        maps: int32 [V_src] per source.
-        target_cache: the target's own rows, exactly when `unaligned = "target"`.
-        tokens: the target's tokens of the split's documents, T in all.
-        documents: int64 [D] the documents' indices in the corpus.
-        vocab_size: tokens of the target.
-    """
-
-    recipe: Recipe
-    sources: tuple[SourceInput, ...]
-    maps: tuple[npt.NDArray[np.int32], ...]
-    target_cache: SourceInput | None
-    tokens: TokenTable
-    documents: npt.NDArray[np.int64]
-    vocab_size: int
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from fusestore.fuse.fusion import prepare
 from fusestore.fuse.inputs import SourceInput
-from fusestore.fuse.materialize import prepare
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
 

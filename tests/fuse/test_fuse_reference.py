@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.cache.rows import Rows
+from fusestore.fuse.fusion import prepare
 from fusestore.fuse.inputs import SourceInput
-from fusestore.fuse.materialize import prepare
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
 
@@ -24,7 +24,9 @@ def random_tokens(helpers, rng, lengths, vocab_size, bos):
     documents = []
     for length in lengths:
         cuts = np.flatnonzero(rng.random(max(0, length - 1)) < 0.6) + 1
-        ends = [0] * (bool(bos and length > 0)) + [*cuts.tolist()] + [int(length)] * bool(length > 0)
+        ends = (
+            [0] * (bool(bos and length > 0)) + [*cuts.tolist()] + [int(length)] * bool(length > 0)
+        )
         documents.append([(int(rng.integers(vocab_size)), end) for end in ends])
     return helpers.table(documents)
 

@@ -85,7 +85,7 @@ def test_files_that_are_no_recipe(tmp_path):
         with pytest.raises(InvalidInputError, match=name):
             load_recipe(Location.parse(tmp_path / name))
     (tmp_path / "d.toml").write_text(TOML.format(target="t") + "wieght = 1.0\n")
-    with pytest.raises(InvalidInputError, match=r"d.toml.*source 2.*'weight'"):
+    with pytest.raises(InvalidInputError, match=r"source 2 of .*d\.toml.*'weight'"):
         load_recipe(Location.parse(tmp_path / "d.toml"))
     (tmp_path / "e.toml").write_bytes(b"\xff")
     with pytest.raises(InvalidInputError, match=r"e\.toml"):
