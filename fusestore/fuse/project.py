@@ -153,30 +153,34 @@ def _project_rows(ids, logprobs, tail, target_id, slots, out_ids, out_logprobs, 
 
 @numba.njit(cache=True)
 def keep_largest(kept_ids, kept_logprobs, count, tail_mass, out_ids, out_logprobs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Sort the first `count` entries in place, write the largest, return the new tail (a log).
+    """Write the largest of the first `count` entries in order; return the new tail, a log.
 
-    Insertion sort: rows come in almost sorted, and k is small.
+    Insertion sort that lets what falls off the end join the tail: rows come in almost sorted.
     """
-    for entry in range(1, count):
+    written = 0
+    for entry in range(count):
         token = kept_ids[entry]
         logprob = kept_logprobs[entry]
-        place = entry
-        while place > 0 and (
-            kept_logprobs[place - 1] < logprob
-            or (kept_logprobs[place - 1] == logprob and kept_ids[place - 1] > token)
-        ):
-            kept_ids[place] = kept_ids[place - 1]
-            kept_logprobs[place] = kept_logprobs[place - 1]
+        place = written
+        if written < len(out_ids):
+            written += 1
+        else:
             place -= 1
-        kept_ids[place] = token
-        kept_logprobs[place] = logprob
-    written = min(count, len(out_ids))
-    for entry in range(written):
-        out_ids[entry] = kept_ids[entry]
-        out_logprobs[entry] = kept_logprobs[entry]
+            last = out_logprobs[place]
+            if last > logprob or (last == logprob and out_ids[place] < token):
+                tail_mass += math.exp(np.float64(logprob))
+                continue
+            tail_mass += math.exp(np.float64(last))
+        while place > 0 and (
+            out_logprobs[place - 1] < logprob
+            or (out_logprobs[place - 1] == logprob and out_ids[place - 1] > token)
+        ):
+            out_ids[place] = out_ids[place - 1]
+            out_logprobs[place] = out_logprobs[place - 1]
+            place -= 1
+        out_ids[place] = token
+        out_logprobs[place] = logprob
     for entry in range(written, len(out_ids)):
         out_ids[entry] = 0
         out_logprobs[entry] = -math.inf
-    for entry in range(written, count):
-        tail_mass += math.exp(np.float64(kept_logprobs[entry]))
     return math.log(tail_mass) if tail_mass > 0.0 else -math.inf
