@@ -1,4 +1,4 @@
-"""Fused datasets for training: memory-mapped windows, their order, and batches."""
+"""Fused datasets as training reads them: memory-mapped windows, order, batches."""
 
 from fusestore.data.collate import collate
 from fusestore.data.dataset import FusedDataset, open_fused

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from fusestore.data.mapped import MappedArray
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
+from fusestore.packages import user_cache_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX
 from fusestore.storage.urls import Location
 
@@ -27,7 +28,7 @@ _ROWS_PER_SCAN = 1 << 18
 
 
 class FusedDataset(Dataset[dict[str, Tensor]]):
-    """Window i is target tokens `[i · window_length, (i + 1) · window_length)`; the last is shorter.
+    """Window i is target tokens `[i · window_length, (i + 1) · window_length)`, fewer at the end.
 
     Each sample: `input_ids` int32 [l], `next_ids` int32 [l] (−100: none), `fused_ids` int32
     [l, k], `fused_logprobs` float32 [l, k] (−inf: unused entry), `fused_tail` float32 [l],
@@ -42,6 +43,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         digest: SHA-256 of the dataset's manifest, hexadecimal.
         manifest: the manifest's content.
         window_length: tokens per window.
+        vocab_size: tokens of the target's tokenizer.
         num_tokens: T.
         top_k: entries per fused row.
     """
@@ -58,11 +60,15 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         content = _read_manifest(Location.parse(self.folder))
         self.digest = hashlib.sha256(content).hexdigest()
         self.manifest: dict[str, Any] = json.loads(content)
-        self.window_length = int(self.manifest["window_length"])
+        self.window_length = int(self.manifest["plan"]["recipe"]["window_length"])
+        self.vocab_size = int(self.manifest["plan"]["vocab_size"])
         names = ("input_ids", "next_ids", "ids", "logprobs", "tail", "kind", "document")
         self._arrays = {name: MappedArray(self.folder / name) for name in names}
         rows = {name: len(array) for name, array in self._arrays.items()}
-        if len(set(rows.values())) != 1 or self._arrays["ids"].shape != self._arrays["logprobs"].shape:
+        if (
+            len(set(rows.values())) != 1
+            or self._arrays["ids"].shape != self._arrays["logprobs"].shape
+        ):
             raise CorruptionError(
                 f"The arrays of {self.folder} differ in length: {rows}. Fuse it again."
             )
@@ -129,7 +135,7 @@ def open_fused(
         name: of the fused dataset.
         storage_options: for the fsspec filesystem of a remote store.
         cache_dir: where copies of remote datasets are kept, one folder per manifest digest;
-            by default `fusestore` under `$XDG_CACHE_HOME` or `~/.cache`. Unused for local stores.
+            by default below fusestore's folder in the user's cache. Unused for local stores.
 
     Raises:
         NotFoundError: there is no such dataset, or it is not complete.
@@ -138,7 +144,7 @@ def open_fused(
     if source.is_local:
         return FusedDataset(source.path)
     digest = hashlib.sha256(_read_manifest(source)).hexdigest()
-    base = Path(cache_dir) if cache_dir is not None else _default_cache_dir()
+    base = Path(cache_dir) if cache_dir is not None else user_cache_folder()
     folder = base.expanduser().absolute() / "fused" / digest
     if not folder.exists():
         _download(source, folder)
@@ -154,18 +160,13 @@ def _read_manifest(folder: Location) -> bytes:
             "`fusestore fuse`; an interrupted fusion goes on where it stopped."
         ) from error
     try:
-        if not isinstance(json.loads(content)["window_length"], int):
-            raise TypeError("window_length is not an integer")
+        plan = json.loads(content)["plan"]
+        int(plan["recipe"]["window_length"]), int(plan["vocab_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptionError(
             f"{folder}/manifest.json is not the manifest of a fused dataset: {error!r}."
         ) from error
     return content
-
-
-def _default_cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fusestore"
 
 
 def _download(source: Location, folder: Path) -> None:

@@ -138,7 +138,9 @@ def _read_metadata(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist: no such array. {_REPAIR}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptionError(f"{path} is not an array's metadata ({error!r}). {_REPAIR}") from error
+        raise CorruptionError(
+            f"{path} is not an array's metadata ({error!r}). {_REPAIR}"
+        ) from error
     if not mappable:
         raise CorruptionError(
             f"{path} describes an array that cannot be memory-mapped: codecs {codecs}, "

@@ -113,7 +113,9 @@ def fusion_terms(
     target = None
     if lm_weight < 1.0:
         target = _sparse_target(flat, batch, temperature, tail)
-    loss, lm, fused = _FusionLoss.apply(flat, labels, target, lm_weight, temperature)
+    loss, lm, fused = _FusionLoss.apply(  # type: ignore[no-untyped-call]
+        flat, labels, target, lm_weight, temperature
+    )
     return FusionTerms(loss, lm, fused)
 
 
@@ -124,7 +126,8 @@ def _sparse_target(
     ids = batch["fused_ids"].reshape(flat.shape[0], -1)
     dtype = _compute_dtype(flat)
     logprobs = batch["fused_logprobs"].reshape(ids.shape).to(dtype)
-    used = logprobs > -torch.inf
+    # NaN counts as used, so that a damaged distribution shows in the loss.
+    used = logprobs != -torch.inf
     mask = batch["fused_mask"].reshape(-1) & used.any(-1)
     used = used & mask[:, None]
     scaled = torch.where(used, logprobs / temperature, -torch.inf)
@@ -165,10 +168,10 @@ class _FusionLoss(torch.autograd.Function):
         dtype = _compute_dtype(logits)
         num_rows, vocab_size = logits.shape
         labelled = labels != IGNORED_LABEL
-        lm_rows = labelled.sum().clamp(min=1)
+        lm_rows = labelled.sum().clamp(min=1).to(dtype)
         lm_scale = labelled.to(dtype) * (lm_weight / lm_rows)
         fused_mask = torch.zeros_like(labelled) if target is None else target.mask
-        fused_rows = fused_mask.sum().clamp(min=1)
+        fused_rows = fused_mask.sum().clamp(min=1).to(dtype)
         fused_scale = fused_mask.to(dtype) * ((1 - lm_weight) / fused_rows)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         lm = torch.zeros((), dtype=dtype, device=logits.device)
@@ -290,7 +293,7 @@ def _exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale_rows(exponentials: Tensor, scale: Tensor, total: Tensor) -> None:
-    """exponentials · scale / total, in place."""
+    """Multiply each row by scale / total, in place."""
     exponentials.mul_((scale / total)[:, None])
 
 
