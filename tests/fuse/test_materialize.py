@@ -267,6 +267,12 @@ def test_padding_ids_beyond_the_map_join_the_tail_when_the_width_is_known(helper
     assert manifest.sources[2].unmapped_mass > 0
 
 
+def test_padding_ids_of_the_targets_own_model_join_the_tail(helpers):
+    source = make(helpers)["sources"][1]
+    assert source.projection_map(3).tolist() == [0, 1, 2]
+    assert replaced(source, vocab_size=5).projection_map(3).tolist() == [0, 1, 2, -1, -1]
+
+
 def test_nan_in_a_cache_names_the_source(helpers, tmp_path):
     arguments = make(helpers)
     for source in arguments["sources"]:
