@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,7 @@ from fusestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.publish import publish
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -46,9 +47,6 @@ DOCUMENTS_SCHEMA = pl.Schema(
 )
 """One row a document; `digest` is the SHA-256 of the text's UTF-8, `segment` counts from 0."""
 
-ProgressCallback = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all."""
-
 
 @dataclass(frozen=True)
 class Corpus:
@@ -63,6 +61,16 @@ class Corpus:
     name: str
     location: Location
     manifest: CorpusManifest
+
+    @property
+    def digest(self) -> str:
+        """Identifies the corpus: the digest of its manifest."""
+        return self.manifest.digest
+
+    def describe(self, document: int) -> str:
+        """A document by its source and segment, for messages."""
+        source, segment = self._table.select("source", "segment").row(document)
+        return f"{source}, segment {segment}"
 
     def table(self) -> pl.DataFrame:
         """All documents in order; see `DOCUMENTS_SCHEMA`.
@@ -155,7 +163,7 @@ def build_corpus(
     max_length: int | None = None,
     bos_allowance: int = 1,
     storage_options: Mapping[str, str] | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress = ignore_progress,
 ) -> Corpus:
     """Read the inputs, cut long documents, and keep the corpus in the store.
 
@@ -177,7 +185,7 @@ def build_corpus(
             documents whole.
         bos_allowance: tokens of `max_length` kept free for BOS.
         storage_options: for the filesystems of the store and the inputs.
-        progress: called after each source document.
+        progress: told the bytes of source text done after each source document.
 
     Returns:
         The corpus; the one that is there already, when it was made from the same documents with
@@ -257,7 +265,7 @@ def _segmented(
     tokenizers: Sequence[Tokenizer],
     max_length: int | None,
     bos_allowance: int,
-    progress: ProgressCallback | None,
+    progress: Progress,
 ) -> tuple[pl.DataFrame, int]:
     """The table of documents after cutting, and how many cuts were forced."""
     total = int(documents["text"].str.len_bytes().sum())
@@ -275,8 +283,7 @@ def _segmented(
             digest = hashlib.sha256(data).hexdigest()
             rows.append((len(rows), source, number, split, piece, len(data), digest))
             done += len(data)
-        if progress is not None:
-            progress(done, total)
+        progress(done, total)
     return pl.DataFrame(rows, schema=DOCUMENTS_SCHEMA, orient="row"), forced
 
 

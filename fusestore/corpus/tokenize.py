@@ -18,10 +18,16 @@ from fusestore.corpus.build import Corpus, open_corpus
 from fusestore.corpus.manifest import TokensManifest
 from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.corpus.tokens import TokenTable
-from fusestore.errors import CorruptionError, NotFoundError
+from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.publish import publish
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
+
+TOKENS_SCHEMA = pl.Schema({"token_ids": pl.Int32(), "end_offsets": pl.Int32()})
+"""`tokens.parquet`: one row a token, in corpus order."""
+
+OFFSETS_SCHEMA = pl.Schema({"document_offsets": pl.Int64()})
+"""`documents.parquet`: document i is the tokens from row i's offset to row i + 1's."""
 
 
 def corpus_tokens(
@@ -56,7 +62,7 @@ def corpus_tokens(
         manifest = None
     if manifest is not None:
         if (manifest.corpus_digest, manifest.tokenizer_digest, manifest.add_bos) == (
-            corpus.manifest.digest,
+            corpus.digest,
             tokenizer.digest,
             add_bos,
         ):
@@ -67,7 +73,7 @@ def corpus_tokens(
         location,
         tokens,
         TokensManifest(
-            corpus_digest=corpus.manifest.digest,
+            corpus_digest=corpus.digest,
             tokenizer_digest=tokenizer.digest,
             add_bos=add_bos,
             num_documents=tokens.num_documents,
@@ -79,13 +85,13 @@ def corpus_tokens(
 
 
 def _save(location: Location, tokens: TokenTable, manifest: TokensManifest) -> None:
-    tables = {
-        "tokens.parquet": {"token_ids": tokens.token_ids, "end_offsets": tokens.end_offsets},
-        "documents.parquet": {"document_offsets": tokens.document_offsets},
-    }
-    for file, columns in tables.items():
+    rows = pl.DataFrame(
+        {"token_ids": tokens.token_ids, "end_offsets": tokens.end_offsets}, schema=TOKENS_SCHEMA
+    )
+    offsets = pl.DataFrame({"document_offsets": tokens.document_offsets}, schema=OFFSETS_SCHEMA)
+    for file, table in (("tokens.parquet", rows), ("documents.parquet", offsets)):
         buffer = io.BytesIO()
-        pl.DataFrame(columns).write_parquet(buffer, compression="zstd", row_group_size=2**20)
+        table.write_parquet(buffer, compression="zstd", row_group_size=2**20)
         publish(location / file, buffer.getvalue())
     manifest.save(location / "manifest.json")
 
@@ -94,12 +100,14 @@ def _load(location: Location, manifest: TokensManifest) -> TokenTable:
     try:
         tokens = pl.read_parquet(io.BytesIO((location / "tokens.parquet").read_bytes()))
         documents = pl.read_parquet(io.BytesIO((location / "documents.parquet").read_bytes()))
+        tokens.match_to_schema(TOKENS_SCHEMA)
+        documents.match_to_schema(OFFSETS_SCHEMA)
         table = TokenTable(
-            tokens["token_ids"].to_numpy().astype(np.int32, copy=False),
-            tokens["end_offsets"].to_numpy().astype(np.int32, copy=False),
-            documents["document_offsets"].to_numpy().astype(np.int64, copy=False),
+            tokens["token_ids"].to_numpy(writable=True),
+            tokens["end_offsets"].to_numpy(writable=True),
+            documents["document_offsets"].to_numpy(writable=True),
         )
-    except (NotFoundError, ValueError, pl.exceptions.PolarsError) as error:
+    except (NotFoundError, InvalidInputError, pl.exceptions.PolarsError) as error:
         raise CorruptionError(_damaged(location)) from error
     if _arrays_digest(table) != manifest.arrays_digest:
         raise CorruptionError(_damaged(location))
