@@ -82,15 +82,17 @@ class SourceInput:
             IncompatibleError: the map names tokens that the target does not have.
         """
         if self.target_id is None:
-            return np.arange(target_vocab_size, dtype=np.int32)
-        largest = int(self.target_id.max(initial=-1))
+            mapped = np.arange(target_vocab_size, dtype=np.int32)
+        else:
+            mapped = self.target_id.astype(np.int32)
+        largest = int(mapped.max(initial=-1))
         if largest >= target_vocab_size:
             raise IncompatibleError(
                 f"The vocabulary map of source {self.name!r} names target token {largest}, but "
                 f"the target has {target_vocab_size} tokens: the map is for another target."
             )
-        padding = max(0, self.vocab_size - len(self.target_id))
-        return np.concatenate([self.target_id.astype(np.int32), np.full(padding, -1, np.int32)])
+        padding = max(0, self.vocab_size - len(mapped))
+        return np.concatenate([mapped, np.full(padding, -1, np.int32)])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from fusestore.fuse.recipe import Recipe
 from fusestore.storage.manifest import Frozen, Manifest
+from fusestore.storage.shards import FileRecord
 
 KIND_NAMES = ("none", "span", "mined", "label", "target", "fusellm")
 """Names of the codes in the array `kind`; `none` is a position without distillation."""
@@ -96,7 +97,7 @@ class ShardReceipt(Manifest):
     Attributes:
         plan_digest: of the plan it was made under.
         shard, start, stop: target positions `[start, stop)`.
-        files: SHA-256 of each file, by path inside the fused dataset's folder.
+        files: what each file holds, by path inside the fused dataset's folder.
         kinds: positions of each kind, in the order of `KIND_NAMES`.
         sources: in the recipe's order.
     """
@@ -105,7 +106,7 @@ class ShardReceipt(Manifest):
     shard: int
     start: int
     stop: int
-    files: dict[str, str]
+    files: dict[str, FileRecord]
     kinds: tuple[int, ...]
     sources: tuple[SourceTotals, ...]
 
@@ -147,8 +148,8 @@ class FusedManifest(Manifest):
         num_windows: windows of `recipe.window_length` positions, the last one may be shorter.
         kinds: positions of each kind, by name.
         sources: in the recipe's order.
-        num_bytes: bytes of the arrays' shard files.
-        shards: SHA-256 of each shard file, by path inside the folder.
+        num_bytes: bytes of the files.
+        files: what each of the arrays' files holds, by path inside the folder.
     """
 
     plan: FusionPlan
@@ -160,4 +161,4 @@ class FusedManifest(Manifest):
     kinds: dict[str, int]
     sources: tuple[SourceStatistics, ...]
     num_bytes: int = Field(ge=0)
-    shards: dict[str, str]
+    files: dict[str, FileRecord]

@@ -19,7 +19,7 @@ from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import FingerprintMismatchError
 from fusestore.fuse.fusion import Fusion, prepare
 from fusestore.fuse.inputs import SourceInput
-from fusestore.fuse.layout import FusedArray, fused_arrays, metadata_files
+from fusestore.fuse.layout import fused_arrays
 from fusestore.fuse.manifest import (
     KIND_NAMES,
     FusedManifest,
@@ -32,8 +32,9 @@ from fusestore.fuse.manifest import (
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
 from fusestore.progress import Progress, ignore_progress
-from fusestore.storage.manifest import digest_bytes
+from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 from fusestore.storage.publish import publish
+from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 
 PLAN_FILE = "recipe.json"
@@ -87,24 +88,20 @@ def materialize(
         return FusedManifest.load(manifest_file)
 
     num_rows = fusion.tokens.num_tokens
-    chunk_rows = min(recipe.rows_per_shard, num_rows)
-    arrays = fused_arrays(recipe.top_k)
-    for path, data in metadata_files(
-        arrays, num_rows, chunk_rows, {"plan_digest": plan.digest}
-    ).items():
-        publish(location / path, data)
+    arrays = fused_arrays(num_rows, recipe.top_k, recipe.rows_per_shard)
+    publish(location / "zarr.json", group_metadata({"plan_digest": plan.digest}))
+    for array in arrays:
+        publish(location / array.name / "zarr.json", array_metadata(array))
     done = _finished_shards(location, arrays)
     receipts = []
-    for shard, start in enumerate(range(0, num_rows, chunk_rows)):
-        stop = min(start + chunk_rows, num_rows)
+    for shard in range(arrays[0].num_files):
         if shard in done:
-            receipt = ShardReceipt.load(_receipt_file(location, shard))
+            receipts.append(ShardReceipt.load(_receipt_file(location, shard)))
         else:
-            receipt = _write_shard(location, fusion, arrays, plan, shard, (start, stop), chunk_rows)
-        receipts.append(receipt)
-        progress(stop, num_rows)
+            receipts.append(_write_shard(location, fusion, arrays, plan, shard))
+        progress(receipts[-1].stop, num_rows)
 
-    manifest = _manifest(plan, arrays, chunk_rows, receipts)
+    manifest = _manifest(plan, receipts)
     manifest.save(manifest_file)
     return manifest
 
@@ -160,7 +157,7 @@ def _settings(plan: FusionPlan) -> dict[str, Any]:
     return {**content.pop("recipe"), **content}
 
 
-def _finished_shards(location: Location, arrays: Sequence[FusedArray]) -> set[int]:
+def _finished_shards(location: Location, arrays: Sequence[ArraySpec]) -> set[int]:
     """Shards with a receipt and all their files; a receipt alone is no proof after a deletion."""
     names = set((location / "receipts").list())
     shards = {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
@@ -178,25 +175,24 @@ def _receipt_file(location: Location, shard: int) -> Location:
 def _write_shard(
     location: Location,
     fusion: Fusion,
-    arrays: Sequence[FusedArray],
+    arrays: Sequence[ArraySpec],
     plan: FusionPlan,
     shard: int,
-    bounds: tuple[int, int],
-    chunk_rows: int,
 ) -> ShardReceipt:
-    rows, totals = fuse_rows(fusion, *bounds)
+    start, stop = arrays[0].rows_of(shard)
+    rows, totals = fuse_rows(fusion, start, stop)
     files = {}
     for array in arrays:
-        data = array.encode_chunk(getattr(rows, array.name), chunk_rows)
-        path = array.chunk_path(shard)
+        data = encode_shard(array, shard, getattr(rows, array.name))
+        path = array.file_name(shard)
         publish(location / path, data)
-        files[path] = digest_bytes(data)
+        files[path] = FileRecord.of(data)
     counts = np.bincount(rows.kind, minlength=len(KIND_NAMES))
     receipt = ShardReceipt(
         plan_digest=plan.digest,
         shard=shard,
-        start=bounds[0],
-        stop=bounds[1],
+        start=start,
+        stop=stop,
         files=files,
         kinds=tuple(int(count) for count in counts),
         sources=tuple(totals),
@@ -205,14 +201,10 @@ def _write_shard(
     return receipt
 
 
-def _manifest(
-    plan: FusionPlan,
-    arrays: Sequence[FusedArray],
-    chunk_rows: int,
-    receipts: Sequence[ShardReceipt],
-) -> FusedManifest:
+def _manifest(plan: FusionPlan, receipts: Sequence[ShardReceipt]) -> FusedManifest:
     kinds = np.sum([receipt.kinds for receipt in receipts], axis=0)
     per_source = zip(*(receipt.sources for receipt in receipts), strict=True)
+    files = {path: record for receipt in receipts for path, record in receipt.files.items()}
     return FusedManifest(
         plan=plan,
         plan_digest=plan.digest,
@@ -225,8 +217,8 @@ def _manifest(
             _statistics(source.cache, SourceTotals.add(parts), plan)
             for source, parts in zip(plan.inputs, per_source, strict=True)
         ),
-        num_bytes=len(receipts) * sum(array.chunk_bytes(chunk_rows) for array in arrays),
-        shards={path: digest for receipt in receipts for path, digest in receipt.files.items()},
+        num_bytes=sum(record.num_bytes for record in files.values()),
+        files=files,
     )
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-
-from fusestore.fuse.project import Float32Array, Int32Array
+import numpy.typing as npt
 
 UnalignedPolicy = Literal["skip", "label", "target", "fusellm"]
 """skip: no distillation there. label: one-hot on the next target token (a document's last token
 has none: skip). target: the target's own cached row. fusellm: one-hot on the token itself."""
 
 
-def one_hot_rows(tokens: Int32Array, k_out: int) -> tuple[Int32Array, Float32Array, Float32Array]:
+def one_hot_rows(
+    tokens: npt.NDArray[np.int32], k_out: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Distributions with all mass on one token each.
 
     Args:

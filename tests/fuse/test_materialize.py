@@ -126,7 +126,7 @@ def test_a_file_is_raw_values_and_a_checksum(helpers, tmp_path):
     np.testing.assert_array_equal(mapped, group["logprobs"][:16])
     sizes = {path: len(data) for path, data in files(location).items() if "/c/" in path}
     assert manifest.num_bytes == sum(sizes.values())
-    assert set(manifest.shards) == set(sizes)
+    assert {path: record.num_bytes for path, record in manifest.files.items()} == sizes
     (tmp_path / "tail/c/0").write_bytes(b"\x01" + (tmp_path / "tail/c/0").read_bytes()[1:])
     with pytest.raises(Exception, match=r"(?i)checksum"):
         group["tail"][:]
@@ -265,6 +265,12 @@ def test_padding_ids_beyond_the_map_join_the_tail_when_the_width_is_known(helper
     arguments["sources"][0] = replaced(arguments["sources"][0], vocab_size=VOCAB)
     manifest = materialize(Location.parse(tmp_path / "b"), **arguments)
     assert manifest.sources[2].unmapped_mass > 0
+
+
+def test_padding_ids_of_the_targets_own_model_join_the_tail(helpers):
+    source = make(helpers)["sources"][1]
+    assert source.projection_map(3).tolist() == [0, 1, 2]
+    assert replaced(source, vocab_size=5).projection_map(3).tolist() == [0, 1, 2, -1, -1]
 
 
 def test_nan_in_a_cache_names_the_source(helpers, tmp_path):
