@@ -37,12 +37,17 @@ def corpus(
     max_bytes: Annotated[
         list[str] | None, typer.Option(help="SPLIT=NUMBER of bytes of text (repeatable).")
     ] = None,
+    sample_seed: Annotated[
+        int | None, typer.Option(help="Draw the limited documents by this seed, not from the first.")
+    ] = None,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read text, split long documents where all tokenizers agree, and keep the result."""
+    from fusestore.capture.models import local_model_folder
     from fusestore.config import CorpusConfig
     from fusestore.corpus.run import make_corpus
+    from fusestore.corpus.tokenizers import load_tokenizer
     from fusestore.storage.settings import parse_settings
     from fusestore.storage.store import Store
 
@@ -58,11 +63,13 @@ def corpus(
             "max_length": max_length,
             "max_documents": counts(max_documents, "--max-documents"),
             "max_bytes": counts(max_bytes, "--max-bytes"),
+            "sample_seed": sample_seed,
         },
         "The command line",
     )
     where = Store.open(store, storage_options(storage_option))
-    result, built = make_corpus(where, config, tokenizer, ConsoleReporter())
+    tokenizers = [load_tokenizer(str(local_model_folder(model))) for model in tokenizer]
+    result, built = make_corpus(where, config, tokenizers, ConsoleReporter())
     if as_json:
         print_json({"corpus": name, "built": built, **result.manifest.model_dump(mode="json")})
         return

@@ -25,6 +25,7 @@ class CorpusConfig(Frozen):
     max_length: int = Field(1024, ge=8)
     max_documents: dict[str, int] = {}
     max_bytes: dict[str, int] = {}
+    sample_seed: int | None = None
 
 
 class AlignConfig(Frozen):
@@ -49,6 +50,7 @@ class FuseConfig(Frozen):
     unaligned: Literal["skip", "label", "target", "fusellm"] = "skip"
     top_k: int = Field(32, ge=1)
     window_length: int = Field(1024, ge=2)
+    rows_per_shard: int = Field(65_536, ge=1)
 
 
 class ModelConfig(Frozen):

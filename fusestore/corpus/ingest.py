@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 import polars as pl
 
 from fusestore.corpus.splits import HeldOut, assign_split
-from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.errors import FusestoreError, InvalidInputError, NotFoundError, StorageError
 from fusestore.storage.urls import Location
 
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet", ".csv")
@@ -95,7 +95,7 @@ def _expand(target: str, storage_options: Mapping[str, str] | None) -> Iterator[
     """The files an input stands for, sorted."""
     location = Location.parse(target, storage_options)
     protocol = location.url.split("://", 1)[0] if not location.is_local else ""
-    if protocol in _POLARS_PROTOCOLS and location.url.endswith((".parquet", ".csv", ".jsonl")):
+    if protocol in _POLARS_PROTOCOLS and location.url.endswith((".parquet", ".csv")):
         yield _InputFile(location, location.name)
         return
     # A file whose name holds a bracket is itself before it is a pattern.
@@ -216,6 +216,10 @@ def _read_table(file: _InputFile, suffix: str) -> pl.DataFrame:
             return pl.read_parquet(io.BytesIO(data))
         _decode(file, data)
         return pl.read_csv(io.BytesIO(data), infer_schema=False) if data else pl.DataFrame()
+    except FusestoreError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{file.location} could not be fetched: {error}") from error
     except pl.exceptions.PolarsError as error:
         raise InvalidInputError(f"{file.source} could not be read as {suffix}: {error}") from error
 
@@ -250,11 +254,24 @@ def _read_json_lines(file: _InputFile, text_column: str, split_column: str | Non
                 raise InvalidInputError(
                     f"Line {number} of {file.source} has {value!r} in {column!r}, not text."
                 )
+            if value is not None:
+                _check_encodable(file, number, value)
             columns[column].append(value)
     return pl.DataFrame(
         {column: columns.get(column, []) for column in wanted},
         schema=dict.fromkeys(wanted, pl.String()),
     )
+
+
+def _check_encodable(file: _InputFile, number: int, text: str) -> None:
+    """JSON can escape half a surrogate pair, which no UTF-8 text can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"Line {number} of {file.source} holds the lone surrogate "
+            f"U+{ord(text[error.start]):04X} at character {error.start}; remove it."
+        ) from error
 
 
 def _decode(file: _InputFile, data: bytes) -> str:

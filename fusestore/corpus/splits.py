@@ -82,32 +82,38 @@ def limit_documents(
                 f"A limit names the splits {sorted(set(limits) - known)}, which no document has; "
                 f"the splits are {sorted(known)}."
             )
-    frame = documents.select(
-        "source", "split", pl.col("text").str.len_bytes().alias("size")
-    ).with_row_index("row")
-    rows = list(frame.iter_rows())
+    sizes = documents.select("source", "split", pl.col("text").str.len_bytes()).rows()
+    order = list(range(len(sizes)))
     if sample_seed is not None:
-        rows.sort(key=lambda row: (_unit_hash(f"{sample_seed}:{row[1]}"), row[0]))
-    kept = [row[0] for row in rows]
-    for limits, unit in ((max_documents, False), (max_bytes, True)):
-        if limits is None:
-            continue
-        allowed = set(kept)
-        room: dict[str, int] = dict(limits) if isinstance(limits, Mapping) else {"": limits}
-        kept = []
-        for row, _, split, size in rows:
-            group = split if isinstance(limits, Mapping) else ""
-            if row not in allowed:
+        order.sort(key=lambda row: (_unit_hash(f"{sample_seed}:{sizes[row][0]}"), row))
+    splits = [split for _, split, _ in sizes]
+    order = _within(order, splits, [1] * len(sizes), max_documents)
+    order = _within(order, splits, [size for _, _, size in sizes], max_bytes)
+    return documents[sorted(order)]
+
+
+def _within(
+    order: Sequence[int],
+    splits: Sequence[str],
+    costs: Sequence[int],
+    limits: int | Mapping[str, int] | None,
+) -> list[int]:
+    """The rows, in this order, whose costs stay within the limits."""
+    if limits is None:
+        return list(order)
+    per_split = isinstance(limits, Mapping)
+    room: dict[str, int] = dict(limits) if isinstance(limits, Mapping) else {"": limits}
+    kept = []
+    for row in order:
+        group = splits[row] if per_split else ""
+        if group in room:
+            # A document that does not fit closes its group, so that the choice does not lean
+            # towards short documents.
+            room[group] = room[group] - costs[row] if costs[row] <= room[group] else -1
+            if room[group] < 0:
                 continue
-            if group in room:
-                cost = size if unit else 1
-                # A document that does not fit closes its group, so that the choice does not
-                # lean towards short documents.
-                room[group] = room[group] - cost if cost <= room[group] else -1
-                if room[group] < 0:
-                    continue
-            kept.append(row)
-    return documents[sorted(kept)]
+        kept.append(row)
+    return kept
 
 
 def _unit_hash(text: str) -> float:
