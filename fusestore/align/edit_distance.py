@@ -105,14 +105,15 @@ def _bit_parallel(
     return score
 
 
-@intrinsic
-def _popcount(typing_context: Any, bits: Any) -> Any:  # noqa: ANN401 - numba's own types
-    """Number of set bits of a uint64: one instruction, for which numba has no function."""
-
+def _generate_popcount(typing_context: Any, bits: Any) -> Any:  # noqa: ANN401 - numba's own types
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
         return builder.ctpop(arguments[0])
 
     return numba.types.int64(numba.types.uint64), generate
+
+
+_popcount: Any = intrinsic(_generate_popcount)
+"""Number of set bits of a uint64, int64: one instruction, for which numba has no function."""
 
 
 @numba.njit(cache=True, nogil=True)
