@@ -55,7 +55,6 @@ def verify_cache(location: Location, quick: bool = False) -> list[Finding]:
 
     Raises:
         NotFoundError: there is no cache here at all.
-        FormatVersionError: written by a newer version.
         AccessDeniedError, StorageError: the storage failed.
     """
     sizes = location.sizes()
@@ -210,7 +209,7 @@ def _check_content(
 def _rows_without_label(
     document_offsets: npt.NDArray[np.int64], manifest: CacheManifest | None
 ) -> npt.NDArray[np.bool_]:
-    """bool [T]: the last row of each document, and all rows of skipped ones."""
+    """Rows without a label, bool [T]: each document's last one, and all of skipped documents."""
     unlabelled = np.zeros(int(document_offsets[-1]), dtype=bool)
     filled = np.diff(document_offsets) > 0
     unlabelled[document_offsets[1:][filled] - 1] = True

@@ -8,6 +8,7 @@ any moment; the next one does what has no receipt. Equal input gives equal bytes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -175,7 +176,12 @@ class CacheWriter:
             f"{spec.name}/zarr.json": array_metadata(spec)
             for spec in (*arrays.per_shard, *arrays.fixed)
         }
-        values = (tokens.token_ids, tokens.end_offsets, tokens.document_offsets, rank_to_id)
+        values: tuple[npt.NDArray[Any], ...] = (
+            tokens.token_ids,
+            tokens.end_offsets,
+            tokens.document_offsets,
+            rank_to_id,
+        )
         for spec, array in zip(arrays.fixed, values, strict=True):
             for shard in range(spec.num_files):
                 start, stop = spec.rows_of(shard)

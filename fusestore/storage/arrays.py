@@ -22,7 +22,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 from numcodecs.pcodec import PCodec
-from pcodec import standalone
+from pcodec import standalone  # type: ignore[import-untyped]
 
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError, StorageError
 from fusestore.storage.urls import Location

@@ -145,19 +145,6 @@ class Location:
                     return b""
                 raise
 
-    def list(self) -> list[str]:
-        """Names directly inside the folder, sorted; empty when there is no folder."""
-        try:
-            with storage_errors(self):
-                if self.is_local:
-                    folder = self.path
-                    return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-                entries = self.filesystem.ls(self.url, detail=False)
-        except NotFoundError:
-            return []
-        names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
-        return sorted(names - {self.name, ""})
-
     def list_recursive(self) -> list[str]:
         """Paths of all files below the folder, relative to it, sorted."""
         return sorted(self.sizes())
@@ -183,6 +170,19 @@ class Location:
                 for path, entry in filesystem.find(self.url, detail=True).items()
                 if path.startswith(prefix)
             }
+
+    def list(self) -> list[str]:
+        """Names directly inside the folder, sorted; empty when there is no folder."""
+        try:
+            with storage_errors(self):
+                if self.is_local:
+                    folder = self.path
+                    return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+                entries = self.filesystem.ls(self.url, detail=False)
+        except NotFoundError:
+            return []
+        names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
+        return sorted(names - {self.name, ""})
 
     def delete(self) -> None:
         """Remove the file or the whole folder; nothing happens when it is absent."""
