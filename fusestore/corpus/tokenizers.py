@@ -189,26 +189,16 @@ def load_tokenizer(
     text = os.fspath(spec)
     path = Path(text).expanduser()
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    source = text
     if path.exists() or text.startswith((".", "/", "~")) or text.endswith(".gguf"):
-        if not path.exists():
-            raise NotFoundError(
-                f"No tokenizer at {text}: there is no such file or folder. Give a model folder, "
-                "a .gguf file or a Hugging Face hub id."
-            )
+        _check_local(path, text)
         options["local_files_only"] = True
         source = str(path)
         if path.is_file():
-            if path.suffix != ".gguf":
-                raise InvalidInputError(
-                    f"{text} is a file, but not a .gguf one. Give the folder that holds "
-                    "tokenizer.json."
-                )
             source = str(path.parent)
             options["gguf_file"] = path.name
-    else:
-        source = text
-        if revision is not None:
-            options["revision"] = revision
+    elif revision is not None:
+        options["revision"] = revision
     name = path.stem if path.suffix == ".gguf" else path.name
     try:
         return Tokenizer(AutoTokenizer.from_pretrained(source, **options), name)
@@ -226,6 +216,25 @@ def load_tokenizer(
         raise IncompatibleError(
             f"The tokenizer of {text} could not be loaded by transformers: {error}"
         ) from error
+
+
+def _check_local(path: Path, spec: str) -> None:
+    """Refuse what transformers would answer with a question about the hub or a converter."""
+    if not path.exists():
+        raise NotFoundError(
+            f"No tokenizer at {spec}: there is no such file or folder. Give a model folder, "
+            "a .gguf file or a Hugging Face hub id."
+        )
+    if path.is_file() and path.suffix != ".gguf":
+        raise InvalidInputError(
+            f"{spec} is a file, but not a .gguf one. Give the folder that holds tokenizer.json."
+        )
+    patterns = ("*token*", "vocab*", "*.model")
+    if path.is_dir() and not any(next(path.glob(pattern), None) for pattern in patterns):
+        raise NotFoundError(
+            f"Folder {spec} holds no tokenizer: there is no tokenizer.json in it. "
+            "Give the folder of a model together with its tokenizer."
+        )
 
 
 def _canonical(serialised: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 # ruff: noqa: S105, S106 - the tokens of a tokenizer are not passwords
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -53,6 +54,8 @@ def test_end_offsets_rise_within_the_text_and_equal_brute_force(any_tokenizer, t
             ids, ends = ids[1:], ends[1:]
         assert np.all(np.diff(ends, prepend=0) >= 0)
         assert np.all(ends <= len(text.encode()))
+        plain = any_tokenizer._backend.encode(text, add_special_tokens=False)
+        assert ids.tolist() == plain.ids
         expected = brute_force_ends(any_tokenizer, ids, text)
         if expected is not None:
             assert ends.tolist() == expected
@@ -91,6 +94,22 @@ def test_real_text_is_spelt_by_its_tokens(any_tokenizer, speeches):
             assert covered.strip() == piece.decode().lower().strip()
         previous = end
     assert data[previous:].strip() == b""
+
+
+@given(words=st.lists(st.text("abcstuvÀÉñüDÕ", min_size=1, max_size=12), max_size=8))
+@hypothesis_settings(deadline=None, max_examples=100)
+def test_each_token_of_normalised_text_ends_with_the_letters_it_stands_for(wordpiece, words):
+    text = " \x00\n".join(words)
+    data = text.encode()
+    ids, ends = wordpiece.encode([text], add_bos=False).document(0)
+    previous = 0
+    for token_id, end in zip(ids, ends, strict=True):
+        letters = unicodedata.normalize("NFD", data[previous:end].decode().lower())
+        plain = "".join(c for c in letters if c.isalpha())
+        if wordpiece.vocabulary.kinds[token_id] == "text":
+            assert plain.encode() == wordpiece.vocabulary.token_bytes[token_id]
+        previous = end
+    assert previous == len(data)
 
 
 def test_characters_split_over_tokens_end_inside(smollm2):
@@ -167,7 +186,7 @@ def test_digest_survives_saving_and_tells_tokenizers_apart(
     assert as_tokenizer(hugging_face).digest != smollm2.digest
 
 
-def test_a_wrapped_tokenizer_is_left_as_it_was(smollm2_path):
+def test_a_wrapped_tokenizer_is_left_as_it_was(smollm2_path, speeches):
     from transformers import AutoTokenizer
 
     hugging_face = AutoTokenizer.from_pretrained(smollm2_path)
@@ -177,6 +196,8 @@ def test_a_wrapped_tokenizer_is_left_as_it_was(smollm2_path):
     assert as_tokenizer(tokenizer) is tokenizer
     assert json.loads(hugging_face.backend_tokenizer.to_str()) == before
     assert hugging_face("<|im_end|>")["input_ids"] == [2]
+    expected = hugging_face(speeches[1], add_special_tokens=False)["input_ids"]
+    assert tokenizer.encode([speeches[1]], add_bos=False).token_ids.tolist() == expected
 
 
 def test_bad_input_is_named(wordpiece, smollm2, tmp_path):
@@ -188,7 +209,18 @@ def test_bad_input_is_named(wordpiece, smollm2, tmp_path):
         load_tokenizer(tmp_path / "absent")
     with pytest.raises(NotFoundError, match="no such file or folder"):
         load_tokenizer("absent.gguf")
-    with pytest.raises((NotFoundError, IncompatibleError), match="could"):
+    (tmp_path / "file.json").write_text("{}")
+    with pytest.raises(InvalidInputError, match=r"not a \.gguf one"):
+        load_tokenizer(tmp_path / "file.json")
+    with pytest.raises(NotFoundError, match="No tokenizer could be loaded"):
+        load_tokenizer("nobody/absent")
+    with pytest.raises(NotFoundError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    )
+    with pytest.raises(IncompatibleError, match="could not be loaded by transformers"):
         load_tokenizer(tmp_path)
 
 
