@@ -14,7 +14,8 @@ def align(
     cache: Annotated[str, typer.Argument(help="Name of the cache.")],
     store: StoreOption,
     target: Annotated[
-        str, typer.Option("--target", "-t", help="Target model: folder, hub id, .gguf, package:NAME.")
+        str,
+        typer.Option("--target", "-t", help="Target model: folder, hub id, .gguf, package:NAME."),
     ],
     target_name: Annotated[str, typer.Option(help="What the target is called.")] = "target",
     method: Annotated[str, typer.Option(help="hybrid, span, mined or exact.")] = "hybrid",

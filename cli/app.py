@@ -47,7 +47,7 @@ def _options(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    global _debug  # noqa: PLW0603 - one process, one command
+    global _debug
     _debug = debug
 
 
@@ -66,7 +66,8 @@ def main() -> None:
     except Exception as error:
         _fail(
             f"Unexpected {type(error).__name__}: {error}\n"
-            "This is a defect of fusestore: please report it with the output of `fusestore --debug …`."
+            "This is a defect of fusestore: please report it with the output of "
+            "`fusestore --debug …`."
         )
 
 

@@ -71,4 +71,6 @@ def cache(
         print_json({"cache": name, "built": built, **result.manifest.model_dump(mode="json")})
         return
     verb = "Captured" if built else "Already there:"
-    output.print(f"{verb} cache {name}: {len(result):,} rows of {result.k} entries in {where.location}")
+    output.print(
+        f"{verb} cache {name}: {len(result):,} rows of {result.k} entries in {where.location}"
+    )

@@ -18,7 +18,9 @@ def corpus(
     tokenizer: Annotated[
         list[str],
         typer.Option(
-            "--tokenizer", "-t", help="A model of the run (repeatable): documents will fit them all."
+            "--tokenizer",
+            "-t",
+            help="A model of the run (repeatable): documents will fit them all.",
         ),
     ],
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the corpus.")] = "corpus",
@@ -38,7 +40,8 @@ def corpus(
         list[str] | None, typer.Option(help="SPLIT=NUMBER of bytes of text (repeatable).")
     ] = None,
     sample_seed: Annotated[
-        int | None, typer.Option(help="Draw the limited documents by this seed, not from the first.")
+        int | None,
+        typer.Option(help="Draw the limited documents by this seed, not from the first."),
     ] = None,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,

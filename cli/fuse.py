@@ -16,7 +16,8 @@ def fuse(
         list[str], typer.Option("--source", help="A cache (repeatable); order breaks ties.")
     ],
     target: Annotated[
-        str, typer.Option("--target", "-t", help="Target model: folder, hub id, .gguf, package:NAME.")
+        str,
+        typer.Option("--target", "-t", help="Target model: folder, hub id, .gguf, package:NAME."),
     ],
     target_name: Annotated[str, typer.Option(help="What the target is called.")] = "target",
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the fused dataset.")] = "fused",

@@ -16,7 +16,8 @@ def inspect(
         str | None, typer.Argument(help="KIND/NAME, for instance cache/smollm2; none lists all.")
     ] = None,
     document: Annotated[
-        int | None, typer.Option("--document", "-d", min=0, help="Show a cache's rows of one document.")
+        int | None,
+        typer.Option("--document", "-d", min=0, help="Show a cache's rows of one document."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the document to show.")] = 20,
     storage_option: StorageOption = None,

@@ -13,7 +13,7 @@ StorageOption = Annotated[
     list[str] | None,
     typer.Option(
         "--storage-option",
-        help="KEY=VALUE for the storage (repeatable); credentials usually come from AWS_* variables.",
+        help="KEY=VALUE for the storage (repeatable); credentials: rather by AWS_* variables.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

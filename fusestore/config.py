@@ -20,11 +20,11 @@ class CorpusConfig(Frozen):
     inputs: tuple[str, ...] = Field(min_length=1)
     text_column: str = "text"
     split_column: str | None = None
-    held_out_fraction: float | None = Field(None, gt=0, lt=1)
+    held_out_fraction: float | None = Field(default=None, gt=0, lt=1)
     held_out_pattern: tuple[str, ...] = ()
-    max_length: int = Field(1024, ge=8)
-    max_documents: dict[str, int] = {}
-    max_bytes: dict[str, int] = {}
+    max_length: int = Field(default=1024, ge=8)
+    max_documents: dict[str, int] = Field(default_factory=dict)
+    max_bytes: dict[str, int] = Field(default_factory=dict)
     sample_seed: int | None = None
 
 
@@ -48,9 +48,9 @@ class FuseConfig(Frozen):
     granularity: Literal["document", "window", "token"] = "document"
     kinds: tuple[Literal["span", "mined"], ...] = ("span",)
     unaligned: Literal["skip", "label", "target", "fusellm"] = "skip"
-    top_k: int = Field(32, ge=1)
-    window_length: int = Field(1024, ge=2)
-    rows_per_shard: int = Field(65_536, ge=1)
+    top_k: int = Field(default=32, ge=1)
+    window_length: int = Field(default=1024, ge=2)
+    rows_per_shard: int = Field(default=65_536, ge=1)
 
 
 class ModelConfig(Frozen):
@@ -76,7 +76,7 @@ class FusionConfig(Frozen):
     models: dict[str, ModelConfig]
     align: AlignConfig = AlignConfig()
     fuse: FuseConfig
-    train: dict[str, TrainConfig] = {}
+    train: dict[str, TrainConfig] = Field(default_factory=dict)
     evaluate_split: str | None = None
 
     @model_validator(mode="after")
@@ -119,8 +119,12 @@ def load_config(location: Location, store: str | None = None) -> FusionConfig:
     runs = _table(train.pop("runs", {}), "train.runs", where)
     target = content.get("fuse", {}).get("target", "")
     content["train"] = {
-        name: _run(_table(run, f"train.runs.{name}", where), train, target,
-                   f"[train.runs.{name}] of {where}")
+        name: _run(
+            _table(run, f"train.runs.{name}", where),
+            train,
+            target,
+            f"[train.runs.{name}] of {where}",
+        )
         for name, run in runs.items()
     }
     for key, model in (("corpus", CorpusConfig), ("align", AlignConfig), ("fuse", FuseConfig)):
@@ -139,14 +143,12 @@ def _table(value: Any, name: str, where: str) -> dict[str, Any]:  # noqa: ANN401
 
 
 def _model(table: dict[str, Any], shared: dict[str, Any], where: str) -> ModelConfig:
-    own = {key: table.pop(key) for key in ("model", "licence") if key in table}
+    own: dict[str, Any] = {key: table.pop(key) for key in ("model", "licence") if key in table}
     capture = parse_settings(CaptureSettings, {**shared, **table}, where)
     return parse_settings(ModelConfig, {**own, "capture": capture}, where)
 
 
-def _run(
-    table: dict[str, Any], shared: dict[str, Any], target: str, where: str
-) -> TrainConfig:
+def _run(table: dict[str, Any], shared: dict[str, Any], target: str, where: str) -> TrainConfig:
     model = table.pop("model", target)
     settings = parse_settings(TrainSettings, {**shared, **table}, where)
     return parse_settings(TrainConfig, {"model": model, "settings": settings}, where)

@@ -52,7 +52,8 @@ def list_things(store: Store) -> list[Thing]:
     """
     if not store.location.exists():
         raise NotFoundError(
-            f"There is no store at {store.location}. `fusestore corpus` or `fusestore run` makes one."
+            f"There is no store at {store.location}. "
+            "`fusestore corpus` or `fusestore run` makes one."
         )
     return [
         _read(kind, store.location / folder / name)

@@ -7,6 +7,7 @@ depends on it be built again: what a thing was made from is always what the stor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TypeVar
 
 from fusestore.align.run import align_cache, alignment_name
@@ -96,9 +97,7 @@ def run_pipeline(
             f"cache {name}",
             (corpus_stage,),
             store.cache(name),
-            lambda name=name, model=model: capture(
-                store, corpus, model.model, name, model.capture, reporter
-            ),
+            partial(capture, store, corpus, model.model, name, model.capture, reporter),
         )
 
     target = config.fuse.target
@@ -109,7 +108,8 @@ def run_pipeline(
             f"alignment {alignment_name(name, target)}",
             (f"cache {name}", f"cache {target}", corpus_stage),
             store.alignment(alignment_name(name, target)),
-            lambda name=name: align_cache(
+            partial(
+                align_cache,
                 store,
                 name,
                 tokenizers[target],
@@ -146,7 +146,8 @@ def run_pipeline(
             f"model {name}",
             (fused_stage,),
             store.model(name),
-            lambda name=name, run=run, model_spec=model_spec: train_on_fused(
+            partial(
+                train_on_fused,
                 store,
                 config.fuse.name,
                 model_spec.model,

@@ -100,7 +100,15 @@ class Summary:
         tables: list[Table] = [
             (
                 f"Sources on {self.num_tokens:,} target tokens",
-                ["source", "bits/byte", "span", "mined", "unaligned", "documents won", "bytes/token"],
+                [
+                    "source",
+                    "bits/byte",
+                    "span",
+                    "mined",
+                    "unaligned",
+                    "documents won",
+                    "bytes/token",
+                ],
                 [
                     [
                         source.name,

@@ -85,7 +85,8 @@ def _verify_fused(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]
     from fusestore.fuse.manifest import FusedManifest
 
     manifest = FusedManifest.load(thing.location / "manifest.json")
-    yield from _check_files(thing.location, manifest.shards, quick)
+    files = {path: record.sha256 for path, record in manifest.files.items()}
+    yield from _check_files(thing.location, files, quick)
 
 
 def _verify_model(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:

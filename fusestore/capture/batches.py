@@ -37,9 +37,7 @@ class RowCapturer:
         self._top_k = top_k
         self._batch_size = batch_size
         self._device = next(model.parameters()).device  # type: ignore[attr-defined]
-        self._token_budget = _TOKENS_PER_BATCH.get(
-            self._device.type, _TOKENS_PER_ACCELERATOR_BATCH
-        )
+        self._token_budget = _TOKENS_PER_BATCH.get(self._device.type, _TOKENS_PER_ACCELERATOR_BATCH)
 
     def rows(self, start: int, stop: int, progress: Progress) -> tuple[Rows, list[int]]:
         """Rows `[start, stop)` of the whole corpus.
@@ -71,20 +69,14 @@ class RowCapturer:
             _clear(rows, int(low), int(high))
         return rows, sorted(bad)
 
-    def _batches(
-        self, order: list[int], lengths: npt.NDArray[np.int64]
-    ) -> Iterator[list[int]]:
+    def _batches(self, order: list[int], lengths: npt.NDArray[np.int64]) -> Iterator[list[int]]:
         position = 0
         while position < len(order):
-            size = self._batch_size or max(
-                1, self._token_budget // int(lengths[order[position]])
-            )
+            size = self._batch_size or max(1, self._token_budget // int(lengths[order[position]]))
             yield order[position : position + size]
             position += size
 
-    def _capture_batch(
-        self, batch: list[int], start: int, stop: int, rows: Rows
-    ) -> set[int]:
+    def _capture_batch(self, batch: list[int], start: int, stop: int, rows: Rows) -> set[int]:
         try:
             return self._run(batch, start, stop, rows)
         except (RuntimeError, torch.OutOfMemoryError) as error:

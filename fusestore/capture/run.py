@@ -20,7 +20,7 @@ from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
 from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary_table import save_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
-from fusestore.progress import Reporter, SilentReporter
+from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.storage.shards import Receipt
 from fusestore.storage.store import Store
 
@@ -120,9 +120,7 @@ def frequency_ranks(tokens: TokenTable, vocab_size: int) -> npt.NDArray[np.int32
     return np.argsort(-counts, kind="stable").astype(np.int32)
 
 
-def skipped_documents(
-    tokens: TokenTable, label_logprob: npt.NDArray[np.float32]
-) -> list[int]:
+def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:
     """Documents without usable rows: they have a next token somewhere and no number for it."""
     unknown = np.isnan(label_logprob)
     ends = tokens.document_offsets[1:] - 1
@@ -152,11 +150,10 @@ def _fill(
         ThreadPoolExecutor(max_workers=1) as background,
     ):
         done = already
+        progress(done, tokens.num_tokens)
         for shard, (start, stop) in zip(missing, bounds, strict=True):
             base = done
-            rows, bad = capturer.rows(
-                start, stop, lambda part, _all, base=base: progress(base + part, tokens.num_tokens)
-            )
+            rows, bad = capturer.rows(start, stop, _offset(progress, base, tokens.num_tokens))
             if bad and settings.on_nan == "stop":
                 raise NonFiniteError(_describe_bad(corpus, bad, name))
             if bad:
@@ -169,6 +166,11 @@ def _fill(
             written.result()
 
 
+def _offset(progress: Progress, base: int, total: int) -> Progress:
+    """Progress of a part, told as progress of the whole."""
+    return lambda done, _part: progress(base + done, total)
+
+
 def _describe(corpus: Corpus, document: int) -> str:
     row = corpus.table().row(document, named=True)
     return f"segment {row['segment']} of {row['source']}"
@@ -178,7 +180,8 @@ def _describe_bad(corpus: Corpus, documents: list[int], name: str) -> str:
     shown = ", ".join(f"{index} ({_describe(corpus, index)})" for index in documents[:5])
     more = f" and {len(documents) - 5} more" if len(documents) > 5 else ""
     return (
-        f"Model {name} gave logits that are not finite (NaN or infinite) for document {shown}{more}. "
+        f"Model {name} gave logits that are not finite (NaN or infinite) for document "
+        f"{shown}{more}. "
         "Try another dtype (--dtype float32), or --on-nan skip to leave such documents out."
     )
 
@@ -225,7 +228,7 @@ def _score_totals(
     label_logprob: npt.NDArray[np.float32],
     skipped: list[int],
 ) -> dict[str, float]:
-    """For each split: predicted tokens, the bytes they stand for, and −Σ log-probability in nats."""
+    """For each split: predicted tokens, the bytes they stand for, and −Σ log p in nats."""
     left_out = set(skipped)
     totals: dict[str, float] = {}
     for split in corpus.manifest.splits:
