@@ -65,7 +65,7 @@ def cache(
         "The command line",
     )
     where = Store.open(store, storage_options(storage_option))
-    opened = open_corpus(where.location, corpus)
+    opened = open_corpus(where, corpus)
     result, built = capture(where, opened, model, name, settings, ConsoleReporter())
     if as_json:
         print_json({"cache": name, "built": built, **result.manifest.model_dump(mode="json")})

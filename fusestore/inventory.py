@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,3 +91,29 @@ def _read(kind: str, location: Location) -> Thing:
     except ValueError:
         content = {"damaged": "manifest.json is not valid JSON; run `fusestore verify`"}
     return Thing(kind, location.name, location, content)
+
+
+def describe(thing: Thing) -> str:
+    """One line on what a thing is."""
+    manifest = thing.manifest
+    if manifest is None:
+        return "run the same command again to finish it"
+    if "damaged" in manifest:
+        return str(manifest["damaged"])
+    return _DESCRIPTIONS[thing.kind](manifest)
+
+
+_DESCRIPTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "corpus": lambda m: f"{m['num_documents']:,} documents, {m['num_bytes']:,} bytes",
+    "cache": lambda m: (
+        f"{m['fingerprint']['num_tokens']:,} tokens × {m['fingerprint']['top_k']} entries, "
+        f"{m['num_bytes']:,} bytes"
+    ),
+    "map": lambda m: f"{m['method']}, {m['num_source_ids']:,} source tokens",
+    "alignment": lambda m: ", ".join(f"{kind} {n:,}" for kind, n in m["counts"].items()),
+    "fused": lambda m: (
+        f"{m['plan']['recipe']['strategy']}, {m['num_tokens']:,} tokens, "
+        f"{m['num_windows']:,} windows"
+    ),
+    "model": lambda m: f"{m['plan']['settings']['objective']}, {m['num_tokens']:,} tokens trained",
+}

@@ -110,7 +110,13 @@ def run_pipeline(
             (f"cache {name}", f"cache {target}", corpus_stage),
             store.alignment(alignment_name(name, target)),
             lambda name=name: align_cache(
-                store, name, tokenizers[target], target, config.align, reporter=reporter
+                store,
+                name,
+                tokenizers[target],
+                target,
+                method=config.align.method,
+                vocabulary=config.align.vocabulary,
+                reporter=reporter,
             ),
         )
 
@@ -123,7 +129,13 @@ def run_pipeline(
         ],
         store.fused(config.fuse.name),
         lambda: fuse_caches(
-            store, config.fuse, config.align, tokenizers[target], corpus.name, reporter
+            store,
+            config.fuse,
+            tokenizers[target],
+            corpus.name,
+            alignment_method=config.align.method,
+            vocabulary_method=config.align.vocabulary,
+            reporter=reporter,
         ),
     )
 

@@ -10,16 +10,22 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.extending import intrinsic
 
 _WORD = 64
 """Texts up to this many characters are searched bit-parallel, one machine word per column."""
 
 _NEIGHBOURS = 4
 """Lexicographic neighbours on each side that give a search its first upper bound."""
+
+
+Characters = npt.NDArray[np.uint32] | npt.NDArray[np.int32]
+"""Characters of one text: code points, or indices into an alphabet."""
 
 
 def text_of(token: bytes) -> str:
@@ -49,9 +55,7 @@ class Texts:
 
 
 @numba.njit(cache=True, nogil=True)
-def levenshtein(
-    left: npt.NDArray[np.uint32], right: npt.NDArray[np.uint32], row: npt.NDArray[np.int32]
-) -> int:
+def levenshtein(left: Characters, right: Characters, row: npt.NDArray[np.int32]) -> int:
     """Edit distance (insert, delete, substitute, 1 each) of two character arrays.
 
     `row` is int32 scratch of at least `len(right) + 1` entries.
@@ -101,14 +105,15 @@ def _bit_parallel(
     return score
 
 
-@numba.njit(cache=True, nogil=True)
-def _popcount(bits: np.uint64) -> int:
-    count = bits - ((bits >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    count = (count & np.uint64(0x3333333333333333)) + (
-        (count >> np.uint64(2)) & np.uint64(0x3333333333333333)
-    )
-    count = (count + (count >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return int((count * np.uint64(0x0101010101010101)) >> np.uint64(56))
+def _generate_popcount(typing_context: Any, bits: Any) -> Any:  # noqa: ANN401 - numba's own types
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        return builder.ctpop(arguments[0])
+
+    return numba.types.int64(numba.types.uint64), generate
+
+
+_popcount: Any = intrinsic(_generate_popcount)
+"""Number of set bits of a uint64, int64: one instruction, for which numba has no function."""
 
 
 @numba.njit(cache=True, nogil=True)
@@ -141,7 +146,8 @@ def _search(
 
     A candidate is skipped when a lower bound of its distance exceeds the best distance so far: the
     difference in length, or the number of characters that one text has and the other has not. Both
-    never exceed the true distance, so the result is that of the full search.
+    never exceed the true distance, so the result is that of the full search. A candidate that would
+    lose a tie must be strictly nearer.
     """
     num_queries = len(query_offsets) - 1
     best_index = np.full(num_queries, -1, np.int64)
@@ -151,6 +157,7 @@ def _search(
     max_length = len(length_starts) - 2
     masks = np.zeros(alphabet, np.uint64)
     row = np.empty(max_length + 1, np.int32)
+    survivors = np.empty(max(len(signatures), hints.shape[1]) + 1, np.int64)
     for q in range(num_queries):
         query = queries[query_offsets[q] : query_offsets[q + 1]]
         length = len(query)
@@ -162,8 +169,11 @@ def _search(
         index, bound, common, rank = -1, 2**30, -1, np.int64(0)
         # Step 0 looks at the hints; steps 1, 2, 3, … at lengths ±0, +1, −1, +2, …
         for step in range(2 * max(max_length, length) + 2):
+            count = 0
             if step == 0:
-                start, stop = 0, hints.shape[1]
+                for hint in hints[q]:
+                    survivors[count] = hint
+                    count += 1
             else:
                 gap = step // 2
                 if gap > bound:
@@ -171,24 +181,29 @@ def _search(
                 other = length + gap if step % 2 == 0 else length - gap
                 if other < 0 or other > max_length:
                     continue
-                start, stop = length_starts[other], length_starts[other + 1]
-            for position in range(start, stop):
-                c = hints[q, position] if step == 0 else position
-                signature = signatures[c]
-                if _popcount(bits & ~signature) > bound or _popcount(signature & ~bits) > bound:
-                    continue
+                for c in range(length_starts[other], length_starts[other + 1]):
+                    signature = signatures[c]
+                    survivors[count] = c
+                    missing = _popcount(bits & ~signature)
+                    added = _popcount(signature & ~bits)
+                    count += (missing <= bound) & (added <= bound)
+            for survivor in range(count):
+                c = survivors[survivor]
                 text = candidates[candidate_offsets[c] : candidate_offsets[c + 1]]
-                if short:
-                    distance = _bit_parallel(masks, length, text, bound)
-                else:
-                    distance = levenshtein(query, text, row)
-                if distance > bound:
-                    continue
                 prefix = 0
                 if prefer_prefix:
                     while prefix < length and prefix < len(text) and query[prefix] == text[prefix]:
                         prefix += 1
-                if distance < bound or prefix > common or (prefix == common and priority[c] < rank):
+                wins_tie = prefix > common or (prefix == common and priority[c] < rank)
+                needed = bound if wins_tie else bound - 1
+                if bits & signatures[c] == 0:
+                    # No common character: every one of the longer text costs an edit.
+                    distance = max(length, len(text))
+                elif short:
+                    distance = _bit_parallel(masks, length, text, needed)
+                else:
+                    distance = levenshtein(query, text, row)
+                if distance <= needed:
                     index, bound, common, rank = c, distance, prefix, priority[c]
         if short:
             for position in range(length):
@@ -222,10 +237,10 @@ def nearest(
         dtype=np.int64,
     )
     candidate_texts = Texts.of([candidates[i] for i in by_length])
-    alphabet, codes = np.unique(
+    alphabet, inverse = np.unique(
         np.concatenate([query_texts.characters, candidate_texts.characters]), return_inverse=True
     )
-    codes = codes.astype(np.int32)
+    codes: npt.NDArray[np.int32] = inverse.astype(np.int32)
     num_query_characters = len(query_texts.characters)
     lengths = np.diff(candidate_texts.offsets)
     length_starts = np.searchsorted(lengths, np.arange(lengths[-1] + 2)).astype(np.int64)
@@ -260,7 +275,8 @@ def _neighbours(
     around = np.clip(
         at[:, None] + np.arange(-_NEIGHBOURS, _NEIGHBOURS)[None, :], 0, len(candidates) - 1
     )
-    return position_of[np.array(order, dtype=np.int64)[around]]
+    result: npt.NDArray[np.int64] = position_of[np.array(order, dtype=np.int64)[around]]
+    return result
 
 
 def text_distances(left: Sequence[str], right: Sequence[str]) -> npt.NDArray[np.int32]:

@@ -76,8 +76,8 @@ def align_cache(
             "or align it within its own."
         )
     tokens = corpus_tokens(store, corpus, target, target.adds_bos)
-    save_vocabulary(store.location, target.vocabulary)
-    source_vocabulary = load_vocabulary(store.location, cache.fingerprint.tokenizer_digest)
+    save_vocabulary(store, target.vocabulary)
+    source_vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
     map_folder = store.vocabulary_map(
         cache.fingerprint.tokenizer_digest, target.digest, vocabulary
     )

@@ -40,9 +40,9 @@ TOKENS_PER_PART = 2**20
 
 _SCHEMA = pl.Schema(
     {
-        "document": pl.Int32,
-        "target_pos": pl.Int32,
-        "source_pos": pl.Int32,
+        "document": pl.Int32(),
+        "target_pos": pl.Int32(),
+        "source_pos": pl.Int32(),
         "kind": pl.Enum(ALIGNMENT_KINDS),
     }
 )
@@ -370,5 +370,5 @@ def _tokens_digest(table: TokenTable) -> str:
         (table.token_ids, "<i4"),
         (table.end_offsets, "<i4"),
     ):
-        state.update(np.ascontiguousarray(values, dtype=dtype))
+        state.update(np.ascontiguousarray(values, dtype=dtype).data)
     return state.hexdigest()

@@ -76,7 +76,7 @@ class VocabularyMap:
         for part in (self.source_digest, self.target_digest, self.method, self.tie_break):
             state.update(part.encode() + b"\0")
         for values, dtype in ((self.target_id, "<i4"), (self.distance, "<i4"), (self.kind, "u1")):
-            state.update(np.ascontiguousarray(values, dtype=dtype))
+            state.update(np.ascontiguousarray(values, dtype=dtype).data)
         return state.hexdigest()
 
     def to_polars(self) -> pl.DataFrame:

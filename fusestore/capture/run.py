@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity, ScoreTotals
+from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.batches import RowCapturer
@@ -21,6 +21,7 @@ from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary_table import save_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
 from fusestore.progress import Reporter, SilentReporter
+from fusestore.storage.shards import Receipt
 from fusestore.storage.store import Store
 
 
@@ -67,18 +68,19 @@ def capture(
             f"Choose at most {identity.vocab_size}."
         )
     _check_tokenizer_fits(tokenizer, identity.vocab_size, name)
-    tokens = corpus_tokens(store.location, corpus, tokenizer, add_bos)
+    tokens = corpus_tokens(store, corpus, tokenizer, add_bos)
     _check_lengths(tokens, context, name)
     fingerprint = Fingerprint(
         source=name,
         model=identity,
         tokenizer_digest=tokenizer.digest,
         tokenizer_length=len(tokenizer),
-        corpus=CorpusIdentity(name=corpus.name, digest=corpus.digest),
+        corpus=CorpusIdentity(name=corpus.name, digest=corpus.manifest.digest),
         add_bos=add_bos,
         top_k=settings.top_k,
         logprob_step=settings.logprob_step,
         dtype=settings.dtype,
+        max_length=int(np.diff(tokens.document_offsets).max(initial=1)),
         on_nan=settings.on_nan,
         rows_per_shard=settings.rows_per_shard,
         rows_per_chunk=settings.rows_per_chunk,
@@ -88,9 +90,9 @@ def capture(
     writer = CacheWriter.create(
         store, name, fingerprint, tokens, frequency_ranks(tokens, identity.vocab_size)
     )
-    if writer.is_complete:
+    save_vocabulary(store, tokenizer.vocabulary)
+    if writer.complete:
         return open_cache(store, name), False
-    save_vocabulary(store.location, tokenizer.vocabulary)
     missing = writer.missing_shards()
     if missing:
         loaded = load_model(
@@ -103,7 +105,7 @@ def capture(
         check_widths(loaded, len(tokenizer), name)
         capturer = RowCapturer(loaded, tokens, settings.top_k, settings.batch_size)
         _fill(writer, missing, capturer, corpus, tokens, settings, name, reporter)
-    label_logprob = writer.label_logprob()
+    label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
     skipped = skipped_documents(tokens, label_logprob)
     writer.finish(_score_totals(corpus, tokens, label_logprob, skipped), skipped)
     return open_cache(store, name), True
@@ -144,7 +146,7 @@ def _fill(
     bounds = [writer.plan.bounds(shard) for shard in missing]
     total = sum(stop - start for start, stop in bounds)
     already = tokens.num_tokens - total
-    written: Future[None] | None = None
+    written: Future[Receipt] | None = None
     with (
         reporter.stage(f"Capturing {name}", "tokens") as progress,
         ThreadPoolExecutor(max_workers=1) as background,
@@ -167,8 +169,13 @@ def _fill(
             written.result()
 
 
+def _describe(corpus: Corpus, document: int) -> str:
+    row = corpus.table().row(document, named=True)
+    return f"segment {row['segment']} of {row['source']}"
+
+
 def _describe_bad(corpus: Corpus, documents: list[int], name: str) -> str:
-    shown = ", ".join(f"{index} ({corpus.describe(index)})" for index in documents[:5])
+    shown = ", ".join(f"{index} ({_describe(corpus, index)})" for index in documents[:5])
     more = f" and {len(documents) - 5} more" if len(documents) > 5 else ""
     return (
         f"Model {name} gave logits that are not finite (NaN or infinite) for document {shown}{more}. "
@@ -187,7 +194,7 @@ def _model_identity(folder: Path, trust_remote_code: bool) -> tuple[ModelIdentit
     text = config.get_text_config()
     architecture = (config.architectures or [type(config).__name__])[0]
     identity = ModelIdentity(
-        digest=model_digest(folder), architecture=architecture, vocab_size=int(text.vocab_size)
+        spec_digest=model_digest(folder), architecture=architecture, vocab_size=int(text.vocab_size)
     )
     return identity, getattr(text, "max_position_embeddings", None)
 
@@ -217,10 +224,10 @@ def _score_totals(
     tokens: TokenTable,
     label_logprob: npt.NDArray[np.float32],
     skipped: list[int],
-) -> dict[str, ScoreTotals]:
-    """Per split: predicted tokens, their bytes and the sum of their negative log-probabilities."""
+) -> dict[str, float]:
+    """For each split: predicted tokens, the bytes they stand for, and −Σ log-probability in nats."""
     left_out = set(skipped)
-    totals: dict[str, ScoreTotals] = {}
+    totals: dict[str, float] = {}
     for split in corpus.manifest.splits:
         count, length, nats = 0, 0, 0.0
         for index in corpus.split_documents(split):
@@ -230,5 +237,9 @@ def _score_totals(
             count += int(stop - start - 1)
             length += int(tokens.end_offsets[stop - 1] - tokens.end_offsets[start])
             nats -= float(label_logprob[start : stop - 1].sum(dtype=np.float64))
-        totals[split] = ScoreTotals(predicted_tokens=count, predicted_bytes=length, nats=nats)
+        totals |= {
+            f"{split}.predicted_tokens": float(count),
+            f"{split}.predicted_bytes": float(length),
+            f"{split}.nats": nats,
+        }
     return totals

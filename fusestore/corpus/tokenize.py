@@ -84,6 +84,16 @@ def corpus_tokens(
     return tokens
 
 
+def open_tokens(location: Location) -> TokenTable:
+    """Kept tokens, by their own folder.
+
+    Raises:
+        NotFoundError: none are kept here.
+        CorruptionError: they are damaged.
+    """
+    return _load(location, TokensManifest.load(location / "manifest.json"))
+
+
 def _save(location: Location, tokens: TokenTable, manifest: TokensManifest) -> None:
     rows = pl.DataFrame(
         {"token_ids": tokens.token_ids, "end_offsets": tokens.end_offsets}, schema=TOKENS_SCHEMA

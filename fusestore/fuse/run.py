@@ -16,7 +16,7 @@ from fusestore.errors import IncompatibleError, NotFoundError
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.materialize import materialize
-from fusestore.fuse.recipe import Recipe, RecipeSource
+from fusestore.fuse.recipe import Recipe
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.store import Store
 
@@ -49,7 +49,9 @@ def fuse_caches(
     corpus = open_corpus(store, corpus_name)
     recipe = _recipe(config, target, corpus_name, alignment_method, vocabulary_method)
     inputs = [
-        _source_input(store, source.cache, target, config.target, alignment_method, vocabulary_method)
+        _source_input(
+            store, source.cache, target, config.target, alignment_method, vocabulary_method
+        )
         for source in recipe.sources
     ]
     target_cache = None
