@@ -91,10 +91,12 @@ def _common_boundaries(
     ends: Sequence[npt.NDArray[np.int32]], byte_of: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """Characters of the text, ascending, before which every tokenizer has ended a token."""
-    common = byte_of
+    common = np.ones(int(byte_of[-1]) + 1, dtype=bool)
     for offsets in ends:
-        common = np.intersect1d(common, offsets)
-    positions = np.searchsorted(byte_of, common)
+        ended = np.zeros_like(common)
+        ended[offsets] = True
+        common &= ended
+    positions = np.flatnonzero(common[byte_of])
     return positions[(positions > 0) & (positions < len(byte_of) - 1)]
 
 
