@@ -44,6 +44,8 @@ class _Stages:
     ) -> _Result:
         """Run one stage: `make` returns its result and whether it had to be built."""
         if self._built.intersection(after):
+            # The manifest goes first: what a deletion that is cut short leaves is unfinished.
+            (output / "manifest.json").delete()
             output.delete()
         result, built = make()
         if built:
@@ -106,7 +108,7 @@ def run_pipeline(
             continue
         stages.run(
             f"alignment {alignment_name(name, target)}",
-            (f"cache {name}", f"cache {target}", corpus_stage),
+            (f"cache {name}", corpus_stage),
             store.alignment(alignment_name(name, target)),
             partial(
                 align_cache,
