@@ -95,10 +95,11 @@ def materialize(
     done = _finished_shards(location, arrays)
     receipts = []
     for shard in range(arrays[0].num_files):
-        if shard in done:
-            receipts.append(ShardReceipt.load(_receipt_file(location, shard)))
-        else:
-            receipts.append(_write_shard(location, fusion, arrays, plan, shard))
+        receipt = ShardReceipt.load(_receipt_file(location, shard)) if shard in done else None
+        # A folder whose plan was deleted may hold shards of another one.
+        if receipt is None or receipt.plan_digest != plan.digest:
+            receipt = _write_shard(location, fusion, arrays, plan, shard)
+        receipts.append(receipt)
         progress(receipts[-1].stop, num_rows)
 
     manifest = _manifest(plan, receipts)
