@@ -78,7 +78,9 @@ def align_cache(
     tokens = corpus_tokens(store, corpus, target, target.adds_bos)
     save_vocabulary(store, target.vocabulary)
     source_vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
-    map_folder = store.vocabulary_map(cache.fingerprint.tokenizer_digest, target.digest, vocabulary)
+    map_folder = store.vocabulary_map(
+        cache.fingerprint.tokenizer_digest, target.digest, vocabulary
+    )
     map_was_there = (map_folder / "manifest.json").exists()
     if not map_was_there:
         reporter.line(
