@@ -2,7 +2,8 @@
 
 A manifest is frozen, validated where it is made, and written once. Its JSON is canonical (sorted
 keys, two-space indent, newline at the end), so the same content is the same bytes, and `digest`
-identifies it.
+identifies it. In a file the key `checksum` holds that digest, computed without the key itself: a
+damaged manifest is recognised without anything else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fusestore.errors import FormatVersionError, InvalidInputError
+from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError
 from fusestore.storage.publish import publish_new
 from fusestore.storage.urls import Location
 from fusestore.version import FORMAT_VERSION
@@ -39,19 +40,30 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _add_checksum_to_schema(schema: dict[str, Any]) -> None:
+    schema["properties"]["checksum"] = {
+        "description": "SHA-256 of this document's canonical JSON without this key.",
+        "pattern": "^[0-9a-f]{64}$",
+        "title": "Checksum",
+        "type": "string",
+    }
+
+
 class Manifest(Frozen):
     """Base of all manifests: carries the format version and knows its own canonical bytes."""
+
+    model_config = ConfigDict(json_schema_extra=_add_checksum_to_schema)
 
     format_version: int = FORMAT_VERSION
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON."""
-        return canonical_json(self.model_dump(mode="json"))
+        """The file: canonical JSON with the key `checksum`."""
+        return canonical_json({**self.model_dump(mode="json"), "checksum": self.digest})
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON, as hexadecimal."""
-        return digest_bytes(self.to_bytes())
+        """SHA-256 of the canonical JSON without `checksum`, as hexadecimal."""
+        return digest_bytes(canonical_json(self.model_dump(mode="json")))
 
     def save(self, location: Location) -> None:
         """Write the manifest, create-only: see `publish_new`."""
@@ -64,27 +76,38 @@ class Manifest(Frozen):
         Raises:
             NotFoundError: no such file.
             FormatVersionError: written by a newer version of the format.
+            CorruptionError: the content does not match its checksum.
             InvalidInputError: not a manifest of this kind.
         """
-        data = location.read_bytes()
+        return cls.from_bytes(location.read_range(0, MAX_MANIFEST_BYTES + 1), str(location))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Self:
+        """Validate the bytes of a manifest file; `name` is what messages call it. See `load`."""
         if len(data) > MAX_MANIFEST_BYTES:
             raise InvalidInputError(
-                f"{location} is {len(data):,} bytes, more than a manifest may hold "
-                f"({MAX_MANIFEST_BYTES:,}); it was not read."
+                f"{name} is larger than a manifest may be ({MAX_MANIFEST_BYTES:,} bytes); "
+                "it was not read."
             )
         try:
             content = json.loads(data)
-        except ValueError as error:
-            raise InvalidInputError(f"{location} is not valid JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise InvalidInputError(f"{name} is not valid JSON: {error}") from error
         version = content.get("format_version") if isinstance(content, dict) else None
-        if not isinstance(version, int):
-            raise InvalidInputError(f"{location} is not a fusestore manifest: no format_version.")
+        if type(version) is not int:
+            raise InvalidInputError(f"{name} is not a fusestore manifest: no format_version.")
         if version > FORMAT_VERSION:
             raise FormatVersionError(
-                f"{location} has store format {version}; this fusestore reads up to "
+                f"{name} has store format {version}; this fusestore reads up to "
                 f"{FORMAT_VERSION}. Upgrade with `pip install -U fusestore`."
+            )
+        checksum = content.pop("checksum", None)
+        if checksum != digest_bytes(canonical_json(content)):
+            raise CorruptionError(
+                f"{name} does not match its checksum: it was damaged or edited. "
+                "Restore it, or delete what it belongs to and make that again."
             )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise InvalidInputError(f"{location} is not a valid {cls.__name__}: {error}") from error
+            raise InvalidInputError(f"{name} is not a valid {cls.__name__}: {error}") from error

@@ -7,21 +7,33 @@ folder. Object storage: one PUT, which is atomic by itself; create-only is a con
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
+import socket
+import time
 from pathlib import Path
 
-from fusestore.errors import AlreadyExistsError
+from fusestore.errors import AlreadyExistsError, StorageError
 from fusestore.storage.urls import Location, storage_errors
 
 TEMPORARY_PREFIX = ".tmp-"
 """Files of this prefix are unfinished; readers ignore them and a later writer may remove them."""
+
+ABANDONED_AFTER_S = 24 * 3600
+"""A temporary file of another machine is taken for abandoned when it is this old."""
+
+_HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+_TEMPORARY_NAME = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9_]*)-(?P<pid>\d+)-[0-9a-f]{8}")
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def publish(location: Location, data: bytes) -> None:
     """Write the whole file durably, replacing any file of that name.
 
     Raises:
-        AccessDeniedError, StorageError: nothing was changed.
+        AccessDeniedError, NotFoundError (no such bucket), StorageError: nothing was changed.
     """
     with storage_errors(location):
         if location.is_local:
@@ -37,6 +49,7 @@ def publish_new(location: Location, data: bytes) -> None:
 
     Raises:
         AlreadyExistsError: a file of that name holds other bytes; it was left as it is.
+        AccessDeniedError, NotFoundError (no such bucket), StorageError: nothing was changed.
     """
     try:
         with storage_errors(location):
@@ -45,35 +58,61 @@ def publish_new(location: Location, data: bytes) -> None:
             else:
                 location.filesystem.pipe_file(location.url, data, mode="create")
     except FileExistsError as error:
-        if location.read_bytes() == data:
-            return
+        _accept_same(location, data, error)
+    except StorageError as error:
+        # A conditional PUT can fail, or be told of a conflict, although a first try arrived.
+        if not location.exists():
+            raise
+        _accept_same(location, data, error)
+
+
+def _accept_same(location: Location, data: bytes, error: Exception) -> None:
+    if location.read_bytes() != data:
         raise AlreadyExistsError(
             f"{location.url} exists already with other content; it was left as it is."
         ) from error
-    except OSError:
-        # A retried conditional PUT can fail although its first try arrived.
-        if location.exists() and location.read_bytes() == data:
-            return
-        raise
 
 
 def _publish_local(path: Path, data: bytes, *, create_only: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{os.urandom(4).hex()}"
+    _make_folder(path.parent)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{_HOST}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if create_only:
-            os.link(temporary, path)
-            temporary.unlink()
+            _link_new(temporary, path)
         else:
             temporary.replace(path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
+
+
+def _link_new(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # The second best where the filesystem has no hard links: a moment passes in between.
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        temporary.replace(path)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder and those above it, each entry durable."""
+    missing = [folder, *folder.parents]
+    missing = missing[: next(i for i, path in enumerate(missing) if path.exists())]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        # Not to be taken for the file that a create-only write finds.
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -83,3 +122,33 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_abandoned(folder: Location) -> None:
+    """Remove temporary files below the folder that dead runs left.
+
+    Those of a process of this machine that no longer runs, and those of any machine that are
+    older than `ABANDONED_AFTER_S`. Object storage keeps no half-written objects.
+    """
+    if not folder.is_local:
+        return
+    with storage_errors(folder):
+        for path in folder.path.rglob(f"{TEMPORARY_PREFIX}*"):
+            match = _TEMPORARY_NAME.fullmatch(path.name)
+            if match is None:
+                continue
+            # Another writer may finish or tidy up at the same time.
+            with contextlib.suppress(FileNotFoundError):
+                dead = match["host"] == _HOST and not _is_running(int(match["pid"]))
+                if dead or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+                    path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -8,6 +8,7 @@ can be pickled and sent to workers, and nothing remote is imported before it is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -101,9 +102,9 @@ class Location:
 
     def exists(self) -> bool:
         """Whether a file or folder is here."""
-        if self.is_local:
-            return self.path.exists()
         with storage_errors(self):
+            if self.is_local:
+                return self.path.exists()
             return bool(self.filesystem.exists(self.url))
 
     def size(self) -> int:
@@ -136,30 +137,52 @@ class Location:
                 with self.path.open("rb") as file:
                     file.seek(start)
                     return file.read(stop - start)
-            return bytes(self.filesystem.cat_file(self.url, start=start, end=stop))
+            try:
+                return bytes(self.filesystem.cat_file(self.url, start=start, end=stop))
+            except OSError as error:
+                # S3 refuses a range that begins at or after the end of the object.
+                if error.errno == errno.EINVAL and "range" in str(error):
+                    return b""
+                raise
+
+    def list_recursive(self) -> list[str]:
+        """Paths of all files below the folder, relative to it, sorted."""
+        return sorted(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Every file below the folder, by its path relative to it, with its bytes.
+
+        One listing on object storage. Empty when there is no folder.
+        """
+        with storage_errors(self):
+            if self.is_local:
+                found = {}
+                for path in self.path.rglob("*"):
+                    # A writer's temporary file may be gone by now.
+                    with contextlib.suppress(FileNotFoundError):
+                        if path.is_file():
+                            found[path.relative_to(self.path).as_posix()] = path.stat().st_size
+                return found
+            filesystem = self.filesystem
+            prefix = filesystem._strip_protocol(self.url).rstrip("/") + "/"
+            return {
+                path.removeprefix(prefix): int(entry["size"])
+                for path, entry in filesystem.find(self.url, detail=True).items()
+                if path.startswith(prefix)
+            }
 
     def list(self) -> list[str]:
         """Names directly inside the folder, sorted; empty when there is no folder."""
-        if self.is_local:
-            return sorted(os.listdir(self.url)) if self.path.is_dir() else []
         try:
             with storage_errors(self):
+                if self.is_local:
+                    folder = self.path
+                    return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
                 entries = self.filesystem.ls(self.url, detail=False)
         except NotFoundError:
             return []
         names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
         return sorted(names - {self.name, ""})
-
-    def list_recursive(self) -> list[str]:
-        """Paths of all files below the folder, relative to it, sorted."""
-        if self.is_local:
-            root = self.path
-            return sorted(
-                path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()
-            )
-        with storage_errors(self):
-            prefix = self.filesystem._strip_protocol(self.url).rstrip("/") + "/"
-            return sorted(path.removeprefix(prefix) for path in self.filesystem.find(self.url))
 
     def delete(self) -> None:
         """Remove the file or the whole folder; nothing happens when it is absent."""
@@ -211,7 +234,7 @@ def storage_errors(location: Location) -> Iterator[None]:
     except PermissionError as error:
         raise AccessDeniedError(
             f"Access to {location.url} was denied ({error}). "
-            "Check the permissions and, for object storage, the AWS_* variables or --storage-option."
+            "Check the permissions; for object storage, the AWS_* variables or --storage-option."
         ) from error
     except OSError as error:
         if isinstance(error, FileExistsError):

@@ -58,7 +58,8 @@ class TrainingManifest(Manifest):
         plan: what was run.
         num_tokens: target tokens that went through the model, over all epochs and processes.
         loss_curve: one point per optimizer step.
-        evaluations: by rising step; the last one is of the finished model.
+        evaluations: by rising step; the first is of the model training started from, the last of
+            the finished one.
         files: SHA-256 of the model folder's files, by name.
     """
 

@@ -93,7 +93,8 @@ def train(
         settings: of the run.
         output: the model folder to make; its `manifest.json` comes last.
         work_dir: local folder for the checkpoint; removed when all is done.
-        evaluation: run every `settings.eval_every` steps and at the end, in the main process.
+        evaluation: run before the first step, every `settings.eval_every` steps and at the end,
+            in the main process.
         progress: called after every step in the main process.
 
     Raises:
@@ -232,6 +233,8 @@ class _Run:
                 }
             )
 
+        if state.step == 0 and self.evaluation is not None:
+            evaluations.append(EvaluationPoint(step=0, metrics=self._evaluate()))
         with _stop_signals() as stop_asked, contextlib.closing(self._steps(state.step)) as steps:
             for step in range(state.step + 1, total + 1):
                 point, step_tokens = self._step(step, next(steps))

@@ -1,0 +1,159 @@
+"""What a distribution cache says about itself: its fingerprint and its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from fusestore.errors import FingerprintMismatchError
+from fusestore.storage.codec import MAX_STEP, MIN_STEP
+from fusestore.storage.manifest import Frozen, Manifest, digest_bytes
+from fusestore.storage.shards import Receipt, ShardPlan
+
+DEFAULT_LOGPROB_STEP = 1 / 16
+DEFAULT_ROWS_PER_CHUNK = 2048
+DEFAULT_ROWS_PER_SHARD = 262_144
+
+TOKENS_PART = "tokens"
+"""The receipt of all that is written before the first shard: metadata, tokens, ranks."""
+
+
+class ModelIdentity(Frozen):
+    """Which model made the distributions; `vocab_size` is its width, padding included."""
+
+    spec_digest: str
+    architecture: str
+    vocab_size: int = Field(ge=1)
+
+
+class CorpusIdentity(Frozen):
+    """Which corpus the model read."""
+
+    name: str
+    digest: str
+
+
+class Fingerprint(Manifest):
+    """Everything that changes a cache's content; written before its first shard.
+
+    Attributes:
+        source: the name the source goes by.
+        tokenizer_digest: SHA-256 of the tokenizer's canonical form.
+        tokenizer_length: ids the tokenizer knows; may differ from the model's width.
+        add_bos: whether each document begins with BOS.
+        top_k: entries kept per row.
+        selection: the rule by which entries were kept.
+        logprob_step: grid of the log-probabilities in nats; null (or 0 on input) keeps float32.
+        dtype: the dtype the model ran in.
+        max_length: most tokens of a document.
+        rows_per_shard, rows_per_chunk: rows per file, and per compressed piece of it.
+        num_documents, num_tokens: D and T of the tokenised corpus.
+        on_nan: whether a document with NaN logits stops the run or is skipped.
+    """
+
+    source: str
+    model: ModelIdentity
+    tokenizer_digest: str
+    tokenizer_length: int = Field(ge=1)
+    corpus: CorpusIdentity
+    add_bos: bool
+    top_k: int = Field(ge=1)
+    selection: Literal["top-k"] = "top-k"
+    logprob_step: float | None = DEFAULT_LOGPROB_STEP
+    dtype: str
+    max_length: int = Field(ge=1)
+    rows_per_shard: int = Field(default=DEFAULT_ROWS_PER_SHARD, ge=1)
+    rows_per_chunk: int = Field(default=DEFAULT_ROWS_PER_CHUNK, ge=1)
+    num_documents: int = Field(ge=1)
+    num_tokens: int = Field(ge=1)
+    on_nan: Literal["stop", "skip"] = "stop"
+
+    @field_validator("logprob_step")
+    @classmethod
+    def _check_step(cls, step: float | None) -> float | None:
+        if not step:
+            return None
+        if not MIN_STEP <= step <= MAX_STEP:
+            raise ValueError(f"must be 0 (exact) or from {MIN_STEP:g} to {MAX_STEP:g} nats")
+        return step
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.top_k > self.model.vocab_size:
+            raise ValueError(
+                f"top_k {self.top_k} is above the model's vocabulary of {self.model.vocab_size}"
+            )
+        if self.rows_per_shard % self.rows_per_chunk:
+            raise ValueError(
+                f"rows_per_shard {self.rows_per_shard} is no multiple of "
+                f"rows_per_chunk {self.rows_per_chunk}"
+            )
+        return self
+
+    @property
+    def plan(self) -> ShardPlan:
+        """How the rows are cut into shards."""
+        return ShardPlan(self.num_tokens, self.rows_per_shard)
+
+
+class CacheManifest(Manifest):
+    """Says that a cache is complete; written last and once.
+
+    Attributes:
+        fingerprint_digest: digest of `fingerprint`.
+        fingerprint: what the cache was made with.
+        scores: sums over the whole corpus, by name.
+        skipped_documents: corpus indices of documents without distributions, rising.
+        num_bytes: bytes of all files that receipts list.
+        content_digest: what identifies the content; see `content_digest`.
+    """
+
+    fingerprint_digest: str
+    fingerprint: Fingerprint
+    scores: dict[str, float]
+    skipped_documents: tuple[int, ...]
+    num_bytes: int = Field(ge=0)
+    content_digest: str
+
+
+def content_digest(receipts: Iterable[Receipt]) -> str:
+    """SHA-256 over the receipts' digests, one per line: the tokens part, then shards in order."""
+    return digest_bytes("".join(f"{receipt.digest}\n" for receipt in receipts).encode())
+
+
+def check_same_fingerprint(existing: Fingerprint, asked: Fingerprint, name: str) -> None:
+    """Refuse to continue what was begun with other settings.
+
+    Raises:
+        FingerprintMismatchError: with each differing field, both values and both digests.
+    """
+    if existing.digest == asked.digest:
+        return
+    old, new = (_flat(fingerprint.model_dump(mode="json")) for fingerprint in (existing, asked))
+    lines = [
+        f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field)
+    ]
+    raise FingerprintMismatchError(
+        "\n".join(
+            [
+                f"{name} was begun with other settings (fingerprint {existing.digest} there, "
+                f"{asked.digest} now):",
+                *lines,
+                "Use the same settings to continue it, another name for a new one, or delete it.",
+            ]
+        )
+    )
+
+
+def _flat(content: dict[str, object]) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": entry for inner, entry in value.items()}
+        else:
+            flat[key] = value
+    return flat

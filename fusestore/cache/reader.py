@@ -1,0 +1,253 @@
+"""Reading a distribution cache: rows by position or by document.
+
+Opening reads the manifest alone. Every read checks the checksums of the chunks it touches.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.cache.layout import cache_arrays, decode_logprobs, decode_tail
+from fusestore.cache.manifest import CacheManifest, Fingerprint
+from fusestore.cache.rows import Rows
+from fusestore.corpus.tokens import TokenTable
+from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
+from fusestore.storage.arrays import ArrayReader, ArraySpec
+from fusestore.storage.shards import Receipt, shard_part
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+
+
+def open_cache(
+    store: str | os.PathLike[str] | Location | Store,
+    name: str,
+    storage_options: Mapping[str, str] | None = None,
+) -> Cache:
+    """Open a complete distribution cache: one object is read.
+
+    Args:
+        store: folder or URL of the store, or an open one.
+        name: the cache's name.
+        storage_options: for the fsspec filesystem of a URL.
+
+    Raises:
+        NotFoundError: no such cache, or one that is not complete; says how to go on.
+        CorruptionError: its manifest is damaged.
+    """
+    opened = Store.open(store, storage_options)
+    location = opened.cache(name)
+    try:
+        manifest = CacheManifest.load(location / "manifest.json")
+    except NotFoundError as error:
+        if (location / "fingerprint.json").exists():
+            raise NotFoundError(
+                f"Cache {name!r} in {opened.location} is not complete: its capture was stopped. "
+                "Run the `fusestore cache` command that began it again; it continues."
+            ) from error
+        names = opened.names("caches")
+        there = f"It has: {', '.join(names)}." if names else "It has no caches."
+        raise NotFoundError(
+            f"There is no cache {name!r} in {opened.location}. {there} "
+            "Make one with `fusestore cache`."
+        ) from error
+    if manifest.fingerprint.digest != manifest.fingerprint_digest:
+        raise CorruptionError(
+            f"{location}/manifest.json names fingerprint {manifest.fingerprint_digest} but holds "
+            f"{manifest.fingerprint.digest}. Run `fusestore verify` on {location}."
+        )
+    return Cache(location, manifest)
+
+
+class RowReader:
+    """The arrays of a cache, complete or in the making; the shards asked for must be written.
+
+    Can be pickled; files are opened again where it is used.
+    """
+
+    def __init__(self, location: Location, fingerprint: Fingerprint) -> None:
+        self.location = location
+        self.fingerprint = fingerprint
+        self._receipts: dict[int, Receipt] = {}
+        self._readers: dict[str, ArrayReader] = {}
+        self._arrays = cache_arrays(fingerprint)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows `[start, stop)`."""
+        ranks = self._read(self._arrays.ids, start, stop)
+        values = self._read(self._arrays.logprobs, start, stop)
+        if ranks.size and int(ranks.max()) >= len(self.rank_to_id):
+            raise CorruptionError(
+                f"{self.location}/ids holds rank {ranks.max()} in rows {start} to {stop}, outside "
+                f"a vocabulary of {len(self.rank_to_id)}. Run `fusestore verify`."
+            )
+        return Rows(
+            ids=self.rank_to_id[ranks],
+            logprobs=decode_logprobs(self.fingerprint, values),
+            tail=self.tail(start, stop),
+            label_logprob=self.label_logprob(start, stop),
+        )
+
+    def tail(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """float32 [stop - start]: tails alone, without decoding the entries."""
+        return decode_tail(self.fingerprint, self._read(self._arrays.tail, start, stop))
+
+    def label_logprob(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """float32 [stop - start]: label log-probabilities alone."""
+        values: npt.NDArray[np.float32] = self._read(self._arrays.label_logprob, start, stop)
+        return values
+
+    @cached_property
+    def rank_to_id(self) -> npt.NDArray[np.int32]:
+        """int32 [V]: token id of each frequency rank."""
+        return self._read_whole(self._arrays.rank_to_id)
+
+    @cached_property
+    def document_offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [D + 1]: document i is rows `[value[i], value[i + 1])`."""
+        return self._read_whole(self._arrays.document_offsets)
+
+    @cached_property
+    def tokens(self) -> TokenTable:
+        """The tokens the model read, read whole on first use."""
+        return TokenTable(
+            token_ids=self._read_whole(self._arrays.token_ids),
+            end_offsets=self._read_whole(self._arrays.end_offsets),
+            document_offsets=self.document_offsets,
+        )
+
+    def _read_whole(self, spec: ArraySpec) -> npt.NDArray[Any]:
+        return self._reader(spec, None).read(0, spec.shape[0])
+
+    def _read(self, spec: ArraySpec, start: int, stop: int) -> npt.NDArray[Any]:
+        return self._reader(spec, _ReceiptSize(self, spec)).read(start, stop)
+
+    def _reader(self, spec: ArraySpec, size: _ReceiptSize | None) -> ArrayReader:
+        reader = self._readers.get(spec.name)
+        if reader is None:
+            reader = self._readers[spec.name] = ArrayReader(self.location, spec, size)
+        return reader
+
+    def receipt(self, shard: int) -> Receipt:
+        """The receipt of a shard, read once.
+
+        Raises:
+            CorruptionError: missing, damaged, or of another fingerprint.
+        """
+        if shard not in self._receipts:
+            file = self.location / "receipts" / f"{shard_part(shard)}.json"
+            try:
+                receipt = Receipt.load(file)
+            except NotFoundError as error:
+                raise CorruptionError(
+                    f"{file} is missing. Run `fusestore verify` on {self.location}."
+                ) from error
+            bounds = self.fingerprint.plan.bounds(shard)
+            if (
+                receipt.fingerprint_digest != self.fingerprint.digest
+                or (receipt.start, receipt.stop) != bounds
+            ):
+                raise CorruptionError(
+                    f"{file} belongs to another cache or shard. "
+                    f"Run `fusestore verify` on {self.location}."
+                )
+            self._receipts[shard] = receipt
+        return self._receipts[shard]
+
+
+class _ReceiptSize:
+    """The size of an array's shard file, from the shard's receipt. A class so that it pickles."""
+
+    def __init__(self, rows: RowReader, spec: ArraySpec) -> None:
+        self.rows = rows
+        self.spec = spec
+
+    def __call__(self, shard: int) -> int:
+        file = self.spec.file_name(shard)
+        record = self.rows.receipt(shard).files.get(file)
+        if record is None:
+            raise CorruptionError(
+                f"The receipt of shard {shard} of {self.rows.location} does not list {file}. "
+                "Run `fusestore verify`."
+            )
+        return record.num_bytes
+
+
+class Cache:
+    """A complete distribution cache: `cache[a:b]` and `cache.document(i)` give `Rows`.
+
+    Slow: `tokens` reads all tokens on first use. Neighbouring rows are cheap together, single
+    ones are not: a chunk is decoded whole. Can be pickled, and used after a fork.
+    """
+
+    def __init__(self, location: Location, manifest: CacheManifest) -> None:
+        self.location = location
+        self.manifest = manifest
+        self.reader = RowReader(location, manifest.fingerprint)
+
+    def __len__(self) -> int:
+        """Rows, which is tokens of the corpus."""
+        return self.fingerprint.num_tokens
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.location)!r}, {len(self):,} rows, k={self.k})"
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the cache was made with."""
+        return self.manifest.fingerprint
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content: what later stages name the cache by."""
+        return self.manifest.content_digest
+
+    @property
+    def k(self) -> int:
+        """Entries per row."""
+        return self.fingerprint.top_k
+
+    @cached_property
+    def skipped(self) -> frozenset[int]:
+        """Corpus indices of documents without distributions."""
+        return frozenset(self.manifest.skipped_documents)
+
+    @property
+    def tokens(self) -> TokenTable:
+        """The tokens the model read, with BOS where it was added."""
+        return self.reader.tokens
+
+    @property
+    def document_offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [D + 1]: document i is rows `[value[i], value[i + 1])`."""
+        return self.reader.document_offsets
+
+    def __getitem__(self, rows: slice) -> Rows:
+        """Rows `[a, b)` of all documents laid end to end; a step other than 1 is refused."""
+        if not isinstance(rows, slice):
+            raise InvalidInputError(
+                f"A cache takes a slice of rows, as in cache[0:100]; not {rows!r}."
+            )
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise InvalidInputError(f"A cache is read without a step; not {rows!r}.")
+        return self.reader.rows(start, max(start, stop))
+
+    def document(self, index: int) -> Rows:
+        """Rows of one document of the corpus.
+
+        Raises:
+            InvalidInputError: no such document.
+        """
+        if not 0 <= index < self.fingerprint.num_documents:
+            raise InvalidInputError(
+                f"There is no document {index} in {self.location}; "
+                f"documents are 0 to {self.fingerprint.num_documents - 1}."
+            )
+        offsets = self.document_offsets
+        return self.reader.rows(int(offsets[index]), int(offsets[index + 1]))

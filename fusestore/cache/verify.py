@@ -1,0 +1,248 @@
+"""Verifying a distribution cache: every byte against its receipt, every row against its meaning.
+
+The chain: the manifest carries its own checksum and the digest over all receipts; each receipt
+its own checksum, and size and SHA-256 of every file; every chunk a CRC-32C. So any flipped, cut
+or missing byte of any file shows itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.cache.layout import CacheArrays, cache_arrays
+from fusestore.cache.manifest import TOKENS_PART, CacheManifest, Fingerprint, content_digest
+from fusestore.cache.reader import RowReader
+from fusestore.cache.rows import Rows
+from fusestore.errors import (
+    CorruptionError,
+    FormatVersionError,
+    InvalidInputError,
+    NotFoundError,
+)
+from fusestore.storage.codec import POSITIVE_TOLERANCE, TAIL_STEP
+from fusestore.storage.manifest import Manifest, digest_bytes
+from fusestore.storage.shards import Receipt, shard_part
+from fusestore.storage.urls import Location
+
+ROWS_AT_ONCE = 65_536
+
+MASS_TOLERANCE = 1e-3
+"""What float32 rounding may add to a row's mass, relative, beyond the codec's error."""
+
+_M = TypeVar("_M", bound=Manifest)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong. `file` is relative to the cache's folder."""
+
+    file: str
+    problem: str
+
+
+def verify_cache(location: Location, quick: bool = False) -> list[Finding]:
+    """Everything wrong with the cache in this folder; empty when it is sound.
+
+    Args:
+        location: the cache's folder.
+        quick: manifests, receipts and file sizes only, without reading the data.
+
+    Raises:
+        NotFoundError: there is no cache here at all.
+        AccessDeniedError, StorageError: the storage failed.
+    """
+    sizes = location.sizes()
+    if not {"fingerprint.json", "manifest.json"} & sizes.keys():
+        raise NotFoundError(f"There is no cache in {location}.")
+    findings: list[Finding] = []
+    fingerprint = _load(Fingerprint, location, "fingerprint.json", findings)
+    manifest = _load(CacheManifest, location, "manifest.json", findings)
+    if manifest is not None:
+        if manifest.fingerprint.digest != manifest.fingerprint_digest:
+            findings.append(Finding("manifest.json", "names another fingerprint than it holds"))
+        if fingerprint is not None and fingerprint != manifest.fingerprint:
+            findings.append(Finding("fingerprint.json", "is not the one manifest.json holds"))
+        fingerprint = manifest.fingerprint
+    if fingerprint is None:
+        return findings
+    receipts = _check_receipts(location, fingerprint, manifest, findings)
+    arrays = cache_arrays(fingerprint)
+    for part, receipt in receipts.items():
+        files = _expected_files(arrays, part)
+        if receipt is not None and receipt.files.keys() != files:
+            findings.append(Finding(f"receipts/{part}.json", "lists other files than the part has"))
+        findings += _check_files(location, receipt, files, sizes, quick)
+    if not quick:
+        damaged = {finding.file for finding in findings}
+        findings += _check_content(location, fingerprint, manifest, arrays, damaged)
+    return findings
+
+
+def _load(kind: type[_M], location: Location, file: str, findings: list[Finding]) -> _M | None:
+    """The manifest, or None and what is wrong with it."""
+    try:
+        data = (location / file).read_bytes()
+        manifest = kind.from_bytes(data, file)
+    except NotFoundError:
+        findings.append(Finding(file, "is missing"))
+    except (CorruptionError, InvalidInputError) as error:
+        findings.append(Finding(file, f"cannot be read: {error}"))
+    except FormatVersionError as error:
+        # A newer format has a checksum too; a flipped digit has not the right one.
+        findings.append(Finding(file, str(error)))
+    else:
+        if manifest.to_bytes() != data:
+            findings.append(Finding(file, "is not in the canonical form it was written in"))
+        return manifest
+    return None
+
+
+def _check_receipts(
+    location: Location,
+    fingerprint: Fingerprint,
+    manifest: CacheManifest | None,
+    findings: list[Finding],
+) -> dict[str, Receipt | None]:
+    """Every part's receipt, in order; None where it cannot be used."""
+    plan = fingerprint.plan
+    bounds = {TOKENS_PART: (0, fingerprint.num_tokens)}
+    bounds |= {shard_part(shard): plan.bounds(shard) for shard in range(len(plan))}
+    receipts: dict[str, Receipt | None] = {}
+    for part, rows in bounds.items():
+        file = f"receipts/{part}.json"
+        receipt = _load(Receipt, location, file, findings)
+        if receipt is not None and (
+            (receipt.part, receipt.start, receipt.stop) != (part, *rows)
+            or receipt.fingerprint_digest != fingerprint.digest
+        ):
+            findings.append(Finding(file, "belongs to another part or another cache"))
+            receipt = None
+        receipts[part] = receipt
+    sound = [receipt for receipt in receipts.values() if receipt is not None]
+    if (
+        manifest is not None
+        and len(sound) == len(receipts)
+        and content_digest(sound) != manifest.content_digest
+    ):
+        findings.append(Finding("manifest.json", "names another content than the receipts do"))
+    return receipts
+
+
+def _expected_files(arrays: CacheArrays, part: str) -> set[str]:
+    if part != TOKENS_PART:
+        return {spec.file_name(int(part)) for spec in arrays.per_shard}
+    metadata = {f"{spec.name}/zarr.json" for spec in (*arrays.per_shard, *arrays.fixed)}
+    data = {spec.file_name(shard) for spec in arrays.fixed for shard in range(spec.num_files)}
+    return {"zarr.json"} | metadata | data
+
+
+def _check_files(
+    location: Location,
+    receipt: Receipt | None,
+    files: Collection[str],
+    sizes: Mapping[str, int],
+    quick: bool,
+) -> Iterator[Finding]:
+    for file in sorted(files):
+        if file not in sizes:
+            yield Finding(file, "is missing")
+            continue
+        record = receipt.files.get(file) if receipt is not None else None
+        if record is None:
+            continue
+        if sizes[file] != record.num_bytes:
+            yield Finding(file, f"has {sizes[file]:,} bytes, its receipt says {record.num_bytes:,}")
+        elif not quick and digest_bytes((location / file).read_bytes()) != record.sha256:
+            yield Finding(file, "does not match the SHA-256 in its receipt")
+
+
+def _check_content(
+    location: Location,
+    fingerprint: Fingerprint,
+    manifest: CacheManifest | None,
+    arrays: CacheArrays,
+    damaged: Collection[str],
+) -> Iterator[Finding]:
+    """What is wrong with the numbers of files that are whole."""
+    if any(file in damaged for file in _expected_files(arrays, TOKENS_PART)):
+        return
+    reader = RowReader(location, fingerprint)
+    try:
+        tokens, ranks = reader.tokens, reader.rank_to_id
+    except (CorruptionError, InvalidInputError) as error:
+        yield Finding("token_ids", str(error))
+        return
+    vocab_size = fingerprint.model.vocab_size
+    if not np.array_equal(np.sort(ranks), np.arange(vocab_size)):
+        yield Finding("rank_to_id", f"is no permutation of 0 to {vocab_size - 1}")
+    if tokens.token_ids.min() < 0 or tokens.token_ids.max() >= vocab_size:
+        yield Finding("token_ids", f"holds ids outside the vocabulary of {vocab_size}")
+    inner = np.ones(len(tokens.end_offsets), dtype=bool)
+    inner[tokens.document_offsets[:-1][np.diff(tokens.document_offsets) > 0]] = False
+    if np.any(np.diff(tokens.end_offsets, prepend=0)[inner] < 0) or tokens.end_offsets.min() < 0:
+        yield Finding("end_offsets", "decrease inside a document")
+    unlabelled = _rows_without_label(tokens.document_offsets, manifest)
+    for shard in range(len(fingerprint.plan)):
+        files = {spec.file_name(shard) for spec in arrays.per_shard}
+        files.add(f"receipts/{shard_part(shard)}.json")
+        if any(file in damaged for file in files):
+            continue
+        start, stop = fingerprint.plan.bounds(shard)
+        for low in range(start, stop, ROWS_AT_ONCE):
+            high = min(low + ROWS_AT_ONCE, stop)
+            try:
+                rows = reader.rows(low, high)
+            except CorruptionError as error:
+                yield Finding(f"receipts/{shard_part(shard)}.json", str(error))
+                break
+            for array, problem in row_problems(rows, fingerprint, unlabelled[low:high]):
+                name = f"{array}/c/{shard}"
+                yield Finding(name, f"{problem} in rows {low:,} to {high:,}")
+
+
+def _rows_without_label(
+    document_offsets: npt.NDArray[np.int64], manifest: CacheManifest | None
+) -> npt.NDArray[np.bool_]:
+    """Rows without a label, bool [T]: each document's last one, and all of skipped documents."""
+    unlabelled = np.zeros(int(document_offsets[-1]), dtype=bool)
+    filled = np.diff(document_offsets) > 0
+    unlabelled[document_offsets[1:][filled] - 1] = True
+    for index in manifest.skipped_documents if manifest is not None else ():
+        if index < len(filled):
+            unlabelled[document_offsets[index] : document_offsets[index + 1]] = True
+    return unlabelled
+
+
+def row_problems(
+    rows: Rows, fingerprint: Fingerprint, unlabelled: npt.NDArray[np.bool_]
+) -> Iterator[tuple[str, str]]:
+    """(array, problem) for each rule that rows break.
+
+    Entries fall along the row; no id twice among those that are there; kept mass and tail do not
+    exceed 1 by more than the codec's error; a label's log-probability is at most 0, and NaN
+    exactly in rows without a label (`unlabelled`, bool [n]).
+    """
+    if np.any(rows.logprobs[:, 1:] > rows.logprobs[:, :-1]):
+        yield "logprobs", "log-probabilities rise along a row"
+    here = rows.logprobs > -np.inf
+    # Absent entries get ids of their own, below zero.
+    ids = np.where(here, rows.ids, -1 - np.arange(rows.ids.shape[1]))
+    ids.sort(axis=1)
+    if np.any(ids[:, 1:] == ids[:, :-1]):
+        yield "ids", "a token id occurs twice in a row"
+    step = fingerprint.logprob_step
+    slack = 0.0 if step is None else max(step, TAIL_STEP) / 2
+    kept = np.exp(rows.logprobs.astype(np.float64)).sum(axis=1)
+    mass = kept + np.exp(rows.tail.astype(np.float64))
+    if not np.all(mass <= math.exp(slack) * (1 + MASS_TOLERANCE)):
+        yield "tail", f"kept mass and tail add up to {mass.max():.4f}"
+    if np.any(rows.label_logprob > POSITIVE_TOLERANCE):
+        yield "label_logprob", "a label has a log-probability above 0"
+    if not np.array_equal(np.isnan(rows.label_logprob), unlabelled):
+        yield "label_logprob", "labels are missing, or there where no next token is"

@@ -1,0 +1,275 @@
+"""Writing a distribution cache, in any order of shards and over any number of runs.
+
+Order on disk: fingerprint, then metadata and tokens with their receipt, then for each shard its
+files and after them its receipt, and the manifest when nothing is missing. A run may be killed at
+any moment; the next one does what has no receipt. Equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.cache.layout import cache_arrays, encode_rows
+from fusestore.cache.manifest import (
+    TOKENS_PART,
+    CacheManifest,
+    Fingerprint,
+    check_same_fingerprint,
+    content_digest,
+)
+from fusestore.cache.reader import RowReader
+from fusestore.cache.rows import Rows
+from fusestore.corpus.tokens import TokenTable
+from fusestore.errors import (
+    AlreadyExistsError,
+    CorruptionError,
+    FingerprintMismatchError,
+    InvalidInputError,
+    NotFoundError,
+)
+from fusestore.storage.arrays import array_metadata, encode_shard, group_metadata
+from fusestore.storage.codec import invert_permutation
+from fusestore.storage.publish import publish, publish_new, remove_abandoned
+from fusestore.storage.shards import FileRecord, Receipt, shard_part
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+
+
+def blank_rows(n: int, k: int) -> Rows:
+    """Rows of a skipped document: nothing kept, all mass in the tail, no label."""
+    return Rows(
+        ids=np.zeros((n, k), np.int32),
+        logprobs=np.full((n, k), -np.inf, np.float32),
+        tail=np.zeros(n, np.float32),
+        label_logprob=np.full(n, np.nan, np.float32),
+    )
+
+
+class CacheWriter:
+    """Made by `create`. Attribute `reader` reads the rows of shards that are written."""
+
+    def __init__(
+        self, location: Location, fingerprint: Fingerprint, id_to_rank: npt.NDArray[np.uint32]
+    ) -> None:
+        self.location = location
+        self.fingerprint = fingerprint
+        self.plan = fingerprint.plan
+        self.reader = RowReader(location, fingerprint)
+        self._arrays = cache_arrays(fingerprint)
+        self._id_to_rank = id_to_rank
+
+    @classmethod
+    def create(
+        cls,
+        store: Store,
+        name: str,
+        fingerprint: Fingerprint,
+        tokens: TokenTable,
+        rank_to_id: npt.NDArray[np.int32],
+    ) -> CacheWriter:
+        """Begin a cache, or continue one of the same fingerprint.
+
+        Args:
+            store: where it goes.
+            name: the cache's name.
+            fingerprint: what it is made with.
+            tokens: what the model reads: the rows' tokens.
+            rank_to_id: int32 [V] from `frequency_ranks`, V the model's vocabulary size.
+
+        Raises:
+            InvalidInputError: fingerprint, tokens and ranks do not fit each other.
+            FingerprintMismatchError: the cache was begun with other settings.
+        """
+        id_to_rank = _check_input(fingerprint, tokens, rank_to_id)
+        location = store.cache(name)
+        _claim(location, fingerprint, name)
+        remove_abandoned(location)
+        writer = cls(location, fingerprint, id_to_rank)
+        writer._write_tokens(tokens, rank_to_id)
+        return writer
+
+    @property
+    def complete(self) -> bool:
+        """Whether the cache is finished."""
+        return (self.location / "manifest.json").exists()
+
+    def missing_shards(self) -> list[int]:
+        """Shards without a receipt, or whose files are not there as the receipt says."""
+        sizes = self.location.sizes()
+        return [
+            shard
+            for shard in range(len(self.plan))
+            if self._whole_receipt(shard_part(shard), sizes) is None
+        ]
+
+    def write_shard(self, shard: int, rows: Rows) -> Receipt:
+        """Publish one shard: its files, then its receipt.
+
+        Args:
+            shard: which one.
+            rows: all its rows, in order.
+
+        Raises:
+            InvalidInputError, NonFiniteError: rows that cannot be a shard; nothing was written.
+            AlreadyExistsError: the shard was written with other content.
+        """
+        start, stop = self.plan.bounds(shard)
+        if len(rows) != stop - start:
+            raise InvalidInputError(
+                f"Shard {shard} takes rows {start} to {stop}, {stop - start} in all; "
+                f"not {len(rows)}."
+            )
+        values = encode_rows(self.fingerprint, rows, self._id_to_rank)
+        files = {
+            spec.file_name(shard): encode_shard(spec, shard, np.ascontiguousarray(array))
+            for spec, array in zip(self._arrays.per_shard, values, strict=True)
+        }
+        return self._publish(shard_part(shard), start, stop, files)
+
+    def finish(
+        self, scores: Mapping[str, float], skipped_documents: Sequence[int]
+    ) -> CacheManifest:
+        """Write the manifest: from now on the cache can be opened.
+
+        Args:
+            scores: sums over the corpus, by name.
+            skipped_documents: corpus indices of documents whose rows are `blank_rows`.
+
+        Raises:
+            InvalidInputError: a shard is missing.
+            AlreadyExistsError: it was finished before with other scores or skipped documents.
+        """
+        sizes = self.location.sizes()
+        parts = [TOKENS_PART, *(shard_part(shard) for shard in range(len(self.plan)))]
+        receipts: list[Receipt] = []
+        for part in parts:
+            receipt = self._whole_receipt(part, sizes)
+            if receipt is None:
+                raise InvalidInputError(
+                    f"{self.location} cannot be finished: part {part} is missing. "
+                    "Write the shards that `missing_shards` names first."
+                )
+            receipts.append(receipt)
+        manifest = CacheManifest(
+            fingerprint_digest=self.fingerprint.digest,
+            fingerprint=self.fingerprint,
+            scores=dict(scores),
+            skipped_documents=tuple(sorted(int(index) for index in set(skipped_documents))),
+            num_bytes=sum(receipt.num_bytes for receipt in receipts),
+            content_digest=content_digest(receipts),
+        )
+        manifest.save(self.location / "manifest.json")
+        return manifest
+
+    def _write_tokens(self, tokens: TokenTable, rank_to_id: npt.NDArray[np.int32]) -> None:
+        arrays = self._arrays
+        files = {
+            "zarr.json": group_metadata(
+                {"fusestore": {"kind": "cache", "format_version": self.fingerprint.format_version}}
+            )
+        }
+        files |= {
+            f"{spec.name}/zarr.json": array_metadata(spec)
+            for spec in (*arrays.per_shard, *arrays.fixed)
+        }
+        values: tuple[npt.NDArray[Any], ...] = (
+            tokens.token_ids,
+            tokens.end_offsets,
+            tokens.document_offsets,
+            rank_to_id,
+        )
+        for spec, array in zip(arrays.fixed, values, strict=True):
+            for shard in range(spec.num_files):
+                start, stop = spec.rows_of(shard)
+                files[spec.file_name(shard)] = encode_shard(spec, shard, array[start:stop])
+        existing = self._whole_receipt(TOKENS_PART, self.location.sizes())
+        if existing is None:
+            self._publish(TOKENS_PART, 0, self.fingerprint.num_tokens, files)
+        elif existing.files != {name: FileRecord.of(data) for name, data in files.items()}:
+            raise FingerprintMismatchError(
+                f"{self.location} holds other tokens or token ranks than this run has, under the "
+                "same fingerprint. Capture under another name, or delete it."
+            )
+
+    def _publish(self, part: str, start: int, stop: int, files: Mapping[str, bytes]) -> Receipt:
+        receipt = Receipt(
+            part=part,
+            start=start,
+            stop=stop,
+            fingerprint_digest=self.fingerprint.digest,
+            files={name: FileRecord.of(data) for name, data in files.items()},
+        )
+        file = self._receipt_file(part)
+        if file.exists():
+            if self._whole_receipt(part, self.location.sizes()) is not None:
+                publish_new(file, receipt.to_bytes())
+                return receipt
+            # It tells of files that are damaged: gone before they are made again.
+            file.delete()
+        for name, data in files.items():
+            publish(self.location / name, data)
+        publish_new(file, receipt.to_bytes())
+        return receipt
+
+    def _whole_receipt(self, part: str, sizes: Mapping[str, int]) -> Receipt | None:
+        """The part's receipt if it is sound and its files have the sizes it says."""
+        file = self._receipt_file(part)
+        if f"receipts/{file.name}" not in sizes:
+            return None
+        try:
+            receipt = Receipt.load(file)
+        except (CorruptionError, InvalidInputError, NotFoundError):
+            return None
+        if (receipt.part, receipt.fingerprint_digest) != (part, self.fingerprint.digest):
+            return None
+        whole = all(sizes.get(name) == record.num_bytes for name, record in receipt.files.items())
+        return receipt if whole else None
+
+    def _receipt_file(self, part: str) -> Location:
+        return self.location / "receipts" / f"{part}.json"
+
+
+def _check_input(
+    fingerprint: Fingerprint, tokens: TokenTable, rank_to_id: npt.NDArray[np.int32]
+) -> npt.NDArray[np.uint32]:
+    """`id_to_rank`, once everything fits."""
+    if (tokens.num_documents, tokens.num_tokens) != (
+        fingerprint.num_documents,
+        fingerprint.num_tokens,
+    ):
+        raise InvalidInputError(
+            f"The fingerprint has {fingerprint.num_documents} documents and "
+            f"{fingerprint.num_tokens} tokens, the token table {tokens.num_documents} and "
+            f"{tokens.num_tokens}."
+        )
+    vocab_size = fingerprint.model.vocab_size
+    if rank_to_id.shape != (vocab_size,) or rank_to_id.dtype != np.int32:
+        raise InvalidInputError(
+            f"rank_to_id is {rank_to_id.dtype} {rank_to_id.shape}; expected int32 ({vocab_size},)."
+        )
+    if tokens.token_ids.min() < 0 or tokens.token_ids.max() >= vocab_size:
+        raise InvalidInputError(
+            f"The tokens have ids from {tokens.token_ids.min()} to {tokens.token_ids.max()}, "
+            f"outside the model's vocabulary of {vocab_size}. "
+            "The tokenizer does not belong to this model."
+        )
+    return invert_permutation(rank_to_id)
+
+
+def _claim(location: Location, fingerprint: Fingerprint, name: str) -> None:
+    """Write the fingerprint, or check that the one there is the same."""
+    file = location / "fingerprint.json"
+    try:
+        existing = Fingerprint.load(file)
+    except NotFoundError:
+        try:
+            fingerprint.save(file)
+        except AlreadyExistsError:
+            existing = Fingerprint.load(file)
+        else:
+            return
+    check_same_fingerprint(existing, fingerprint, f"Cache {name!r} ({location})")

@@ -1,0 +1,185 @@
+"""The numbers of a cache as small integers and back: pure functions of arrays.
+
+Log-probabilities go on a grid of `step` nats: `n = rint(-logprob / step)`, so a value is off by at
+most `step / 2`. Along a row, falling log-probabilities give rising `n`, and what is stored are the
+differences `n[0], n[1] - n[0], …`. Token ids become their rank by frequency in the corpus, because
+small numbers compress. `docs/format.md` states the same for readers in other languages.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.errors import InvalidInputError, NonFiniteError
+
+ABSENT = 65535
+"""Stored in place of −inf."""
+
+LARGEST = 65534
+"""The largest grid number: everything below `-LARGEST * step` is stored as that value."""
+
+MIN_STEP = 1 / 512
+"""With this step the grid ends at −128 nats, below the log of the smallest float32 (−103.3)."""
+
+MAX_STEP = 1.0
+
+TAIL_STEP = 1 / 256
+"""Grid of the tail in caches whose log-probabilities are on a grid: at most 1/512 nat off."""
+
+POSITIVE_TOLERANCE = 1e-3
+"""A log-probability may exceed 0 by float32 rounding of the softmax, not by more."""
+
+_Floats = npt.NDArray[np.float32]
+
+
+def quantize_logprobs(logprobs: _Floats, step: float) -> npt.NDArray[np.uint16]:
+    """Grid numbers of rows of falling log-probabilities, as differences down the row.
+
+    Args:
+        logprobs: float32 [n, k] in nats, falling along each row; −inf for absent entries.
+        step: the grid in nats, from `MIN_STEP` to `MAX_STEP`.
+
+    Returns:
+        uint16 [n, k]; `ABSENT` where the log-probability is −inf.
+
+    Raises:
+        NonFiniteError: NaN or +inf among the values.
+        InvalidInputError: a row that rises, a log-probability above 0, a step out of range.
+    """
+    check_step(step)
+    check_rows(logprobs)
+    absent = np.isneginf(logprobs)
+    numbers = _to_grid(logprobs, step)
+    differences = numbers.copy()
+    differences[:, 1:] -= numbers[:, :-1]
+    differences[absent] = ABSENT
+    return differences.astype(np.uint16)
+
+
+def dequantize_logprobs(differences: npt.NDArray[np.uint16], step: float) -> _Floats:
+    """Inverse of `quantize_logprobs`: uint16 [n, k] to float32 [n, k], within `step / 2`."""
+    absent = differences == ABSENT
+    numbers = np.cumsum(differences, axis=1, dtype=np.uint32)
+    logprobs = (numbers * -step).astype(np.float32)
+    logprobs[absent] = -np.inf
+    return logprobs
+
+
+def quantize_tail(tail: _Floats, step: float = TAIL_STEP) -> npt.NDArray[np.uint16]:
+    """Grid numbers of tail log-masses: float32 [n] to uint16 [n]; `ABSENT` for −inf.
+
+    Raises:
+        NonFiniteError: NaN or +inf among the values.
+        InvalidInputError: a value above 0.
+    """
+    check_tail(tail)
+    numbers = _to_grid(tail, step)
+    numbers[np.isneginf(tail)] = ABSENT
+    return numbers.astype(np.uint16)
+
+
+def dequantize_tail(numbers: npt.NDArray[np.uint16], step: float = TAIL_STEP) -> _Floats:
+    """Inverse of `quantize_tail`, within `step / 2`."""
+    tail = (numbers.astype(np.uint32) * -step).astype(np.float32)
+    tail[numbers == ABSENT] = -np.inf
+    return tail
+
+
+def check_step(step: float) -> None:
+    """Refuse a grid that is too coarse to mean anything or too fine for 16 bits."""
+    if not MIN_STEP <= step <= MAX_STEP:
+        raise InvalidInputError(
+            f"A log-probability step of {step:g} nats is outside {MIN_STEP:g} to {MAX_STEP:g}. "
+            "Choose one inside, or 0 to keep exact float32 log-probabilities."
+        )
+
+
+def check_rows(logprobs: _Floats) -> None:
+    """Refuse what is not rows of falling log-probabilities; the message names the row.
+
+    Raises:
+        NonFiniteError: NaN or +inf among the values.
+        InvalidInputError: a row that rises, a log-probability above 0.
+    """
+    invalid = ~(logprobs < np.inf)
+    if invalid.any():
+        row = int(np.argmax(invalid.any(axis=1)))
+        raise NonFiniteError(
+            f"Row {row} holds {logprobs[row][invalid[row]][0]} among its log-probabilities."
+        )
+    rising = logprobs[:, 1:] > logprobs[:, :-1]
+    if rising.any():
+        row = int(np.argmax(rising.any(axis=1)))
+        raise InvalidInputError(
+            f"The log-probabilities of row {row} rise along the row; they must fall. "
+            "Sort the entries of each row by falling log-probability."
+        )
+    if logprobs.size and logprobs[:, 0].max() > POSITIVE_TOLERANCE:
+        row = int(np.argmax(logprobs[:, 0]))
+        raise InvalidInputError(
+            f"Row {row} holds the log-probability {logprobs[row, 0]:g}, above 0. "
+            "Store natural logs of the full softmax, not logits."
+        )
+
+
+def check_tail(tail: _Floats) -> None:
+    """Refuse what is not the log of a mass.
+
+    Raises:
+        NonFiniteError: NaN or +inf among the values.
+        InvalidInputError: a value above 0.
+    """
+    invalid = ~(tail < np.inf)
+    if invalid.any():
+        raise NonFiniteError(
+            f"Row {int(np.argmax(invalid))} has the tail {tail[np.argmax(invalid)]}."
+        )
+    if tail.size and tail.max() > POSITIVE_TOLERANCE:
+        row = int(np.argmax(tail))
+        raise InvalidInputError(
+            f"Row {row} has the tail {tail[row]:g}, above 0: it must be the log of the mass "
+            "outside the kept entries."
+        )
+
+
+def frequency_ranks(token_ids: npt.NDArray[np.int32], vocab_size: int) -> npt.NDArray[np.int32]:
+    """The vocabulary by falling count in the corpus, ties by id.
+
+    Args:
+        token_ids: int32 [T].
+        vocab_size: V, above every id.
+
+    Returns:
+        int32 [V] `rank_to_id`: a permutation of 0..V-1, the most frequent id first.
+    """
+    counts = np.bincount(token_ids, minlength=vocab_size)
+    if len(counts) > vocab_size:
+        raise InvalidInputError(
+            f"Token id {len(counts) - 1} is outside the model's vocabulary of {vocab_size}. "
+            "The tokenizer does not belong to this model."
+        )
+    return np.argsort(-counts, kind="stable").astype(np.int32)
+
+
+def invert_permutation(rank_to_id: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
+    """uint32 [V] `id_to_rank`.
+
+    Raises:
+        InvalidInputError: not each of 0..V-1 exactly once.
+    """
+    size = len(rank_to_id)
+    id_to_rank = np.full(size, size, dtype=np.uint32)
+    inside = (rank_to_id >= 0) & (rank_to_id < size)
+    id_to_rank[rank_to_id[inside]] = np.flatnonzero(inside).astype(np.uint32)
+    if not inside.all() or (id_to_rank == size).any():
+        raise InvalidInputError(
+            f"rank_to_id must hold each id from 0 to {size - 1} exactly once; it does not."
+        )
+    return id_to_rank
+
+
+def _to_grid(values: _Floats, step: float) -> npt.NDArray[np.int64]:
+    """rint(-value / step) within 0..LARGEST; −inf becomes LARGEST, for the caller to mark."""
+    scaled = np.rint(values.astype(np.float64) / -step)
+    return np.clip(scaled, 0, LARGEST).astype(np.int64)

@@ -1,0 +1,310 @@
+"""Writing a cache and reading it back."""
+
+import math
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusestore.cache.reader import open_cache
+from fusestore.cache.rows import Rows
+from fusestore.cache.verify import verify_cache
+from fusestore.cache.writer import CacheWriter, blank_rows
+from fusestore.errors import (
+    AlreadyExistsError,
+    CorruptionError,
+    FingerprintMismatchError,
+    InvalidInputError,
+    NonFiniteError,
+    NotFoundError,
+)
+from fusestore.storage.codec import TAIL_STEP
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path):
+    if request.param == "local":
+        return Store.open(tmp_path / "my.store")
+    return Store.open(request.getfixturevalue("s3_url") + "/my.store")
+
+
+def assert_rows_match(got, captured, step):
+    assert [a.dtype for a in (got.ids, got.logprobs, got.tail, got.label_logprob)] == [
+        np.int32,
+        np.float32,
+        np.float32,
+        np.float32,
+    ]
+    assert np.array_equal(got.ids, captured.ids)
+    assert got.label_logprob.tobytes() == captured.label_logprob.tobytes()
+    if step is None:
+        assert got.logprobs.tobytes() == captured.logprobs.tobytes()
+        assert got.tail.tobytes() == captured.tail.tobytes()
+        return
+    for stored, exact, error in (
+        (got.logprobs, captured.logprobs, step / 2),
+        (got.tail, captured.tail, TAIL_STEP / 2),
+    ):
+        assert np.array_equal(np.isneginf(stored), np.isneginf(exact))
+        finite = np.isfinite(exact)
+        # Rounding of the softmax may leave a captured value a hair above 0.
+        assert np.all(np.abs(stored[finite] - exact[finite]) <= error + 1e-5)
+
+
+def test_round_trip(store, capture):
+    manifest = capture.write(store)
+    cache = open_cache(store, "demo")
+    assert cache.manifest == manifest
+    assert (len(cache), cache.k, cache.skipped) == (40, 10, frozenset())
+    assert_rows_match(cache[:], capture.rows, 1 / 16)
+    for name in ("token_ids", "end_offsets", "document_offsets"):
+        assert np.array_equal(getattr(cache.tokens, name), getattr(capture.tokens, name))
+    assert np.array_equal(cache.document(3).ids, capture.rows.ids[6:20])
+    assert len(cache.document(1)) == 0
+    assert np.isnan(cache.document(2).label_logprob).all()
+    assert len(cache[-3:]) == 3
+    assert len(cache[7:2]) == 0
+    assert verify_cache(cache.location) == []
+    assert verify_cache(cache.location, quick=True) == []
+    assert manifest.num_bytes == sum(
+        size
+        for name, size in cache.location.sizes().items()
+        if not name.startswith("receipts/") and name not in ("manifest.json", "fingerprint.json")
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any),
+    shape=st.sampled_from([(50, 1), (50, 9), (12, 12), (3, 3), (2**17 + 500, 17), (500, 128)]),
+    step=st.sampled_from([None, 1 / 16, 1 / 32, 1 / 512, 0.3]),
+    absent=st.sampled_from([0.0, 0.5, 0.99]),
+    seed=st.integers(0, 100),
+)
+def test_any_shape_round_trips(make, tmp_path_factory, lengths, shape, step, absent, seed):
+    vocab_size, k = shape
+    capture = make(lengths, vocab_size, k, seed, absent, logprob_step=step)
+    store = Store.open(tmp_path_factory.mktemp("store"))
+    capture.write(store)
+    cache = open_cache(store, "demo")
+    assert_rows_match(cache[:], capture.rows, step)
+    assert verify_cache(cache.location) == []
+    start, stop = sorted((seed % (len(cache) + 1), len(cache) // 2))
+    part = cache[start:stop]
+    assert part.ids.tobytes() == capture.rows.ids[start:stop].tobytes()
+
+
+def test_opening_reads_one_object(store, capture, monkeypatch):
+    capture.write(store)
+    read = []
+    for verb in ("read_bytes", "read_range", "exists", "size", "sizes", "list"):
+        original = getattr(Location, verb)
+
+        def counting(self, *args, _original=original, **kwargs):
+            read.append(self.name)
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(Location, verb, counting)
+    open_cache(store, "demo")
+    assert read == ["manifest.json"]
+
+
+def read_in_child(cache, queue):
+    queue.put(cache[3:30].ids.sum())
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_a_cache_reads_in_other_processes(tmp_path, capture, method):
+    capture.write(Store.open(tmp_path))
+    cache = open_cache(tmp_path, "demo")
+    cache[0:5]
+    again = pickle.loads(pickle.dumps(cache))  # noqa: S301 - our own bytes
+    assert np.array_equal(again[:].ids, capture.rows.ids)
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    child = context.Process(target=read_in_child, args=(cache, queue))
+    child.start()
+    assert queue.get(timeout=60) == capture.rows.ids[3:30].sum()
+    child.join()
+
+
+def test_an_unfinished_cache_says_how_to_go_on(store, capture):
+    with pytest.raises(NotFoundError, match="no caches"):
+        open_cache(store, "demo")
+    writer = capture.begin(store)
+    writer.write_shard(1, capture.shard_rows(1))
+    assert not writer.complete
+    with pytest.raises(NotFoundError, match="not complete"):
+        open_cache(store, "demo")
+    with pytest.raises(NotFoundError, match="It has: demo"):
+        open_cache(store, "dmeo")
+    with pytest.raises(InvalidInputError, match="part 000000 is missing"):
+        writer.finish({}, [])
+    assert "manifest.json" in {finding.file for finding in verify_cache(writer.location)}
+
+
+def test_resuming_gives_the_same_bytes(store, capture):
+    capture.write(store, "whole")
+    writer = capture.begin(store, "parts")
+    assert writer.missing_shards() == [0, 1, 2]
+    writer.write_shard(2, capture.shard_rows(2))
+    assert np.array_equal(writer.reader.label_logprob(32, 39), capture.rows.label_logprob[32:39])
+    writer = capture.begin(store, "parts")
+    assert writer.missing_shards() == [0, 1]
+    manifest = capture.write(store, "parts")
+    assert capture.begin(store, "parts").complete
+    assert capture.write(store, "parts") == manifest
+    whole, parts = store.cache("whole"), store.cache("parts")
+    assert whole.sizes() == parts.sizes()
+    for name in whole.sizes():
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+
+
+def test_a_cut_or_lost_file_is_made_again(store, capture):
+    capture.write(store)
+    location = store.cache("demo")
+    whole = {name: (location / name).read_bytes() for name in location.sizes()}
+    (location / "ids/c/0/0").delete()
+    (location / "token_ids/c/0").delete()
+    (location / "receipts/000002.json").delete()
+    writer = capture.begin(store)
+    assert writer.missing_shards() == [0, 2]
+    capture.write(store)
+    assert {name: (location / name).read_bytes() for name in location.sizes()} == whole
+
+
+def test_other_settings_are_refused_and_shown(store, make, capture):
+    capture.write(store)
+    before = store.cache("demo").sizes()
+    other = make(logprob_step=1 / 32, add_bos=True)
+    with pytest.raises(FingerprintMismatchError) as caught:
+        other.begin(store)
+    message = str(caught.value)
+    assert "logprob_step: 0.0625 there, 0.03125 now" in message
+    assert "add_bos: False there, True now" in message
+    assert capture.fingerprint.digest in message
+    assert other.fingerprint.digest in message
+    assert "top_k" not in message
+    with pytest.raises(FingerprintMismatchError, match="other tokens"):
+        make(seed=1).begin(store)
+    assert store.cache("demo").sizes() == before
+
+
+def test_a_finished_cache_is_not_rewritten(store, capture):
+    capture.write(store)
+    with pytest.raises(AlreadyExistsError):
+        capture.begin(store).finish({"label_logprob": -2.5}, [])
+    changed = capture.shard_rows(0)
+    changed.label_logprob[0] -= 1
+    with pytest.raises(AlreadyExistsError):
+        capture.begin(store).write_shard(0, changed)
+    assert verify_cache(store.cache("demo")) == []
+
+
+def changed_rows(rows, **arrays):
+    return Rows(**{**{name: getattr(rows, name).copy() for name in vars(rows)}, **arrays})
+
+
+@pytest.mark.parametrize(
+    ("array", "value", "error"),
+    [
+        ("logprobs", math.nan, NonFiniteError),
+        ("logprobs", math.inf, NonFiniteError),
+        ("logprobs", 3.0, InvalidInputError),
+        ("tail", math.nan, NonFiniteError),
+        ("tail", 3.0, InvalidInputError),
+        ("ids", 50, InvalidInputError),
+        ("ids", -1, InvalidInputError),
+        ("label_logprob", 3.0, NonFiniteError),
+    ],
+)
+@pytest.mark.parametrize("step", [None, 1 / 16])
+def test_bad_rows_are_refused_and_leave_nothing(tmp_path, make, array, value, error, step):
+    capture = make(logprob_step=step)
+    writer = capture.begin(Store.open(tmp_path))
+    before = writer.location.sizes()
+    rows = changed_rows(capture.shard_rows(0))
+    getattr(rows, array)[5] = value
+    with pytest.raises(error, match=r"[Rr]ow 5"):
+        writer.write_shard(0, rows)
+    with pytest.raises(InvalidInputError):
+        writer.write_shard(0, capture.shard_rows(2))
+    with pytest.raises(InvalidInputError, match="float64"):
+        writer.write_shard(0, changed_rows(rows, tail=rows.tail.astype(np.float64)))
+    with pytest.raises(InvalidInputError, match="no shard 3"):
+        writer.write_shard(3, rows)
+    assert writer.location.sizes() == before
+
+
+def test_input_that_does_not_fit_the_fingerprint_leaves_nothing(tmp_path, make, capture):
+    store = Store.open(tmp_path / "store")
+    ranks = capture.rank_to_id
+    for tokens, rank_to_id in (
+        (make((3, 4)).tokens, ranks),
+        (capture.tokens, ranks[:-1]),
+        (capture.tokens, ranks.astype(np.int64)),
+        (capture.tokens, np.zeros_like(ranks)),
+        (make(vocab_size=60).tokens, ranks),
+    ):
+        with pytest.raises(InvalidInputError):
+            CacheWriter.create(store, "demo", capture.fingerprint, tokens, rank_to_id)
+    with pytest.raises(InvalidInputError):
+        capture.begin(store, "../elsewhere")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    "field", [{"logprob_step": 1e-5}, {"k": 51}, {"rows_per_shard": 17}, {"selection": "top-q"}]
+)
+def test_a_fingerprint_is_validated(make, field):
+    with pytest.raises(ValueError):
+        make(**field)
+
+
+def test_step_zero_means_exact(make):
+    assert make(logprob_step=0).fingerprint == make(logprob_step=None).fingerprint
+
+
+def test_skipped_documents(store, make):
+    capture = make((16, 8))
+    writer = capture.begin(store)
+    writer.write_shard(0, blank_rows(16, 10))
+    writer.write_shard(1, capture.shard_rows(1))
+    writer.finish({}, [0])
+    cache = open_cache(store, "demo")
+    assert cache.skipped == {0}
+    assert np.all(np.isneginf(cache.document(0).logprobs))
+    assert np.all(cache.document(0).tail == 0)
+    assert verify_cache(cache.location) == []
+
+
+def test_slices_only(store, capture):
+    capture.write(store)
+    cache = open_cache(store, "demo")
+    for key in (3, slice(0, 4, 2), slice(4, 0, -1)):
+        with pytest.raises(InvalidInputError):
+            cache[key]
+    for index in (-1, 5):
+        with pytest.raises(InvalidInputError, match="no document"):
+            cache.document(index)
+
+
+def test_reading_a_damaged_cache_names_the_file_and_the_command(tmp_path, capture):
+    store = Store.open(tmp_path)
+    capture.write(store)
+    file = tmp_path / "caches/demo/logprobs/c/1/0"
+    data = bytearray(file.read_bytes())
+    data[10] ^= 1
+    file.write_bytes(data)
+    cache = open_cache(tmp_path, "demo")
+    cache[0:16]
+    with pytest.raises(CorruptionError, match=r"logprobs/c/1/0.*fusestore verify"):
+        cache[0:17]
+    (tmp_path / "caches/demo/receipts/000002.json").unlink()
+    with pytest.raises(CorruptionError, match=r"receipts/000002\.json.*fusestore verify"):
+        cache[32:40]

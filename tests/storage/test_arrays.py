@@ -1,0 +1,198 @@
+"""Our arrays against zarr-python, both ways, and against damage."""
+
+import pickle
+import random
+import warnings
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusestore.errors import CorruptionError, InvalidInputError
+from fusestore.storage.arrays import (
+    ArrayReader,
+    ArraySpec,
+    array_metadata,
+    encode_shard,
+    group_metadata,
+    read_rows,
+)
+from fusestore.storage.publish import publish
+from fusestore.storage.urls import Location
+
+
+@st.composite
+def specs(draw):
+    rows = draw(st.integers(1, 40))
+    columns = draw(st.one_of(st.none(), st.integers(1, 7)))
+    chunk = draw(st.integers(1, 9))
+    codec = draw(st.sampled_from(["pcodec", "raw"]))
+    dtype = draw(st.sampled_from(["uint16", "int32", "uint32", "int64", "float32"]))
+    sharded = codec == "pcodec" and draw(st.booleans())
+    shape, chunk_shape, shard_shape = (rows,), (chunk,), None
+    if sharded:
+        shard_shape = (chunk * draw(st.integers(1, 5)),)
+    if columns is not None:
+        width = draw(st.integers(1, columns)) if sharded else columns
+        shape, chunk_shape = (rows, columns), (chunk, width)
+        if shard_shape is not None:
+            shard_shape = (*shard_shape, -(-columns // width) * width)
+    return ArraySpec("values", shape, dtype, chunk_shape, shard_shape, codec)
+
+
+def some_values(spec, seed=0):
+    generator = np.random.default_rng(seed)
+    values = generator.integers(0, 900, spec.shape).astype(spec.dtype)
+    if spec.dtype == "float32":
+        values = (values / 7).astype(np.float32)
+        values.reshape(-1)[::5] = np.nan
+        values.reshape(-1)[::7] = -np.inf
+    return values
+
+
+def write(folder, spec, values):
+    root = Location.parse(folder)
+    publish(root / "zarr.json", group_metadata({"about": "test"}))
+    publish(root / spec.name / "zarr.json", array_metadata(spec))
+    for shard in range(spec.num_files):
+        data = encode_shard(spec, shard, values[slice(*spec.rows_of(shard))])
+        publish(root / spec.file_name(shard), data)
+    return root
+
+
+def open_with_zarr(folder, name="values"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return zarr.open_group(folder, mode="r")[name]
+
+
+@settings(max_examples=40, deadline=None)
+@given(spec=specs(), bounds=st.tuples(st.integers(0, 40), st.integers(0, 40)))
+def test_zarr_python_and_we_read_the_same(tmp_path_factory, spec, bounds):
+    folder = tmp_path_factory.mktemp("group")
+    values = some_values(spec)
+    root = write(folder, spec, values)
+    start, stop = sorted(min(bound, spec.shape[0]) for bound in bounds)
+    ours = read_rows(root, spec, start, stop)
+    theirs = open_with_zarr(folder)[start:stop]
+    assert ours.dtype == theirs.dtype == np.dtype(spec.dtype)
+    assert ours.tobytes() == theirs.tobytes() == values[start:stop].tobytes()
+
+
+@pytest.mark.parametrize("codec", ["pcodec", "raw"])
+def test_we_read_what_zarr_python_writes(tmp_path, codec):
+    shard = (8, 6) if codec == "pcodec" else None
+    chunk = (4, 2) if codec == "pcodec" else (8, 5)
+    spec = ArraySpec("values", (21, 5), "uint16", chunk, shard, codec)
+    values = some_values(spec) + np.uint16(1)
+    root = Location.parse(tmp_path)
+    publish(root / "zarr.json", group_metadata({}))
+    publish(root / "values/zarr.json", array_metadata(spec))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.open_group(tmp_path, mode="r+")["values"][:] = values
+    assert np.array_equal(read_rows(root, spec, 0, 21), values)
+
+
+def test_a_raw_file_can_be_memory_mapped(tmp_path):
+    spec = ArraySpec("values", (10, 3), "int32", (4, 3), None, "raw")
+    values = some_values(spec)
+    root = write(tmp_path, spec, values)
+    mapped = np.memmap((root / spec.file_name(1)).path, "<i4", mode="r", shape=(4, 3))
+    assert np.array_equal(mapped, values[4:8])
+
+
+SHARDED = ArraySpec("values", (20, 3), "uint32", (2, 3), (8, 3))
+
+
+@pytest.mark.parametrize(
+    "spec", [SHARDED, ArraySpec("values", (20, 3), "int32", (8, 3), None, "raw")]
+)
+@pytest.mark.parametrize("seed", range(30))
+def test_every_flipped_or_cut_byte_is_noticed(tmp_path, spec, seed):
+    root = write(tmp_path, spec, some_values(spec))
+    choice = random.Random(seed)  # noqa: S311 - repeatable
+    shard = choice.randrange(spec.num_files)
+    file = (root / spec.file_name(shard)).path
+    data = bytearray(file.read_bytes())
+    if seed % 3 == 0:
+        data = data[: choice.randrange(len(data))]
+    else:
+        data[choice.randrange(len(data))] ^= 1 << choice.randrange(8)
+    file.write_bytes(data)
+    with pytest.raises(CorruptionError, match="fusestore verify") as caught:
+        read_rows(root, spec, *spec.rows_of(shard))
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_file_is_an_error_where_zarr_python_gives_zeros(tmp_path):
+    root = write(tmp_path, SHARDED, some_values(SHARDED))
+    (root / SHARDED.file_name(1)).delete()
+    assert not open_with_zarr(tmp_path)[8:16].any()
+    assert len(read_rows(root, SHARDED, 0, 8)) == 8
+    with pytest.raises(CorruptionError, match="is missing"):
+        read_rows(root, SHARDED, 7, 9)
+
+
+def test_a_missing_chunk_is_an_error(tmp_path):
+    root = write(tmp_path, SHARDED, some_values(SHARDED))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.open_group(tmp_path, mode="r+")["values"][2:4] = 0
+    assert len(read_rows(root, SHARDED, 4, 8)) == 4
+    with pytest.raises(CorruptionError, match="no chunk 1"):
+        read_rows(root, SHARDED, 0, 8)
+
+
+def test_the_size_in_the_receipt_counts(tmp_path):
+    root = write(tmp_path, SHARDED, some_values(SHARDED))
+    with pytest.raises(CorruptionError, match="its receipt says"):
+        ArrayReader(root, SHARDED, lambda shard: 7).read(0, 1)
+
+
+def test_readers_can_be_pickled_after_use(tmp_path):
+    values = some_values(SHARDED)
+    reader = ArrayReader(write(tmp_path, SHARDED, values), SHARDED)
+    reader.read(0, 3)
+    again = pickle.loads(pickle.dumps(reader))  # noqa: S301 - our own bytes
+    assert np.array_equal(again.read(3, 20), values[3:20])
+
+
+def test_remote_arrays_read_like_local_ones(s3_url):
+    values = some_values(SHARDED)
+    root = write(f"{s3_url}/group", SHARDED, values)
+    assert np.array_equal(read_rows(root, SHARDED, 1, 19), values[1:19])
+    (root / SHARDED.file_name(1)).delete()
+    with pytest.raises(CorruptionError, match="is missing"):
+        read_rows(root, SHARDED, 8, 9)
+    whole = (root / SHARDED.file_name(0)).read_bytes()
+    publish(root / SHARDED.file_name(0), whole[:-9])
+    for reader in (ArrayReader(root, SHARDED), ArrayReader(root, SHARDED, lambda _: len(whole))):
+        with pytest.raises(CorruptionError):
+            reader.read(0, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chunk_shape": (3, 3)},
+        {"chunk_shape": (2,)},
+        {"shard_shape": (8, 2), "chunk_shape": (2, 1)},
+        {"codec": "raw"},
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(change):
+    fields = {"shape": (20, 3), "dtype": "uint32", "chunk_shape": (2, 3), "shard_shape": (8, 3)}
+    with pytest.raises(InvalidInputError, match="'values'"):
+        ArraySpec(**{"name": "values", **fields, **change})
+
+
+def test_other_values_than_the_shard_takes_are_refused():
+    with pytest.raises(InvalidInputError, match="takes uint32"):
+        encode_shard(SHARDED, 2, np.zeros((8, 3), np.uint32))
+    with pytest.raises(InvalidInputError, match="takes uint32"):
+        encode_shard(SHARDED, 0, np.zeros((8, 3), np.int32))
+    with pytest.raises(InvalidInputError, match="outside array"):
+        read_rows(Location.parse("/nowhere"), SHARDED, 10, 21)

@@ -1,0 +1,110 @@
+"""The codec against plain float64 arithmetic."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fusestore.errors import InvalidInputError, NonFiniteError
+from fusestore.storage.codec import (
+    ABSENT,
+    LARGEST,
+    MIN_STEP,
+    TAIL_STEP,
+    dequantize_logprobs,
+    dequantize_tail,
+    frequency_ranks,
+    invert_permutation,
+    quantize_logprobs,
+    quantize_tail,
+)
+
+steps = st.sampled_from([1 / 16, 1 / 32, 1 / 512, 1.0, 0.1, 0.0371])
+logprob = st.one_of(
+    st.floats(-20, 0, width=32),
+    st.just(-math.inf),
+    st.floats(-(2.0**100), 0, width=32),
+    st.just(5e-7),
+)
+
+
+@st.composite
+def falling_rows(draw):
+    shape = draw(st.tuples(st.integers(0, 5), st.integers(1, 9)))
+    values = draw(hnp.arrays(np.float32, shape, elements=logprob.map(np.float32)))
+    return -np.sort(-values, axis=1)
+
+
+@given(rows=falling_rows(), step=steps)
+def test_logprobs_round_trip_within_half_a_step(rows, step):
+    back = dequantize_logprobs(quantize_logprobs(rows, step), step)
+    assert back.dtype == np.float32
+    for stored, captured in zip(back.ravel().tolist(), rows.ravel().tolist(), strict=True):
+        if captured == -math.inf:
+            assert stored == -math.inf
+        else:
+            expected = max(captured, -LARGEST * step)
+            assert abs(stored - expected) <= step / 2 * (1 + 1e-6) + 1e-6 * abs(expected)
+    assert np.all(back[:, 1:] <= back[:, :-1])
+
+
+def test_what_is_stored_is_what_the_format_says():
+    rows = np.array([[-0.5, -0.52, -3.0, -np.inf]], np.float32)
+    assert quantize_logprobs(rows, 1 / 16).tolist() == [[8, 0, 40, ABSENT]]
+
+
+def test_values_below_the_grid_have_no_probability_left():
+    rows = np.array([[0.0, -1e6]], np.float32)
+    back = dequantize_logprobs(quantize_logprobs(rows, MIN_STEP), MIN_STEP)
+    assert np.exp(back[0, 1]) == 0.0
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 20), elements=logprob.map(np.float32)))
+def test_tail_round_trips_within_half_a_step(tail):
+    back = dequantize_tail(quantize_tail(tail))
+    expected = np.maximum(tail, -LARGEST * TAIL_STEP, where=np.isfinite(tail), out=tail.copy())
+    finite = np.isfinite(tail)
+    assert np.array_equal(np.isneginf(back), np.isneginf(tail))
+    assert np.all(np.abs(back[finite] - expected[finite]) <= TAIL_STEP / 2 * (1 + 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("row", "error"),
+    [
+        ([0.0, np.nan], NonFiniteError),
+        ([np.nan, np.nan], NonFiniteError),
+        ([np.inf, 0.0], NonFiniteError),
+        ([-2.0, -1.0], InvalidInputError),
+        ([1.5, -1.0], InvalidInputError),
+    ],
+)
+def test_what_is_no_row_is_refused_and_named(row, error):
+    rows = np.array([[-1.0, -2.0], row], np.float32)
+    with pytest.raises(error, match=r"[Rr]ow 1"):
+        quantize_logprobs(rows, 1 / 16)
+
+
+@pytest.mark.parametrize("step", [0.0, 1 / 1024, 2.0, -1.0, math.nan])
+def test_a_step_outside_the_range_is_refused(step):
+    with pytest.raises(InvalidInputError, match="step"):
+        quantize_logprobs(np.zeros((1, 1), np.float32), step)
+
+
+@given(st.lists(st.integers(0, 30), max_size=60))
+def test_ranks_fall_by_count_and_then_rise_by_id(ids):
+    rank_to_id = frequency_ranks(np.array(ids, np.int32), 31)
+    assert rank_to_id.tolist() == sorted(range(31), key=lambda i: (-ids.count(i), i))
+    id_to_rank = invert_permutation(rank_to_id)
+    assert np.array_equal(rank_to_id[id_to_rank], np.arange(31))
+
+
+def test_ranks_refuse_ids_outside_the_vocabulary():
+    with pytest.raises(InvalidInputError, match="Token id 7"):
+        frequency_ranks(np.array([7], np.int32), 7)
+    with pytest.raises(InvalidInputError, match="exactly once"):
+        invert_permutation(np.array([0, 0, 2], np.int32))
+    with pytest.raises(InvalidInputError, match="exactly once"):
+        invert_permutation(np.array([0, 1, -1], np.int32))
