@@ -81,7 +81,7 @@ def test_learns_and_publishes_a_model_folder(tiny_model_path, dataset, tmp_path)
     assert [report.step for report in seen] == list(range(1, 25))
     assert curve[-1].loss < curve[0].loss - 0.5
     assert curve[0].loss == pytest.approx(0.5 * curve[0].lm + 0.5 * curve[0].fused)
-    assert [point.step for point in result.manifest.evaluations] == [9, 18, 24]
+    assert [point.step for point in result.manifest.evaluations] == [0, 9, 18, 24]
     assert result.manifest.num_tokens == 8 * 500 == sum(report.num_tokens for report in seen)
     folder = tmp_path / "model"
     assert result.location.path == folder
