@@ -1,1 +1,19 @@
-"""Which source token means which target token, and which source row may supervise which position."""
+"""Which source token means which target token, and which row may supervise which position."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusestore.align.api import token_alignment, vocabulary_map
+
+__all__ = ["token_alignment", "vocabulary_map"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attributes are of any type
+    """The two public functions, imported on first use because numba takes a second to import."""
+    if name in __all__:
+        from fusestore.align import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,42 @@
+# Needs Python 3.11 and git; everything else is installed, pinned, into $(VENV).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+RUN = $(VENV)/bin
+
+.PHONY: demo test test-all lint format schemas lock clean
+
+demo: $(VENV)/installed
+	$(RUN)/fusestore run examples/demo.toml
+
+test: $(VENV)/installed
+	$(RUN)/python -m pytest
+
+test-all: $(VENV)/installed
+	$(RUN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/installed
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+format: $(VENV)/installed
+	$(RUN)/ruff check --fix-only .
+	$(RUN)/ruff format .
+
+schemas: $(VENV)/installed
+	$(RUN)/python -m fusestore.schemas schemas
+
+lock: $(VENV)/installed
+	$(RUN)/python requirements/make_lock.py
+
+# torch first and by itself, so that pip alone decides which build and what it needs; the rest is
+# a complete list and needs no resolving.
+$(VENV)/installed: requirements/torch.txt requirements/lock.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt -c requirements/lock.txt
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/lock.txt
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) .demo

@@ -1,0 +1,1 @@
+"""The `fusestore` command: it parses, calls one library function, and prints."""

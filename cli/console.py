@@ -1,0 +1,112 @@
+"""What the user sees: progress, tables, JSON and errors. Only results go to standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from fusestore.progress import Progress
+
+output = Console(highlight=False, soft_wrap=True)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
+
+
+class ConsoleReporter:
+    """Bars with rate and ETA on a terminal, plain lines anywhere else; both on standard error."""
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        messages.print(Text(text))
+
+    @contextlib.contextmanager
+    def stage(self, title: str, unit: str) -> Iterator[Progress]:
+        """A long step."""
+        if messages.is_terminal:
+            columns: Sequence[str | ProgressColumn] = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _RateColumn(),
+                TimeRemainingColumn(),
+            )
+            with RichProgress(*columns, console=messages) as bars:
+                task = bars.add_task(title, total=None, unit=unit)
+                yield lambda done, total: bars.update(task, completed=done, total=total)
+        else:
+            yield _PlainLines(title, unit)
+
+
+class _PlainLines:
+    """One line at the start, at most one every ten seconds, one at the end."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        self.title, self.unit = title, unit
+        self.began = self.printed = time.monotonic()
+        self.first: int | None = None
+        self.finished = False
+        messages.print(Text(f"{title} …"))
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done
+        complete = done >= total
+        if self.finished or (not complete and now - self.printed < _SECONDS_BETWEEN_LINES):
+            return
+        self.printed, self.finished = now, complete
+        rate = (done - self.first) / max(now - self.began, 1e-9)
+        left = _clock((total - done) / rate) if rate > 0 else "?"
+        share = 100 * done / total if total else 100
+        tail = f"in {_clock(now - self.began)}" if complete else f"{left} left"
+        messages.print(
+            Text(
+                f"{self.title}: {done:,}/{total:,} {self.unit} ({share:.0f} %), "
+                f"{rate:,.0f} {self.unit}/s, {tail}"
+            )
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Print a value as JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on standard output; every column after the first is right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    output.print(table)

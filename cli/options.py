@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+StoreOption = Annotated[
+    str, typer.Option("--store", "-s", help="The store: a folder, or a URL such as s3://bucket/x.")
+]
+StorageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option",
+        help="KEY=VALUE for the storage (repeatable); credentials: rather by AWS_* variables.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def storage_options(pairs: list[str] | None) -> dict[str, str]:
+    """`KEY=VALUE` pairs as a dictionary; ends with exit code 2 when one is not a pair."""
+    options: dict[str, str] = {}
+    for pair in pairs or ():
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--storage-option")
+        options[key] = value
+    return options
+
+
+def counts(pairs: list[str] | None, hint: str) -> dict[str, int]:
+    """`SPLIT=NUMBER` pairs as a dictionary; ends with exit code 2 when one is not a pair."""
+    limits: dict[str, int] = {}
+    for pair in pairs or ():
+        split, separator, number = pair.partition("=")
+        if not separator or not number.replace("_", "").isdigit():
+            raise typer.BadParameter(f"{pair!r} is not SPLIT=NUMBER", param_hint=hint)
+        limits[split] = int(number)
+    return limits

@@ -1,0 +1,33 @@
+"""`fusestore run`: the whole job from one file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .console import ConsoleReporter, print_json, print_table
+from .options import JsonOption, StorageOption, storage_options
+
+
+def run(
+    file: Annotated[str, typer.Argument(help="The fusion.toml.")],
+    store: Annotated[
+        str | None, typer.Option("--store", "-s", help="Use this store, not the file's.")
+    ] = None,
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Do everything a fusion.toml says, skipping what is there already."""
+    from fusestore.config import load_config
+    from fusestore.pipeline import run_pipeline
+    from fusestore.storage.urls import Location
+
+    options = storage_options(storage_option)
+    config = load_config(Location.parse(file, options), store)
+    summary = run_pipeline(config, options, ConsoleReporter())
+    if as_json:
+        print_json(summary.to_json())
+        return
+    for title, columns, rows in summary.tables():
+        print_table(title, columns, rows)

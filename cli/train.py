@@ -1,0 +1,97 @@
+"""`fusestore train`: train a model on a fused dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import ConsoleReporter, output, print_json
+from .options import JsonOption, StorageOption, StoreOption, storage_options
+
+
+def train(
+    model: Annotated[
+        str, typer.Argument(help="Model to start from: folder, hub id, .gguf, package:NAME.")
+    ],
+    store: StoreOption,
+    fused: Annotated[str, typer.Option(help="Name of the fused dataset.")] = "fused",
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the trained model.")] = "model",
+    objective: Annotated[str, typer.Option(help="fuse, or clm for the plain baseline.")] = "fuse",
+    lm_weight: Annotated[float, typer.Option(help="Weight of the text against the fusion.")] = 0.9,
+    temperature: Annotated[float, typer.Option(help="Of the fused term.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 2e-5,
+    schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = "cosine",
+    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.05,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows a forward pass.")] = 4,
+    gradient_accumulation: Annotated[int, typer.Option(min=1, help="Passes a step.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the dataset.")] = 1,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Instead of epochs.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of windows.")] = 0,
+    precision: Annotated[str, typer.Option(help="bf16 or no.")] = "bf16",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False,
+    num_workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 0,
+    checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Steps.")] = None,
+    eval_every: Annotated[int | None, typer.Option(min=1, help="Steps.")] = None,
+    evaluate: Annotated[
+        str | None, typer.Option(help="CORPUS/SPLIT to score in bits per byte.")
+    ] = None,
+    work_dir: Annotated[Path | None, typer.Option(help="Local folder for checkpoints.")] = None,
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model on text and fused distributions, or on the same text alone."""
+    from fusestore.storage.settings import parse_settings
+    from fusestore.storage.store import Store
+    from fusestore.train.run import train_on_fused
+    from fusestore.train.settings import TrainSettings
+
+    values: dict[str, Any] = {
+        "objective": objective,
+        "lm_weight": lm_weight,
+        "temperature": temperature,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "warmup": warmup,
+        "batch_size": batch_size,
+        "gradient_accumulation": gradient_accumulation,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "seed": seed,
+        "precision": precision,
+        "gradient_checkpointing": gradient_checkpointing,
+        "num_workers": num_workers,
+        "checkpoint_every": checkpoint_every,
+        "eval_every": eval_every,
+    }
+    settings = parse_settings(TrainSettings, values, "The command line")
+    where = Store.open(store, storage_options(storage_option))
+    manifest, built = train_on_fused(
+        where,
+        fused,
+        model,
+        name,
+        settings,
+        evaluate=_corpus_and_split(evaluate),
+        work_dir=work_dir,
+        reporter=ConsoleReporter(),
+    )
+    if as_json:
+        print_json({"model": name, "built": built, **manifest.model_dump(mode="json")})
+        return
+    output.print(f"{'Trained' if built else 'Already there:'} {name} in {where.model(name)}")
+    for point in manifest.evaluations:
+        metrics = ", ".join(f"{key} {value:.4f}" for key, value in point.metrics.items())
+        output.print(f"  after step {point.step}: {metrics}")
+
+
+def _corpus_and_split(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    corpus, separator, split = text.partition("/")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is not CORPUS/SPLIT", param_hint="--evaluate")
+    return corpus, split

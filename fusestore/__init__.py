@@ -1,0 +1,62 @@
+"""fusestore: capture, align and fuse next-token distributions of several language models.
+
+```python
+import fusestore as fs
+
+cache = fs.open_cache("s3://bucket/my.store", "smollm2")
+dataset = fs.open_fused("s3://bucket/my.store", "demo")
+loss = fs.train.fusion_loss(logits, fs.data.collate([dataset[0], dataset[1]]))
+```
+
+Importing this module imports nothing heavy; every name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fusestore.errors import FusestoreError
+from fusestore.version import __version__
+
+if TYPE_CHECKING:
+    from fusestore import align, data, train
+    from fusestore.cache.reader import Cache, open_cache
+    from fusestore.corpus.build import Corpus, open_corpus
+    from fusestore.data.dataset import FusedDataset, open_fused
+
+__all__ = [
+    "Cache",
+    "Corpus",
+    "FusedDataset",
+    "FusestoreError",
+    "__version__",
+    "align",
+    "data",
+    "open_cache",
+    "open_corpus",
+    "open_fused",
+    "train",
+]
+
+_SUBPACKAGES = frozenset({"align", "data", "train"})
+_HOMES = {
+    "Cache": "fusestore.cache.reader",
+    "Corpus": "fusestore.corpus.build",
+    "FusedDataset": "fusestore.data.dataset",
+    "open_cache": "fusestore.cache.reader",
+    "open_corpus": "fusestore.corpus.build",
+    "open_fused": "fusestore.data.dataset",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"fusestore.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fusestore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,81 @@
+"""The public face of alignment: two tokenizers in, Polars tables out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from fusestore.align.kinds import ALIGNMENT_KINDS, AlignmentMethod, MapMethod, TieBreak
+from fusestore.align.tokens import align_table
+from fusestore.align.vocabulary import map_vocabulary
+from fusestore.corpus.tokenizers import as_tokenizer
+
+
+def vocabulary_map(
+    source_tokenizer: Any,  # noqa: ANN401 - Hugging Face tokenizers share no public base
+    target_tokenizer: Any,  # noqa: ANN401
+    method: MapMethod = "mined",
+    *,
+    tie_break: TieBreak = "prefix",
+) -> pl.DataFrame:
+    """Map every source token id to the target token that stands for the same or the nearest text.
+
+    Args:
+        source_tokenizer: a fast Hugging Face tokenizer, a folder or hub id, or our `Tokenizer`.
+        target_tokenizer: the same; swap the two for the other direction.
+        method: `mined` (minimum edit distance, FuseLLM section 3.3), `exact` or `prefix`.
+        tie_break: of equally near tokens the one of longest common prefix, or the `first`.
+
+    Returns:
+        One row per source id: source_id int32, target_id int32 or null, distance int32 in
+        characters or null, kind string (none, exact, mined, prefix, role, byte).
+
+    Raises:
+        IncompatibleError: a slow tokenizer, which does not say where its tokens end.
+        InvalidInputError: unknown method or tie break.
+    """
+    source, target = as_tokenizer(source_tokenizer), as_tokenizer(target_tokenizer)
+    table = map_vocabulary(source.vocabulary, target.vocabulary, method, tie_break).to_polars()
+    return table.with_columns(pl.col("kind").cast(pl.String))
+
+
+def token_alignment(
+    text: str,
+    source_tokenizer: Any,  # noqa: ANN401
+    target_tokenizer: Any,  # noqa: ANN401
+    method: AlignmentMethod = "hybrid",
+) -> pl.DataFrame:
+    """Align the two tokenizations of a text, without special tokens.
+
+    Args:
+        text: one document.
+        source_tokenizer: a fast Hugging Face tokenizer, a folder or hub id, or our `Tokenizer`.
+        target_tokenizer: the same.
+        method: `hybrid`, `span`, `mined` or `exact`.
+
+    Returns:
+        One row per target token: target_pos int32, source_pos int32 or null, kind string (span,
+        mined, none). Row `source_pos` of the source may supervise row `target_pos` of the target:
+        both are predictions of what follows the token at that position.
+
+    Raises:
+        IncompatibleError: a slow tokenizer, which does not say where its tokens end.
+        InvalidInputError: unknown method.
+    """
+    source, target = as_tokenizer(source_tokenizer), as_tokenizer(target_tokenizer)
+    position, kind = align_table(
+        source.encode([text], add_bos=False),
+        target.encode([text], add_bos=False),
+        source.vocabulary,
+        target.vocabulary,
+        method,
+    )
+    return pl.DataFrame(
+        {
+            "target_pos": np.arange(len(position), dtype=np.int32),
+            "source_pos": pl.Series(position, dtype=pl.Int32).replace(-1, None),
+            "kind": pl.Series(ALIGNMENT_KINDS, dtype=pl.String).gather(kind),
+        }
+    )

@@ -1,0 +1,28 @@
+"""How a position was aligned and how a vocabulary row was mapped: codes and names."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+AlignmentMethod = Literal["hybrid", "span", "mined", "exact"]
+MapMethod = Literal["exact", "mined", "prefix"]
+TieBreak = Literal["prefix", "first"]
+
+ALIGNMENT_METHODS: tuple[AlignmentMethod, ...] = get_args(AlignmentMethod)
+MAP_METHODS: tuple[MapMethod, ...] = get_args(MapMethod)
+TIE_BREAKS: tuple[TieBreak, ...] = get_args(TieBreak)
+
+NONE = 0
+"""No source row may supervise the position."""
+SPAN = 1
+"""Source and target token end at the same byte offset: both have read the same text."""
+MINED = 2
+"""Paired by minimum edit distance alone; the end offsets differ."""
+
+ALIGNMENT_KINDS = ("none", "span", "mined")
+"""Names of the alignment kinds, indexed by code."""
+
+MAP_NONE, MAP_EXACT, MAP_MINED, MAP_PREFIX, MAP_ROLE, MAP_BYTE = range(6)
+
+MAP_KINDS = ("none", "exact", "mined", "prefix", "role", "byte")
+"""Names of the kinds of a vocabulary map's rows, indexed by code."""

@@ -1,0 +1,124 @@
+"""Vocabulary maps in a store, kept by the two tokenizers' digests so that none is made twice.
+
+vocabulary_maps/<source 16>-<target 16>-<method>/map.parquet    `VocabularyMap.to_polars`
+                                                 manifest.json  written last
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import polars as pl
+
+from fusestore.align.kinds import MAP_KINDS, MapMethod, TieBreak
+from fusestore.align.vocabulary import VocabularyMap, map_vocabulary
+from fusestore.corpus.vocabulary import Vocabulary
+from fusestore.errors import CorruptionError, FingerprintMismatchError, NotFoundError
+from fusestore.storage.manifest import Manifest, digest_bytes
+from fusestore.storage.publish import publish
+from fusestore.storage.urls import Location
+
+
+class VocabularyMapManifest(Manifest):
+    """A complete vocabulary map.
+
+    Attributes:
+        source_tokenizer_digest: the tokenizer mapped from.
+        target_tokenizer_digest: the tokenizer mapped to.
+        method: exact, mined or prefix.
+        tie_break: how ties of `mined` were broken.
+        num_source_ids: rows of the map.
+        counts: source ids by kind.
+        content_digest: `VocabularyMap.digest`, the same for every copy of the map.
+        map_sha256: checksum of map.parquet.
+    """
+
+    source_tokenizer_digest: str
+    target_tokenizer_digest: str
+    method: MapMethod
+    tie_break: TieBreak
+    num_source_ids: int
+    counts: dict[str, int]
+    content_digest: str
+    map_sha256: str
+
+
+def stored_vocabulary_map(
+    location: Location,
+    source: Vocabulary,
+    target: Vocabulary,
+    method: MapMethod = "mined",
+    tie_break: TieBreak = "prefix",
+) -> VocabularyMap:
+    """The map at the location; made and stored first when there is none.
+
+    Raises:
+        FingerprintMismatchError: the map there is of other tokenizers or settings.
+        CorruptionError: the map there is not what was written.
+        InvalidInputError: unknown method or tie break.
+    """
+    if (location / "manifest.json").exists():
+        manifest = VocabularyMapManifest.load(location / "manifest.json")
+        asked = {
+            "source_tokenizer_digest": source.tokenizer_digest,
+            "target_tokenizer_digest": target.tokenizer_digest,
+            "method": method,
+            "tie_break": tie_break,
+        }
+        differing = [
+            f"{name} is {getattr(manifest, name)!r} there and {value!r} here"
+            for name, value in asked.items()
+            if getattr(manifest, name) != value
+        ]
+        if differing:
+            raise FingerprintMismatchError(
+                f"Vocabulary map {location} was made with other settings: {'; '.join(differing)}. "
+                "Delete it to make it anew."
+            )
+        return load_vocabulary_map(location)
+    result = map_vocabulary(source, target, method, tie_break)
+    buffer = io.BytesIO()
+    result.to_polars().write_parquet(buffer, compression="zstd", statistics=True)
+    publish(location / "map.parquet", buffer.getvalue())
+    counts = np.bincount(result.kind, minlength=len(MAP_KINDS)).tolist()
+    VocabularyMapManifest(
+        source_tokenizer_digest=result.source_digest,
+        target_tokenizer_digest=result.target_digest,
+        method=method,
+        tie_break=tie_break,
+        num_source_ids=len(result.target_id),
+        counts=dict(zip(MAP_KINDS, counts, strict=True)),
+        content_digest=result.digest,
+        map_sha256=digest_bytes(buffer.getvalue()),
+    ).save(location / "manifest.json")
+    return result
+
+
+def load_vocabulary_map(location: Location) -> VocabularyMap:
+    """Read a stored map.
+
+    Raises:
+        NotFoundError: there is none.
+        CorruptionError: map.parquet is missing or not what was written.
+    """
+    manifest = VocabularyMapManifest.load(location / "manifest.json")
+    path = location / "map.parquet"
+    try:
+        data = path.read_bytes()
+    except NotFoundError as error:
+        raise CorruptionError(f"{path} is missing. Delete {location} to make it anew.") from error
+    if digest_bytes(data) != manifest.map_sha256:
+        raise CorruptionError(
+            f"{path} does not match its checksum. Delete {location} to make it anew."
+        )
+    table = pl.read_parquet(io.BytesIO(data))
+    return VocabularyMap(
+        manifest.source_tokenizer_digest,
+        manifest.target_tokenizer_digest,
+        manifest.method,
+        manifest.tie_break,
+        table["target_id"].fill_null(-1).to_numpy(),
+        table["distance"].fill_null(-1).to_numpy(),
+        table["kind"].to_physical().cast(pl.UInt8).to_numpy(),
+    )

@@ -1,0 +1,57 @@
+"""Pairs of tokens that end at the same byte offset: equal text read, so the row is valid.
+
+After token i a model predicts what follows the bytes up to token i's end. A source row may
+supervise a target position when both ends are the same offset. Where several tokens of one side end
+at one offset (a BOS and an added space at 0, tokens with no text), only the last of them has the
+next text as its next token, so the last pairs with the last and the others with none.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+
+@numba.njit(cache=True, nogil=True)
+def span_pairs(
+    source_ends: npt.NDArray[np.int32],
+    source_offsets: npt.NDArray[np.int64],
+    target_ends: npt.NDArray[np.int32],
+    target_offsets: npt.NDArray[np.int64],
+    exact: bool,
+) -> npt.NDArray[np.int32]:
+    """Source position of every target token by equal end offsets; linear in the tokens.
+
+    Args:
+        source_ends: int32 [T_source], never decreasing within a document.
+        source_offsets: int64 [D + 1], document i is `[source_offsets[i], source_offsets[i + 1])`.
+        target_ends: int32 [T_target].
+        target_offsets: int64 [D + 1].
+        exact: keep only pairs that also start at the same offset (the end of the token before,
+            0 for the first): both tokens cover the same bytes.
+
+    Returns:
+        int32 [T_target], position within the source document, −1 where there is none.
+    """
+    result = np.full(len(target_ends), -1, np.int32)
+    for document in range(len(target_offsets) - 1):
+        first, source_stop = source_offsets[document], source_offsets[document + 1]
+        target_first, target_stop = target_offsets[document], target_offsets[document + 1]
+        source = first
+        for target in range(target_first, target_stop):
+            end = target_ends[target]
+            if target + 1 < target_stop and target_ends[target + 1] == end:
+                continue
+            while source < source_stop and source_ends[source] <= end:
+                source += 1
+            last = source - 1
+            if last < first or source_ends[last] != end:
+                continue
+            if exact:
+                source_start = source_ends[last - 1] if last > first else 0
+                target_start = target_ends[target - 1] if target > target_first else 0
+                if source_start != target_start:
+                    continue
+            result[target] = last - first
+    return result

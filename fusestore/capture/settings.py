@@ -1,0 +1,55 @@
+"""What can be chosen when a model's distributions are captured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fusestore.storage.manifest import Frozen
+
+BosPolicy = Literal["auto", "always", "never"]
+
+
+class CaptureSettings(Frozen):
+    """Choices for one capture; the first five change what is stored, the rest only how."""
+
+    top_k: int = Field(default=32, ge=1, description="Entries kept of each distribution.")
+    logprob_step: float = Field(
+        default=1 / 16,
+        ge=0,
+        description="Grid of stored log-probabilities in nats; 0 keeps float32.",
+    )
+    dtype: str = Field(
+        default="float32", description="The model's dtype: float32, bfloat16 or float16."
+    )
+    bos: BosPolicy = Field(
+        default="auto", description="Begin documents with BOS; auto: as the tokenizer."
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop", description="What to do about a document whose logits are not finite."
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, …")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Documents at a time; none: by a token budget, halved if it must.",
+    )
+    attention: str | None = Field(
+        default=None, description="transformers' attention implementation."
+    )
+    revision: str | None = Field(default=None, description="Commit or tag of a hub model.")
+    trust_remote_code: bool = Field(default=False, description="Run code the model folder carries.")
+    rows_per_shard: int = Field(
+        default=262_144, ge=1, description="Rows that are written as one unit."
+    )
+    rows_per_chunk: int = Field(
+        default=2_048, ge=1, description="Rows that are decoded as one unit."
+    )
+
+
+def wants_bos(policy: BosPolicy, tokenizer_adds_bos: bool, has_bos: bool) -> bool:
+    """Whether documents begin with BOS under this policy."""
+    if policy == "auto":
+        return tokenizer_adds_bos and has_bos
+    return policy == "always" and has_bos

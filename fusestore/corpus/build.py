@@ -1,0 +1,324 @@
+"""Building a corpus into a store, and opening it again.
+
+A corpus is complete exactly when its manifest exists; it is written last and once. Asking for
+the same corpus again changes nothing; another one is never written over it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from fusestore.corpus.ingest import read_documents
+from fusestore.corpus.manifest import CorpusManifest, Segmentation, SplitSize
+from fusestore.corpus.segment import segment_text
+from fusestore.corpus.splits import HeldOut, limit_documents
+from fusestore.corpus.tokenizers import Tokenizer
+from fusestore.errors import (
+    CorruptionError,
+    FingerprintMismatchError,
+    InvalidInputError,
+    NotFoundError,
+)
+from fusestore.progress import Progress, ignore_progress
+from fusestore.storage.publish import publish
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+
+DOCUMENTS_SCHEMA = pl.Schema(
+    {
+        "document": pl.Int64(),
+        "source": pl.String(),
+        "segment": pl.Int32(),
+        "split": pl.String(),
+        "text": pl.String(),
+        "byte_length": pl.Int64(),
+        "digest": pl.String(),
+    }
+)
+"""One row a document; `digest` is the SHA-256 of the text's UTF-8, `segment` counts from 0."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A complete corpus of a store.
+
+    Attributes:
+        name: its name in the store.
+        location: its folder.
+        manifest: its manifest.
+    """
+
+    name: str
+    location: Location
+    manifest: CorpusManifest
+
+    @property
+    def digest(self) -> str:
+        """Identifies the corpus: the digest of its manifest."""
+        return self.manifest.digest
+
+    def describe(self, document: int) -> str:
+        """A document by its source and segment, for messages."""
+        source, segment = self._table.select("source", "segment").row(document)
+        return f"{source}, segment {segment}"
+
+    def table(self) -> pl.DataFrame:
+        """All documents in order; see `DOCUMENTS_SCHEMA`.
+
+        Raises:
+            CorruptionError: the documents are missing or not those of the manifest.
+        """
+        return self._table
+
+    def texts(self, split: str | None = None) -> list[str]:
+        """Texts of a split's documents, or of all of them."""
+        if split is None:
+            return self._table["text"].to_list()
+        return self._table["text"].gather(self.split_documents(split)).to_list()
+
+    def split_documents(self, split: str) -> npt.NDArray[np.int64]:
+        """int64, ascending: the documents of a split.
+
+        Raises:
+            InvalidInputError: the corpus has no such split.
+        """
+        if split not in self.manifest.splits:
+            raise InvalidInputError(
+                f"Corpus {self.name!r} has no split {split!r}; it has "
+                f"{', '.join(self.manifest.splits)}."
+            )
+        return np.flatnonzero((self._table["split"] == split).to_numpy()).astype(np.int64)
+
+    @cached_property
+    def _table(self) -> pl.DataFrame:
+        file = self.location / "documents.parquet"
+        try:
+            table = pl.read_parquet(io.BytesIO(file.read_bytes()))
+        except (NotFoundError, pl.exceptions.PolarsError) as error:
+            raise CorruptionError(
+                f"{file} is missing or damaged ({error}). Build corpus {self.name!r} again from "
+                "the same inputs to replace it."
+            ) from error
+        if (
+            table.schema != DOCUMENTS_SCHEMA
+            or _documents_digest(table) != self.manifest.documents_digest
+        ):
+            raise CorruptionError(
+                f"{file} does not hold the documents its manifest names. Build corpus "
+                f"{self.name!r} again from the same inputs to replace it."
+            )
+        return table
+
+
+def open_corpus(
+    store: str | os.PathLike[str] | Location | Store,
+    name: str,
+    storage_options: Mapping[str, str] | None = None,
+) -> Corpus:
+    """Open a corpus of a store; only its manifest is read.
+
+    Raises:
+        NotFoundError: no such corpus, or one that was not finished.
+    """
+    opened = Store.open(store, storage_options)
+    location = opened.corpus(name)
+    try:
+        manifest = CorpusManifest.load(location / "manifest.json")
+    except NotFoundError as error:
+        names = [
+            other
+            for other in opened.names("corpora")
+            if (opened.corpus(other) / "manifest.json").exists()
+        ]
+        there = f"It has {', '.join(names)}." if names else "It has none yet."
+        raise NotFoundError(
+            f"Store {opened.location} has no corpus {name!r}. {there} "
+            "Make one with `fusestore corpus`."
+        ) from error
+    return Corpus(name, location, manifest)
+
+
+def build_corpus(
+    store: str | os.PathLike[str] | Location | Store,
+    name: str,
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    text_column: str = "text",
+    split_column: str | None = None,
+    held_out: Sequence[HeldOut] = (),
+    max_documents: int | Mapping[str, int] | None = None,
+    max_bytes: int | Mapping[str, int] | None = None,
+    sample_seed: int | None = None,
+    tokenizers: Sequence[Tokenizer] = (),
+    max_length: int | None = None,
+    bos_allowance: int = 1,
+    storage_options: Mapping[str, str] | None = None,
+    progress: Progress = ignore_progress,
+) -> Corpus:
+    """Read the inputs, cut long documents, and keep the corpus in the store.
+
+    Source documents of nothing but white space are left out and counted. Nothing else is: the
+    segments of a source document joined are its text.
+
+    Args:
+        store: the store.
+        name: the corpus' name.
+        inputs: files, patterns, folders or URLs; see `read_documents`.
+        text_column: column of the text, in tables.
+        split_column: column of the split, in tables.
+        held_out: rules that send source documents to other splits than `train`.
+        max_documents: source documents to keep, over all or by split; see `limit_documents`.
+        max_bytes: bytes of source text to keep, likewise.
+        sample_seed: keep documents drawn by this seed rather than the first ones.
+        tokenizers: those of all models of the run.
+        max_length: the most tokens a document may have in any of them, BOS included; None leaves
+            documents whole.
+        bos_allowance: tokens of `max_length` kept free for BOS.
+        storage_options: for the filesystems of the store and the inputs.
+        progress: told the bytes of source text done after each source document.
+
+    Returns:
+        The corpus; the one that is there already, when it was made from the same documents with
+        the same settings.
+
+    Raises:
+        FingerprintMismatchError: another corpus has this name; it was left as it is.
+        InvalidInputError, NotFoundError: see `read_documents`; nothing was written.
+    """
+    if max_length is not None and not tokenizers:
+        raise InvalidInputError(
+            f"A maximum length of {max_length} tokens was given without a tokenizer to count them."
+        )
+    opened = Store.open(store, storage_options)
+    location = opened.corpus(name)
+    documents = read_documents(
+        inputs,
+        text_column=text_column,
+        split_column=split_column,
+        held_out=held_out,
+        storage_options=storage_options,
+    )
+    blank = documents["text"].str.strip_chars() == ""
+    documents = limit_documents(
+        documents.filter(~blank),
+        max_documents=max_documents,
+        max_bytes=max_bytes,
+        sample_seed=sample_seed,
+    )
+    if documents.is_empty():
+        raise InvalidInputError(
+            f"Corpus {name!r} would be empty: {int(blank.sum())} of {len(blank)} source documents "
+            "hold only white space, and the limits leave none of the others."
+        )
+    digests = () if max_length is None else sorted({t.digest for t in tokenizers})
+    asked: dict[str, Any] = {
+        "input_digest": _rows_digest(documents.select("source", "split", "text").iter_rows()),
+        "segmentation": Segmentation(
+            max_length=max_length,
+            bos_allowance=bos_allowance if max_length is not None else 0,
+            tokenizer_digests=tuple(digests),
+        ),
+    }
+    if (location / "manifest.json").exists():
+        existing = open_corpus(opened, name)
+        _check_same(existing, asked)
+        if (location / "documents.parquet").exists():
+            return existing
+    table, forced_cuts = _segmented(
+        documents, () if max_length is None else tokenizers, max_length, bos_allowance, progress
+    )
+    manifest = CorpusManifest(
+        **asked,
+        documents_digest=_documents_digest(table),
+        num_sources=len(documents),
+        dropped_blank=int(blank.sum()),
+        num_documents=len(table),
+        num_bytes=int(table["byte_length"].sum()),
+        forced_cuts=forced_cuts,
+        splits={
+            split: SplitSize(num_documents=count, num_bytes=size)
+            for split, count, size in table.group_by("split")
+            .agg(pl.len(), pl.col("byte_length").sum().alias("size"))
+            .sort("split")
+            .iter_rows()
+        },
+    )
+    buffer = io.BytesIO()
+    table.write_parquet(buffer, compression="zstd", row_group_size=2**14)
+    publish(location / "documents.parquet", buffer.getvalue())
+    manifest.save(location / "manifest.json")
+    return Corpus(name, location, manifest)
+
+
+def _segmented(
+    documents: pl.DataFrame,
+    tokenizers: Sequence[Tokenizer],
+    max_length: int | None,
+    bos_allowance: int,
+    progress: Progress,
+) -> tuple[pl.DataFrame, int]:
+    """The table of documents after cutting, and how many cuts were forced."""
+    total = int(documents["text"].str.len_bytes().sum())
+    done = 0
+    forced = 0
+    rows: list[tuple[int, str, int, str, str, int, str]] = []
+    for source, text, split in documents.select("source", "text", "split").iter_rows():
+        pieces: tuple[str, ...] = (text,)
+        if max_length is not None:
+            cut = segment_text(text, tokenizers, max_length, bos_allowance=bos_allowance)
+            pieces = cut.pieces
+            forced += cut.forced_cuts
+        for number, piece in enumerate(pieces):
+            data = piece.encode()
+            digest = hashlib.sha256(data).hexdigest()
+            rows.append((len(rows), source, number, split, piece, len(data), digest))
+            done += len(data)
+        progress(done, total)
+    return pl.DataFrame(rows, schema=DOCUMENTS_SCHEMA, orient="row"), forced
+
+
+def _check_same(existing: Corpus, asked: Mapping[str, Any]) -> None:
+    found = {key: getattr(existing.manifest, key) for key in asked}
+    if found == dict(asked):
+        return
+    differences = []
+    if found["input_digest"] != asked["input_digest"]:
+        differences.append(
+            f"input_digest (has {found['input_digest'][:16]}, asked {asked['input_digest'][:16]}: "
+            "other texts, splits or limits)"
+        )
+    before, after = found["segmentation"].model_dump(), asked["segmentation"].model_dump()
+    differences += [
+        f"{key} (has {before[key]}, asked {after[key]})"
+        for key in before
+        if before[key] != after[key]
+    ]
+    raise FingerprintMismatchError(
+        f"Corpus {existing.name!r} at {existing.location} was made differently: "
+        f"{'; '.join(differences)}. Give the new corpus another name, or delete the old one first."
+    )
+
+
+def _documents_digest(table: pl.DataFrame) -> str:
+    return _rows_digest(table.select("source", "segment", "split", "text").iter_rows())
+
+
+def _rows_digest(rows: Iterator[tuple[Any, ...]]) -> str:
+    """SHA-256 of all values of all rows, each as text after its length in bytes."""
+    state = hashlib.sha256()
+    for row in rows:
+        for value in row:
+            data = str(value).encode()
+            state.update(len(data).to_bytes(8, "little"))
+            state.update(data)
+    return state.hexdigest()

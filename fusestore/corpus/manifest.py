@@ -1,0 +1,78 @@
+"""`CorpusManifest`: what a corpus holds and how it was cut, without where it came from."""
+
+from __future__ import annotations
+
+from fusestore.storage.manifest import Frozen, Manifest
+
+
+class SplitSize(Frozen):
+    """Size of one split.
+
+    Attributes:
+        num_documents: documents, after segmentation.
+        num_bytes: bytes of UTF-8 text.
+    """
+
+    num_documents: int
+    num_bytes: int
+
+
+class Segmentation(Frozen):
+    """How long source documents were cut.
+
+    Attributes:
+        max_length: the most tokens a document has in any of the tokenizers, BOS included; None
+            where nothing was cut.
+        bos_allowance: tokens of `max_length` kept free for BOS.
+        tokenizer_digests: sorted; the order of the tokenizers does not matter.
+    """
+
+    max_length: int | None
+    bos_allowance: int
+    tokenizer_digests: tuple[str, ...]
+
+
+class CorpusManifest(Manifest):
+    """The manifest of a corpus; its digest identifies the corpus.
+
+    Attributes:
+        input_digest: SHA-256 of the source documents' names, splits and texts, in order.
+        documents_digest: the same of the documents after segmentation, segment numbers included.
+        num_sources: source documents that were kept.
+        dropped_blank: source documents left out because they hold nothing but white space.
+        num_documents: D, documents after segmentation.
+        num_bytes: bytes of UTF-8 text in all documents.
+        forced_cuts: cuts where some tokenizer has no token end; see `segment`.
+        splits: sizes by split name.
+        segmentation: how the source documents were cut.
+    """
+
+    input_digest: str
+    documents_digest: str
+    num_sources: int
+    dropped_blank: int
+    num_documents: int
+    num_bytes: int
+    forced_cuts: int
+    splits: dict[str, SplitSize]
+    segmentation: Segmentation
+
+
+class TokensManifest(Manifest):
+    """What the tokens of one corpus in one tokenizer are.
+
+    Attributes:
+        corpus_digest: of the corpus manifest.
+        tokenizer_digest: of the tokenizer.
+        add_bos: whether every document starts with BOS.
+        num_documents: D.
+        num_tokens: T, BOS included.
+        arrays_digest: SHA-256 of ids, end offsets and document offsets, little-endian, in turn.
+    """
+
+    corpus_digest: str
+    tokenizer_digest: str
+    add_bos: bool
+    num_documents: int
+    num_tokens: int
+    arrays_digest: str

@@ -1,0 +1,101 @@
+"""Vocabularies as Parquet files of a store: `token_id`, `bytes`, `kind`, `roles`."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import cast
+
+import polars as pl
+
+from fusestore.corpus.vocabulary import Role, TokenKind, Vocabulary
+from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.storage.publish import publish_new
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+
+_DIGEST_KEY = "tokenizer_digest"
+
+VOCABULARY_SCHEMA = pl.Schema(
+    {
+        "token_id": pl.Int32(),
+        "bytes": pl.Binary(),
+        "kind": pl.String(),
+        "roles": pl.List(pl.String()),
+    }
+)
+"""One row per id; `roles` is empty for most. The full digest is in the file's metadata."""
+
+
+def save_vocabulary(
+    store: str | os.PathLike[str] | Location | Store, vocabulary: Vocabulary
+) -> Location:
+    """Write the vocabulary under its tokenizer's digest; the same one again changes nothing.
+
+    Returns:
+        The Parquet file.
+
+    Raises:
+        AlreadyExistsError: another vocabulary lies under the same digest.
+    """
+    location = Store.open(store).vocabulary(vocabulary.tokenizer_digest)
+    roles: list[list[str]] = [[] for _ in range(len(vocabulary))]
+    for role, token_id in vocabulary.roles:
+        roles[token_id].append(role)
+    columns = {
+        "token_id": range(len(vocabulary)),
+        "bytes": vocabulary.token_bytes,
+        "kind": vocabulary.kinds,
+        "roles": roles,
+    }
+    buffer = io.BytesIO()
+    pl.DataFrame(columns, schema=VOCABULARY_SCHEMA).write_parquet(
+        buffer,
+        compression="zstd",
+        row_group_size=2**17,
+        metadata={_DIGEST_KEY: vocabulary.tokenizer_digest},
+    )
+    publish_new(location, buffer.getvalue())
+    return location
+
+
+def load_vocabulary(
+    store: str | os.PathLike[str] | Location | Store, tokenizer_digest: str
+) -> Vocabulary:
+    """Read the vocabulary of a tokenizer, given its digest or the digest's first 16 digits.
+
+    Raises:
+        NotFoundError: the store does not hold it.
+        InvalidInputError: the file is not a vocabulary, or another tokenizer's.
+    """
+    location = Store.open(store).vocabulary(tokenizer_digest)
+    try:
+        data = location.read_bytes()
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"The store holds no vocabulary of tokenizer {tokenizer_digest[:16]} "
+            f"({location} does not exist). Capturing a cache with that tokenizer writes it."
+        ) from error
+    try:
+        table = pl.read_parquet(io.BytesIO(data))
+        digest = pl.read_parquet_metadata(io.BytesIO(data)).get(_DIGEST_KEY, "")
+    except pl.exceptions.PolarsError as error:
+        raise InvalidInputError(f"{location} is not a Parquet file: {error}") from error
+    if table.schema != VOCABULARY_SCHEMA or not digest.startswith(tokenizer_digest):
+        raise InvalidInputError(
+            f"{location} is not the vocabulary of tokenizer {tokenizer_digest}: found columns "
+            f"{dict(table.schema)} of tokenizer {digest or 'unknown'}."
+        )
+    roles = sorted(
+        (cast("Role", role), token_id)
+        for token_id, names in table.filter(pl.col("roles").list.len() > 0)
+        .select("token_id", "roles")
+        .iter_rows()
+        for role in names
+    )
+    return Vocabulary(
+        digest,
+        tuple(table["bytes"].to_list()),
+        cast("tuple[TokenKind, ...]", tuple(table["kind"].to_list())),
+        tuple(roles),
+    )

@@ -1,0 +1,53 @@
+"""From samples (windows of any length) to one padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fusestore.errors import InvalidInputError
+
+IGNORED_LABEL = -100
+
+
+def collate(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack B windows, padding shorter ones on the right to the longest, L.
+
+    Args:
+        samples: as `FusedDataset` gives them.
+
+    Returns:
+        `input_ids` int64 [B, L] (0 in padding), `attention_mask` int64 [B, L], `next_ids` int64
+        [B, L] (already shifted: `logits[:, i]` is scored against `next_ids[:, i]`; −100 where
+        there is none), `fused_ids` int64 [B, L, k], `fused_logprobs` float32 [B, L, k] (−inf:
+        unused), `fused_tail` float32 [B, L], `fused_mask` bool [B, L], `window` int64 [B].
+    """
+    if not samples:
+        raise InvalidInputError("A batch needs at least one window.")
+    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+    real = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    return {
+        "input_ids": _stack(samples, "input_ids", real, 0).long(),
+        "attention_mask": real.long(),
+        "next_ids": _stack(samples, "next_ids", real, IGNORED_LABEL).long(),
+        "fused_ids": _stack(samples, "fused_ids", real, 0).long(),
+        "fused_logprobs": _stack(samples, "fused_logprobs", real, -torch.inf),
+        "fused_tail": _stack(samples, "fused_tail", real, -torch.inf),
+        "fused_mask": _stack(samples, "fused_mask", real, 0),
+        "window": torch.stack([sample["window"] for sample in samples]),
+    }
+
+
+def _stack(
+    samples: Sequence[Mapping[str, Tensor]], name: str, real: Tensor, filler: float
+) -> Tensor:
+    """[B, L, …] of one field; `real` bool [B, L] says which positions are not padding."""
+    values = [sample[name] for sample in samples]
+    if bool(real.all()):
+        return torch.stack(values)
+    stacked = values[0].new_full((*real.shape, *values[0].shape[1:]), filler)
+    for row, value in zip(stacked, values, strict=True):
+        row[: len(value)] = value
+    return stacked

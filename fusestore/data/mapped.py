@@ -1,0 +1,150 @@
+"""Read-only memory maps over the chunk files of an uncompressed Zarr v3 array.
+
+Each chunk file is the raw little-endian values of one chunk and 4 bytes of CRC32C. A chunk's
+checksum is checked once per process, when the chunk is first touched; a missing file is an error,
+never fill values. Knows neither zarr nor anything remote, so it is safe in DataLoader workers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.errors import CorruptionError, NotFoundError
+
+_CHECKSUM_BYTES = 4
+
+_MAX_OPEN_MAPS = 128
+"""Per array and process: every map holds a file descriptor."""
+
+_DTYPES = {
+    name: np.dtype(code)
+    for name, code in {
+        "int16": "<i2",
+        "int32": "<i4",
+        "int64": "<i8",
+        "uint8": "u1",
+        "float32": "<f4",
+    }.items()
+}
+
+
+class MappedArray:
+    """Rows of a 1-d or 2-d array, chunked along the first axis only.
+
+    Holds no open file until rows are read, can be pickled, and after a fork or spawn each process
+    opens (and checks) what it reads itself.
+
+    Attributes:
+        shape: [rows] or [rows, columns].
+        dtype: little-endian.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read the array's `zarr.json`.
+
+        Raises:
+            NotFoundError: no such array.
+            CorruptionError: the metadata is not of an array that can be mapped.
+        """
+        self.folder = folder
+        self.shape, self.dtype, self._rows_per_chunk = _read_metadata(folder / "zarr.json")
+        self._maps: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
+        self._checked: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": OrderedDict(), "_checked": set()}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """A fresh, writable copy of rows `[start, stop)`, which must lie inside the array.
+
+        Raises:
+            CorruptionError: a chunk is missing, cut, or does not match its checksum.
+        """
+        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        for chunk in range(start // self._rows_per_chunk, -(-stop // self._rows_per_chunk)):
+            first = chunk * self._rows_per_chunk
+            low, high = max(start, first), min(stop, first + self._rows_per_chunk)
+            rows[low - start : high - start] = self._map(chunk)[low - first : high - first]
+        return rows
+
+    def _map(self, chunk: int) -> npt.NDArray[Any]:
+        values = self._maps.get(chunk)
+        if values is None:
+            values = self._maps[chunk] = self._open(chunk)
+            if len(self._maps) > _MAX_OPEN_MAPS:
+                self._maps.popitem(last=False)
+        else:
+            self._maps.move_to_end(chunk)
+        return values
+
+    def _open(self, chunk: int) -> npt.NDArray[Any]:
+        path = self.folder / "c" / "/".join([str(chunk), *("0" for _ in self.shape[1:])])
+        shape = (self._rows_per_chunk, *self.shape[1:])
+        num_bytes = int(np.prod(shape)) * self.dtype.itemsize
+        try:
+            found = path.stat().st_size
+            if found != num_bytes + _CHECKSUM_BYTES:
+                raise CorruptionError(
+                    f"{path} is {found:,} bytes; expected {num_bytes + _CHECKSUM_BYTES:,}. "
+                    f"{_REPAIR}"
+                )
+            raw = np.memmap(path, np.uint8, mode="r")
+        except FileNotFoundError as error:
+            raise CorruptionError(f"{path} is missing. {_REPAIR}") from error
+        if chunk not in self._checked:
+            stored = int.from_bytes(raw[num_bytes:].tobytes(), "little")
+            computed = google_crc32c.value(raw[:num_bytes])
+            if stored != computed:
+                raise CorruptionError(
+                    f"{path} does not match its checksum: CRC32C {computed:08x}, "
+                    f"stored {stored:08x}. {_REPAIR}"
+                )
+            self._checked.add(chunk)
+        # Plain ndarray views are several times cheaper to slice than np.memmap ones.
+        return np.asarray(raw[:num_bytes]).view(np.ndarray).view(self.dtype).reshape(shape)
+
+
+_REPAIR = "Delete the fused dataset and fuse again, or copy it again from where it is whole."
+
+
+def _read_metadata(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and rows per chunk of the array that `zarr.json` describes."""
+    try:
+        metadata = json.loads(path.read_bytes())
+        shape = tuple(int(size) for size in metadata["shape"])
+        chunk_shape = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        codecs = [codec["name"] for codec in metadata["codecs"]]
+        encoding = metadata["chunk_key_encoding"]
+        separator = encoding.get("configuration", {}).get("separator", "/")
+        mappable = (
+            codecs == ["bytes", "crc32c"]
+            and metadata["data_type"] in _DTYPES
+            and encoding["name"] == "default"
+            and separator == "/"
+            and len(shape) in (1, 2)
+            and chunk_shape[1:] == shape[1:]
+            and chunk_shape[0] >= 1
+        )
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} does not exist: no such array. {_REPAIR}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptionError(
+            f"{path} is not an array's metadata ({error!r}). {_REPAIR}"
+        ) from error
+    if not mappable:
+        raise CorruptionError(
+            f"{path} describes an array that cannot be memory-mapped: codecs {codecs}, "
+            f"{metadata['data_type']} {list(shape)} in chunks {list(chunk_shape)}. Expected "
+            "uncompressed chunks with a crc32c, split along the first axis only. Fuse it again."
+        )
+    return shape, _DTYPES[metadata["data_type"]], chunk_shape[0]

@@ -1,0 +1,84 @@
+"""Which window comes when: pure functions of integers, the same on every machine.
+
+`order(n, seed, epoch)` is a permutation; batches are consecutive pieces of it. Position, rank,
+batch size and number of workers choose where one stands in the order, never the order itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.errors import InvalidInputError
+
+
+def permutation(num_windows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The order of the windows in an epoch, int64 [num_windows].
+
+    Sorts the raw 64-bit output of Philox keyed by (seed, epoch), which NumPy guarantees never to
+    change, unlike `Generator.permutation`.
+    """
+    if num_windows < 0 or not 0 <= seed < 2**63 or not 0 <= epoch < 2**63:
+        raise InvalidInputError(
+            f"num_windows={num_windows}, seed={seed}, epoch={epoch}: each must be 0 or more, "
+            "and below 2**63."
+        )
+    key = np.array([seed, epoch], dtype=np.uint64)
+    raw = np.random.Philox(key=key).random_raw(num_windows)
+    return np.argsort(raw, kind="stable").astype(np.int64)
+
+
+def batches_per_epoch(num_windows: int, batch_size: int, world_size: int = 1) -> int:
+    """Batches that every rank gets from one epoch; see `BatchOrder`."""
+    per_step = batch_size * world_size
+    return num_windows // per_step + (num_windows % per_step >= world_size)
+
+
+class BatchOrder:
+    """A `batch_sampler` for `torch.utils.data.DataLoader`: one epoch's batches of one rank.
+
+    Step s takes the windows `[s · B · W, (s + 1) · B · W)` of the permutation, and of these rank r
+    takes every W-th. The last step may be smaller; when it has fewer windows than ranks, those
+    (at most W − 1) are left out of this epoch, so that every rank makes the same number of steps.
+
+    Attributes:
+        first_batch: batches to leave out at the start, to go on in the middle of an epoch.
+    """
+
+    def __init__(
+        self,
+        num_windows: int,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        first_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size or first_batch < 0:
+            raise InvalidInputError(
+                f"batch_size={batch_size}, rank={rank}, world_size={world_size}, "
+                f"first_batch={first_batch}: expected batch_size ≥ 1, 0 ≤ rank < world_size and "
+                "first_batch ≥ 0."
+            )
+        self.num_windows = num_windows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
+        self.first_batch = first_batch
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        total = batches_per_epoch(self.num_windows, self.batch_size, self.world_size)
+        return max(0, total - self.first_batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        windows = permutation(self.num_windows, self.seed, self.epoch)
+        per_step = self.batch_size * self.world_size
+        for step in range(self.first_batch, self.first_batch + len(self)):
+            shared = windows[step * per_step : (step + 1) * per_step]
+            yield [int(window) for window in shared[self.rank :: self.world_size]]

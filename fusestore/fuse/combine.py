@@ -1,0 +1,109 @@
+"""Mixing: several projected distributions at one position become one.
+
+Probabilities are mixed in the linear domain, on the union of the sources' entries; what a source
+has in its tail joins the tail of the mixture.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.errors import InvalidInputError
+from fusestore.fuse.project import Float32Array, Float64Array, Int32Array, keep_largest
+
+
+def mix(
+    rows: npt.NDArray[np.int64],
+    weights: Float64Array,
+    ids: Int32Array,
+    logprobs: Float32Array,
+    tail: Float32Array,
+    k_out: int,
+) -> tuple[Int32Array, Float32Array, Float32Array]:
+    """Mix the rows that each position names.
+
+    Args:
+        rows: int64 [n, sources] which of the R rows each source brings to each position; −1 none.
+        weights: float64 [n, sources] summing to 1 at each position, 0 where there is no row. A
+            position whose weights are all 0 comes out with all its mass in the tail.
+        ids: int32 [R, k] target token ids; an entry with log-probability −inf is not there.
+        logprobs: float32 [R, k]; together with `tail` each row's mass is 1.
+        tail: float32 [R].
+        k_out: entries to keep.
+
+    Returns:
+        `(ids int32 [n, k_out], logprobs float32 [n, k_out], tail float32 [n])` in the form that
+        `project` returns.
+    """
+    if rows.shape != weights.shape or np.any((rows < 0) & (weights > 0)):
+        raise InvalidInputError("A source with a weight has no row at its position.")
+    out_ids = np.empty((len(rows), k_out), np.int32)
+    out_logprobs = np.empty((len(rows), k_out), np.float32)
+    out_tail = np.empty(len(rows), np.float32)
+    slots = np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
+    _mix_rows(rows, weights, ids, logprobs, tail, slots, out_ids, out_logprobs, out_tail)
+    return out_ids, out_logprobs, out_tail
+
+
+@numba.njit(cache=True)
+def _mix_rows(rows, weights, ids, logprobs, tail, slots, out_ids, out_logprobs, out_tail):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """`slots` is scratch, −1 everywhere: where in this row's kept entries a target token is."""
+    num_positions, num_sources = rows.shape
+    k = ids.shape[1]
+    kept_ids = np.empty(max(1, num_sources * k), np.int32)
+    kept_logprobs = np.empty(max(1, num_sources * k), np.float32)
+    masses = np.empty(max(1, num_sources * k), np.float64)
+    for position in range(num_positions):
+        contributors = 0
+        only = -1
+        for source in range(num_sources):
+            if weights[position, source] > 0.0:
+                contributors += 1
+                only = rows[position, source]
+        count = 0
+        tail_mass = 0.0
+        if contributors == 0:
+            tail_mass = 1.0
+        elif contributors == 1:
+            # The log-probabilities pass as they are, without a way through exp and log.
+            tail_mass = math.exp(np.float64(tail[only]))
+            for entry in range(k):
+                if logprobs[only, entry] > -math.inf:
+                    kept_ids[count] = ids[only, entry]
+                    kept_logprobs[count] = logprobs[only, entry]
+                    count += 1
+        else:
+            for source in range(num_sources):
+                weight = weights[position, source]
+                if weight <= 0.0:
+                    continue
+                row = rows[position, source]
+                tail_mass += weight * math.exp(np.float64(tail[row]))
+                for entry in range(k):
+                    if logprobs[row, entry] == -math.inf:
+                        continue
+                    token = ids[row, entry]
+                    mass = weight * math.exp(np.float64(logprobs[row, entry]))
+                    slot = slots[token]
+                    if slot < 0:
+                        slots[token] = count
+                        kept_ids[count] = token
+                        masses[count] = mass
+                        count += 1
+                    else:
+                        masses[slot] += mass
+            for slot in range(count):
+                slots[kept_ids[slot]] = -1
+                kept_logprobs[slot] = math.log(masses[slot]) if masses[slot] > 0.0 else -math.inf
+        out_tail[position] = keep_largest(
+            kept_ids,
+            kept_logprobs,
+            count,
+            tail_mass,
+            out_ids[position],
+            out_logprobs[position],
+        )

@@ -1,0 +1,126 @@
+"""`Fusion`: a recipe with its inputs, checked to belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.corpus.tokens import TokenTable
+from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.fuse.inputs import SourceInput
+from fusestore.fuse.recipe import Recipe
+from fusestore.fuse.strategies import get_strategy
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A checked fusion of one split; `tokens` and `documents` are the split's alone.
+
+    Attributes:
+        recipe: what to do.
+        sources: in the recipe's order.
+        maps: int32 [V_src] per source.
+        target_cache: the target's own rows, exactly when `unaligned = "target"`.
+        tokens: the target's tokens of the split's documents, T in all.
+        documents: int64 [D] the documents' indices in the corpus.
+        vocab_size: tokens of the target.
+    """
+
+    recipe: Recipe
+    sources: tuple[SourceInput, ...]
+    maps: tuple[npt.NDArray[np.int32], ...]
+    target_cache: SourceInput | None
+    tokens: TokenTable
+    documents: npt.NDArray[np.int64]
+    vocab_size: int
+
+
+def prepare(
+    recipe: Recipe,
+    sources: Sequence[SourceInput],
+    *,
+    target_tokens: TokenTable,
+    documents: npt.NDArray[np.int64],
+    vocab_size: int,
+    corpus_digest: str,
+    target_cache: SourceInput | None = None,
+) -> Fusion:
+    """Check that everything belongs together; arguments and errors as for `materialize`."""
+    get_strategy(recipe.strategy)
+    if recipe.top_k > vocab_size:
+        raise InvalidInputError(
+            f"top_k is {recipe.top_k}, but the target has {vocab_size} tokens; lower top_k."
+        )
+    by_name = {source.name: source for source in sources}
+    for wanted in recipe.sources:
+        if wanted.cache not in by_name:
+            raise NotFoundError(
+                f"The recipe names source {wanted.cache!r}, which was not given "
+                f"(there are: {', '.join(sorted(by_name)) or 'none'}). Capture it with "
+                f"`fusestore cache`, or take it out of the recipe."
+            )
+    ordered = tuple(by_name[wanted.cache] for wanted in recipe.sources)
+    if recipe.target_cache is not None:
+        if target_cache is None:
+            raise NotFoundError(
+                f"The recipe's unaligned policy needs the target's own cache "
+                f"{recipe.target_cache!r}, which was not given."
+            )
+        if target_cache.target_id is not None or target_cache.alignment is not None:
+            raise IncompatibleError(
+                f"{target_cache.name!r} is given with a map or an alignment, so it is not the "
+                "target's own cache."
+            )
+    else:
+        target_cache = None
+    for source in (*ordered, *([target_cache] if target_cache else [])):
+        _check_source(source, target_tokens, corpus_digest)
+    if len(documents) and not 0 <= documents.min() <= documents.max() < target_tokens.num_documents:
+        raise InvalidInputError(
+            f"Documents of the split go from {documents.min()} to {documents.max()}, but the "
+            f"corpus has {target_tokens.num_documents}."
+        )
+    tokens = target_tokens.take(documents)
+    if tokens.num_tokens == 0:
+        raise InvalidInputError(
+            f"Split {recipe.split!r} of corpus {recipe.corpus!r} has no tokens; nothing to fuse."
+        )
+    if int(tokens.token_ids.max()) >= vocab_size:
+        raise IncompatibleError(
+            f"The target's tokens go up to id {int(tokens.token_ids.max())}, but its vocabulary "
+            f"has {vocab_size}."
+        )
+    return Fusion(
+        recipe,
+        ordered,
+        tuple(source.projection_map(vocab_size) for source in ordered),
+        target_cache,
+        tokens,
+        documents,
+        vocab_size,
+    )
+
+
+def _check_source(source: SourceInput, target_tokens: TokenTable, corpus_digest: str) -> None:
+    if source.corpus_digest != corpus_digest:
+        raise IncompatibleError(
+            f"Cache {source.name!r} was made from corpus {source.corpus_digest[:16]}, but the "
+            f"fusion is over corpus {corpus_digest[:16]}. Capture it again over this corpus."
+        )
+    tokens = source.cache.tokens
+    if tokens.num_documents != target_tokens.num_documents:
+        raise IncompatibleError(
+            f"Cache {source.name!r} has {tokens.num_documents} documents, the target's tokens "
+            f"{target_tokens.num_documents}: the segmentations differ. Use one corpus for all."
+        )
+    if source.alignment is None and not (
+        np.array_equal(tokens.document_offsets, target_tokens.document_offsets)
+        and np.array_equal(tokens.token_ids, target_tokens.token_ids)
+    ):
+        raise IncompatibleError(
+            f"Cache {source.name!r} is given without an alignment, but its tokens are not the "
+            "target's. Align it with `fusestore align`."
+        )

@@ -1,0 +1,210 @@
+"""What a fusion reads: sources with their maps and alignments, loaded for a few documents.
+
+Caches and alignments are used through the two small protocols below, so a store's own and plain
+arrays serve alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.cache.rows import Rows
+from fusestore.corpus.tokens import TokenTable
+from fusestore.errors import IncompatibleError
+
+SPAN = 1
+
+
+class DistributionCache(Protocol):
+    """A distribution cache of the whole corpus; `fusestore.cache` has the stored one."""
+
+    @property
+    def tokens(self) -> TokenTable:
+        """The source's tokens of every document of the corpus."""
+
+    @property
+    def skipped(self) -> Collection[int]:
+        """Documents without usable rows."""
+
+    def __getitem__(self, rows: slice) -> Rows:
+        """Rows `[start, stop)` of all documents' rows laid end to end."""
+
+
+class TokenAlignment(Protocol):
+    """An alignment of the whole corpus; `fusestore.align` has the stored one."""
+
+    def for_documents(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """`(source_pos, kind)` of all target tokens of documents `[start, stop)`, laid end to end.
+
+        `source_pos` counts from the first token of the same document; −1 for none.
+        """
+
+
+@dataclass(frozen=True)
+class SourceInput:
+    """One source of a fusion.
+
+    Attributes:
+        name: the cache's name, as the recipe has it.
+        cache: its rows.
+        cache_digest: of the cache's manifest.
+        corpus_digest: of the corpus the cache was made from.
+        target_id: int32 [V_src] the vocabulary map, −1 for none; None when source and target have
+            one tokenizer.
+        alignment: None when the source's tokens are the target's own.
+        vocabulary_map_digest: of the map, if there is one.
+        alignment_digest: of the alignment, if there is one.
+        vocab_size: width of the source model's output. Ids beyond the map, up to this, are
+            padding that no token has: their mass joins the tail. 0: as wide as the map.
+    """
+
+    name: str
+    cache: DistributionCache
+    cache_digest: str
+    corpus_digest: str
+    target_id: npt.NDArray[np.int32] | None = None
+    alignment: TokenAlignment | None = None
+    vocabulary_map_digest: str | None = None
+    alignment_digest: str | None = None
+    vocab_size: int = 0
+
+    def projection_map(self, target_vocab_size: int) -> npt.NDArray[np.int32]:
+        """int32 [V_src]: the target token of every id the source may put out.
+
+        Raises:
+            IncompatibleError: the map names tokens that the target does not have.
+        """
+        if self.target_id is None:
+            mapped = np.arange(target_vocab_size, dtype=np.int32)
+        else:
+            mapped = self.target_id.astype(np.int32)
+        largest = int(mapped.max(initial=-1))
+        if largest >= target_vocab_size:
+            raise IncompatibleError(
+                f"The vocabulary map of source {self.name!r} names target token {largest}, but "
+                f"the target has {target_vocab_size} tokens: the map is for another target."
+            )
+        padding = max(0, self.vocab_size - len(mapped))
+        return np.concatenate([mapped, np.full(padding, -1, np.int32)])
+
+
+@dataclass(frozen=True)
+class SourceSpan:
+    """A source's part in D documents that hold n target positions.
+
+    Attributes:
+        tokens: its tokens; documents it takes no part in are empty.
+        rows: one per token.
+        row: int64 [n] the row aligned to each target position, −1 for none.
+        kind: uint8 [n] how it was aligned.
+    """
+
+    tokens: TokenTable
+    rows: Rows
+    row: npt.NDArray[np.int64]
+    kind: npt.NDArray[np.uint8]
+
+    @property
+    def takes_part(self) -> npt.NDArray[np.bool_]:
+        """Documents where it has rows, bool [D]."""
+        return np.diff(self.tokens.document_offsets) > 0
+
+
+def load_span(
+    source: SourceInput, documents: npt.NDArray[np.int64], target: TokenTable
+) -> SourceSpan:
+    """Read what a source has of these documents.
+
+    Args:
+        source: the source.
+        documents: int64 [D] indices into the corpus.
+        target: the target's tokens of the same documents.
+
+    Raises:
+        IncompatibleError: the alignment does not fit the tokens.
+    """
+    cached = source.cache.tokens
+    skipped = source.cache.skipped
+    usable = np.array([int(document) not in skipped for document in documents], np.bool_)
+    lengths = np.where(usable, np.diff(cached.document_offsets)[documents], 0)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+    row = np.full(target.num_tokens, -1, np.int64)
+    kind = np.zeros(target.num_tokens, np.uint8)
+    parts: list[Rows] = [source.cache[0:0]]
+    token_parts: list[slice] = []
+    for first, stop in _runs(documents, usable):
+        start, end = int(documents[first]), int(documents[stop - 1]) + 1
+        flat = slice(int(cached.document_offsets[start]), int(cached.document_offsets[end]))
+        token_parts.append(flat)
+        parts.append(source.cache[flat])
+        here = slice(int(target.document_offsets[first]), int(target.document_offsets[stop]))
+        target_lengths = np.diff(target.document_offsets[first : stop + 1])
+        base = np.repeat(offsets[first:stop], target_lengths)
+        if source.alignment is None:
+            row[here] = base + _counts_within(target_lengths)
+            kind[here] = SPAN
+            continue
+        position, found = source.alignment.for_documents(start, end)
+        length = np.repeat(lengths[first:stop], target_lengths)
+        if len(position) != len(base) or np.any(position >= length):
+            raise IncompatibleError(
+                f"The alignment of source {source.name!r} does not fit the tokens of documents "
+                f"{start} to {end - 1}: it was made for another cache or another target. "
+                "Align again with `fusestore align`."
+            )
+        aligned = (position >= 0) & (found > 0)
+        row[here] = np.where(aligned, base + position, -1)
+        kind[here] = np.where(aligned, found, 0)
+    return SourceSpan(
+        TokenTable(
+            np.concatenate([cached.token_ids[:0], *(cached.token_ids[p] for p in token_parts)]),
+            np.concatenate([cached.end_offsets[:0], *(cached.end_offsets[p] for p in token_parts)]),
+            offsets,
+        ),
+        _join(parts),
+        row,
+        kind,
+    )
+
+
+def _runs(
+    documents: npt.NDArray[np.int64], usable: npt.NDArray[np.bool_]
+) -> Iterator[tuple[int, int]]:
+    """Stretches `[first, stop)` of usable documents that follow each other in the corpus."""
+    first = 0
+    while first < len(documents):
+        stop = first + 1
+        while (
+            stop < len(documents)
+            and usable[stop] == usable[first]
+            and documents[stop] == documents[stop - 1] + 1
+        ):
+            stop += 1
+        if usable[first]:
+            yield first, stop
+        first = stop
+
+
+def _counts_within(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """0, 1, … inside each of the stretches."""
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+
+
+def _join(parts: list[Rows]) -> Rows:
+    if len(parts) == 2:
+        return parts[1]
+    return Rows(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.logprobs for part in parts]),
+        np.concatenate([part.tail for part in parts]),
+        np.concatenate([part.label_logprob for part in parts]),
+    )

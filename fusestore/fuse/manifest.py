@@ -1,0 +1,164 @@
+"""What a fused dataset's JSON files hold: the plan, one receipt per shard, and the manifest.
+
+The plan is written before the first shard and names everything that changes content, so a run
+that resumes under other inputs is refused. Receipts carry the sums that statistics are made of,
+so the manifest of an interrupted run equals that of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self
+
+from pydantic import Field
+
+from fusestore.fuse.recipe import Recipe
+from fusestore.storage.manifest import Frozen, Manifest
+from fusestore.storage.shards import FileRecord
+
+KIND_NAMES = ("none", "span", "mined", "label", "target", "fusellm")
+"""Names of the codes in the array `kind`; `none` is a position without distillation."""
+
+
+class SourceDigests(Frozen):
+    """What a source's rows come from. A map or alignment of None is the identity."""
+
+    cache: str
+    cache_digest: str
+    vocabulary_map_digest: str | None
+    alignment_digest: str | None
+
+
+class FusionPlan(Manifest):
+    """Everything that determines a fused dataset's bytes; kept as `recipe.json`.
+
+    Attributes:
+        recipe: the recipe.
+        corpus_digest: of the corpus that all caches and the target's tokens belong to.
+        inputs: what each of the recipe's sources comes from, in its order.
+        target_cache_digest: for `unaligned = "target"`.
+        vocab_size: tokens of the target.
+        num_tokens: target tokens of the split, T.
+        num_documents: documents of the split.
+        tokens_digest: SHA-256 over the split's document indices, offsets and token ids.
+    """
+
+    recipe: Recipe
+    corpus_digest: str
+    inputs: tuple[SourceDigests, ...]
+    target_cache_digest: str | None
+    vocab_size: int
+    num_tokens: int
+    num_documents: int
+    tokens_digest: str
+
+
+class SourceTotals(Frozen):
+    """Sums over documents and positions for one source.
+
+    Attributes:
+        documents: documents it takes part in.
+        documents_won: documents where its score is the lowest (a tie goes to the first source).
+        documents_scored: documents that have a score.
+        score_sum: sum of those documents' scores, by the recipe's score.
+        nats: −Σ log-probability of its own predicted tokens.
+        num_bytes: bytes of text those tokens stand for.
+        num_tokens: how many they are.
+        positions_span: target positions aligned by equal end offsets.
+        positions_mined: target positions aligned by minimum edit distance alone.
+        positions_used: target positions to whose distribution it contributes.
+        unmapped_mass: sum over those of the mass on tokens that the vocabulary map sends nowhere.
+    """
+
+    documents: int = 0
+    documents_won: int = 0
+    documents_scored: int = 0
+    score_sum: float = 0.0
+    nats: float = 0.0
+    num_bytes: int = 0
+    num_tokens: int = 0
+    positions_span: int = 0
+    positions_mined: int = 0
+    positions_used: int = 0
+    unmapped_mass: float = 0.0
+
+    @classmethod
+    def add(cls, parts: Iterable[SourceTotals]) -> Self:
+        """The sums of all parts, in the order given."""
+        listed = list(parts)
+        return cls(
+            **{name: sum(getattr(part, name) for part in listed) for name in cls.model_fields}
+        )
+
+
+class ShardReceipt(Manifest):
+    """One finished shard.
+
+    Attributes:
+        plan_digest: of the plan it was made under.
+        shard, start, stop: target positions `[start, stop)`.
+        files: what each file holds, by path inside the fused dataset's folder.
+        kinds: positions of each kind, in the order of `KIND_NAMES`.
+        sources: in the recipe's order.
+    """
+
+    plan_digest: str
+    shard: int
+    start: int
+    stop: int
+    files: dict[str, FileRecord]
+    kinds: tuple[int, ...]
+    sources: tuple[SourceTotals, ...]
+
+
+class SourceStatistics(Frozen):
+    """How a source did. Shares lie in [0, 1]; a value is None where nothing was measured.
+
+    Attributes:
+        cache: its cache's name.
+        bits_per_byte: over all its predicted tokens of the split.
+        score_mean: mean over documents of the recipe's score.
+        documents: documents it takes part in.
+        documents_won: share of the split's documents where its score is the lowest.
+        positions_span: share of target positions aligned to it by equal end offsets.
+        positions_mined: share aligned by minimum edit distance alone.
+        positions_used: share of target positions to whose distribution it contributes.
+        unmapped_mass: mean mass lost in projection, over the positions used.
+    """
+
+    cache: str
+    bits_per_byte: float | None
+    score_mean: float | None
+    documents: int
+    documents_won: float
+    positions_span: float
+    positions_mined: float
+    positions_used: float
+    unmapped_mass: float | None
+
+
+class FusedManifest(Manifest):
+    """A complete fused dataset; written last, once.
+
+    Attributes:
+        plan: what it was made from; its digest is the dataset's identity.
+        plan_digest, recipe_digest: SHA-256, hexadecimal.
+        num_tokens: target positions, T.
+        num_documents: documents.
+        num_windows: windows of `recipe.window_length` positions, the last one may be shorter.
+        kinds: positions of each kind, by name.
+        sources: in the recipe's order.
+        num_bytes: bytes of the files.
+        files: what each of the arrays' files holds, by path inside the folder.
+    """
+
+    plan: FusionPlan
+    plan_digest: str
+    recipe_digest: str
+    num_tokens: int
+    num_documents: int
+    num_windows: int
+    kinds: dict[str, int]
+    sources: tuple[SourceStatistics, ...]
+    num_bytes: int = Field(ge=0)
+    files: dict[str, FileRecord]

@@ -1,0 +1,186 @@
+"""Projection: a distribution over a source's tokens becomes one over the target's tokens.
+
+The mass of all source tokens that land on one target token is summed; mass that lands nowhere,
+and mass beyond the largest `k_out` entries, joins the tail. Cached log-probabilities lie on a
+grid, so a row's mass is only nearly 1: kept entries and tail are first rescaled by one common
+factor to exactly 1, which leaves all ratios as they were stored.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+_OUTSIDE_MAP = 1
+_NOT_FINITE = 2
+
+
+def project(
+    ids: Int32Array,
+    logprobs: Float32Array,
+    tail: Float32Array,
+    target_id: Int32Array,
+    k_out: int,
+) -> tuple[Int32Array, Float32Array, Float32Array]:
+    """Project n rows over source tokens onto target tokens.
+
+    Args:
+        ids: int32 [n, k] source token ids; an entry with log-probability −inf is not there.
+        logprobs: float32 [n, k] natural log-probabilities.
+        tail: float32 [n] log of the mass outside the entries.
+        target_id: int32 [V_src] target token of each source token, −1 for none.
+        k_out: entries to keep.
+
+    Returns:
+        `(ids int32 [n, k_out], logprobs float32 [n, k_out], tail float32 [n])`, each row by
+        falling log-probability, then by id; unused entries are id 0 with −inf. A row without any
+        mass comes out with all of it in the tail: it says nothing.
+
+    Raises:
+        IncompatibleError: an id lies outside the map.
+        NonFiniteError: NaN or +inf among the log-probabilities.
+    """
+    return project_and_measure(ids, logprobs, tail, target_id, k_out)[:3]
+
+
+def project_and_measure(
+    ids: Int32Array,
+    logprobs: Float32Array,
+    tail: Float32Array,
+    target_id: Int32Array,
+    k_out: int,
+) -> tuple[Int32Array, Float32Array, Float32Array, Float64Array]:
+    """`project`, and the mass of each row that landed on no target token, float64 [n]."""
+    num_rows = len(ids)
+    if logprobs.shape != ids.shape or tail.shape != (num_rows,):
+        raise InvalidInputError(
+            f"Rows do not fit together: ids {ids.shape}, logprobs {logprobs.shape}, "
+            f"tail {tail.shape}; expected [n, k], [n, k] and [n]."
+        )
+    if k_out < 1:
+        raise InvalidInputError(f"k_out is {k_out}; at least one entry must be kept.")
+    out_ids = np.empty((num_rows, k_out), np.int32)
+    out_logprobs = np.empty((num_rows, k_out), np.float32)
+    out_tail = np.empty(num_rows, np.float32)
+    unmapped = np.empty(num_rows, np.float64)
+    slots = np.full(int(target_id.max(initial=-1)) + 1, -1, np.int32)
+    problem, row, entry = _project_rows(
+        ids, logprobs, tail, target_id, slots, out_ids, out_logprobs, out_tail, unmapped
+    )
+    if problem == _OUTSIDE_MAP:
+        raise IncompatibleError(
+            f"Row {row} holds token id {ids[row, entry]}, but the vocabulary map has "
+            f"{len(target_id)} source tokens: the map belongs to another tokenizer."
+        )
+    if problem == _NOT_FINITE:
+        raise NonFiniteError(
+            f"Row {row} holds a log-probability that is NaN or +inf; run `fusestore verify`."
+        )
+    return out_ids, out_logprobs, out_tail, unmapped
+
+
+@numba.njit(cache=True)
+def _project_rows(ids, logprobs, tail, target_id, slots, out_ids, out_logprobs, out_tail, unmapped):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """`slots` is scratch, −1 everywhere: where in this row's kept entries a target token is."""
+    num_rows, k = ids.shape
+    kept_ids = np.empty(k, np.int32)
+    kept_logprobs = np.empty(k, np.float32)
+    masses = np.empty(k, np.float64)
+    collided = np.empty(k, np.bool_)
+    source_logprobs = np.empty(k, np.float64)
+    for row in range(num_rows):
+        tail_mass = math.exp(np.float64(tail[row]))
+        total = tail_mass
+        for entry in range(k):
+            total += math.exp(np.float64(logprobs[row, entry]))
+        if not total < math.inf:
+            return _NOT_FINITE, row, 0
+        if total == 0.0:
+            tail_mass = total = 1.0
+        lost = 0.0
+        count = 0
+        for entry in range(k):
+            logprob = logprobs[row, entry]
+            if logprob == -math.inf:
+                continue
+            source_id = ids[row, entry]
+            if source_id < 0 or source_id >= len(target_id):
+                return _OUTSIDE_MAP, row, entry
+            mass = math.exp(np.float64(logprob))
+            token = target_id[source_id]
+            if token < 0:
+                lost += mass
+                continue
+            slot = slots[token]
+            if slot < 0:
+                slots[token] = count
+                kept_ids[count] = token
+                masses[count] = mass
+                source_logprobs[count] = logprob
+                collided[count] = False
+                count += 1
+            else:
+                masses[slot] += mass
+                collided[slot] = True
+        log_total = math.log(total)
+        for slot in range(count):
+            slots[kept_ids[slot]] = -1
+            # A mass that underflowed still has its exact log-probability when it is alone.
+            if collided[slot]:
+                kept_logprobs[slot] = math.log(masses[slot]) - log_total
+            else:
+                kept_logprobs[slot] = source_logprobs[slot] - log_total
+        unmapped[row] = lost / total
+        out_tail[row] = keep_largest(
+            kept_ids,
+            kept_logprobs,
+            count,
+            (tail_mass + lost) / total,
+            out_ids[row],
+            out_logprobs[row],
+        )
+    return 0, 0, 0
+
+
+@numba.njit(cache=True)
+def keep_largest(kept_ids, kept_logprobs, count, tail_mass, out_ids, out_logprobs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Write the largest of the first `count` entries in order; return the new tail, a log.
+
+    Insertion sort that lets what falls off the end join the tail: rows come in almost sorted.
+    """
+    written = 0
+    for entry in range(count):
+        token = kept_ids[entry]
+        logprob = kept_logprobs[entry]
+        place = written
+        if written < len(out_ids):
+            written += 1
+        else:
+            place -= 1
+            last = out_logprobs[place]
+            if last > logprob or (last == logprob and out_ids[place] < token):
+                tail_mass += math.exp(np.float64(logprob))
+                continue
+            tail_mass += math.exp(np.float64(last))
+        while place > 0 and (
+            out_logprobs[place - 1] < logprob
+            or (out_logprobs[place - 1] == logprob and out_ids[place - 1] > token)
+        ):
+            out_ids[place] = out_ids[place - 1]
+            out_logprobs[place] = out_logprobs[place - 1]
+            place -= 1
+        out_ids[place] = token
+        out_logprobs[place] = logprob
+    for entry in range(written, len(out_ids)):
+        out_ids[entry] = 0
+        out_logprobs[entry] = -math.inf
+    return math.log(tail_mass) if tail_mass > 0.0 else -math.inf

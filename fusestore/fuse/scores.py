@@ -1,0 +1,201 @@
+"""Scores: how well a source predicts a stretch of text; smaller is better.
+
+A score is a ratio of two sums over the stretch, nats to bytes, to the source's own tokens or to
+aligned positions, so any unit's score (a document's, a window's, a token's) follows from amounts
+per position. A source's tokens rarely end where a unit does: between two of its token ends its
+nats are spread evenly over the bytes, which gives every byte range a score that can be compared
+across tokenizers.
+
+What a source never had to predict is not counted: without a BOS token, that is the bytes of each
+document's first token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.corpus.tokens import TokenTable
+from fusestore.errors import NonFiniteError
+from fusestore.fuse.project import Float32Array, Float64Array, Int32Array
+
+_IMPOSSIBLE_NATS = 1e6
+"""What a token of probability 0 counts: +inf would swallow a document and all differences."""
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What a source spent on each of m stretches of text.
+
+    Attributes:
+        nats: float64 [m] −Σ log-probability of the predicted tokens.
+        num_bytes: float64 [m] bytes of text those tokens stand for.
+        num_tokens: float64 [m] how many tokens of the source's own; a token that lies partly in
+            the stretch counts by the share of its bytes.
+    """
+
+    nats: Float64Array
+    num_bytes: Float64Array
+    num_tokens: Float64Array
+
+    def bits_per_byte(self) -> Float64Array:
+        """Σ nats / ln 2 / bytes, float64 [m]; +inf where nothing was predicted."""
+        return ratio(self.nats / np.log(2.0), self.num_bytes)
+
+    def token_ce(self) -> Float64Array:
+        """Mean nats per own token, float64 [m]; +inf where nothing was predicted.
+
+        The paper's score (section 3.3); not comparable across tokenizers.
+        """
+        return ratio(self.nats, self.num_tokens)
+
+
+def unit_sums(amount: Float64Array, unit: IntArray, num_units: int) -> Float64Array:
+    """Float64 [num_units]: sums of `amount` [m] over the stretches of each unit, `unit` [m]."""
+    return np.bincount(unit, weights=amount, minlength=num_units).astype(np.float64)
+
+
+def ratio(amount: Float64Array, count: Float64Array) -> Float64Array:
+    """`amount / count`, +inf where the count is 0."""
+    result = np.full(len(count), np.inf)
+    np.divide(amount, count, out=result, where=count > 0)
+    return result
+
+
+def document_amounts(tokens: TokenTable, label_logprob: Float32Array) -> Amounts:
+    """What a source spent on each of D whole documents.
+
+    Args:
+        tokens: the source's tokens of the documents.
+        label_logprob: float32 [T] log p(token i+1); a document's last row is not looked at.
+
+    Raises:
+        NonFiniteError: a predicted token's log-probability is NaN.
+    """
+    predicted = _token_nats(tokens, label_logprob)
+    first, stop = tokens.document_offsets[:-1], tokens.document_offsets[1:]
+    document = np.repeat(np.arange(len(first)), stop - first)
+    filled = stop > first
+    last_end = np.zeros(len(first))
+    first_end = np.zeros(len(first))
+    last_end[filled] = tokens.end_offsets[stop[filled] - 1]
+    first_end[filled] = tokens.end_offsets[first[filled]]
+    return Amounts(
+        unit_sums(predicted, document, len(first)),
+        last_end - first_end,
+        np.maximum(stop - first - 1, 0).astype(np.float64),
+    )
+
+
+def range_amounts(
+    tokens: TokenTable,
+    label_logprob: Float32Array,
+    document: IntArray,
+    start: Int32Array,
+    stop: Int32Array,
+) -> Amounts:
+    """What a source spent on m byte ranges `(start, stop]` of its documents.
+
+    Args:
+        tokens: the source's tokens of D documents.
+        label_logprob: float32 [T] log p(token i+1).
+        document: int64 [m] which of the D documents each range lies in.
+        start: int32 [m] byte offset in the document after which the range begins.
+        stop: int32 [m] byte offset at which it ends.
+
+    Returns:
+        Amounts of the part of each range that the source had to predict.
+
+    Raises:
+        NonFiniteError: a predicted token's log-probability is NaN.
+    """
+    nats = _token_nats(tokens, label_logprob)
+    lengths = np.diff(tokens.document_offsets)
+    token_document = np.repeat(np.arange(tokens.num_documents), lengths)
+    filled = lengths > 0
+    first_end = np.zeros(tokens.num_documents, np.int64)
+    last_end = np.zeros(tokens.num_documents, np.int64)
+    first_end[filled] = tokens.end_offsets[tokens.document_offsets[:-1][filled]]
+    last_end[filled] = tokens.end_offsets[tokens.document_offsets[1:][filled] - 1]
+
+    # One axis for all documents: each begins a stride after the one before.
+    stride = int(max(last_end.max(initial=0), stop.max(initial=0))) + 1
+    knots = token_document * stride + tokens.end_offsets
+    is_first = np.zeros(tokens.num_tokens, np.bool_)
+    is_first[tokens.document_offsets[:-1][filled]] = True
+    # Tokens that end at the same byte share one knot, the last one's.
+    keep = np.append(np.diff(knots) > 0, True)[: len(knots)]
+
+    low = np.clip(start.astype(np.int64), first_end[document], last_end[document])
+    high = np.clip(stop.astype(np.int64), first_end[document], last_end[document])
+
+    def spent(per_token: Float64Array) -> Float64Array:
+        if not len(knots):
+            return np.zeros(len(document))
+        cumulative = np.cumsum(per_token)
+        at_first = np.zeros(tokens.num_documents)
+        at_first[filled] = cumulative[is_first] - per_token[is_first]
+
+        def until(offset: IntArray) -> Float64Array:
+            value = np.interp(document * stride + offset, knots[keep], cumulative[keep])
+            # What was spent at the very offset where a document's first token ends belongs to
+            # the range that begins there.
+            return np.where(offset <= first_end[document], at_first[document], value)
+
+        return until(high) - until(low)
+
+    return Amounts(
+        spent(nats),
+        (high - low).astype(np.float64),
+        spent(np.where(is_first, 0.0, 1.0)),
+    )
+
+
+def label_nats(
+    ids: Int32Array,
+    logprobs: Float32Array,
+    tail: Float32Array,
+    labels: Int32Array,
+    vocab_size: int,
+) -> Float64Array:
+    """−log p(label) under n projected rows, float64 [n]: the terms of `aligned_ce`.
+
+    A label outside the kept entries has an even share of the tail: `tail / (vocab_size − kept)`.
+
+    Args:
+        ids: int32 [n, k] target token ids; an entry with log-probability −inf is not there.
+        logprobs: float32 [n, k].
+        tail: float32 [n].
+        labels: int32 [n] the next target token.
+        vocab_size: tokens of the target.
+    """
+    present = np.isfinite(logprobs)
+    hit = present & (ids == labels[:, None])
+    kept_logprob = np.where(hit, logprobs, -np.inf).max(axis=1, initial=-np.inf)
+    others = (vocab_size - present.sum(axis=1)).astype(np.float64)
+    share = np.where(others > 0, tail - np.log(np.maximum(others, 1.0)), -np.inf)
+    logprob = np.where(hit.any(axis=1), kept_logprob.astype(np.float64), share)
+    capped: Float64Array = np.minimum(-logprob, _IMPOSSIBLE_NATS)
+    return capped
+
+
+def _token_nats(tokens: TokenTable, label_logprob: Float32Array) -> Float64Array:
+    """−log p(token i), float64 [T]; 0 for each document's first token, which nobody predicts."""
+    nats = np.zeros(tokens.num_tokens)
+    nats[1:] = -label_logprob[:-1].astype(np.float64)
+    starts = tokens.document_offsets[:-1]
+    nats[starts[starts < tokens.num_tokens]] = 0.0
+    bad = np.flatnonzero(np.isnan(nats))
+    if len(bad):
+        document = int(np.searchsorted(tokens.document_offsets, bad[0], side="right")) - 1
+        raise NonFiniteError(
+            f"The log-probability of token {bad[0] - tokens.document_offsets[document]} of "
+            f"document {document} (of those read) is NaN, but its cache does not list the document "
+            "as skipped; run `fusestore verify`."
+        )
+    capped: Float64Array = np.minimum(nats, _IMPOSSIBLE_NATS)
+    return capped

@@ -1,0 +1,127 @@
+"""Strategies: from the scores of several sources to the weights they are mixed with.
+
+A strategy is a pure function of arrays. Register one of your own with
+
+    @strategy("best_two")
+    def best_two(scores, fixed_weights):
+        ...
+
+and name it in a recipe. A unit is a document, a window or a token, as the recipe's granularity
+says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.errors import InvalidInputError
+
+FloatArray = npt.NDArray[np.float64]
+
+Strategy = Callable[[FloatArray, FloatArray], FloatArray]
+"""`(scores, fixed_weights) -> weights`.
+
+scores: float64 [units, sources], smaller is better. NaN: the source takes no part in the unit.
+    +inf: it takes part, but nothing of the unit could be scored.
+fixed_weights: float64 [sources], the recipe's own weights (1 where it gives none).
+weights: float64 [units, sources], not negative, 0 where the score is NaN. Each row sums to 1, or
+    to 0 when no source takes part.
+"""
+
+_STRATEGIES: dict[str, Strategy] = {}
+
+
+def strategy(name: str) -> Callable[[Strategy], Strategy]:
+    """Register the decorated function as the strategy of this name.
+
+    Raises:
+        InvalidInputError: another function has the name.
+    """
+
+    def register(function: Strategy) -> Strategy:
+        if name in _STRATEGIES:
+            raise InvalidInputError(f"A strategy named {name!r} exists already; choose another.")
+        _STRATEGIES[name] = function
+        return function
+
+    return register
+
+
+def strategy_names() -> list[str]:
+    """All registered names, sorted."""
+    return sorted(_STRATEGIES)
+
+
+def get_strategy(name: str) -> Strategy:
+    """The strategy of this name.
+
+    Raises:
+        InvalidInputError: none has it.
+    """
+    if name not in _STRATEGIES:
+        raise InvalidInputError(
+            f"No strategy is named {name!r}; there are {', '.join(strategy_names())}. "
+            "Register your own with @fusestore.fuse.strategies.strategy."
+        )
+    return _STRATEGIES[name]
+
+
+@strategy("mince")
+def mince(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
+    """MinCE (FuseLLM, section 3.3): the lowest score takes all; a tie goes to the first listed."""
+    del fixed_weights
+    takes_part = ~np.isnan(scores)
+    # An unscored source still precedes one that takes no part.
+    unscored = np.finfo(np.float64).max
+    ranked = np.where(takes_part, np.minimum(scores, unscored), np.inf)
+    weights = np.zeros_like(scores)
+    weights[np.arange(len(scores)), ranked.argmin(axis=1)] = 1.0
+    return np.where(takes_part, weights, 0.0)
+
+
+@strategy("avgce")
+def avgce(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
+    """AvgCE (FuseLLM, section 3.3) by the public code's rule: softmax of the rewards exp(−score).
+
+    The rewards lie in (0, 1] for scores that are not negative, so the weights of two sources
+    differ by a factor of e at most.
+    """
+    del fixed_weights
+    takes_part = ~np.isnan(scores)
+    rewards = np.exp(-np.where(takes_part, scores, np.inf))
+    return normalize_rows(np.where(takes_part, np.exp(rewards), 0.0))
+
+
+@strategy("weighted")
+def weighted(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
+    """The recipe's fixed weights, over the sources that take part."""
+    return normalize_rows(np.where(np.isnan(scores), 0.0, fixed_weights))
+
+
+@strategy("uniform")
+def uniform(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
+    """Equal weights over the sources that take part: the ensemble baseline."""
+    del fixed_weights
+    return normalize_rows(np.where(np.isnan(scores), 0.0, 1.0))
+
+
+@strategy("single")
+def single(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
+    """One source alone: the distillation baseline. A recipe with it names exactly one source."""
+    del fixed_weights
+    return np.where(np.isnan(scores), 0.0, 1.0)
+
+
+def normalize_rows(weights: FloatArray) -> FloatArray:
+    """Each row divided by its sum; rows that sum to 0 stay 0.
+
+    Args:
+        weights: float64 [n, sources], not negative.
+    """
+    total = weights.sum(axis=1, keepdims=True)
+    normalized = np.zeros_like(weights)
+    np.divide(weights, total, out=normalized, where=total > 0)
+    return normalized

@@ -1,0 +1,120 @@
+"""What a store holds, read from manifests alone: nothing is decoded and nothing is imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+
+KINDS = {
+    "corpus": "corpora",
+    "cache": "caches",
+    "map": "vocabulary_maps",
+    "alignment": "alignments",
+    "fused": "fused",
+    "model": "models",
+}
+"""Kinds of things by the word the command line uses, in the order data flows through them."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing in a store.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        name: its name.
+        location: its folder.
+        manifest: the manifest's content; None while the thing is unfinished.
+    """
+
+    kind: str
+    name: str
+    location: Location
+    manifest: dict[str, Any] | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is finished and can be read."""
+        return self.manifest is not None
+
+
+def list_things(store: Store) -> list[Thing]:
+    """Everything in the store, in the order data flows, then by name.
+
+    Raises:
+        NotFoundError: there is no store.
+    """
+    if not store.location.exists():
+        raise NotFoundError(
+            f"There is no store at {store.location}. "
+            "`fusestore corpus` or `fusestore run` makes one."
+        )
+    return [
+        _read(kind, store.location / folder / name)
+        for kind, folder in KINDS.items()
+        for name in store.names(folder)
+        if not name.startswith(".")
+    ]
+
+
+def find_thing(store: Store, path: str) -> Thing:
+    """The thing called `kind/name`, for instance `cache/smollm2`.
+
+    Raises:
+        InvalidInputError: not of that form.
+        NotFoundError: no such thing; the message lists what there is.
+    """
+    kind, separator, name = path.partition("/")
+    if not separator or kind not in KINDS:
+        raise InvalidInputError(
+            f"{path!r} names no thing: write KIND/NAME with a kind of {', '.join(KINDS)}."
+        )
+    things = list_things(store)
+    for thing in things:
+        if (thing.kind, thing.name) == (kind, name):
+            return thing
+    there = ", ".join(f"{thing.kind}/{thing.name}" for thing in things) or "nothing"
+    raise NotFoundError(f"There is no {path} in {store.location}. It holds: {there}.")
+
+
+def _read(kind: str, location: Location) -> Thing:
+    manifest = location / "manifest.json"
+    if not manifest.exists():
+        return Thing(kind, location.name, location, None)
+    try:
+        content = json.loads(manifest.read_bytes())
+    except ValueError:
+        content = {"damaged": "manifest.json is not valid JSON; run `fusestore verify`"}
+    return Thing(kind, location.name, location, content)
+
+
+def describe(thing: Thing) -> str:
+    """One line on what a thing is."""
+    manifest = thing.manifest
+    if manifest is None:
+        return "run the same command again to finish it"
+    if "damaged" in manifest:
+        return str(manifest["damaged"])
+    return _DESCRIPTIONS[thing.kind](manifest)
+
+
+_DESCRIPTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "corpus": lambda m: f"{m['num_documents']:,} documents, {m['num_bytes']:,} bytes",
+    "cache": lambda m: (
+        f"{m['fingerprint']['num_tokens']:,} tokens × {m['fingerprint']['top_k']} entries, "
+        f"{m['num_bytes']:,} bytes"
+    ),
+    "map": lambda m: f"{m['method']}, {m['num_source_ids']:,} source tokens",
+    "alignment": lambda m: ", ".join(f"{kind} {n:,}" for kind, n in m["counts"].items()),
+    "fused": lambda m: (
+        f"{m['plan']['recipe']['strategy']}, {m['num_tokens']:,} tokens, "
+        f"{m['num_windows']:,} windows"
+    ),
+    "model": lambda m: f"{m['plan']['settings']['objective']}, {m['num_tokens']:,} tokens trained",
+}

@@ -1,0 +1,181 @@
+"""`fusestore run`: from one fusion.toml to trained models, doing only what is missing.
+
+Each stage knows whether its output is there. A stage that had to be built makes everything that
+depends on it be built again: what a thing was made from is always what the store holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TypeVar
+
+from fusestore.align.run import align_cache, alignment_name
+from fusestore.cache.reader import Cache
+from fusestore.capture.models import local_model_folder
+from fusestore.capture.run import capture
+from fusestore.config import FusionConfig
+from fusestore.corpus.run import make_corpus
+from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
+from fusestore.fuse.run import fuse_caches
+from fusestore.progress import Reporter, SilentReporter
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+from fusestore.summary import ModelResult, SourceResult, Summary
+from fusestore.train.manifest import TrainingManifest
+from fusestore.train.run import train_on_fused
+
+_Result = TypeVar("_Result")
+
+
+class _Stages:
+    """Runs stages in order and remembers which of them had to be built."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._built: set[str] = set()
+        self._reporter = reporter
+
+    def run(
+        self,
+        name: str,
+        after: Iterable[str],
+        output: Location,
+        make: Callable[[], tuple[_Result, bool]],
+    ) -> _Result:
+        """Run one stage: `make` returns its result and whether it had to be built."""
+        if self._built.intersection(after):
+            output.delete()
+        result, built = make()
+        if built:
+            self._built.add(name)
+        self._reporter.line(f"{name}: {'done' if built else 'already there'}")
+        return result
+
+
+def run_pipeline(
+    config: FusionConfig,
+    storage_options: Mapping[str, str] | None = None,
+    reporter: Reporter | None = None,
+) -> Summary:
+    """Do what a fusion.toml says.
+
+    Args:
+        config: the file's content.
+        storage_options: for a remote store.
+        reporter: hears what is going on.
+
+    Returns:
+        What came out, as the tables that `fusestore run` ends with show it.
+
+    Raises:
+        FusestoreError: whatever a stage raises; what is finished stays.
+    """
+    reporter = reporter or SilentReporter()
+    store = Store.open(config.store, storage_options)
+    stages = _Stages(reporter)
+    _say_licences(config, reporter)
+    tokenizers: dict[str, Tokenizer] = {}
+    for name, model in config.models.items():
+        reporter.line(f"model {name}: {model.model}")
+        folder = local_model_folder(model.model, revision=model.capture.revision)
+        tokenizers[name] = load_tokenizer(
+            str(folder), trust_remote_code=model.capture.trust_remote_code
+        )
+
+    corpus_stage = f"corpus {config.corpus.name}"
+    corpus = stages.run(
+        corpus_stage,
+        (),
+        store.corpus(config.corpus.name),
+        lambda: make_corpus(store, config.corpus, list(tokenizers.values()), reporter),
+    )
+
+    caches: dict[str, Cache] = {}
+    for name in _captured(config):
+        model = config.models[name]
+        caches[name] = stages.run(
+            f"cache {name}",
+            (corpus_stage,),
+            store.cache(name),
+            partial(capture, store, corpus, model.model, name, model.capture, reporter),
+        )
+
+    target = config.fuse.target
+    for name in config.fuse.sources:
+        if tokenizers[name].digest == tokenizers[target].digest:
+            continue
+        stages.run(
+            f"alignment {alignment_name(name, target)}",
+            (f"cache {name}", f"cache {target}", corpus_stage),
+            store.alignment(alignment_name(name, target)),
+            partial(
+                align_cache,
+                store,
+                name,
+                tokenizers[target],
+                target,
+                method=config.align.method,
+                vocabulary=config.align.vocabulary,
+                reporter=reporter,
+            ),
+        )
+
+    fused_stage = f"fused dataset {config.fuse.name}"
+    fused = stages.run(
+        fused_stage,
+        [
+            *(f"cache {name}" for name in caches),
+            *(f"alignment {alignment_name(name, target)}" for name in config.fuse.sources),
+        ],
+        store.fused(config.fuse.name),
+        lambda: fuse_caches(
+            store,
+            config.fuse,
+            tokenizers[target],
+            corpus.name,
+            alignment_method=config.align.method,
+            vocabulary_method=config.align.vocabulary,
+            reporter=reporter,
+        ),
+    )
+
+    trained: dict[str, TrainingManifest] = {}
+    for name, run in config.train.items():
+        model_spec = config.models[run.model]
+        trained[name] = stages.run(
+            f"model {name}",
+            (fused_stage,),
+            store.model(name),
+            partial(
+                train_on_fused,
+                store,
+                config.fuse.name,
+                model_spec.model,
+                name,
+                run.settings,
+                evaluate=(corpus.name, config.evaluate_split) if config.evaluate_split else None,
+                reporter=reporter,
+            ),
+        )
+    return Summary(
+        sources=tuple(
+            SourceResult.of(statistics, caches[statistics.cache]) for statistics in fused.sources
+        ),
+        models=tuple(ModelResult.of(name, manifest) for name, manifest in trained.items()),
+        num_tokens=fused.num_tokens,
+        kinds=fused.kinds,
+    )
+
+
+def _captured(config: FusionConfig) -> list[str]:
+    """Models whose distributions the fusion needs, in the order of the file."""
+    needed = set(config.fuse.sources)
+    if config.fuse.unaligned == "target":
+        needed.add(config.fuse.target)
+    return [name for name in config.models if name in needed]
+
+
+def _say_licences(config: FusionConfig, reporter: Reporter) -> None:
+    for name, model in config.models.items():
+        if model.licence:
+            reporter.line(f"{name} is used under: {model.licence}")

@@ -1,0 +1,36 @@
+"""How long steps tell what they are doing, without knowing who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total), in units the stage names; `done` never decreases."""
+
+
+def ignore_progress(_done: int, _total: int) -> None:
+    """The listener who does not listen."""
+
+
+class Reporter(Protocol):
+    """Who listens to a pipeline: the command line, a notebook, nobody."""
+
+    def line(self, text: str) -> None:
+        """Say one thing."""
+
+    def stage(self, title: str, unit: str) -> AbstractContextManager[Progress]:
+        """Begin a long step; the progress it yields counts in `unit`."""
+
+
+class SilentReporter:
+    """Says nothing."""
+
+    def line(self, text: str) -> None:
+        """Say nothing."""
+
+    def stage(self, title: str, unit: str) -> AbstractContextManager[Progress]:
+        """Count for nobody."""
+        del title, unit
+        return nullcontext(ignore_progress)

@@ -1,0 +1,155 @@
+"""What a pipeline ends with: how the models came out and how the sources did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from fusestore.cache.reader import Cache
+from fusestore.fuse.manifest import SourceStatistics
+from fusestore.train.manifest import TrainingManifest
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, column names, rows."""
+
+
+@dataclass(frozen=True)
+class SourceResult:
+    """One source of the fusion; shares lie in [0, 1].
+
+    Attributes:
+        name: its cache.
+        bits_per_byte: its own score on the fused split.
+        aligned_span: share of target positions aligned by equal end offsets.
+        aligned_mined: share aligned by minimum edit distance alone.
+        documents_won: share of documents where it scored best.
+        bytes_per_token: of its cache on disk, per source token.
+    """
+
+    name: str
+    bits_per_byte: float | None
+    aligned_span: float
+    aligned_mined: float
+    documents_won: float
+    bytes_per_token: float
+
+    @classmethod
+    def of(cls, statistics: SourceStatistics, cache: Cache) -> Self:
+        """Gathered from the fused dataset's manifest and the cache's."""
+        return cls(
+            name=statistics.cache,
+            bits_per_byte=statistics.bits_per_byte,
+            aligned_span=statistics.positions_span,
+            aligned_mined=statistics.positions_mined,
+            documents_won=statistics.documents_won,
+            bytes_per_token=cache.manifest.num_bytes / max(1, len(cache)),
+        )
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One trained model: held-out bits per byte before and after, None where not evaluated."""
+
+    name: str
+    objective: str
+    num_tokens: int
+    bits_per_byte_before: float | None
+    bits_per_byte_after: float | None
+
+    @classmethod
+    def of(cls, name: str, manifest: TrainingManifest) -> Self:
+        """Gathered from the training manifest."""
+        scores = [
+            point.metrics["bits_per_byte"]
+            for point in manifest.evaluations
+            if "bits_per_byte" in point.metrics
+        ]
+        first = manifest.evaluations[0] if manifest.evaluations else None
+        return cls(
+            name=name,
+            objective=manifest.plan.settings.objective,
+            num_tokens=manifest.num_tokens,
+            bits_per_byte_before=scores[0] if first is not None and first.step == 0 else None,
+            bits_per_byte_after=scores[-1] if scores else None,
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a pipeline.
+
+    Attributes:
+        sources: in the recipe's order.
+        models: in the file's order.
+        num_tokens: target tokens of the fused dataset.
+        kinds: how many of them have which kind of distribution.
+    """
+
+    sources: tuple[SourceResult, ...]
+    models: tuple[ModelResult, ...]
+    num_tokens: int
+    kinds: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return asdict(self)
+
+    def tables(self) -> list[Table]:
+        """What a person wants to see at the end."""
+        tables: list[Table] = [
+            (
+                f"Sources on {self.num_tokens:,} target tokens",
+                [
+                    "source",
+                    "bits/byte",
+                    "span",
+                    "mined",
+                    "unaligned",
+                    "documents won",
+                    "bytes/token",
+                ],
+                [
+                    [
+                        source.name,
+                        _number(source.bits_per_byte),
+                        _share(source.aligned_span),
+                        _share(source.aligned_mined),
+                        _share(1 - source.aligned_span - source.aligned_mined),
+                        _share(source.documents_won),
+                        f"{source.bytes_per_token:.1f}",
+                    ]
+                    for source in self.sources
+                ],
+            )
+        ]
+        if self.models:
+            tables.append(
+                (
+                    "Held-out bits per byte",
+                    ["model", "objective", "tokens trained", "before", "after", "change"],
+                    [self._model_row(model) for model in self.models],
+                )
+            )
+        return tables
+
+    @staticmethod
+    def _model_row(model: ModelResult) -> list[str]:
+        before, after = model.bits_per_byte_before, model.bits_per_byte_after
+        change = "" if before is None or after is None else f"{100 * (after / before - 1):+.2f} %"
+        return [
+            model.name,
+            model.objective,
+            f"{model.num_tokens:,}",
+            _number(before),
+            _number(after),
+            change,
+        ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"

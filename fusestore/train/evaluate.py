@@ -1,0 +1,242 @@
+"""Bits per byte on held-out documents, without ever building all logits of a batch.
+
+Only documents of the same text can be compared between tokenizers by bytes, not by tokens: so
+the unit is bits per byte of the text that the predicted tokens stand for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fusestore.corpus.tokens import TokenTable
+from fusestore.errors import InvalidInputError, NonFiniteError
+
+_PIECE_ELEMENTS = 1 << 25
+"""Logits held at a time: 128 MiB in float32."""
+
+
+class HeldOut(NamedTuple):
+    """How well a model predicts documents.
+
+    Attributes:
+        bits_per_byte: −Σ log2 p(next token) / bytes of the predicted tokens.
+        nats_per_token: mean of −log p(next token).
+        num_tokens: predicted tokens.
+        num_bytes: bytes that the predicted tokens stand for.
+    """
+
+    bits_per_byte: float
+    nats_per_token: float
+    num_tokens: int
+    num_bytes: int
+
+
+def bits_per_byte(
+    model: Any,  # noqa: ANN401 - transformers is untyped
+    tokens: TokenTable,
+    *,
+    max_length: int = 1024,
+    batch_tokens: int = 4096,
+    precision: Literal["no", "bf16"] = "no",
+    progress: Callable[[int], None] | None = None,
+) -> HeldOut:
+    """Score every document; see `document_nats` for the arguments.
+
+    A document's first token is not predicted, nor are its bytes counted: with BOS that is the
+    BOS, which has none.
+
+    Raises:
+        InvalidInputError: no token of the documents can be predicted.
+        NonFiniteError: the model gives NaN for a document.
+    """
+    nats = document_nats(
+        model,
+        tokens,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        precision=precision,
+        progress=progress,
+    )
+    offsets = tokens.document_offsets
+    filled = np.flatnonzero(np.diff(offsets) > 0)
+    ends = tokens.end_offsets
+    num_bytes = int((ends[offsets[filled + 1] - 1] - ends[offsets[filled]]).sum(dtype=np.int64))
+    num_tokens = tokens.num_tokens - len(filled)
+    if num_tokens == 0 or num_bytes == 0:
+        raise InvalidInputError(
+            f"{tokens.num_documents} documents with {tokens.num_tokens} tokens hold nothing to "
+            "predict: evaluation needs a document of two tokens or more."
+        )
+    total = math.fsum(nats.tolist())
+    return HeldOut(total / math.log(2) / num_bytes, total / num_tokens, num_tokens, num_bytes)
+
+
+def document_nats(
+    model: Any,  # noqa: ANN401
+    tokens: TokenTable,
+    *,
+    max_length: int = 1024,
+    batch_tokens: int = 4096,
+    precision: Literal["no", "bf16"] = "no",
+    progress: Callable[[int], None] | None = None,
+) -> npt.NDArray[np.float64]:
+    """−Σ log p(token i + 1 | tokens 0..i) of each document, float64 [D].
+
+    Args:
+        model: a causal language model; its mode is put back afterwards.
+        tokens: D documents of the model's own token ids.
+        max_length: longer documents are read in windows of this many tokens, each without the
+            text before it; their first tokens are predicted by the window before.
+        batch_tokens: padded tokens per forward pass.
+        precision: `bf16` runs the model under autocast; log-softmax is float32 always.
+        progress: told the number of tokens after every forward pass.
+
+    Raises:
+        NonFiniteError: the model gives NaN; the document is named.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = min(max_length, positions or max_length)
+    nats = np.zeros(tokens.num_documents, np.float64)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast(model.device, precision):
+            head = output_head(model)
+            for batch in _batches(tokens, length, batch_tokens):
+                per_window = _window_nats(model, head, batch)
+                for window, value in zip(batch, per_window, strict=True):
+                    if not math.isfinite(value):
+                        raise NonFiniteError(
+                            f"The model gives {value} for document {window.document}. Its weights "
+                            "or its precision do not work; nothing was stored."
+                        )
+                    nats[window.document] += value
+                if progress is not None:
+                    progress(sum(len(window.input_ids) for window in batch))
+    finally:
+        model.train(was_training)
+    return nats
+
+
+def autocast(
+    device: torch.device, precision: Literal["no", "bf16"]
+) -> contextlib.AbstractContextManager[Any]:
+    """The context to run a model in: bfloat16 matrix products, or nothing."""
+    if precision == "no":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def output_head(model: Any) -> Callable[[Tensor], Tensor] | None:  # noqa: ANN401
+    """The function from the backbone's hidden states [n, H] to logits [n, V], if it is one.
+
+    Models scale or cap their logits each in its own way, so the candidates are tried on a few
+    tokens and one is returned only if it gives the model's own logits exactly; None otherwise.
+    """
+    embedding = model.get_output_embeddings()
+    cap = float(getattr(model.config.get_text_config(), "final_logit_softcapping", None) or 0)
+
+    def plain(hidden: Tensor) -> Tensor:
+        logits: Tensor = embedding(hidden)
+        return logits
+
+    def capped(hidden: Tensor) -> Tensor:
+        return torch.tanh(plain(hidden) / cap) * cap
+
+    probe = torch.arange(4, device=model.device)[None]
+    expected = model(input_ids=probe, use_cache=False).logits[0]
+    hidden = _hidden_states(model, probe, torch.ones_like(probe))
+    if hidden is None or embedding is None:
+        return None
+    for candidate in (plain, capped) if cap else (plain,):
+        if torch.equal(candidate(hidden[0]), expected):
+            return candidate
+    return None
+
+
+class _Window(NamedTuple):
+    """A stretch of a document: ids [l] and the tokens after each, [l] or [l − 1] at its end."""
+
+    document: int
+    input_ids: npt.NDArray[np.int32]
+    next_ids: npt.NDArray[np.int32]
+
+
+def _batches(tokens: TokenTable, length: int, batch_tokens: int) -> Iterator[list[_Window]]:
+    """All windows with something to predict, longest first, so that padding is little."""
+    windows = []
+    for document in range(tokens.num_documents):
+        ids = tokens.document(document)[0]
+        for start in range(0, len(ids) - 1, length):
+            next_ids = ids[start + 1 : start + length + 1]
+            windows.append(_Window(document, ids[start : start + len(next_ids)], next_ids))
+    windows.sort(key=lambda window: -len(window.input_ids))
+    batch: list[_Window] = []
+    for window in windows:
+        if batch and (len(batch) + 1) * len(batch[0].input_ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def _window_nats(
+    model: Any,  # noqa: ANN401
+    head: Callable[[Tensor], Tensor] | None,
+    batch: list[_Window],
+) -> list[float]:
+    """Σ −log p(next token) of each window, summed in float64."""
+    width = len(batch[0].input_ids)
+    input_ids = np.zeros((len(batch), width), np.int64)
+    next_ids = np.zeros((len(batch), width), np.int64)
+    real = np.zeros((len(batch), width), bool)
+    for row, window in enumerate(batch):
+        size = len(window.input_ids)
+        input_ids[row, :size] = window.input_ids
+        next_ids[row, :size] = window.next_ids
+        real[row, :size] = True
+    device = model.device
+    inputs = torch.from_numpy(input_ids).to(device)
+    mask = torch.from_numpy(real).to(device)
+    labels = torch.from_numpy(next_ids).to(device)[mask]
+    if head is None:
+        logits = model(input_ids=inputs, attention_mask=mask.long(), use_cache=False).logits[mask]
+        nats = _next_token_nats(logits, labels)
+    else:
+        hidden = _hidden_states(model, inputs, mask.long())
+        assert hidden is not None  # noqa: S101 - output_head found them
+        rows = hidden[mask]
+        size = max(1, _PIECE_ELEMENTS // model.config.get_text_config().vocab_size)
+        nats = torch.cat(
+            [
+                _next_token_nats(head(rows[start : start + size]), labels[start : start + size])
+                for start in range(0, len(rows), size)
+            ]
+        )
+    lengths = real.sum(1)
+    return [float(part.sum()) for part in np.split(nats.cpu().numpy(), np.cumsum(lengths)[:-1])]
+
+
+def _next_token_nats(logits: Tensor, labels: Tensor) -> Tensor:
+    """−log softmax(logits)[label], float64 [n], from float32 log-softmax."""
+    at_label = torch.log_softmax(logits.float(), -1).gather(-1, labels[:, None])[:, 0]
+    return -at_label.double()
+
+
+def _hidden_states(model: Any, input_ids: Tensor, mask: Tensor) -> Tensor | None:  # noqa: ANN401
+    """The backbone's last hidden states [B, L, H]; None for a model that does not give them."""
+    backbone = model.base_model
+    if backbone is model:
+        return None
+    output = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False)
+    hidden: Tensor | None = getattr(output, "last_hidden_state", None)
+    return hidden

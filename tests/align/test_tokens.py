@@ -1,0 +1,275 @@
+"""Token alignment: spans against their definition, warping against a plain dynamic programme."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rapidfuzz.distance import Levenshtein
+
+from fusestore.align.edit_distance import text_of
+from fusestore.align.kinds import ALIGNMENT_METHODS, MINED, NONE, SPAN
+from fusestore.align.tokens import align_table, align_tokens
+from fusestore.align.vocabulary import map_vocabulary
+from fusestore.corpus.tokens import TokenTable
+from fusestore.corpus.vocabulary import Vocabulary
+from fusestore.errors import IncompatibleError, InvalidInputError
+
+
+class Pieces:
+    """Tokenizations given as pieces of bytes; the vocabulary grows with them."""
+
+    def __init__(self, digest):
+        self.digest = digest
+        self.ids = {b"<bos>": 0}
+
+    def document(self, pieces, bos=False):
+        ids = [self.ids.setdefault(piece, len(self.ids)) for piece in pieces]
+        ends = np.cumsum([len(piece) for piece in pieces])
+        if bos:
+            ids, ends = [0, *ids], np.concatenate([[0], ends])
+        return np.array(ids, np.int32), np.array(ends, np.int32)
+
+    def table(self, documents, bos=False):
+        parts = [self.document(pieces, bos) for pieces in documents]
+        return TokenTable(
+            np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in parts)]),
+            np.concatenate([np.empty(0, np.int32), *(ends for _, ends in parts)]),
+            np.cumsum([0, *(len(ids) for ids, _ in parts)]),
+        )
+
+    @property
+    def vocabulary(self):
+        kinds = ("special", *["text"] * (len(self.ids) - 1))
+        return Vocabulary(self.digest, tuple(self.ids), kinds, (("bos", 0),))
+
+
+def align(source, target, method, bos=(False, False), vocabulary_map=None):
+    left, right = Pieces("a" * 64), Pieces("b" * 64)
+    source_document, target_document = left.document(source, bos[0]), right.document(target, bos[1])
+    if vocabulary_map is not None:
+        vocabulary_map = map_vocabulary(left.vocabulary, right.vocabulary, vocabulary_map)
+    position, kind = align_tokens(
+        *source_document,
+        *target_document,
+        left.vocabulary,
+        right.vocabulary,
+        method,
+        vocabulary_map,
+    )
+    return position.tolist(), kind.tolist()
+
+
+def brute_force_span(source_ends, target_ends):
+    last_source = {int(end): i for i, end in enumerate(source_ends)}
+    last_target = {int(end): i for i, end in enumerate(target_ends)}
+    return [
+        last_source.get(int(end), -1) if last_target[int(end)] == i else -1
+        for i, end in enumerate(target_ends)
+    ]
+
+
+def plain_warp(source, target):
+    """The path of dynamic time warping on a full float matrix, walked back with argmin."""
+
+    def distance(left, right):
+        return Levenshtein.distance(
+            text_of(left.replace(b" ", b"")), text_of(right.replace(b" ", b""))
+        )
+
+    total = np.full((len(source) + 1, len(target) + 1), np.inf)
+    total[0, 0] = 0.0
+    for i, left in enumerate(source):
+        for j, right in enumerate(target):
+            total[i + 1, j + 1] = distance(left, right) + min(
+                total[i, j], total[i, j + 1], total[i + 1, j]
+            )
+    i, j = len(source), len(target)
+    path = []
+    while True:
+        path.append((i - 1, j - 1))
+        if (i, j) == (1, 1):
+            return path
+        options = [total[i - 1, j - 1], total[i - 1, j], total[i, j - 1]]
+        step = int(np.argmin(options))
+        i -= step in (0, 1)
+        j -= step in (0, 2)
+
+
+def plain_pairs(source, target):
+    """Source position by target position, for pairs that are one-to-one on both sides."""
+    if not source or not target:
+        return {}
+    path = plain_warp(source, target)
+    sources, targets = [i for i, _ in path], [j for _, j in path]
+    return {j: i for i, j in path if sources.count(i) == 1 and targets.count(j) == 1}
+
+
+def cut(data, points):
+    """The bytes cut at these points; empty pieces are tokens without text."""
+    marks = [0, *sorted(point % (len(data) + 1) for point in points), len(data)]
+    return [data[a:b] for a, b in pairwise(marks)]
+
+
+POINTS = st.lists(st.integers(0, 40), max_size=14)
+TEXT = st.text(alphabet="ab c é中😀\n", max_size=14)
+
+
+@st.composite
+def two_cuts(draw):
+    data = draw(TEXT).encode()
+    return cut(data, draw(POINTS)), cut(data, draw(POINTS))
+
+
+@settings(max_examples=300, deadline=None)
+@given(two_cuts(), st.booleans(), st.booleans())
+def test_span_is_the_definition(cuts, source_bos, target_bos):
+    source, target = cuts
+    position, kind = align(source, target, "span", (source_bos, target_bos))
+    source_ends = Pieces("").document(source, source_bos)[1]
+    target_ends = Pieces("").document(target, target_bos)[1]
+    assert position == brute_force_span(source_ends, target_ends)
+    assert kind == [SPAN if p >= 0 else NONE for p in position]
+
+
+@settings(max_examples=300, deadline=None)
+@given(two_cuts())
+def test_exact_pairs_cover_the_same_bytes(cuts):
+    source, target = cuts
+    position, _ = align(source, target, "exact")
+    span, _ = align(source, target, "span")
+    source_ends = Pieces("").document(source)[1]
+    target_ends = Pieces("").document(target)[1]
+    for j, i in enumerate(span):
+        source_start = source_ends[i - 1] if i > 0 else 0
+        target_start = target_ends[j - 1] if j > 0 else 0
+        assert position[j] == (i if i >= 0 and source_start == target_start else -1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(two_cuts())
+def test_mined_is_the_plain_dynamic_programme(cuts):
+    # Pieces without text would end at 0 in front; what ends at 0 is left to the span rule.
+    source, target = ([piece for piece in side if piece] for side in cuts)
+    position, kind = align(source, target, "mined")
+    pairs = plain_pairs(source, target)
+    assert position == [pairs.get(j, -1) for j in range(len(target))]
+    span, _ = align(source, target, "span")
+    for p, s, k in zip(position, span, kind, strict=True):
+        assert k == (NONE if p < 0 else SPAN if p == s else MINED)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=12),
+    st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=12),
+)
+def test_mined_on_unrelated_tokens_with_many_ties(source, target):
+    source, target = [t.encode() for t in source], [t.encode() for t in target]
+    pairs = plain_pairs(source, target)
+    assert align(source, target, "mined")[0] == [pairs.get(j, -1) for j in range(len(target))]
+
+
+@settings(max_examples=300, deadline=None)
+@given(two_cuts(), st.booleans(), st.booleans())
+def test_hybrid_is_span_and_the_plain_programme_in_the_gaps(cuts, source_bos, target_bos):
+    source, target = ([piece for piece in side if piece] for side in cuts)
+    position, kind = align(source, target, "hybrid", (source_bos, target_bos))
+    span, _ = align(source, target, "span", (source_bos, target_bos))
+    expected = list(span)
+    s0, t0 = int(source_bos), int(target_bos)
+    closings = [(i, j) for j, i in enumerate(span) if i >= s0 and j >= t0]
+    for i, j in closings:
+        gap = plain_pairs(source[s0 - source_bos : i + 1 - source_bos],
+                          target[t0 - target_bos : j + 1 - target_bos])  # fmt: skip
+        for b, a in gap.items():
+            if expected[t0 + b] < 0:
+                expected[t0 + b] = s0 + a
+        s0, t0 = i + 1, j + 1
+    assert position == expected
+    assert kind == [
+        NONE if p < 0 else SPAN if s >= 0 else MINED for p, s in zip(position, span, strict=True)
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(two_cuts(), max_size=5), st.sampled_from(ALIGNMENT_METHODS), st.booleans())
+def test_documents_never_meet_and_positions_never_decrease(documents, method, bos):
+    left, right = Pieces("a" * 64), Pieces("b" * 64)
+    source = left.table([source for source, _ in documents], bos)
+    target = right.table([target for _, target in documents])
+    vocabularies = left.vocabulary, right.vocabulary
+    position, kind = align_table(source, target, *vocabularies, method)
+    assert position.dtype == np.int32
+    assert kind.dtype == np.uint8
+    alone = [
+        align_tokens(*source.document(i), *target.document(i), *vocabularies, method)
+        for i in range(len(documents))
+    ]
+    assert position.tolist() == [p for positions, _ in alone for p in positions]
+    assert kind.tolist() == [k for _, kinds in alone for k in kinds]
+    for i, (positions, kinds) in enumerate(alone):
+        paired = positions[positions >= 0]
+        assert np.all(np.diff(paired) >= 0)
+        assert np.all(paired < len(source.document(i)[0]))
+        assert np.array_equal(positions < 0, kinds == NONE)
+
+
+def test_worked_example():
+    source = [b"The", b" under", b"stand", b"ing", b" of", b" it"]
+    target = [b"The", b" unders", b"tanding", b" of it"]
+    assert align(source, target, "exact") == ([0, -1, -1, -1], [SPAN, NONE, NONE, NONE])
+    assert align(source, target, "span") == ([0, -1, 3, 5], [SPAN, NONE, SPAN, SPAN])
+    assert align(source, target, "hybrid") == ([0, 1, 3, 5], [SPAN, MINED, SPAN, SPAN])
+    assert align(source, target, "mined") == ([0, 1, -1, -1], [SPAN, MINED, NONE, NONE])
+
+
+def test_a_source_that_knows_the_next_token_points_at_the_next_text():
+    source = [b"The", b" un", b"der", b"stand", b"ing", b" of"]
+    target = [b"The", b" under", b"standing", b" of"]
+    position, _ = align(source, target, "span", bos=(True, False))
+    text = b"".join(source)
+    source_starts = np.concatenate([[0, 0], np.cumsum([len(piece) for piece in source])])
+    target_starts = np.concatenate([[0], np.cumsum([len(piece) for piece in target])])
+    assert position == [1, 3, 5, 6]
+    for j, i in enumerate(position[:-1]):
+        assert source_starts[i + 1] == target_starts[j + 1]
+        next_source, next_target = text[source_starts[i + 1] :], text[target_starts[j + 1] :]
+        assert next_source == next_target
+        assert next_target.startswith(target[j + 1])
+
+
+@pytest.mark.parametrize("method", ALIGNMENT_METHODS)
+def test_bos_pairs_with_bos_and_spoils_nothing_when_only_one_side_has_it(method):
+    pieces = [b"Hi", b" there"]
+    assert align(pieces, pieces, method, (True, True)) == ([0, 1, 2], [SPAN] * 3)
+    assert align(pieces, pieces, method, (True, False)) == ([1, 2], [SPAN] * 2)
+    assert align(pieces, pieces, method, (False, True)) == ([-1, 0, 1], [NONE, SPAN, SPAN])
+
+
+def test_a_map_keeps_only_the_pairs_it_sends_to_each_other():
+    source, target = [b"xyz", b"gets", b"q"], [b"xyz", b"get", b"sq"]
+    assert align(source, target, "mined")[0] == [0, 1, 2]
+    assert align(source, target, "mined", vocabulary_map="mined")[0] == [0, 1, 2]
+    assert align(source, target, "mined", vocabulary_map="exact")[0] == [0, -1, -1]
+
+
+def test_bad_input_is_refused():
+    left = Pieces("a" * 64)
+    one, two = left.table([[b"a"]]), left.table([[b"a"], [b"b"]])
+    vocabulary = left.vocabulary
+    with pytest.raises(IncompatibleError, match="1 documents and the target 2"):
+        align_table(one, two, vocabulary, vocabulary)
+    with pytest.raises(InvalidInputError, match=r"fuzzy.*hybrid"):
+        align_table(one, one, vocabulary, vocabulary, "fuzzy")
+    with pytest.raises(IncompatibleError, match="ids from 1 to 1"):
+        align_table(one, one, Vocabulary("c" * 64, (b"",), ("text",), ()), vocabulary)
+    falling = TokenTable(np.array([1, 1], np.int32), np.array([2, 1], np.int32), np.array([0, 2]))
+    with pytest.raises(InvalidInputError, match="decrease within a document"):
+        align_table(falling, falling, vocabulary, vocabulary)
+    other = map_vocabulary(Vocabulary("c" * 64, (b"a",), ("text",), ()), vocabulary)
+    with pytest.raises(IncompatibleError, match="map these two instead"):
+        align_table(one, one, vocabulary, vocabulary, "mined", other)

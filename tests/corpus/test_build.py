@@ -1,0 +1,189 @@
+"""Corpora, their tokens and vocabularies in a local store and in a bucket."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from fusestore.corpus.build import build_corpus, open_corpus
+from fusestore.corpus.splits import HeldOut
+from fusestore.corpus.tokenize import corpus_tokens
+from fusestore.corpus.tokenizers import Tokenizer
+from fusestore.corpus.vocabulary_table import load_vocabulary, save_vocabulary
+from fusestore.errors import (
+    AlreadyExistsError,
+    CorruptionError,
+    FingerprintMismatchError,
+    InvalidInputError,
+    NotFoundError,
+)
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path) -> Store:
+    if request.param == "local":
+        return Store.open(tmp_path / "my.store")
+    return Store.open(request.getfixturevalue("s3_url") + "/my.store")
+
+
+@pytest.fixture
+def inputs(tmp_path, speeches):
+    folder = tmp_path / "speeches"
+    folder.mkdir()
+    for number, text in enumerate(speeches[:4]):
+        (folder / f"{1790 + number}.txt").write_text(text, encoding="utf-8")
+    (folder / "1800-blank.txt").write_text(" \n")
+    return folder
+
+
+RULES = (HeldOut(patterns=("1793*",)),)
+
+
+def test_a_corpus_is_built_opened_and_built_again(store, inputs, smollm2, unigram, speeches):
+    seen = []
+    options = {"held_out": RULES, "tokenizers": [smollm2, unigram], "max_length": 256}
+    corpus = build_corpus(
+        store,
+        "addresses",
+        inputs,
+        progress=lambda done, total: seen.append((done, total)),
+        **options,
+    )
+    manifest = corpus.manifest
+    table = corpus.table()
+    assert manifest.num_documents == len(table) > 4
+    assert (manifest.num_sources, manifest.dropped_blank, manifest.forced_cuts) == (4, 1, 0)
+    assert manifest.num_bytes == sum(len(text.encode()) for text in speeches[:4])
+    assert seen[-1] == (manifest.num_bytes, manifest.num_bytes)
+    joined = table.group_by("source", maintain_order=True).agg(pl.col("text").str.join(""))
+    assert joined["text"].to_list() == speeches[:4]
+    assert table["document"].to_list() == list(range(len(table)))
+    held_out = corpus.split_documents("held_out")
+    assert held_out.dtype == np.int64
+    assert "".join(corpus.texts("held_out")) == speeches[3]
+    assert len(held_out) == manifest.splits["held_out"].num_documents
+    with pytest.raises(InvalidInputError, match="no split 'test'; it has held_out, train"):
+        corpus.texts("test")
+
+    opened = open_corpus(store, "addresses")
+    assert opened.digest == corpus.digest
+    assert opened.texts() == table["text"].to_list()
+    assert opened.describe(0) == "1790.txt, segment 0"
+    # The same tokenizers in another order are the same corpus.
+    again = build_corpus(
+        store, "addresses", inputs, held_out=RULES, tokenizers=[unigram, smollm2], max_length=256
+    )
+    assert again.manifest == manifest
+
+    files = {name: (corpus.location / name).read_bytes() for name in corpus.location.list()}
+    assert set(files) == {"documents.parquet", "manifest.json"}
+    corpus.location.delete()
+    build_corpus(store, "addresses", inputs, **options)
+    assert files == {name: (corpus.location / name).read_bytes() for name in corpus.location.list()}
+
+
+def test_another_corpus_is_not_written_over(tmp_path, inputs, smollm2, unigram):
+    store = Store.open(tmp_path / "my.store")
+    corpus = build_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=256)
+    before = (corpus.location / "manifest.json").read_bytes()
+    with pytest.raises(FingerprintMismatchError, match=r"max_length \(has 256, asked 128\)"):
+        build_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=128)
+    with pytest.raises(FingerprintMismatchError, match="tokenizer_digests"):
+        build_corpus(store, "c", inputs, tokenizers=[smollm2, unigram], max_length=256)
+    with pytest.raises(FingerprintMismatchError, match="input_digest"):
+        build_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=256, max_documents=2)
+    assert (corpus.location / "manifest.json").read_bytes() == before
+    assert len(corpus.texts()) == corpus.manifest.num_documents
+
+
+def test_failures_leave_no_corpus(tmp_path, inputs, smollm2):
+    store = Store.open(tmp_path / "my.store")
+    with pytest.raises(NotFoundError, match=r"has no corpus 'c'\. It has none yet"):
+        open_corpus(store, "c")
+    with pytest.raises(InvalidInputError, match="without a tokenizer"):
+        build_corpus(store, "c", inputs, max_length=8)
+    with pytest.raises(InvalidInputError, match="would be empty: 1 of 5"):
+        build_corpus(store, "c", inputs, max_bytes=1)
+    with pytest.raises(InvalidInputError, match="leaves no room"):
+        build_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=1)
+    assert not (tmp_path / "my.store").exists()
+    build_corpus(store, "whole", inputs)
+    with pytest.raises(NotFoundError, match=r"has no corpus 'c'\. It has whole"):
+        open_corpus(store, "c")
+
+
+def test_damaged_documents_are_noticed_and_replaced(tmp_path, inputs):
+    store = Store.open(tmp_path / "my.store")
+    corpus = build_corpus(store, "c", inputs)
+    file = corpus.location / "documents.parquet"
+    table = corpus.table()
+    table.with_columns(text=pl.lit("other")).write_parquet(file.path)
+    with pytest.raises(CorruptionError, match="does not hold the documents"):
+        open_corpus(store, "c").texts()
+    file.path.unlink()
+    with pytest.raises(CorruptionError, match="missing or damaged"):
+        open_corpus(store, "c").texts()
+    assert build_corpus(store, "c", inputs).table().equals(table)
+
+
+def test_tokens_are_kept_and_read_back(store, inputs, smollm2, gemma, monkeypatch):
+    corpus = build_corpus(store, "c", inputs, max_documents=2)
+    expected = smollm2.encode(corpus.texts(), add_bos=True)
+    for tokenizer, add_bos in ((smollm2, True), (smollm2, False), (gemma, True)):
+        first = corpus_tokens(store, "c", tokenizer, add_bos)
+        assert first.num_documents == corpus.manifest.num_documents
+    names = (corpus.location / "tokens").list()
+    assert names == sorted(
+        [f"{smollm2.digest[:16]}", f"{smollm2.digest[:16]}-bos", f"{gemma.digest[:16]}-bos"]
+    )
+
+    def refuse(*_arguments):
+        raise AssertionError("tokenized twice")
+
+    monkeypatch.setattr(Tokenizer, "encode", refuse)
+    kept = corpus_tokens(store, corpus, smollm2, True)
+    assert np.array_equal(kept.token_ids, expected.token_ids)
+    assert np.array_equal(kept.end_offsets, expected.end_offsets)
+    assert np.array_equal(kept.document_offsets, expected.document_offsets)
+
+
+def test_damaged_tokens_are_noticed_and_stale_ones_replaced(tmp_path, inputs, smollm2):
+    store = Store.open(tmp_path / "my.store")
+    corpus = build_corpus(store, "c", inputs, max_documents=1)
+    corpus_tokens(store, corpus, smollm2, False)
+    file = (corpus.location / "tokens" / smollm2.digest[:16] / "tokens.parquet").path
+    table = pl.read_parquet(file)
+    table.with_columns(pl.col("token_ids") + 1).write_parquet(file)
+    with pytest.raises(CorruptionError, match="missing or damaged"):
+        corpus_tokens(store, corpus, smollm2, False)
+    for name in ("manifest.json", "documents.parquet"):
+        (corpus.location / name).delete()
+    other = build_corpus(store, "c", inputs, max_documents=2)
+    tokens = corpus_tokens(store, "c", smollm2, False)
+    assert tokens.num_documents == other.manifest.num_documents == 2
+
+
+def test_vocabularies_are_kept(store, gemma, wordpiece, mistral):
+    for tokenizer in (wordpiece, mistral):
+        location = save_vocabulary(store, tokenizer.vocabulary)
+        before = location.read_bytes()
+        save_vocabulary(store, tokenizer.vocabulary)
+        assert location.read_bytes() == before
+        assert load_vocabulary(store, tokenizer.digest) == tokenizer.vocabulary
+        assert load_vocabulary(store, tokenizer.digest[:16]) == tokenizer.vocabulary
+    with pytest.raises(NotFoundError, match="holds no vocabulary of tokenizer"):
+        load_vocabulary(store, gemma.digest)
+
+
+def test_a_false_vocabulary_is_refused(tmp_path, wordpiece, unigram):
+    location = save_vocabulary(tmp_path, wordpiece.vocabulary)
+    other = Location.parse(tmp_path) / "vocabularies" / f"{unigram.digest[:16]}.parquet"
+    other.path.write_bytes(location.read_bytes())
+    with pytest.raises(InvalidInputError, match="is not the vocabulary of tokenizer"):
+        load_vocabulary(tmp_path, unigram.digest)
+    with pytest.raises(AlreadyExistsError):
+        save_vocabulary(tmp_path, unigram.vocabulary)
+    other.path.write_bytes(b"nothing")
+    with pytest.raises(InvalidInputError, match="not a Parquet file"):
+        load_vocabulary(tmp_path, unigram.digest)

@@ -1,0 +1,90 @@
+"""Cutting: nothing lost, nothing too long, no character or grapheme torn without need."""
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from fusestore.corpus.segment import segment, segment_text
+from fusestore.errors import InvalidInputError
+
+TEXT = st.text(
+    st.one_of(
+        st.characters(exclude_categories=["Cs"]),
+        st.sampled_from("the United States. \n"),
+        st.sampled_from("\u0301\u200d👩🏽🇫🇷漢字\r\n▁"),
+    ),
+    max_size=200,
+)
+
+
+@given(text=TEXT, max_tokens=st.integers(8, 40))
+@hypothesis_settings(deadline=None, max_examples=100)
+def test_pieces_join_to_the_text_and_fit_every_tokenizer(
+    smollm2, gemma, mistral, wordpiece, text, max_tokens
+):
+    tokenizers = [smollm2, gemma, mistral, wordpiece]
+    pieces = segment(text, tokenizers, max_tokens)
+    assert "".join(pieces) == text
+    assert all(pieces) or text == ""
+    for tokenizer in tokenizers:
+        counts = [tokenizer.encode([piece], add_bos=False).num_tokens for piece in pieces]
+        assert max(counts) <= max_tokens - 1
+
+
+@pytest.mark.parametrize("max_tokens", [64, 512])
+def test_a_real_text_is_cut_where_a_reader_would(smollm2, gemma, speeches, max_tokens):
+    for text in speeches[:3]:
+        result = segment_text(text, [smollm2, gemma], max_tokens)
+        assert "".join(result.pieces) == text
+        assert result.forced_cuts == 0
+        for tokenizer in (smollm2, gemma):
+            table = tokenizer.encode(result.pieces, add_bos=tokenizer.bos_id is not None)
+            lengths = table.document_offsets[1:] - table.document_offsets[:-1]
+            assert lengths.max() <= max_tokens
+        # Two thirds of the length at least, but for the last piece.
+        whole = smollm2.encode(result.pieces[:-1], add_bos=False)
+        assert whole.num_tokens >= 0.5 * max_tokens * (len(result.pieces) - 1)
+
+
+def test_cuts_prefer_paragraphs_then_lines_then_sentences_then_words(smollm2):
+    words = "one two three four five six seven eight nine ten"
+    cases = [
+        (f"{words}\n\n{words}\n{words}. {words}", f"{words}\n\n"),
+        (f"{words}\n{words}. {words} {words}", f"{words}\n"),
+        (f"{words}. {words} {words} {words}", f"{words}."),
+    ]
+    for text, expected in cases:
+        # The window ends two words into the second part.
+        assert segment(text, [smollm2], 15)[0] == expected
+    first = segment(f"{words} {words}", [smollm2], 9)[0]
+    assert words.startswith(first)
+    assert words[len(first)] == " "
+
+
+def test_short_texts_stay_whole(smollm2, gemma):
+    assert segment("", [smollm2], 8) == [""]
+    assert segment("One line.", [smollm2, gemma], 8) == ["One line."]
+    assert segment("No tokenizer at all", [], 8) == ["No tokenizer at all"]
+
+
+def test_graphemes_stay_whole_where_possible(smollm2):
+    family = "👩🏽\u200d👩🏽\u200d👧"
+    pieces = segment_text(family * 6, [smollm2], 40).pieces
+    assert "".join(pieces) == family * 6
+    assert all(piece == family * (len(piece) // len(family)) for piece in pieces)
+
+
+def test_a_text_without_common_boundaries_is_cut_all_the_same(smollm2, wordpiece):
+    # WordPiece reads a word of more than 100 letters as one unknown token.
+    text = "é" * 150
+    result = segment_text(text, [smollm2, wordpiece], 40)
+    assert "".join(result.pieces) == text
+    assert result.forced_cuts > 0
+
+
+def test_too_short_a_length_is_refused(smollm2):
+    with pytest.raises(InvalidInputError, match="leaves no room"):
+        segment("text", [smollm2], 1)
+    with pytest.raises(InvalidInputError, match=r"Character 0 .* alone takes more than 2"):
+        segment("🦜", [smollm2], 3)

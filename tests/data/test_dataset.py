@@ -1,0 +1,172 @@
+"""The memory-mapped dataset against the arrays it was made of."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from fusestore.data import BatchOrder, FusedDataset, collate, open_fused
+from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
+from fusestore.storage.urls import Location
+from tests.data.fused_folder import random_arrays, write_fused
+
+FIELDS = {
+    "input_ids": "input_ids",
+    "next_ids": "next_ids",
+    "fused_ids": "ids",
+    "fused_logprobs": "logprobs",
+    "fused_tail": "tail",
+}
+
+
+@pytest.fixture
+def arrays():
+    return random_arrays(500)
+
+
+@pytest.fixture
+def folder(tmp_path, arrays):
+    path = tmp_path / "store" / "fused" / "demo"
+    path.parent.mkdir(parents=True)
+    return write_fused(path, arrays, window_length=32, chunk_rows=64)
+
+
+def assert_window(sample, arrays, window, length):
+    rows = slice(window * length, (window + 1) * length)
+    for field, name in FIELDS.items():
+        assert np.array_equal(sample[field].numpy(), arrays[name][rows]), field
+    assert np.array_equal(sample["fused_mask"].numpy(), arrays["kind"][rows] > 0)
+    assert int(sample["window"]) == window
+
+
+def test_windows_are_the_arrays(folder, arrays):
+    dataset = open_fused(folder.parent.parent, "demo")
+    assert len(dataset) == 16
+    assert (dataset.num_tokens, dataset.top_k, dataset.window_length) == (500, 4, 32)
+    for window in range(16):
+        assert_window(dataset[window], arrays, window, 32)
+    assert len(dataset[15]["input_ids"]) == 500 - 15 * 32
+    assert int(dataset[-1]["window"]) == 15
+    for window, sample in zip((3, 0), dataset.__getitems__([3, 0]), strict=True):
+        assert_window(sample, arrays, window, 32)
+    with pytest.raises(IndexError):
+        dataset[16]
+    assert dataset.documents(1) == sorted(set(arrays["document"][32:64].tolist()))
+    assert dataset.largest_token_id() == max(arrays["input_ids"].max(), arrays["ids"].max())
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    num_tokens=st.integers(1, 90),
+    window_length=st.integers(1, 100),
+    chunk_rows=st.integers(1, 100),
+)
+def test_any_chunking(tmp_path_factory, num_tokens, window_length, chunk_rows):
+    arrays = random_arrays(num_tokens, k=2, vocab_size=9)
+    folder = tmp_path_factory.mktemp("fused") / "x"
+    write_fused(folder, arrays, window_length=window_length, chunk_rows=chunk_rows)
+    dataset = FusedDataset(folder)
+    for window in range(len(dataset)):
+        assert_window(dataset[window], arrays, window, window_length)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_see_the_same(folder, method):
+    dataset = FusedDataset(folder)
+    dataset[0]
+    order = BatchOrder(len(dataset), 3, seed=1, epoch=0)
+    options = {"batch_sampler": order, "collate_fn": collate}
+    alone = list(DataLoader(dataset, **options))
+    shared = list(DataLoader(dataset, num_workers=2, multiprocessing_context=method, **options))
+    assert len(alone) == len(shared) == 6
+    for one, other in zip(alone, shared, strict=True):
+        for name in one:
+            assert torch.equal(one[name], other[name]), name
+
+
+def test_pickles_without_open_files(folder, arrays):
+    dataset = FusedDataset(folder)
+    dataset[0]
+    content = pickle.dumps(dataset)
+    assert len(content) < 10_000
+    assert_window(pickle.loads(content)[2], arrays, 2, 32)  # noqa: S301
+
+
+def test_workers_import_no_polars_zarr_or_s3fs():
+    code = (
+        "import sys, fusestore.data.dataset, fusestore.data.collate, fusestore.data.order;"
+        "heavy = {'polars', 'zarr', 's3fs', 'numba', 'transformers'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["input_ids/c/2", "logprobs/c/2/0"])
+def test_damage_is_found_on_first_touch(folder, name):
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    for damaged, message in (
+        (bytes([content[0] ^ 1]) + bytes(content[1:]), "checksum"),
+        (bytes(content[:-1]), "bytes; expected"),
+    ):
+        path.write_bytes(damaged)
+        dataset = FusedDataset(folder)
+        dataset[0]
+        with pytest.raises(CorruptionError, match=message):
+            dataset[4]
+    path.unlink()
+    with pytest.raises(CorruptionError, match="missing"):
+        FusedDataset(folder)[4]
+
+
+def test_incomplete_and_wrong_folders(folder, tmp_path):
+    with pytest.raises(NotFoundError, match="fusestore fuse"):
+        open_fused(tmp_path / "store", "other")
+    metadata = folder / "tail" / "zarr.json"
+    good = metadata.read_text()
+    metadata.write_text(good.replace("crc32c", "zstd"))
+    with pytest.raises(CorruptionError, match="memory-mapped"):
+        FusedDataset(folder)
+    metadata.write_text("[]")
+    with pytest.raises(CorruptionError, match="metadata"):
+        FusedDataset(folder)
+    metadata.write_text(good.replace("500", "499"))
+    with pytest.raises(CorruptionError, match="differ in length"):
+        FusedDataset(folder)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(CorruptionError, match="manifest"):
+        FusedDataset(folder)
+
+
+def test_no_tokens(tmp_path):
+    write_fused(tmp_path / "x", random_arrays(0), window_length=8, chunk_rows=8)
+    with pytest.raises(InvalidInputError, match="nothing to train"):
+        FusedDataset(tmp_path / "x")
+
+
+def test_remote_is_copied_once(folder, arrays, s3_url, tmp_path):
+    remote = Location.parse(s3_url) / "some.store"
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            target = remote / "fused/demo" / name
+            target.filesystem.pipe_file(target.url, path.read_bytes())
+    cache = tmp_path / "cache"
+    dataset = open_fused(remote, "demo", cache_dir=cache)
+    for window in range(len(dataset)):
+        assert_window(dataset[window], arrays, window, 32)
+    (remote / "fused/demo/tail").delete()
+    again = open_fused(remote, "demo", cache_dir=cache)
+    assert_window(again[5], arrays, 5, 32)
+    assert len(list((cache / "fused").iterdir())) == 1

@@ -1,0 +1,86 @@
+"""Mixing against a dense float64 sum."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusestore.errors import InvalidInputError
+from fusestore.fuse.combine import mix
+from fusestore.fuse.project import project
+from fusestore.fuse.strategies import normalize_rows
+
+
+def test_two_rows_by_hand():
+    # 0.75 · {1: 0.8, 2: 0.2} + 0.25 · {2: 0.6, tail: 0.4} = {1: 0.6, 2: 0.3, tail: 0.1}
+    ids, logprobs, tail = mix(
+        np.array([[0, 1]]),
+        np.array([[0.75, 0.25]]),
+        np.array([[1, 2], [2, 0]], np.int32),
+        np.array([[np.log(0.8), np.log(0.2)], [np.log(0.6), -np.inf]], np.float32),
+        np.array([-np.inf, np.log(0.4)], np.float32),
+        3,
+    )
+    assert ids.tolist() == [[1, 2, 0]]
+    np.testing.assert_allclose(np.exp(logprobs), [[0.6, 0.3, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(tail), [0.1], rtol=1e-6)
+
+
+def test_a_weight_without_a_row_is_refused():
+    with pytest.raises(InvalidInputError, match="no row"):
+        mix(
+            np.array([[-1]]),
+            np.array([[1.0]]),
+            np.zeros((1, 1), np.int32),
+            np.zeros((1, 1), np.float32),
+            np.zeros(1, np.float32),
+            1,
+        )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_positions=st.integers(0, 6),
+    num_sources=st.integers(1, 4),
+    width=st.integers(1, 6),
+    extra=st.integers(0, 8),
+    k_out=st.integers(1, 12),
+)
+def test_mixture_equals_the_dense_sum(
+    helpers, seed, num_positions, num_sources, width, extra, k_out
+):
+    rng = np.random.default_rng(seed)
+    vocab_size = width + extra
+    num_rows = num_positions * num_sources
+    raw = helpers.random_rows(rng, num_rows, width, vocab_size, [])
+    ids, logprobs, tail = project(
+        raw.ids, raw.logprobs, raw.tail, np.arange(vocab_size, dtype=np.int32), width
+    )
+    rows = np.arange(num_rows).reshape(num_positions, num_sources)
+    weights = normalize_rows(np.where(rng.random(rows.shape) < 0.4, 0.0, rng.random(rows.shape)))
+    rows = np.where(weights > 0, rows, -1)
+
+    full = np.zeros((num_positions, vocab_size + 1))
+    dense = helpers.dense(ids, logprobs, tail, vocab_size)
+    for position in range(num_positions):
+        for source in range(num_sources):
+            if weights[position, source] > 0:
+                full[position] += weights[position, source] * dense[rows[position, source]]
+        if not weights[position].any():
+            full[position, -1] = 1.0
+
+    helpers.assert_sparse_form(*mix(rows, weights, ids, logprobs, tail, k_out), full, k_out)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), k_out=st.integers(1, 7))
+def test_one_source_passes_as_if_it_were_mixed_with_itself(helpers, seed, k_out):
+    rng = np.random.default_rng(seed)
+    raw = helpers.random_rows(rng, 8, 5, 9, [])
+    projected = project(raw.ids, raw.logprobs, raw.tail, np.arange(9, dtype=np.int32), 5)
+    rows = np.arange(8)[:, None]
+    alone = mix(rows, np.ones((8, 1)), *projected, k_out)
+    twice = mix(np.repeat(rows, 2, axis=1), np.full((8, 2), 0.5), *projected, k_out)
+    np.testing.assert_allclose(np.exp(alone[1]), np.exp(twice[1]), rtol=1e-5)
+    np.testing.assert_allclose(np.exp(alone[2]), np.exp(twice[2]), rtol=1e-5, atol=1e-7)

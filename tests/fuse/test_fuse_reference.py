@@ -1,0 +1,384 @@
+"""Whole fusions against a slow reference: one position, one source, one dense row at a time."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusestore.cache.rows import Rows
+from fusestore.fuse.fusion import prepare
+from fusestore.fuse.inputs import SourceInput
+from fusestore.fuse.recipe import Recipe
+from fusestore.fuse.shard import fuse_rows
+
+VOCAB = 7
+KINDS = {"span": 1, "mined": 2}
+
+
+def random_text(rng, num_documents):
+    """Byte lengths of documents; some are empty, some hold one byte."""
+    return rng.integers(0, 9, num_documents)
+
+
+def random_tokens(helpers, rng, lengths, vocab_size, bos):
+    documents = []
+    for length in lengths:
+        cuts = np.flatnonzero(rng.random(max(0, length - 1)) < 0.6) + 1
+        ends = (
+            [0] * (bool(bos and length > 0)) + [*cuts.tolist()] + [int(length)] * bool(length > 0)
+        )
+        documents.append([(int(rng.integers(vocab_size)), end) for end in ends])
+    return helpers.table(documents)
+
+
+def random_source(helpers, rng, name, lengths, target, identity):
+    width, vocab_size = int(rng.integers(1, 5)), VOCAB if identity else 9
+    tokens = (
+        target
+        if identity
+        else random_tokens(helpers, rng, lengths, vocab_size, bos=bool(rng.integers(2)))
+    )
+    last = tokens.document_offsets[1:][np.diff(tokens.document_offsets) > 0] - 1
+    rows = helpers.random_rows(rng, tokens.num_tokens, width, vocab_size, last)
+    skipped = frozenset(np.flatnonzero(rng.random(len(lengths)) < 0.15).tolist())
+    for document in skipped:
+        first, stop = tokens.document_offsets[document : document + 2]
+        rows.label_logprob[first:stop] = np.nan
+    aligned = []
+    for document in range(len(lengths)):
+        own, goal = len(tokens.document(document)[0]), len(target.document(document)[0])
+        kind = rng.integers(0, 3, goal) if own else np.zeros(goal, int)
+        position = np.where(kind > 0, rng.integers(0, max(own, 1), goal), -1)
+        aligned.append((position.astype(np.int32), kind.astype(np.uint8)))
+    return SourceInput(
+        name,
+        helpers.cache(tokens, rows, skipped),
+        "cache",
+        "corpus",
+        target_id=None if identity else rng.integers(-1, VOCAB, 9).astype(np.int32),
+        alignment=None if identity else helpers.alignment(aligned),
+    )
+
+
+class Reference:
+    """Answers one question at a time, from the definitions in design.md section 4."""
+
+    def __init__(self, helpers, recipe, sources, target, documents):
+        self.recipe, self.sources, self.target = recipe, sources, target
+        self.documents = documents
+        self.project = helpers.project_dense
+        self.stream = [
+            (int(document), position)
+            for document in documents
+            for position in range(len(target.document(int(document))[0]))
+        ]
+
+    def pair(self, source, document, position):
+        """(flat source row, kind name) that may supervise, or None."""
+        if document in source.cache.skipped or not len(source.cache.tokens.document(document)[0]):
+            return None
+        if source.alignment is None:
+            own, kind = position, 1
+        else:
+            own, kind = (int(part[position]) for part in source.alignment.documents[document])
+        if kind not in [KINDS[name] for name in self.recipe.kinds]:
+            return None
+        return int(source.cache.tokens.document_offsets[document]) + own, kind
+
+    def distribution(self, source, row):
+        """Dense [VOCAB + 1] projected distribution."""
+        rows = source.cache.rows
+        return self.project(
+            rows.ids[row : row + 1],
+            rows.logprobs[row : row + 1],
+            rows.tail[row : row + 1],
+            np.arange(VOCAB) if source.target_id is None else source.target_id,
+            VOCAB,
+        )[0]
+
+    def spent(self, source, document, low, high):
+        """(nats, bytes, tokens) on the byte range, token by token."""
+        first, stop = source.cache.tokens.document_offsets[document : document + 2]
+        ends = source.cache.tokens.end_offsets[first:stop]
+        nats = num_bytes = num_tokens = 0.0
+        for index in range(1, len(ends)):
+            before, end = int(ends[index - 1]), int(ends[index])
+            share = max(0, min(high, end) - max(low, before)) / (end - before)
+            nats += share * -float(source.cache.rows.label_logprob[first + index - 1])
+            num_bytes += share * (end - before)
+            num_tokens += share
+        return nats, num_bytes, num_tokens
+
+    def terms(self, source, document, positions):
+        """(amount, count) whose ratio is the score over these target positions."""
+        ids, ends = self.target.document(document)
+        amount = count = 0.0
+        for position in positions:
+            if position + 1 == len(ids):
+                continue
+            if self.recipe.score == "aligned_ce":
+                pair = self.pair(source, document, position)
+                if pair:
+                    row = self.distribution(source, pair[0])
+                    label, others = ids[position + 1], VOCAB - (row[:-1] > 0).sum()
+                    share = row[-1] / others if others else 0.0
+                    p = row[label] if row[label] > 0 else share
+                    amount += -np.log(p) if p > 0 else 1e6
+                    count += 1
+            else:
+                nats, size, tokens = self.spent(
+                    source, document, int(ends[position]), int(ends[position + 1])
+                )
+                by_bytes = self.recipe.score == "bits_per_byte"
+                amount += nats / np.log(2.0) if by_bytes else nats
+                count += size if by_bytes else tokens
+        return amount, count
+
+    def document_score(self, source, document):
+        if document in source.cache.skipped or not len(source.cache.tokens.document(document)[0]):
+            return np.nan
+        if self.recipe.score == "aligned_ce":
+            size = len(self.target.document(document)[0])
+            amount, count = self.terms(source, document, range(size))
+        else:
+            nats, num_bytes, tokens = self.spent(source, document, 0, 10**6)
+            by_bytes = self.recipe.score == "bits_per_byte"
+            amount, count = (nats / np.log(2.0), num_bytes) if by_bytes else (nats, tokens)
+        return amount / count if count else np.inf
+
+    def score(self, source, index):
+        document, _ = self.stream[index]
+        whole = self.document_score(source, document)
+        if self.recipe.granularity == "document":
+            return whole
+        size = 1 if self.recipe.granularity == "token" else self.recipe.window_length
+        unit = self.stream[index // size * size : index // size * size + size]
+        amount = count = 0.0
+        wholes = []
+        for document in sorted({document for document, _ in unit}):
+            score = self.document_score(source, document)
+            if np.isnan(score):
+                continue
+            positions = [position for other, position in unit if other == document]
+            more, number = self.terms(source, document, positions)
+            amount, count = amount + more, count + number
+            wholes += [score] * len(positions)
+        if not wholes:
+            return np.nan
+        return amount / count if count else np.mean(wholes)
+
+    def weights(self, scores):
+        here = [not np.isnan(score) for score in scores]
+        if self.recipe.strategy == "mince":
+            best = min(
+                (score for score, takes in zip(scores, here, strict=True) if takes), default=0
+            )
+            won = [takes and score == best for score, takes in zip(scores, here, strict=True)]
+            return [float(w and not any(won[:i])) for i, w in enumerate(won)]
+        raw = {
+            "avgce": [np.exp(np.exp(-score)) for score in scores],
+            "weighted": [source.weight for source in self.recipe.sources],
+            "uniform": [1.0] * len(scores),
+            "single": [1.0] * len(scores),
+        }[self.recipe.strategy]
+        raw = [weight if takes else 0.0 for weight, takes in zip(raw, here, strict=True)]
+        return [weight / sum(raw) if sum(raw) else 0.0 for weight in raw]
+
+    def row(self, index, target_cache):
+        """(dense [VOCAB + 1], kind, source) of one position."""
+        document, position = self.stream[index]
+        weights = self.weights([self.score(source, index) for source in self.sources])
+        pairs = [self.pair(source, document, position) for source in self.sources]
+        weights = [w if pair else 0.0 for w, pair in zip(weights, pairs, strict=True)]
+        if sum(weights) > 0:
+            dense, used = np.zeros(VOCAB + 1), np.flatnonzero(weights)
+            for i in used:
+                dense += weights[i] / sum(weights) * self.distribution(self.sources[i], pairs[i][0])
+            return dense, max(pairs[i][1] for i in used), used[0] if len(used) == 1 else -1
+        nothing, one_hot = np.eye(VOCAB + 1)[VOCAB], np.eye(VOCAB + 1)
+        ids, _ = self.target.document(document)
+        policy = self.recipe.unaligned
+        if policy == "label" and position + 1 < len(ids):
+            return one_hot[ids[position + 1]], 3, -1
+        if policy == "target" and document not in target_cache.cache.skipped:
+            row = int(self.target.document_offsets[document]) + position
+            return self.distribution(target_cache, row), 4, -1
+        if policy == "fusellm":
+            return one_hot[ids[position]], 5, -1
+        return nothing, 0, -1
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_sources=st.integers(1, 3),
+    num_documents=st.integers(1, 6),
+    strategy=st.sampled_from(["mince", "avgce", "weighted", "uniform", "single"]),
+    score=st.sampled_from(["bits_per_byte", "aligned_ce", "token_ce"]),
+    granularity=st.sampled_from(["document", "window", "token"]),
+    unaligned=st.sampled_from(["skip", "label", "target", "fusellm"]),
+    kinds=st.sampled_from([["span"], ["mined"], ["span", "mined"]]),
+    window_length=st.integers(1, 8),
+    top_k=st.integers(1, VOCAB),
+    rows_per_shard=st.integers(1, 20),
+)
+def test_fused_rows_equal_the_reference_however_they_are_divided(
+    helpers, seed, num_sources, num_documents, strategy, rows_per_shard, **choices
+):
+    rng = np.random.default_rng(seed)
+    num_sources = 1 if strategy == "single" else num_sources
+    lengths = random_text(rng, num_documents)
+    target = random_tokens(helpers, rng, lengths, VOCAB, bos=bool(rng.integers(2)))
+    documents = np.sort(rng.permutation(num_documents)[: int(rng.integers(1, num_documents + 1))])
+    if target.take(documents).num_tokens == 0:
+        return
+    names = [f"s{index}" for index in range(num_sources)]
+    sources = [
+        random_source(helpers, rng, name, lengths, target, identity=rng.random() < 0.3)
+        for name in names
+    ]
+    own = None
+    if choices["unaligned"] == "target":
+        own = random_source(helpers, rng, "own", lengths, target, identity=True)
+        choices["target_cache"] = "own"
+    weights = rng.random(num_sources) + 0.1 if strategy == "weighted" else np.ones(num_sources)
+    recipe = Recipe.parse(
+        {
+            "corpus": "c",
+            "split": "s",
+            "target": "t",
+            "strategy": strategy,
+            "sources": [
+                {"cache": name, "weight": float(weight)}
+                for name, weight in zip(names, weights, strict=True)
+            ],
+            **choices,
+        }
+    )
+    fusion = prepare(
+        recipe,
+        sources,
+        target_tokens=target,
+        documents=documents,
+        vocab_size=VOCAB,
+        corpus_digest="corpus",
+        target_cache=own,
+    )
+    reference = Reference(helpers, recipe, sources, target, documents)
+    num_tokens = fusion.tokens.num_tokens
+    for start in range(0, num_tokens, rows_per_shard):
+        stop = min(start + rows_per_shard, num_tokens)
+        rows, _ = fuse_rows(fusion, start, stop)
+        expected = [reference.row(index, own) for index in range(start, stop)]
+        helpers.assert_sparse_form(
+            rows.ids,
+            rows.logprobs,
+            rows.tail,
+            np.stack([row for row, _, _ in expected]),
+            recipe.top_k,
+        )
+        assert rows.kind.tolist() == [kind for _, kind, _ in expected]
+        assert rows.source.tolist() == [source for _, _, source in expected]
+        stream = reference.stream[start:stop]
+        assert rows.document.tolist() == [document for document, _ in stream]
+        assert rows.input_ids.tolist() == [
+            target.document(document)[0][position] for document, position in stream
+        ]
+
+
+@pytest.mark.parametrize("granularity", ["document", "window", "token"])
+def test_a_source_that_knows_the_next_token_supervises_it_across_tokenizers(helpers, granularity):
+    """The source is certain of its next token; at each span pair the fused mass must lie on the
+    next target token. A target that copies, mass on the token itself, fails here."""
+    text = b"the cat sat on the mat and the hat"
+    target_pieces = [text[i : i + 1] for i in range(len(text))]
+    source_pieces, start = [], 0
+    for end in [*(i + 1 for i, byte in enumerate(text) if byte == 32), len(text)]:
+        source_pieces += [text[start : end - 1], text[end - 1 : end]]
+        start = end
+    source_pieces = [piece for piece in source_pieces if piece]
+    target_ids = {piece: index for index, piece in enumerate(dict.fromkeys(target_pieces))}
+    source_ids = {piece: index for index, piece in enumerate(dict.fromkeys(source_pieces))}
+
+    def tokens(pieces, ids):
+        ends = np.cumsum([len(piece) for piece in pieces])
+        return [(ids[piece], int(end)) for piece, end in zip(pieces, ends, strict=True)]
+
+    target = helpers.table([tokens(target_pieces, target_ids)])
+    source = helpers.table([tokens(source_pieces, source_ids)])
+    following = [*source.token_ids[1:].tolist(), 0]
+    certain = helpers.rows(
+        [{token: 1.0} for token in following], 1, [*[0.0] * (len(following) - 1), np.nan]
+    )
+    # A source token becomes the target token it begins with: exact for what follows.
+    target_id = np.array([target_ids[piece[:1]] for piece in source_ids], np.int32)
+    end_to_row = {int(end): row for row, end in enumerate(source.end_offsets)}
+    position = np.array([end_to_row.get(int(end), -1) for end in target.end_offsets], np.int32)
+    recipe = Recipe.parse(
+        {
+            "corpus": "c",
+            "split": "s",
+            "target": "t",
+            "top_k": 2,
+            "granularity": granularity,
+            "window_length": 8,
+            "sources": [{"cache": "certain"}],
+        }
+    )
+    fusion = prepare(
+        recipe,
+        [
+            SourceInput(
+                "certain",
+                helpers.cache(source, certain),
+                "d",
+                "corpus",
+                target_id=target_id,
+                alignment=helpers.alignment([(position, (position >= 0).astype(np.uint8))]),
+            )
+        ],
+        target_tokens=target,
+        documents=np.array([0]),
+        vocab_size=len(target_ids),
+        corpus_digest="corpus",
+    )
+    rows, _ = fuse_rows(fusion, 0, target.num_tokens)
+    spans = (rows.kind == 1) & (rows.next_ids >= 0)
+    assert spans.sum() >= 12
+    assert np.array_equal(rows.ids[spans, 0], rows.next_ids[spans])
+    np.testing.assert_allclose(rows.logprobs[spans, 0], 0.0, atol=1e-6)
+    assert not np.any(rows.ids[spans, 0] == rows.input_ids[spans])
+
+
+def test_zero_width_tokens_and_one_token_documents_do_not_break_scores(helpers):
+    """Tokens that end where the one before ends, at every granularity, by finishing at all."""
+    tokens = helpers.table([[(0, 0), (1, 0), (2, 2), (3, 2)], [(0, 3)], [(1, 0), (2, 0)]])
+    labels = [-1.0, -2.0, -3.0, np.nan, np.nan, -1.0, np.nan]
+    rows = Rows(
+        np.zeros((7, 1), np.int32),
+        np.zeros((7, 1), np.float32),
+        np.full(7, -np.inf, np.float32),
+        np.array(labels, np.float32),
+    )
+    for granularity in ("document", "window", "token"):
+        recipe = Recipe.parse(
+            {
+                "corpus": "c",
+                "split": "s",
+                "target": "t",
+                "top_k": 1,
+                "window_length": 2,
+                "granularity": granularity,
+                "sources": [{"cache": "a"}],
+            }
+        )
+        fusion = prepare(
+            recipe,
+            [SourceInput("a", helpers.cache(tokens, rows), "d", "corpus")],
+            target_tokens=tokens,
+            documents=np.arange(3),
+            vocab_size=4,
+            corpus_digest="corpus",
+        )
+        fused, _ = fuse_rows(fusion, 0, 7)
+        assert fused.kind.tolist() == [1] * 7

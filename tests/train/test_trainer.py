@@ -1,0 +1,276 @@
+"""The trainer: it learns, it is deterministic, and it resumes bit for bit."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from fusestore.corpus.tokens import TokenTable
+from fusestore.data import FusedDataset, collate
+from fusestore.errors import (
+    AlreadyExistsError,
+    CorruptionError,
+    FingerprintMismatchError,
+    IncompatibleError,
+    InvalidInputError,
+    NonFiniteError,
+    NotFoundError,
+)
+from fusestore.storage.urls import Location
+from fusestore.train import TrainSettings, fusion_loss, train
+from fusestore.train.settings import learning_rate_at
+from tests.data.fused_folder import random_arrays, write_fused
+
+SETTINGS = TrainSettings(
+    lm_weight=0.5,
+    learning_rate=1e-2,
+    batch_size=3,
+    gradient_accumulation=2,
+    epochs=2,
+    precision="no",
+    seed=5,
+)
+
+
+def run(model_path, dataset, settings, folder, **options):
+    return train(
+        model_path,
+        dataset,
+        settings,
+        Location.parse(folder / "model"),
+        folder / "work",
+        **options,
+    )
+
+
+def folder_bytes(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def held_out():
+    rng = np.random.default_rng(1)
+    lengths = [5, 1, 12, 0, 9]
+    total = sum(lengths)
+    return TokenTable(
+        rng.integers(0, 100, total).astype(np.int32),
+        np.concatenate([np.arange(1, n + 1, dtype=np.int32) * 3 for n in lengths]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+def test_learns_and_publishes_a_model_folder(tiny_model_path, dataset, tmp_path):
+    seen = []
+    settings = SETTINGS.model_copy(update={"epochs": 8, "eval_every": 9, "save_dtype": "bfloat16"})
+    result = run(
+        tiny_model_path,
+        dataset,
+        settings,
+        tmp_path,
+        evaluation=held_out(),
+        progress=seen.append,
+    )
+    curve = result.manifest.loss_curve
+    assert [point.step for point in curve] == list(range(1, 25))
+    assert [report.step for report in seen] == list(range(1, 25))
+    assert curve[-1].loss < curve[0].loss - 0.5
+    assert curve[0].loss == pytest.approx(0.5 * curve[0].lm + 0.5 * curve[0].fused)
+    assert [point.step for point in result.manifest.evaluations] == [9, 18, 24]
+    assert result.manifest.num_tokens == 8 * 500 == sum(report.num_tokens for report in seen)
+    folder = tmp_path / "model"
+    assert result.location.path == folder
+    assert not (tmp_path / "work").exists()
+    assert set(result.manifest.files) | {"manifest.json"} == set(folder_bytes(folder))
+    assert {"config.json", "model.safetensors", "tokenizer_config.json"} <= set(
+        result.manifest.files
+    )
+    assert len(load_file(folder / "model.safetensors")) == len(
+        load_file(tiny_model_path / "model.safetensors")
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    batch = collate(dataset.__getitems__([0, 1]))
+    with torch.no_grad():
+        loss = fusion_loss(model(input_ids=batch["input_ids"]).logits, batch, 0.5)
+    assert float(loss) < curve[0].loss - 0.3
+    for content in folder_bytes(folder).values():
+        assert str(tmp_path).encode() not in content
+
+
+def test_first_step_is_the_loss_of_its_windows(tiny_model_path, dataset, tmp_path):
+    settings = SETTINGS.model_copy(update={"max_steps": 1, "gradient_accumulation": 1})
+    path = tmp_path / "no_dropout"
+    shutil.copytree(tiny_model_path, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
+    result = run(path, dataset, settings, tmp_path)
+    from fusestore.data import permutation
+
+    windows = permutation(len(dataset), 5, 0)[:3]
+    batch = collate([dataset[int(window)] for window in windows])
+    model = AutoModelForCausalLM.from_pretrained(path)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = fusion_loss(logits, batch, 0.5).detach()
+    assert result.manifest.loss_curve[0].loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_interrupted_run_ends_like_an_uninterrupted_one(
+    tiny_model_path, dataset, tmp_path, precision
+):
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(tiny_model_path, dataset, settings, whole, evaluation=held_out())
+
+    def interrupt(report):
+        if report.step in (2, 4):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    # Step 3 ends the first epoch (16 windows, 3 · 2 per step): one stop inside each epoch.
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt, match="goes on"):
+            run(
+                tiny_model_path,
+                dataset,
+                settings,
+                broken,
+                evaluation=held_out(),
+                progress=interrupt,
+            )
+        assert (broken / "work" / "checkpoint").is_dir()
+        assert not (broken / "model").exists()
+    run(tiny_model_path, dataset, settings, broken, evaluation=held_out())
+    assert folder_bytes(whole / "model") == folder_bytes(broken / "model")
+    assert not (broken / "work").exists()
+
+
+def test_gradient_checkpointing_and_workers_change_nothing(tiny_model_path, dataset, tmp_path):
+    plain = run(tiny_model_path, dataset, SETTINGS, tmp_path / "plain")
+    settings = SETTINGS.model_copy(update={"gradient_checkpointing": True, "checkpoint_every": 1})
+    other = run(tiny_model_path, dataset, settings, tmp_path / "other")
+    assert other.manifest.files["model.safetensors"] == plain.manifest.files["model.safetensors"]
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(tiny_model_path, dataset, tmp_path):
+    plain = run(tiny_model_path, dataset, SETTINGS, tmp_path / "plain")
+    settings = SETTINGS.model_copy(update={"num_workers": 2})
+    other = run(tiny_model_path, dataset, settings, tmp_path / "other")
+    assert other.manifest.files["model.safetensors"] == plain.manifest.files["model.safetensors"]
+
+
+def test_clm_sees_the_same_text_and_no_distribution(tiny_model_path, fused_folder, tmp_path):
+    settings = SETTINGS.model_copy(update={"objective": "clm"})
+    first = run(tiny_model_path, FusedDataset(fused_folder), settings, tmp_path / "a")
+    changed = random_arrays(500)
+    changed["logprobs"] = np.full_like(changed["logprobs"], np.nan)
+    folder = write_fused(tmp_path / "changed", changed, window_length=32, chunk_rows=64)
+    second = run(tiny_model_path, FusedDataset(folder), settings, tmp_path / "b")
+    assert first.manifest.files == second.manifest.files
+    assert first.manifest.loss_curve[0].fused is None
+    only_text = SETTINGS.model_copy(update={"lm_weight": 1.0})
+    third = run(tiny_model_path, FusedDataset(fused_folder), only_text, tmp_path / "c")
+    assert first.manifest.files == third.manifest.files
+
+
+def test_nan_stops_and_names_the_documents(tiny_model_path, tmp_path):
+    arrays = random_arrays(500)
+    arrays["kind"][:] = 1
+    arrays["logprobs"][100] = np.nan
+    folder = write_fused(tmp_path / "bad", arrays, window_length=32, chunk_rows=64)
+    dataset = FusedDataset(folder)
+    document = int(arrays["document"][100])
+    with pytest.raises(NonFiniteError, match=rf"windows .*\b3\b.*documents .*\b{document}\b"):
+        run(tiny_model_path, dataset, SETTINGS, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def test_vocabulary_that_does_not_fit(tiny_model_path, tmp_path):
+    arrays = random_arrays(100, vocab_size=130)
+    arrays["ids"][50, 0] = 129
+    folder = write_fused(tmp_path / "big", arrays, window_length=32, chunk_rows=64, vocab_size=130)
+    with pytest.raises(IncompatibleError, match=r"129.*100 ids"):
+        run(tiny_model_path, FusedDataset(folder), SETTINGS, tmp_path)
+    # A tokenizer longer than the model is no harm while none of its last ids occur.
+    arrays = random_arrays(100)
+    folder = write_fused(tmp_path / "ok", arrays, window_length=32, chunk_rows=64, vocab_size=130)
+    run(tiny_model_path, FusedDataset(folder), SETTINGS, tmp_path)
+
+
+def test_other_plans_are_refused(tiny_model_path, dataset, tmp_path):
+    settings = SETTINGS.model_copy(update={"checkpoint_every": 1})
+
+    def fail(report):
+        raise RuntimeError
+
+    def fail_later(report):
+        if report.step == 2:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run(tiny_model_path, dataset, settings, tmp_path, progress=fail_later)
+    other = settings.model_copy(update={"seed": 6})
+    with pytest.raises(FingerprintMismatchError, match="seed: 5 there, 6 here"):
+        run(tiny_model_path, dataset, other, tmp_path)
+    weights = tmp_path / "work" / "checkpoint" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:100])
+    with pytest.raises(CorruptionError, match="start over"):
+        run(tiny_model_path, dataset, settings, tmp_path)
+    weights.write_bytes(content)
+    done = run(tiny_model_path, dataset, settings, tmp_path)
+    again = run(tiny_model_path, dataset, settings, tmp_path, progress=fail)
+    assert again == done
+    with pytest.raises(AlreadyExistsError, match="other settings"):
+        run(tiny_model_path, dataset, other, tmp_path)
+
+
+def test_no_model(dataset, tmp_path):
+    with pytest.raises(NotFoundError, match=r"config\.json"):
+        run(tmp_path / "none", dataset, SETTINGS, tmp_path)
+
+
+def test_publishes_to_object_storage(tiny_model_path, dataset, tmp_path, s3_url):
+    output = Location.parse(s3_url) / "models" / "tiny"
+    settings = SETTINGS.model_copy(update={"max_steps": 1})
+    result = train(tiny_model_path, dataset, settings, output, tmp_path / "work")
+    local = run(tiny_model_path, dataset, settings, tmp_path)
+    assert result.manifest == local.manifest
+    for name, content in folder_bytes(tmp_path / "model").items():
+        assert (output / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_schedules(schedule):
+    settings = TrainSettings(
+        schedule=schedule, learning_rate=2.0, warmup=0.2, final_learning_rate=0.1
+    )
+    rates = [learning_rate_at(settings, step, 50) for step in range(51)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == 2.0
+    middle = {"cosine": 1.1, "linear": 1.1, "constant": 2.0}[schedule]
+    assert rates[30] == pytest.approx(middle)
+    assert rates[50] == pytest.approx(2.0 if schedule == "constant" else 0.2)
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="betas"):
+        TrainSettings(betas=(0.9, 1.0))
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        TrainSettings(lm_weight=1.1)
+    with pytest.raises(ValueError, match="lambda"):
+        TrainSettings.model_validate({"lambda": 0.5})
+
+
+def test_too_few_windows_for_the_processes(dataset, tiny_model_path):
+    from fusestore.train.trainer import _plan
+
+    with pytest.raises(InvalidInputError, match="too few"):
+        _plan(tiny_model_path, dataset, SETTINGS, 100)
