@@ -81,6 +81,7 @@ def test_listing(root):
     assert (root / "b").list() == ["2", "x"]
     assert root.list_recursive() == ["a", "b/2", "b/x/1"]
     assert root.sizes() == {"a": 1, "b/2": 3, "b/x/1": 5}
+    assert (root / "a").sizes() == {"": 1}
     (root / "b").delete()
     assert root.list_recursive() == ["a"]
 
