@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.cache.reader import open_cache
-from fusestore.cache.rows import Rows
+from fusestore.cache.rows import Rows, blank_rows
 from fusestore.cache.verify import verify_cache
-from fusestore.cache.writer import CacheWriter, blank_rows
+from fusestore.cache.writer import CacheWriter
 from fusestore.errors import (
     AlreadyExistsError,
     CorruptionError,
