@@ -24,7 +24,12 @@ from rich.text import Text
 
 from fusestore.progress import Progress
 
-output = Console(highlight=False, soft_wrap=True)
+_PIPE_WIDTH = 160
+"""Columns when nobody's terminal says otherwise: a table in a log must not lose its figures."""
+
+output = Console(
+    highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH
+)
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _SECONDS_BETWEEN_LINES = 10.0
