@@ -1,0 +1,122 @@
+"""Each stage as a verb of its own, and what the verbs print."""
+
+import json
+
+import pytest
+
+from fusestore.storage.urls import Location
+from tests.pipeline.tiny_job import TOP_K, hashes, write_fusion
+
+
+def stages(job, store):
+    """The tiny fusion as single commands, by the stage's name."""
+    shards = ["--top-k", str(TOP_K)]
+    train = ["--fused", "mince", "--lr", "1e-3", "--batch-size", "4", "--max-steps", "4"]
+    train += ["--precision", "no", "--evaluate", "addresses/held_out"]
+    cache = [*shards, "--corpus", "addresses"]
+    commands = {
+        "corpus": ["corpus", f"{job}/texts.jsonl", "--name", "addresses"]
+        + ["-t", f"{job}/small", "-t", f"{job}/wide"]
+        + ["--split-column", "split", "--max-length", "128"],
+        "small": ["cache", f"{job}/small", "--name", "small", *cache],
+        "wide": ["cache", f"{job}/wide", "--name", "wide", *cache],
+        "align": ["align", "wide", "--target", f"{job}/small", "--target-name", "small"],
+        "fuse": ["fuse", "--source", "small", "--source", "wide", "--target", f"{job}/small"]
+        + ["--target-name", "small", "--name", "mince", "--corpus", "addresses", *shards]
+        + ["--window-length", "64"],
+        "baseline": ["train", f"{job}/small", "--name", "baseline", "--objective", "clm", *train],
+        "fused": ["train", f"{job}/small", "--name", "fused", *train],
+    }
+    return {name: [*arguments, "--store", str(store)] for name, arguments in commands.items()}
+
+
+def rows_of(dataset):
+    return [{key: value.tolist() for key, value in dataset[i].items()} for i in range(len(dataset))]
+
+
+def test_stage_by_stage_gives_what_one_run_gives(command, job, first_store, tmp_path):
+    """Equal but for the sizes of shards and chunks, which not every verb has an option for."""
+    from fusestore import open_fused
+
+    store = tmp_path / "by-hand"
+    for arguments in stages(job, store).values():
+        told = command.succeeds(*arguments, "--json").json
+        assert told["built"] is True
+    for arguments in stages(job, store).values():
+        assert command.succeeds(*arguments, "--json").json["built"] is False
+    assert "Already there" in command.succeeds(*stages(job, store)["wide"]).out
+    ours, theirs = open_fused(store, "mince"), open_fused(first_store, "mince")
+    assert rows_of(ours) == rows_of(theirs)
+    by_hand, by_run = hashes(Location.parse(store)), hashes(Location.parse(first_store))
+    weights = ("models/baseline/model.safetensors", "models/fused/model.safetensors")
+    for part in ("corpora", "vocabularies", "vocabulary_maps", *weights):
+        chosen = {name: value for name, value in by_run.items() if name.startswith(part)}
+        assert chosen
+        assert chosen == {name: value for name, value in by_hand.items() if name.startswith(part)}
+
+
+def test_run_prints_tables_or_json(command, job, store, tmp_path):
+    fusion = write_fusion(tmp_path, job, str(store))
+    shown = command.succeeds("run", fusion)
+    assert "Held-out bits per byte" in shown.out
+    assert "already there" in shown.err
+    summary = command.succeeds("run", fusion, "--json").json
+    assert [source["name"] for source in summary["sources"]] == ["small", "wide"]
+    assert [model["name"] for model in summary["models"]] == ["baseline", "fused"]
+
+
+def test_inspect_lists_and_describes(command, store):
+    listed = command.succeeds("inspect", "--store", store, "--json").json
+    assert {"thing": "cache/wide", "complete": True} in listed
+    assert len(listed) == 8
+    assert "wide--small" in command.succeeds("inspect", "--store", store).out
+    for thing in (entry["thing"] for entry in listed):
+        manifest = command.succeeds("inspect", thing, "--store", store).json
+        assert manifest["format_version"] == 1
+    rows = command.succeeds(
+        "inspect", "cache/wide", "--store", store, "--document", "2", "--rows", "5", "--json"
+    ).json
+    assert len(rows) == 5
+    message = command.fails("inspect", "cache/absent", "--store", store)
+    assert "cache/absent" in message
+    assert "cache/wide" in message
+
+
+def test_help_names_every_verb(command):
+    shown = command.succeeds("--help").out
+    for verb in ("corpus", "cache", "align", "fuse", "train", "run", "inspect", "verify"):
+        assert verb in shown
+        assert "--store" in command.succeeds(verb, "--help").out
+    assert command.succeeds("--version").out.startswith("fusestore ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["run"],
+        ["run", "x.toml", "--stoer", "y"],
+        ["cache", "x", "--store", "y", "--name", "z", "--top-k", "0"],
+        ["corpus", "x", "--store", "y", "-t", "z", "--max-documents", "many"],
+        ["inspect", "--store", "y", "--storage-option", "novalue"],
+        ["train", "x", "--store", "y", "--evaluate", "nosplit"],
+    ],
+)
+def test_wrong_usage_ends_with_2(command, arguments):
+    outcome = command(*arguments)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+
+
+def test_debug_shows_the_traceback(command, tmp_path):
+    outcome = command("--debug", "run", tmp_path / "absent.toml")
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("Error: ")
+
+
+def test_json_stays_clean_while_progress_is_told(command, job, tmp_path):
+    """Progress goes to standard error, so standard output is JSON alone."""
+    outcome = command.succeeds(*stages(job, tmp_path / "store")["corpus"], "--json")
+    assert json.loads(outcome.out)["corpus"] == "addresses"
+    assert "Reading and splitting" in outcome.err

@@ -1,0 +1,86 @@
+"""`fusestore verify`: silent on a sound store, and blind to no byte."""
+
+import pytest
+
+from tests.pipeline.tiny_job import write_fusion
+
+
+def test_a_sound_store(command, store):
+    outcome = command.succeeds("verify", "--store", store)
+    assert outcome.out.count(": sound") == len(outcome.out.splitlines()) == 10
+    checked = command.succeeds("verify", "--store", store, "--json").json
+    assert all(found == [] for found in checked.values())
+    assert command.succeeds("verify", "fused/mince", "--store", store, "--json").json == {
+        "fused/mince": []
+    }
+    command.succeeds("verify", "--store", store, "--quick")
+
+
+def kinds(store):
+    """One file of each kind: paths that differ in numbers or digests only are of one kind."""
+    import re
+
+    found = {}
+    for path in sorted(store.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(store).as_posix()
+            found.setdefault(re.sub(r"[0-9a-f]{16}|\d+", "#", name), path)
+    return found
+
+
+def test_a_flipped_byte_is_found_in_every_kind_of_file(store):
+    """At the beginning, in the middle, and at the end of the file."""
+    from fusestore.storage.store import Store
+    from fusestore.verification import verify_store
+
+    missed = []
+    opened = Store.open(store)
+    for kind, path in kinds(store).items():
+        sound = path.read_bytes()
+        for place in {0, len(sound) // 3, len(sound) // 2, len(sound) - 1}:
+            damaged = bytearray(sound)
+            damaged[place] ^= 0x10
+            path.write_bytes(damaged)
+            if not any(verify_store(opened).values()):
+                missed.append((kind, place))
+        path.write_bytes(sound)
+    assert missed == []
+    assert not any(verify_store(opened).values())
+
+
+@pytest.mark.parametrize("kind", ["corpora", "caches", "alignments", "fused", "models"])
+def test_damage_ends_with_1_and_names_the_file(command, store, kind):
+    path = max((store / kind).rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    outcome = command("verify", "--store", store)
+    assert outcome.code == 1
+    assert path.name in outcome.out
+    assert "Traceback" not in outcome.err
+    told = command("verify", "--store", store, "--json")
+    assert told.code == 1
+    assert sum(bool(found) for found in told.json.values()) >= 1
+
+
+@pytest.mark.parametrize("kind", ["corpora", "caches", "alignments", "fused", "models"])
+def test_a_missing_file_is_found_even_by_a_quick_look(command, store, kind):
+    path = max((store / kind).rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    path.unlink()
+    assert command("verify", "--store", store).code == 1
+    assert command("verify", "--store", store, "--quick").code == 1
+
+
+def test_an_unfinished_thing_is_told(command, store, job, tmp_path):
+    (store / "fused/mince/manifest.json").unlink()
+    outcome = command("verify", "--store", store)
+    assert outcome.code == 1
+    assert "run the same command again" in outcome.out
+    command.succeeds("run", write_fusion(tmp_path, job, str(store)))
+    command.succeeds("verify", "--store", store)
+
+
+def test_no_store(command, tmp_path):
+    message = command.fails("verify", "--store", tmp_path / "nothing")
+    assert "nothing" in message
+    assert "fusestore run" in message
