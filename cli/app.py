@@ -32,6 +32,8 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 
 _debug = False
+_INTERRUPTED = 130
+_AFTER_INTERRUPT = "Interrupted. What was finished is kept; run the same command again to go on."
 
 
 def _print_version(value: bool) -> None:
@@ -59,8 +61,13 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
+    except SystemExit as ended:
+        # Typer turns Ctrl-C into this code, without a word.
+        if ended.code != _INTERRUPTED:
+            raise
+        _fail(_AFTER_INTERRUPT)
     except KeyboardInterrupt:
-        _fail("Interrupted. What was finished is kept; run the same command again to go on.")
+        _fail(_AFTER_INTERRUPT)
     except FusestoreError as error:
         _fail(str(error))
     except Exception as error:
