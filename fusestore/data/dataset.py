@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusestore.data.mapped import MappedArray
-from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
+from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
 from fusestore.packages import user_cache_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX
 from fusestore.storage.urls import Location
+from fusestore.version import FORMAT_VERSION
 
 _NO_DISTILLATION = 0
 """Value of `kind` where a position has no fused distribution."""
@@ -160,12 +161,19 @@ def _read_manifest(folder: Location) -> bytes:
             "`fusestore fuse`; an interrupted fusion goes on where it stopped."
         ) from error
     try:
-        plan = json.loads(content)["plan"]
+        manifest = json.loads(content)
+        version = int(manifest["format_version"])
+        plan = manifest["plan"]
         int(plan["recipe"]["window_length"]), int(plan["vocab_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptionError(
             f"{folder}/manifest.json is not the manifest of a fused dataset: {error!r}."
         ) from error
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{folder}/manifest.json has store format {version}; this fusestore reads up to "
+            f"{FORMAT_VERSION}. Upgrade with `pip install -U fusestore`."
+        )
     return content
 
 
