@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from fusestore.cache.verify import Finding, verify_cache
-from fusestore.errors import CorruptionError, FusestoreError, NotFoundError
+from fusestore.errors import FusestoreError, NotFoundError
 from fusestore.inventory import Thing, find_thing, list_things
 from fusestore.storage.manifest import digest_bytes
+from fusestore.storage.shards import FileRecord, Receipt
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
@@ -48,21 +49,24 @@ def _verify(store: Store, thing: Thing, quick: bool) -> list[Finding]:
 
 def _verify_corpus(store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
     from fusestore.corpus.build import open_corpus
-    from fusestore.corpus.tokenize import open_tokens
+    from fusestore.corpus.manifest import TokensManifest
 
     corpus = open_corpus(store, thing.name)
-    if quick:
-        yield from _missing(thing.location, ["documents.parquet"])
-        return
-    try:
-        corpus.table()
-    except CorruptionError as error:
-        yield Finding("documents.parquet", str(error))
+    receipt = Receipt.load(thing.location / "receipts" / "documents.json")
+    if receipt.fingerprint_digest != corpus.digest:
+        yield Finding("receipts/documents.json", "is of another corpus")
+    yield from _check_files(thing.location, _sha256(receipt.files), quick)
     for name in (thing.location / "tokens").list():
+        folder = thing.location / "tokens" / name
         try:
-            open_tokens(thing.location / "tokens" / name)
+            manifest = TokensManifest.load(folder / "manifest.json")
         except FusestoreError as error:
-            yield Finding(f"tokens/{name}", str(error))
+            yield Finding(f"tokens/{name}/manifest.json", str(error))
+            continue
+        if manifest.corpus_digest != corpus.digest:
+            yield Finding(f"tokens/{name}/manifest.json", "is of another corpus")
+        for finding in _check_files(folder, _sha256(manifest.files), quick):
+            yield Finding(f"tokens/{name}/{finding.file}", finding.problem)
 
 
 def _verify_map(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
@@ -76,17 +80,16 @@ def _verify_alignment(_store: Store, thing: Thing, quick: bool) -> Iterator[Find
     from fusestore.align.tables import AlignmentManifest
 
     manifest = AlignmentManifest.load(thing.location / "manifest.json")
-    yield from _check_files(
-        thing.location, {part.name: part.sha256 for part in manifest.parts}, quick
-    )
+    fingerprint = digest_bytes(manifest.fingerprint.to_bytes())
+    parts = {part.name: part.sha256 for part in manifest.parts}
+    yield from _check_files(thing.location, {"fingerprint.json": fingerprint, **parts}, quick)
 
 
 def _verify_fused(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
     from fusestore.fuse.manifest import FusedManifest
 
     manifest = FusedManifest.load(thing.location / "manifest.json")
-    files = {path: record.sha256 for path, record in manifest.files.items()}
-    yield from _check_files(thing.location, files, quick)
+    yield from _check_files(thing.location, _sha256(manifest.files), quick)
 
 
 def _verify_model(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
@@ -103,6 +106,10 @@ _CHECKS: Mapping[str, Callable[[Store, Thing, bool], Iterator[Finding]]] = {
     "fused": _verify_fused,
     "model": _verify_model,
 }
+
+
+def _sha256(files: Mapping[str, FileRecord]) -> dict[str, str]:
+    return {path: record.sha256 for path, record in files.items()}
 
 
 def _check_files(folder: Location, sha256: Mapping[str, str], quick: bool) -> Iterator[Finding]:
@@ -129,10 +136,10 @@ def _verify_vocabularies(store: Store) -> dict[str, list[Finding]]:
     from fusestore.corpus.vocabulary_table import load_vocabulary
 
     found: dict[str, list[Finding]] = {}
-    for name in store.names("vocabularies"):
+    for name in sorted({name.rsplit(".", 1)[0] for name in store.names("vocabularies")}):
         try:
-            load_vocabulary(store, name.removesuffix(".parquet"))
+            load_vocabulary(store, name)
             found[f"vocabulary/{name}"] = []
         except FusestoreError as error:
-            found[f"vocabulary/{name}"] = [Finding(name, str(error))]
+            found[f"vocabulary/{name}"] = [Finding(f"{name}.parquet", str(error))]
     return found

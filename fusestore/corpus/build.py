@@ -31,6 +31,7 @@ from fusestore.errors import (
 )
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.publish import publish
+from fusestore.storage.shards import FileRecord, Receipt
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
@@ -255,7 +256,17 @@ def build_corpus(
     )
     buffer = io.BytesIO()
     table.write_parquet(buffer, compression="zstd", row_group_size=2**14)
-    publish(location / "documents.parquet", buffer.getvalue())
+    data = buffer.getvalue()
+    publish(location / "documents.parquet", data)
+    # Outside the manifest, whose digest identifies the corpus however its bytes are encoded.
+    receipt = Receipt(
+        part="documents",
+        start=0,
+        stop=len(table),
+        fingerprint_digest=manifest.digest,
+        files={"documents.parquet": FileRecord.of(data)},
+    )
+    publish(location / "receipts/documents.json", receipt.to_bytes())
     manifest.save(location / "manifest.json")
     return Corpus(name, location, manifest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fusestore.storage.manifest import Frozen, Manifest
+from fusestore.storage.shards import FileRecord
 
 
 class SplitSize(Frozen):
@@ -68,6 +69,7 @@ class TokensManifest(Manifest):
         num_documents: D.
         num_tokens: T, BOS included.
         arrays_digest: SHA-256 of ids, end offsets and document offsets, little-endian, in turn.
+        files: size and checksum of the Parquet files, by name.
     """
 
     corpus_digest: str
@@ -76,3 +78,4 @@ class TokensManifest(Manifest):
     num_documents: int
     num_tokens: int
     arrays_digest: str
+    files: dict[str, FileRecord]

@@ -20,6 +20,7 @@ from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.publish import publish
+from fusestore.storage.shards import FileRecord
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
@@ -69,18 +70,15 @@ def corpus_tokens(
             return _load(location, manifest)
         location.delete()
     tokens = tokenizer.encode(corpus.texts(), add_bos)
-    _save(
-        location,
-        tokens,
-        TokensManifest(
-            corpus_digest=corpus.digest,
-            tokenizer_digest=tokenizer.digest,
-            add_bos=add_bos,
-            num_documents=tokens.num_documents,
-            num_tokens=tokens.num_tokens,
-            arrays_digest=_arrays_digest(tokens),
-        ),
-    )
+    TokensManifest(
+        corpus_digest=corpus.digest,
+        tokenizer_digest=tokenizer.digest,
+        add_bos=add_bos,
+        num_documents=tokens.num_documents,
+        num_tokens=tokens.num_tokens,
+        arrays_digest=_arrays_digest(tokens),
+        files=_save(location, tokens),
+    ).save(location / "manifest.json")
     return tokens
 
 
@@ -94,16 +92,19 @@ def open_tokens(location: Location) -> TokenTable:
     return _load(location, TokensManifest.load(location / "manifest.json"))
 
 
-def _save(location: Location, tokens: TokenTable, manifest: TokensManifest) -> None:
+def _save(location: Location, tokens: TokenTable) -> dict[str, FileRecord]:
+    """Write the tables; returns what each file holds."""
     rows = pl.DataFrame(
         {"token_ids": tokens.token_ids, "end_offsets": tokens.end_offsets}, schema=TOKENS_SCHEMA
     )
     offsets = pl.DataFrame({"document_offsets": tokens.document_offsets}, schema=OFFSETS_SCHEMA)
+    files = {}
     for file, table in (("tokens.parquet", rows), ("documents.parquet", offsets)):
         buffer = io.BytesIO()
         table.write_parquet(buffer, compression="zstd", row_group_size=2**20)
         publish(location / file, buffer.getvalue())
-    manifest.save(location / "manifest.json")
+        files[file] = FileRecord.of(buffer.getvalue())
+    return files
 
 
 def _load(location: Location, manifest: TokensManifest) -> TokenTable:

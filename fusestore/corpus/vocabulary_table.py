@@ -1,4 +1,8 @@
-"""Vocabularies as Parquet files of a store: `token_id`, `bytes`, `kind`, `roles`."""
+"""Vocabularies as Parquet files of a store: `token_id`, `bytes`, `kind`, `roles`.
+
+Beside `<first 16 digits of the tokenizer's digest>.parquet` a receipt of the same name in JSON
+holds the file's checksum: alignment rests on these bytes, and Parquet would not notice a wrong one.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,9 @@ from typing import cast
 import polars as pl
 
 from fusestore.corpus.vocabulary import Role, TokenKind, Vocabulary
-from fusestore.errors import InvalidInputError, NotFoundError
-from fusestore.storage.publish import publish_new
+from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
+from fusestore.storage.publish import publish
+from fusestore.storage.shards import FileRecord, Receipt
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
@@ -30,15 +35,16 @@ VOCABULARY_SCHEMA = pl.Schema(
 def save_vocabulary(
     store: str | os.PathLike[str] | Location | Store, vocabulary: Vocabulary
 ) -> Location:
-    """Write the vocabulary under its tokenizer's digest; the same one again changes nothing.
+    """Write the vocabulary under its tokenizer's digest; one that is there already is kept.
 
     Returns:
         The Parquet file.
-
-    Raises:
-        AlreadyExistsError: another vocabulary lies under the same digest.
     """
     location = Store.open(store).vocabulary(vocabulary.tokenizer_digest)
+    receipt_file = _receipt_file(location)
+    # Not compared: another version of Polars may write the same table in other bytes.
+    if location.exists() and receipt_file.exists():
+        return location
     roles: list[list[str]] = [[] for _ in range(len(vocabulary))]
     for role, token_id in vocabulary.roles:
         roles[token_id].append(role)
@@ -55,7 +61,16 @@ def save_vocabulary(
         row_group_size=2**17,
         metadata={_DIGEST_KEY: vocabulary.tokenizer_digest},
     )
-    publish_new(location, buffer.getvalue())
+    data = buffer.getvalue()
+    publish(location, data)
+    receipt = Receipt(
+        part="vocabulary",
+        start=0,
+        stop=len(vocabulary),
+        fingerprint_digest=vocabulary.tokenizer_digest,
+        files={location.name: FileRecord.of(data)},
+    )
+    publish(receipt_file, receipt.to_bytes())
     return location
 
 
@@ -66,16 +81,23 @@ def load_vocabulary(
 
     Raises:
         NotFoundError: the store does not hold it.
+        CorruptionError: it does not match its checksum.
         InvalidInputError: the file is not a vocabulary, or another tokenizer's.
     """
     location = Store.open(store).vocabulary(tokenizer_digest)
     try:
         data = location.read_bytes()
+        receipt = Receipt.load(_receipt_file(location))
     except NotFoundError as error:
         raise NotFoundError(
             f"The store holds no vocabulary of tokenizer {tokenizer_digest[:16]} "
-            f"({location} does not exist). Capturing a cache with that tokenizer writes it."
+            f"({error}). Capturing a cache with that tokenizer writes it."
         ) from error
+    if receipt.files != {location.name: FileRecord.of(data)}:
+        raise CorruptionError(
+            f"{location} does not match its checksum. Delete it; capturing a cache with that "
+            "tokenizer, or `fusestore run`, writes it again."
+        )
     try:
         table = pl.read_parquet(io.BytesIO(data))
         digest = pl.read_parquet_metadata(io.BytesIO(data)).get(_DIGEST_KEY, "")
@@ -99,3 +121,7 @@ def load_vocabulary(
         cast("tuple[TokenKind, ...]", tuple(table["kind"].to_list())),
         tuple(roles),
     )
+
+
+def _receipt_file(location: Location) -> Location:
+    return location.parent / f"{location.name.removesuffix('.parquet')}.json"

@@ -148,8 +148,8 @@ class FusedManifest(Manifest):
         num_windows: windows of `recipe.window_length` positions, the last one may be shorter.
         kinds: positions of each kind, by name.
         sources: in the recipe's order.
-        num_bytes: bytes of the files.
-        files: what each of the arrays' files holds, by path inside the folder.
+        num_bytes: bytes of the arrays' files.
+        files: what each file holds, the manifest itself apart, by path inside the folder.
     """
 
     plan: FusionPlan

@@ -9,7 +9,7 @@ touches, not on the corpus.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,9 +89,10 @@ def materialize(
 
     num_rows = fusion.tokens.num_tokens
     arrays = fused_arrays(num_rows, recipe.top_k, recipe.rows_per_shard)
-    publish(location / "zarr.json", group_metadata({"plan_digest": plan.digest}))
-    for array in arrays:
-        publish(location / array.name / "zarr.json", array_metadata(array))
+    metadata = {"zarr.json": group_metadata({"plan_digest": plan.digest})}
+    metadata |= {f"{array.name}/zarr.json": array_metadata(array) for array in arrays}
+    for path, data in metadata.items():
+        publish(location / path, data)
     done = _finished_shards(location, arrays)
     receipts = []
     for shard in range(arrays[0].num_files):
@@ -102,7 +103,11 @@ def materialize(
         receipts.append(receipt)
         progress(receipts[-1].stop, num_rows)
 
-    manifest = _manifest(plan, receipts)
+    others = {path: FileRecord.of(data) for path, data in metadata.items()}
+    others[PLAN_FILE] = FileRecord.of(plan.to_bytes())
+    for receipt in receipts:
+        others[f"receipts/{_receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
+    manifest = _manifest(plan, receipts, others)
     manifest.save(manifest_file)
     return manifest
 
@@ -170,7 +175,11 @@ def _finished_shards(location: Location, arrays: Sequence[ArraySpec]) -> set[int
 
 
 def _receipt_file(location: Location, shard: int) -> Location:
-    return location / "receipts" / f"{shard:05d}.json"
+    return location / "receipts" / _receipt_name(shard)
+
+
+def _receipt_name(shard: int) -> str:
+    return f"{shard:05d}.json"
 
 
 def _write_shard(
@@ -202,7 +211,9 @@ def _write_shard(
     return receipt
 
 
-def _manifest(plan: FusionPlan, receipts: Sequence[ShardReceipt]) -> FusedManifest:
+def _manifest(
+    plan: FusionPlan, receipts: Sequence[ShardReceipt], others: Mapping[str, FileRecord]
+) -> FusedManifest:
     kinds = np.sum([receipt.kinds for receipt in receipts], axis=0)
     per_source = zip(*(receipt.sources for receipt in receipts), strict=True)
     files = {path: record for receipt in receipts for path, record in receipt.files.items()}
@@ -219,7 +230,7 @@ def _manifest(plan: FusionPlan, receipts: Sequence[ShardReceipt]) -> FusedManife
             for source, parts in zip(plan.inputs, per_source, strict=True)
         ),
         num_bytes=sum(record.num_bytes for record in files.values()),
-        files=files,
+        files={**files, **others},
     )
 
 

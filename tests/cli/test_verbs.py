@@ -15,15 +15,19 @@ def stages(job, store):
     train += ["--precision", "no", "--evaluate", "addresses/held_out"]
     cache = [*shards, "--corpus", "addresses"]
     commands = {
-        "corpus": ["corpus", f"{job}/texts.jsonl", "--name", "addresses"]
-        + ["-t", f"{job}/small", "-t", f"{job}/wide"]
-        + ["--split-column", "split", "--max-length", "128"],
+        "corpus": [
+            *["corpus", f"{job}/texts.jsonl", "--name", "addresses"],
+            *["-t", f"{job}/small", "-t", f"{job}/wide"],
+            *["--split-column", "split", "--max-length", "128"],
+        ],
         "small": ["cache", f"{job}/small", "--name", "small", *cache],
         "wide": ["cache", f"{job}/wide", "--name", "wide", *cache],
         "align": ["align", "wide", "--target", f"{job}/small", "--target-name", "small"],
-        "fuse": ["fuse", "--source", "small", "--source", "wide", "--target", f"{job}/small"]
-        + ["--target-name", "small", "--name", "mince", "--corpus", "addresses", *shards]
-        + ["--window-length", "64"],
+        "fuse": [
+            *["fuse", "--source", "small", "--source", "wide", "--target", f"{job}/small"],
+            *["--target-name", "small", "--name", "mince", "--corpus", "addresses", *shards],
+            *["--window-length", "64"],
+        ],
         "baseline": ["train", f"{job}/small", "--name", "baseline", "--objective", "clm", *train],
         "fused": ["train", f"{job}/small", "--name", "fused", *train],
     }

@@ -10,12 +10,13 @@ from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.corpus.vocabulary_table import load_vocabulary, save_vocabulary
 from fusestore.errors import (
-    AlreadyExistsError,
     CorruptionError,
     FingerprintMismatchError,
     InvalidInputError,
     NotFoundError,
 )
+from fusestore.storage.publish import publish
+from fusestore.storage.shards import FileRecord, Receipt
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
@@ -76,11 +77,13 @@ def test_a_corpus_is_built_opened_and_built_again(store, inputs, smollm2, unigra
     )
     assert again.manifest == manifest
 
-    files = {name: (corpus.location / name).read_bytes() for name in corpus.location.list()}
-    assert set(files) == {"documents.parquet", "manifest.json"}
+    names = corpus.location.list_recursive()
+    files = {name: (corpus.location / name).read_bytes() for name in names}
+    assert names == ["documents.parquet", "manifest.json", "receipts/documents.json"]
     corpus.location.delete()
     build_corpus(store, "addresses", inputs, **options)
-    assert files == {name: (corpus.location / name).read_bytes() for name in corpus.location.list()}
+    assert corpus.location.list_recursive() == names
+    assert files == {name: (corpus.location / name).read_bytes() for name in names}
 
 
 def test_another_corpus_is_not_written_over(tmp_path, inputs, smollm2, unigram):
@@ -179,11 +182,25 @@ def test_vocabularies_are_kept(store, gemma, wordpiece, mistral):
 def test_a_false_vocabulary_is_refused(tmp_path, wordpiece, unigram):
     location = save_vocabulary(tmp_path, wordpiece.vocabulary)
     other = Location.parse(tmp_path) / "vocabularies" / f"{unigram.digest[:16]}.parquet"
-    other.path.write_bytes(location.read_bytes())
+    save_vocabulary(tmp_path, unigram.vocabulary)
+    sound = other.path.read_bytes()
+    for wrong in (location.read_bytes(), b"nothing", sound[:99] + b"\0" + sound[100:]):
+        other.path.write_bytes(wrong)
+        with pytest.raises(CorruptionError, match=r"does not match its checksum\. Delete it"):
+            load_vocabulary(tmp_path, unigram.digest)
+    other.path.unlink()
+    save_vocabulary(tmp_path, unigram.vocabulary)
+    assert other.path.read_bytes() == sound
+    # Not damaged, but of another tokenizer.
+    other.path.unlink()
+    receipt = Receipt(
+        part="vocabulary",
+        start=0,
+        stop=1,
+        fingerprint_digest=unigram.digest,
+        files={other.name: FileRecord.of(location.read_bytes())},
+    )
+    publish(other, location.read_bytes())
+    publish(other.parent / f"{unigram.digest[:16]}.json", receipt.to_bytes())
     with pytest.raises(InvalidInputError, match="is not the vocabulary of tokenizer"):
-        load_vocabulary(tmp_path, unigram.digest)
-    with pytest.raises(AlreadyExistsError):
-        save_vocabulary(tmp_path, unigram.vocabulary)
-    other.path.write_bytes(b"nothing")
-    with pytest.raises(InvalidInputError, match="not a Parquet file"):
         load_vocabulary(tmp_path, unigram.digest)
