@@ -34,6 +34,7 @@ def cache(
         bool, typer.Option("--trust-remote-code", help="Run code the model folder carries.")
     ] = False,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows written as one unit.")] = 262_144,
+    rows_per_chunk: Annotated[int, typer.Option(min=1, help="Rows decoded as one unit.")] = 2_048,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,6 +62,7 @@ def cache(
             "revision": revision,
             "trust_remote_code": trust_remote_code,
             "rows_per_shard": rows_per_shard,
+            "rows_per_chunk": rows_per_chunk,
         },
         "The command line",
     )

@@ -8,7 +8,9 @@ bytes and the distance stays a metric over all tokens, whole or cut.
 from __future__ import annotations
 
 import bisect
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from numba.extending import intrinsic
 
+from fusestore.progress import Progress, ignore_progress
+
 _WORD = 64
 """Texts up to this many characters are searched bit-parallel, one machine word per column."""
+
+_QUERIES_PER_BLOCK = 4096
+"""Queries that one call searches: enough to be worth a thread, few enough to show progress."""
 
 _NEIGHBOURS = 4
 """Lexicographic neighbours on each side that give a search its first upper bound."""
@@ -214,7 +221,11 @@ def _search(
 
 
 def nearest(
-    queries: Sequence[str], candidates: Sequence[str], *, prefer_prefix: bool
+    queries: Sequence[str],
+    candidates: Sequence[str],
+    *,
+    prefer_prefix: bool,
+    progress: Progress = ignore_progress,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """The nearest candidate of every query by edit distance; identical to comparing all pairs.
 
@@ -224,6 +235,7 @@ def nearest(
         queries: Q texts.
         candidates: C texts, at least one; of equal texts the first is found.
         prefer_prefix: whether the common prefix breaks ties before the order does.
+        progress: counts queries.
 
     Returns:
         index into `candidates` int64 [Q], distance int32 [Q].
@@ -244,17 +256,32 @@ def nearest(
     num_query_characters = len(query_texts.characters)
     lengths = np.diff(candidate_texts.offsets)
     length_starts = np.searchsorted(lengths, np.arange(lengths[-1] + 2)).astype(np.int64)
-    index, distance = _search(
-        codes[:num_query_characters],
-        query_texts.offsets,
-        _neighbours(queries, candidates, by_length),
-        codes[num_query_characters:],
-        candidate_texts.offsets,
-        by_length,
-        length_starts,
-        len(alphabet),
-        prefer_prefix,
-    )
+    hints = _neighbours(queries, candidates, by_length)
+    index = np.empty(len(queries), np.int64)
+    distance = np.empty(len(queries), np.int32)
+
+    def search_block(start: int) -> int:
+        stop = min(start + _QUERIES_PER_BLOCK, len(queries))
+        index[start:stop], distance[start:stop] = _search(
+            codes[:num_query_characters],
+            query_texts.offsets[start : stop + 1],
+            hints[start:stop],
+            codes[num_query_characters:],
+            candidate_texts.offsets,
+            by_length,
+            length_starts,
+            len(alphabet),
+            prefer_prefix,
+        )
+        return stop - start
+
+    # Queries are independent and the search releases the interpreter lock.
+    done = 0
+    progress(done, len(queries))
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        for count in threads.map(search_block, range(0, len(queries), _QUERIES_PER_BLOCK)):
+            done += count
+            progress(done, len(queries))
     return by_length[index], distance
 
 

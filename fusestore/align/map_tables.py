@@ -15,6 +15,7 @@ from fusestore.align.kinds import MAP_KINDS, MapMethod, TieBreak
 from fusestore.align.vocabulary import VocabularyMap, map_vocabulary
 from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.errors import CorruptionError, FingerprintMismatchError, NotFoundError
+from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.manifest import Manifest, digest_bytes
 from fusestore.storage.publish import publish
 from fusestore.storage.urls import Location
@@ -50,6 +51,7 @@ def stored_vocabulary_map(
     target: Vocabulary,
     method: MapMethod = "mined",
     tie_break: TieBreak = "prefix",
+    progress: Progress = ignore_progress,
 ) -> VocabularyMap:
     """The map at the location; made and stored first when there is none.
 
@@ -77,7 +79,7 @@ def stored_vocabulary_map(
                 "Delete it to make it anew."
             )
         return load_vocabulary_map(location)
-    result = map_vocabulary(source, target, method, tie_break)
+    result = map_vocabulary(source, target, method, tie_break, progress)
     buffer = io.BytesIO()
     result.to_polars().write_parquet(buffer, compression="zstd", statistics=True)
     publish(location / "map.parquet", buffer.getvalue())

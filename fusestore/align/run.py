@@ -80,14 +80,12 @@ def align_cache(
     source_vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
     map_folder = store.vocabulary_map(cache.fingerprint.tokenizer_digest, target.digest, vocabulary)
     map_was_there = (map_folder / "manifest.json").exists()
-    if not map_was_there:
-        reporter.line(
-            f"Mapping the {len(source_vocabulary):,} tokens of {cache_name} to "
-            f"the {len(target):,} of {target_name} …"
+    with reporter.stage(
+        f"Mapping {cache_name}'s vocabulary to {target_name}'s", "tokens"
+    ) as mapped:
+        vocabulary_map = stored_vocabulary_map(
+            map_folder, source_vocabulary, target.vocabulary, vocabulary, progress=mapped
         )
-    vocabulary_map = stored_vocabulary_map(
-        map_folder, source_vocabulary, target.vocabulary, vocabulary
-    )
     folder = store.alignment(name or alignment_name(cache_name, target_name))
     was_there = (folder / "manifest.json").exists()
     with reporter.stage(f"Aligning {cache_name} to {target_name}", "tokens") as progress:

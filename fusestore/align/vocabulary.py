@@ -39,6 +39,7 @@ from fusestore.align.kinds import (
 )
 from fusestore.corpus.vocabulary import Role, Vocabulary
 from fusestore.errors import InvalidInputError
+from fusestore.progress import Progress, ignore_progress
 
 if TYPE_CHECKING:
     import polars as pl
@@ -102,6 +103,7 @@ def map_vocabulary(
     target: Vocabulary,
     method: MapMethod = "mined",
     tie_break: TieBreak = "prefix",
+    progress: Progress = ignore_progress,
 ) -> VocabularyMap:
     """Map every source token id to a target token id.
 
@@ -112,6 +114,7 @@ def map_vocabulary(
         tie_break: of several nearest tokens `prefix` takes the one with the longest common prefix,
             then the lowest id; `first` the lowest id, as the paper's code does with a vocabulary in
             order of ids.
+        progress: counts the source tokens that have no equal target token.
 
     Raises:
         InvalidInputError: unknown method or tie break.
@@ -136,7 +139,7 @@ def map_vocabulary(
     _map_special(source, target, result)
     unmatched = _map_equal(source, target, result)
     if method == "mined":
-        _map_mined(source, target, unmatched, result)
+        _map_mined(source, target, unmatched, result, progress)
     elif method == "prefix":
         _map_prefix(source, target, unmatched, result)
     return result
@@ -190,7 +193,11 @@ def _map_equal(source: Vocabulary, target: Vocabulary, result: VocabularyMap) ->
 
 
 def _map_mined(
-    source: Vocabulary, target: Vocabulary, unmatched: list[int], result: VocabularyMap
+    source: Vocabulary,
+    target: Vocabulary,
+    unmatched: list[int],
+    result: VocabularyMap,
+    progress: Progress,
 ) -> None:
     # A byte-fallback token stands for a piece of a character that no text comes near.
     candidates: dict[bytes, int] = {}
@@ -203,6 +210,7 @@ def _map_mined(
         [text_of(source.token_bytes[i]) for i in unmatched],
         [text_of(token) for token in candidates],
         prefer_prefix=result.tie_break == "prefix",
+        progress=progress,
     )
     target_ids = np.fromiter(candidates.values(), np.int32, len(candidates))
     result.target_id[unmatched] = target_ids[index]

@@ -27,3 +27,13 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.tail)
+
+
+def blank_rows(n: int, k: int) -> Rows:
+    """Rows of a skipped document: nothing kept, all mass in the tail, no label."""
+    return Rows(
+        ids=np.zeros((n, k), np.int32),
+        logprobs=np.full((n, k), -np.inf, np.float32),
+        tail=np.zeros(n, np.float32),
+        label_logprob=np.full(n, np.nan, np.float32),
+    )

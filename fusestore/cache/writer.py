@@ -39,16 +39,6 @@ from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
 
-def blank_rows(n: int, k: int) -> Rows:
-    """Rows of a skipped document: nothing kept, all mass in the tail, no label."""
-    return Rows(
-        ids=np.zeros((n, k), np.int32),
-        logprobs=np.full((n, k), -np.inf, np.float32),
-        tail=np.zeros(n, np.float32),
-        label_logprob=np.full(n, np.nan, np.float32),
-    )
-
-
 class CacheWriter:
     """Made by `create`. Attribute `reader` reads the rows of shards that are written."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fusestore.cache.rows import Rows
+from fusestore.cache.rows import Rows, blank_rows
 from fusestore.capture.engine import is_out_of_memory, logit_pieces, pad_batch
 from fusestore.capture.selection import select_top_k
 from fusestore.corpus.tokens import TokenTable
@@ -46,7 +46,7 @@ class RowCapturer:
             The rows, and the documents whose logits were not finite. Their rows say nothing: no
             entry kept, all mass in the tail, no label.
         """
-        rows = _empty_rows(stop - start, self._top_k)
+        rows = blank_rows(stop - start, self._top_k)
         offsets = self._tokens.document_offsets
         first = int(np.searchsorted(offsets, start, side="right")) - 1
         last = int(np.searchsorted(offsets, stop, side="left"))
@@ -65,8 +65,11 @@ class RowCapturer:
             )
             progress(done, stop - start)
         for index in bad:
-            low, high = max(offsets[index], start) - start, min(offsets[index + 1], stop) - start
-            _clear(rows, int(low), int(high))
+            low = int(max(offsets[index], start)) - start
+            high = int(min(offsets[index + 1], stop)) - start
+            blank = blank_rows(high - low, self._top_k)
+            for name in ("ids", "logprobs", "tail", "label_logprob"):
+                getattr(rows, name)[low:high] = getattr(blank, name)
         return rows, sorted(bad)
 
     def _batches(self, order: list[int], lengths: npt.NDArray[np.int64]) -> Iterator[list[int]]:
@@ -131,21 +134,3 @@ class RowCapturer:
                     rows.label_logprob[target] = label[source]
                 taken += count
         return bad
-
-
-def _empty_rows(count: int, top_k: int) -> Rows:
-    rows = Rows(
-        np.empty((count, top_k), np.int32),
-        np.empty((count, top_k), np.float32),
-        np.empty(count, np.float32),
-        np.empty(count, np.float32),
-    )
-    _clear(rows, 0, count)
-    return rows
-
-
-def _clear(rows: Rows, low: int, high: int) -> None:
-    rows.ids[low:high] = 0
-    rows.logprobs[low:high] = -np.inf
-    rows.tail[low:high] = 0.0
-    rows.label_logprob[low:high] = np.nan

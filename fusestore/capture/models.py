@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fusestore.capture.settings import DTYPES
 from fusestore.errors import (
     IncompatibleError,
     InvalidInputError,
@@ -21,7 +22,6 @@ from fusestore.errors import (
 )
 from fusestore.packages import SCHEME, packaged_gguf, user_cache_folder
 
-DTYPES = ("float32", "bfloat16", "float16")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 

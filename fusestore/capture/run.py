@@ -21,6 +21,7 @@ from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary_table import save_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
 from fusestore.progress import Progress, Reporter, SilentReporter
+from fusestore.storage.codec import frequency_ranks
 from fusestore.storage.shards import Receipt
 from fusestore.storage.store import Store
 
@@ -88,7 +89,7 @@ def capture(
         num_tokens=tokens.num_tokens,
     )
     writer = CacheWriter.create(
-        store, name, fingerprint, tokens, frequency_ranks(tokens, identity.vocab_size)
+        store, name, fingerprint, tokens, frequency_ranks(tokens.token_ids, identity.vocab_size)
     )
     save_vocabulary(store, tokenizer.vocabulary)
     if writer.complete:
@@ -109,15 +110,6 @@ def capture(
     skipped = skipped_documents(tokens, label_logprob)
     writer.finish(_score_totals(corpus, tokens, label_logprob, skipped), skipped)
     return open_cache(store, name), True
-
-
-def frequency_ranks(tokens: TokenTable, vocab_size: int) -> npt.NDArray[np.int32]:
-    """Ids by falling count in the corpus, ties by id: int32 [vocab_size], rank → id.
-
-    What a model thinks likely is, by and large, what the corpus holds; small ranks compress well.
-    """
-    counts = np.bincount(tokens.token_ids, minlength=vocab_size)
-    return np.argsort(-counts, kind="stable").astype(np.int32)
 
 
 def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:
@@ -171,13 +163,8 @@ def _offset(progress: Progress, base: int, total: int) -> Progress:
     return lambda done, _part: progress(base + done, total)
 
 
-def _describe(corpus: Corpus, document: int) -> str:
-    row = corpus.table().row(document, named=True)
-    return f"segment {row['segment']} of {row['source']}"
-
-
 def _describe_bad(corpus: Corpus, documents: list[int], name: str) -> str:
-    shown = ", ".join(f"{index} ({_describe(corpus, index)})" for index in documents[:5])
+    shown = ", ".join(f"{index} ({corpus.describe(index)})" for index in documents[:5])
     more = f" and {len(documents) - 5} more" if len(documents) > 5 else ""
     return (
         f"Model {name} gave logits that are not finite (NaN or infinite) for document "

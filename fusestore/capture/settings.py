@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from fusestore.storage.codec import MAX_STEP, MIN_STEP
 from fusestore.storage.manifest import Frozen
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 BosPolicy = Literal["auto", "always", "never"]
 
@@ -46,6 +49,22 @@ class CaptureSettings(Frozen):
     rows_per_chunk: int = Field(
         default=2_048, ge=1, description="Rows that are decoded as one unit."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        if self.logprob_step and not MIN_STEP <= self.logprob_step <= MAX_STEP:
+            raise ValueError(
+                f"logprob_step is {self.logprob_step}; it must be 0 (exact float32) or from "
+                f"{MIN_STEP:g} to {MAX_STEP:g} nats"
+            )
+        if self.rows_per_shard % self.rows_per_chunk:
+            raise ValueError(
+                f"rows_per_shard {self.rows_per_shard} is no multiple of "
+                f"rows_per_chunk {self.rows_per_chunk}"
+            )
+        return self
 
 
 def wants_bos(policy: BosPolicy, tokenizer_adds_bos: bool, has_bos: bool) -> bool:

@@ -152,10 +152,13 @@ class Location:
     def sizes(self) -> dict[str, int]:
         """Every file below the folder, by its path relative to it, with its bytes.
 
-        One listing on object storage. Empty when there is no folder.
+        One listing on object storage. Empty when there is no folder; a file is listed alone,
+        under the empty name.
         """
         with storage_errors(self):
             if self.is_local:
+                if self.path.is_file():
+                    return {"": self.path.stat().st_size}
                 found = {}
                 for path in self.path.rglob("*"):
                     # A writer's temporary file may be gone by now.
@@ -164,11 +167,11 @@ class Location:
                             found[path.relative_to(self.path).as_posix()] = path.stat().st_size
                 return found
             filesystem = self.filesystem
-            prefix = filesystem._strip_protocol(self.url).rstrip("/") + "/"
+            own = filesystem._strip_protocol(self.url).rstrip("/")
             return {
-                path.removeprefix(prefix): int(entry["size"])
+                path.removeprefix(own).removeprefix("/"): int(entry["size"])
                 for path, entry in filesystem.find(self.url, detail=True).items()
-                if path.startswith(prefix)
+                if path == own or path.startswith(f"{own}/")
             }
 
     def list(self) -> list[str]:

@@ -7,7 +7,6 @@ Nothing in it is pickled.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,14 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fusestore.errors import CorruptionError, FingerprintMismatchError
+from fusestore.errors import (
+    CorruptionError,
+    FingerprintMismatchError,
+    FormatVersionError,
+    FusestoreError,
+)
 from fusestore.storage.manifest import Manifest
 from fusestore.storage.publish import TEMPORARY_PREFIX, sync_folder
+from fusestore.storage.urls import Location
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
 
 _FOLDER = "checkpoint"
@@ -94,14 +98,17 @@ def load_state(work_dir: Path, plan: TrainingPlan) -> TrainState | None:
 
     Raises:
         FingerprintMismatchError: it belongs to another plan; both are shown.
+        FormatVersionError: a newer fusestore wrote it.
         CorruptionError: it cannot be read.
     """
     folder = _folder(work_dir)
     if folder is None:
         return None
     try:
-        state = TrainState.model_validate(json.loads((folder / "state.json").read_bytes()))
-    except (OSError, ValueError, ValidationError) as error:
+        state = TrainState.load(Location.parse(folder / "state.json"))
+    except FormatVersionError:
+        raise
+    except FusestoreError as error:
         raise CorruptionError(
             f"Checkpoint {folder} cannot be read ({error}). Delete {work_dir} to start over."
         ) from error

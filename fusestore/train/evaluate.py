@@ -14,13 +14,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from fusestore.capture.engine import logit_pieces, pad_batch
 from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import InvalidInputError, NonFiniteError
-
-_PIECE_ELEMENTS = 1 << 25
-"""Logits held at a time: 128 MiB in float32."""
 
 
 class HeldOut(NamedTuple):
@@ -109,9 +106,8 @@ def document_nats(
     model.eval()
     try:
         with torch.no_grad(), autocast(model.device, precision):
-            head = output_head(model)
             for batch in _batches(tokens, length, batch_tokens):
-                per_window = _window_nats(model, head, batch)
+                per_window = _window_nats(model, batch)
                 for window, value in zip(batch, per_window, strict=True):
                     if not math.isfinite(value):
                         raise NonFiniteError(
@@ -133,33 +129,6 @@ def autocast(
     if precision == "no":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
-
-
-def output_head(model: Any) -> Callable[[Tensor], Tensor] | None:  # noqa: ANN401
-    """The function from the backbone's hidden states [n, H] to logits [n, V], if it is one.
-
-    Models scale or cap their logits each in its own way, so the candidates are tried on a few
-    tokens and one is returned only if it gives the model's own logits exactly; None otherwise.
-    """
-    embedding = model.get_output_embeddings()
-    cap = float(getattr(model.config.get_text_config(), "final_logit_softcapping", None) or 0)
-
-    def plain(hidden: Tensor) -> Tensor:
-        logits: Tensor = embedding(hidden)
-        return logits
-
-    def capped(hidden: Tensor) -> Tensor:
-        return torch.tanh(plain(hidden) / cap) * cap
-
-    probe = torch.arange(4, device=model.device)[None]
-    expected = model(input_ids=probe, use_cache=False).logits[0]
-    hidden = _hidden_states(model, probe, torch.ones_like(probe))
-    if hidden is None or embedding is None:
-        return None
-    for candidate in (plain, capped) if cap else (plain,):
-        if torch.equal(candidate(hidden[0]), expected):
-            return candidate
-    return None
 
 
 class _Window(NamedTuple):
@@ -191,52 +160,16 @@ def _batches(tokens: TokenTable, length: int, batch_tokens: int) -> Iterator[lis
 
 def _window_nats(
     model: Any,  # noqa: ANN401
-    head: Callable[[Tensor], Tensor] | None,
     batch: list[_Window],
 ) -> list[float]:
     """Σ −log p(next token) of each window, summed in float64."""
-    width = len(batch[0].input_ids)
-    input_ids = np.zeros((len(batch), width), np.int64)
-    next_ids = np.zeros((len(batch), width), np.int64)
-    real = np.zeros((len(batch), width), bool)
-    for row, window in enumerate(batch):
-        size = len(window.input_ids)
-        input_ids[row, :size] = window.input_ids
-        next_ids[row, :size] = window.next_ids
-        real[row, :size] = True
-    device = model.device
-    inputs = torch.from_numpy(input_ids).to(device)
-    mask = torch.from_numpy(real).to(device)
-    labels = torch.from_numpy(next_ids).to(device)[mask]
-    if head is None:
-        logits = model(input_ids=inputs, attention_mask=mask.long(), use_cache=False).logits[mask]
-        nats = _next_token_nats(logits, labels)
-    else:
-        hidden = _hidden_states(model, inputs, mask.long())
-        assert hidden is not None  # noqa: S101 - output_head found them
-        rows = hidden[mask]
-        size = max(1, _PIECE_ELEMENTS // model.config.get_text_config().vocab_size)
-        nats = torch.cat(
-            [
-                _next_token_nats(head(rows[start : start + size]), labels[start : start + size])
-                for start in range(0, len(rows), size)
-            ]
-        )
-    lengths = real.sum(1)
-    return [float(part.sum()) for part in np.split(nats.cpu().numpy(), np.cumsum(lengths)[:-1])]
-
-
-def _next_token_nats(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log softmax(logits)[label], float64 [n], from float32 log-softmax."""
-    at_label = torch.log_softmax(logits.float(), -1).gather(-1, labels[:, None])[:, 0]
-    return -at_label.double()
-
-
-def _hidden_states(model: Any, input_ids: Tensor, mask: Tensor) -> Tensor | None:  # noqa: ANN401
-    """The backbone's last hidden states [B, L, H]; None for a model that does not give them."""
-    backbone = model.base_model
-    if backbone is model:
-        return None
-    output = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False)
-    hidden: Tensor | None = getattr(output, "last_hidden_state", None)
-    return hidden
+    input_ids, mask = pad_batch([window.input_ids for window in batch], model.device)
+    labels, _ = pad_batch([window.next_ids for window in batch], model.device)
+    nats = torch.zeros(input_ids.shape, dtype=torch.float64)
+    for start, logits in logit_pieces(model, input_ids, mask):
+        here = slice(start, start + logits.shape[1])
+        logprobs = torch.log_softmax(logits.float(), -1)
+        at_label = logprobs.gather(-1, labels[:, here, None]).squeeze(-1)
+        nats[:, here] = -at_label.double().cpu()
+    kept = nats.where(mask.bool().cpu(), torch.zeros_like(nats))
+    return [float(total) for total in kept.sum(1)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fusestore.capture.models import local_model_folder
 from fusestore.corpus.build import open_corpus
@@ -14,6 +16,7 @@ from fusestore.packages import user_cache_folder
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
+from fusestore.train.evaluate import bits_per_byte
 from fusestore.train.manifest import TrainingManifest
 from fusestore.train.settings import TrainSettings
 from fusestore.train.trainer import TrainingProgress, train
@@ -56,7 +59,10 @@ def train_on_fused(
     reporter = reporter or SilentReporter()
     dataset = open_fused(store.location.url, fused_name, dict(store.location.storage_options))
     folder = local_model_folder(model)
-    held_out = _held_out(store, folder, *evaluate) if evaluate else None
+    evaluation = None
+    if evaluate is not None:
+        held_out = _held_out(store, folder, *evaluate)
+        evaluation = partial(_score, held_out, settings, name, reporter)
     output = output or store.model(name)
     was_there = (output / "manifest.json").exists()
     work = work_dir or user_cache_folder() / "training" / f"{name}-{dataset.digest[:16]}"
@@ -69,9 +75,37 @@ def train_on_fused(
             progress(seen, round(seen * state.total_steps / state.step))
 
         result = train(
-            folder, dataset, settings, output, work, evaluation=held_out, progress=step_done
+            folder,
+            dataset,
+            settings,
+            output,
+            work,
+            evaluation=evaluation,
+            progress=step_done,
         )
     return result.manifest, not was_there
+
+
+def _score(
+    held_out: TokenTable,
+    settings: TrainSettings,
+    name: str,
+    reporter: Reporter,
+    model: Any,  # noqa: ANN401 - transformers is untyped
+) -> dict[str, float]:
+    done = 0
+    with reporter.stage(f"Evaluating {name}", "tokens") as progress:
+
+        def batch_done(num_tokens: int) -> None:
+            nonlocal done
+            done += num_tokens
+            progress(done, max(done, held_out.num_tokens))
+
+        result = bits_per_byte(model, held_out, precision=settings.precision, progress=batch_done)
+    return {
+        "bits_per_byte": result.bits_per_byte,
+        "nats_per_token": result.nats_per_token,
+    }
 
 
 def _held_out(store: Store, folder: Path, corpus_name: str, split: str) -> TokenTable:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
+from fusestore.capture import engine
 from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import InvalidInputError, NonFiniteError
-from fusestore.train import evaluate
-from fusestore.train.evaluate import bits_per_byte, document_nats, output_head
+from fusestore.train.evaluate import bits_per_byte, document_nats
 
 
 def table(lengths, seed=0, vocab_size=100):
@@ -44,7 +44,7 @@ def model(tiny_model_path):
 
 @pytest.mark.parametrize("window", [64, 7, 1])
 def test_equals_one_document_at_a_time(model, monkeypatch, window):
-    monkeypatch.setattr(evaluate, "_PIECE_ELEMENTS", 500)
+    monkeypatch.setattr(engine, "PIECE_LOGITS", 500)
     tokens = table([9, 1, 0, 20, 2, 15])
     expected = [plain_nats(model, tokens.document(i)[0], window) for i in range(6)]
     seen = []
@@ -68,7 +68,7 @@ def test_mode_is_put_back_and_dropout_is_off(model):
     assert np.array_equal(first, document_nats(model, tokens))
 
 
-def test_capped_logits(monkeypatch):
+def test_capped_logits():
     torch.manual_seed(1)
     config = Gemma3TextConfig(
         vocab_size=90,
@@ -83,14 +83,10 @@ def test_capped_logits(monkeypatch):
     model = Gemma3ForCausalLM(config).eval()
     tokens = table([8, 13], vocab_size=90)
     expected = [plain_nats(model, tokens.document(i)[0], 100) for i in range(2)]
-    assert output_head(model) is not None
-    np.testing.assert_allclose(document_nats(model, tokens), expected, rtol=1e-5)
-    # A head that we do not know: the model's own full logits are used.
-    monkeypatch.setattr(evaluate, "output_head", lambda model: None)
     np.testing.assert_allclose(document_nats(model, tokens), expected, rtol=1e-5)
 
 
-def test_unknown_head_is_refused(model, monkeypatch):
+def test_a_head_of_its_own_kind_is_the_models_own(model, monkeypatch):
     original = type(model).forward
 
     def scaled(self, **options):
@@ -99,7 +95,9 @@ def test_unknown_head_is_refused(model, monkeypatch):
         return output
 
     monkeypatch.setattr(type(model), "forward", scaled)
-    assert output_head(model) is None
+    tokens = table([9, 14])
+    expected = [plain_nats(model, tokens.document(i)[0], 100) for i in range(2)]
+    np.testing.assert_allclose(document_nats(model, tokens), expected, rtol=1e-5)
 
 
 def test_nan_names_the_document(tiny_model_path):

@@ -81,7 +81,7 @@ def test_learns_and_publishes_a_model_folder(tiny_model_path, dataset, tmp_path)
     assert [report.step for report in seen] == list(range(1, 25))
     assert curve[-1].loss < curve[0].loss - 0.5
     assert curve[0].loss == pytest.approx(0.5 * curve[0].lm + 0.5 * curve[0].fused)
-    assert [point.step for point in result.manifest.evaluations] == [9, 18, 24]
+    assert [point.step for point in result.manifest.evaluations] == [0, 9, 18, 24]
     assert result.manifest.num_tokens == 8 * 500 == sum(report.num_tokens for report in seen)
     folder = tmp_path / "model"
     assert result.location.path == folder
@@ -274,3 +274,21 @@ def test_too_few_windows_for_the_processes(dataset, tiny_model_path):
 
     with pytest.raises(InvalidInputError, match="too few"):
         _plan(tiny_model_path, dataset, SETTINGS, 100)
+
+
+@pytest.mark.slow
+def test_smollm2_twice_gives_the_same_bytes(smollm2_path, tmp_path):
+    arrays = random_arrays(400, vocab_size=2000)
+    folder = write_fused(tmp_path / "f", arrays, window_length=64, chunk_rows=128, vocab_size=49152)
+    settings = TrainSettings(batch_size=2, max_steps=3, learning_rate=1e-4, lm_weight=0.5)
+    first, second = (
+        run(smollm2_path, FusedDataset(folder), settings, tmp_path / name) for name in ("a", "b")
+    )
+    assert first.manifest == second.manifest
+    assert first.manifest.loss_curve[-1].loss < first.manifest.loss_curve[0].loss
+    for name in first.manifest.files:
+        one, other = (tmp_path / part / "model" / name for part in ("a", "b"))
+        assert one.read_bytes() == other.read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "model")
+    assert model.config.vocab_size == 49152
+    assert "tokenizer.json" in first.manifest.files
