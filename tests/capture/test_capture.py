@@ -10,7 +10,7 @@ import torch
 
 from fusestore.cache.reader import open_cache
 from fusestore.capture import batches
-from fusestore.capture.run import capture, frequency_ranks, skipped_documents
+from fusestore.capture.run import capture, skipped_documents
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import build_corpus
 from fusestore.corpus.tokens import TokenTable
@@ -281,7 +281,7 @@ def nan_model(model, tokenizer, tmp_path_factory):
 
 
 def test_nan_stops_and_names_the_document(store, corpus, nan_model, tmp_path):
-    with pytest.raises(NonFiniteError, match=r"document 4 \(segment 0 of .*on-nan skip"):
+    with pytest.raises(NonFiniteError, match=r"document 4 \(.*, segment 0\).*on-nan skip"):
         capture(store, corpus, str(nan_model), "tiny", SMALL_SHARDS)
     with pytest.raises(NotFoundError, match="not complete"):
         open_cache(store, "tiny")
@@ -390,11 +390,19 @@ def token_table(*documents):
     return TokenTable(token_ids, np.zeros_like(token_ids), offsets)
 
 
-def test_frequency_ranks():
-    tokens = token_table([3, 1, 3], [], [1, 3, 0])
-    ranks = frequency_ranks(tokens, 6)
-    assert ranks.dtype == np.int32
-    assert ranks.tolist() == [3, 1, 0, 2, 4, 5]
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dtype": "int4"},
+        {"logprob_step": 2.0},
+        {"rows_per_shard": 100, "rows_per_chunk": 30},
+        {"top_k": 0},
+        {"bos": "sometimes"},
+    ],
+)
+def test_settings_that_no_cache_can_hold_are_refused_where_they_are_made(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CaptureSettings(**wrong)
 
 
 def test_skipped_documents():
