@@ -20,6 +20,7 @@ from fusestore.errors import (
     InvalidInputError,
     NonFiniteError,
     NotFoundError,
+    OutOfMemoryError,
 )
 from fusestore.storage.codec import TAIL_STEP
 from fusestore.storage.store import Store
@@ -367,8 +368,9 @@ def test_single_document_that_does_not_fit_is_an_error(store, corpus, model_path
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
 
     monkeypatch.setattr(batches, "logit_pieces", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(OutOfMemoryError, match="Document .* alone .* --max-length") as caught:
         capture(store, corpus, str(model_path), "tiny", EXACT)
+    assert isinstance(caught.value, MemoryError)
 
 
 def test_other_failures_of_the_model_are_not_retried(store, corpus, model_path, monkeypatch):
