@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from fusestore.errors import FusestoreError
 from fusestore.version import __version__
@@ -14,8 +16,20 @@ from fusestore.version import __version__
 from . import align, cache, corpus, fuse, inspect, run, train, verify
 from .console import messages
 
+
+class _Commands(TyperGroup):
+    """Ends an interrupted command with a message; left to itself, typer ends it with none."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's context is not public
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("Interrupted. What was finished is kept; run the same command again to go on.")
+
+
 app = typer.Typer(
     name="fusestore",
+    cls=_Commands,
     help="Store, align and fuse the next-token distributions of several language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -32,8 +46,6 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 
 _debug = False
-_INTERRUPTED = 130
-_AFTER_INTERRUPT = "Interrupted. What was finished is kept; run the same command again to go on."
 
 
 def _print_version(value: bool) -> None:
@@ -61,13 +73,6 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
-    except SystemExit as ended:
-        # Typer turns Ctrl-C into this code, without a word.
-        if ended.code != _INTERRUPTED:
-            raise
-        _fail(_AFTER_INTERRUPT)
-    except KeyboardInterrupt:
-        _fail(_AFTER_INTERRUPT)
     except FusestoreError as error:
         _fail(str(error))
     except Exception as error:
@@ -78,7 +83,7 @@ def main() -> None:
         )
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     if _debug:
         traceback.print_exc()
     messages.print(f"Error: {message}", style="red", markup=False)

@@ -50,5 +50,9 @@ class NonFiniteError(FusestoreError, ArithmeticError):
     """A model or a loss produced NaN where a number was expected."""
 
 
+class OutOfMemoryError(FusestoreError, MemoryError):
+    """Not even the smallest piece of work fits into the device's memory."""
+
+
 class MissingDependencyError(FusestoreError, ImportError):
     """An optional package is needed for what was asked."""

@@ -38,7 +38,7 @@ from fusestore.storage.urls import Location
 TOKENS_PER_PART = 2**20
 """Target tokens after which a part ends, at the next document: about 20 MB while it is made."""
 
-_SCHEMA = pl.Schema(
+ALIGNMENT_SCHEMA = pl.Schema(
     {
         "document": pl.Int32(),
         "target_pos": pl.Int32(),
@@ -342,9 +342,9 @@ def _encode(
             "document": np.repeat(documents, lengths),
             "target_pos": (np.arange(len(kind)) - np.repeat(starts, lengths)).astype(np.int32),
             "source_pos": pl.Series(position, dtype=pl.Int32).replace(-1, None),
-            "kind": pl.Series(ALIGNMENT_KINDS, dtype=_SCHEMA["kind"]).gather(kind),
+            "kind": pl.Series(ALIGNMENT_KINDS, dtype=ALIGNMENT_SCHEMA["kind"]).gather(kind),
         },
-        schema=_SCHEMA,
+        schema=ALIGNMENT_SCHEMA,
     )
     buffer = io.BytesIO()
     table.write_parquet(buffer, compression="zstd", statistics=True, row_group_size=2**18)
@@ -360,7 +360,7 @@ def _finished_part(location: Location, num_tokens: int) -> bytes | None:
         table = pl.read_parquet(io.BytesIO(data))
     except PolarsError:
         return None
-    return data if table.schema == _SCHEMA and len(table) == num_tokens else None
+    return data if table.schema == ALIGNMENT_SCHEMA and len(table) == num_tokens else None
 
 
 def _tokens_digest(table: TokenTable) -> str:

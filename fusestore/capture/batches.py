@@ -12,6 +12,7 @@ from fusestore.cache.rows import Rows, blank_rows
 from fusestore.capture.engine import is_out_of_memory, logit_pieces, pad_batch
 from fusestore.capture.selection import select_top_k
 from fusestore.corpus.tokens import TokenTable
+from fusestore.errors import OutOfMemoryError
 from fusestore.progress import Progress
 
 _TOKENS_PER_BATCH = {"cpu": 4_096}
@@ -22,7 +23,8 @@ class RowCapturer:
     """Captures stretches of rows with one model.
 
     A stretch depends on nothing but its own bounds: documents that cross a bound are run by both
-    neighbours. So any worker can make any shard, and makes the same bytes.
+    neighbours. So any worker can make any shard, and makes the same bytes, unless it ran out of
+    memory on the way: batches are smaller from then on, and a smaller batch may round differently.
     """
 
     def __init__(
@@ -83,8 +85,15 @@ class RowCapturer:
         try:
             return self._run(batch, start, stop, rows)
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            if not is_out_of_memory(error) or len(batch) == 1:
+            if not is_out_of_memory(error):
                 raise
+            if len(batch) == 1:
+                length = len(self._tokens.document(batch[0])[0])
+                raise OutOfMemoryError(
+                    f"Document {batch[0]} alone ({length:,} tokens) does not fit into the memory "
+                    f"of {self._device} ({error}). Use a smaller dtype (--dtype bfloat16), another "
+                    "device, or a corpus with a smaller --max-length."
+                ) from error
         # Outside the handler, so that the failed batch's tensors are gone before the retry.
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

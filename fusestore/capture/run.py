@@ -113,7 +113,10 @@ def capture(
 
 
 def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:
-    """Documents without usable rows: they have a next token somewhere and no number for it."""
+    """Documents without usable rows: they have a next token somewhere and no number for it.
+
+    A document of one token predicts nothing and is never among them.
+    """
     unknown = np.isnan(label_logprob)
     ends = tokens.document_offsets[1:] - 1
     unknown[ends[np.diff(tokens.document_offsets) > 0]] = False

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from fusestore.errors import IncompatibleError
 from fusestore.storage.codec import MAX_STEP, MIN_STEP
 from fusestore.storage.manifest import Frozen
 
@@ -68,7 +69,14 @@ class CaptureSettings(Frozen):
 
 
 def wants_bos(policy: BosPolicy, tokenizer_adds_bos: bool, has_bos: bool) -> bool:
-    """Whether documents begin with BOS under this policy."""
-    if policy == "auto":
-        return tokenizer_adds_bos and has_bos
-    return policy == "always" and has_bos
+    """Whether documents begin with BOS under this policy.
+
+    Raises:
+        IncompatibleError: BOS is asked for, and the tokenizer has none.
+    """
+    if policy == "always" and not has_bos:
+        raise IncompatibleError(
+            "BOS was asked for (bos = always), but the tokenizer has no BOS token. "
+            "Use auto or never."
+        )
+    return has_bos and (policy == "always" or (policy == "auto" and tokenizer_adds_bos))

