@@ -67,11 +67,14 @@ class ConsoleReporter:
 
 
 class _PlainLines:
-    """One line at the start, at most one every ten seconds, one at the end."""
+    """One line at the start, at most one every ten seconds, one at the end.
+
+    The rate is that since the first report: what came before it was loading, not work.
+    """
 
     def __init__(self, title: str, unit: str) -> None:
         self.title, self.unit = title, unit
-        self.began = self.printed = time.monotonic()
+        self.began = self.since = self.printed = time.monotonic()
         self.first: int | None = None
         self.finished = False
         messages.print(Text(f"{title} …"))
@@ -79,21 +82,21 @@ class _PlainLines:
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         if self.first is None:
-            self.first = done
+            self.first, self.since = done, now
         complete = done >= total
         if self.finished or (not complete and now - self.printed < _SECONDS_BETWEEN_LINES):
             return
         self.printed, self.finished = now, complete
-        rate = (done - self.first) / max(now - self.began, 1e-9)
-        left = _clock((total - done) / rate) if rate > 0 else "?"
+        rate = (done - self.first) / max(now - self.since, 1e-9)
         share = 100 * done / total if total else 100
-        tail = f"in {_clock(now - self.began)}" if complete else f"{left} left"
-        messages.print(
-            Text(
-                f"{self.title}: {done:,}/{total:,} {self.unit} ({share:.0f} %), "
-                f"{rate:,.0f} {self.unit}/s, {tail}"
-            )
-        )
+        parts = [f"{self.title}: {done:,}/{total:,} {self.unit} ({share:.0f} %)"]
+        if rate > 0:
+            parts.append(f"{rate:,.0f} {self.unit}/s")
+        if complete:
+            parts.append(f"in {_clock(now - self.began)}")
+        elif rate > 0:
+            parts.append(f"{_clock((total - done) / rate)} left")
+        messages.print(Text(", ".join(parts)))
 
 
 def _clock(seconds: float) -> str:

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fusestore.capture.models import local_model_folder
 from fusestore.corpus.build import open_corpus
 from fusestore.corpus.tokenize import corpus_tokens
@@ -93,13 +95,15 @@ def _score(
     reporter: Reporter,
     model: Any,  # noqa: ANN401 - transformers is untyped
 ) -> dict[str, float]:
+    # A document's last token is read by nobody: nothing follows it.
+    total = int(np.maximum(np.diff(held_out.document_offsets) - 1, 0).sum())
     done = 0
     with reporter.stage(f"Evaluating {name}", "tokens") as progress:
 
         def batch_done(num_tokens: int) -> None:
             nonlocal done
             done += num_tokens
-            progress(done, max(done, held_out.num_tokens))
+            progress(done, total)
 
         result = bits_per_byte(model, held_out, precision=settings.precision, progress=batch_done)
     return {

@@ -368,7 +368,7 @@ def test_single_document_that_does_not_fit_is_an_error(store, corpus, model_path
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
 
     monkeypatch.setattr(batches, "logit_pieces", full)
-    with pytest.raises(OutOfMemoryError, match="Document .* alone .* --max-length") as caught:
+    with pytest.raises(OutOfMemoryError, match=r"Document .* alone .* --max-length") as caught:
         capture(store, corpus, str(model_path), "tiny", EXACT)
     assert isinstance(caught.value, MemoryError)
 
