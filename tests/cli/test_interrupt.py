@@ -57,7 +57,7 @@ def test_an_interrupted_run_goes_on(moment, job, store, first_store, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_at_random_moments_of_a_whole_run(seed, job, first_store, tmp_path):
     """Three interruptions in a row, each at another moment, then an uninterrupted run."""
     store = tmp_path / "store"
