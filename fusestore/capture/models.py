@@ -34,6 +34,7 @@ def local_model_folder(spec: str, *, revision: str | None = None) -> Path:
 
     Raises:
         NotFoundError: there is no such folder, file, package or hub repository.
+        InvalidInputError: a GGUF file that cannot be read.
         MissingDependencyError: a GGUF file, and the package `gguf` is not installed.
     """
     if spec.startswith(SCHEME):
@@ -87,10 +88,16 @@ def convert_gguf(gguf: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise InvalidInputError(
+            f"{gguf} could not be read as a GGUF model ({error}). "
+            "Check that the file is whole and that transformers knows its architecture."
+        ) from error
     # save_pretrained refuses a model that carries a quantisation config, even dequantised.
     config = loaded.config
     if hasattr(config, "quantization_config"):

@@ -121,3 +121,10 @@ def test_digest_is_of_configuration_and_weights(model_path, tmp_path):
     assert model_digest(other) != model_digest(model_path)
     (copy / "config.json").write_bytes((copy / "config.json").read_bytes() + b"\n")
     assert model_digest(copy) != model_digest(model_path)
+
+
+def test_damaged_gguf(tmp_path):
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(b"GGUF" + bytes(range(60)))
+    with pytest.raises(InvalidInputError, match="damaged.gguf could not be read"):
+        local_model_folder(str(damaged))
