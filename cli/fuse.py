@@ -39,6 +39,7 @@ def fuse(
     unaligned: Annotated[str, typer.Option(help="skip, label, target or fusellm.")] = "skip",
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Entries kept.")] = 32,
     window_length: Annotated[int, typer.Option(min=2, help="Target tokens a window.")] = 1024,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Positions a file.")] = 65_536,
     method: Annotated[str, typer.Option(help="Of the token alignments.")] = "hybrid",
     vocabulary: Annotated[str, typer.Option(help="Of the vocabulary maps.")] = "mined",
     storage_option: StorageOption = None,
@@ -67,6 +68,7 @@ def fuse(
             "unaligned": unaligned,
             "top_k": top_k,
             "window_length": window_length,
+            "rows_per_shard": rows_per_shard,
         },
         "The command line",
     )

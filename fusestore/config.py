@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fusestore.capture.settings import CaptureSettings
+from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.storage.manifest import Frozen
 from fusestore.storage.settings import parse_settings, read_settings_file
 from fusestore.storage.urls import Location
@@ -105,7 +106,12 @@ def load_config(location: Location, store: str | None = None) -> FusionConfig:
         InvalidInputError: not TOML, a misspelt key (the nearest right one is suggested), or a
             value that does not fit.
     """
-    content = read_settings_file(location)
+    try:
+        content = read_settings_file(location)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{location} does not exist. Give the path of a fusion.toml; README shows one."
+        ) from error
     if store is not None:
         content["store"] = store
     where = str(location)
@@ -135,8 +141,6 @@ def load_config(location: Location, store: str | None = None) -> FusionConfig:
 
 
 def _table(value: Any, name: str, where: str) -> dict[str, Any]:  # noqa: ANN401
-    from fusestore.errors import InvalidInputError
-
     if not isinstance(value, dict):
         raise InvalidInputError(f"{name} in {where} must be a table: write [{name}].")
     return dict(value)

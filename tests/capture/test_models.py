@@ -126,5 +126,5 @@ def test_digest_is_of_configuration_and_weights(model_path, tmp_path):
 def test_damaged_gguf(tmp_path):
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(b"GGUF" + bytes(range(60)))
-    with pytest.raises(InvalidInputError, match="damaged.gguf could not be read"):
+    with pytest.raises(InvalidInputError, match=r"damaged\.gguf could not be read"):
         local_model_folder(str(damaged))
