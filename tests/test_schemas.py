@@ -115,7 +115,9 @@ def test_every_manifest_is_published(generated):
     for name, schema in json_schemas(generated).items():
         if name in schemas.MANIFESTS:
             titles |= {schema["title"], *schema.get("$defs", {})}
-    assert {kind.__name__ for kind in Manifest.__subclasses__()} <= titles
+    # Other tests define manifests of their own.
+    ours = [kind for kind in Manifest.__subclasses__() if kind.__module__.startswith("fusestore.")]
+    assert {kind.__name__ for kind in ours} <= titles
 
 
 def file_pattern(path):

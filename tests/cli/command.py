@@ -1,6 +1,7 @@
 """Running `fusestore` as a user does, in this process or in one of its own."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -70,8 +71,14 @@ def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     """The command in a process of its own, its output piped."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        # A test runner started in the background ignores Ctrl-C, and its children inherit that.
+        preexec_fn=_heed_interrupts,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         **options,
     )
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
