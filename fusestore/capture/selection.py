@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+
+_BLOCK_LOGITS = 2**19
+"""Logits looked at together: their float32 copies stay in a CPU's cache over all passes."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,22 @@ def select_top_k(logits: torch.Tensor, labels: torch.Tensor, k: int) -> Selectio
         labels: int64 [n]; the token that follows each row.
         k: entries to keep, at most vocab_size.
     """
+    # An accelerator wants few large kernels; a CPU wants its data near.
+    on_cpu = logits.device.type == "cpu"
+    rows = max(1, _BLOCK_LOGITS // logits.shape[-1]) if on_cpu else max(1, len(logits))
+    blocks = [
+        _select_block(logits[start : start + rows], labels[start : start + rows], k)
+        for start in range(0, max(1, len(logits)), rows)
+    ]
+    return Selection(
+        *(
+            torch.cat([getattr(block, field.name) for block in blocks])
+            for field in fields(Selection)
+        )
+    )
+
+
+def _select_block(logits: torch.Tensor, labels: torch.Tensor, k: int) -> Selection:
     logits = logits.float()
     peak = logits.amax(dim=-1, keepdim=True)
     mass = torch.exp(logits - peak)
