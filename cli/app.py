@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from fusestore.errors import FusestoreError
 from fusestore.version import __version__
@@ -16,20 +16,8 @@ from fusestore.version import __version__
 from . import align, cache, corpus, fuse, inspect, run, train, verify
 from .console import messages
 
-
-class _Commands(TyperGroup):
-    """Ends an interrupted command with a message; left to itself, typer ends it with none."""
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's context is not public
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _fail("Interrupted. What was finished is kept; run the same command again to go on.")
-
-
 app = typer.Typer(
     name="fusestore",
-    cls=_Commands,
     help="Store, align and fuse the next-token distributions of several language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -44,6 +32,9 @@ app.command("fuse")(fuse.fuse)
 app.command("train")(train.train)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
+
+# What typer makes of a Ctrl-C, without a word.
+_TYPER_INTERRUPTED = 130
 
 _debug = False
 
@@ -65,8 +56,25 @@ def _options(
     _debug = debug
 
 
-def main() -> None:
-    """Run the command line; never returns."""
+def main() -> NoReturn:
+    """Run the command line as a process of its own: Ctrl-C ends it with a word, at any moment."""
+    try:
+        try:
+            run_command()
+        except SystemExit as ended:
+            if ended.code == _TYPER_INTERRUPTED:
+                raise KeyboardInterrupt from ended
+            # All is done and said; a Ctrl-C while Python shuts down would kill the process.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            raise
+    except KeyboardInterrupt:
+        # A second one need not wait for what is still being tidied up.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _fail("Interrupted. What was finished is kept; run the same command again to go on.")
+
+
+def run_command() -> NoReturn:
+    """Run the command in `sys.argv`; always ends with `SystemExit`."""
     # Both of these only ever add noise between our progress lines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -81,6 +89,7 @@ def main() -> None:
             "This is a defect of fusestore: please report it with the output of "
             "`fusestore --debug …`."
         )
+    sys.exit(0)
 
 
 def _fail(message: str) -> NoReturn:

@@ -76,12 +76,15 @@ def run_pipeline(
     store = Store.open(config.store, storage_options)
     stages = _Stages(reporter)
     _say_licences(config, reporter)
+    # Stages are given the folder, not the name: what a hub's name and revision stand for is
+    # settled here, once.
+    folders: dict[str, str] = {}
     tokenizers: dict[str, Tokenizer] = {}
     for name, model in config.models.items():
         reporter.line(f"model {name}: {model.model}")
-        folder = local_model_folder(model.model, revision=model.capture.revision)
+        folders[name] = str(local_model_folder(model.model, revision=model.capture.revision))
         tokenizers[name] = load_tokenizer(
-            str(folder), trust_remote_code=model.capture.trust_remote_code
+            folders[name], trust_remote_code=model.capture.trust_remote_code
         )
 
     corpus_stage = f"corpus {config.corpus.name}"
@@ -94,12 +97,20 @@ def run_pipeline(
 
     caches: dict[str, Cache] = {}
     for name in _captured(config):
-        model = config.models[name]
         caches[name] = stages.run(
             f"cache {name}",
             (corpus_stage,),
             store.cache(name),
-            partial(capture, store, corpus, model.model, name, model.capture, reporter),
+            partial(
+                capture,
+                store,
+                corpus,
+                folders[name],
+                name,
+                config.models[name].capture,
+                reporter,
+                tokenizers[name],
+            ),
         )
 
     target = config.fuse.target
@@ -143,7 +154,6 @@ def run_pipeline(
 
     trained: dict[str, TrainingManifest] = {}
     for name, run in config.train.items():
-        model_spec = config.models[run.model]
         trained[name] = stages.run(
             f"model {name}",
             (fused_stage,),
@@ -152,11 +162,12 @@ def run_pipeline(
                 train_on_fused,
                 store,
                 config.fuse.name,
-                model_spec.model,
+                folders[run.model],
                 name,
                 run.settings,
                 evaluate=(corpus.name, config.evaluate_split) if config.evaluate_split else None,
                 reporter=reporter,
+                tokenizer=tokenizers[run.model],
             ),
         )
     return Summary(

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fusestore.capture.models import output_width
+
 PIECE_LOGITS = 2**24
 """Logits per piece, about: 64 MiB in float32, and small enough to stay warm in a CPU's cache."""
 
@@ -47,8 +49,7 @@ def logit_pieces(
     batch, time = input_ids.shape
     backbone = getattr(model, model.base_model_prefix, None)
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-    vocab_size = model.get_output_embeddings().weight.shape[0]
-    piece = max(1, PIECE_LOGITS // (batch * vocab_size))
+    piece = max(1, PIECE_LOGITS // (batch * output_width(model)))
     if backbone is None or backbone is model or not keeps:
         logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
         for start in range(0, time, piece):

@@ -191,18 +191,28 @@ def pick_device(device: str) -> str:
     return device
 
 
-def check_widths(model: Any, tokenizer_length: int, name: str) -> int:  # noqa: ANN401
-    """The model's output width, after checking that it covers the tokenizer.
+def output_width(model: Any) -> int:  # noqa: ANN401 - transformers is untyped
+    """How many ids the model's output head has; a padded vocabulary's may exceed the tokens'."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def check_width(width: int, tokenizer_length: int, name: str) -> None:
+    """See that a model's output covers its tokenizer.
 
     Padded vocabularies (width above length) are ordinary; the reverse cannot be used.
 
     Raises:
         IncompatibleError: the tokenizer has ids the model cannot output.
     """
-    width = int(model.get_output_embeddings().weight.shape[0])
     if tokenizer_length > width:
         raise IncompatibleError(
             f"The tokenizer of {name} has {tokenizer_length:,} ids, but the model's output has "
             f"{width:,}. They do not belong together; check the model folder."
         )
+
+
+def check_widths(model: Any, tokenizer_length: int, name: str) -> int:  # noqa: ANN401
+    """The loaded model's `output_width`, after `check_width`."""
+    width = output_width(model)
+    check_width(width, tokenizer_length, name)
     return width

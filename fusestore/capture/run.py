@@ -12,7 +12,13 @@ from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.batches import RowCapturer
-from fusestore.capture.models import check_widths, load_model, local_model_folder, model_digest
+from fusestore.capture.models import (
+    check_width,
+    check_widths,
+    load_model,
+    local_model_folder,
+    model_digest,
+)
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import Corpus
 from fusestore.corpus.tokenize import corpus_tokens
@@ -33,6 +39,7 @@ def capture(
     name: str,
     settings: CaptureSettings | None = None,
     reporter: Reporter | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[Cache, bool]:
     """Fill the cache `name` with the distributions of `model` over the corpus.
 
@@ -45,6 +52,7 @@ def capture(
         name: the cache's name.
         settings: what is kept and how the model runs.
         reporter: hears the progress.
+        tokenizer: the model's, where it is loaded already.
 
     Returns:
         The complete cache, and whether anything had to be computed.
@@ -60,7 +68,9 @@ def capture(
     settings = settings or CaptureSettings()
     reporter = reporter or SilentReporter()
     folder = local_model_folder(model, revision=settings.revision)
-    tokenizer = load_tokenizer(str(folder), trust_remote_code=settings.trust_remote_code)
+    tokenizer = tokenizer or load_tokenizer(
+        str(folder), trust_remote_code=settings.trust_remote_code
+    )
     add_bos = wants_bos(settings.bos, tokenizer.adds_bos, tokenizer.bos_id is not None)
     identity, context = _model_identity(folder, settings.trust_remote_code)
     if settings.top_k > identity.vocab_size:
@@ -68,7 +78,7 @@ def capture(
             f"top_k is {settings.top_k}, but {name} has a vocabulary of {identity.vocab_size}. "
             f"Choose at most {identity.vocab_size}."
         )
-    _check_tokenizer_fits(tokenizer, identity.vocab_size, name)
+    check_width(identity.vocab_size, len(tokenizer), name)
     tokens = corpus_tokens(store, corpus, tokenizer, add_bos)
     _check_lengths(tokens, context, name)
     fingerprint = Fingerprint(
@@ -103,7 +113,12 @@ def capture(
             attention=settings.attention,
             trust_remote_code=settings.trust_remote_code,
         )
-        check_widths(loaded, len(tokenizer), name)
+        width = check_widths(loaded, len(tokenizer), name)
+        if width != identity.vocab_size:
+            raise IncompatibleError(
+                f"The configuration of {name} says vocabulary {identity.vocab_size:,}, but its "
+                f"output has {width:,}. Correct vocab_size in the model folder's config.json."
+            )
         capturer = RowCapturer(loaded, tokens, settings.top_k, settings.batch_size)
         _fill(writer, missing, capturer, corpus, tokens, settings, name, reporter)
     label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
@@ -190,14 +205,6 @@ def _model_identity(folder: Path, trust_remote_code: bool) -> tuple[ModelIdentit
         spec_digest=model_digest(folder), architecture=architecture, vocab_size=int(text.vocab_size)
     )
     return identity, getattr(text, "max_position_embeddings", None)
-
-
-def _check_tokenizer_fits(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
-    if len(tokenizer) > vocab_size:
-        raise IncompatibleError(
-            f"The tokenizer of {name} has {len(tokenizer):,} ids, but the model's output has "
-            f"{vocab_size:,}. They do not belong together; check the model folder."
-        )
 
 
 def _check_lengths(tokens: TokenTable, context: int | None, name: str) -> None:

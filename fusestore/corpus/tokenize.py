@@ -82,16 +82,6 @@ def corpus_tokens(
     return tokens
 
 
-def open_tokens(location: Location) -> TokenTable:
-    """Kept tokens, by their own folder.
-
-    Raises:
-        NotFoundError: none are kept here.
-        CorruptionError: they are damaged.
-    """
-    return _load(location, TokensManifest.load(location / "manifest.json"))
-
-
 def _save(location: Location, tokens: TokenTable) -> dict[str, FileRecord]:
     """Write the tables; returns what each file holds."""
     rows = pl.DataFrame(

@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 from fusestore.data.mapped import MappedArray
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
 from fusestore.packages import user_cache_folder
+from fusestore.storage.manifest import manifest_content
 from fusestore.storage.publish import TEMPORARY_PREFIX
 from fusestore.storage.urls import Location
-from fusestore.version import FORMAT_VERSION
 
 _NO_DISTILLATION = 0
 """Value of `kind` where a position has no fused distribution."""
@@ -161,19 +161,14 @@ def _read_manifest(folder: Location) -> bytes:
             "`fusestore fuse`; an interrupted fusion goes on where it stopped."
         ) from error
     try:
-        manifest = json.loads(content)
-        version = int(manifest["format_version"])
-        plan = manifest["plan"]
+        plan = manifest_content(content, f"{folder}/manifest.json")["plan"]
         int(plan["recipe"]["window_length"]), int(plan["vocab_size"])
+    except FormatVersionError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptionError(
             f"{folder}/manifest.json is not the manifest of a fused dataset: {error!r}."
         ) from error
-    if version > FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{folder}/manifest.json has store format {version}; this fusestore reads up to "
-            f"{FORMAT_VERSION}. Upgrade with `pip install -U fusestore`."
-        )
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fusestore.align.map_tables import load_vocabulary_map
 from fusestore.align.run import alignment_name
@@ -119,8 +120,15 @@ def _source_input(
 ) -> SourceInput:
     cache = open_cache(store, name)
     fingerprint = cache.fingerprint
+    source = SourceInput(
+        name=name,
+        cache=cache,
+        cache_digest=cache.digest,
+        corpus_digest=fingerprint.corpus.digest,
+        vocab_size=fingerprint.model.vocab_size,
+    )
     if fingerprint.tokenizer_digest == target.digest:
-        return _input(name, cache)
+        return source
     alignment_folder = store.alignment(alignment_name(name, target_name))
     map_folder = store.vocabulary_map(
         fingerprint.tokenizer_digest, target.digest, vocabulary_method
@@ -135,16 +143,12 @@ def _source_input(
             f"--method {alignment_method} --vocabulary {vocabulary_method}."
         ) from error
     _check_alignment(alignment, cache, target, alignment_method, name)
-    return SourceInput(
-        name=name,
-        cache=cache,
-        cache_digest=cache.digest,
-        corpus_digest=fingerprint.corpus.digest,
+    return replace(
+        source,
         target_id=vocabulary_map.target_id,
         alignment=alignment,
         vocabulary_map_digest=vocabulary_map.digest,
         alignment_digest=alignment.manifest.digest,
-        vocab_size=fingerprint.model.vocab_size,
     )
 
 
@@ -172,13 +176,3 @@ def _check_alignment(
             f"The alignment of {name!r} at {alignment.location} is of something else: "
             f"{'; '.join(differing)}. Delete it and run `fusestore align {name}` again."
         )
-
-
-def _input(name: str, cache: Cache) -> SourceInput:
-    return SourceInput(
-        name=name,
-        cache=cache,
-        cache_digest=cache.digest,
-        corpus_digest=cache.fingerprint.corpus.digest,
-        vocab_size=cache.fingerprint.model.vocab_size,
-    )

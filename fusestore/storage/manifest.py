@@ -84,30 +84,39 @@ class Manifest(Frozen):
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Self:
         """Validate the bytes of a manifest file; `name` is what messages call it. See `load`."""
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise InvalidInputError(
-                f"{name} is larger than a manifest may be ({MAX_MANIFEST_BYTES:,} bytes); "
-                "it was not read."
-            )
         try:
-            content = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInputError(f"{name} is not valid JSON: {error}") from error
-        version = content.get("format_version") if isinstance(content, dict) else None
-        if type(version) is not int:
-            raise InvalidInputError(f"{name} is not a fusestore manifest: no format_version.")
-        if version > FORMAT_VERSION:
-            raise FormatVersionError(
-                f"{name} has store format {version}; this fusestore reads up to "
-                f"{FORMAT_VERSION}. Upgrade with `pip install -U fusestore`."
-            )
-        checksum = content.pop("checksum", None)
-        if checksum != digest_bytes(canonical_json(content)):
-            raise CorruptionError(
-                f"{name} does not match its checksum: it was damaged or edited. "
-                "Restore it, or delete what it belongs to and make that again."
-            )
-        try:
-            return cls.model_validate(content)
+            return cls.model_validate(manifest_content(data, name))
         except ValidationError as error:
             raise InvalidInputError(f"{name} is not a valid {cls.__name__}: {error}") from error
+
+
+def manifest_content(data: bytes, name: str) -> dict[str, Any]:
+    """What a manifest file of any kind says, its `checksum` checked and taken off.
+
+    For readers that must not import the kind's own class; errors as for `Manifest.load`.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise InvalidInputError(
+            f"{name} is larger than a manifest may be ({MAX_MANIFEST_BYTES:,} bytes); "
+            "it was not read."
+        )
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{name} is not valid JSON: {error}") from error
+    content: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
+    version = content.get("format_version")
+    if type(version) is not int:
+        raise InvalidInputError(f"{name} is not a fusestore manifest: no format_version.")
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{name} has store format {version}; this fusestore reads up to "
+            f"{FORMAT_VERSION}. Upgrade with `pip install -U fusestore`."
+        )
+    checksum = content.pop("checksum", None)
+    if checksum != digest_bytes(canonical_json(content)):
+        raise CorruptionError(
+            f"{name} does not match its checksum: it was damaged or edited. "
+            "Restore it, or delete what it belongs to and make that again."
+        )
+    return content

@@ -66,11 +66,6 @@ def load_trainable(model_path: Path, settings: TrainSettings) -> Any:  # noqa: A
     return model
 
 
-def vocab_width(model: Any) -> int:  # noqa: ANN401 - transformers is untyped
-    """Columns of the model's logits."""
-    return int(model.get_output_embeddings().weight.shape[0])
-
-
 def publish_model(
     model: Any,  # noqa: ANN401
     base_folder: Path,

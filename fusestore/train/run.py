@@ -11,7 +11,7 @@ import numpy as np
 from fusestore.capture.models import local_model_folder
 from fusestore.corpus.build import open_corpus
 from fusestore.corpus.tokenize import corpus_tokens
-from fusestore.corpus.tokenizers import load_tokenizer
+from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
 from fusestore.corpus.tokens import TokenTable
 from fusestore.data.dataset import open_fused
 from fusestore.packages import user_cache_folder
@@ -35,6 +35,7 @@ def train_on_fused(
     output: Location | None = None,
     work_dir: Path | None = None,
     reporter: Reporter | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[TrainingManifest, bool]:
     """Train a model on a fused dataset and publish it.
 
@@ -48,6 +49,7 @@ def train_on_fused(
         output: the model's folder; `models/<name>` in the store unless given.
         work_dir: local folder for checkpoints; below the user's cache unless given.
         reporter: hears the progress.
+        tokenizer: the model's, where it is loaded already.
 
     Returns:
         The training manifest, and whether anything had to be computed.
@@ -63,7 +65,7 @@ def train_on_fused(
     folder = local_model_folder(model)
     evaluation = None
     if evaluate is not None:
-        held_out = _held_out(store, folder, *evaluate)
+        held_out = _held_out(store, tokenizer or load_tokenizer(str(folder)), *evaluate)
         evaluation = partial(_score, held_out, settings, name, reporter)
     output = output or store.model(name)
     was_there = (output / "manifest.json").exists()
@@ -112,8 +114,7 @@ def _score(
     }
 
 
-def _held_out(store: Store, folder: Path, corpus_name: str, split: str) -> TokenTable:
-    tokenizer = load_tokenizer(str(folder))
+def _held_out(store: Store, tokenizer: Tokenizer, corpus_name: str, split: str) -> TokenTable:
     corpus = open_corpus(store, corpus_name)
     documents = corpus.split_documents(split)
     return corpus_tokens(store, corpus, tokenizer, tokenizer.adds_bos).take(documents)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fusestore.capture.models import model_digest
+from fusestore.capture.models import model_digest, output_width
 from fusestore.corpus.tokens import TokenTable
 from fusestore.data.collate import collate
 from fusestore.data.dataset import FusedDataset
@@ -41,7 +41,7 @@ from fusestore.train.checkpoint import (
 from fusestore.train.evaluate import autocast, bits_per_byte
 from fusestore.train.losses import FusionTerms, fusion_terms
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingManifest, TrainingPlan
-from fusestore.train.model_io import check_model_folder, load_trainable, publish_model, vocab_width
+from fusestore.train.model_io import check_model_folder, load_trainable, publish_model
 from fusestore.train.settings import TrainSettings, learning_rate_at
 
 Evaluation = Callable[[Any], Mapping[str, float]] | TokenTable
@@ -167,7 +167,7 @@ def _finished(output: Location, plan: TrainingPlan) -> TrainingManifest | None:
 
 
 def _check_vocabulary(model: Any, dataset: FusedDataset, model_path: Path) -> None:  # noqa: ANN401
-    width = vocab_width(model)
+    width = output_width(model)
     if dataset.vocab_size <= width:
         return
     largest = dataset.largest_token_id()

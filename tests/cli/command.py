@@ -34,18 +34,18 @@ class Outcome:
 
 
 class Command:
-    """`command("verify", "--store", …)` runs the command line's own `main` in this process."""
+    """`command("verify", "--store", …)` runs what `main` runs, in this process."""
 
     def __init__(self, capture: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
         self._capture, self._patch = capture, patch
 
     def __call__(self, *arguments: str | Path) -> Outcome:
-        from fusestore_cli.app import main
+        from fusestore_cli.app import run_command
 
         self._patch.setattr(sys, "argv", ["fusestore", *map(str, arguments)])
         self._capture.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main()
+            run_command()
         code = ended.value.code
         printed = self._capture.readouterr()
         return Outcome(int(code or 0), printed.out, printed.err)

@@ -1,11 +1,12 @@
 """Makes fused datasets of plain arrays, as zarr-python writes them."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
+
+from fusestore.storage.manifest import canonical_json, digest_bytes
 
 
 def random_arrays(num_tokens, k=4, vocab_size=100, seed=0, document_length=23):
@@ -46,5 +47,7 @@ def write_fused(folder: Path, arrays, *, window_length, chunk_rows, vocab_size=1
         )
         array[:] = values
     plan = {"recipe": {"window_length": window_length}, "vocab_size": vocab_size}
-    (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "plan": plan}))
+    manifest = {"format_version": 1, "plan": plan}
+    checksum = digest_bytes(canonical_json(manifest))
+    (folder / "manifest.json").write_bytes(canonical_json({**manifest, "checksum": checksum}))
     return folder
