@@ -22,8 +22,10 @@ from fusestore.storage.codec import (
     TAIL_STEP,
     check_rows,
     check_tail,
+    counts_of,
     dequantize_logprobs,
     dequantize_tail,
+    logprobs_of_counts,
     quantize_logprobs,
     quantize_tail,
 )
@@ -64,6 +66,7 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
     chunk, shard = fingerprint.rows_per_chunk, fingerprint.rows_per_shard
     step = fingerprint.logprob_step
     columns = min(LOGPROB_COLUMNS_PER_CHUNK, k)
+    logprob_dtype, logprob_attributes = _logprob_encoding(fingerprint)
 
     def per_token(name: str, dtype: str, attributes: dict[str, Any]) -> ArraySpec:
         return ArraySpec(
@@ -89,20 +92,11 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
         logprobs=ArraySpec(
             "logprobs",
             (tokens, k),
-            "float32" if step is None else "uint16",
+            logprob_dtype,
             (chunk, columns),
             (shard, -(-k // columns) * columns),
             "pcodec",
-            {"encoding": "exact", "unit": "nat"}
-            if step is None
-            else {
-                "encoding": "grid-differences",
-                "unit": "nat",
-                "step": step,
-                "absent": ABSENT,
-                "max_error": step / 2,
-                "decode": "logprob[j] = -step * sum(value[0..j]); -inf where value == absent",
-            },
+            logprob_attributes,
             ("token", "entry"),
         ),
         tail=per_token(
@@ -141,6 +135,28 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
     )
 
 
+def _logprob_encoding(fingerprint: Fingerprint) -> tuple[str, dict[str, Any]]:
+    """Dtype and attributes of the array `logprobs`."""
+    step = fingerprint.logprob_step
+    if fingerprint.selection == "sampled":
+        return "uint16", {
+            "encoding": "counts",
+            "unit": "nat",
+            "draws": fingerprint.top_k,
+            "decode": "logprob = ln(value / draws); -inf where value == 0",
+        }
+    if step is None:
+        return "float32", {"encoding": "exact", "unit": "nat"}
+    return "uint16", {
+        "encoding": "grid-differences",
+        "unit": "nat",
+        "step": step,
+        "absent": ABSENT,
+        "max_error": step / 2,
+        "decode": "logprob[j] = -step * sum(value[0..j]); -inf where value == absent",
+    }
+
+
 def encode_rows(
     fingerprint: Fingerprint, rows: Rows, id_to_rank: npt.NDArray[np.uint32]
 ) -> tuple[_Array, _Array, _Array, _Array]:
@@ -163,8 +179,12 @@ def encode_rows(
     if np.any(label > POSITIVE_TOLERANCE):
         row = int(np.argmax(label > POSITIVE_TOLERANCE))
         raise NonFiniteError(f"Row {row} has the label log-probability {label[row]}, above 0.")
-    ranks = id_to_rank[rows.ids]
+    # One and the same number where there is no entry: it takes next to no room.
+    ranks = np.where(np.isneginf(rows.logprobs), np.uint32(0), id_to_rank[rows.ids])
     step = fingerprint.logprob_step
+    if fingerprint.selection == "sampled":
+        check_tail(rows.tail)
+        return ranks, counts_of(rows.logprobs, fingerprint.top_k), rows.tail, label
     if step is None:
         check_rows(rows.logprobs)
         check_tail(rows.tail)
@@ -175,6 +195,8 @@ def encode_rows(
 def decode_logprobs(fingerprint: Fingerprint, values: _Array) -> npt.NDArray[np.float32]:
     """float32 [n, k] of the values of `logprobs`."""
     step = fingerprint.logprob_step
+    if fingerprint.selection == "sampled":
+        return logprobs_of_counts(values, fingerprint.top_k)
     return values if step is None else dequantize_logprobs(values, step)
 
 

@@ -7,8 +7,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from fusestore.cache.rule import Rule, RuleName
 from fusestore.errors import FingerprintMismatchError
-from fusestore.storage.codec import MAX_STEP, MIN_STEP
+from fusestore.storage.codec import MAX_DRAWS, MAX_STEP, MIN_STEP
 from fusestore.storage.manifest import Frozen, Manifest, digest_bytes
 from fusestore.storage.shards import Receipt, ShardPlan
 
@@ -43,9 +44,13 @@ class Fingerprint(Manifest):
         tokenizer_digest: SHA-256 of the tokenizer's canonical form.
         tokenizer_length: ids the tokenizer knows; may differ from the model's width.
         add_bos: whether each document begins with BOS.
-        top_k: entries kept per row.
-        selection: the rule by which entries were kept.
-        logprob_step: grid of the log-probabilities in nats; null (or 0 on input) keeps float32.
+        selection: the rule by which entries were kept: top-k; top-p (of the top k as few as reach
+            mass top_p); or sampled (top_k draws from the distribution, with their counts).
+        top_k: most entries of a row; with sampled, how often was drawn.
+        top_p: mass that kept entries reach; null but for top-p.
+        seed: of the draws; null but for sampled.
+        logprob_step: grid of the log-probabilities in nats; null (or 0 on input) keeps float32,
+            and stands with sampled, whose counts are exact.
         dtype: the dtype the model ran in.
         max_length: most tokens of a document.
         rows_per_shard, rows_per_chunk: rows per file, and per compressed piece of it.
@@ -59,8 +64,10 @@ class Fingerprint(Manifest):
     tokenizer_length: int = Field(ge=1)
     corpus: CorpusIdentity
     add_bos: bool
+    selection: RuleName = "top-k"
     top_k: int = Field(ge=1)
-    selection: Literal["top-k"] = "top-k"
+    top_p: float | None = Field(default=None, gt=0, lt=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
     logprob_step: float | None = DEFAULT_LOGPROB_STEP
     dtype: str
     max_length: int = Field(ge=1)
@@ -90,7 +97,16 @@ class Fingerprint(Manifest):
                 f"rows_per_shard {self.rows_per_shard} is no multiple of "
                 f"rows_per_chunk {self.rows_per_chunk}"
             )
+        if self.rule.name == "sampled" and self.logprob_step is not None:
+            raise ValueError("logprob_step must be null with selection sampled")
+        if self.rule.name == "sampled" and self.top_k > MAX_DRAWS:
+            raise ValueError(f"top_k is {self.top_k}; at most {MAX_DRAWS} draws are counted")
         return self
+
+    @property
+    def rule(self) -> Rule:
+        """Which entries are kept."""
+        return Rule(self.selection, self.top_k, self.top_p, self.seed)
 
     @property
     def plan(self) -> ShardPlan:

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from fusestore.cache.rows import Rows, blank_rows
+from fusestore.cache.rule import Rule
 from fusestore.capture.engine import is_out_of_memory, logit_pieces, pad_batch
-from fusestore.capture.selection import select_top_k
+from fusestore.capture.selection import Selection, select
 from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import OutOfMemoryError
 from fusestore.progress import Progress
 
 _TOKENS_PER_BATCH = {"cpu": 4_096}
 _TOKENS_PER_ACCELERATOR_BATCH = 32_768
+
+
+@dataclass(frozen=True)
+class _Place:
+    """`count` rows of a document, the first of which is row `first` of the corpus."""
+
+    document: int
+    first: int
+    count: int
+    ends_document: bool
+
+
+class _Piece:
+    """What was selected for some places, on its way from the device to this machine's memory."""
+
+    def __init__(self, places: Sequence[_Place], selection: Selection) -> None:
+        self.places = places
+        self._copied: torch.cuda.Event | None = None
+        on_cuda = selection.tail.device.type == "cuda"
+        # Only CUDA's copies are pinned and can be waited for; elsewhere a copy is waited for here.
+        self._selection = Selection(
+            *(
+                getattr(selection, field.name).to("cpu", non_blocking=on_cuda)
+                for field in fields(Selection)
+            )
+        )
+        if on_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def selection(self) -> Selection:
+        """The selection in this machine's memory, once it has arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._selection
 
 
 class RowCapturer:
@@ -31,24 +69,31 @@ class RowCapturer:
         self,
         model: object,
         tokens: TokenTable,
-        top_k: int,
+        rule: Rule,
         batch_size: int | None,
     ) -> None:
         self._model = model
         self._tokens = tokens
-        self._top_k = top_k
+        self._rule = rule
         self._batch_size = batch_size
         self._device = next(model.parameters()).device  # type: ignore[attr-defined]
         self._token_budget = _TOKENS_PER_BATCH.get(self._device.type, _TOKENS_PER_ACCELERATOR_BATCH)
+        # While this machine puts away a batch, CUDA computes the next one.
+        self._batches_under_way = 1 if self._device.type == "cuda" else 0
 
     def rows(self, start: int, stop: int, progress: Progress) -> tuple[Rows, list[int]]:
         """Rows `[start, stop)` of the whole corpus.
+
+        Args:
+            start: the first row.
+            stop: the first row no more among them.
+            progress: told after each batch; what it raises ends the capture.
 
         Returns:
             The rows, and the documents whose logits were not finite. Their rows say nothing: no
             entry kept, all mass in the tail, no label.
         """
-        rows = blank_rows(stop - start, self._top_k)
+        rows = blank_rows(stop - start, self._rule.top_k)
         offsets = self._tokens.document_offsets
         first = int(np.searchsorted(offsets, start, side="right")) - 1
         last = int(np.searchsorted(offsets, stop, side="left"))
@@ -60,18 +105,26 @@ class RowCapturer:
         )
         bad: set[int] = set()
         done = 0
-        for batch in self._batches(order, lengths):
-            bad.update(self._capture_batch(batch, start, stop, rows))
-            done += sum(
-                int(min(offsets[index + 1], stop) - max(offsets[index], start)) for index in batch
-            )
+        under_way: deque[list[_Piece]] = deque()
+        batches = self._batches(order, lengths)
+        while True:
+            batch = next(batches, None)
+            if batch is not None:
+                under_way.append(self._capture_batch(batch))
+            elif not under_way:
+                break
+            if batch is not None and len(under_way) <= self._batches_under_way:
+                continue
+            for piece in under_way.popleft():
+                bad |= _put_away(piece, start, rows)
+                done += sum(_inside(place, start, len(rows))[1] for place in piece.places)
             progress(done, stop - start)
         for index in bad:
             low = int(max(offsets[index], start)) - start
             high = int(min(offsets[index + 1], stop)) - start
-            blank = blank_rows(high - low, self._top_k)
-            for name in ("ids", "logprobs", "tail", "label_logprob"):
-                getattr(rows, name)[low:high] = getattr(blank, name)
+            blank = blank_rows(high - low, self._rule.top_k)
+            for field in fields(Rows):
+                getattr(rows, field.name)[low:high] = getattr(blank, field.name)
         return rows, sorted(bad)
 
     def _batches(self, order: list[int], lengths: npt.NDArray[np.int64]) -> Iterator[list[int]]:
@@ -81,9 +134,9 @@ class RowCapturer:
             yield order[position : position + size]
             position += size
 
-    def _capture_batch(self, batch: list[int], start: int, stop: int, rows: Rows) -> set[int]:
+    def _capture_batch(self, batch: list[int]) -> list[_Piece]:
         try:
-            return self._run(batch, start, stop, rows)
+            return self._run(batch)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -99,47 +152,65 @@ class RowCapturer:
             torch.cuda.empty_cache()
         half = len(batch) // 2
         self._token_budget = max(1, self._token_budget // 2)
-        bad = self._capture_batch(batch[:half], start, stop, rows)
-        return bad | self._capture_batch(batch[half:], start, stop, rows)
+        return self._capture_batch(batch[:half]) + self._capture_batch(batch[half:])
 
     @torch.inference_mode()
-    def _run(self, batch: list[int], start: int, stop: int, rows: Rows) -> set[int]:
+    def _run(self, batch: list[int]) -> list[_Piece]:
         offsets = self._tokens.document_offsets
         documents = [self._tokens.document(index)[0] for index in batch]
         input_ids, mask = pad_batch(documents, self._device)
-        labels = torch.roll(input_ids, -1, dims=1)
-        bad: set[int] = set()
+        pieces = []
         for piece_start, logits in logit_pieces(self._model, input_ids, mask):
-            piece_stop = piece_start + logits.shape[1]
-            # Padding is dropped before the expensive part, not after.
-            kept = [
-                (row, index, min(piece_stop, len(documents[row])))
-                for row, index in enumerate(batch)
-                if len(documents[row]) > piece_start
-            ]
-            real = torch.cat([logits[row, : end - piece_start] for row, _, end in kept])
-            real_labels = torch.cat([labels[row, piece_start:end] for row, _, end in kept])
-            selection = select_top_k(real, real_labels, self._top_k)
-            ids = selection.ids.to(torch.int32).cpu().numpy()
-            logprobs = selection.logprobs.cpu().numpy()
-            tail = selection.tail.cpu().numpy()
-            label = selection.label_logprob.cpu().numpy()
-            finite = selection.finite.cpu().numpy()
-            taken = 0
-            for row, index, end in kept:
-                count = end - piece_start
-                if not finite[taken : taken + count].all():
-                    bad.add(index)
-                if end == len(documents[row]):
-                    label[taken + count - 1] = np.nan
-                base = int(offsets[index]) + piece_start
-                low, high = max(base, start), min(base + count, stop)
-                if low < high:
-                    source = slice(taken + low - base, taken + high - base)
-                    target = slice(low - start, high - start)
-                    rows.ids[target] = ids[source]
-                    rows.logprobs[target] = logprobs[source]
-                    rows.tail[target] = tail[source]
-                    rows.label_logprob[target] = label[source]
-                taken += count
-        return bad
+            width = logits.shape[1]
+            places, positions, labels, rows = [], [], [], []
+            for row, index in enumerate(batch):
+                document = documents[row][piece_start:]
+                if len(document) == 0:
+                    continue
+                count = min(width, len(document))
+                first = int(offsets[index]) + piece_start
+                places.append(_Place(index, first, count, count == len(document)))
+                positions.append(np.arange(row * width, row * width + count))
+                # A document's last row has no label: what is looked up for it is dropped.
+                labels.append(np.resize(document[1:], len(document))[:count].astype(np.int64))
+                rows.append(np.arange(first, first + count))
+            selection = select(
+                self._rule,
+                logits.flatten(0, 1),
+                torch.from_numpy(np.concatenate(positions)),
+                torch.from_numpy(np.concatenate(labels)),
+                np.concatenate(rows),
+            )
+            pieces.append(_Piece(places, selection))
+        return pieces
+
+
+def _inside(place: _Place, start: int, count: int) -> tuple[int, int]:
+    """Which part of a place lies in rows `[start, start + count)`: rows before it, and in it."""
+    before = min(max(start - place.first, 0), place.count)
+    return before, max(0, min(place.count - before, start + count - place.first - before))
+
+
+def _put_away(piece: _Piece, start: int, rows: Rows) -> set[int]:
+    """Put what a piece holds of `rows`, the first of which is `start`, in its place.
+
+    Returns:
+        The documents that have a row that is not finite.
+    """
+    selection = piece.selection()
+    finite = selection.finite.numpy()
+    bad: set[int] = set()
+    taken = 0
+    for place in piece.places:
+        if not finite[taken : taken + place.count].all():
+            bad.add(place.document)
+        before, count = _inside(place, start, len(rows))
+        source = slice(taken + before, taken + before + count)
+        low = place.first + before - start
+        target = slice(low, low + count)
+        for field in fields(Rows):
+            getattr(rows, field.name)[target] = getattr(selection, field.name).numpy()[source]
+        if place.ends_document and count and before + count == place.count:
+            rows.label_logprob[low + count - 1] = np.nan
+        taken += place.count
+    return bad

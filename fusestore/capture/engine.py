@@ -16,8 +16,11 @@ import torch
 
 from fusestore.capture.models import output_width
 
-PIECE_LOGITS = 2**24
-"""Logits per piece, about: 64 MiB in float32, and small enough to stay warm in a CPU's cache."""
+PIECE_LOGITS = {"cpu": 2**24}
+"""Logits per piece, about: 64 MiB in float32, enough to read the output head's weights seldom."""
+
+PIECE_LOGITS_ELSEWHERE = 2**28
+"""512 MiB in bfloat16: an accelerator wants few large kernels."""
 
 
 def pad_batch(
@@ -49,7 +52,8 @@ def logit_pieces(
     batch, time = input_ids.shape
     backbone = getattr(model, model.base_model_prefix, None)
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-    piece = max(1, PIECE_LOGITS // (batch * output_width(model)))
+    size = PIECE_LOGITS.get(input_ids.device.type, PIECE_LOGITS_ELSEWHERE)
+    piece = max(1, size // (batch * output_width(model)))
     if backbone is None or backbone is model or not keeps:
         logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
         for start in range(0, time, piece):

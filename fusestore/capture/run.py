@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from fusestore.capture.models import (
     model_digest,
 )
 from fusestore.capture.settings import CaptureSettings, wants_bos
+from fusestore.capture.shard_queue import ShardQueue
 from fusestore.corpus.build import Corpus
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
@@ -28,7 +29,6 @@ from fusestore.corpus.vocabulary_table import save_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
 from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.storage.codec import frequency_ranks
-from fusestore.storage.shards import Receipt
 from fusestore.storage.store import Store
 
 
@@ -88,8 +88,11 @@ def capture(
         tokenizer_length=len(tokenizer),
         corpus=CorpusIdentity(name=corpus.name, digest=corpus.manifest.digest),
         add_bos=add_bos,
+        selection=settings.selection,
         top_k=settings.top_k,
-        logprob_step=settings.logprob_step,
+        top_p=settings.top_p,
+        seed=settings.rule.seed,
+        logprob_step=None if settings.selection == "sampled" else settings.logprob_step,
         dtype=settings.dtype,
         max_length=int(np.diff(tokens.document_offsets).max(initial=1)),
         on_nan=settings.on_nan,
@@ -119,8 +122,10 @@ def capture(
                 f"The configuration of {name} says vocabulary {identity.vocab_size:,}, but its "
                 f"output has {width:,}. Correct vocab_size in the model folder's config.json."
             )
-        capturer = RowCapturer(loaded, tokens, settings.top_k, settings.batch_size)
-        _fill(writer, missing, capturer, corpus, tokens, settings, name, reporter)
+        capturer = RowCapturer(loaded, tokens, settings.rule, settings.batch_size)
+        bounds = [writer.plan.bounds(shard) for shard in missing]
+        already = tokens.num_tokens - sum(stop - start for start, stop in bounds)
+        _fill(writer, missing, capturer, corpus, settings, name, already, reporter)
     label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
     skipped = skipped_documents(tokens, label_logprob)
     writer.finish(_score_totals(corpus, tokens, label_logprob, skipped), skipped)
@@ -142,43 +147,44 @@ def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]
 
 def _fill(
     writer: CacheWriter,
-    missing: list[int],
+    shards: Iterable[int],
     capturer: RowCapturer,
     corpus: Corpus,
-    tokens: TokenTable,
     settings: CaptureSettings,
     name: str,
+    already: int,
     reporter: Reporter,
 ) -> None:
-    """Compute and write the missing shards, writing one while the next is computed."""
-    bounds = [writer.plan.bounds(shard) for shard in missing]
-    total = sum(stop - start for start, stop in bounds)
-    already = tokens.num_tokens - total
-    written: Future[Receipt] | None = None
+    """Compute these shards, each of which is written while the next ones are computed.
+
+    The next shard is asked for when the one before is computed, but perhaps not yet written.
+    """
+    total = writer.fingerprint.num_tokens
     with (
         reporter.stage(f"Capturing {name}", "tokens") as progress,
-        ThreadPoolExecutor(max_workers=1) as background,
+        ShardQueue(writer.write_shard) as queue,
     ):
+        progress(already, total)
         done = already
-        progress(done, tokens.num_tokens)
-        for shard, (start, stop) in zip(missing, bounds, strict=True):
-            base = done
-            rows, bad = capturer.rows(start, stop, _offset(progress, base, tokens.num_tokens))
+        for shard in shards:
+            start, stop = writer.plan.bounds(shard)
+            rows, bad = capturer.rows(start, stop, _watched(queue, progress, done, total))
             if bad and settings.on_nan == "stop":
                 raise NonFiniteError(_describe_bad(corpus, bad, name))
             if bad:
                 reporter.line(_describe_bad(corpus, bad, name))
-            if written is not None:
-                written.result()
-            written = background.submit(writer.write_shard, shard, rows)
+            queue.put(shard, rows)
             done += stop - start
-        if written is not None:
-            written.result()
 
 
-def _offset(progress: Progress, base: int, total: int) -> Progress:
-    """Progress of a part, told as progress of the whole."""
-    return lambda done, _part: progress(base + done, total)
+def _watched(queue: ShardQueue, progress: Progress, base: int, total: int) -> Progress:
+    """Progress of a part, told as progress of the whole; a failed write ends it."""
+
+    def told(done: int, _part: int) -> None:
+        queue.check()
+        progress(base + done, total)
+
+    return told
 
 
 def _describe_bad(corpus: Corpus, documents: list[int], name: str) -> str:

@@ -1,25 +1,37 @@
-"""From logits to what a cache keeps of them: the top k, the tail, the label. Pure functions."""
+"""From logits to what a cache keeps of them: entries, tail, label. Pure functions.
+
+Three rules. `top-k`: the k most likely tokens. `top-p`: as few of these as together have mass p.
+`sampled`: k draws from the distribution. On a CPU compiled loops do the work (`kernels`), elsewhere
+tensor operations on the device (`device`); both make the same rows, up to float32 rounding.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-_BLOCK_LOGITS = 2**19
-"""Logits looked at together: their float32 copies stay in a CPU's cache over all passes."""
+from fusestore.cache.rule import Rule
+from fusestore.capture.cpu import draw_on_cpu, top_k_on_cpu
+from fusestore.capture.device import draw_on_device, top_k_on_device
+from fusestore.capture.sampling import tally, uniforms
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is kept of n next-token distributions.
+    """What is kept of n next-token distributions; tensors on the device of the logits.
 
     Attributes:
-        ids: int64 [n, k] token ids by falling log-probability.
-        logprobs: float32 [n, k] natural log-probabilities at temperature 1.
-        tail: float32 [n] log of the mass outside the kept ids.
+        ids: int32 [n, k] token ids by falling log-probability, then by rising id; 0 where there
+            is no entry.
+        logprobs: float32 [n, k] natural log-probabilities at temperature 1, −inf for no entry.
+            `sampled`: log of the share of the draws that fell on the token.
+        tail: float32 [n] log of the mass outside the kept ids; `sampled`: −inf.
         label_logprob: float32 [n] log-probability of the label.
-        finite: bool [n] whether the row is a distribution at all (no NaN, no +inf).
+        finite: bool [n] whether the row is a distribution at all (no NaN, no +inf). The rest of a
+            row that is none means nothing.
     """
 
     ids: torch.Tensor
@@ -29,46 +41,55 @@ class Selection:
     finite: torch.Tensor
 
 
-def select_top_k(logits: torch.Tensor, labels: torch.Tensor, k: int) -> Selection:
-    """Keep the k most likely tokens of each row, computed in float32 from the whole row.
+def select(
+    rule: Rule,
+    logits: torch.Tensor,
+    positions: torch.Tensor,
+    labels: torch.Tensor,
+    rows: npt.NDArray[np.int64],
+) -> Selection:
+    """Apply a rule to some rows of logits; probabilities come from whole rows, in float32.
 
-    `sum(exp(logprobs)) + exp(tail) = 1`: the tail is summed from the entries that were not kept,
-    not subtracted from one, so a peaked row's small tail keeps its precision.
+    For `top-k` and `top-p`, `sum(exp(logprobs)) + exp(tail) = 1`: the tail is summed from the
+    entries that were not kept, not subtracted from one, so that a peaked row's small tail keeps its
+    precision. For `sampled`, the entries alone sum to 1, and each token's expected share is its
+    probability: Random Sampling KD of Sparse Logit Sampling (ACL 2025), section 4, with the
+    distribution itself as the proposal.
 
     Args:
-        logits: [n, vocab_size], any float dtype.
-        labels: int64 [n]; the token that follows each row.
-        k: entries to keep, at most vocab_size.
+        rule: what to keep.
+        logits: [m, V], any float dtype.
+        positions: int64 [n], on the CPU: which rows of the logits.
+        labels: int64 [n], on the CPU: the token that follows each of them.
+        rows: int64 [n] the rows' numbers in the cache: with the seed, they alone decide at which
+            points of its cumulated distribution a row is drawn from.
     """
-    # An accelerator wants few large kernels; a CPU wants its data near.
     on_cpu = logits.device.type == "cpu"
-    rows = max(1, _BLOCK_LOGITS // logits.shape[-1]) if on_cpu else max(1, len(logits))
-    blocks = [
-        _select_block(logits[start : start + rows], labels[start : start + rows], k)
-        for start in range(0, max(1, len(logits)), rows)
-    ]
-    return Selection(
-        *(
-            torch.cat([getattr(block, field.name) for block in blocks])
-            for field in fields(Selection)
-        )
-    )
+    if rule.name == "sampled":
+        points = uniforms(rule.seed or 0, rows, rule.top_k)
+        draw = draw_on_cpu if on_cpu else draw_on_device
+        drawn, label_logprob, finite = draw(logits, positions, labels, points)
+        ids, logprobs = tally(drawn)
+        tail = torch.full_like(label_logprob, -torch.inf)
+        return Selection(ids, logprobs, tail, label_logprob, finite)
+    top_k = top_k_on_cpu if on_cpu else top_k_on_device
+    selection = Selection(*top_k(logits, positions, labels, rule.top_k))
+    return selection if rule.top_p is None else cut_to_nucleus(selection, rule.top_p)
 
 
-def _select_block(logits: torch.Tensor, labels: torch.Tensor, k: int) -> Selection:
-    logits = logits.float()
-    peak = logits.amax(dim=-1, keepdim=True)
-    mass = torch.exp(logits - peak)
-    total = mass.sum(dim=-1, keepdim=True)
-    log_total = torch.log(total)
-    top = torch.topk(logits, k, dim=-1)
-    # The peak goes first: it may be large, and what remains is small and exact.
-    label = (logits.gather(-1, labels.unsqueeze(-1)) - peak) - log_total
-    rest = mass.scatter_(-1, top.indices, 0.0).sum(dim=-1, keepdim=True)
+def cut_to_nucleus(selection: Selection, top_p: float) -> Selection:
+    """Keep the first entries of each row, as few as reach mass `top_p`, at least one.
+
+    What is cut joins the tail. A row whose entries do not reach `top_p` stays as it is.
+    """
+    mass = selection.logprobs.exp()
+    kept = mass.cumsum(-1) - mass < top_p
+    kept[:, 0] = True
+    cut = selection.logprobs.masked_fill(kept, -torch.inf)
     return Selection(
-        ids=top.indices,
-        logprobs=(top.values - peak) - log_total,
-        tail=(torch.log(rest) - log_total).squeeze(-1),
-        label_logprob=label.squeeze(-1),
-        finite=torch.isfinite(log_total + peak).squeeze(-1),
+        ids=selection.ids.masked_fill(~kept, 0),
+        logprobs=selection.logprobs.masked_fill(~kept, -torch.inf),
+        tail=torch.logaddexp(selection.tail, torch.logsumexp(cut, -1)),
+        label_logprob=selection.label_logprob,
+        finite=selection.finite,
     )

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from fusestore.cache.rule import Rule, RuleName
 from fusestore.errors import IncompatibleError
 from fusestore.storage.codec import MAX_STEP, MIN_STEP
 from fusestore.storage.manifest import Frozen
@@ -16,9 +17,19 @@ BosPolicy = Literal["auto", "always", "never"]
 
 
 class CaptureSettings(Frozen):
-    """Choices for one capture; the first five change what is stored, the rest only how."""
+    """Choices for one capture; those up to `on_nan` change what is stored, the rest only how."""
 
-    top_k: int = Field(default=32, ge=1, description="Entries kept of each distribution.")
+    selection: RuleName = Field(
+        default="top-k",
+        description="top-k; top-p: of these as few as reach mass top_p; sampled: top_k draws.",
+    )
+    top_k: int = Field(default=32, ge=1, description="Most entries kept of each distribution.")
+    top_p: float | None = Field(
+        default=None, gt=0, lt=1, description="Mass that kept entries reach; needed for top-p."
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="Of the draws; for sampled: 0 unless given."
+    )
     logprob_step: float = Field(
         default=1 / 16,
         ge=0,
@@ -55,6 +66,7 @@ class CaptureSettings(Frozen):
     def _check(self) -> Self:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        _ = self.rule
         if self.logprob_step and not MIN_STEP <= self.logprob_step <= MAX_STEP:
             raise ValueError(
                 f"logprob_step is {self.logprob_step}; it must be 0 (exact float32) or from "
@@ -66,6 +78,12 @@ class CaptureSettings(Frozen):
                 f"rows_per_chunk {self.rows_per_chunk}"
             )
         return self
+
+    @property
+    def rule(self) -> Rule:
+        """Which entries are kept."""
+        seed = 0 if self.seed is None and self.selection == "sampled" else self.seed
+        return Rule(self.selection, self.top_k, self.top_p, seed)
 
 
 def wants_bos(policy: BosPolicy, tokenizer_adds_bos: bool, has_bos: bool) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.errors import InvalidInputError, NonFiniteError
+from fusestore.errors import CorruptionError, InvalidInputError, NonFiniteError
 
 ABSENT = 65535
 """Stored in place of −inf."""
@@ -26,6 +26,9 @@ MAX_STEP = 1.0
 
 TAIL_STEP = 1 / 256
 """Grid of the tail in caches whose log-probabilities are on a grid: at most 1/512 nat off."""
+
+MAX_DRAWS = 65535
+"""What an entry's count, a uint16, can be at most."""
 
 POSITIVE_TOLERANCE = 1e-3
 """A log-probability may exceed 0 by float32 rounding of the softmax, not by more."""
@@ -84,6 +87,51 @@ def dequantize_tail(numbers: npt.NDArray[np.uint16], step: float = TAIL_STEP) ->
     tail = (numbers.astype(np.uint32) * -step).astype(np.float32)
     tail[numbers == ABSENT] = -np.inf
     return tail
+
+
+def counts_of(logprobs: _Floats, draws: int) -> npt.NDArray[np.uint16]:
+    """How many of the draws fell on each entry of sampled rows.
+
+    Args:
+        logprobs: float32 [n, k] log(count / draws), falling along each row; −inf where none fell.
+        draws: how often was drawn, at most `MAX_DRAWS`.
+
+    Returns:
+        uint16 [n, k], 0 for −inf.
+
+    Raises:
+        NonFiniteError: NaN or +inf among the values.
+        InvalidInputError: a row that rises, or whose entries are no shares of so many draws.
+    """
+    check_rows(logprobs)
+    shares = np.exp(logprobs.astype(np.float64)) * draws
+    counts: npt.NDArray[np.float64] = np.rint(shares)
+    off = np.abs(shares - counts) > 1e-6 * draws
+    total = counts.sum(axis=1)
+    wrong = off.any(axis=1) | ((total != draws) & (total != 0))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InvalidInputError(
+            f"Row {row} does not hold the shares of {draws} draws: they add up to "
+            f"{shares[row].sum():g}. Store log(count / draws) of every id that was drawn."
+        )
+    return counts.astype(np.uint16)
+
+
+def logprobs_of_counts(counts: npt.NDArray[np.uint16], draws: int) -> _Floats:
+    """Inverse of `counts_of`: uint16 [n, k] to float32 [n, k], exact.
+
+    Raises:
+        CorruptionError: a count above the number of draws.
+    """
+    if counts.size and int(counts.max()) > draws:
+        raise CorruptionError(
+            f"A count of {counts.max()} among {draws} draws. Run `fusestore verify`."
+        )
+    with np.errstate(divide="ignore"):
+        table = np.log(np.arange(draws + 1) / draws).astype(np.float32)
+    logprobs: _Floats = table[counts]
+    return logprobs
 
 
 def check_step(step: float) -> None:
