@@ -17,7 +17,16 @@ def cache(
     store: StoreOption,
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the cache.")],
     corpus: Annotated[str, typer.Option(help="Name of the corpus.")] = "corpus",
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Entries kept a row.")] = 32,
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", min=1, help="Most entries a row; draws, if sampled.")
+    ] = 32,
+    selection: Annotated[str, typer.Option(help="top-k, top-p or sampled.")] = "top-k",
+    top_p: Annotated[
+        float | None, typer.Option(help="For top-p: as few of the top k as reach this mass.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="For sampled: of the draws; default 0.")
+    ] = None,
     logprob_step: Annotated[
         float, typer.Option(min=0, help="Grid of log-probabilities in nats; 0 keeps float32.")
     ] = 1 / 16,
@@ -51,7 +60,10 @@ def cache(
     settings = parse_settings(
         CaptureSettings,
         {
+            "selection": selection,
             "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
             "logprob_step": logprob_step,
             "dtype": dtype,
             "device": device,
@@ -74,5 +86,6 @@ def cache(
         return
     verb = "Captured" if built else "Already there:"
     output.print(
-        f"{verb} cache {name}: {len(result):,} rows of {result.k} entries in {where.location}"
+        f"{verb} cache {name}: {len(result):,} rows of at most {result.k} entries in "
+        f"{where.location}"
     )

@@ -104,10 +104,20 @@ def describe(thing: Thing) -> str:
     return _DESCRIPTIONS[thing.kind](manifest)
 
 
+def _kept(fingerprint: dict[str, Any]) -> str:
+    """What a cache keeps of each row."""
+    k = fingerprint["top_k"]
+    if fingerprint["selection"] == "sampled":
+        return f"{k} draws each"
+    if fingerprint["selection"] == "top-p":
+        return f"top {fingerprint['top_p']:g} of the mass in at most {k} entries"
+    return f"top {k}"
+
+
 _DESCRIPTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "corpus": lambda m: f"{m['num_documents']:,} documents, {m['num_bytes']:,} bytes",
     "cache": lambda m: (
-        f"{m['fingerprint']['num_tokens']:,} tokens × {m['fingerprint']['top_k']} entries, "
+        f"{m['fingerprint']['num_tokens']:,} tokens, {_kept(m['fingerprint'])}, "
         f"{m['num_bytes']:,} bytes"
     ),
     "map": lambda m: f"{m['method']}, {m['num_source_ids']:,} source tokens",

@@ -45,6 +45,7 @@ def document_rows(
             for token, logprob in zip(
                 rows.ids[position, :_SHOWN], rows.logprobs[position, :_SHOWN], strict=True
             )
+            if logprob > -np.inf
         ]
         likely += [""] * (_SHOWN - len(likely))
         lines.append(

@@ -225,8 +225,9 @@ def row_problems(
     """(array, problem) for each rule that rows break.
 
     Entries fall along the row; no id twice among those that are there; kept mass and tail do not
-    exceed 1 by more than the codec's error; a label's log-probability is at most 0, and NaN
-    exactly in rows without a label (`unlabelled`, bool [n]).
+    exceed 1 by more than the codec's error; there are as many entries as the cache's rule wants; a
+    label's log-probability is at most 0, and NaN exactly in rows without a label (`unlabelled`,
+    bool [n]).
     """
     if np.any(rows.logprobs[:, 1:] > rows.logprobs[:, :-1]):
         yield "logprobs", "log-probabilities rise along a row"
@@ -242,6 +243,16 @@ def row_problems(
     mass = kept + np.exp(rows.tail.astype(np.float64))
     if not np.all(mass <= math.exp(slack) * (1 + MASS_TOLERANCE)):
         yield "tail", f"kept mass and tail add up to {mass.max():.4f}"
+    some = here.any(axis=1)
+    if fingerprint.selection == "sampled":
+        if not np.array_equal(np.isneginf(rows.tail), some):
+            yield "tail", "sampled rows have mass outside their entries"
+        if np.any(np.abs(kept[some] - 1) > MASS_TOLERANCE):
+            yield "logprobs", f"counts do not add up to {fingerprint.top_k} draws"
+    if fingerprint.top_p is not None:
+        enough = math.log(fingerprint.top_p) - slack - MASS_TOLERANCE
+        if np.any(kept[some & ~here[:, -1]] < math.exp(enough)):
+            yield "logprobs", "a row has room for more entries and less than top_p in them"
     if np.any(rows.label_logprob > POSITIVE_TOLERANCE):
         yield "label_logprob", "a label has a log-probability above 0"
     if not np.array_equal(np.isnan(rows.label_logprob), unlabelled):

@@ -45,6 +45,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         manifest: the manifest's content.
         window_length: tokens per window.
         vocab_size: tokens of the target's tokenizer.
+        sampled: whether rows of any source are samples; see docs/training.md.
         num_tokens: T.
         top_k: entries per fused row.
     """
@@ -63,6 +64,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         self.manifest: dict[str, Any] = json.loads(content)
         self.window_length = int(self.manifest["plan"]["recipe"]["window_length"])
         self.vocab_size = int(self.manifest["plan"]["vocab_size"])
+        self.sampled = bool(self.manifest["plan"]["sampled"])
         names = ("input_ids", "next_ids", "ids", "logprobs", "tail", "kind", "document")
         self._arrays = {name: MappedArray(self.folder / name) for name in names}
         rows = {name: len(array) for name, array in self._arrays.items()}
@@ -162,7 +164,7 @@ def _read_manifest(folder: Location) -> bytes:
         ) from error
     try:
         plan = manifest_content(content, f"{folder}/manifest.json")["plan"]
-        int(plan["recipe"]["window_length"]), int(plan["vocab_size"])
+        int(plan["recipe"]["window_length"]), int(plan["vocab_size"]), bool(plan["sampled"])
     except FormatVersionError:
         raise
     except (ValueError, KeyError, TypeError) as error:

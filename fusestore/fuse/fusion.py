@@ -14,6 +14,9 @@ from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.strategies import get_strategy
 
+_ONE_SOURCE_A_POSITION = frozenset({"mince", "single"})
+"""Strategies that never mix."""
+
 
 @dataclass(frozen=True)
 class Fusion:
@@ -36,6 +39,12 @@ class Fusion:
     tokens: TokenTable
     documents: npt.NDArray[np.int64]
     vocab_size: int
+
+    @property
+    def sampled(self) -> bool:
+        """Whether any source's rows are samples."""
+        sources = (*self.sources, *((self.target_cache,) if self.target_cache else ()))
+        return any(source.draws for source in sources)
 
 
 def prepare(
@@ -78,6 +87,7 @@ def prepare(
         target_cache = None
     for source in (*ordered, *([target_cache] if target_cache else [])):
         _check_source(source, target_tokens, corpus_digest)
+    _check_samples(recipe, ordered, target_cache)
     if len(documents) and not 0 <= documents.min() <= documents.max() < target_tokens.num_documents:
         raise InvalidInputError(
             f"Documents of the split go from {documents.min()} to {documents.max()}, but the "
@@ -123,4 +133,35 @@ def _check_source(source: SourceInput, target_tokens: TokenTable, corpus_digest:
         raise IncompatibleError(
             f"Cache {source.name!r} is given without an alignment, but its tokens are not the "
             "target's. Align it with `fusestore align`."
+        )
+
+
+def _check_samples(
+    recipe: Recipe, sources: Sequence[SourceInput], target_cache: SourceInput | None
+) -> None:
+    """Sampled rows are estimates: right as a whole and in the mean, not entry by entry.
+
+    Raises:
+        IncompatibleError: the recipe scores labels by them, or would cut entries off.
+    """
+    sampled = [source for source in sources if source.draws]
+    if sampled and recipe.score == "aligned_ce":
+        raise IncompatibleError(
+            f"Score 'aligned_ce' looks for the label among a row's entries, but those of cache "
+            f"{sampled[0].name!r} are {sampled[0].draws} draws: a label that was not drawn is not "
+            "impossible. Use score 'bits_per_byte' or 'token_ce', which use the exact "
+            "log-probabilities of labels that every cache keeps."
+        )
+    needed = max((source.draws for source in sampled), default=0)
+    if sampled and recipe.strategy not in _ONE_SOURCE_A_POSITION:
+        # A mixture has the entries of all.
+        needed = sum(source.rule.top_k for source in sources if source.rule is not None)
+    if target_cache is not None and target_cache.draws:
+        sampled.append(target_cache)
+        needed = max(needed, target_cache.draws)
+    if recipe.top_k < needed:
+        raise IncompatibleError(
+            f"top_k is {recipe.top_k}, but a fused position may have {needed} entries, and the "
+            f"rows of {', '.join(repr(source.name) for source in sampled)} are samples: without "
+            f"the rarest of their entries they would be wrong in the mean. Set top_k to {needed}."
         )

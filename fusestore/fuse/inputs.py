@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.rows import Rows
+from fusestore.cache.rule import Rule
 from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import IncompatibleError
 
@@ -63,6 +64,7 @@ class SourceInput:
         alignment_digest: of the alignment, if there is one.
         vocab_size: width of the source model's output. Ids beyond the map, up to this, are
             padding that no token has: their mass joins the tail. 0: as wide as the map.
+        rule: by which the cache's entries were kept; None: not known to be samples.
     """
 
     name: str
@@ -74,6 +76,14 @@ class SourceInput:
     vocabulary_map_digest: str | None = None
     alignment_digest: str | None = None
     vocab_size: int = 0
+    rule: Rule | None = None
+
+    @property
+    def draws(self) -> int:
+        """How often a sampled cache's rows were drawn from; 0 for other caches."""
+        if self.rule is None or self.rule.name != "sampled":
+            return 0
+        return self.rule.top_k
 
     def projection_map(self, target_vocab_size: int) -> npt.NDArray[np.int32]:
         """int32 [V_src]: the target token of every id the source may put out.

@@ -38,6 +38,8 @@ class FusionPlan(Manifest):
         inputs: what each of the recipe's sources comes from, in its order.
         target_cache_digest: for `unaligned = "target"`.
         vocab_size: tokens of the target.
+        sampled: whether rows of any source are samples: then the loss is unbiased at temperature 1
+            alone.
         num_tokens: target tokens of the split, T.
         num_documents: documents of the split.
         tokens_digest: SHA-256 over the split's document indices, offsets and token ids.
@@ -48,6 +50,7 @@ class FusionPlan(Manifest):
     inputs: tuple[SourceDigests, ...]
     target_cache_digest: str | None
     vocab_size: int
+    sampled: bool
     num_tokens: int
     num_documents: int
     tokens_digest: str

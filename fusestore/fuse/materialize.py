@@ -131,6 +131,7 @@ def _plan(fusion: Fusion, corpus_digest: str) -> FusionPlan:
         ),
         target_cache_digest=fusion.target_cache.cache_digest if fusion.target_cache else None,
         vocab_size=fusion.vocab_size,
+        sampled=fusion.sampled,
         num_tokens=tokens.num_tokens,
         num_documents=tokens.num_documents,
         tokens_digest=hasher.hexdigest(),

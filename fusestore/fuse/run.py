@@ -126,6 +126,7 @@ def _source_input(
         cache_digest=cache.digest,
         corpus_digest=fingerprint.corpus.digest,
         vocab_size=fingerprint.model.vocab_size,
+        rule=fingerprint.rule,
     )
     if fingerprint.tokenizer_digest == target.digest:
         return source

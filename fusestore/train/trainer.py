@@ -101,14 +101,15 @@ def train(
         NotFoundError: `model_path` holds no model.
         AlreadyExistsError: `output` holds the model of another plan.
         FingerprintMismatchError: `work_dir` holds a checkpoint of another plan.
-        IncompatibleError: the dataset has token ids that the model lacks, or the model cannot be
-            trained here.
+        IncompatibleError: the dataset has token ids that the model lacks, or samples where the
+            temperature is not 1, or the model cannot be trained here.
         NonFiniteError: the loss or its gradient is NaN or infinite; windows and documents are
             named, and the checkpoint before is kept.
     """
     from accelerate import Accelerator
 
     check_model_folder(model_path)
+    _check_temperature(settings, dataset)
     accelerator = Accelerator(mixed_precision="no")
     if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise IncompatibleError(
@@ -164,6 +165,16 @@ def _finished(output: Location, plan: TrainingPlan) -> TrainingManifest | None:
             "Choose another name, or delete it first."
         )
     return manifest
+
+
+def _check_temperature(settings: TrainSettings, dataset: FusedDataset) -> None:
+    if settings.objective == "fuse" and dataset.sampled and settings.temperature != 1.0:
+        raise IncompatibleError(
+            f"temperature is {settings.temperature}, but fused dataset {dataset.folder.name} has "
+            "samples of its sources' distributions, which estimate them at temperature 1 alone: a "
+            "power of an estimate is no estimate of the power. Use temperature 1, or a fused "
+            "dataset of top-k caches."
+        )
 
 
 def _check_vocabulary(model: Any, dataset: FusedDataset, model_path: Path) -> None:  # noqa: ANN401

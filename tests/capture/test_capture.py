@@ -1,5 +1,6 @@
 """`capture` with a tiny Llama: its rows against whole logits in float64, and what can go wrong."""
 
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from fusestore.cache.reader import open_cache
+from fusestore.cache.writer import CacheWriter
 from fusestore.capture import batches
 from fusestore.capture.run import capture, skipped_documents
 from fusestore.capture.settings import CaptureSettings, wants_bos
@@ -21,6 +23,7 @@ from fusestore.errors import (
     NonFiniteError,
     NotFoundError,
     OutOfMemoryError,
+    StorageError,
 )
 from fusestore.storage.codec import TAIL_STEP
 from fusestore.storage.store import Store
@@ -415,3 +418,43 @@ def test_skipped_documents():
     assert skipped_documents(tokens, label) == [3]
     np.testing.assert_array_equal(label, before)
     assert skipped_documents(tokens, np.zeros(8, np.float32)) == []
+
+
+def test_a_failed_write_ends_the_run_with_its_own_message(
+    store, corpus, model_path, monkeypatch, tmp_path
+):
+    """At the next batch, not at the end; what was written before is kept and not made again."""
+    written, run = [], []
+    write, rows_of = CacheWriter.write_shard, batches.RowCapturer.rows
+    failed = threading.Event()
+
+    def full(self, shard, rows):
+        if shard >= 2:
+            failed.set()
+            raise StorageError(f"Shard {shard} could not be written: no space left on device.")
+        written.append(shard)
+        return write(self, shard, rows)
+
+    def watched(self, start, stop, progress):
+        run.append(start // 16)
+        if start // 16 > 3:
+            assert failed.wait(60)
+        return rows_of(self, start, stop, progress)
+
+    monkeypatch.setattr(CacheWriter, "write_shard", full)
+    monkeypatch.setattr(batches.RowCapturer, "rows", watched)
+    with pytest.raises(StorageError, match="no space left") as caught:
+        capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS)
+    assert caught.value.__cause__ is None
+    assert run[-1] <= 4, "the run went on"
+    assert written == [0, 1]
+    monkeypatch.undo()
+    folder = tmp_path / "store" / "caches" / "tiny"
+    listener = Listener()
+    cache, _ = capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS, listener)
+    assert listener.progress[0] == (32, len(cache))
+    whole, _ = capture(store, corpus, str(model_path), "whole", SMALL_SHARDS)
+    names = ["ids/c/3/0", "logprobs/c/3/0", "tail/c/3", "label_logprob/c/3"]
+    other = tmp_path / "store" / "caches" / "whole"
+    assert all((folder / name).read_bytes() == (other / name).read_bytes() for name in names)
+    assert len(whole) == len(cache)

@@ -32,7 +32,7 @@ def random_arrays(num_tokens, k=4, vocab_size=100, seed=0, document_length=23):
     }
 
 
-def write_fused(folder: Path, arrays, *, window_length, chunk_rows, vocab_size=100):
+def write_fused(folder: Path, arrays, *, window_length, chunk_rows, vocab_size=100, sampled=False):
     group = zarr.create_group(store=folder)
     for name, values in arrays.items():
         array = group.create_array(
@@ -46,7 +46,8 @@ def write_fused(folder: Path, arrays, *, window_length, chunk_rows, vocab_size=1
             config={"write_empty_chunks": True},
         )
         array[:] = values
-    plan = {"recipe": {"window_length": window_length}, "vocab_size": vocab_size}
+    recipe = {"window_length": window_length}
+    plan = {"recipe": recipe, "vocab_size": vocab_size, "sampled": sampled}
     manifest = {"format_version": 1, "plan": plan}
     checksum = digest_bytes(canonical_json(manifest))
     (folder / "manifest.json").write_bytes(canonical_json({**manifest, "checksum": checksum}))

