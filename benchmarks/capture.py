@@ -60,17 +60,27 @@ def main() -> None:
     # A cold side would pay for compiling and for the device's first allocations.
     for run in sides.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(arguments.rounds):
         for name, run in sides.items():
-            seconds[name].append(timed(run, arguments.device))
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    quickest = min(medians["bare, logits whole"], medians["bare, head in pieces"])
+            times[name].append(timed(run, arguments.device))
     print(f"{tokens.num_tokens:,} tokens, {rule}, {arguments.rounds} rounds, {arguments.device}")
-    for name, median in medians.items():
-        rate = tokens.num_tokens / median
-        spread = " ".join(f"{second:.2f}" for second in seconds[name])
-        print(f"{name:22}{median:8.2f} s{rate:12,.0f} tokens/s{median / quickest:8.3f}x   {spread}")
+    print("medians; x: as multiples of the quicker bare side; processor: of all threads together")
+    walls, processors = (
+        {name: statistics.median(pair[which] for pair in pairs) for name, pairs in times.items()}
+        for which in (0, 1)
+    )
+    for name in sides:
+        wall, processor = walls[name], processors[name]
+        print(
+            f"{name:22}{wall:8.2f} s{tokens.num_tokens / wall:11,.0f} tokens/s"
+            f"{wall / quicker_bare(walls):8.3f}x   processor{processor:8.2f} s"
+            f"{processor / quicker_bare(processors):8.3f}x"
+        )
+
+
+def quicker_bare(medians: dict[str, float]) -> float:
+    return min(median for name, median in medians.items() if name.startswith("bare"))
 
 
 def parse() -> argparse.Namespace:
@@ -180,12 +190,13 @@ def capture(model: Any, tokens: TokenTable, rule: Rule) -> None:
         shutil.rmtree(folder)
 
 
-def timed(run: Callable[[], None], device: str) -> float:
-    start = time.perf_counter()
+def timed(run: Callable[[], None], device: str) -> tuple[float, float]:
+    """Seconds on the clock, and of processor time."""
+    start, processor_start = time.perf_counter(), time.process_time()
     run()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - processor_start
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import random
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.reader import open_cache
 from fusestore.cache.rows import Rows
 from fusestore.cache.verify import row_problems, verify_cache
@@ -132,3 +134,67 @@ def test_labels_missing_without_a_skipped_document_are_found(tmp_path, make):
     capture.write(Store.open(tmp_path))
     location = open_cache(tmp_path, "demo").location
     assert {finding.file for finding in verify_cache(location)} == {"label_logprob/c/0"}
+
+
+def changed(capture, **settings):
+    """The capture's fingerprint with other settings, checked anew."""
+    return Fingerprint.model_validate({**capture.fingerprint.model_dump(), **settings})
+
+
+def sampled_rows():
+    """Rows 0 and 1: 4 draws each; row 2: of a skipped document."""
+    with np.errstate(divide="ignore"):
+        logprobs = np.log(np.array([[2, 1, 1, 0], [4, 0, 0, 0], [0, 0, 0, 0]]) / 4)
+    return Rows(
+        np.array([[7, 3, 5, 0], [1, 0, 0, 0], [0, 0, 0, 0]], np.int32),
+        logprobs.astype(np.float32),
+        np.array([-np.inf, -np.inf, 0], np.float32),
+        np.array([-1, np.nan, np.nan], np.float32),
+    )
+
+
+def test_rows_that_are_no_samples_are_found(make):
+    fingerprint = changed(make(k=4), selection="sampled", seed=0, logprob_step=None)
+    unlabelled = np.array([False, True, True])
+    rows = sampled_rows()
+    assert list(row_problems(rows, fingerprint, unlabelled)) == []
+    rows.logprobs[0, 2] = -np.inf
+    assert [name for name, _ in row_problems(rows, fingerprint, unlabelled)] == ["logprobs"]
+    rows = sampled_rows()
+    rows.tail[2] = -np.inf
+    assert [name for name, _ in row_problems(rows, fingerprint, unlabelled)] == ["tail"]
+
+
+@pytest.mark.parametrize("step", [None, 1 / 16])
+def test_a_nucleus_that_ends_too_early_is_found(make, step):
+    with np.errstate(divide="ignore"):
+        logprobs = np.log(np.array([[0.6, 0.3, 0.0], [0.3, 0.2, 0.1]], np.float32))
+    rows = Rows(
+        np.array([[4, 2, 0], [1, 2, 3]], np.int32),
+        logprobs,
+        np.log(np.array([0.1, 0.4], np.float32)),
+        np.array([-1, np.nan], np.float32),
+    )
+    unlabelled = np.array([False, True])
+    for top_p, problems in ((0.8, []), (0.97, ["logprobs"])):
+        fingerprint = changed(make(k=3), selection="top-p", top_p=top_p, logprob_step=step)
+        found = [name for name, _ in row_problems(rows, fingerprint, unlabelled)]
+        assert found == problems
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"selection": "sampled", "logprob_step": None}, "needs a seed"),
+        ({"selection": "sampled", "seed": 1}, "logprob_step must be null"),
+        ({"selection": "top-p"}, "needs top_p"),
+        ({"seed": 1}, "seed is for selection sampled"),
+        (
+            {"selection": "sampled", "seed": 1, "logprob_step": None, "top_k": 65536},
+            "at most 65535 draws",
+        ),
+    ],
+)
+def test_a_fingerprint_of_settings_that_do_not_go_together(settings, match, make):
+    with pytest.raises(ValidationError, match=match):
+        changed(make(vocab_size=2**17), **settings)

@@ -8,16 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fusestore.errors import InvalidInputError, NonFiniteError
+from fusestore.errors import CorruptionError, InvalidInputError, NonFiniteError
 from fusestore.storage.codec import (
     ABSENT,
     LARGEST,
+    MAX_DRAWS,
     MIN_STEP,
     TAIL_STEP,
+    counts_of,
     dequantize_logprobs,
     dequantize_tail,
     frequency_ranks,
     invert_permutation,
+    logprobs_of_counts,
     quantize_logprobs,
     quantize_tail,
 )
@@ -108,3 +111,40 @@ def test_ranks_refuse_ids_outside_the_vocabulary():
         invert_permutation(np.array([0, 0, 2], np.int32))
     with pytest.raises(InvalidInputError, match="exactly once"):
         invert_permutation(np.array([0, 1, -1], np.int32))
+
+
+@given(
+    draws=st.one_of(st.integers(1, 200), st.just(MAX_DRAWS)),
+    cuts=st.lists(st.lists(st.floats(0, 1), max_size=6), min_size=1, max_size=4),
+)
+def test_counts_of_draws_come_back_exactly(draws, cuts):
+    counts = np.zeros((len(cuts) + 1, 7), np.uint16)
+    for row, places in enumerate(cuts):
+        bounds = np.rint(np.sort([0, *places, 1]) * draws).astype(int)
+        counts[row, : len(bounds) - 1] = np.diff(bounds)
+    # The last row is a skipped document's: nothing was drawn.
+    counts = -np.sort(-counts.astype(int), axis=1).astype(np.uint16)
+    logprobs = logprobs_of_counts(counts, draws)
+    assert logprobs.dtype == np.float32
+    with np.errstate(divide="ignore"):
+        np.testing.assert_array_equal(logprobs, np.log(counts / draws).astype(np.float32))
+    np.testing.assert_array_equal(counts_of(logprobs, draws), counts)
+
+
+def test_what_is_no_share_of_the_draws_is_refused():
+    good = np.log(np.array([[3, 2, 1]], np.float32) / 6)
+    assert counts_of(good, 6).tolist() == [[3, 2, 1]]
+    for wrong, match in (
+        (good[:, :2], "Row 0 does not hold the shares of 6 draws: they add up to 5"),
+        (good - 0.1, "Row 0 does not hold the shares"),
+        (good[:, ::-1], "rise along the row"),
+    ):
+        with pytest.raises(InvalidInputError, match=match):
+            counts_of(np.ascontiguousarray(wrong), 6)
+    with pytest.raises(NonFiniteError):
+        counts_of(np.array([[np.nan]], np.float32), 6)
+
+
+def test_a_count_above_the_draws_is_damage():
+    with pytest.raises(CorruptionError, match="A count of 7 among 6 draws"):
+        logprobs_of_counts(np.array([[7, 0]], np.uint16), 6)

@@ -292,3 +292,17 @@ def test_smollm2_twice_gives_the_same_bytes(smollm2_path, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "model")
     assert model.config.vocab_size == 49152
     assert "tokenizer.json" in first.manifest.files
+
+
+def test_samples_are_trained_on_at_temperature_1_alone(tiny_model_path, tmp_path):
+    folder = write_fused(
+        tmp_path / "fused", random_arrays(200), window_length=32, chunk_rows=64, sampled=True
+    )
+    dataset = FusedDataset(folder)
+    assert dataset.sampled
+    hot = SETTINGS.model_copy(update={"temperature": 2.0, "max_steps": 1})
+    with pytest.raises(IncompatibleError, match=r"temperature is 2\.0, .* Use temperature 1"):
+        run(tiny_model_path, dataset, hot, tmp_path)
+    assert not (tmp_path / "model").exists()
+    run(tiny_model_path, dataset, hot.model_copy(update={"objective": "clm"}), tmp_path / "clm")
+    run(tiny_model_path, dataset, SETTINGS.model_copy(update={"max_steps": 1}), tmp_path / "fuse")
