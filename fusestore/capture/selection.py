@@ -1,8 +1,8 @@
 """From logits to what a cache keeps of them: entries, tail, label. Pure functions.
 
 Three rules. `top-k`: the k most likely tokens. `top-p`: as few of these as together have mass p.
-`sampled`: k draws from the distribution. On a CPU compiled loops do the work (`kernels`), elsewhere
-tensor operations on the device (`device`); both make the same rows, up to float32 rounding.
+`sampled`: k draws from the distribution. On CUDA tensor operations do the work on the device
+(`device`), else compiled loops on the CPU (`kernels`); both make the same rows, up to float32 rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fusestore.capture.sampling import tally, uniforms
 
 @dataclass(frozen=True)
 class Selection:
-    """What is kept of n next-token distributions; tensors on the device of the logits.
+    """What is kept of n next-token distributions; tensors on the CPU, or on CUDA with the logits.
 
     Attributes:
         ids: int32 [n, k] token ids by falling log-probability, then by rising id; 0 where there
@@ -53,7 +53,7 @@ def select(
     For `top-k` and `top-p`, `sum(exp(logprobs)) + exp(tail) = 1`: the tail is summed from the
     entries that were not kept, not subtracted from one, so that a peaked row's small tail keeps its
     precision. For `sampled`, the entries alone sum to 1, and each token's expected share is its
-    probability: Random Sampling KD of Sparse Logit Sampling (ACL 2025), section 4, with the
+    probability: Random Sampling KD of Sparse Logit Sampling (ACL 2025, arXiv 2503.16870) with the
     distribution itself as the proposal.
 
     Args:
@@ -64,15 +64,18 @@ def select(
         rows: int64 [n] the rows' numbers in the cache: with the seed, they alone decide at which
             points of its cumulated distribution a row is drawn from.
     """
-    on_cpu = logits.device.type == "cpu"
+    on_cuda = logits.device.type == "cuda"
+    if not on_cuda:
+        # Other accelerators lack float64 or sorting of integers, and share their memory with the CPU.
+        logits = logits.cpu()
     if rule.name == "sampled":
         points = uniforms(rule.seed or 0, rows, rule.top_k)
-        draw = draw_on_cpu if on_cpu else draw_on_device
+        draw = draw_on_device if on_cuda else draw_on_cpu
         drawn, label_logprob, finite = draw(logits, positions, labels, points)
         ids, logprobs = tally(drawn)
         tail = torch.full_like(label_logprob, -torch.inf)
         return Selection(ids, logprobs, tail, label_logprob, finite)
-    top_k = top_k_on_cpu if on_cpu else top_k_on_device
+    top_k = top_k_on_device if on_cuda else top_k_on_cpu
     selection = Selection(*top_k(logits, positions, labels, rule.top_k))
     return selection if rule.top_p is None else cut_to_nucleus(selection, rule.top_p)
 
