@@ -2,7 +2,8 @@
 
 Three rules. `top-k`: the k most likely tokens. `top-p`: as few of these as together have mass p.
 `sampled`: k draws from the distribution. On CUDA tensor operations do the work on the device
-(`device`), else compiled loops on the CPU (`kernels`); both make the same rows, up to float32 rounding.
+(`device`), else compiled loops on the CPU (`kernels`); both make the same rows, up to float32
+rounding.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def select(
     """
     on_cuda = logits.device.type == "cuda"
     if not on_cuda:
-        # Other accelerators lack float64 or sorting of integers, and share their memory with the CPU.
+        # Other accelerators lack float64 or sorting of integers, and share the CPU's memory.
         logits = logits.cpu()
     if rule.name == "sampled":
         points = uniforms(rule.seed or 0, rows, rule.top_k)

@@ -11,7 +11,7 @@ import torch
 
 from fusestore.cache.reader import open_cache
 from fusestore.cache.writer import CacheWriter
-from fusestore.capture import batches
+from fusestore.capture import batches, selection
 from fusestore.capture.run import capture, skipped_documents
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import build_corpus
@@ -458,3 +458,24 @@ def test_a_failed_write_ends_the_run_with_its_own_message(
     other = tmp_path / "store" / "caches" / "whole"
     assert all((folder / name).read_bytes() == (other / name).read_bytes() for name in names)
     assert len(whole) == len(cache)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_the_way_of_cuda_makes_the_same_rows(store, corpus, model_path, monkeypatch, batch_size):
+    """Selection by tensor operations, one batch being computed while another is put away."""
+    expected, _ = capture(store, corpus, str(model_path), "cpu", SMALL_SHARDS)
+    begin = batches.RowCapturer.__init__
+
+    def begin_with_one_under_way(self, *arguments):
+        begin(self, *arguments)
+        self._batches_under_way = 1
+
+    monkeypatch.setattr(batches.RowCapturer, "__init__", begin_with_one_under_way)
+    monkeypatch.setattr(selection, "top_k_on_cpu", selection.top_k_on_device)
+    listener = Listener()
+    settings = SMALL_SHARDS.model_copy(update={"batch_size": batch_size})
+    cache, _ = capture(store, corpus, str(model_path), "other", settings, listener)
+    check_same_rows(expected[:], cache[:])
+    told = [done for done, _ in listener.progress]
+    assert told == sorted(told)
+    assert told[-1] == len(cache)
