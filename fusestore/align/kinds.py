@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-AlignmentMethod = Literal["hybrid", "span", "mined", "exact"]
+AlignmentMethod = Literal["hybrid", "span", "mined", "anchored", "exact"]
 MapMethod = Literal["exact", "mined", "prefix"]
 TieBreak = Literal["prefix", "first"]
 

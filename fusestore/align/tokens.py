@@ -18,10 +18,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.dtw import text_costs, warp, warp_gaps
-from fusestore.align.edit_distance import Texts, text_of
+from fusestore.align.dtw import Side, warp_documents
+from fusestore.align.edit_distance import text_of
 from fusestore.align.kinds import ALIGNMENT_METHODS, MINED, NONE, SPAN, AlignmentMethod
 from fusestore.align.spans import span_pairs
+from fusestore.align.token_distance import code_texts
 from fusestore.align.vocabulary import VocabularyMap
 from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary import Vocabulary
@@ -100,11 +101,15 @@ def align_table(
     )
     if method in ("span", "exact"):
         return span, np.where(span >= 0, SPAN, NONE).astype(np.uint8)
-    partner, mutual = _warped(source, target, source_vocab, target_vocab, span, method)
+    source_texts, source_side = _side(source, source_vocab)
+    target_texts, target_side = _side(target, target_vocab)
+    partner, mutual = warp_documents(
+        source_side, target_side, *code_texts(source_texts, target_texts), span, method == "mined"
+    )
     keep = mutual if vocabulary_map is None else _mapped(source, target, partner, vocabulary_map)
     if method == "hybrid":
         position = np.where(span >= 0, span, np.where(keep, partner, -1))
-    else:
+    else:  # mined or anchored
         # What ends at 0 takes no part in the warping.
         position = np.where(target.end_offsets == 0, span, np.where(keep, partner, -1))
     kind = np.where(position < 0, NONE, np.where(position == span, SPAN, MINED))
@@ -166,75 +171,15 @@ def _check(table: TokenTable, vocabulary: Vocabulary, side: str) -> None:
         )
 
 
-def _warped(
-    source: TokenTable,
-    target: TokenTable,
-    source_vocab: Vocabulary,
-    target_vocab: Vocabulary,
-    span: npt.NDArray[np.int32],
-    method: AlignmentMethod,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-    """Partner int32 [T_target] and mutual bool [T_target] of the warping (`dtw.py`)."""
-    source_texts, source_index = _distinct_texts(source.token_ids, source_vocab)
-    target_texts, target_index = _distinct_texts(target.token_ids, target_vocab)
-    partner = np.full(target.num_tokens, -1, np.int32)
-    mutual = np.zeros(target.num_tokens, np.bool_)
-    for document in range(target.num_documents):
-        source_slice, target_slice = _body(source, document), _body(target, document)
-        sources, targets = source_index[source_slice], target_index[target_slice]
-        if len(sources) == 0 or len(targets) == 0:
-            continue
-        skipped = source_slice.start - int(source.document_offsets[document])
-        found, is_mutual = partner[target_slice], mutual[target_slice]
-        if method == "hybrid":
-            warp_gaps(
-                span[target_slice] - skipped,
-                sources,
-                targets,
-                source_texts.characters,
-                source_texts.offsets,
-                target_texts.characters,
-                target_texts.offsets,
-                found,
-                is_mutual,
-            )
-        else:
-            rows, source_row = np.unique(sources, return_inverse=True)
-            columns, target_column = np.unique(targets, return_inverse=True)
-            costs = text_costs(
-                source_texts.characters,
-                source_texts.offsets,
-                rows,
-                target_texts.characters,
-                target_texts.offsets,
-                columns,
-            )
-            warp(costs, source_row, target_column, found, is_mutual)
-        found[found >= 0] += skipped
-    return partner, mutual
-
-
-def _body(table: TokenTable, document: int) -> slice:
-    """The document's tokens without those that end at 0 (BOS, an added space).
-
-    They stand for nothing in the text, and as text would spoil the pairing of its first tokens.
-    """
-    start, stop = (int(offset) for offset in table.document_offsets[document : document + 2])
-    start += int(np.searchsorted(table.end_offsets[start:stop], 0, side="right"))
-    return slice(start, stop)
-
-
-def _distinct_texts(
-    ids: npt.NDArray[np.int32], vocabulary: Vocabulary
-) -> tuple[Texts, npt.NDArray[np.int64]]:
-    """Texts of the ids that occur, and the index of each token's text, int64 [T].
+def _side(table: TokenTable, vocabulary: Vocabulary) -> tuple[list[str], Side]:
+    """Texts of the ids that occur, and the tokens by their texts.
 
     Spaces are left out: where a tokenizer puts the space says nothing about which tokens belong
     together, and the public code drops each tokenizer's mark for it too.
     """
-    distinct, index = np.unique(ids, return_inverse=True)
+    distinct, index = np.unique(table.token_ids, return_inverse=True)
     texts = [text_of(vocabulary.token_bytes[i].replace(b" ", b"")) for i in distinct]
-    return Texts.of(texts), index.astype(np.int64)
+    return texts, Side(index.astype(np.int64), table.end_offsets, table.document_offsets)
 
 
 def _mapped(
