@@ -13,14 +13,14 @@ stands: after a pair both continue with the next text.
 A target token counts as paired when the path joins it to one source token only. That token is its
 `partner`; the pair is `mutual` when the path joins the partner to no other target token either.
 
-Two ways to the path:
+Three paths:
 
-- *anchored*: the path of every gap between shared boundaries by itself. Linear while gaps are
-  short. Its total is that of a real path, hence at least the least total.
-- *full*: the least path of the whole document. Totals never fall along a path, so a cell whose total
-  exceeds the anchored path's lies on no best path, not even on a tied one: leaving such cells out
-  changes neither the path nor how its ties are broken. What remains is a band around the path; in
-  the worst case, it is every cell.
+- `GAPS`: the tokens between two shared end offsets, warped by themselves. Linear.
+- `ANCHORED`: the best path of those that join every pair of tokens that cover the same bytes, found
+  piece by piece from one such pair to the next. Linear.
+- `FULL`: the best path. Totals never fall along a path, so a cell whose total exceeds that of the
+  anchored path lies on no best path, not even on a tied one: leaving such cells out changes neither
+  the path nor how its ties are broken. What remains is a band, at worst every cell.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ import numpy.typing as npt
 
 from fusestore.align.token_distance import TokenTexts, text_distance
 
+GAPS, ANCHORED, FULL = 0, 1, 2
+
 _DIAGONAL, _UP, _LEFT = 0, 1, 2
 
 _UNREACHED = 2**60
@@ -41,7 +43,7 @@ _UNREACHED = 2**60
 _NO_BOUND = 2**59
 
 
-class Side(NamedTuple):
+class Tokens(NamedTuple):
     """The tokens of one side: D documents end to end, T tokens in all.
 
     Attributes:
@@ -55,14 +57,38 @@ class Side(NamedTuple):
     document_offsets: npt.NDArray[np.int64]
 
 
+class _Pair(NamedTuple):
+    """The tokens of one document, n of the source and m of the target, as texts to compare."""
+
+    left: npt.NDArray[np.int64]
+    right: npt.NDArray[np.int64]
+    source_texts: TokenTexts
+    target_texts: TokenTexts
+    masks: npt.NDArray[np.uint64]
+
+
+class _Joined(NamedTuple):
+    """What a path joins.
+
+    Attributes:
+        partner: int32 [m], a source token that the target token is joined to, −1 for none.
+        sources: int32 [m], how many source tokens each target token is joined to.
+        targets: int32 [n], how many target tokens each source token is joined to.
+    """
+
+    partner: npt.NDArray[np.int32]
+    sources: npt.NDArray[np.int32]
+    targets: npt.NDArray[np.int32]
+
+
 @numba.njit(cache=True, nogil=True)
 def warp_documents(
-    source: Side,
-    target: Side,
+    source: Tokens,
+    target: Tokens,
     source_texts: TokenTexts,
     target_texts: TokenTexts,
-    span: npt.NDArray[np.int32],
-    full: bool,
+    pairs: npt.NDArray[np.int32],
+    path: int,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
     """Warp every document, without the tokens that end at 0 (BOS, an added space).
 
@@ -73,8 +99,9 @@ def warp_documents(
         target: the target's tokens of the same documents.
         source_texts: the texts that `source.texts` names.
         target_texts: the texts that `target.texts` names.
-        span: int32 [T_target], `span_pairs` of the documents.
-        full: the full warping rather than the anchored one.
+        pairs: int32 [T_target], `span_pairs` of the documents: by equal end offsets for `GAPS`,
+            exact for the other paths.
+        path: `GAPS`, `ANCHORED` or `FULL`.
 
     Returns:
         partner int32 [T_target], position within the source document or −1, and mutual bool
@@ -86,54 +113,42 @@ def warp_documents(
     target_slots = np.full(len(target_texts.offsets), -1, np.int64)
     masks = np.zeros(max(source_texts.alphabet, target_texts.alphabet), np.uint64)
     for document in range(len(target.document_offsets) - 1):
-        first, source_stop = source.document_offsets[document], source.document_offsets[document + 1]
-        source_start = first
-        while source_start < source_stop and source.end_offsets[source_start] == 0:
-            source_start += 1
-        target_start, target_stop = (
-            target.document_offsets[document],
-            target.document_offsets[document + 1],
-        )
-        while target_start < target_stop and target.end_offsets[target_start] == 0:
-            target_start += 1
-        if source_start == source_stop or target_start == target_stop:
+        start, stop = _body(source, document)
+        target_start, target_stop = _body(target, document)
+        if start == stop or target_start == target_stop:
             continue
-        skipped = source_start - first
-        left, right = source.texts[source_start:source_stop], target.texts[target_start:target_stop]
-        found = partner[target_start:target_stop]
-        is_mutual = mutual[target_start:target_stop]
-        bound = _warp_gaps(
-            left,
-            right,
-            source_texts,
-            target_texts,
-            span[target_start:target_stop] - skipped,
-            masks,
-            full,
-            found,
-            is_mutual,
-        )
-        if full:
-            source_slot, num_sources = _distinct(left, source_slots)
-            target_slot, num_targets = _distinct(right, target_slots)
+        skipped = start - source.document_offsets[document]
+        left, right = source.texts[start:stop], target.texts[target_start:target_stop]
+        pair = _Pair(left, right, source_texts, target_texts, masks)
+        ends = pairs[target_start:target_stop] - skipped
+        joined = _nothing_joined(len(left), len(right))
+        if path == GAPS:
+            _join_gaps(pair, ends, joined)
+        else:
+            bound = _join_anchored(pair, ends, joined, path == FULL)
+        if path == FULL:
+            joined = _nothing_joined(len(left), len(right))
+            slots, num_sources = _distinct(left, source_slots)
+            columns, num_targets = _distinct(right, target_slots)
             costs = np.full((num_sources, num_targets), -1, np.int32)
-            _warp(
-                left,
-                right,
-                source_texts,
-                target_texts,
-                costs,
-                source_slot,
-                target_slot,
-                bound,
-                masks,
-                found,
-                is_mutual,
-            )
-        for position in range(len(found)):
-            if found[position] >= 0:
-                found[position] += skipped
+            moves, _ = _warp(pair, costs, slots, columns, bound)
+            _follow(moves, 0, 0, joined)
+            _join(0, 0, joined)
+        for j in range(len(right)):
+            if joined.sources[j] == 1:
+                i = joined.partner[j]
+                partner[target_start + j] = i + skipped
+                mutual[target_start + j] = joined.targets[i] == 1
     return partner, mutual
+
+
+@numba.njit(cache=True, nogil=True)
+def _body(tokens: Tokens, document: int) -> tuple[int, int]:
+    """The document's tokens `[start, stop)` that end after 0."""
+    start, stop = tokens.document_offsets[document], tokens.document_offsets[document + 1]
+    while start < stop and tokens.end_offsets[start] == 0:
+        start += 1
+    return start, stop
 
 
 @numba.njit(cache=True, nogil=True)
@@ -154,165 +169,172 @@ def _distinct(
 
 
 @numba.njit(cache=True, nogil=True)
-def _warp_gaps(
-    left: npt.NDArray[np.int64],
-    right: npt.NDArray[np.int64],
-    source_texts: TokenTexts,
-    target_texts: TokenTexts,
-    span: npt.NDArray[np.int32],
-    masks: npt.NDArray[np.uint64],
-    with_total: bool,
-    partner: npt.NDArray[np.int32],
-    mutual: npt.NDArray[np.bool_],
-) -> int:
-    """Warp every gap between shared boundaries of one document.
+def _nothing_joined(n: int, m: int) -> _Joined:
+    return _Joined(np.full(m, -1, np.int32), np.zeros(m, np.int32), np.zeros(n, np.int32))
+
+
+@numba.njit(cache=True, nogil=True)
+def _join(i: int, j: int, joined: _Joined) -> None:
+    joined.partner[j] = i
+    joined.sources[j] += 1
+    joined.targets[i] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _join_gaps(pair: _Pair, span: npt.NDArray[np.int32], joined: _Joined) -> None:
+    """Warp every gap between shared boundaries.
 
     A gap holds the tokens after one span pair up to and including the next; its path ends in that
-    pair. What follows the last span pair is a gap too. If only one side goes on there, its tokens
-    are all joined to the last token of the other.
+    pair. What follows the last span pair is a gap too, if both sides go on there.
 
-    Returns:
-        The path's total, 0 unless asked for.
+    Args:
+        pair: the document.
+        span: int32 [m], source token of each target token that ends where it ends, else negative.
+        joined: what is joined is added here.
     """
-    n, m = len(left), len(right)
-    total = 0
-    source_start = target_start = 0
+    n, m = len(pair.left), len(pair.right)
+    first_source = first_target = 0
     for j in range(m):
         closes = span[j] >= 0
         if not closes and j < m - 1:
             continue
-        source_stop = span[j] + 1 if closes else n
-        if source_start == source_stop:
-            break
-        total += _warp_gap(
-            left[source_start:source_stop],
-            right[target_start : j + 1],
-            source_texts,
-            target_texts,
-            masks,
-            with_total,
-            partner[target_start : j + 1],
-            mutual[target_start : j + 1],
-        )
-        for position in range(target_start, j + 1):
-            if partner[position] >= 0:
-                partner[position] += source_start
-        source_start, target_start = source_stop, j + 1
-    for position in range(target_start, m):
-        partner[position] = n - 1
-        if with_total:
-            total += text_distance(
-                source_texts, left[n - 1], target_texts, right[position], masks
-            )
-    if target_start < m and partner[target_start - 1] == n - 1:
-        mutual[target_start - 1] = False
-    if source_start < n and target_start == m:
-        partner[m - 1], mutual[m - 1] = -1, False
-        if with_total:
-            for i in range(source_start, n):
-                total += text_distance(
-                    source_texts, left[i], target_texts, right[m - 1], masks
-                )
+        i = span[j] if closes else n - 1
+        if first_source <= i:
+            _join_piece(pair, first_source, i, first_target, j, joined, False)
+            _join(first_source, first_target, joined)
+        first_source, first_target = i + 1, j + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _join_anchored(
+    pair: _Pair, exact: npt.NDArray[np.int32], joined: _Joined, with_total: bool
+) -> int:
+    """Warp from each pair of tokens that cover the same bytes to the next.
+
+    Args:
+        pair: the document.
+        exact: int32 [m], source token of each target token that covers its bytes, else negative.
+        joined: what is joined is added here.
+        with_total: whether the total is wanted.
+
+    Returns:
+        The path's total; 0 if it is not wanted.
+    """
+    n, m = len(pair.left), len(pair.right)
+    total = 0
+    # The path begins in the first cell; from then on (i, j) is the cell that it has reached.
+    i = j = 0
+    _join(0, 0, joined)
+    if with_total:
+        total = _distance(pair, 0, 0)
+    for column in range(m):
+        row = exact[column] if column < m - 1 else n - 1
+        if row < 0 or (row == i and column == j):
+            continue
+        if row == i + 1 and column == j + 1:
+            _join(row, column, joined)
+            if with_total:
+                total += _distance(pair, row, column)
+        else:
+            total += _join_piece(pair, i, row, j, column, joined, with_total)
+        i, j = row, column
     return total
 
 
 @numba.njit(cache=True, nogil=True)
-def _warp_gap(
-    left: npt.NDArray[np.int64],
-    right: npt.NDArray[np.int64],
-    source_texts: TokenTexts,
-    target_texts: TokenTexts,
-    masks: npt.NDArray[np.uint64],
+def _join_piece(
+    pair: _Pair,
+    first_source: int,
+    last_source: int,
+    first_target: int,
+    last_target: int,
+    joined: _Joined,
     with_total: bool,
-    partner: npt.NDArray[np.int32],
-    mutual: npt.NDArray[np.bool_],
 ) -> int:
-    """`_warp` of one gap; where one side has a single token there is only one path."""
-    n, m = len(left), len(right)
+    """Warp the tokens from one cell to another, both included.
+
+    What the path joins after its first cell is added to `joined`.
+
+    Returns:
+        The total after the first cell; 0 if it is not wanted.
+    """
+    n, m = last_source - first_source + 1, last_target - first_target + 1
     if n > 1 and m > 1:
-        costs = np.full((n, m), -1, np.int32)
-        return _warp(
-            left,
-            right,
-            source_texts,
-            target_texts,
-            costs,
-            np.arange(n),
-            np.arange(m),
-            _NO_BOUND,
-            masks,
-            partner,
-            mutual,
+        piece = _Pair(
+            pair.left[first_source : last_source + 1],
+            pair.right[first_target : last_target + 1],
+            pair.source_texts,
+            pair.target_texts,
+            pair.masks,
         )
-    for j in range(m):
-        partner[j] = 0 if n == 1 else -1
-        mutual[j] = n == m
+        costs = np.full((n, m), -1, np.int32)
+        moves, total = _warp(piece, costs, np.arange(n), np.arange(m), _NO_BOUND)
+        _follow(moves, first_source, first_target, joined)
+        return total - costs[0, 0] if with_total else 0
+    # A single row or column has one path.
     total = 0
-    if with_total:
-        for i in range(n):
-            for j in range(m):
-                total += text_distance(source_texts, left[i], target_texts, right[j], masks)
+    for i in range(first_source, last_source + 1):
+        for j in range(first_target, last_target + 1):
+            if i > first_source or j > first_target:
+                _join(i, j, joined)
+                if with_total:
+                    total += _distance(pair, i, j)
     return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _distance(pair: _Pair, i: int, j: int) -> int:
+    return text_distance(
+        pair.source_texts, pair.left[i], pair.target_texts, pair.right[j], pair.masks
+    )
 
 
 @numba.njit(cache=True, nogil=True)
 def _warp(
-    left: npt.NDArray[np.int64],
-    right: npt.NDArray[np.int64],
-    source_texts: TokenTexts,
-    target_texts: TokenTexts,
+    pair: _Pair,
     costs: npt.NDArray[np.int32],
-    source_slot: npt.NDArray[np.int64],
-    target_slot: npt.NDArray[np.int64],
+    slots: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int64],
     bound: int,
-    masks: npt.NDArray[np.uint64],
-    partner: npt.NDArray[np.int32],
-    mutual: npt.NDArray[np.bool_],
-) -> int:
-    """Pair n ≥ 1 source tokens with m ≥ 1 target tokens by the dynamic programme.
+) -> tuple[npt.NDArray[np.uint8], int]:
+    """The dynamic programme over n ≥ 1 source tokens and m ≥ 1 target tokens.
 
-    Costs are integers, so totals are exact and ties are ties. In row i only the columns from the
+    Costs are integers, so totals are exact and ties are ties. Of row i only the columns from the
     first to the last whose total is within the bound matter to row i + 1. What lies outside holds
     values above the bound, possibly of an earlier row, which no cell within it can prefer.
 
     Args:
-        left: int64 [n], text of each source token.
-        right: int64 [m], text of each target token.
-        source_texts: the source's texts.
-        target_texts: the target's texts.
+        pair: the tokens.
         costs: int32 [A, B], the distances known so far, others −1; filled as needed.
-        source_slot: int64 [n], row of `costs` for each source token.
-        target_slot: int64 [m], column of `costs` for each target token.
+        slots: int64 [n], row of `costs` for each source token.
+        columns: int64 [m], column of `costs` for each target token.
         bound: at least the least total.
-        masks: scratch of `text_distance`.
-        partner: int32 [m], out: the only source token joined to the target token, or −1.
-        mutual: bool [m], out: whether the partner is joined to this target token only.
 
     Returns:
-        The least total.
+        uint8 [n, m], how the best path to each cell within the bound reaches it, and the least
+        total.
     """
-    n, m = len(left), len(right)
+    n, m = len(pair.left), len(pair.right)
     moves = np.empty((n, m), np.uint8)
     above = np.full(m, _UNREACHED, np.int64)
-    low = high = 0
+    low, high = 0, -1
     for i in range(n):
-        known = costs[source_slot[i]]
-        # Left of the window there is nothing worth coming from; the first row begins at no cost.
-        diagonal = 0 if i == 0 else _UNREACHED
+        known = costs[slots[i]]
+        # Left of the window there is nothing worth coming from; the path begins at no cost.
+        diagonal = np.int64(_UNREACHED) if i > 0 else np.int64(0)
         total = np.int64(_UNREACHED)
-        stop = high + 2 if i > 0 else 1
         j = low
-        while j < m and (j < stop or total <= bound):
+        while j < m and (j < high + 2 or total <= bound):
             up = above[j]
             best, move = diagonal, _DIAGONAL
             if up < best:
                 best, move = up, _UP
             if total < best:
                 best, move = total, _LEFT
-            cost = known[target_slot[j]]
+            cost = known[columns[j]]
             if cost < 0:
-                cost = text_distance(source_texts, left[i], target_texts, right[j], masks)
-                known[target_slot[j]] = cost
+                cost = _distance(pair, i, j)
+                known[columns[j]] = cost
             moves[i, j] = move
             diagonal = up
             total = best + cost
@@ -323,35 +345,19 @@ def _warp(
             high -= 1
         while above[low] > bound:
             low += 1
-    _follow(moves, partner, mutual)
-    return above[m - 1]
+    return moves, above[m - 1]
 
 
 @numba.njit(cache=True, nogil=True)
 def _follow(
-    moves: npt.NDArray[np.uint8],
-    partner: npt.NDArray[np.int32],
-    mutual: npt.NDArray[np.bool_],
+    moves: npt.NDArray[np.uint8], first_source: int, first_target: int, joined: _Joined
 ) -> None:
-    """Follow the path back from the last cell and note what it joins."""
-    n, m = moves.shape
-    joined_to_source = np.zeros(n, np.int32)
-    joined_to_target = np.zeros(m, np.int32)
-    i, j = n - 1, m - 1
-    while True:
-        joined_to_source[i] += 1
-        joined_to_target[j] += 1
-        partner[j] = i
-        if i == 0 and j == 0:
-            break
+    """Follow the path back from the last cell and join what it joins, but for its first cell."""
+    i, j = moves.shape[0] - 1, moves.shape[1] - 1
+    while i > 0 or j > 0:
+        _join(first_source + i, first_target + j, joined)
         move = moves[i, j]
         if move != _LEFT:
             i -= 1
         if move != _UP:
             j -= 1
-    for j in range(m):
-        if joined_to_target[j] == 1:
-            mutual[j] = joined_to_source[partner[j]] == 1
-        else:
-            partner[j] = -1
-            mutual[j] = False

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.dtw import Side, warp_documents
+from fusestore.align.dtw import ANCHORED, FULL, GAPS, Tokens, warp_documents
 from fusestore.align.edit_distance import text_of
 from fusestore.align.kinds import ALIGNMENT_METHODS, MINED, NONE, SPAN, AlignmentMethod
 from fusestore.align.spans import span_pairs
@@ -27,6 +27,8 @@ from fusestore.align.vocabulary import VocabularyMap
 from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError
+
+_PATHS = {"hybrid": GAPS, "anchored": ANCHORED, "mined": FULL}
 
 
 def align_tokens(
@@ -92,28 +94,44 @@ def align_table(
         InvalidInputError: unknown method, or end offsets that decrease or are negative.
     """
     check_tables(source, target, source_vocab, target_vocab, method, vocabulary_map)
-    span = span_pairs(
+    span = _span_pairs(source, target, exact=False)
+    if method == "span":
+        return span, _kinds(span, span)
+    exact = _span_pairs(source, target, exact=True)
+    if method == "exact":
+        return exact, _kinds(exact, exact)
+    source_texts, source_tokens = _by_texts(source, source_vocab)
+    target_texts, target_tokens = _by_texts(target, target_vocab)
+    partner, mutual = warp_documents(
+        source_tokens,
+        target_tokens,
+        *code_texts(source_texts, target_texts),
+        span if method == "hybrid" else exact,
+        _PATHS[method],
+    )
+    keep = mutual if vocabulary_map is None else _mapped(source, target, partner, vocabulary_map)
+    # What ends at 0 takes no part in the warping.
+    by_span = span >= 0 if method == "hybrid" else target.end_offsets == 0
+    position = np.where(by_span, span, np.where(keep, partner, -1)).astype(np.int32)
+    return position, _kinds(position, span)
+
+
+def _kinds(position: npt.NDArray[np.int32], span: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    kinds: npt.NDArray[np.uint8] = np.where(
+        position < 0, NONE, np.where(position == span, SPAN, MINED)
+    ).astype(np.uint8)
+    return kinds
+
+
+def _span_pairs(source: TokenTable, target: TokenTable, *, exact: bool) -> npt.NDArray[np.int32]:
+    pairs: npt.NDArray[np.int32] = span_pairs(
         source.end_offsets,
         source.document_offsets,
         target.end_offsets,
         target.document_offsets,
-        method == "exact",
+        exact,
     )
-    if method in ("span", "exact"):
-        return span, np.where(span >= 0, SPAN, NONE).astype(np.uint8)
-    source_texts, source_side = _side(source, source_vocab)
-    target_texts, target_side = _side(target, target_vocab)
-    partner, mutual = warp_documents(
-        source_side, target_side, *code_texts(source_texts, target_texts), span, method == "mined"
-    )
-    keep = mutual if vocabulary_map is None else _mapped(source, target, partner, vocabulary_map)
-    if method == "hybrid":
-        position = np.where(span >= 0, span, np.where(keep, partner, -1))
-    else:  # mined or anchored
-        # What ends at 0 takes no part in the warping.
-        position = np.where(target.end_offsets == 0, span, np.where(keep, partner, -1))
-    kind = np.where(position < 0, NONE, np.where(position == span, SPAN, MINED))
-    return position.astype(np.int32), kind.astype(np.uint8)
+    return pairs
 
 
 def check_tables(
@@ -171,7 +189,7 @@ def _check(table: TokenTable, vocabulary: Vocabulary, side: str) -> None:
         )
 
 
-def _side(table: TokenTable, vocabulary: Vocabulary) -> tuple[list[str], Side]:
+def _by_texts(table: TokenTable, vocabulary: Vocabulary) -> tuple[list[str], Tokens]:
     """Texts of the ids that occur, and the tokens by their texts.
 
     Spaces are left out: where a tokenizer puts the space says nothing about which tokens belong
@@ -179,7 +197,7 @@ def _side(table: TokenTable, vocabulary: Vocabulary) -> tuple[list[str], Side]:
     """
     distinct, index = np.unique(table.token_ids, return_inverse=True)
     texts = [text_of(vocabulary.token_bytes[i].replace(b" ", b"")) for i in distinct]
-    return texts, Side(index.astype(np.int64), table.end_offsets, table.document_offsets)
+    return texts, Tokens(index.astype(np.int64), table.end_offsets, table.document_offsets)
 
 
 def _mapped(
