@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from fusestore.align.kinds import AlignmentMethod, MapMethod
 from fusestore.align.map_tables import stored_vocabulary_map
-from fusestore.align.tables import Alignment, write_alignment
+from fusestore.align.stored import Alignment
+from fusestore.align.streams import CacheTokens
 from fusestore.align.vocabulary import VocabularyMap
+from fusestore.align.writer import write_alignment
 from fusestore.cache.reader import open_cache
 from fusestore.corpus.build import open_corpus
-from fusestore.corpus.tokenize import corpus_tokens
+from fusestore.corpus.tokenize import corpus_token_stream
 from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.corpus.vocabulary_table import load_vocabulary, save_vocabulary
 from fusestore.errors import IncompatibleError
@@ -75,7 +77,7 @@ def align_cache(
             f"({corpus.manifest.digest[:16]}). Capture the cache again from that corpus, "
             "or align it within its own."
         )
-    tokens = corpus_tokens(store, corpus, target, target.adds_bos)
+    tokens = corpus_token_stream(store, corpus, target, target.adds_bos)
     save_vocabulary(store, target.vocabulary)
     source_vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
     map_folder = store.vocabulary_map(cache.fingerprint.tokenizer_digest, target.digest, vocabulary)
@@ -91,7 +93,7 @@ def align_cache(
     with reporter.stage(f"Aligning {cache_name} to {target_name}", "tokens") as progress:
         alignment = write_alignment(
             folder,
-            cache.tokens,
+            CacheTokens(cache),
             tokens,
             source_vocabulary,
             target.vocabulary,

@@ -83,7 +83,7 @@ def text_distance(
     length, other_length = stop - start, other_stop - other_start
     if source.signatures[left] & target.signatures[right] == 0:
         # Without a common character every one of the longer text costs an edit.
-        return max(length, other_length)
+        return int(max(length, other_length))
     if length > _WORD:
         row = np.empty(other_length + 1, np.int32)
         return levenshtein(
@@ -106,4 +106,4 @@ def text_distance(
         negative = up & diagonal
     for position in range(start, stop):
         masks[source.characters[position]] = 0
-    return score
+    return int(score)

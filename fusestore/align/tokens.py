@@ -24,7 +24,7 @@ from fusestore.align.kinds import ALIGNMENT_METHODS, MINED, NONE, SPAN, Alignmen
 from fusestore.align.spans import span_pairs
 from fusestore.align.token_distance import code_texts
 from fusestore.align.vocabulary import VocabularyMap
-from fusestore.corpus.tokens import TokenTable
+from fusestore.corpus.tokens import TokenStream, TokenTable
 from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError
 
@@ -93,7 +93,9 @@ def align_table(
             another pair of tokenizers.
         InvalidInputError: unknown method, or end offsets that decrease or are negative.
     """
-    check_tables(source, target, source_vocab, target_vocab, method, vocabulary_map)
+    check_method(source, target, source_vocab, target_vocab, method, vocabulary_map)
+    check_tokens(source, source_vocab, "source")
+    check_tokens(target, target_vocab, "target")
     span = _span_pairs(source, target, exact=False)
     if method == "span":
         return span, _kinds(span, span)
@@ -134,34 +136,33 @@ def _span_pairs(source: TokenTable, target: TokenTable, *, exact: bool) -> npt.N
     return pairs
 
 
-def check_tables(
-    source: TokenTable,
-    target: TokenTable,
+def check_method(
+    source: TokenStream,
+    target: TokenStream,
     source_vocab: Vocabulary,
     target_vocab: Vocabulary,
     method: AlignmentMethod,
     vocabulary_map: VocabularyMap | None,
 ) -> None:
-    """Raise what `align_table` raises, without aligning anything."""
+    """Raise what `align_table` raises of what is asked, before any token is looked at."""
     if method not in ALIGNMENT_METHODS:
         raise InvalidInputError(
             f"Alignment method {method!r} is unknown; use one of {', '.join(ALIGNMENT_METHODS)}."
         )
-    if source.num_documents != target.num_documents:
-        raise IncompatibleError(
-            f"The source has {source.num_documents:,} documents and the target "
-            f"{target.num_documents:,}; an alignment needs two tokenizations of one corpus."
-        )
-    _check(source, source_vocab, "source")
-    _check(target, target_vocab, "target")
-    if vocabulary_map is None:
-        return
-    found = (vocabulary_map.source_digest, vocabulary_map.target_digest)
-    expected = (source_vocab.tokenizer_digest, target_vocab.tokenizer_digest)
+    found, expected = (len(side.document_offsets) - 1 for side in (source, target))
     if found != expected:
         raise IncompatibleError(
-            f"The vocabulary map is from tokenizer {found[0][:16]} to {found[1][:16]}, but the "
-            f"tokens are of {expected[0][:16]} and {expected[1][:16]}; map these two instead."
+            f"The source has {found:,} documents and the target {expected:,}; an alignment needs "
+            "two tokenizations of one corpus."
+        )
+    if vocabulary_map is None:
+        return
+    mapped = (vocabulary_map.source_digest, vocabulary_map.target_digest)
+    asked = (source_vocab.tokenizer_digest, target_vocab.tokenizer_digest)
+    if mapped != asked:
+        raise IncompatibleError(
+            f"The vocabulary map is from tokenizer {mapped[0][:16]} to {mapped[1][:16]}, but the "
+            f"tokens are of {asked[0][:16]} and {asked[1][:16]}; map these two instead."
         )
 
 
@@ -171,7 +172,8 @@ def _one_document(ids: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> To
     )
 
 
-def _check(table: TokenTable, vocabulary: Vocabulary, side: str) -> None:
+def check_tokens(table: TokenTable, vocabulary: Vocabulary, side: str) -> None:
+    """Raise what `align_table` raises of a side's tokens; `side` is what messages call it."""
     ids, ends, offsets = table.token_ids, table.end_offsets, table.document_offsets
     if len(ids) == 0:
         return

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fusestore.align.map_tables import load_vocabulary_map
 from fusestore.align.run import alignment_name
-from fusestore.align.tables import Alignment, open_alignment
+from fusestore.align.stored import Alignment, open_alignment
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.config import FuseConfig
 from fusestore.corpus.build import open_corpus
