@@ -77,6 +77,28 @@ def corpus_token_stream(
     return _StoredTokens(location, manifest)
 
 
+def find_tokens(corpus: Corpus, tokenizer_digest: str, num_tokens: int) -> TokenStream:
+    """The kept tokens of a tokenizer that is not at hand; with or without BOS, by their number.
+
+    Raises:
+        NotFoundError: the corpus has none.
+        CorruptionError: they are damaged.
+    """
+    for suffix in ("", "-bos"):
+        location = corpus.location / "tokens" / (tokenizer_digest[:16] + suffix)
+        try:
+            manifest = TokensManifest.load(location / "manifest.json")
+        except NotFoundError:
+            continue
+        found = (manifest.corpus_digest, manifest.tokenizer_digest, manifest.num_tokens)
+        if found == (corpus.digest, tokenizer_digest, num_tokens):
+            return _StoredTokens(location, manifest)
+    raise NotFoundError(
+        f"Corpus {corpus.name!r} does not hold its {num_tokens:,} tokens of tokenizer "
+        f"{tokenizer_digest[:16]}. Run `fusestore align` with that target again; it keeps them."
+    )
+
+
 def _kept_tokens(
     store: str | os.PathLike[str] | Location | Store,
     corpus: str | Corpus,

@@ -75,7 +75,7 @@ def test_inspect_lists_and_describes(command, store):
     assert len(listed) == 8
     assert "wide--small" in command.succeeds("inspect", "--store", store).out
     for thing in (entry["thing"] for entry in listed):
-        manifest = command.succeeds("inspect", thing, "--store", store).json
+        manifest = command.succeeds("inspect", thing, "--store", store, "--json").json
         assert manifest["format_version"] == 1
     rows = command.succeeds(
         "inspect", "cache/wide", "--store", store, "--document", "2", "--rows", "5", "--json"
