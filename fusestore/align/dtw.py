@@ -227,8 +227,9 @@ def _join_anchored(
     _join(0, 0, joined)
     if with_total:
         total = _distance(pair, 0, 0)
-    for column in range(m):
-        row = exact[column] if column < m - 1 else n - 1
+    for anchor in range(m + 1):
+        # After all anchors comes the last cell, in which the path ends.
+        row, column = (exact[anchor], anchor) if anchor < m else (n - 1, m - 1)
         if row < 0 or (row == i and column == j):
             continue
         if row == i + 1 and column == j + 1:
