@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.edit_distance import nearest, text_distances, text_of
+from fusestore.align.edit_distance import text_distances, text_of
 from fusestore.align.kinds import (
     MAP_BYTE,
     MAP_EXACT,
@@ -37,6 +37,7 @@ from fusestore.align.kinds import (
     MapMethod,
     TieBreak,
 )
+from fusestore.align.nearest import nearest
 from fusestore.corpus.vocabulary import Role, Vocabulary
 from fusestore.errors import InvalidInputError
 from fusestore.progress import Progress, ignore_progress

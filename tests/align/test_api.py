@@ -167,7 +167,8 @@ def test_mined_map_of_real_tokenizers_equals_brute_force_on_a_sample(tokenizers)
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cdist
 
-    from fusestore.align.edit_distance import nearest, text_of
+    from fusestore.align.edit_distance import text_of
+    from fusestore.align.nearest import nearest
 
     texts = [text_of(b) for b in tokenizers["deepseek"].vocabulary.token_bytes if b]
     queries = texts[1000::4000]

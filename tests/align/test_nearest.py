@@ -1,0 +1,87 @@
+"""The nearest text: every answer is that of comparing all pairs, ties included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rapidfuzz.distance import Levenshtein
+
+from fusestore.align import nearest as module
+from fusestore.align.nearest import nearest
+
+SHORT = st.text(alphabet="ab é中😀\udc80", max_size=6)
+LONG = st.text(alphabet="ab", min_size=60, max_size=70)
+TEXTS = SHORT | LONG
+
+
+def common_prefix(left, right):
+    length = 0
+    while length < min(len(left), len(right)) and left[length] == right[length]:
+        length += 1
+    return length
+
+
+def brute_force(query, candidates, prefer_prefix):
+    def order(index):
+        text = candidates[index]
+        prefix = common_prefix(query, text) if prefer_prefix else 0
+        return Levenshtein.distance(query, text), -prefix, index
+
+    best = min(range(len(candidates)), key=order)
+    return best, Levenshtein.distance(query, candidates[best])
+
+
+def check(queries, candidates, prefer_prefix):
+    index, distance = nearest(queries, candidates, prefer_prefix=prefer_prefix)
+    assert (index.dtype, distance.dtype) == (np.int64, np.int32)
+    expected = [brute_force(query, candidates, prefer_prefix) for query in queries]
+    assert list(zip(index.tolist(), distance.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("max_common", [0, 2, 256], ids=["places", "both", "rows"])
+@settings(max_examples=150, deadline=None)
+@given(
+    queries=st.lists(TEXTS, max_size=8),
+    candidates=st.lists(TEXTS, min_size=1, max_size=30),
+    prefer_prefix=st.booleans(),
+)
+def test_nearest_is_the_brute_force_minimum(max_common, queries, candidates, prefer_prefix):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_MAX_COMMON", max_common)
+        patch.setattr(module, "_NEIGHBOURS", 1)
+        check(queries, candidates, prefer_prefix)
+
+
+@pytest.mark.parametrize("prefer_prefix", [True, False])
+@pytest.mark.parametrize("letters", ["ab", " etaoinshrdlu", "αβγδεζηθικλμνξοπρστυφχψω"])
+def test_nearest_of_many_words(letters, prefer_prefix):
+    rng = np.random.default_rng(0)
+
+    def words(count):
+        return ["".join(rng.choice(list(letters), rng.integers(1, 12))) for _ in range(count)]
+
+    check(words(100), words(2000), prefer_prefix)
+
+
+def test_edits_of_one_another_and_texts_with_nothing_in_common():
+    rng = np.random.default_rng(1)
+    candidates = ["".join(rng.choice(list(" abcdef"), rng.integers(3, 90))) for _ in range(300)]
+    queries = ["", "xyz", "x" * 80, *("z" + text[1:-1] for text in candidates[:60])]
+    for prefer_prefix in (True, False):
+        check(queries, candidates, prefer_prefix)
+
+
+def test_progress_and_blocks(monkeypatch):
+    monkeypatch.setattr(module, "_QUERIES_PER_BLOCK", 3)
+    seen = []
+    nearest(
+        ["a"] * 7, ["a", "b"], prefer_prefix=True, progress=lambda done, of: seen.append((done, of))
+    )
+    assert seen == [(0, 7), (3, 7), (6, 7), (7, 7)]
+
+
+def test_no_queries():
+    index, distance = nearest([], ["a"], prefer_prefix=True)
+    assert len(index) == len(distance) == 0
