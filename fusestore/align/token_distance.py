@@ -13,9 +13,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.edit_distance import Texts, levenshtein
-
-_WORD = 64
+from fusestore.align.edit_distance import WORD, Texts, bit_parallel, levenshtein
 
 
 class TokenTexts(NamedTuple):
@@ -59,7 +57,7 @@ def _signatures(
     result = np.zeros(len(offsets) - 1, np.uint64)
     for i in range(len(result)):
         for position in range(offsets[i], offsets[i + 1]):
-            result[i] |= np.uint64(1) << np.uint64(characters[position] & (_WORD - 1))
+            result[i] |= np.uint64(1) << np.uint64(characters[position] & (WORD - 1))
     return result
 
 
@@ -68,8 +66,6 @@ def text_distance(
     source: TokenTexts, left: int, target: TokenTexts, right: int, masks: npt.NDArray[np.uint64]
 ) -> int:
     """Edit distance (insert, delete, substitute, 1 each) of source text `left` to `right`.
-
-    Bit-parallel after Myers 1999, in the form of Hyyrö 2003.
 
     Args:
         source: texts of one side.
@@ -84,26 +80,16 @@ def text_distance(
     if source.signatures[left] & target.signatures[right] == 0:
         # Without a common character every one of the longer text costs an edit.
         return int(max(length, other_length))
-    if length > _WORD:
+    if length > WORD:
         row = np.empty(other_length + 1, np.int32)
         return levenshtein(
             source.characters[start:stop], target.characters[other_start:other_stop], row
         )
-    one = np.uint64(1)
     for position in range(length):
-        masks[source.characters[start + position]] |= one << np.uint64(position)
-    last = one << np.uint64(length - 1)
-    positive, negative = ~np.uint64(0), np.uint64(0)
-    score = length
-    for position in range(other_start, other_stop):
-        match = masks[target.characters[position]]
-        diagonal = (((match & positive) + positive) ^ positive) | match | negative
-        up = negative | ~(diagonal | positive)
-        down = diagonal & positive
-        score += (up & last != 0) - (down & last != 0)
-        up = (up << one) | one
-        positive = (down << one) | ~(diagonal | up)
-        negative = up & diagonal
+        masks[source.characters[start + position]] |= np.uint64(1) << np.uint64(position)
+    distance = bit_parallel(
+        masks, length, target.characters[other_start:other_stop], length + other_length
+    )
     for position in range(start, stop):
         masks[source.characters[position]] = 0
-    return int(score)
+    return int(distance)
