@@ -31,7 +31,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.token_distance import TokenTexts, text_distance
+from fusestore.align.token_distance import (
+    TokenTexts,
+    mark_text,
+    marked_distance,
+    text_distance,
+    unmark_text,
+)
 
 GAPS, ANCHORED, FULL = 0, 1, 2
 
@@ -316,11 +322,15 @@ def _warp(
         total.
     """
     n, m = len(pair.left), len(pair.right)
+    right, source_texts, target_texts = pair.right, pair.source_texts, pair.target_texts
+    masks = pair.masks
     moves = np.empty((n, m), np.uint8)
     above = np.full(m, _UNREACHED, np.int64)
     low, high = 0, -1
     for i in range(n):
         known = costs[slots[i]]
+        left = pair.left[i]
+        mark_text(source_texts, left, masks)
         # Left of the window there is nothing worth coming from; the path begins at no cost.
         diagonal = np.int64(_UNREACHED) if i > 0 else np.int64(0)
         total = np.int64(_UNREACHED)
@@ -334,13 +344,14 @@ def _warp(
                 best, move = total, _LEFT
             cost = known[columns[j]]
             if cost < 0:
-                cost = _distance(pair, i, j)
+                cost = marked_distance(source_texts, left, target_texts, right[j], masks)
                 known[columns[j]] = cost
             moves[i, j] = move
             diagonal = up
             total = best + cost
             above[j] = total
             j += 1
+        unmark_text(source_texts, left, masks)
         high = j - 1
         while above[high] > bound:
             high -= 1

@@ -62,17 +62,37 @@ def _signatures(
 
 
 @numba.njit(cache=True, nogil=True)
-def text_distance(
+def mark_text(texts: TokenTexts, text: int, masks: npt.NDArray[np.uint64]) -> None:
+    """Set bit i of `masks[c]` where the text's character i is c; to be undone by `unmark_text`.
+
+    `masks` is uint64 [alphabet], scratch that is zero when no text is marked. Texts longer than a
+    word leave it so.
+    """
+    start, stop = texts.offsets[text], texts.offsets[text + 1]
+    if stop - start <= WORD:
+        for position in range(start, stop):
+            masks[texts.characters[position]] |= np.uint64(1) << np.uint64(position - start)
+
+
+@numba.njit(cache=True, nogil=True)
+def unmark_text(texts: TokenTexts, text: int, masks: npt.NDArray[np.uint64]) -> None:
+    """Make `masks` zero again."""
+    for position in range(texts.offsets[text], texts.offsets[text + 1]):
+        masks[texts.characters[position]] = 0
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def marked_distance(
     source: TokenTexts, left: int, target: TokenTexts, right: int, masks: npt.NDArray[np.uint64]
 ) -> int:
     """Edit distance (insert, delete, substitute, 1 each) of source text `left` to `right`.
 
     Args:
         source: texts of one side.
-        left: which of them.
+        left: which of them; the one that is marked.
         target: texts of the other side.
         right: which of them.
-        masks: uint64 [alphabet], scratch, zero in and out.
+        masks: as `mark_text` left it.
     """
     start, stop = source.offsets[left], source.offsets[left + 1]
     other_start, other_stop = target.offsets[right], target.offsets[right + 1]
@@ -85,11 +105,19 @@ def text_distance(
         return levenshtein(
             source.characters[start:stop], target.characters[other_start:other_stop], row
         )
-    for position in range(length):
-        masks[source.characters[start + position]] |= np.uint64(1) << np.uint64(position)
-    distance = bit_parallel(
-        masks, length, target.characters[other_start:other_stop], length + other_length
+    return int(
+        bit_parallel(
+            masks, length, target.characters[other_start:other_stop], length + other_length
+        )
     )
-    for position in range(start, stop):
-        masks[source.characters[position]] = 0
+
+
+@numba.njit(cache=True, nogil=True)
+def text_distance(
+    source: TokenTexts, left: int, target: TokenTexts, right: int, masks: npt.NDArray[np.uint64]
+) -> int:
+    """`marked_distance` of a text that is not marked."""
+    mark_text(source, left, masks)
+    distance = marked_distance(source, left, target, right, masks)
+    unmark_text(source, left, masks)
     return int(distance)
