@@ -33,7 +33,7 @@ class AlignConfig(Frozen):
     """How tokens and vocabularies are aligned."""
 
     method: Literal["hybrid", "span", "mined", "exact"] = "hybrid"
-    vocabulary: Literal["mined", "exact", "prefix"] = "mined"
+    vocabulary: Literal["mined", "exact", "prefix", "statistical"] = "mined"
 
 
 class FuseConfig(Frozen):
