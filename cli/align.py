@@ -29,7 +29,7 @@ def align(
     ] = None,
     target_name: Annotated[str, typer.Option(help="What the target is called.")] = "target",
     method: Annotated[str, typer.Option(help="hybrid, span, mined, anchored or exact.")] = "hybrid",
-    vocabulary: Annotated[str, typer.Option(help="mined, exact or prefix.")] = "mined",
+    vocabulary: Annotated[str, typer.Option(help="mined, exact, prefix or statistical.")] = "mined",
     corpus: Annotated[
         str | None, typer.Option(help="Corpus the target reads; default: the cache's.")
     ] = None,

@@ -34,7 +34,7 @@ class AlignConfig(Frozen):
     """How tokens and vocabularies are aligned."""
 
     method: AlignmentMethod = "hybrid"
-    vocabulary: Literal["mined", "exact", "prefix"] = "mined"
+    vocabulary: Literal["mined", "exact", "prefix", "statistical"] = "mined"
 
 
 class FuseConfig(Frozen):

@@ -26,6 +26,12 @@ def text_of(token: bytes) -> str:
     return token.decode("utf-8", "surrogateescape")
 
 
+def common_prefix(left: str, right: str) -> int:
+    """Characters that the two texts begin with in common."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
 @dataclass(frozen=True)
 class Texts:
     """Texts as flat character codes.

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusestore.align.kinds import AlignmentMethod, MapMethod
-from fusestore.align.map_tables import stored_vocabulary_map
+from fusestore.align.map_tables import (
+    CountedCorpus,
+    stored_vocabulary_map,
+    vocabulary_map_folder,
+)
+from fusestore.align.statistics import count_pairs
 from fusestore.align.stored import Alignment
 from fusestore.align.streams import CacheTokens
 from fusestore.align.vocabulary import VocabularyMap
@@ -80,20 +85,31 @@ def align_cache(
     tokens = corpus_token_stream(store, corpus, target, target.adds_bos)
     save_vocabulary(store, target.vocabulary)
     source_vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
-    map_folder = store.vocabulary_map(cache.fingerprint.tokenizer_digest, target.digest, vocabulary)
+    map_folder = vocabulary_map_folder(
+        store, cache.fingerprint.tokenizer_digest, target.digest, vocabulary, identity.digest
+    )
+    source_tokens = CacheTokens(cache)
+    counted = None
+    if vocabulary == "statistical":
+        counted = CountedCorpus(identity.digest, lambda: count_pairs(source_tokens, tokens))
     map_was_there = (map_folder / "manifest.json").exists()
     with reporter.stage(
         f"Mapping {cache_name}'s vocabulary to {target_name}'s", "tokens"
     ) as mapped:
         vocabulary_map = stored_vocabulary_map(
-            map_folder, source_vocabulary, target.vocabulary, vocabulary, progress=mapped
+            map_folder,
+            source_vocabulary,
+            target.vocabulary,
+            vocabulary,
+            progress=mapped,
+            corpus=counted,
         )
     folder = store.alignment(name or alignment_name(cache_name, target_name))
     was_there = (folder / "manifest.json").exists()
     with reporter.stage(f"Aligning {cache_name} to {target_name}", "tokens") as progress:
         alignment = write_alignment(
             folder,
-            CacheTokens(cache),
+            source_tokens,
             tokens,
             source_vocabulary,
             target.vocabulary,

@@ -11,7 +11,13 @@ import polars as pl
 import pytest
 
 from fusestore.align.kinds import ALIGNMENT_KINDS, ALIGNMENT_METHODS
-from fusestore.align.map_tables import load_vocabulary_map, stored_vocabulary_map
+from fusestore.align.map_tables import (
+    CountedCorpus,
+    load_vocabulary_map,
+    stored_vocabulary_map,
+    vocabulary_map_folder,
+)
+from fusestore.align.statistics import count_pairs
 from fusestore.align.stored import open_alignment
 from fusestore.align.summary import document_blocks
 from fusestore.align.tables import ALIGNMENT_SCHEMA, alignment_table, read_unmatched
@@ -26,6 +32,7 @@ from fusestore.errors import (
     IncompatibleError,
     NotFoundError,
 )
+from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
 WORDS = (b" a", b"b", b"cd", b" ef", b"abcd")
@@ -314,3 +321,27 @@ def test_a_vocabulary_map_is_stored_once_and_read_back(folder):
     (location / "map.parquet").delete()
     with pytest.raises(CorruptionError, match="missing"):
         load_vocabulary_map(location)
+
+
+def test_a_statistical_map_is_kept_by_its_corpus_and_counts_once(folder):
+    counted = []
+
+    def count():
+        counted.append(1)
+        return count_pairs(tokens(1), tokens(2))
+
+    store = Store.open(folder)
+    location = vocabulary_map_folder(store, "a" * 64, "b" * 64, "statistical", "d" * 64)
+    assert location.name == f"{'a' * 16}-{'b' * 16}-statistical-{'d' * 16}"
+    corpus = CountedCorpus("d" * 64, count)
+    made = stored_vocabulary_map(location, SOURCE, TARGET, "statistical", corpus=corpus)
+    read = stored_vocabulary_map(location, SOURCE, TARGET, "statistical", corpus=corpus)
+    assert len(counted) == 1
+    assert read.digest == made.digest
+    assert read.to_polars().equals(made.to_polars())
+    assert "statistical" in made.to_polars()["kind"].to_list()
+    other = CountedCorpus("e" * 64, count)
+    with pytest.raises(FingerprintMismatchError, match="corpus_digest is 'dddd"):
+        stored_vocabulary_map(location, SOURCE, TARGET, "statistical", corpus=other)
+    plain = vocabulary_map_folder(store, "a" * 64, "b" * 64, "mined", "d" * 64)
+    assert plain.name.endswith("-mined")
