@@ -18,7 +18,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.corpus.tokens import TokenTable
+from fusestore.corpus.tokens import TokenStream
 from fusestore.errors import IncompatibleError
 
 _TOKENS_PER_BLOCK = 2**20
@@ -40,7 +40,7 @@ class PairCounts:
     counts: npt.NDArray[np.int64]
 
 
-def count_pairs(source: TokenTable, target: TokenTable) -> PairCounts:
+def count_pairs(source: TokenStream, target: TokenStream) -> PairCounts:
     """Count the pairs of tokens that begin at the same byte; tokens without text take no part.
 
     Args:
@@ -50,23 +50,23 @@ def count_pairs(source: TokenTable, target: TokenTable) -> PairCounts:
     Raises:
         IncompatibleError: different numbers of documents.
     """
-    if source.num_documents != target.num_documents:
+    of_source, of_target = (len(side.document_offsets) - 1 for side in (source, target))
+    if of_source != of_target:
         raise IncompatibleError(
-            f"The source has {source.num_documents:,} documents and the target "
-            f"{target.num_documents:,}; statistics need two tokenizations of one corpus."
+            f"The source has {of_source:,} documents and the target {of_target:,}; statistics "
+            "need two tokenizations of one corpus."
         )
     keys = np.empty(0, np.int64)
     counts = np.empty(0, np.int64)
-    for start, stop in _blocks(source):
+    for start, stop in _blocks(source.document_offsets):
+        left, right = source.documents(start, stop), target.documents(start, stop)
         pairs = _pairs(
-            source.token_ids,
-            source.end_offsets,
-            source.document_offsets,
-            target.token_ids,
-            target.end_offsets,
-            target.document_offsets,
-            start,
-            stop,
+            left.token_ids,
+            left.end_offsets,
+            left.document_offsets,
+            right.token_ids,
+            right.end_offsets,
+            right.document_offsets,
         )
         new_keys, new_counts = np.unique(pairs, return_counts=True)
         keys, index = np.unique(np.concatenate([keys, new_keys]), return_inverse=True)
@@ -76,13 +76,14 @@ def count_pairs(source: TokenTable, target: TokenTable) -> PairCounts:
     return PairCounts((keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32), counts)
 
 
-def _blocks(table: TokenTable) -> list[tuple[int, int]]:
+def _blocks(document_offsets: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """Documents [start, stop) of blocks of about `_TOKENS_PER_BLOCK` tokens."""
-    if table.num_documents == 0:
+    num_documents = len(document_offsets) - 1
+    if num_documents == 0:
         return []
-    block = table.document_offsets[:-1] // _TOKENS_PER_BLOCK
+    block = document_offsets[:-1] // _TOKENS_PER_BLOCK
     starts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist()]
-    return list(zip(starts, [*starts[1:], table.num_documents], strict=True))
+    return list(zip(starts, [*starts[1:], num_documents], strict=True))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -93,13 +94,11 @@ def _pairs(
     target_ids: npt.NDArray[np.int32],
     target_ends: npt.NDArray[np.int32],
     target_offsets: npt.NDArray[np.int64],
-    first_document: int,
-    stop_document: int,
 ) -> npt.NDArray[np.int64]:
-    """Source id · 2³² + target id of every pair in documents [first, stop), int64."""
-    result = np.empty(source_offsets[stop_document] - source_offsets[first_document], np.int64)
+    """Source id · 2³² + target id of every pair, int64."""
+    result = np.empty(len(source_ids), np.int64)
     count = 0
-    for document in range(first_document, stop_document):
+    for document in range(len(source_offsets) - 1):
         target, target_stop = target_offsets[document], target_offsets[document + 1]
         source_begin = target_begin = 0
         for source in range(source_offsets[document], source_offsets[document + 1]):
