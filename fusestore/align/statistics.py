@@ -50,11 +50,11 @@ def count_pairs(source: TokenStream, target: TokenStream) -> PairCounts:
     Raises:
         IncompatibleError: different numbers of documents.
     """
-    found, expected = (len(side.document_offsets) - 1 for side in (source, target))
-    if found != expected:
+    of_source, of_target = (len(side.document_offsets) - 1 for side in (source, target))
+    if of_source != of_target:
         raise IncompatibleError(
-            f"The source has {found:,} documents and the target {expected:,}; statistics need two "
-            "tokenizations of one corpus."
+            f"The source has {of_source:,} documents and the target {of_target:,}; statistics "
+            "need two tokenizations of one corpus."
         )
     keys = np.empty(0, np.int64)
     counts = np.empty(0, np.int64)

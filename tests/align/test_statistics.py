@@ -71,7 +71,7 @@ def test_counts_are_those_of_plain_dictionaries(source, target, tokens_per_block
 
 
 def test_tables_of_different_corpora_are_refused():
-    with pytest.raises(IncompatibleError, match=r"1 documents.*2; statistics need"):
+    with pytest.raises(IncompatibleError, match=r"1 documents.*2; statistics"):
         count_pairs(table([[(0, 1)]]), table([[(0, 1)], []]))
 
 
