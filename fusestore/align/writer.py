@@ -268,9 +268,10 @@ def _finish(
     for receipt in receipts:
         files[f"receipts/{receipt.part}.json"] = FileRecord.of(receipt.to_bytes())
     sample = compare_methods(source, target, source_vocab, target_vocab)
-    rows = AlignmentRows(location, fingerprint, files)
     totals = AlignmentTotals.zero(len(source_vocab), len(target_vocab))
     for start, stop in document_blocks(source, target):
+        # Opened anew: what a reader has mapped stays resident.
+        rows = AlignmentRows(location, fingerprint, files)
         totals.add(
             source.documents(start, stop),
             target.documents(start, stop),
