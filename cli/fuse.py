@@ -47,7 +47,7 @@ def fuse(
 ) -> None:
     """Fuse the sources' distributions over the target's tokens."""
     from fusestore.capture.models import local_model_folder
-    from fusestore.config import FuseConfig
+    from fusestore.config import AlignConfig, FuseConfig
     from fusestore.corpus.tokenizers import load_tokenizer
     from fusestore.fuse.run import fuse_caches
     from fusestore.storage.settings import parse_settings
@@ -72,14 +72,17 @@ def fuse(
         },
         "The command line",
     )
+    aligned = parse_settings(
+        AlignConfig, {"method": method, "vocabulary": vocabulary}, "The command line"
+    )
     where = Store.open(store, storage_options(storage_option))
     manifest, built = fuse_caches(
         where,
         config,
         load_tokenizer(str(local_model_folder(target))),
         corpus,
-        alignment_method=method,
-        vocabulary_method=vocabulary,
+        alignment_method=aligned.method,
+        vocabulary_method=aligned.vocabulary,
         reporter=ConsoleReporter(),
     )
     if as_json:

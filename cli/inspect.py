@@ -43,6 +43,17 @@ def inspect(
         )
         return
     found = find_thing(where, thing)
+    if found.kind == "alignment" and found.manifest is not None and document is None:
+        from fusestore.align.stored import open_alignment
+
+        from .alignments import alignment_summary, print_alignment
+
+        alignment = open_alignment(found.location)
+        if as_json:
+            print_json({**alignment_summary(alignment, rows), **found.manifest})
+        else:
+            print_alignment(alignment)
+        return
     if document is None:
         print_json(found.manifest if found.complete else {"state": "unfinished"})
         return

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fusestore.align.kinds import AlignmentMethod
 from fusestore.capture.settings import CaptureSettings
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.storage.manifest import Frozen
@@ -32,8 +33,8 @@ class CorpusConfig(Frozen):
 class AlignConfig(Frozen):
     """How tokens and vocabularies are aligned."""
 
-    method: Literal["hybrid", "span", "mined", "exact"] = "hybrid"
-    vocabulary: Literal["mined", "exact", "prefix"] = "mined"
+    method: AlignmentMethod = "hybrid"
+    vocabulary: Literal["mined", "exact", "prefix", "statistical"] = "mined"
 
 
 class FuseConfig(Frozen):

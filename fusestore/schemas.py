@@ -18,8 +18,9 @@ import polars as pl
 from pydantic import BaseModel, Field
 from pydantic.json_schema import GenerateJsonSchema
 
+from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
 from fusestore.align.map_tables import VocabularyMapManifest
-from fusestore.align.tables import ALIGNMENT_SCHEMA, AlignmentFingerprint, AlignmentManifest
+from fusestore.align.tables import ALIGNMENT_SCHEMA, UNMATCHED_SCHEMA
 from fusestore.align.vocabulary import VocabularyMap
 from fusestore.cache.manifest import CacheManifest, Fingerprint
 from fusestore.capture.settings import CaptureSettings
@@ -50,6 +51,7 @@ MANIFESTS: dict[str, tuple[type[Manifest], str]] = {
     "cache": (CacheManifest, "caches/<cache>/manifest.json"),
     "vocabulary-map": (VocabularyMapManifest, "vocabulary_maps/<map>/manifest.json"),
     "alignment-fingerprint": (AlignmentFingerprint, "alignments/<alignment>/fingerprint.json"),
+    "alignment-receipt": (Receipt, "alignments/<alignment>/receipts/<part>.json"),
     "alignment": (AlignmentManifest, "alignments/<alignment>/manifest.json"),
     "fusion-plan": (FusionPlan, "fused/<fused>/recipe.json"),
     "fused-receipt": (ShardReceipt, "fused/<fused>/receipts/<shard>.json"),
@@ -64,7 +66,7 @@ class Table(NamedTuple):
     """A Parquet table.
 
     Attributes:
-        file: where it lies below the store's root.
+        file: where it lies below the store's root; "none: …" where it is not stored.
         row: what one row is.
         schema: its columns in order.
         meanings: of the columns, one line each.
@@ -136,7 +138,7 @@ def tables() -> dict[str, Table]:
             frozenset({"target_id", "distance"}),
         ),
         "alignment": Table(
-            "alignments/<alignment>/part-<number>.parquet",
+            "none: `fusestore.align.tables.alignment_table` makes it of the stored arrays",
             "one token of the target, in corpus order",
             ALIGNMENT_SCHEMA,
             {
@@ -146,6 +148,19 @@ def tables() -> dict[str, Table]:
                 "kind": "span: equal end offsets; mined: by edit distance alone; none",
             },
             frozenset({"source_pos"}),
+        ),
+        "unmatched": Table(
+            "alignments/<alignment>/unmatched.parquet",
+            "one token id that stays unmatched somewhere: by side, then the most frequent first",
+            UNMATCHED_SCHEMA,
+            {
+                "side": "the tokenizer that the id belongs to",
+                "token_id": "token id",
+                "bytes": "the UTF-8 bytes the token stands for",
+                "text": "the same as text; bytes that are no characters as \\xNN",
+                "unmatched": "target: occurrences without a source row; source: without a use",
+                "total": "occurrences in the corpus",
+            },
         ),
     }
 

@@ -77,12 +77,10 @@ def _verify_map(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
 
 
 def _verify_alignment(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
-    from fusestore.align.tables import AlignmentManifest
+    from fusestore.align.manifest import AlignmentManifest
 
     manifest = AlignmentManifest.load(thing.location / "manifest.json")
-    fingerprint = digest_bytes(manifest.fingerprint.to_bytes())
-    parts = {part.name: part.sha256 for part in manifest.parts}
-    yield from _check_files(thing.location, {"fingerprint.json": fingerprint, **parts}, quick)
+    yield from _check_files(thing.location, _sha256(manifest.files), quick)
 
 
 def _verify_fused(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:

@@ -235,4 +235,5 @@ def test_every_table_of_a_store_has_the_published_columns(generated, store):
         for column in columns:
             assert column["meaning"]
             assert column["nullable"] or table[column["name"]].null_count() == 0, (name, column)
-    assert found == published.keys()
+    stored = {name for name, table in published.items() if not table["file"].startswith("none:")}
+    assert found == stored

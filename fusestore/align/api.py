@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from fusestore.align.kinds import ALIGNMENT_KINDS, AlignmentMethod, MapMethod, TieBreak
+from fusestore.align.statistics import count_pairs
 from fusestore.align.tokens import align_table
 from fusestore.align.vocabulary import map_vocabulary
 from fusestore.corpus.tokenizers import as_tokenizer
@@ -19,25 +21,34 @@ def vocabulary_map(
     method: MapMethod = "mined",
     *,
     tie_break: TieBreak = "prefix",
+    texts: Sequence[str] | None = None,
 ) -> pl.DataFrame:
     """Map every source token id to the target token that stands for the same or the nearest text.
 
     Args:
-        source_tokenizer: a fast Hugging Face tokenizer, a folder or hub id, or our `Tokenizer`.
+        source_tokenizer: a fast Hugging Face tokenizer, a `tiktoken.Encoding`, a
+            `sentencepiece.SentencePieceProcessor`, a folder, file or hub id, or our `Tokenizer`.
         target_tokenizer: the same; swap the two for the other direction.
-        method: `mined` (minimum edit distance, FuseLLM section 3.3), `exact` or `prefix`.
+        method: `mined` (minimum edit distance, FuseLLM section 3.3), `exact`, `prefix`, or
+            `statistical` (tokens that begin together in `texts`, after FuseChat).
         tie_break: of equally near tokens the one of longest common prefix, or the `first`.
+        texts: what `statistical` counts.
 
     Returns:
         One row per source id: source_id int32, target_id int32 or null, distance int32 in
-        characters or null, kind string (none, exact, mined, prefix, role, byte).
+        characters or null, kind string (none, exact, mined, prefix, role, byte, statistical).
 
     Raises:
         IncompatibleError: a slow tokenizer, which does not say where its tokens end.
-        InvalidInputError: unknown method or tie break.
+        InvalidInputError: unknown method or tie break, or texts without `statistical`, or not.
     """
     source, target = as_tokenizer(source_tokenizer), as_tokenizer(target_tokenizer)
-    table = map_vocabulary(source.vocabulary, target.vocabulary, method, tie_break).to_polars()
+    counts = None
+    if texts is not None:
+        counts = count_pairs(source.encode(texts, False), target.encode(texts, False))
+    table = map_vocabulary(
+        source.vocabulary, target.vocabulary, method, tie_break, counts=counts
+    ).to_polars()
     return table.with_columns(pl.col("kind").cast(pl.String))
 
 

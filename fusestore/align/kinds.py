@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-AlignmentMethod = Literal["hybrid", "span", "mined", "exact"]
-MapMethod = Literal["exact", "mined", "prefix"]
+AlignmentMethod = Literal["hybrid", "span", "mined", "anchored", "exact"]
+MapMethod = Literal["exact", "mined", "prefix", "statistical"]
 TieBreak = Literal["prefix", "first"]
 
 ALIGNMENT_METHODS: tuple[AlignmentMethod, ...] = get_args(AlignmentMethod)
@@ -22,7 +22,7 @@ MINED = 2
 ALIGNMENT_KINDS = ("none", "span", "mined")
 """Names of the alignment kinds, indexed by code."""
 
-MAP_NONE, MAP_EXACT, MAP_MINED, MAP_PREFIX, MAP_ROLE, MAP_BYTE = range(6)
+MAP_NONE, MAP_EXACT, MAP_MINED, MAP_PREFIX, MAP_ROLE, MAP_BYTE, MAP_STATISTICAL = range(7)
 
-MAP_KINDS = ("none", "exact", "mined", "prefix", "role", "byte")
+MAP_KINDS = ("none", "exact", "mined", "prefix", "role", "byte", "statistical")
 """Names of the kinds of a vocabulary map's rows, indexed by code."""

@@ -2,22 +2,28 @@
 
 vocabulary_maps/<source 16>-<target 16>-<method>/map.parquet    `VocabularyMap.to_polars`
                                                  manifest.json  written last
+
+A statistical map rests on a corpus too: its method is followed by `-<corpus 16>`.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from fusestore.align.kinds import MAP_KINDS, MapMethod, TieBreak
+from fusestore.align.statistics import PairCounts
 from fusestore.align.vocabulary import VocabularyMap, map_vocabulary
 from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.errors import CorruptionError, FingerprintMismatchError, NotFoundError
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.manifest import Manifest, digest_bytes
 from fusestore.storage.publish import publish
+from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
 
@@ -27,8 +33,9 @@ class VocabularyMapManifest(Manifest):
     Attributes:
         source_tokenizer_digest: the tokenizer mapped from.
         target_tokenizer_digest: the tokenizer mapped to.
-        method: exact, mined or prefix.
-        tie_break: how ties of `mined` were broken.
+        method: exact, mined, prefix or statistical.
+        tie_break: how ties of `mined` and `statistical` were broken.
+        corpus_digest: the corpus whose pairs were counted, of a statistical map alone.
         num_source_ids: rows of the map.
         counts: source ids by kind.
         content_digest: `VocabularyMap.digest`, the same for every copy of the map.
@@ -39,10 +46,32 @@ class VocabularyMapManifest(Manifest):
     target_tokenizer_digest: str
     method: MapMethod
     tie_break: TieBreak
+    corpus_digest: str | None
     num_source_ids: int
     counts: dict[str, int]
     content_digest: str
     map_sha256: str
+
+
+@dataclass(frozen=True)
+class CountedCorpus:
+    """What the counts of a statistical map come from.
+
+    Attributes:
+        digest: of the corpus.
+        count: counts its pairs; called only where the map is not there yet.
+    """
+
+    digest: str
+    count: Callable[[], PairCounts]
+
+
+def vocabulary_map_folder(
+    store: Store, source_digest: str, target_digest: str, method: MapMethod, corpus_digest: str
+) -> Location:
+    """Where a map is kept; `corpus_digest` matters to a statistical one alone."""
+    suffix = f"-{corpus_digest[:16]}" if method == "statistical" else ""
+    return store.vocabulary_map(source_digest, target_digest, f"{method}{suffix}")
 
 
 def stored_vocabulary_map(
@@ -52,14 +81,26 @@ def stored_vocabulary_map(
     method: MapMethod = "mined",
     tie_break: TieBreak = "prefix",
     progress: Progress = ignore_progress,
+    corpus: CountedCorpus | None = None,
 ) -> VocabularyMap:
     """The map at the location; made and stored first when there is none.
 
+    Args:
+        location: its folder.
+        source: the vocabulary to map from.
+        target: the vocabulary to map to.
+        method: see `map_vocabulary`.
+        tie_break: see `map_vocabulary`.
+        progress: counts the source tokens that have no equal target token.
+        corpus: for `statistical`.
+
     Raises:
-        FingerprintMismatchError: the map there is of other tokenizers or settings.
+        FingerprintMismatchError: the map there is of other tokenizers, settings or corpus.
         CorruptionError: the map there is not what was written.
-        InvalidInputError: unknown method or tie break.
+        InvalidInputError: unknown method or tie break, or a corpus without `statistical`, or not.
+        IncompatibleError: the corpus's tokens are not of these vocabularies.
     """
+    corpus_digest = None if corpus is None else corpus.digest
     if (location / "manifest.json").exists():
         manifest = VocabularyMapManifest.load(location / "manifest.json")
         asked = {
@@ -67,6 +108,7 @@ def stored_vocabulary_map(
             "target_tokenizer_digest": target.tokenizer_digest,
             "method": method,
             "tie_break": tie_break,
+            "corpus_digest": corpus_digest,
         }
         differing = [
             f"{name} is {getattr(manifest, name)!r} there and {value!r} here"
@@ -79,18 +121,20 @@ def stored_vocabulary_map(
                 "Delete it to make it anew."
             )
         return load_vocabulary_map(location)
-    result = map_vocabulary(source, target, method, tie_break, progress)
+    counts = None if corpus is None else corpus.count()
+    result = map_vocabulary(source, target, method, tie_break, progress, counts)
     buffer = io.BytesIO()
     result.to_polars().write_parquet(buffer, compression="zstd", statistics=True)
     publish(location / "map.parquet", buffer.getvalue())
-    counts = np.bincount(result.kind, minlength=len(MAP_KINDS)).tolist()
+    by_kind = np.bincount(result.kind, minlength=len(MAP_KINDS)).tolist()
     VocabularyMapManifest(
         source_tokenizer_digest=result.source_digest,
         target_tokenizer_digest=result.target_digest,
         method=method,
         tie_break=tie_break,
+        corpus_digest=corpus_digest,
         num_source_ids=len(result.target_id),
-        counts=dict(zip(MAP_KINDS, counts, strict=True)),
+        counts=dict(zip(MAP_KINDS, by_kind, strict=True)),
         content_digest=result.digest,
         map_sha256=digest_bytes(buffer.getvalue()),
     ).save(location / "manifest.json")

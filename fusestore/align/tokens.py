@@ -18,14 +18,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.dtw import text_costs, warp, warp_gaps
-from fusestore.align.edit_distance import Texts, text_of
+from fusestore.align.dtw import ANCHORED, FULL, GAPS, Tokens, warp_documents
+from fusestore.align.edit_distance import text_of
 from fusestore.align.kinds import ALIGNMENT_METHODS, MINED, NONE, SPAN, AlignmentMethod
 from fusestore.align.spans import span_pairs
+from fusestore.align.token_distance import code_texts
 from fusestore.align.vocabulary import VocabularyMap
-from fusestore.corpus.tokens import TokenTable
+from fusestore.corpus.tokens import TokenStream, TokenTable
 from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError
+
+_PATHS = {"hybrid": GAPS, "anchored": ANCHORED, "mined": FULL}
 
 
 def align_tokens(
@@ -90,55 +93,76 @@ def align_table(
             another pair of tokenizers.
         InvalidInputError: unknown method, or end offsets that decrease or are negative.
     """
-    check_tables(source, target, source_vocab, target_vocab, method, vocabulary_map)
-    span = span_pairs(
+    check_method(source, target, source_vocab, target_vocab, method, vocabulary_map)
+    check_tokens(source, source_vocab, "source")
+    check_tokens(target, target_vocab, "target")
+    span = _span_pairs(source, target, exact=False)
+    if method == "span":
+        return span, _kinds(span, span)
+    exact = _span_pairs(source, target, exact=True)
+    if method == "exact":
+        return exact, _kinds(exact, exact)
+    source_texts, source_tokens = _by_texts(source, source_vocab)
+    target_texts, target_tokens = _by_texts(target, target_vocab)
+    partner, mutual = warp_documents(
+        source_tokens,
+        target_tokens,
+        *code_texts(source_texts, target_texts),
+        span if method == "hybrid" else exact,
+        _PATHS[method],
+    )
+    keep = mutual if vocabulary_map is None else _mapped(source, target, partner, vocabulary_map)
+    # What ends at 0 takes no part in the warping.
+    by_span = span >= 0 if method == "hybrid" else target.end_offsets == 0
+    position = np.where(by_span, span, np.where(keep, partner, -1)).astype(np.int32)
+    return position, _kinds(position, span)
+
+
+def _kinds(position: npt.NDArray[np.int32], span: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    kinds: npt.NDArray[np.uint8] = np.where(
+        position < 0, NONE, np.where(position == span, SPAN, MINED)
+    ).astype(np.uint8)
+    return kinds
+
+
+def _span_pairs(source: TokenTable, target: TokenTable, *, exact: bool) -> npt.NDArray[np.int32]:
+    pairs: npt.NDArray[np.int32] = span_pairs(
         source.end_offsets,
         source.document_offsets,
         target.end_offsets,
         target.document_offsets,
-        method == "exact",
+        exact,
     )
-    if method in ("span", "exact"):
-        return span, np.where(span >= 0, SPAN, NONE).astype(np.uint8)
-    partner, mutual = _warped(source, target, source_vocab, target_vocab, span, method)
-    keep = mutual if vocabulary_map is None else _mapped(source, target, partner, vocabulary_map)
-    if method == "hybrid":
-        position = np.where(span >= 0, span, np.where(keep, partner, -1))
-    else:
-        # What ends at 0 takes no part in the warping.
-        position = np.where(target.end_offsets == 0, span, np.where(keep, partner, -1))
-    kind = np.where(position < 0, NONE, np.where(position == span, SPAN, MINED))
-    return position.astype(np.int32), kind.astype(np.uint8)
+    return pairs
 
 
-def check_tables(
-    source: TokenTable,
-    target: TokenTable,
+def check_method(
+    source: TokenStream,
+    target: TokenStream,
     source_vocab: Vocabulary,
     target_vocab: Vocabulary,
     method: AlignmentMethod,
     vocabulary_map: VocabularyMap | None,
 ) -> None:
-    """Raise what `align_table` raises, without aligning anything."""
+    """Raise what `align_table` raises of what is asked, before any token is looked at."""
     if method not in ALIGNMENT_METHODS:
         raise InvalidInputError(
             f"Alignment method {method!r} is unknown; use one of {', '.join(ALIGNMENT_METHODS)}."
         )
-    if source.num_documents != target.num_documents:
-        raise IncompatibleError(
-            f"The source has {source.num_documents:,} documents and the target "
-            f"{target.num_documents:,}; an alignment needs two tokenizations of one corpus."
-        )
-    _check(source, source_vocab, "source")
-    _check(target, target_vocab, "target")
-    if vocabulary_map is None:
-        return
-    found = (vocabulary_map.source_digest, vocabulary_map.target_digest)
-    expected = (source_vocab.tokenizer_digest, target_vocab.tokenizer_digest)
+    found, expected = (len(side.document_offsets) - 1 for side in (source, target))
     if found != expected:
         raise IncompatibleError(
-            f"The vocabulary map is from tokenizer {found[0][:16]} to {found[1][:16]}, but the "
-            f"tokens are of {expected[0][:16]} and {expected[1][:16]}; map these two instead."
+            f"The source has {found:,} documents and the target {expected:,}; an alignment needs "
+            "two tokenizations of one corpus."
+        )
+    if vocabulary_map is None:
+        return
+    mapped = (vocabulary_map.source_digest, vocabulary_map.target_digest)
+    asked = (source_vocab.tokenizer_digest, target_vocab.tokenizer_digest)
+    if mapped != asked:
+        raise IncompatibleError(
+            f"The vocabulary map is from tokenizer {mapped[0][:16]} to {mapped[1][:16]}, but the "
+            f"tokens are of {asked[0][:16]} and {asked[1][:16]}; map these two instead."
         )
 
 
@@ -148,7 +172,8 @@ def _one_document(ids: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> To
     )
 
 
-def _check(table: TokenTable, vocabulary: Vocabulary, side: str) -> None:
+def check_tokens(table: TokenTable, vocabulary: Vocabulary, side: str) -> None:
+    """Raise what `align_table` raises of a side's tokens; `side` is what messages call it."""
     ids, ends, offsets = table.token_ids, table.end_offsets, table.document_offsets
     if len(ids) == 0:
         return
@@ -166,75 +191,15 @@ def _check(table: TokenTable, vocabulary: Vocabulary, side: str) -> None:
         )
 
 
-def _warped(
-    source: TokenTable,
-    target: TokenTable,
-    source_vocab: Vocabulary,
-    target_vocab: Vocabulary,
-    span: npt.NDArray[np.int32],
-    method: AlignmentMethod,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-    """Partner int32 [T_target] and mutual bool [T_target] of the warping (`dtw.py`)."""
-    source_texts, source_index = _distinct_texts(source.token_ids, source_vocab)
-    target_texts, target_index = _distinct_texts(target.token_ids, target_vocab)
-    partner = np.full(target.num_tokens, -1, np.int32)
-    mutual = np.zeros(target.num_tokens, np.bool_)
-    for document in range(target.num_documents):
-        source_slice, target_slice = _body(source, document), _body(target, document)
-        sources, targets = source_index[source_slice], target_index[target_slice]
-        if len(sources) == 0 or len(targets) == 0:
-            continue
-        skipped = source_slice.start - int(source.document_offsets[document])
-        found, is_mutual = partner[target_slice], mutual[target_slice]
-        if method == "hybrid":
-            warp_gaps(
-                span[target_slice] - skipped,
-                sources,
-                targets,
-                source_texts.characters,
-                source_texts.offsets,
-                target_texts.characters,
-                target_texts.offsets,
-                found,
-                is_mutual,
-            )
-        else:
-            rows, source_row = np.unique(sources, return_inverse=True)
-            columns, target_column = np.unique(targets, return_inverse=True)
-            costs = text_costs(
-                source_texts.characters,
-                source_texts.offsets,
-                rows,
-                target_texts.characters,
-                target_texts.offsets,
-                columns,
-            )
-            warp(costs, source_row, target_column, found, is_mutual)
-        found[found >= 0] += skipped
-    return partner, mutual
-
-
-def _body(table: TokenTable, document: int) -> slice:
-    """The document's tokens without those that end at 0 (BOS, an added space).
-
-    They stand for nothing in the text, and as text would spoil the pairing of its first tokens.
-    """
-    start, stop = (int(offset) for offset in table.document_offsets[document : document + 2])
-    start += int(np.searchsorted(table.end_offsets[start:stop], 0, side="right"))
-    return slice(start, stop)
-
-
-def _distinct_texts(
-    ids: npt.NDArray[np.int32], vocabulary: Vocabulary
-) -> tuple[Texts, npt.NDArray[np.int64]]:
-    """Texts of the ids that occur, and the index of each token's text, int64 [T].
+def _by_texts(table: TokenTable, vocabulary: Vocabulary) -> tuple[list[str], Tokens]:
+    """Texts of the ids that occur, and the tokens by their texts.
 
     Spaces are left out: where a tokenizer puts the space says nothing about which tokens belong
     together, and the public code drops each tokenizer's mark for it too.
     """
-    distinct, index = np.unique(ids, return_inverse=True)
+    distinct, index = np.unique(table.token_ids, return_inverse=True)
     texts = [text_of(vocabulary.token_bytes[i].replace(b" ", b"")) for i in distinct]
-    return Texts.of(texts), index.astype(np.int64)
+    return texts, Tokens(index.astype(np.int64), table.end_offsets, table.document_offsets)
 
 
 def _mapped(

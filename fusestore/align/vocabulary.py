@@ -11,6 +11,8 @@ space or a cut character.
               `exact`   none
               `mined`   the text token of least edit distance over characters
               `prefix`  the longest target token that the source token's text begins with
+              `statistical`  the token that most often begins where it begins in a corpus
+                        (`statistics.py`); where it never occurs, as `mined`
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.edit_distance import nearest, text_distances, text_of
+from fusestore.align.edit_distance import common_prefix, text_distances, text_of
 from fusestore.align.kinds import (
     MAP_BYTE,
     MAP_EXACT,
@@ -33,12 +35,15 @@ from fusestore.align.kinds import (
     MAP_NONE,
     MAP_PREFIX,
     MAP_ROLE,
+    MAP_STATISTICAL,
     TIE_BREAKS,
     MapMethod,
     TieBreak,
 )
+from fusestore.align.nearest import nearest
+from fusestore.align.statistics import PairCounts
 from fusestore.corpus.vocabulary import Role, Vocabulary
-from fusestore.errors import InvalidInputError
+from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.progress import Progress, ignore_progress
 
 if TYPE_CHECKING:
@@ -104,20 +109,23 @@ def map_vocabulary(
     method: MapMethod = "mined",
     tie_break: TieBreak = "prefix",
     progress: Progress = ignore_progress,
+    counts: PairCounts | None = None,
 ) -> VocabularyMap:
     """Map every source token id to a target token id.
 
     Args:
         source: the vocabulary to map from.
         target: the vocabulary to map to; swap the two for the other direction.
-        method: `exact`, `mined` or `prefix`, see the module.
+        method: `exact`, `mined`, `prefix` or `statistical`, see the module.
         tie_break: of several nearest tokens `prefix` takes the one with the longest common prefix,
             then the lowest id; `first` the lowest id, as the paper's code does with a vocabulary in
             order of ids.
         progress: counts the source tokens that have no equal target token.
+        counts: for `statistical`, the pairs of a corpus.
 
     Raises:
-        InvalidInputError: unknown method or tie break.
+        InvalidInputError: unknown method or tie break, or counts without `statistical`, or not.
+        IncompatibleError: the counts are of other vocabularies.
     """
     if method not in MAP_METHODS:
         raise InvalidInputError(
@@ -127,6 +135,7 @@ def map_vocabulary(
         raise InvalidInputError(
             f"Tie break {tie_break!r} is unknown; use one of {', '.join(TIE_BREAKS)}."
         )
+    _check_counts(source, target, method, counts)
     result = VocabularyMap(
         source.tokenizer_digest,
         target.tokenizer_digest,
@@ -138,11 +147,35 @@ def map_vocabulary(
     )
     _map_special(source, target, result)
     unmatched = _map_equal(source, target, result)
-    if method == "mined":
+    if method in ("mined", "statistical"):
         _map_mined(source, target, unmatched, result, progress)
     elif method == "prefix":
         _map_prefix(source, target, unmatched, result)
+    if counts is not None:
+        _map_counted(source, target, unmatched, result, counts)
     return result
+
+
+def _check_counts(
+    source: Vocabulary, target: Vocabulary, method: MapMethod, counts: PairCounts | None
+) -> None:
+    if counts is None:
+        if method == "statistical":
+            raise InvalidInputError(
+                "Vocabulary map method 'statistical' needs counts of a corpus (texts); give them, "
+                "or use 'mined'."
+            )
+        return
+    if method != "statistical":
+        raise InvalidInputError(
+            f"Vocabulary map method {method!r} uses no counts; leave them out or use 'statistical'."
+        )
+    largest = [int(ids.max(initial=0)) for ids in (counts.source_ids, counts.target_ids)]
+    if largest[0] >= len(source) or largest[1] >= len(target):
+        raise IncompatibleError(
+            f"The counts have ids up to {largest[0]} and {largest[1]}, but the vocabularies have "
+            f"{len(source):,} and {len(target):,} ids: they do not belong together."
+        )
 
 
 def _set(result: VocabularyMap, source_id: int, target_id: int, distance: int, kind: int) -> None:
@@ -236,3 +269,32 @@ def _map_prefix(
     )
     for (source_id, prefix), distance in zip(found, distances, strict=True):
         _set(result, source_id, equal[prefix], int(distance), MAP_PREFIX)
+
+
+def _map_counted(
+    source: Vocabulary,
+    target: Vocabulary,
+    unmatched: list[int],
+    result: VocabularyMap,
+    counts: PairCounts,
+) -> None:
+    """Let the counts choose for tokens without an equal; ties go as those of `mined`."""
+    of_text = np.array([kind in ("text", "byte") for kind in target.kinds])
+    wanted = np.zeros(len(source), np.bool_)
+    wanted[unmatched] = True
+    most = np.zeros(len(source), np.int64)
+    usable = wanted[counts.source_ids] & of_text[counts.target_ids]
+    np.maximum.at(most, counts.source_ids[usable], counts.counts[usable])
+    usable &= counts.counts == most[counts.source_ids]
+    source_ids, target_ids = counts.source_ids[usable], counts.target_ids[usable]
+    left = [text_of(source.token_bytes[i]) for i in source_ids]
+    right = [text_of(target.token_bytes[i]) for i in target_ids]
+    distance = text_distances(left, right)
+    prefix = np.zeros(len(left), np.int64)
+    if result.tie_break == "prefix":
+        prefix[:] = [common_prefix(*pair) for pair in zip(left, right, strict=True)]
+    order = np.lexsort((target_ids, -prefix, distance, source_ids))
+    chosen, first = np.unique(source_ids[order], return_index=True)
+    result.target_id[chosen] = target_ids[order[first]]
+    result.distance[chosen] = distance[order[first]]
+    result.kind[chosen] = MAP_STATISTICAL

@@ -135,6 +135,11 @@ def _byte_level_bytes(token: str) -> bytes:
         return token.encode()
 
 
+def byte_level_text(token: bytes) -> str:
+    """Bytes as a byte-level tokenizer spells them, one character each."""
+    return "".join(map(_CHARACTER_OF_BYTE.__getitem__, token))
+
+
 def _byte_of_character() -> dict[str, int]:
     """GPT-2's table: printable bytes are themselves, the others follow from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -145,3 +150,4 @@ def _byte_of_character() -> dict[str, int]:
 
 
 _BYTE_OF_CHARACTER = _byte_of_character()
+_CHARACTER_OF_BYTE = {byte: character for character, byte in _BYTE_OF_CHARACTER.items()}

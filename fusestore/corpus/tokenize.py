@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from fusestore.corpus.build import Corpus, open_corpus
 from fusestore.corpus.manifest import TokensManifest
 from fusestore.corpus.tokenizers import Tokenizer
-from fusestore.corpus.tokens import TokenTable
+from fusestore.corpus.tokens import TokenStream, TokenTable
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.publish import publish
 from fusestore.storage.shards import FileRecord
@@ -52,22 +54,81 @@ def corpus_tokens(
         CorruptionError: the kept tokens are damaged.
         IncompatibleError: BOS of a tokenizer without one.
     """
-    opened = Store.open(store)
-    if isinstance(corpus, str):
-        corpus = open_corpus(opened, corpus)
-    name = tokenizer.digest[:16] + ("-bos" if add_bos else "")
-    location = corpus.location / "tokens" / name
+    location, manifest = _kept_tokens(store, corpus, tokenizer, add_bos)
+    if manifest is None:
+        return _make_tokens(store, corpus, tokenizer, add_bos)
+    return _load(location, manifest)
+
+
+def corpus_token_stream(
+    store: str | os.PathLike[str] | Location | Store,
+    corpus: str | Corpus,
+    tokenizer: Tokenizer,
+    add_bos: bool,
+) -> TokenStream:
+    """`corpus_tokens`, read a few documents at a time where they are kept already.
+
+    Arguments and errors as for `corpus_tokens`. Kept in memory are the document offsets, and of a
+    remote store the compressed file.
+    """
+    location, manifest = _kept_tokens(store, corpus, tokenizer, add_bos)
+    if manifest is None:
+        return _make_tokens(store, corpus, tokenizer, add_bos)
+    return _StoredTokens(location, manifest)
+
+
+def find_tokens(corpus: Corpus, tokenizer_digest: str, num_tokens: int) -> TokenStream:
+    """The kept tokens of a tokenizer that is not at hand; with or without BOS, by their number.
+
+    Raises:
+        NotFoundError: the corpus has none.
+        CorruptionError: they are damaged.
+    """
+    for suffix in ("", "-bos"):
+        location = corpus.location / "tokens" / (tokenizer_digest[:16] + suffix)
+        try:
+            manifest = TokensManifest.load(location / "manifest.json")
+        except NotFoundError:
+            continue
+        found = (manifest.corpus_digest, manifest.tokenizer_digest, manifest.num_tokens)
+        if found == (corpus.digest, tokenizer_digest, num_tokens):
+            return _StoredTokens(location, manifest)
+    raise NotFoundError(
+        f"Corpus {corpus.name!r} does not hold its {num_tokens:,} tokens of tokenizer "
+        f"{tokenizer_digest[:16]}. Run `fusestore align` with that target again; it keeps them."
+    )
+
+
+def _kept_tokens(
+    store: str | os.PathLike[str] | Location | Store,
+    corpus: str | Corpus,
+    tokenizer: Tokenizer,
+    add_bos: bool,
+) -> tuple[Location, TokensManifest | None]:
+    """Where the tokens lie, and their manifest if they are there and of this corpus."""
+    corpus = _opened(store, corpus)
+    location = corpus.location / "tokens" / (tokenizer.digest[:16] + ("-bos" if add_bos else ""))
     try:
         manifest = TokensManifest.load(location / "manifest.json")
     except NotFoundError:
-        manifest = None
-    if manifest is not None:
-        if (manifest.corpus_digest, manifest.tokenizer_digest, manifest.add_bos) == (
-            corpus.digest,
-            tokenizer.digest,
-            add_bos,
-        ):
-            return _load(location, manifest)
+        return location, None
+    found = (manifest.corpus_digest, manifest.tokenizer_digest, manifest.add_bos)
+    return location, manifest if found == (corpus.digest, tokenizer.digest, add_bos) else None
+
+
+def _opened(store: str | os.PathLike[str] | Location | Store, corpus: str | Corpus) -> Corpus:
+    return open_corpus(store, corpus) if isinstance(corpus, str) else corpus
+
+
+def _make_tokens(
+    store: str | os.PathLike[str] | Location | Store,
+    corpus: str | Corpus,
+    tokenizer: Tokenizer,
+    add_bos: bool,
+) -> TokenTable:
+    corpus = _opened(store, corpus)
+    location, _ = _kept_tokens(store, corpus, tokenizer, add_bos)
+    if (location / "manifest.json").exists():
         location.delete()
     tokens = tokenizer.encode(corpus.texts(), add_bos)
     TokensManifest(
@@ -80,6 +141,49 @@ def corpus_tokens(
         files=_save(location, tokens),
     ).save(location / "manifest.json")
     return tokens
+
+
+class _StoredTokens:
+    """A `TokenStream` over the Parquet files."""
+
+    def __init__(self, location: Location, manifest: TokensManifest) -> None:
+        self._location = location
+        file = location / "tokens.parquet"
+        try:
+            self._file = file.path if file.is_local else io.BytesIO(file.read_bytes())
+            found = _file_digest(self._file)
+            documents = (location / "documents.parquet").read_bytes()
+        except (NotFoundError, FileNotFoundError) as error:
+            raise CorruptionError(_damaged(location)) from error
+        expected = manifest.files
+        if (
+            found != expected["tokens.parquet"].sha256
+            or FileRecord.of(documents) != expected["documents.parquet"]
+        ):
+            raise CorruptionError(_damaged(location))
+        offsets = pl.read_parquet(io.BytesIO(documents))["document_offsets"]
+        self._offsets: npt.NDArray[np.int64] = offsets.to_numpy()
+
+    @property
+    def document_offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [D + 1]: document i is tokens `[value[i], value[i + 1])`."""
+        return self._offsets
+
+    def documents(self, start: int, stop: int) -> TokenTable:
+        """The tokens of documents `[start, stop)`."""
+        offsets = self._offsets[start : stop + 1]
+        first = int(offsets[0])
+        rows = pl.scan_parquet(self._file).slice(first, int(offsets[-1]) - first).collect()
+        return TokenTable(
+            rows["token_ids"].to_numpy(), rows["end_offsets"].to_numpy(), offsets - first
+        )
+
+
+def _file_digest(file: Path | io.BytesIO) -> str:
+    if isinstance(file, io.BytesIO):
+        return hashlib.sha256(file.getbuffer()).hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _save(location: Location, tokens: TokenTable) -> dict[str, FileRecord]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.corpus import conversions
 from fusestore.corpus.end_offsets import concatenated_end_offsets, converted_end_offsets
 from fusestore.corpus.token_bytes import model_unknown_id, vocabulary_of
 from fusestore.corpus.tokens import TokenTable
@@ -29,6 +30,7 @@ from fusestore.errors import (
     MissingDependencyError,
     NotFoundError,
 )
+from fusestore.packages import resolve_path
 
 _BATCH_CHARACTERS = 2**20
 """Texts are encoded in batches of about this many characters, which bounds memory."""
@@ -60,7 +62,8 @@ class Tokenizer:
             raise IncompatibleError(
                 f"Tokenizer {self.name!r} ({type(hugging_face).__name__}) is a slow one: it cannot "
                 "say where in the text its tokens end, which alignment needs. Use a fast "
-                "tokenizer (a folder with tokenizer.json), or convert this one with the model's "
+                "tokenizer (a folder with tokenizer.json), what the slow one is made of (its "
+                "sentencepiece .model file, its tiktoken.Encoding), or convert it with the model's "
                 "own conversion script."
             )
         self.bos_id: int | None = hugging_face.bos_token_id
@@ -161,33 +164,54 @@ class Tokenizer:
 
 
 def as_tokenizer(tokenizer: Any) -> Tokenizer:  # noqa: ANN401 - Hugging Face classes are untyped
-    """Ours as it is, a Hugging Face tokenizer wrapped, a path or hub id loaded."""
+    """Ours as it is, a Hugging Face tokenizer wrapped, a path or hub id loaded.
+
+    A `tiktoken.Encoding` and a `sentencepiece.SentencePieceProcessor` are converted, and the
+    conversion is proved to give their ids.
+
+    Raises:
+        IncompatibleError: a slow tokenizer, or one whose conversion does not give its ids.
+        NotFoundError, InvalidInputError, MissingDependencyError: as `load_tokenizer`.
+    """
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     if isinstance(tokenizer, str | os.PathLike):
         return load_tokenizer(tokenizer)
+    library = type(tokenizer).__module__.partition(".")[0]
+    if library == "tiktoken":
+        return Tokenizer(conversions.fast_from_tiktoken(tokenizer), tokenizer.name)
+    if library == "sentencepiece":
+        return Tokenizer(conversions.fast_from_sentencepiece(tokenizer, library), library)
     return Tokenizer(tokenizer)
 
 
 def load_tokenizer(
     spec: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Tokenizer:
-    """Load a tokenizer from a folder, a `.gguf` file, or the Hugging Face hub.
+    """Load a tokenizer from a folder, a file, or the Hugging Face hub.
+
+    Files are `.gguf`, `tokenizer.json`, sentencepiece's `.model` and Mistral's `tekken….json`.
 
     Args:
-        spec: a local path (the network is never asked for one) or a hub id.
+        spec: a local path (the network is never asked for one), `package:NAME/PATH` (inside an
+            installed package) or a hub id.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run tokenizer code that comes with the model.
 
     Raises:
         NotFoundError: no such folder, file or hub id, or no tokenizer in it.
-        IncompatibleError: a slow tokenizer, or one that transformers cannot load.
+        InvalidInputError: a file of another kind.
+        IncompatibleError: a slow tokenizer, one that transformers cannot load, or a file whose
+            conversion does not give its ids.
         MissingDependencyError: a package the tokenizer needs is not installed.
     """
     from transformers import AutoTokenizer
 
-    text = os.fspath(spec)
+    text = resolve_path(os.fspath(spec))
     path = Path(text).expanduser()
+    converted = _converted_file(path)
+    if converted is not None:
+        return converted
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     source = text
     if path.exists() or text.startswith((".", "/", "~")) or text.endswith(".gguf"):
@@ -218,6 +242,19 @@ def load_tokenizer(
         ) from error
 
 
+def _converted_file(path: Path) -> Tokenizer | None:
+    """The tokenizer in a file that is no model folder's business; None for anything else."""
+    if not path.is_file():
+        return None
+    if ".model" in path.suffixes:
+        return Tokenizer(conversions.fast_from_sentencepiece_file(path), path.name)
+    if path.name == "tokenizer.json":
+        return load_tokenizer(path.parent)
+    if path.suffix == ".json":
+        return Tokenizer(conversions.fast_from_tekken(path), path.name)
+    return None
+
+
 def _check_local(path: Path, spec: str) -> None:
     """Refuse what transformers would answer with a question about the hub or a converter."""
     if not path.exists():
@@ -225,9 +262,16 @@ def _check_local(path: Path, spec: str) -> None:
             f"No tokenizer at {spec}: there is no such file or folder. Give a model folder, "
             "a .gguf file or a Hugging Face hub id."
         )
+    if path.suffix == ".tiktoken":
+        raise InvalidInputError(
+            f"{spec} holds byte pairs, but not the pattern that splits text before they apply. "
+            "Give fusestore a tiktoken.Encoding made of it, or the folder that holds "
+            "tokenizer.json."
+        )
     if path.is_file() and path.suffix != ".gguf":
         raise InvalidInputError(
-            f"{spec} is a file, but not a .gguf one. Give the folder that holds tokenizer.json."
+            f"{spec} is a file, but no .gguf, tokenizer.json, sentencepiece .model or tekken.json. "
+            "Give the folder that holds tokenizer.json."
         )
     patterns = ("*token*", "vocab*", "*.model")
     if path.is_dir() and not any(next(path.glob(pattern), None) for pattern in patterns):

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fusestore.errors import InvalidInputError
+
+
+class TokenStream(Protocol):
+    """Tokens of D documents that are had a few documents at a time; a `TokenTable` is one."""
+
+    @property
+    def document_offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [D + 1]: document i is tokens `[value[i], value[i + 1])`."""
+
+    def documents(self, start: int, stop: int) -> TokenTable:
+        """The tokens of documents `[start, stop)`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,12 @@ class TokenTable:
         """Token ids and end offsets of one document."""
         start, stop = self.document_offsets[index], self.document_offsets[index + 1]
         return self.token_ids[start:stop], self.end_offsets[start:stop]
+
+    def documents(self, start: int, stop: int) -> TokenTable:
+        """The table of documents `[start, stop)`; ids and end offsets are views."""
+        offsets = self.document_offsets[start : stop + 1]
+        rows = slice(offsets[0], offsets[-1])
+        return TokenTable(self.token_ids[rows], self.end_offsets[rows], offsets - offsets[0])
 
     def take(self, documents: Sequence[int] | npt.NDArray[np.int64]) -> TokenTable:
         """The table of these documents alone, in the order given."""

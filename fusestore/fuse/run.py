@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fusestore.align.map_tables import load_vocabulary_map
+from fusestore.align.kinds import MapMethod
+from fusestore.align.map_tables import load_vocabulary_map, vocabulary_map_folder
 from fusestore.align.run import alignment_name
-from fusestore.align.tables import Alignment, open_alignment
+from fusestore.align.stored import Alignment, open_alignment
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.config import FuseConfig
 from fusestore.corpus.build import open_corpus
@@ -29,7 +30,7 @@ def fuse_caches(
     corpus_name: str,
     *,
     alignment_method: str = "hybrid",
-    vocabulary_method: str = "mined",
+    vocabulary_method: MapMethod = "mined",
     reporter: Reporter | None = None,
 ) -> tuple[FusedManifest, bool]:
     """Fuse caches of the store into the fused dataset `config.name`.
@@ -83,7 +84,7 @@ def _recipe(
     target: Tokenizer,
     corpus_name: str,
     alignment_method: str,
-    vocabulary_method: str,
+    vocabulary_method: MapMethod,
 ) -> Recipe:
     weights: Sequence[float] = config.weights or [1.0] * len(config.sources)
     return Recipe.parse(
@@ -116,7 +117,7 @@ def _source_input(
     target: Tokenizer,
     target_name: str,
     alignment_method: str,
-    vocabulary_method: str,
+    vocabulary_method: MapMethod,
 ) -> SourceInput:
     cache = open_cache(store, name)
     fingerprint = cache.fingerprint
@@ -131,8 +132,12 @@ def _source_input(
     if fingerprint.tokenizer_digest == target.digest:
         return source
     alignment_folder = store.alignment(alignment_name(name, target_name))
-    map_folder = store.vocabulary_map(
-        fingerprint.tokenizer_digest, target.digest, vocabulary_method
+    map_folder = vocabulary_map_folder(
+        store,
+        fingerprint.tokenizer_digest,
+        target.digest,
+        vocabulary_method,
+        fingerprint.corpus.digest,
     )
     try:
         alignment = open_alignment(alignment_folder)

@@ -163,11 +163,24 @@ def test_vocabulary_map_of_real_tokenizers(tokenizers):
     assert target_of[gemma.bos_id] == smollm.vocabulary.role("bos")
 
 
+def test_a_statistical_map_of_texts_in_both_directions(tokenizers):
+    smollm, deepseek = tokenizers["smollm2"], tokenizers["deepseek"]
+    texts = ["The harbors and fortifications of an auspicious insurrection. 人工智能的发展"] * 2
+    for source, target in ((smollm, deepseek), (deepseek, smollm)):
+        table = fusestore.align.vocabulary_map(source, target, "statistical", texts=texts)
+        mined = fusestore.align.vocabulary_map(source, target, "mined")
+        counted = table["kind"] == "statistical"
+        assert counted.any()
+        assert table.filter(~counted).equals(mined.filter(~counted))
+        assert set(mined.filter(counted)["kind"]) == {"mined"}
+
+
 def test_mined_map_of_real_tokenizers_equals_brute_force_on_a_sample(tokenizers):
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cdist
 
-    from fusestore.align.edit_distance import nearest, text_of
+    from fusestore.align.edit_distance import text_of
+    from fusestore.align.nearest import nearest
 
     texts = [text_of(b) for b in tokenizers["deepseek"].vocabulary.token_bytes if b]
     queries = texts[1000::4000]

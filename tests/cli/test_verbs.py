@@ -75,7 +75,7 @@ def test_inspect_lists_and_describes(command, store):
     assert len(listed) == 8
     assert "wide--small" in command.succeeds("inspect", "--store", store).out
     for thing in (entry["thing"] for entry in listed):
-        manifest = command.succeeds("inspect", thing, "--store", store).json
+        manifest = command.succeeds("inspect", thing, "--store", store, "--json").json
         assert manifest["format_version"] == 1
     rows = command.succeeds(
         "inspect", "cache/wide", "--store", store, "--document", "2", "--rows", "5", "--json"
@@ -124,3 +124,20 @@ def test_json_stays_clean_while_progress_is_told(command, job, tmp_path):
     outcome = command.succeeds(*stages(job, tmp_path / "store")["corpus"], "--json")
     assert json.loads(outcome.out)["corpus"] == "addresses"
     assert "Reading and splitting" in outcome.err
+
+
+def test_a_statistical_map_is_made_used_and_kept(command, job, store):
+    statistical = ["--vocabulary", "statistical", "--json"]
+    align, fuse = ([*stages(job, store)[verb], *statistical] for verb in ("align", "fuse"))
+    fuse[fuse.index("mince")] = "counted"
+    assert "--vocabulary statistical" in command.fails(*fuse)
+    assert [command.succeeds(*align).json["built"] for _ in range(2)] == [True, False]
+    (folder,) = store.glob("vocabulary_maps/*-statistical-*")
+    made = json.loads((folder / "manifest.json").read_text())
+    assert folder.name.endswith(made["corpus_digest"][:16])
+    assert made["counts"]["statistical"] > 0
+    inputs = command.succeeds(*fuse).json["plan"]["inputs"]
+    assert inputs[1]["vocabulary_map_digest"] == made["content_digest"]
+    command.succeeds("verify", "--store", store)
+    fuse[fuse.index("statistical")] = "nearest"
+    assert "'mined', 'exact', 'prefix' or 'statistical'" in command.fails(*fuse)

@@ -209,9 +209,9 @@ def test_bad_input_is_named(wordpiece, smollm2, tmp_path):
         load_tokenizer(tmp_path / "absent")
     with pytest.raises(NotFoundError, match="no such file or folder"):
         load_tokenizer("absent.gguf")
-    (tmp_path / "file.json").write_text("{}")
-    with pytest.raises(InvalidInputError, match=r"not a \.gguf one"):
-        load_tokenizer(tmp_path / "file.json")
+    (tmp_path / "file.bin").write_text("{}")
+    with pytest.raises(InvalidInputError, match=r"is a file, but no \.gguf"):
+        load_tokenizer(tmp_path / "file.bin")
     with pytest.raises(NotFoundError, match="No tokenizer could be loaded"):
         load_tokenizer("nobody/absent")
     with pytest.raises(NotFoundError, match="holds no tokenizer"):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import zarr
 
-from fusestore.align.tables import write_alignment
 from fusestore.align.vocabulary import map_vocabulary
+from fusestore.align.writer import write_alignment
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import open_cache
 from fusestore.cache.rows import Rows

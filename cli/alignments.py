@@ -1,0 +1,170 @@
+"""Alignments as the command prints them: summaries, and two tokenizations above each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from .console import output, print_json, print_table
+
+if TYPE_CHECKING:
+    from fusestore.align.show import AlignedDocument, Cell, Column
+    from fusestore.align.stored import Alignment
+
+_STYLES = {"span": "green", "mined": "yellow", "none": "red"}
+_LETTERS = {"span": "s", "mined": "m", "none": "-"}
+_UNMATCHED_SHOWN = 8
+
+
+def alignment_summary(alignment: Alignment, num_unmatched: int) -> dict[str, Any]:
+    """What `align` and `inspect` give as JSON, with the most frequent unmatched tokens."""
+    import polars as pl
+
+    from fusestore.align.tables import read_unmatched
+
+    manifest = alignment.manifest
+    table = read_unmatched(alignment).drop("bytes")
+    return {
+        "coverage": alignment.coverage,
+        "counts": manifest.counts,
+        "unused_source_tokens": manifest.unused_source_tokens,
+        "sample": manifest.sample.model_dump(),
+        "unmatched": {
+            side: table.filter(pl.col("side") == side).drop("side").head(num_unmatched).to_dicts()
+            for side in ("target", "source")
+        },
+    }
+
+
+def print_alignment(alignment: Alignment) -> None:
+    """The summary, for people."""
+    from fusestore.align.show import shown_text
+
+    manifest = alignment.manifest
+    summary = alignment_summary(alignment, _UNMATCHED_SHOWN)
+    sample = manifest.sample
+    total = max(sample.num_tokens, 1)
+    print_table(
+        f"Methods on {sample.num_documents:,} documents with {sample.num_tokens:,} target tokens",
+        ["method", "aligned", *(f"as {other}" for other in sample.same)],
+        [
+            [method, _share(sample.aligned[method], total)]
+            + [_share(count, total) for count in same.values()]
+            for method, same in sample.same.items()
+        ],
+    )
+    unused = manifest.unused_source_tokens
+    titles = {
+        "target": f"{manifest.counts['none']:,} target tokens have no source row; most often",
+        "source": f"{unused:,} source rows supervise nothing; most often those after",
+    }
+    for side, rows in summary["unmatched"].items():
+        if rows:
+            print_table(
+                titles[side],
+                ["token", "id", "times", "of"],
+                [
+                    [
+                        shown_text(row["text"].encode()),
+                        str(row["token_id"]),
+                        f"{row['unmatched']:,}",
+                        f"{row['total']:,}",
+                    ]
+                    for row in rows
+                ],
+            )
+
+
+def _share(count: int, total: int) -> str:
+    return f"{100 * count / total:.2f} %"
+
+
+def print_document(
+    document: AlignedDocument, around: int | None, count: int, *, as_json: bool
+) -> None:
+    """Show target positions around one, or from the first on.
+
+    Args:
+        document: what to show.
+        around: the position in the middle; None for the beginning.
+        count: target tokens to show.
+        as_json: print the positions as JSON instead.
+    """
+    from fusestore.align.show import explain, window
+
+    num_tokens = len(document.target_ids)
+    first = 0 if around is None else min(max(0, around - count // 2), max(0, num_tokens - count))
+    last = min(first + count, num_tokens)
+    explanations = [explain(document, position) for position in range(first, last)]
+    if as_json:
+        print_json([asdict(explanation) for explanation in explanations])
+        return
+    output.print(
+        f"{document.name}: target tokens {first} to {last - 1} of {num_tokens:,}, "
+        f"method {document.method}",
+        markup=False,
+    )
+    legend = Text("│ ends a token; under the target its kind: ")
+    for kind, letter in _LETTERS.items():
+        legend.append(f"{letter} {kind}  ", style=_STYLES[kind])
+    output.print(legend)
+    for line in _lines(window(document, first, last), output.width):
+        output.print(line)
+    unlike = [explanation for explanation in explanations if explanation.kind != "span"]
+    if unlike:
+        output.print("What does not end together:")
+    for explanation in unlike:
+        partner = ""
+        if explanation.source_pos is not None:
+            partner = f" with source {explanation.source_pos} {explanation.source_token}"
+        line = Text(f"  {explanation.target_pos} {explanation.target_token}: ")
+        line.append(explanation.kind, style=_STYLES[explanation.kind])
+        line.append(f"{partner}; {explanation.why}")
+        output.print(line)
+
+
+def _lines(columns: Sequence[Column], width: int) -> Iterator[Text]:
+    """Three lines at a time, as long as the width allows."""
+    margin = len("source 00000 ")
+    strip: list[Column] = []
+    used = margin
+    for column in columns:
+        needed = _width(column) + 1
+        if strip and used + needed > width:
+            yield from _strip(strip, margin)
+            strip, used = [], margin
+        strip.append(column)
+        used += needed
+    if strip:
+        yield from _strip(strip, margin)
+
+
+def _strip(columns: Sequence[Column], margin: int) -> Iterator[Text]:
+    source = _label("source", [column.source for column in columns], margin)
+    target = _label("target", [column.target for column in columns], margin)
+    kinds = Text(" " * margin)
+    for column in columns:
+        width = _width(column)
+        for line, cell in ((source, column.source), (target, column.target)):
+            line.append(cell.text, style=_STYLES[cell.kind])
+            line.append(" " * (width - cell_len(cell.text)))
+            line.append("│" if cell.closes else " ", style="dim")
+        letter = _LETTERS[column.target.kind] if column.target.closes else " "
+        kinds.append(" " * (width - 1))
+        kinds.append(letter, style=_STYLES[column.target.kind])
+        kinds.append(" ")
+    yield from (source, target, kinds)
+
+
+def _label(side: str, cells: Sequence[Cell], margin: int) -> Text:
+    """The side and the position of the first token in the line."""
+    first = next((str(cell.position) for cell in cells if cell.position >= 0), "")
+    return Text(f"{side} {first}".ljust(margin), style="dim")
+
+
+def _width(column: Column) -> int:
+    return max(1, cell_len(column.source.text), cell_len(column.target.text))

@@ -1,0 +1,90 @@
+"""What an alignment's JSON documents say."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fusestore.align.kinds import AlignmentMethod
+from fusestore.storage.manifest import Frozen, Manifest
+from fusestore.storage.shards import FileRecord, ShardPlan
+
+LAYOUT_PART = "layout"
+"""Receipt of what is known before anything is aligned: metadata and document offsets."""
+
+
+class AlignmentFingerprint(Manifest):
+    """Everything that decides an alignment's content; all digests are SHA-256, hexadecimal.
+
+    Attributes:
+        method: hybrid, span, mined, anchored or exact.
+        source_cache_digest: digest of the source's distribution cache.
+        corpus_digest: digest of the corpus that both sides tokenize.
+        source_tokenizer_digest: the source's tokenizer.
+        target_tokenizer_digest: the target's tokenizer.
+        source_tokens_digest: the source's ids and offsets.
+        target_tokens_digest: the target's ids and offsets.
+        vocabulary_map_digest: digest of the map that pairs had to agree with, if there was one.
+        num_documents: documents on either side.
+        num_source_tokens: tokens of the source.
+        num_target_tokens: rows of the alignment.
+        rows_per_shard: rows in one file of an array.
+    """
+
+    method: AlignmentMethod
+    source_cache_digest: str
+    corpus_digest: str
+    source_tokenizer_digest: str
+    target_tokenizer_digest: str
+    source_tokens_digest: str
+    target_tokens_digest: str
+    vocabulary_map_digest: str | None
+    num_documents: int = Field(ge=0)
+    num_source_tokens: int = Field(ge=0)
+    num_target_tokens: int = Field(ge=0)
+    rows_per_shard: int = Field(ge=1)
+
+    @property
+    def plan(self) -> ShardPlan:
+        """How the rows are cut into shards."""
+        return ShardPlan(self.num_target_tokens, self.rows_per_shard)
+
+
+class MethodSample(Frozen):
+    """What each method makes of the same documents, drawn evenly from the corpus.
+
+    Attributes:
+        num_documents: documents in the sample.
+        num_tokens: their target tokens.
+        aligned: target tokens that a method aligns, by method.
+        same: target tokens for which two methods give the same answer, be it none; by method and
+            method.
+    """
+
+    num_documents: int
+    num_tokens: int
+    aligned: dict[AlignmentMethod, int]
+    same: dict[AlignmentMethod, dict[AlignmentMethod, int]]
+
+
+class AlignmentManifest(Manifest):
+    """A complete alignment.
+
+    Attributes:
+        fingerprint: what was aligned, and how.
+        counts: target tokens by kind.
+        unused_source_tokens: source tokens whose row supervises no target position.
+        sample: the methods compared.
+        files: every other file: path relative to the alignment → what it holds.
+    """
+
+    fingerprint: AlignmentFingerprint
+    counts: dict[str, int]
+    unused_source_tokens: int
+    sample: MethodSample
+    files: dict[str, FileRecord]
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Share of target tokens by kind; all zero when there are no tokens."""
+        total = max(self.fingerprint.num_target_tokens, 1)
+        return {kind: count / total for kind, count in self.counts.items()}

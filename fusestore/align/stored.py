@@ -1,0 +1,171 @@
+"""A stored alignment, read as flat arrays.
+
+    alignments/<name>/fingerprint.json     what is aligned, and how; written first
+                      zarr.json            a Zarr v3 group of the arrays
+                      source_pos/ kind/    one row per target token, see `alignment_arrays`
+                      document_offsets/    where each document's rows begin
+                      receipts/            layout.json, then 000000.json …, one per shard
+                      unmatched.parquet    see `tables.py`
+                      manifest.json        written last
+
+The arrays are uncompressed, one chunk per file, so `data.mapped` can map them. Nothing here imports
+Polars, numba or zarr: workers of a training run read alignments too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.align.kinds import ALIGNMENT_KINDS
+from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
+from fusestore.errors import CorruptionError, NotFoundError
+from fusestore.storage.arrays import ArrayReader, ArraySpec
+from fusestore.storage.shards import FileRecord
+from fusestore.storage.urls import Location
+
+
+def alignment_arrays(fingerprint: AlignmentFingerprint) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
+    """`source_pos`, `kind` and `document_offsets` of an alignment of this fingerprint."""
+    rows = fingerprint.num_target_tokens
+    # A chunk is stored whole: a small alignment should not fill a large one.
+    chunk = max(1, min(fingerprint.rows_per_shard, rows))
+
+    def per_token(name: str, dtype: str, attributes: dict[str, Any]) -> ArraySpec:
+        return ArraySpec(name, (rows,), dtype, (chunk,), None, "raw", attributes, ("token",))
+
+    documents = fingerprint.num_documents + 1
+    return (
+        per_token(
+            "source_pos",
+            "int32",
+            {
+                "content": "position in its document of the source token that may supervise",
+                "none": -1,
+            },
+        ),
+        per_token(
+            "kind",
+            "uint8",
+            {"content": "how the token was aligned", "names": list(ALIGNMENT_KINDS)},
+        ),
+        ArraySpec(
+            "document_offsets",
+            (documents,),
+            "int64",
+            (documents,),
+            None,
+            "raw",
+            {"content": "document i is rows [value[i], value[i + 1])"},
+            ("document",),
+        ),
+    )
+
+
+class AlignmentRows:
+    """The rows of an alignment, complete or in the making; what is asked for must be written.
+
+    Every read checks the checksums of what it touches. Can be pickled.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        fingerprint: AlignmentFingerprint,
+        files: Mapping[str, FileRecord],
+    ) -> None:
+        self.location = location
+        self._num_documents = fingerprint.num_documents
+        self._source_pos, self._kind, self._document_offsets = (
+            ArrayReader(location, spec, _FileSize(location, spec, files))
+            for spec in alignment_arrays(fingerprint)
+        )
+
+    @cached_property
+    def document_offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [D + 1]: document i is rows `[value[i], value[i + 1])`, in target tokens."""
+        return self._document_offsets.read(0, self._num_documents + 1)
+
+    def for_documents(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """The alignment of the target tokens of documents `[start, stop)`.
+
+        Returns:
+            source position within its document int32 [n], −1 for none, and kind uint8 [n], an
+            index into `ALIGNMENT_KINDS`.
+
+        Raises:
+            IndexError: not a range of the corpus's documents.
+            CorruptionError: a file is missing or not what was written.
+        """
+        if not 0 <= start <= stop <= self._num_documents:
+            raise IndexError(
+                f"Documents [{start}, {stop}) of {self.location}, which has "
+                f"{self._num_documents:,}."
+            )
+        first, last = (int(self.document_offsets[at]) for at in (start, stop))
+        return self._source_pos.read(first, last), self._kind.read(first, last)
+
+
+class Alignment(AlignmentRows):
+    """A complete alignment.
+
+    Attributes:
+        location: its folder.
+        manifest: what it is.
+    """
+
+    def __init__(self, location: Location, manifest: AlignmentManifest) -> None:
+        super().__init__(location, manifest.fingerprint, manifest.files)
+        self.manifest = manifest
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Share of target tokens by kind; all zero when there are no tokens."""
+        return self.manifest.coverage
+
+
+class _FileSize:
+    """The size of an array's file, from its record. A class so that it pickles."""
+
+    def __init__(
+        self, location: Location, spec: ArraySpec, files: Mapping[str, FileRecord]
+    ) -> None:
+        self.location = location
+        self.spec = spec
+        self.files = files
+
+    def __call__(self, shard: int) -> int:
+        name = self.spec.file_name(shard)
+        record = self.files.get(name)
+        if record is None:
+            raise CorruptionError(
+                f"The manifest of {self.location} does not list {name}. Delete that folder and run "
+                "`fusestore align` again."
+            )
+        return record.num_bytes
+
+
+def open_alignment(location: Location) -> Alignment:
+    """Open a complete alignment.
+
+    Raises:
+        NotFoundError: there is none here, or it was not finished.
+    """
+    try:
+        return Alignment(location, AlignmentManifest.load(location / "manifest.json"))
+    except NotFoundError as error:
+        state = f"There is no alignment at {location}"
+        if (location / "fingerprint.json").exists():
+            found = [name for name in (location / "receipts").list() if name[0].isdigit()]
+            state = (
+                f"{location} is an alignment that was not finished ({len(found)} shards are there)"
+            )
+        raise NotFoundError(
+            f"{state}. Run `fusestore align`, which does only what is missing."
+        ) from error

@@ -1,0 +1,296 @@
+"""Writing an alignment: shard by shard, over any number of runs, with memory for one shard.
+
+A shard holds a fixed number of target tokens. It depends on nothing but the documents it touches
+(those that two shards share are aligned for both), so an interrupted run goes on where it stopped,
+and the same inputs give the same bytes. Order on disk: fingerprint, layout, then for each shard its
+files and after them its receipt, and the manifest when nothing is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.align.kinds import ALIGNMENT_KINDS, AlignmentMethod
+from fusestore.align.manifest import LAYOUT_PART, AlignmentFingerprint, AlignmentManifest
+from fusestore.align.stored import Alignment, AlignmentRows, alignment_arrays, open_alignment
+from fusestore.align.summary import AlignmentTotals, compare_methods, document_blocks
+from fusestore.align.tables import UNMATCHED_FILE, unmatched_table
+from fusestore.align.tokens import align_table, check_method, check_tokens
+from fusestore.align.vocabulary import VocabularyMap
+from fusestore.corpus.tokens import TokenStream
+from fusestore.corpus.vocabulary import Vocabulary
+from fusestore.errors import (
+    FingerprintMismatchError,
+    FusestoreError,
+    IncompatibleError,
+    NotFoundError,
+)
+from fusestore.progress import Progress, ignore_progress
+from fusestore.storage.arrays import array_metadata, encode_shard, group_metadata
+from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.storage.shards import FileRecord, Receipt, shard_part
+from fusestore.storage.urls import Location
+
+ROWS_PER_SHARD = 2**18
+"""Target tokens in a shard: 1.3 MB of files, and some ten times that while it is made."""
+
+
+def write_alignment(
+    location: Location,
+    source: TokenStream,
+    target: TokenStream,
+    source_vocab: Vocabulary,
+    target_vocab: Vocabulary,
+    *,
+    source_cache_digest: str,
+    source_corpus_digest: str,
+    target_corpus_digest: str,
+    method: AlignmentMethod = "hybrid",
+    vocabulary_map: VocabularyMap | None = None,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    progress: Progress = ignore_progress,
+) -> Alignment:
+    """Align and store, shard by shard; what an earlier run of the same finished is kept.
+
+    Args:
+        location: the alignment's folder.
+        source: the cache's tokens.
+        target: the target's tokens of the same documents.
+        source_vocab: what the source ids stand for.
+        target_vocab: what the target ids stand for.
+        source_cache_digest: identifies the cache the rows will come from.
+        source_corpus_digest: the corpus that the cache was made of.
+        target_corpus_digest: the corpus that the target tokens were made of.
+        method: see `align_table`.
+        vocabulary_map: see `align_table`.
+        rows_per_shard: target tokens in a shard.
+        progress: called with (target tokens done, in all), first with what was there already.
+
+    Raises:
+        IncompatibleError: the corpora differ, or ids do not belong to their vocabulary.
+        FingerprintMismatchError: an alignment of this name has other inputs or settings.
+        InvalidInputError: unknown method, or end offsets that decrease.
+        In each case the store is left as it was.
+    """
+    if source_corpus_digest != target_corpus_digest:
+        raise IncompatibleError(
+            f"The source cache is of corpus {source_corpus_digest[:16]} and the target tokens of "
+            f"corpus {target_corpus_digest[:16]}; only two tokenizations of one corpus can be "
+            "aligned. Capture the source over the target's corpus."
+        )
+    check_method(source, target, source_vocab, target_vocab, method, vocabulary_map)
+    source_tokens_digest, target_tokens_digest = _checked_digests(
+        source, target, source_vocab, target_vocab
+    )
+    fingerprint = AlignmentFingerprint(
+        method=method,
+        source_cache_digest=source_cache_digest,
+        corpus_digest=source_corpus_digest,
+        source_tokenizer_digest=source_vocab.tokenizer_digest,
+        target_tokenizer_digest=target_vocab.tokenizer_digest,
+        source_tokens_digest=source_tokens_digest,
+        target_tokens_digest=target_tokens_digest,
+        vocabulary_map_digest=None if vocabulary_map is None else vocabulary_map.digest,
+        num_documents=len(target.document_offsets) - 1,
+        num_source_tokens=int(source.document_offsets[-1]),
+        num_target_tokens=int(target.document_offsets[-1]),
+        rows_per_shard=rows_per_shard,
+    )
+    _claim(location, fingerprint)
+    if (location / "manifest.json").exists():
+        return open_alignment(location)
+    remove_abandoned(location)
+    receipts = [_write_layout(location, fingerprint, target.document_offsets)]
+    for shard in range(len(fingerprint.plan)):
+        start, stop = fingerprint.plan.bounds(shard)
+        receipt = _whole_receipt(location, fingerprint, shard_part(shard))
+        if receipt is None:
+            position, kind = _aligned_rows(
+                source, target, source_vocab, target_vocab, method, vocabulary_map, start, stop
+            )
+            position_array, kind_array, _ = alignment_arrays(fingerprint)
+            files = {
+                position_array.file_name(shard): encode_shard(position_array, shard, position),
+                kind_array.file_name(shard): encode_shard(kind_array, shard, kind),
+            }
+            receipt = _publish(location, fingerprint, shard_part(shard), start, stop, files)
+        receipts.append(receipt)
+        progress(stop, fingerprint.num_target_tokens)
+    return _finish(location, fingerprint, receipts, source, target, source_vocab, target_vocab)
+
+
+def _checked_digests(
+    source: TokenStream, target: TokenStream, source_vocab: Vocabulary, target_vocab: Vocabulary
+) -> tuple[str, str]:
+    """SHA-256 of each side's tokens, once they are found sound.
+
+    The digest is that of the digests of offsets, ids and end offsets.
+    """
+    sides = (("source", source, source_vocab), ("target", target, target_vocab))
+    states = {name: (hashlib.sha256(), hashlib.sha256()) for name, _, _ in sides}
+    for start, stop in document_blocks(source, target):
+        for name, stream, vocabulary in sides:
+            tokens = stream.documents(start, stop)
+            check_tokens(tokens, vocabulary, name)
+            ids, ends = states[name]
+            ids.update(np.ascontiguousarray(tokens.token_ids, "<i4").data)
+            ends.update(np.ascontiguousarray(tokens.end_offsets, "<i4").data)
+    digests = []
+    for name, stream, _ in sides:
+        offsets = hashlib.sha256(np.ascontiguousarray(stream.document_offsets, "<i8").data)
+        parts = (offsets, *states[name])
+        digests.append(hashlib.sha256(b"".join(state.digest() for state in parts)).hexdigest())
+    return digests[0], digests[1]
+
+
+def _claim(location: Location, fingerprint: AlignmentFingerprint) -> None:
+    """Write the fingerprint, or see that the one there is the same."""
+    path = location / "fingerprint.json"
+    if not path.exists():
+        fingerprint.save(path)
+        return
+    found = AlignmentFingerprint.load(path).model_dump()
+    asked = fingerprint.model_dump()
+    differing = [
+        f"{name} is {found[name]!r} there and {asked[name]!r} here"
+        for name in asked
+        if found[name] != asked[name]
+    ]
+    if differing:
+        raise FingerprintMismatchError(
+            f"Alignment {location} was made with other settings: {'; '.join(differing)}. "
+            "Use another name, or delete it to make it anew."
+        )
+
+
+def _write_layout(
+    location: Location, fingerprint: AlignmentFingerprint, offsets: npt.NDArray[np.int64]
+) -> Receipt:
+    receipt = _whole_receipt(location, fingerprint, LAYOUT_PART)
+    if receipt is not None:
+        return receipt
+    arrays = alignment_arrays(fingerprint)
+    attributes = {"kind": "alignment", "format_version": fingerprint.format_version}
+    files = {"zarr.json": group_metadata({"fusestore": attributes})}
+    files |= {f"{array.name}/zarr.json": array_metadata(array) for array in arrays}
+    document_offsets = arrays[2]
+    files[document_offsets.file_name(0)] = encode_shard(
+        document_offsets, 0, np.ascontiguousarray(offsets, np.int64)
+    )
+    rows = fingerprint.num_target_tokens
+    return _publish(location, fingerprint, LAYOUT_PART, 0, rows, files)
+
+
+def _publish(
+    location: Location,
+    fingerprint: AlignmentFingerprint,
+    part: str,
+    start: int,
+    stop: int,
+    files: Mapping[str, bytes],
+) -> Receipt:
+    """Publish the files of a part, then its receipt."""
+    receipt = Receipt(
+        part=part,
+        start=start,
+        stop=stop,
+        fingerprint_digest=fingerprint.digest,
+        files={name: FileRecord.of(data) for name, data in files.items()},
+    )
+    for name, data in files.items():
+        publish(location / name, data)
+    publish(_receipt_file(location, part), receipt.to_bytes())
+    return receipt
+
+
+def _whole_receipt(
+    location: Location, fingerprint: AlignmentFingerprint, part: str
+) -> Receipt | None:
+    """The receipt that an earlier run left, if it is of this alignment and its files are whole."""
+    try:
+        receipt = Receipt.load(_receipt_file(location, part))
+        sound = (receipt.part, receipt.fingerprint_digest) == (part, fingerprint.digest) and all(
+            FileRecord.of((location / name).read_bytes()) == record
+            for name, record in receipt.files.items()
+        )
+    except (NotFoundError, ValueError, FusestoreError):
+        return None
+    return receipt if sound else None
+
+
+def _receipt_file(location: Location, part: str) -> Location:
+    return location / "receipts" / f"{part}.json"
+
+
+def _aligned_rows(
+    source: TokenStream,
+    target: TokenStream,
+    source_vocab: Vocabulary,
+    target_vocab: Vocabulary,
+    method: AlignmentMethod,
+    vocabulary_map: VocabularyMap | None,
+    start: int,
+    stop: int,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Rows `[start, stop)` of the alignment, by aligning the documents that reach into them."""
+    offsets = target.document_offsets
+    first = int(np.searchsorted(offsets, start, side="right")) - 1
+    last = int(np.searchsorted(offsets, stop, side="left"))
+    position, kind = align_table(
+        source.documents(first, last),
+        target.documents(first, last),
+        source_vocab,
+        target_vocab,
+        method,
+        vocabulary_map,
+    )
+    rows = slice(start - int(offsets[first]), stop - int(offsets[first]))
+    return position[rows], kind[rows]
+
+
+def _finish(
+    location: Location,
+    fingerprint: AlignmentFingerprint,
+    receipts: list[Receipt],
+    source: TokenStream,
+    target: TokenStream,
+    source_vocab: Vocabulary,
+    target_vocab: Vocabulary,
+) -> Alignment:
+    """Count what was stored, and write the table of unmatched tokens and the manifest."""
+    files = {name: record for receipt in receipts for name, record in receipt.files.items()}
+    files["fingerprint.json"] = FileRecord.of(fingerprint.to_bytes())
+    for receipt in receipts:
+        files[f"receipts/{receipt.part}.json"] = FileRecord.of(receipt.to_bytes())
+    sample = compare_methods(source, target, source_vocab, target_vocab)
+    totals = AlignmentTotals.zero(len(source_vocab), len(target_vocab))
+    for start, stop in document_blocks(source, target):
+        # Opened anew: what a reader has mapped stays resident.
+        rows = AlignmentRows(location, fingerprint, files)
+        totals.add(
+            source.documents(start, stop),
+            target.documents(start, stop),
+            *rows.for_documents(start, stop),
+        )
+    buffer = io.BytesIO()
+    unmatched_table(
+        {
+            "source": (source_vocab, totals.unmatched_source, totals.total_source),
+            "target": (target_vocab, totals.unmatched_target, totals.total_target),
+        }
+    ).write_parquet(buffer, compression="zstd", statistics=True)
+    publish(location / UNMATCHED_FILE, buffer.getvalue())
+    manifest = AlignmentManifest(
+        fingerprint=fingerprint,
+        counts=dict(zip(ALIGNMENT_KINDS, totals.kinds.tolist(), strict=True)),
+        unused_source_tokens=int(totals.unmatched_source.sum()),
+        sample=sample,
+        files=files | {UNMATCHED_FILE: FileRecord.of(buffer.getvalue())},
+    )
+    manifest.save(location / "manifest.json")
+    return Alignment(location, manifest)

