@@ -18,9 +18,13 @@ def cache(
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the cache.")],
     corpus: Annotated[str, typer.Option(help="Name of the corpus.")] = "corpus",
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Entries kept a row.")] = 32,
+    profile: Annotated[
+        str, typer.Option(help="compact: smallest; lossless: exact; fast: not compressed.")
+    ] = "compact",
     logprob_step: Annotated[
-        float, typer.Option(min=0, help="Grid of log-probabilities in nats; 0 keeps float32.")
-    ] = 1 / 16,
+        float | None,
+        typer.Option(min=0, help="Grid of log-probabilities in nats; default 1/16."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     batch_size: Annotated[
@@ -52,6 +56,7 @@ def cache(
         CaptureSettings,
         {
             "top_k": top_k,
+            "profile": profile,
             "logprob_step": logprob_step,
             "dtype": dtype,
             "device": device,

@@ -16,8 +16,10 @@ DEFAULT_LOGPROB_STEP = 1 / 16
 DEFAULT_ROWS_PER_CHUNK = 2048
 DEFAULT_ROWS_PER_SHARD = 262_144
 
+Profile = Literal["compact", "lossless", "fast"]
+
 TOKENS_PART = "tokens"
-"""The receipt of all that is written before the first shard: metadata, tokens, ranks."""
+"""The receipt of all that is written before the first shard: metadata, tokens, order of ids."""
 
 
 class ModelIdentity(Frozen):
@@ -45,7 +47,10 @@ class Fingerprint(Manifest):
         add_bos: whether each document begins with BOS.
         top_k: entries kept per row.
         selection: the rule by which entries were kept.
+        profile: how rows are stored: `compact` is smallest, `lossless` keeps the captured float32,
+            `fast` is not compressed.
         logprob_step: grid of the log-probabilities in nats; null (or 0 on input) keeps float32.
+            `compact` needs one, `lossless` has none, `fast` may have one.
         dtype: the dtype the model ran in.
         max_length: most tokens of a document.
         rows_per_shard, rows_per_chunk: rows per file, and per compressed piece of it.
@@ -61,6 +66,7 @@ class Fingerprint(Manifest):
     add_bos: bool
     top_k: int = Field(ge=1)
     selection: Literal["top-k"] = "top-k"
+    profile: Profile = "compact"
     logprob_step: float | None = DEFAULT_LOGPROB_STEP
     dtype: str
     max_length: int = Field(ge=1)
@@ -80,6 +86,11 @@ class Fingerprint(Manifest):
         return step
 
     @model_validator(mode="after")
+    def _check_profile(self) -> Self:
+        check_profile(self.profile, self.logprob_step)
+        return self
+
+    @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         if self.top_k > self.model.vocab_size:
             raise ValueError(
@@ -96,6 +107,23 @@ class Fingerprint(Manifest):
     def plan(self) -> ShardPlan:
         """How the rows are cut into shards."""
         return ShardPlan(self.num_tokens, self.rows_per_shard)
+
+
+def check_profile(profile: Profile, logprob_step: float | None) -> None:
+    """Refuse a grid that the profile cannot have; for pydantic's validators.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if profile == "compact" and not logprob_step:
+        raise ValueError(
+            "profile compact needs a logprob_step above 0; lossless keeps exact log-probabilities"
+        )
+    if profile == "lossless" and logprob_step:
+        raise ValueError(
+            f"profile lossless keeps log-probabilities as they are: logprob_step {logprob_step:g} "
+            "means nothing there; leave it out, or use profile compact"
+        )
 
 
 class CacheManifest(Manifest):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import Cache, open_cache
-from fusestore.cache.writer import CacheWriter
+from fusestore.cache.writer import CacheWriter, stored_order
 from fusestore.capture.batches import RowCapturer
 from fusestore.capture.models import (
     check_width,
@@ -19,6 +21,7 @@ from fusestore.capture.models import (
     local_model_folder,
     model_digest,
 )
+from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import Corpus
 from fusestore.corpus.tokenize import corpus_tokens
@@ -26,8 +29,7 @@ from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
 from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary_table import save_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
-from fusestore.progress import Progress, Reporter, SilentReporter
-from fusestore.storage.codec import frequency_ranks
+from fusestore.progress import Progress, Reporter, SilentReporter, ignore_progress
 from fusestore.storage.shards import Receipt
 from fusestore.storage.store import Store
 
@@ -89,7 +91,8 @@ def capture(
         corpus=CorpusIdentity(name=corpus.name, digest=corpus.manifest.digest),
         add_bos=add_bos,
         top_k=settings.top_k,
-        logprob_step=settings.logprob_step,
+        profile=settings.profile,
+        logprob_step=settings.grid,
         dtype=settings.dtype,
         max_length=int(np.diff(tokens.document_offsets).max(initial=1)),
         on_nan=settings.on_nan,
@@ -98,33 +101,49 @@ def capture(
         num_documents=tokens.num_documents,
         num_tokens=tokens.num_tokens,
     )
-    writer = CacheWriter.create(
-        store, name, fingerprint, tokens, frequency_ranks(tokens.token_ids, identity.vocab_size)
-    )
+    load = partial(_load, folder, settings, identity.vocab_size, len(tokenizer), name)
+    model_loaded: Any = None
+    order = None
+    if fingerprint.profile != "fast":
+        order = stored_order(store, name, fingerprint)
+        if order is None:
+            model_loaded = load()
+            sample = sample_tokens(tokens)
+            capturer = RowCapturer(model_loaded, sample, settings.top_k, settings.batch_size)
+            rows, _ = capturer.rows(0, sample.num_tokens, ignore_progress)
+            order = order_of_sample(identity.vocab_size, tokens, sample, rows)
+    writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     save_vocabulary(store, tokenizer.vocabulary)
     if writer.complete:
         return open_cache(store, name), False
     missing = writer.missing_shards()
     if missing:
-        loaded = load_model(
-            folder,
-            dtype=settings.dtype,
-            device=settings.device,
-            attention=settings.attention,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        width = check_widths(loaded, len(tokenizer), name)
-        if width != identity.vocab_size:
-            raise IncompatibleError(
-                f"The configuration of {name} says vocabulary {identity.vocab_size:,}, but its "
-                f"output has {width:,}. Correct vocab_size in the model folder's config.json."
-            )
-        capturer = RowCapturer(loaded, tokens, settings.top_k, settings.batch_size)
+        capturer = RowCapturer(model_loaded or load(), tokens, settings.top_k, settings.batch_size)
         _fill(writer, missing, capturer, corpus, tokens, settings, name, reporter)
     label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
     skipped = skipped_documents(tokens, label_logprob)
     writer.finish(_score_totals(corpus, tokens, label_logprob, skipped), skipped)
     return open_cache(store, name), True
+
+
+def _load(
+    folder: Path, settings: CaptureSettings, vocab_size: int, tokenizer_length: int, name: str
+) -> Any:  # noqa: ANN401 - transformers is untyped
+    """The model, once its output is as wide as its configuration says."""
+    loaded = load_model(
+        folder,
+        dtype=settings.dtype,
+        device=settings.device,
+        attention=settings.attention,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    width = check_widths(loaded, tokenizer_length, name)
+    if width != vocab_size:
+        raise IncompatibleError(
+            f"The configuration of {name} says vocabulary {vocab_size:,}, but its output has "
+            f"{width:,}. Correct vocab_size in the model folder's config.json."
+        )
+    return loaded
 
 
 def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from fusestore.cache.manifest import DEFAULT_LOGPROB_STEP, Profile, check_profile
 from fusestore.errors import IncompatibleError
 from fusestore.storage.codec import MAX_STEP, MIN_STEP
 from fusestore.storage.manifest import Frozen
@@ -16,13 +17,18 @@ BosPolicy = Literal["auto", "always", "never"]
 
 
 class CaptureSettings(Frozen):
-    """Choices for one capture; the first five change what is stored, the rest only how."""
+    """Choices for one capture; the first six change what is stored, the rest only how."""
 
     top_k: int = Field(default=32, ge=1, description="Entries kept of each distribution.")
-    logprob_step: float = Field(
-        default=1 / 16,
+    profile: Profile = Field(
+        default="compact",
+        description="compact: smallest; lossless: exact float32; fast: not compressed.",
+    )
+    logprob_step: float | None = Field(
+        default=None,
         ge=0,
-        description="Grid of stored log-probabilities in nats; 0 keeps float32.",
+        description="Grid of stored log-probabilities in nats, 1/16 if not given; with the profile "
+        "fast, 0 keeps float32. The profile lossless has none.",
     )
     dtype: str = Field(
         default="float32", description="The model's dtype: float32, bfloat16 or float16."
@@ -57,15 +63,23 @@ class CaptureSettings(Frozen):
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
         if self.logprob_step and not MIN_STEP <= self.logprob_step <= MAX_STEP:
             raise ValueError(
-                f"logprob_step is {self.logprob_step}; it must be 0 (exact float32) or from "
-                f"{MIN_STEP:g} to {MAX_STEP:g} nats"
+                f"logprob_step is {self.logprob_step}; it must be from {MIN_STEP:g} to "
+                f"{MAX_STEP:g} nats"
             )
+        check_profile(self.profile, self.grid)
         if self.rows_per_shard % self.rows_per_chunk:
             raise ValueError(
                 f"rows_per_shard {self.rows_per_shard} is no multiple of "
                 f"rows_per_chunk {self.rows_per_chunk}"
             )
         return self
+
+    @property
+    def grid(self) -> float | None:
+        """The grid of log-probabilities in nats; None keeps float32."""
+        if self.logprob_step is None:
+            return None if self.profile == "lossless" else DEFAULT_LOGPROB_STEP
+        return self.logprob_step or None
 
 
 def wants_bos(policy: BosPolicy, tokenizer_adds_bos: bool, has_bos: bool) -> bool:

@@ -11,14 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import CorruptionError, InvalidInputError
-from fusestore.storage.arrays import (
-    ArrayReader,
-    ArraySpec,
-    array_metadata,
-    encode_shard,
-    group_metadata,
-    read_rows,
-)
+from fusestore.storage.array_reader import ArrayReader, read_rows
+from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 from fusestore.storage.publish import publish
 from fusestore.storage.urls import Location
 
@@ -30,12 +24,12 @@ def specs(draw):
     chunk = draw(st.integers(1, 9))
     codec = draw(st.sampled_from(["pcodec", "raw"]))
     dtype = draw(st.sampled_from(["uint16", "int32", "uint32", "int64", "float32"]))
-    sharded = codec == "pcodec" and draw(st.booleans())
+    sharded = draw(st.booleans())
     shape, chunk_shape, shard_shape = (rows,), (chunk,), None
     if sharded:
         shard_shape = (chunk * draw(st.integers(1, 5)),)
     if columns is not None:
-        width = draw(st.integers(1, columns)) if sharded else columns
+        width = draw(st.integers(1, columns)) if sharded and codec == "pcodec" else columns
         shape, chunk_shape = (rows, columns), (chunk, width)
         if shard_shape is not None:
             shard_shape = (*shard_shape, -(-columns // width) * width)
@@ -180,7 +174,8 @@ def test_remote_arrays_read_like_local_ones(s3_url):
         {"chunk_shape": (3, 3)},
         {"chunk_shape": (2,)},
         {"shard_shape": (8, 2), "chunk_shape": (2, 1)},
-        {"codec": "raw"},
+        {"codec": "raw", "chunk_shape": (2, 1)},
+        {"shape": (20, 3, 1), "chunk_shape": (2, 3, 1), "shard_shape": (8, 3, 1)},
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change):
