@@ -111,7 +111,7 @@ def capture(
             sample = sample_tokens(tokens)
             capturer = RowCapturer(model_loaded, sample, settings.top_k, settings.batch_size)
             rows, _ = capturer.rows(0, sample.num_tokens, ignore_progress)
-            order = order_of_sample(identity.vocab_size, tokens, sample, rows)
+            order = order_of_sample(identity.vocab_size, tokens, rows)
     writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     save_vocabulary(store, tokenizer.vocabulary)
     if writer.complete:

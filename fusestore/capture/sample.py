@@ -23,25 +23,38 @@ SAMPLE_SHARE = 16
 """A small corpus gives a sixteenth of its tokens, so that sampling it costs no more than that."""
 
 
-def sample_tokens(tokens: TokenTable) -> TokenTable:
-    """The beginnings of evenly spread documents: about `MAX_SAMPLE_ROWS` tokens, or fewer."""
+def sample_stretches(tokens: TokenTable) -> list[slice]:
+    """The beginnings of evenly spread documents: about `MAX_SAMPLE_ROWS` rows, or fewer."""
     wanted = max(1, min(MAX_SAMPLE_ROWS, tokens.num_tokens // SAMPLE_SHARE))
     lengths = np.diff(tokens.document_offsets)
     filled = np.flatnonzero(lengths)
     longest = min(wanted, max(ROWS_PER_DOCUMENT, -(-wanted // len(filled))))
     lengths = np.minimum(lengths, longest)
     chosen = filled[:: -(-int(lengths.sum()) // wanted)]
-    starts, lengths = tokens.document_offsets[chosen], lengths[chosen]
-    rows = np.concatenate([start + np.arange(n) for start, n in zip(starts, lengths, strict=True)])
+    starts = tokens.document_offsets[chosen]
+    return [
+        slice(int(start), int(start + length))
+        for start, length in zip(starts, lengths[chosen], strict=True)
+    ]
+
+
+def sample_tokens(tokens: TokenTable) -> TokenTable:
+    """The tokens of `sample_stretches`, each stretch a document."""
+    stretches = sample_stretches(tokens)
+    lengths = [stretch.stop - stretch.start for stretch in stretches]
     return TokenTable(
-        tokens.token_ids[rows],
-        tokens.end_offsets[rows],
+        np.concatenate([tokens.token_ids[stretch] for stretch in stretches]),
+        np.concatenate([tokens.end_offsets[stretch] for stretch in stretches]),
         np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
     )
 
 
-def order_of_sample(vocab_size: int, tokens: TokenTable, sample: TokenTable, rows: Rows) -> IdOrder:
-    """The order of ids for a corpus, from the rows of `sample_tokens`."""
+def order_of_sample(vocab_size: int, tokens: TokenTable, rows: Rows) -> IdOrder:
+    """The order of ids for a corpus, from the rows of its `sample_tokens`."""
     return learn_order(
-        vocab_size, tokens.token_ids, sample.token_ids, rows.ids, rows.logprobs > -np.inf
+        vocab_size,
+        tokens.token_ids,
+        sample_tokens(tokens).token_ids,
+        rows.ids,
+        rows.logprobs > -np.inf,
     )

@@ -281,8 +281,8 @@ def test_input_that_does_not_fit_the_fingerprint_leaves_nothing(tmp_path, make, 
     ):
         with pytest.raises(InvalidInputError):
             CacheWriter.create(store, "demo", capture.fingerprint, tokens, other)
+    fast = make(profile="fast")
     with pytest.raises(InvalidInputError, match="takes no"):
-        fast = make(profile="fast")
         CacheWriter.create(store, "demo", fast.fingerprint, fast.tokens, order)
     with pytest.raises(InvalidInputError):
         capture.begin(store, "../elsewhere")
