@@ -82,12 +82,14 @@ class IdOrder:
         return int(self.class_order.shape[1])
 
     @cached_property
-    def table(self) -> npt.NDArray[np.int32]:
-        """int32 [C · H + V]: the ids of each class's numbers below H, then `rank_to_id`.
+    def table(self) -> npt.NDArray[np.int32] | npt.NDArray[np.uint16]:
+        """Int [C · H + V]: the ids of each class's numbers below H, then `rank_to_id`.
 
         Number n after a token of class c is at c · H + n where n is below H, else at C · H + n.
+        In 16 bits where they suffice: more of it stays in a processor's cache.
         """
-        return np.concatenate([self.rank_to_id[self.class_order].reshape(-1), self.rank_to_id])
+        ids = np.concatenate([self.rank_to_id[self.class_order].reshape(-1), self.rank_to_id])
+        return ids.astype(np.uint16) if self.vocab_size <= 2**16 else ids
 
     @cached_property
     def id_to_rank(self) -> npt.NDArray[np.uint32]:

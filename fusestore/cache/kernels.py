@@ -94,7 +94,7 @@ def decode_gaps(
     differences: npt.NDArray[np.uint16],
     first: int,
     row_class: npt.NDArray[np.uint16],
-    table: npt.NDArray[np.int32],
+    table: _Array,
     head: int,
     vocab_size: int,
     step: float,
@@ -103,15 +103,15 @@ def decode_gaps(
 ) -> int:
     """Ids and log-probabilities of `compact` rows.
 
-    Written so that nothing but the end of a row is a branch: whether a number is a gap, and whether
-    it is below the head, follows no pattern that a processor could guess.
+    Without branches inside a row: whether a number is a gap, and whether it is below the head,
+    follows no pattern that a processor could guess.
 
     Args:
         values: uint16 or uint32 [chunk, k], as `code_ties` leaves numbers.
         differences: uint16 [groups, chunk, columns] of `quantize_logprobs`, cut into groups.
         first: the row of the chunk to begin with.
         row_class: uint16 [n], below C.
-        table: int32 [C · H + V]: `IdOrder.table`.
+        table: uint16 or int32 [C · H + V]: `IdOrder.table`.
         head: H.
         vocab_size: V.
         step: the grid in nats.
@@ -122,37 +122,44 @@ def decode_gaps(
         The first row with a number outside the vocabulary, or `SOUND`.
     """
     rows, columns = out_ids.shape
-    groups, _, width = differences.shape
-    # Unsigned throughout: numba lets a signed index count from the end, which costs a comparison.
+    width = differences.shape[2]
+    # Unsigned indices: numba lets a signed one count from the end, which costs a comparison.
     one, zero = np.uint32(1), np.uint32(0)
     below, last = np.uint32(head), np.uint32(vocab_size - 1)
     shared = np.uint32(len(table) - vocab_size)
+    totals = np.empty(columns, np.int32)
+    numbers = np.empty(columns, np.uint32)
     for row in range(rows):
-        own = np.uint32(row_class[row]) * below
-        following, worst = zero, zero
-        total = np.int32(0)
-        count = 0
         source = first + row
-        for group in range(groups):
+        count = columns
+        while (
+            count > 0 and differences[(count - 1) // width, source, (count - 1) % width] == ABSENT
+        ):
+            count -= 1
+        # What follows from the entry before comes first and alone; the rest is done several
+        # entries at a time.
+        total, following = np.int32(0), zero
+        for group in range(-(-count // width)):
             start = group * width
-            stop = min(start + width, columns)
-            while count < stop:
-                difference = differences[group, source, count - start]
-                if difference == ABSENT:
-                    break
-                gap = zero - np.uint32((difference == 0) & (count > 1))
-                following = np.uint32(values[source, count]) + one + (following & gap)
-                number = following - one
-                worst = max(worst, number)
-                number = min(number, last)
-                out_ids[row, count] = table[(own if number < below else shared) + number]
+            for column in range(start, min(start + width, count)):
+                difference = differences[group, source, column - start]
                 total += np.int32(difference)
-                out_logprobs[row, count] = np.float32(-step * np.float64(total))
-                count += 1
-            if count < stop:
-                break
+                totals[column] = total
+                gap = zero - np.uint32((difference == 0) & (column > 1))
+                following = np.uint32(values[source, column]) + one + (following & gap)
+                numbers[column] = following
+        for column in range(count):
+            out_logprobs[row, column] = np.float32(-step * np.float64(totals[column]))
+        own, worst = np.uint32(row_class[row]) * below, zero
+        for column in range(count):
+            number = numbers[column] - one
+            worst = max(worst, number)
+            number = min(number, last)
+            numbers[column] = (own if number < below else shared) + number
         if worst > last:
             return row
+        for column in range(count):
+            out_ids[row, column] = table[numbers[column]]
         out_ids[row, count:] = 0
         out_logprobs[row, count:] = -np.inf
     return SOUND
@@ -164,7 +171,7 @@ def decode_numbers(
     first: int,
     logprobs: npt.NDArray[np.float32],
     row_class: npt.NDArray[np.uint16],
-    table: npt.NDArray[np.int32],
+    table: _Array,
     head: int,
     vocab_size: int,
     out_ids: npt.NDArray[np.int32],

@@ -28,8 +28,9 @@ from fusestore.storage.codec import (
     to_grid,
 )
 
-LOGPROB_COLUMNS_PER_CHUNK = 8
-"""The first differences of a row are larger than the last: apart, they compress better."""
+LOGPROB_COLUMNS_PER_CHUNK = 16
+"""The first differences of a row are larger than the last: apart, they compress better. Groups of 8
+are another 0.5 % smaller and take 8 % longer to decode."""
 
 _Array = npt.NDArray[Any]
 _EXACT = {"encoding": "exact", "unit": "nat"}
