@@ -205,20 +205,21 @@ class CacheWriter:
         begun = any(
             f"receipts/{shard_part(shard)}.json" in sizes for shard in range(len(self.plan))
         )
-        for spec in self._arrays.id_order:
-            name = spec.file_name(0)
-            if begun and name not in sizes:
-                raise CorruptionError(
-                    f"{self.location / name} and its receipt are missing, and the shards that are "
-                    "there cannot be read without it. Restore it, or delete this cache."
-                )
+        names = [spec.file_name(0) for spec in self._arrays.id_order]
+        lost = [name for name in names if name not in sizes]
+        if begun and lost:
+            raise CorruptionError(
+                f"{self.location / lost[0]} and its receipt are missing, and the shards that are "
+                "there cannot be read without it. Restore it, or delete this cache."
+            )
+        for name in names:
             try:
                 publish_new(self.location / name, files[name])
             except AlreadyExistsError as error:
                 raise FingerprintMismatchError(
                     f"{self.location} was begun with another order of ids, by a writer whose "
-                    "device rounds otherwise. Run the same command again: it goes on with that "
-                    "order."
+                    "device rounds otherwise. Run the same command again to go on with that order; "
+                    "if that fails too, delete this cache."
                 ) from error
 
     def _publish(self, part: str, start: int, stop: int, files: Mapping[str, bytes]) -> Receipt:

@@ -4,9 +4,11 @@ import itertools
 import math
 import multiprocessing
 import pickle
+import warnings
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +24,7 @@ from fusestore.errors import (
     NonFiniteError,
     NotFoundError,
 )
+from fusestore.storage.array_reader import ArrayReader
 from fusestore.storage.codec import TAIL_STEP
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -141,6 +144,25 @@ def test_opening_reads_one_object(any_store, capture, monkeypatch):
         monkeypatch.setattr(Location, verb, counting)
     open_cache(any_store, "demo")
     assert read == ["manifest.json"]
+
+
+def test_opening_remotely_is_one_get_and_no_listing(s3_url, capture, monkeypatch):
+    """As the server is asked, whatever the libraries between do."""
+    from aiobotocore.client import AioBaseClient
+
+    capture.write(Store.open(f"{s3_url}/my.store"))
+    asked = []
+    original = AioBaseClient._make_api_call
+
+    async def counting(self, operation, arguments):
+        asked.append(operation)
+        return await original(self, operation, arguments)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
+    cache = open_cache(f"{s3_url}/my.store", "demo")
+    assert asked == ["GetObject"]
+    cache[0:16]
+    assert set(asked) <= {"GetObject", "HeadObject"}
 
 
 def read_in_child(cache, queue):
@@ -322,6 +344,47 @@ def test_skipped_documents(store, make):
     assert np.all(np.isneginf(cache.document(0).logprobs))
     assert np.all(cache.document(0).tail == 0)
     assert verify_cache(cache.location) == []
+
+
+def test_one_id_twice_where_order_says_nothing_is_refused(tmp_path, capture):
+    writer = capture.begin(Store.open(tmp_path))
+    rows = capture.shard_rows(0)
+    logprobs, ids = rows.logprobs.copy(), rows.ids.copy()
+    logprobs[5, 3:5], ids[5, 3:5] = logprobs[5, 3], ids[5, 3]
+    with pytest.raises(InvalidInputError, match="Row 5 holds one token id twice"):
+        writer.write_shard(0, changed_rows(rows, logprobs=logprobs, ids=ids))
+
+
+@pytest.mark.parametrize("profile", ["compact", "lossless"])
+@pytest.mark.parametrize(
+    ("array", "change", "message"),
+    [
+        ("ids", lambda values: values + 60_000, "stands for no id"),
+        ("token_ids", lambda values: values - 1000, "outside a vocabulary"),
+        ("token_class", lambda values: values + 64, "no order of ids.*there are 64"),
+        ("class_order", lambda values: values // 2, "no order of ids.*exactly once"),
+        ("rank_to_id", lambda values: values - 1, "no order of ids.*exactly once"),
+    ],
+)
+def test_hostile_numbers_with_right_checksums_are_refused(
+    tmp_path, make, profile, array, change, message
+):
+    """Written by zarr-python itself, so that all that is wrong is what they say."""
+    step = 1 / 16 if profile == "compact" else None
+    make(profile=profile, logprob_step=step).write(Store.open(tmp_path))
+    folder = tmp_path / "caches/demo"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened = zarr.open_group(folder, mode="r+")[array]
+        opened[:] = change(opened[:])
+    cache = open_cache(tmp_path, "demo")
+    # The receipts would tell by their sizes.
+    cache.reader._readers = {
+        spec.name: ArrayReader(cache.location, spec) for spec in cache.reader._arrays.per_shard
+    }
+    with pytest.raises(CorruptionError, match=message):
+        cache[:]
+    assert verify_cache(cache.location)
 
 
 def test_slices_only(store, capture):
