@@ -36,9 +36,11 @@ def cases(draw):
         draw(st.integers(1, 3)),
         draw(st.integers(1, min(vocab_size, 4096))),
     )
-    n, k = draw(st.integers(0, 6)), draw(st.integers(1, min(vocab_size, 40)))
+    n, k = draw(st.integers(0, 6)), draw(st.integers(1, min(vocab_size, 100)))
     ids = np.stack([generator.permutation(vocab_size)[:k] for _ in range(n)] or [np.zeros(k)])[:n]
-    logprobs = -np.sort(generator.exponential(1, (n, k)).round(1), axis=1).astype(np.float32)
+    logprobs = -np.sort(
+        generator.exponential(1, (n, k)).round(draw(st.integers(0, 1))), axis=1
+    ).astype(np.float32)
     logprobs[np.arange(k) >= generator.integers(0, 2 * k + 1, n)[:, None]] = -np.inf
     row_class = order.token_class[generator.integers(0, vocab_size, n)]
     return order, row_class, ids.astype(np.int32), logprobs
