@@ -200,18 +200,15 @@ class CacheWriter:
         """Write the order of ids, which every shard depends on, create-only.
 
         So the first of several writers settles it; another one cannot take its place, even where
-        its receipt is not there yet, or not any more.
+        its receipt is not there yet, or not any more. Where it is lost with its receipt, what is
+        there of shards says nothing any more: they are made again.
         """
-        begun = any(
-            f"receipts/{shard_part(shard)}.json" in sizes for shard in range(len(self.plan))
-        )
         names = [spec.file_name(0) for spec in self._arrays.id_order]
-        lost = [name for name in names if name not in sizes]
-        if begun and lost:
-            raise CorruptionError(
-                f"{self.location / lost[0]} and its receipt are missing, and the shards that are "
-                "there cannot be read without it. Restore it, or delete this cache."
-            )
+        if any(name not in sizes for name in names):
+            for shard in range(len(self.plan)):
+                file = self._receipt_file(shard_part(shard))
+                if f"receipts/{file.name}" in sizes:
+                    file.delete()
         for name in names:
             try:
                 publish_new(self.location / name, files[name])

@@ -24,18 +24,22 @@ SAMPLE_SHARE = 16
 
 
 def sample_stretches(tokens: TokenTable) -> list[slice]:
-    """The beginnings of evenly spread documents: about `MAX_SAMPLE_ROWS` rows, or fewer."""
+    """The beginnings of evenly spread documents: at most `MAX_SAMPLE_ROWS` rows, at least one."""
     wanted = max(1, min(MAX_SAMPLE_ROWS, tokens.num_tokens // SAMPLE_SHARE))
     lengths = np.diff(tokens.document_offsets)
-    filled = np.flatnonzero(lengths)
-    longest = min(wanted, max(ROWS_PER_DOCUMENT, -(-wanted // len(filled))))
+    filled = int(np.count_nonzero(lengths))
+    longest = min(wanted, max(ROWS_PER_DOCUMENT, -(-wanted // filled)))
     lengths = np.minimum(lengths, longest)
-    chosen = filled[:: -(-int(lengths.sum()) // wanted)]
-    starts = tokens.document_offsets[chosen]
-    return [
-        slice(int(start), int(start + length))
-        for start, length in zip(starts, lengths[chosen], strict=True)
-    ]
+    total = int(lengths.sum())
+    stretches: list[slice] = []
+    taken = passed = 0
+    # A document is taken when it does not bring the sample ahead of its share of what has passed.
+    for start, length in zip(tokens.document_offsets.tolist(), lengths.tolist(), strict=False):
+        passed += length
+        if length and (taken + length) * total <= wanted * passed:
+            stretches.append(slice(start, start + length))
+            taken += length
+    return stretches
 
 
 def sample_tokens(tokens: TokenTable) -> TokenTable:
