@@ -382,7 +382,7 @@ def arrow_lists(folder: Path, rows: Rows, tokens: TokenTable) -> Side | str:
     import datasets
 
     parts = [slice(a, b) for a, b in itertools.pairwise(tokens.document_offsets)]
-    target = folder / "arrow"
+    target = str(folder / "arrow")
 
     def write() -> None:
         datasets.Dataset.from_dict(
@@ -394,7 +394,7 @@ def arrow_lists(folder: Path, rows: Rows, tokens: TokenTable) -> Side | str:
 
     seconds = timed(write)
     opened = datasets.load_from_disk(target)
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in Path(target).rglob("*") if path.is_file())
     return Side(
         "Hugging Face Arrow lists",
         size,
@@ -413,7 +413,7 @@ def mosaic(folder: Path, rows: Rows, tokens: TokenTable) -> Side | str:
     columns = {"ids": "ndarray:int32", "logprobs": "ndarray:float16"}
 
     def write() -> None:
-        with streaming.MDSWriter(out=target, columns=columns, compression="zstd") as out:
+        with streaming.MDSWriter(out=target, columns=columns) as out:
             for start, stop in itertools.pairwise(tokens.document_offsets):
                 logprobs = rows.logprobs[start:stop].astype(np.float16)
                 out.write({"ids": rows.ids[start:stop], "logprobs": logprobs})
@@ -422,7 +422,7 @@ def mosaic(folder: Path, rows: Rows, tokens: TokenTable) -> Side | str:
     size = sum(path.stat().st_size for path in Path(target).rglob("*") if path.is_file())
     opened = streaming.LocalDataset(target)
     return Side(
-        "MosaicML MDS zstd, int32 + float16",
+        "MosaicML MDS, int32 + float16",
         size,
         seconds,
         by_document(opened, tokens, ("ids", "logprobs")),
