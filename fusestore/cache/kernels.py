@@ -124,8 +124,9 @@ def decode_gaps(
     follows no pattern that a processor could guess.
 
     Args:
-        values: uint16 or uint32 [chunk, k], as `code_ties` leaves numbers.
-        differences: uint16 [groups, chunk, columns] of `quantize_logprobs`, cut into groups.
+        values: uint16 or uint32 [groups, chunk, columns]: what `code_ties` leaves, cut into groups
+            of columns.
+        differences: uint16, likewise, of `quantize_logprobs`.
         first: the row of the chunk to begin with.
         row_class: uint16 [n], below C.
         table: uint16 or int32 [C · H + V]: `IdOrder.table`.
@@ -139,7 +140,7 @@ def decode_gaps(
         The first row with a number outside the vocabulary, or `SOUND`.
     """
     rows, columns = out_ids.shape
-    width = differences.shape[2]
+    groups, _, width = differences.shape
     # Unsigned indices: numba lets a signed one count from the end, which costs a comparison.
     one, zero = np.uint32(1), np.uint32(0)
     below, last = np.uint32(head), np.uint32(vocab_size - 1)
@@ -149,21 +150,25 @@ def decode_gaps(
     for row in range(rows):
         source = first + row
         count = columns
-        while (
-            count > 0 and differences[(count - 1) // width, source, (count - 1) % width] == ABSENT
-        ):
-            count -= 1
+        for group in range(groups - 1, -1, -1):
+            start = group * width
+            while count > start and differences[group, source, count - 1 - start] == ABSENT:
+                count -= 1
+            if count > start:
+                break
         # What follows from the entry before comes first and alone; the rest is done several
         # entries at a time.
         total, following = np.int32(0), zero
-        for group in range(-(-count // width)):
+        for group in range(groups):
             start = group * width
             for column in range(start, min(start + width, count)):
                 difference = differences[group, source, column - start]
                 total += np.int32(difference)
                 totals[column] = total
                 gap = zero - np.uint32((difference == 0) & (column > 1))
-                following = np.uint32(values[source, column]) + one + (following & gap)
+                following = (
+                    np.uint32(values[group, source, column - start]) + one + (following & gap)
+                )
                 numbers[column] = following
         for column in range(count):
             out_logprobs[row, column] = np.float32(-step * np.float64(totals[column]))
@@ -198,16 +203,19 @@ def decode_numbers(
     As `decode_gaps`, with values that are the numbers themselves.
     """
     rows, columns = out_ids.shape
+    groups, _, width = values.shape
     below, last = np.uint32(head), np.uint32(vocab_size - 1)
     shared = np.uint32(len(table) - vocab_size)
     for row in range(rows):
         own = np.uint32(row_class[row]) * below
-        for column in range(columns):
-            number = np.uint32(values[first + row, column])
-            if number > last:
-                return row
-            token_id = table[(own if number < below else shared) + number]
-            out_ids[row, column] = token_id if logprobs[row, column] > -np.inf else 0
+        for group in range(groups):
+            start = group * width
+            for column in range(start, min(start + width, columns)):
+                number = np.uint32(values[group, first + row, column - start])
+                if number > last:
+                    return row
+                token_id = table[(own if number < below else shared) + number]
+                out_ids[row, column] = token_id if logprobs[row, column] > -np.inf else 0
     return SOUND
 
 

@@ -28,9 +28,9 @@ from fusestore.storage.codec import (
     to_grid,
 )
 
-LOGPROB_COLUMNS_PER_CHUNK = 16
-"""The first differences of a row are larger than the last: apart, they compress better. Groups of 8
-are another 0.5 % smaller and take 8 % longer to decode."""
+COLUMNS_PER_CHUNK = 16
+"""The first entries of a row are other than the last, which may not be there at all: apart, they
+compress better. Groups of 8 are another 0.5 % smaller and take 8 % longer to decode."""
 
 _Array = npt.NDArray[Any]
 _EXACT = {"encoding": "exact", "unit": "nat"}
@@ -71,7 +71,8 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
     compressed = fingerprint.profile != "fast"
     codec: Codec = "pcodec" if compressed else "raw"
     # A whole number of chunks, each of all columns where chunks are mapped.
-    columns = min(LOGPROB_COLUMNS_PER_CHUNK, k) if compressed else k
+    columns = min(COLUMNS_PER_CHUNK, k) if compressed else k
+    width = -(-k // columns) * columns
 
     def per_token(name: str, dtype: str, attributes: dict[str, Any]) -> ArraySpec:
         return ArraySpec(name, (tokens,), dtype, (chunk,), (shard,), codec, attributes, ("token",))
@@ -85,8 +86,8 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
             "ids",
             (tokens, k),
             "uint16" if vocab_size <= 2**16 else "uint32",
-            (chunk, k),
-            (shard, k),
+            (chunk, columns),
+            (shard, width),
             codec,
             _id_attributes(fingerprint),
             ("token", "entry"),
@@ -96,7 +97,7 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
             (tokens, k),
             "float32" if step is None else "uint16",
             (chunk, columns),
-            (shard, -(-k // columns) * columns),
+            (shard, width),
             codec,
             _EXACT if step is None else _grid(step, differences=compressed),
             ("token", "entry"),

@@ -103,7 +103,7 @@ class RowReader:
         differences = self._chunks(self._arrays.logprobs, start, stop)
         for (inside, to, values), (_, _, steps) in zip(numbers, differences, strict=True):
             bad = decode_gaps(
-                values[0],
+                values,
                 steps,
                 inside.start,
                 classes[to],
@@ -121,7 +121,7 @@ class RowReader:
         logprobs[:] = self._read(self._arrays.logprobs, start, stop)
         for inside, to, values in self._chunks(self._arrays.ids, start, stop):
             bad = decode_numbers(
-                values[0],
+                values,
                 inside.start,
                 logprobs[to],
                 classes[to],

@@ -387,6 +387,22 @@ def test_hostile_numbers_with_right_checksums_are_refused(
     assert verify_cache(cache.location)
 
 
+def test_entries_that_are_not_there_take_next_to_no_room(tmp_path, make):
+    """As in rows that keep few of many places: four entries in 4 places, or in 128."""
+    sizes = []
+    for k in (4, 128):
+        capture = make((3000,), 500, k, rows_per_shard=4096, rows_per_chunk=1024)
+        capture.rows.logprobs[:, 4:] = -np.inf
+        store = Store.open(tmp_path / str(k))
+        capture.write(store)
+        cache = open_cache(store, "demo")
+        assert_rows_match(cache[:], capture.rows, cache.fingerprint)
+        files = cache.location.sizes()
+        sizes.append(sum(files[f"{name}/c/0/0"] for name in ("ids", "logprobs")))
+    bits_of_an_absent_entry = (sizes[1] - sizes[0]) * 8 / (3000 * 124)
+    assert bits_of_an_absent_entry < 0.3
+
+
 def test_slices_only(store, capture):
     capture.write(store)
     cache = open_cache(store, "demo")

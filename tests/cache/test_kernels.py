@@ -85,12 +85,12 @@ def plain_ids(order, row_class, numbers, logprobs):
     return ids
 
 
-def grouped(differences, width):
+def grouped(values, width):
     """[n, k] cut into groups of columns, as `ArrayReader.chunks` gives them."""
-    n, k = differences.shape
+    n, k = values.shape
     groups = -(-k // width)
-    padded = np.zeros((n, groups * width), np.uint16)
-    padded[:, :k] = differences
+    padded = np.zeros((n, groups * width), values.dtype)
+    padded[:, :k] = values
     return np.ascontiguousarray(padded.reshape(n, groups, width).transpose(1, 0, 2))
 
 
@@ -110,11 +110,12 @@ def test_the_loops_do_what_plain_python_does(case, width, first):
     here, exact = logprobs[first:], np.ascontiguousarray(logprobs[first:])
     got_ids, got_logprobs = np.empty(here.shape, np.int32), np.empty(here.shape, np.float32)
     decode = (row_class[first:], order.table, order.head, order.vocab_size)
-    assert decode_numbers(numbers, first, exact, *decode, got_ids) == SOUND
+    assert decode_numbers(grouped(numbers, width), first, exact, *decode, got_ids) == SOUND
     assert np.array_equal(got_ids, plain_ids(order, row_class, numbers, logprobs)[first:])
     assert np.array_equal(got_ids, np.where(np.isneginf(here), 0, ids[first:]))
 
     steps = grouped(differences, width)
+    values = grouped(values, width)
     assert decode_gaps(values, steps, first, *decode, 1 / 16, got_ids, got_logprobs) == SOUND
     expected = np.where(
         differences == ABSENT,
@@ -137,13 +138,13 @@ def test_a_number_outside_the_vocabulary_is_found(dtype):
     largest = np.iinfo(dtype).max
     ids, logprobs = np.empty((3, 4), np.int32), np.zeros((3, 4), np.float32)
     for bad in (9, largest - 1, largest):
-        values = np.zeros((3, 4), dtype)
-        values[1, 2] = bad
+        values = np.zeros((1, 3, 4), dtype)
+        values[0, 1, 2] = bad
         differences = np.ones((1, 3, 4), np.uint16)
         assert decode_numbers(values, 0, logprobs, *decode, ids) == 1
         assert decode_gaps(values, differences, 0, *decode, 1.0, ids, logprobs) == 1
     # Each gap is small, their sum is not.
-    values, differences = np.full((3, 4), 4, dtype), np.zeros((1, 3, 4), np.uint16)
+    values, differences = np.full((1, 3, 4), 4, dtype), np.zeros((1, 3, 4), np.uint16)
     assert decode_gaps(values, differences, 0, *decode, 1.0, ids, logprobs) == 0
 
 
