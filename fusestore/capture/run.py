@@ -29,7 +29,7 @@ from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
 from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary_table import save_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
-from fusestore.progress import Progress, Reporter, SilentReporter, ignore_progress
+from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.storage.shards import Receipt
 from fusestore.storage.store import Store
 
@@ -110,7 +110,9 @@ def capture(
             model_loaded = load()
             sample = sample_tokens(tokens)
             capturer = RowCapturer(model_loaded, sample, settings.top_k, settings.batch_size)
-            rows, _ = capturer.rows(0, sample.num_tokens, ignore_progress)
+            with reporter.stage(f"Sampling {name}", "tokens") as progress:
+                # A document that is not finite says nothing here; with its shard it will be told.
+                rows, _ = capturer.rows(0, sample.num_tokens, progress)
             order = order_of_sample(identity.vocab_size, tokens, rows)
     writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     save_vocabulary(store, tokenizer.vocabulary)
