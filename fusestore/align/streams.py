@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fusestore.cache.layout import cache_arrays
 from fusestore.cache.reader import Cache
 from fusestore.corpus.tokens import TokenTable
-from fusestore.storage.arrays import ArrayReader
+from fusestore.storage.array_reader import ArrayReader
 
 
 class CacheTokens:

@@ -174,15 +174,20 @@ def _check_content(
         return
     reader = RowReader(location, fingerprint)
     try:
-        tokens, ranks = reader.tokens, reader.rank_to_id
+        tokens = reader.tokens
     except (CorruptionError, InvalidInputError) as error:
         yield Finding("token_ids", str(error))
         return
+    if arrays.id_order:
+        try:
+            reader.id_order  # noqa: B018 - read for its errors
+        except CorruptionError as error:
+            yield Finding("rank_to_id", str(error))
+            return
     vocab_size = fingerprint.model.vocab_size
-    if not np.array_equal(np.sort(ranks), np.arange(vocab_size)):
-        yield Finding("rank_to_id", f"is no permutation of 0 to {vocab_size - 1}")
     if tokens.token_ids.min() < 0 or tokens.token_ids.max() >= vocab_size:
         yield Finding("token_ids", f"holds ids outside the vocabulary of {vocab_size}")
+        return
     inner = np.ones(len(tokens.end_offsets), dtype=bool)
     inner[tokens.document_offsets[:-1][np.diff(tokens.document_offsets) > 0]] = False
     if np.any(np.diff(tokens.end_offsets, prepend=0)[inner] < 0) or tokens.end_offsets.min() < 0:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import Cache, open_cache
-from fusestore.cache.writer import CacheWriter
+from fusestore.cache.writer import CacheWriter, stored_order
 from fusestore.capture.batches import RowCapturer
 from fusestore.capture.models import (
     check_width,
@@ -19,6 +21,7 @@ from fusestore.capture.models import (
     local_model_folder,
     model_digest,
 )
+from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.capture.shard_queue import ShardQueue
 from fusestore.corpus.build import Corpus
@@ -28,7 +31,6 @@ from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary_table import save_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
 from fusestore.progress import Progress, Reporter, SilentReporter
-from fusestore.storage.codec import frequency_ranks
 from fusestore.storage.store import Store
 
 
@@ -92,7 +94,8 @@ def capture(
         top_k=settings.top_k,
         top_p=settings.top_p,
         seed=settings.rule.seed,
-        logprob_step=None if settings.selection == "sampled" else settings.logprob_step,
+        profile=settings.profile,
+        logprob_step=settings.grid,
         dtype=settings.dtype,
         max_length=int(np.diff(tokens.document_offsets).max(initial=1)),
         on_nan=settings.on_nan,
@@ -101,27 +104,26 @@ def capture(
         num_documents=tokens.num_documents,
         num_tokens=tokens.num_tokens,
     )
-    writer = CacheWriter.create(
-        store, name, fingerprint, tokens, frequency_ranks(tokens.token_ids, identity.vocab_size)
-    )
+    load = partial(_load, folder, settings, identity.vocab_size, len(tokenizer), name)
+    model_loaded: Any = None
+    order = None
+    if fingerprint.profile != "fast":
+        order = stored_order(store, name, fingerprint)
+        if order is None:
+            model_loaded = load()
+            sample = sample_tokens(tokens)
+            capturer = RowCapturer(model_loaded, sample, settings.rule, settings.batch_size)
+            with reporter.stage(f"Sampling {name}", "tokens") as progress:
+                # A document that is not finite says nothing here; with its shard it will be told.
+                rows, _ = capturer.rows(0, sample.num_tokens, progress)
+            order = order_of_sample(identity.vocab_size, tokens, rows)
+    writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     save_vocabulary(store, tokenizer.vocabulary)
     if writer.complete:
         return open_cache(store, name), False
     missing = writer.missing_shards()
     if missing:
-        loaded = load_model(
-            folder,
-            dtype=settings.dtype,
-            device=settings.device,
-            attention=settings.attention,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        width = check_widths(loaded, len(tokenizer), name)
-        if width != identity.vocab_size:
-            raise IncompatibleError(
-                f"The configuration of {name} says vocabulary {identity.vocab_size:,}, but its "
-                f"output has {width:,}. Correct vocab_size in the model folder's config.json."
-            )
+        loaded = model_loaded or load()
         capturer = RowCapturer(loaded, tokens, settings.rule, settings.batch_size)
         bounds = [writer.plan.bounds(shard) for shard in missing]
         already = tokens.num_tokens - sum(stop - start for start, stop in bounds)
@@ -130,6 +132,26 @@ def capture(
     skipped = skipped_documents(tokens, label_logprob)
     writer.finish(_score_totals(corpus, tokens, label_logprob, skipped), skipped)
     return open_cache(store, name), True
+
+
+def _load(
+    folder: Path, settings: CaptureSettings, vocab_size: int, tokenizer_length: int, name: str
+) -> Any:  # noqa: ANN401 - transformers is untyped
+    """The model, once its output is as wide as its configuration says."""
+    loaded = load_model(
+        folder,
+        dtype=settings.dtype,
+        device=settings.device,
+        attention=settings.attention,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    width = check_widths(loaded, tokenizer_length, name)
+    if width != vocab_size:
+        raise IncompatibleError(
+            f"The configuration of {name} says vocabulary {vocab_size:,}, but its output has "
+            f"{width:,}. Correct vocab_size in the model folder's config.json."
+        )
+    return loaded
 
 
 def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:
