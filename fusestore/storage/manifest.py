@@ -79,7 +79,7 @@ class Manifest(Frozen):
             CorruptionError: the content does not match its checksum.
             InvalidInputError: not a manifest of this kind.
         """
-        return cls.from_bytes(location.read_range(0, MAX_MANIFEST_BYTES + 1), str(location))
+        return cls.from_bytes(location.read_prefix(MAX_MANIFEST_BYTES + 1), str(location))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Self:

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from fusestore.errors import AlreadyExistsError, StorageError
-from fusestore.storage.urls import Location, storage_errors
+from fusestore.storage.failures import patient, storage_errors
+from fusestore.storage.urls import Location
 
 TEMPORARY_PREFIX = ".tmp-"
 """Files of this prefix are unfinished; readers ignore them and a later writer may remove them."""
@@ -29,41 +30,45 @@ _TEMPORARY_NAME = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9_]*)-(?P<pid>\d+)-[0-9a-
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
+@patient
 def publish(location: Location, data: bytes) -> None:
     """Write the whole file durably, replacing any file of that name.
 
     Raises:
         AccessDeniedError, NotFoundError (no such bucket), StorageError: nothing was changed.
     """
-    with storage_errors(location):
-        if location.is_local:
-            _publish_local(location.path, data, create_only=False)
-        else:
-            location.filesystem.pipe_file(location.url, data)
+    if location.is_local:
+        _publish_local(location.path, data, create_only=False)
+    else:
+        location.filesystem.pipe_file(location.url, data)
 
 
 def publish_new(location: Location, data: bytes) -> None:
     """Write the whole file durably; a file of that name with the same bytes counts as success.
 
-    The comparison makes a retried write recognise its own earlier success.
+    The comparison makes a write recognise its own earlier success, whose answer was lost.
 
     Raises:
         AlreadyExistsError: a file of that name holds other bytes; it was left as it is.
         AccessDeniedError, NotFoundError (no such bucket), StorageError: nothing was changed.
     """
     try:
-        with storage_errors(location):
-            if location.is_local:
-                _publish_local(location.path, data, create_only=True)
-            else:
-                location.filesystem.pipe_file(location.url, data, mode="create")
+        _publish_new(location, data)
     except FileExistsError as error:
         _accept_same(location, data, error)
     except StorageError as error:
-        # A conditional PUT can fail, or be told of a conflict, although a first try arrived.
+        # Some servers tell of a conflict otherwise than S3 does; or the last answer was lost.
         if not location.exists():
             raise
         _accept_same(location, data, error)
+
+
+@patient
+def _publish_new(location: Location, data: bytes) -> None:
+    if location.is_local:
+        _publish_local(location.path, data, create_only=True)
+    else:
+        location.filesystem.pipe_file(location.url, data, mode="create")
 
 
 def _accept_same(location: Location, data: bytes, error: Exception) -> None:
