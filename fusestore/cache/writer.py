@@ -2,12 +2,15 @@
 
 Order on disk: fingerprint, then metadata and tokens with their receipt, then for each shard its
 files and after them its receipt, and the manifest when nothing is missing. A run may be killed at
-any moment; the next one does what has no receipt. Equal input gives equal bytes.
+any moment; the next one does what has no receipt. Several writers at once divide the shards by
+claims (`storage.claims`). Equal input gives equal bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,15 +35,24 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.storage.arrays import array_metadata, encode_shard, group_metadata
+from fusestore.storage.claims import Claims, remove_claims
 from fusestore.storage.codec import invert_permutation
 from fusestore.storage.publish import publish, publish_new, remove_abandoned
 from fusestore.storage.shards import FileRecord, Receipt, shard_part
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
+SECONDS_BETWEEN_LOOKS = 1.0
+"""How often a writer that has nothing left to do looks how the others are doing."""
+
 
 class CacheWriter:
-    """Made by `create`. Attribute `reader` reads the rows of shards that are written."""
+    """Made by `create`.
+
+    Attributes:
+        reader: reads the rows of shards that are written.
+        num_rows_finished: rows of the shards that were finished at the last look.
+    """
 
     def __init__(
         self, location: Location, fingerprint: Fingerprint, id_to_rank: npt.NDArray[np.uint32]
@@ -51,6 +63,8 @@ class CacheWriter:
         self.reader = RowReader(location, fingerprint)
         self._arrays = cache_arrays(fingerprint)
         self._id_to_rank = id_to_rank
+        self._receipts: dict[str, Receipt] = {}
+        self.num_rows_finished = 0
 
     @classmethod
     def create(
@@ -76,7 +90,7 @@ class CacheWriter:
         """
         id_to_rank = _check_input(fingerprint, tokens, rank_to_id)
         location = store.cache(name)
-        _claim(location, fingerprint, name)
+        _write_fingerprint(location, fingerprint, name)
         remove_abandoned(location)
         writer = cls(location, fingerprint, id_to_rank)
         writer._write_tokens(tokens, rank_to_id)
@@ -89,12 +103,48 @@ class CacheWriter:
 
     def missing_shards(self) -> list[int]:
         """Shards without a receipt, or whose files are not there as the receipt says."""
+        finished = set(self.finished_shards())
+        return [shard for shard in range(len(self.plan)) if shard not in finished]
+
+    @contextlib.contextmanager
+    def claim_shards(
+        self, *, first: int = 0, waiting: Callable[[int], None] | None = None
+    ) -> Iterator[Iterator[int]]:
+        """Share the missing shards with every other writer of this cache.
+
+        A context that yields an iterator of the shards to write, each claimed when it is asked
+        for. It ends when all shards are written by someone; before that it waits for writers that
+        are still at theirs, and takes over what dead ones leave. Inside the context this writer
+        counts as alive: write what was claimed before leaving it.
+
+        Args:
+            first: the shard to begin looking at.
+            waiting: told the number of shards that others hold, once, before the first wait.
+        """
+        told = False
+
+        def wait(count: int) -> None:
+            nonlocal told
+            if waiting is not None and not told:
+                waiting(count)
+            told = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+        claims = Claims(self._claims, self.finished_shards, len(self.plan), first=first)
+        with claims:
+            yield claims.shards(wait)
+
+    def finished_shards(self) -> list[int]:
+        """Shards with a receipt, whose files are there as it says; written by whomever."""
         sizes = self.location.sizes()
-        return [
+        finished = [
             shard
             for shard in range(len(self.plan))
-            if self._whole_receipt(shard_part(shard), sizes) is None
+            if self._whole_receipt(shard_part(shard), sizes) is not None
         ]
+        bounds = [self.plan.bounds(shard) for shard in finished]
+        self.num_rows_finished = sum(stop - start for start, stop in bounds)
+        return finished
 
     def write_shard(self, shard: int, rows: Rows) -> Receipt:
         """Publish one shard: its files, then its receipt.
@@ -155,6 +205,10 @@ class CacheWriter:
         manifest.save(self.location / "manifest.json")
         return manifest
 
+    def remove_claims(self) -> None:
+        """Remove what writers left: a finished cache holds nothing of them."""
+        remove_claims(self._claims)
+
     def _write_tokens(self, tokens: TokenTable, rank_to_id: npt.NDArray[np.int32]) -> None:
         arrays = self._arrays
         files = {
@@ -198,12 +252,41 @@ class CacheWriter:
             if self._whole_receipt(part, self.location.sizes()) is not None:
                 publish_new(file, receipt.to_bytes())
                 return receipt
-            # It tells of files that are damaged: gone before they are made again.
-            file.delete()
+            self._forget(part)
+        self._publish_files(files)
+        try:
+            publish_new(file, receipt.to_bytes())
+        except AlreadyExistsError:
+            # Another writer, whose device rounds otherwise, made this shard at the same time. The
+            # files may be a mixture: what its receipt tells of, or else ours, but all of one.
+            if self._holds(self._load_receipt(part)):
+                return self._load_receipt(part)
+            self._forget(part)
+            self._publish_files(files)
+            publish_new(file, receipt.to_bytes())
+        return receipt
+
+    def _publish_files(self, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
             publish(self.location / name, data)
-        publish_new(file, receipt.to_bytes())
-        return receipt
+
+    def _forget(self, part: str) -> None:
+        """Remove a receipt that tells of damaged files, before they are made again."""
+        self._receipts.pop(part, None)
+        self._receipt_file(part).delete()
+
+    def _holds(self, receipt: Receipt) -> bool:
+        """Whether the files are those of the receipt, byte for byte."""
+        return all(
+            FileRecord.of((self.location / name).read_bytes()) == record
+            for name, record in receipt.files.items()
+        )
+
+    def _load_receipt(self, part: str) -> Receipt:
+        # Receipts never change: each is read once, however often a writer looks around.
+        if part not in self._receipts:
+            self._receipts[part] = Receipt.load(self._receipt_file(part))
+        return self._receipts[part]
 
     def _whole_receipt(self, part: str, sizes: Mapping[str, int]) -> Receipt | None:
         """The part's receipt if it is sound and its files have the sizes it says."""
@@ -211,13 +294,17 @@ class CacheWriter:
         if f"receipts/{file.name}" not in sizes:
             return None
         try:
-            receipt = Receipt.load(file)
+            receipt = self._load_receipt(part)
         except (CorruptionError, InvalidInputError, NotFoundError):
             return None
         if (receipt.part, receipt.fingerprint_digest) != (part, self.fingerprint.digest):
             return None
         whole = all(sizes.get(name) == record.num_bytes for name, record in receipt.files.items())
         return receipt if whole else None
+
+    @property
+    def _claims(self) -> Location:
+        return self.location / "claims"
 
     def _receipt_file(self, part: str) -> Location:
         return self.location / "receipts" / f"{part}.json"
@@ -250,7 +337,7 @@ def _check_input(
     return invert_permutation(rank_to_id)
 
 
-def _claim(location: Location, fingerprint: Fingerprint, name: str) -> None:
+def _write_fingerprint(location: Location, fingerprint: Fingerprint, name: str) -> None:
     """Write the fingerprint, or check that the one there is the same."""
     file = location / "fingerprint.json"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fusestore.capture.models import (
     local_model_folder,
     model_digest,
 )
+from fusestore.capture.ranks import process_rank
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import Corpus
 from fusestore.corpus.tokenize import corpus_tokens
@@ -44,6 +46,7 @@ def capture(
     """Fill the cache `name` with the distributions of `model` over the corpus.
 
     What is there already, from an earlier run that was stopped or from another process, is kept.
+    Several processes that capture one cache divide its shards; each returns when it is complete.
 
     Args:
         store: where the cache goes.
@@ -103,9 +106,9 @@ def capture(
     )
     save_vocabulary(store, tokenizer.vocabulary)
     if writer.complete:
+        writer.remove_claims()
         return open_cache(store, name), False
-    missing = writer.missing_shards()
-    if missing:
+    if writer.missing_shards():
         loaded = load_model(
             folder,
             dtype=settings.dtype,
@@ -120,10 +123,19 @@ def capture(
                 f"output has {width:,}. Correct vocab_size in the model folder's config.json."
             )
         capturer = RowCapturer(loaded, tokens, settings.top_k, settings.batch_size)
-        _fill(writer, missing, capturer, corpus, tokens, settings, name, reporter)
-    label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
-    skipped = skipped_documents(tokens, label_logprob)
-    writer.finish(_score_totals(corpus, tokens, label_logprob, skipped), skipped)
+        rank, world_size = process_rank()
+        with writer.claim_shards(
+            first=rank * len(writer.plan) // world_size,
+            waiting=lambda count: reporter.line(
+                f"Waiting for other writers of {name}: {count} shards are theirs"
+            ),
+        ) as shards:
+            _fill(writer, shards, capturer, corpus, tokens, settings, name, reporter)
+    if not writer.complete:
+        label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
+        skipped = skipped_documents(tokens, label_logprob)
+        writer.finish(score_totals(corpus, tokens, label_logprob, skipped), skipped)
+    writer.remove_claims()
     return open_cache(store, name), True
 
 
@@ -142,7 +154,7 @@ def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]
 
 def _fill(
     writer: CacheWriter,
-    missing: list[int],
+    shards: Iterable[int],
     capturer: RowCapturer,
     corpus: Corpus,
     tokens: TokenTable,
@@ -150,19 +162,18 @@ def _fill(
     name: str,
     reporter: Reporter,
 ) -> None:
-    """Compute and write the missing shards, writing one while the next is computed."""
-    bounds = [writer.plan.bounds(shard) for shard in missing]
-    total = sum(stop - start for start, stop in bounds)
-    already = tokens.num_tokens - total
+    """Compute and write the shards, writing one while the next is computed."""
+    done = writer.num_rows_finished
     written: Future[Receipt] | None = None
     with (
         reporter.stage(f"Capturing {name}", "tokens") as progress,
         ThreadPoolExecutor(max_workers=1) as background,
     ):
-        done = already
         progress(done, tokens.num_tokens)
-        for shard, (start, stop) in zip(missing, bounds, strict=True):
-            base = done
+        for shard in shards:
+            start, stop = writer.plan.bounds(shard)
+            # What others have finished meanwhile is progress too.
+            base = done = max(done, writer.num_rows_finished)
             rows, bad = capturer.rows(start, stop, _offset(progress, base, tokens.num_tokens))
             if bad and settings.on_nan == "stop":
                 raise NonFiniteError(_describe_bad(corpus, bad, name))
@@ -219,7 +230,7 @@ def _check_lengths(tokens: TokenTable, context: int | None, name: str) -> None:
     )
 
 
-def _score_totals(
+def score_totals(
     corpus: Corpus,
     tokens: TokenTable,
     label_logprob: npt.NDArray[np.float32],

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import socket
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from fusestore.errors import AlreadyExistsError, StorageError
 from fusestore.storage.failures import patient, storage_errors
@@ -25,9 +27,21 @@ TEMPORARY_PREFIX = ".tmp-"
 ABANDONED_AFTER_S = 24 * 3600
 """A temporary file of another machine is taken for abandoned when it is this old."""
 
-_HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
-_TEMPORARY_NAME = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9_]*)-(?P<pid>\d+)-[0-9a-f]{8}")
+_TEMPORARY_NAME = re.compile(r"\.tmp-(?P<machine>[0-9a-f]{12})-(?P<pid>\d+)-[0-9a-f]{8}")
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def _machine() -> str:
+    """What tells apart the machines, and the containers on one, whose process ids mean others."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:12]
+
+
+MACHINE = _machine()
+"""Stands for this machine in files that do not outlast the writing."""
 
 
 @patient
@@ -79,10 +93,9 @@ def _accept_same(location: Location, data: bytes, error: Exception) -> None:
 
 
 def _publish_local(path: Path, data: bytes, *, create_only: bool) -> None:
-    _make_folder(path.parent)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{_HOST}-{os.getpid()}-{os.urandom(4).hex()}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{MACHINE}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
-        with temporary.open("xb") as file:
+        with _create(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -93,6 +106,16 @@ def _publish_local(path: Path, data: bytes, *, create_only: bool) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _create(path: Path) -> BinaryIO:
+    _make_folder(path.parent)
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        # Another writer has tidied up the folder, which was empty, in between.
+        _make_folder(path.parent)
+        return path.open("xb")
 
 
 def _link_new(temporary: Path, path: Path) -> None:
@@ -144,12 +167,13 @@ def remove_abandoned(folder: Location) -> None:
                 continue
             # Another writer may finish or tidy up at the same time.
             with contextlib.suppress(FileNotFoundError):
-                dead = match["host"] == _HOST and not _is_running(int(match["pid"]))
+                dead = match["machine"] == MACHINE and not is_running(int(match["pid"]))
                 if dead or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
                     path.unlink()
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
