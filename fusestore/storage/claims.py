@@ -180,9 +180,11 @@ class Claims:
 
 def remove_claims(folder: Location) -> None:
     """Remove all claims, once what they were for is complete."""
+    if not folder.is_local:
+        folder.delete()
+        return
     for name in folder.list():
         (folder / name).delete()
-    if folder.is_local:
-        # Not there, or another writer has just put its sign there: it will remove both.
-        with contextlib.suppress(OSError):
-            folder.path.rmdir()
+    # Not there, or another writer has just put its sign there: it will remove both.
+    with contextlib.suppress(OSError):
+        folder.path.rmdir()

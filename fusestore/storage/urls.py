@@ -245,7 +245,9 @@ class Location:
             else:
                 self.path.unlink(missing_ok=True)
         elif self.filesystem.exists(self.url):
-            self.filesystem.rm(self.url, recursive=True)
+            # Somebody else may have removed it in between.
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.rm(self.url, recursive=True)
 
 
 def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: ANN401
