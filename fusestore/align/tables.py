@@ -31,8 +31,9 @@ from fusestore.errors import (
     IncompatibleError,
     NotFoundError,
 )
-from fusestore.storage.manifest import Frozen, Manifest, digest_bytes
+from fusestore.storage.manifest import Frozen, Manifest
 from fusestore.storage.publish import publish, publish_new
+from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 
 TOKENS_PER_PART = 2**20
@@ -81,14 +82,13 @@ class AlignmentFingerprint(Manifest):
 
 
 class AlignmentPart(Frozen):
-    """One Parquet file: documents `[start, stop)`, their rows, and the file's size and checksum."""
+    """One Parquet file: documents `[start, stop)`, their rows, and what the file holds."""
 
     name: str
     start: int
     stop: int
     num_tokens: int
-    num_bytes: int
-    sha256: str
+    record: FileRecord
 
 
 class AlignmentManifest(Manifest):
@@ -161,14 +161,12 @@ class Alignment:
                 data = location.read_bytes()
             except NotFoundError as error:
                 raise CorruptionError(
-                    f"{location} is missing. Delete {self.location} and run "
-                    "`fusestore align` again."
+                    f"{location} is missing. Run `fusestore verify --repair`."
                 ) from error
-            if digest_bytes(data) != part.sha256:
+            if FileRecord.of(data) != part.record:
                 raise CorruptionError(
                     f"{location} does not match its checksum ({len(data):,} bytes, "
-                    f"{part.num_bytes:,} were written). Delete {self.location} and run "
-                    "`fusestore align` again."
+                    f"{part.record.num_bytes:,} were written). Run `fusestore verify --repair`."
                 )
             self._loaded = part.name, pl.read_parquet(io.BytesIO(data))
         return self._loaded[1]
@@ -262,8 +260,7 @@ def write_alignment(
                 start=start,
                 stop=stop,
                 num_tokens=num_tokens,
-                num_bytes=len(data),
-                sha256=digest_bytes(data),
+                record=FileRecord.of(data),
             )
         )
         if progress is not None:

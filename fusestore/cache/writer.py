@@ -31,6 +31,7 @@ from fusestore.errors import (
     AlreadyExistsError,
     CorruptionError,
     FingerprintMismatchError,
+    IncompatibleError,
     InvalidInputError,
     NotFoundError,
 )
@@ -52,6 +53,8 @@ class CacheWriter:
     Attributes:
         reader: reads the rows of shards that are written.
         num_rows_finished: rows of the shards that were finished at the last look.
+        redo: shards that count as missing until they are written, whatever is there; with the
+            receipt that tells what must come out, where that is known.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class CacheWriter:
         self._id_to_rank = id_to_rank
         self._receipts: dict[str, Receipt] = {}
         self.num_rows_finished = 0
+        self.redo: dict[int, Receipt | None] = {}
 
     @classmethod
     def create(
@@ -140,7 +144,7 @@ class CacheWriter:
         finished = [
             shard
             for shard in range(len(self.plan))
-            if self._whole_receipt(shard_part(shard), sizes) is not None
+            if shard not in self.redo and self._whole_receipt(shard_part(shard), sizes) is not None
         ]
         bounds = [self.plan.bounds(shard) for shard in finished]
         self.num_rows_finished = sum(stop - start for start, stop in bounds)
@@ -156,6 +160,7 @@ class CacheWriter:
         Raises:
             InvalidInputError, NonFiniteError: rows that cannot be a shard; nothing was written.
             AlreadyExistsError: the shard was written with other content.
+            IncompatibleError: the shard is to be done again, and other content comes out.
         """
         start, stop = self.plan.bounds(shard)
         if len(rows) != stop - start:
@@ -168,7 +173,21 @@ class CacheWriter:
             spec.file_name(shard): encode_shard(spec, shard, np.ascontiguousarray(array))
             for spec, array in zip(self._arrays.per_shard, values, strict=True)
         }
-        return self._publish(shard_part(shard), start, stop, files)
+        part = shard_part(shard)
+        if shard in self.redo:
+            expected = self.redo[shard]
+            records = {name: FileRecord.of(data) for name, data in files.items()}
+            if expected is not None and records != expected.files:
+                raise IncompatibleError(
+                    f"Shard {shard} of {self.location} comes out in other bytes than were "
+                    "captured: this device, batch size or version rounds otherwise. It was left as "
+                    "it is. Repair it with what captured it, or capture all of it again under "
+                    "another name."
+                )
+            self._forget(part)
+        receipt = self._publish(part, start, stop, files)
+        self.redo.pop(shard, None)
+        return receipt
 
     def finish(
         self, scores: Mapping[str, float], skipped_documents: Sequence[int]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def capture(
     settings: CaptureSettings | None = None,
     reporter: Reporter | None = None,
     tokenizer: Tokenizer | None = None,
+    redo: Mapping[int, Receipt | None] | None = None,
 ) -> tuple[Cache, bool]:
     """Fill the cache `name` with the distributions of `model` over the corpus.
 
@@ -56,6 +58,8 @@ def capture(
         settings: what is kept and how the model runs.
         reporter: hears the progress.
         tokenizer: the model's, where it is loaded already.
+        redo: shards to compute again whatever is there, each with the receipt that tells what must
+            come out, where that is known; for repairs.
 
     Returns:
         The complete cache, and whether anything had to be computed.
@@ -105,10 +109,10 @@ def capture(
         store, name, fingerprint, tokens, frequency_ranks(tokens.token_ids, identity.vocab_size)
     )
     save_vocabulary(store, tokenizer.vocabulary)
-    if writer.complete:
+    if writer.complete and not redo:
         writer.remove_claims()
         return open_cache(store, name), False
-    if writer.missing_shards():
+    if redo or writer.missing_shards():
         loaded = load_model(
             folder,
             dtype=settings.dtype,
@@ -123,13 +127,7 @@ def capture(
                 f"output has {width:,}. Correct vocab_size in the model folder's config.json."
             )
         capturer = RowCapturer(loaded, tokens, settings.top_k, settings.batch_size)
-        rank, world_size = process_rank()
-        with writer.claim_shards(
-            first=rank * len(writer.plan) // world_size,
-            waiting=lambda count: reporter.line(
-                f"Waiting for other writers of {name}: {count} shards are theirs"
-            ),
-        ) as shards:
+        with _shards(writer, redo, name, reporter) as shards:
             _fill(writer, shards, capturer, corpus, tokens, settings, name, reporter)
     if not writer.complete:
         label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
@@ -137,6 +135,28 @@ def capture(
         writer.finish(score_totals(corpus, tokens, label_logprob, skipped), skipped)
     writer.remove_claims()
     return open_cache(store, name), True
+
+
+@contextlib.contextmanager
+def _shards(
+    writer: CacheWriter,
+    redo: Mapping[int, Receipt | None] | None,
+    name: str,
+    reporter: Reporter,
+) -> Iterator[Iterable[int]]:
+    """The shards to compute: those to do again, or the missing ones, shared with other writers."""
+    if redo:
+        writer.redo = dict(redo)
+        yield sorted(redo)
+        return
+    rank, world_size = process_rank()
+    with writer.claim_shards(
+        first=rank * len(writer.plan) // world_size,
+        waiting=lambda count: reporter.line(
+            f"Waiting for other writers of {name}: {count} shards are theirs"
+        ),
+    ) as missing:
+        yield missing
 
 
 def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:

@@ -67,7 +67,7 @@ def corpus_tokens(
             tokenizer.digest,
             add_bos,
         ):
-            return _load(location, manifest)
+            return load_tokens(location, manifest)
         location.delete()
     tokens = tokenizer.encode(corpus.texts(), add_bos)
     TokensManifest(
@@ -97,7 +97,12 @@ def _save(location: Location, tokens: TokenTable) -> dict[str, FileRecord]:
     return files
 
 
-def _load(location: Location, manifest: TokensManifest) -> TokenTable:
+def load_tokens(location: Location, manifest: TokensManifest) -> TokenTable:
+    """The tokens kept in a folder.
+
+    Raises:
+        CorruptionError: they are not those of the manifest.
+    """
     try:
         tokens = pl.read_parquet(io.BytesIO((location / "tokens.parquet").read_bytes()))
         documents = pl.read_parquet(io.BytesIO((location / "documents.parquet").read_bytes()))
@@ -117,8 +122,9 @@ def _load(location: Location, manifest: TokensManifest) -> TokenTable:
 
 def _damaged(location: Location) -> str:
     return (
-        f"The tokens at {location} are missing or damaged. Delete that folder; the next step "
-        "that needs them makes them again."
+        f"The tokens at {location} are missing or damaged. `fusestore verify --repair` with "
+        "--model makes them again; so does the next step that needs them, once that folder is "
+        "deleted."
     )
 
 

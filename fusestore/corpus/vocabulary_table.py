@@ -41,9 +41,9 @@ def save_vocabulary(
         The Parquet file.
     """
     location = Store.open(store).vocabulary(vocabulary.tokenizer_digest)
-    receipt_file = _receipt_file(location)
+    receipt_location = receipt_file(location)
     # Not compared: another version of Polars may write the same table in other bytes.
-    if location.exists() and receipt_file.exists():
+    if location.exists() and receipt_location.exists():
         return location
     roles: list[list[str]] = [[] for _ in range(len(vocabulary))]
     for role, token_id in vocabulary.roles:
@@ -70,7 +70,7 @@ def save_vocabulary(
         fingerprint_digest=vocabulary.tokenizer_digest,
         files={location.name: FileRecord.of(data)},
     )
-    publish(receipt_file, receipt.to_bytes())
+    publish(receipt_location, receipt.to_bytes())
     return location
 
 
@@ -87,7 +87,7 @@ def load_vocabulary(
     location = Store.open(store).vocabulary(tokenizer_digest)
     try:
         data = location.read_bytes()
-        receipt = Receipt.load(_receipt_file(location))
+        receipt = Receipt.load(receipt_file(location))
     except NotFoundError as error:
         raise NotFoundError(
             f"The store holds no vocabulary of tokenizer {tokenizer_digest[:16]} "
@@ -95,8 +95,8 @@ def load_vocabulary(
         ) from error
     if receipt.files != {location.name: FileRecord.of(data)}:
         raise CorruptionError(
-            f"{location} does not match its checksum. Delete it; capturing a cache with that "
-            "tokenizer, or `fusestore run`, writes it again."
+            f"{location} does not match its checksum. `fusestore verify --repair` with --model "
+            "writes it again."
         )
     try:
         table = pl.read_parquet(io.BytesIO(data))
@@ -123,5 +123,6 @@ def load_vocabulary(
     )
 
 
-def _receipt_file(location: Location) -> Location:
+def receipt_file(location: Location) -> Location:
+    """The receipt of a vocabulary's Parquet file."""
     return location.parent / f"{location.name.removesuffix('.parquet')}.json"
