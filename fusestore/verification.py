@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from fusestore.cache.verify import Finding, load_or_tell, verify_cache
-from fusestore.errors import FusestoreError
+from fusestore.errors import (
+    CorruptionError,
+    FormatVersionError,
+    InvalidInputError,
+    NotFoundError,
+)
 from fusestore.inventory import Thing, find_thing, list_things
 from fusestore.storage.manifest import digest_bytes
 from fusestore.storage.shards import FileRecord, Receipt
@@ -40,14 +45,20 @@ def verify_store(
 
 
 def _verify(store: Store, thing: Thing, quick: bool) -> list[Finding]:
-    if thing.kind == "cache":
-        return verify_cache(thing.location, quick=quick)
-    if thing.manifest is None:
+    if thing.manifest is None and thing.kind != "cache":
         return [Finding("manifest.json", "is missing: unfinished; run the same command again")]
     try:
         return list(_CHECKS[thing.kind](store, thing, quick))
-    except FusestoreError as error:
+    except _DAMAGE as error:
         return [Finding("manifest.json", str(error))]
+
+
+_DAMAGE = (CorruptionError, FormatVersionError, InvalidInputError, NotFoundError)
+"""What reading something damaged raises; that the storage fails says nothing about the data."""
+
+
+def _verify_cache(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
+    yield from verify_cache(thing.location, quick=quick)
 
 
 def _verify_corpus(store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
@@ -106,6 +117,7 @@ def _verify_model(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]
 
 _CHECKS: Mapping[str, Callable[[Store, Thing, bool], Iterator[Finding]]] = {
     "corpus": _verify_corpus,
+    "cache": _verify_cache,
     "map": _verify_map,
     "alignment": _verify_alignment,
     "fused": _verify_fused,
@@ -135,6 +147,6 @@ def _verify_vocabulary(store: Store, name: str) -> list[Finding]:
 
     try:
         load_vocabulary(store, name)
-    except FusestoreError as error:
+    except _DAMAGE as error:
         return [Finding(f"{name}.parquet", str(error))]
     return []

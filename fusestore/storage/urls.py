@@ -142,7 +142,9 @@ class Location:
         size = int(entry["size"])
         starts = range(0, size, _BYTES_PER_REQUEST)
         ends = [min(start + _BYTES_PER_REQUEST, size) for start in starts]
-        pieces = self.filesystem.cat_ranges([self.url] * len(starts), [*starts], ends)
+        pieces = self.filesystem.cat_ranges(
+            [self.url] * len(starts), [*starts], ends, on_error="raise"
+        )
         data = b"".join(pieces)
         if len(data) != size:
             raise StorageError(f"{self.url} came back as {len(data):,} of its {size:,} bytes.")
