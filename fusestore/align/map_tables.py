@@ -17,7 +17,7 @@ from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.errors import CorruptionError, FingerprintMismatchError, NotFoundError
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.manifest import Manifest
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 
@@ -80,6 +80,7 @@ def stored_vocabulary_map(
                 "Delete it to make it anew."
             )
         return load_vocabulary_map(location)
+    remove_abandoned(location)
     result = map_vocabulary(source, target, method, tie_break, progress)
     buffer = io.BytesIO()
     result.to_polars().write_parquet(buffer, compression="zstd", statistics=True)

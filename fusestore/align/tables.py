@@ -32,7 +32,7 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.storage.manifest import Frozen, Manifest
-from fusestore.storage.publish import publish, publish_new
+from fusestore.storage.publish import publish, publish_new, remove_abandoned
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 
@@ -233,6 +233,7 @@ def write_alignment(
     _claim(location, fingerprint)
     if (location / "manifest.json").exists():
         return open_alignment(location)
+    remove_abandoned(location)
     parts = []
     counts = np.zeros(len(ALIGNMENT_KINDS), np.int64)
     for index, (start, stop) in enumerate(_part_bounds(target, tokens_per_part)):

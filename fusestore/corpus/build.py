@@ -30,7 +30,7 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.progress import Progress, ignore_progress
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord, Receipt
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -254,6 +254,7 @@ def build_corpus(
             .iter_rows()
         },
     )
+    remove_abandoned(location)
     publish_documents(location, manifest, documents_bytes(table))
     manifest.save(location / "manifest.json")
     return Corpus(name, location, manifest)

@@ -19,7 +19,7 @@ from fusestore.corpus.manifest import TokensManifest
 from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -69,6 +69,7 @@ def corpus_tokens(
         ):
             return load_tokens(location, manifest)
         location.delete()
+    remove_abandoned(location)
     tokens = tokenizer.encode(corpus.texts(), add_bos)
     TokensManifest(
         corpus_digest=corpus.digest,

@@ -14,7 +14,7 @@ import polars as pl
 
 from fusestore.corpus.vocabulary import Role, TokenKind, Vocabulary
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord, Receipt
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -45,6 +45,7 @@ def save_vocabulary(
     # Not compared: another version of Polars may write the same table in other bytes.
     if location.exists() and receipt_location.exists():
         return location
+    remove_abandoned(location.parent)
     roles: list[list[str]] = [[] for _ in range(len(vocabulary))]
     for role, token_id in vocabulary.roles:
         roles[token_id].append(role)

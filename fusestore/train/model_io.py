@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fusestore.errors import IncompatibleError, NotFoundError
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 from fusestore.train.settings import TrainSettings
@@ -88,6 +88,7 @@ def publish_model(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         _save_folder(model, base_folder, staging, dtype)
+        remove_abandoned(output)
         files = {}
         for path in sorted(staging.iterdir()):
             content = path.read_bytes()
