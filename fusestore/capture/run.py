@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.cache.id_order import IdOrder
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.writer import CacheWriter, stored_order
@@ -21,6 +23,7 @@ from fusestore.capture.models import (
     local_model_folder,
     model_digest,
 )
+from fusestore.capture.process_rank import process_rank
 from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.capture.shard_queue import ShardQueue
@@ -31,6 +34,7 @@ from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary_table import save_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
 from fusestore.progress import Progress, Reporter, SilentReporter
+from fusestore.storage.shards import Receipt
 from fusestore.storage.store import Store
 
 
@@ -42,10 +46,12 @@ def capture(
     settings: CaptureSettings | None = None,
     reporter: Reporter | None = None,
     tokenizer: Tokenizer | None = None,
+    redo: Mapping[int, Receipt | None] | None = None,
 ) -> tuple[Cache, bool]:
     """Fill the cache `name` with the distributions of `model` over the corpus.
 
     What is there already, from an earlier run that was stopped or from another process, is kept.
+    Several processes that capture one cache divide its shards; each returns when it is complete.
 
     Args:
         store: where the cache goes.
@@ -55,6 +61,8 @@ def capture(
         settings: what is kept and how the model runs.
         reporter: hears the progress.
         tokenizer: the model's, where it is loaded already.
+        redo: shards to compute again whatever is there, each with the receipt that tells what must
+            come out, where that is known; for repairs.
 
     Returns:
         The complete cache, and whether anything had to be computed.
@@ -104,34 +112,47 @@ def capture(
         num_documents=tokens.num_documents,
         num_tokens=tokens.num_tokens,
     )
-    load = partial(_load, folder, settings, identity.vocab_size, len(tokenizer), name)
-    model_loaded: Any = None
-    order = None
-    if fingerprint.profile != "fast":
-        order = stored_order(store, name, fingerprint)
-        if order is None:
-            model_loaded = load()
-            sample = sample_tokens(tokens)
-            capturer = RowCapturer(model_loaded, sample, settings.rule, settings.batch_size)
-            with reporter.stage(f"Sampling {name}", "tokens") as progress:
-                # A document that is not finite says nothing here; with its shard it will be told.
-                rows, _ = capturer.rows(0, sample.num_tokens, progress)
-            order = order_of_sample(identity.vocab_size, tokens, rows)
+    # Loaded on first use: a cache that is complete needs no model.
+    load = cache(lambda: _load(folder, settings, identity.vocab_size, len(tokenizer), name))
+    order = _order(store, name, fingerprint, tokens, settings, load, reporter)
     writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     save_vocabulary(store, tokenizer.vocabulary)
-    if writer.complete:
+    if writer.complete and not redo:
+        writer.remove_claims()
         return open_cache(store, name), False
-    missing = writer.missing_shards()
-    if missing:
-        loaded = model_loaded or load()
-        capturer = RowCapturer(loaded, tokens, settings.rule, settings.batch_size)
-        bounds = [writer.plan.bounds(shard) for shard in missing]
-        already = tokens.num_tokens - sum(stop - start for start, stop in bounds)
-        _fill(writer, missing, capturer, corpus, settings, name, already, reporter)
-    label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
-    skipped = skipped_documents(tokens, label_logprob)
-    writer.finish(_score_totals(corpus, tokens, label_logprob, skipped), skipped)
+    if redo or writer.missing_shards():
+        capturer = RowCapturer(load(), tokens, settings.rule, settings.batch_size)
+        with _shards(writer, redo, name, reporter) as shards:
+            _fill(writer, shards, capturer, corpus, settings, name, reporter)
+    if not writer.complete:
+        label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
+        skipped = skipped_documents(tokens, label_logprob)
+        writer.finish(score_totals(corpus, tokens, label_logprob, skipped), skipped)
+    writer.remove_claims()
     return open_cache(store, name), True
+
+
+def _order(
+    store: Store,
+    name: str,
+    fingerprint: Fingerprint,
+    tokens: TokenTable,
+    settings: CaptureSettings,
+    load: Callable[[], Any],
+    reporter: Reporter,
+) -> IdOrder | None:
+    """How the cache's ids are numbered: as it was settled, or else by a sample of the rows."""
+    if fingerprint.profile == "fast":
+        return None
+    order = stored_order(store, name, fingerprint)
+    if order is not None:
+        return order
+    sample = sample_tokens(tokens)
+    capturer = RowCapturer(load(), sample, settings.rule, settings.batch_size)
+    with reporter.stage(f"Sampling {name}", "tokens") as progress:
+        # A document that is not finite says nothing here; with its shard it will be told.
+        rows, _ = capturer.rows(0, sample.num_tokens, progress)
+    return order_of_sample(fingerprint.model.vocab_size, tokens, rows)
 
 
 def _load(
@@ -154,6 +175,28 @@ def _load(
     return loaded
 
 
+@contextlib.contextmanager
+def _shards(
+    writer: CacheWriter,
+    redo: Mapping[int, Receipt | None] | None,
+    name: str,
+    reporter: Reporter,
+) -> Iterator[Iterable[int]]:
+    """The shards to compute: those to do again, or the missing ones, shared with other writers."""
+    if redo:
+        writer.redo = dict(redo)
+        yield sorted(redo)
+        return
+    rank, world_size = process_rank()
+    with writer.claim_shards(
+        first=rank * len(writer.plan) // world_size,
+        waiting=lambda count: reporter.line(
+            f"Waiting for other writers of {name}: {count} shards are theirs"
+        ),
+    ) as missing:
+        yield missing
+
+
 def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:
     """Documents without usable rows: they have a next token somewhere and no number for it.
 
@@ -174,7 +217,6 @@ def _fill(
     corpus: Corpus,
     settings: CaptureSettings,
     name: str,
-    already: int,
     reporter: Reporter,
 ) -> None:
     """Compute these shards, each of which is written while the next ones are computed.
@@ -182,14 +224,16 @@ def _fill(
     The next shard is asked for when the one before is computed, but perhaps not yet written.
     """
     total = writer.fingerprint.num_tokens
+    done = writer.num_rows_finished
     with (
         reporter.stage(f"Capturing {name}", "tokens") as progress,
         ShardQueue(writer.write_shard) as queue,
     ):
-        progress(already, total)
-        done = already
+        progress(done, total)
         for shard in shards:
             start, stop = writer.plan.bounds(shard)
+            # What others have finished meanwhile is progress too.
+            done = max(done, writer.num_rows_finished)
             rows, bad = capturer.rows(start, stop, _watched(queue, progress, done, total))
             if bad and settings.on_nan == "stop":
                 raise NonFiniteError(_describe_bad(corpus, bad, name))
@@ -247,7 +291,7 @@ def _check_lengths(tokens: TokenTable, context: int | None, name: str) -> None:
     )
 
 
-def _score_totals(
+def score_totals(
     corpus: Corpus,
     tokens: TokenTable,
     label_logprob: npt.NDArray[np.float32],

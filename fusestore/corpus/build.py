@@ -30,7 +30,7 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.progress import Progress, ignore_progress
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord, Receipt
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -233,7 +233,7 @@ def build_corpus(
     if (location / "manifest.json").exists():
         existing = open_corpus(opened, name)
         _check_same(existing, asked)
-        if (location / "documents.parquet").exists():
+        if _is_whole(existing):
             return existing
     table, forced_cuts = _segmented(
         documents, () if max_length is None else tokenizers, max_length, bos_allowance, progress
@@ -254,21 +254,44 @@ def build_corpus(
             .iter_rows()
         },
     )
+    remove_abandoned(location)
+    publish_documents(location, manifest, documents_bytes(table))
+    manifest.save(location / "manifest.json")
+    return Corpus(name, location, manifest)
+
+
+def documents_bytes(table: pl.DataFrame) -> bytes:
+    """The file `documents.parquet` of a table of documents."""
     buffer = io.BytesIO()
     table.write_parquet(buffer, compression="zstd", row_group_size=2**14)
-    data = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def publish_documents(location: Location, manifest: CorpusManifest, data: bytes) -> None:
+    """Write `documents.parquet` and then its receipt.
+
+    The receipt is no part of the manifest, whose digest identifies the corpus however its bytes
+    are encoded.
+    """
     publish(location / "documents.parquet", data)
-    # Outside the manifest, whose digest identifies the corpus however its bytes are encoded.
     receipt = Receipt(
         part="documents",
         start=0,
-        stop=len(table),
+        stop=manifest.num_documents,
         fingerprint_digest=manifest.digest,
         files={"documents.parquet": FileRecord.of(data)},
     )
     publish(location / "receipts/documents.json", receipt.to_bytes())
-    manifest.save(location / "manifest.json")
-    return Corpus(name, location, manifest)
+
+
+def _is_whole(corpus: Corpus) -> bool:
+    """Whether the documents are those that were written, byte for byte."""
+    try:
+        receipt = Receipt.load(corpus.location / "receipts/documents.json")
+        data = (corpus.location / "documents.parquet").read_bytes()
+    except (NotFoundError, CorruptionError, InvalidInputError):
+        return False
+    return receipt.files == {"documents.parquet": FileRecord.of(data)}
 
 
 def _segmented(

@@ -21,7 +21,7 @@ from fusestore.corpus.manifest import TokensManifest
 from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.corpus.tokens import TokenStream, TokenTable
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -57,7 +57,7 @@ def corpus_tokens(
     location, manifest = _kept_tokens(store, corpus, tokenizer, add_bos)
     if manifest is None:
         return _make_tokens(store, corpus, tokenizer, add_bos)
-    return _load(location, manifest)
+    return load_tokens(location, manifest)
 
 
 def corpus_token_stream(
@@ -130,6 +130,7 @@ def _make_tokens(
     location, _ = _kept_tokens(store, corpus, tokenizer, add_bos)
     if (location / "manifest.json").exists():
         location.delete()
+    remove_abandoned(location)
     tokens = tokenizer.encode(corpus.texts(), add_bos)
     TokensManifest(
         corpus_digest=corpus.digest,
@@ -201,7 +202,12 @@ def _save(location: Location, tokens: TokenTable) -> dict[str, FileRecord]:
     return files
 
 
-def _load(location: Location, manifest: TokensManifest) -> TokenTable:
+def load_tokens(location: Location, manifest: TokensManifest) -> TokenTable:
+    """The tokens kept in a folder.
+
+    Raises:
+        CorruptionError: they are not those of the manifest.
+    """
     try:
         tokens = pl.read_parquet(io.BytesIO((location / "tokens.parquet").read_bytes()))
         documents = pl.read_parquet(io.BytesIO((location / "documents.parquet").read_bytes()))
@@ -221,8 +227,9 @@ def _load(location: Location, manifest: TokensManifest) -> TokenTable:
 
 def _damaged(location: Location) -> str:
     return (
-        f"The tokens at {location} are missing or damaged. Delete that folder; the next step "
-        "that needs them makes them again."
+        f"The tokens at {location} are missing or damaged. `fusestore verify --repair` with "
+        "--model makes them again; so does the next step that needs them, once that folder is "
+        "deleted."
     )
 
 

@@ -33,7 +33,7 @@ from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 
@@ -87,6 +87,7 @@ def materialize(
     if manifest_file.exists():
         return FusedManifest.load(manifest_file)
 
+    remove_abandoned(location)
     num_rows = fusion.tokens.num_tokens
     arrays = fused_arrays(num_rows, recipe.top_k, recipe.rows_per_shard)
     metadata = {"zarr.json": group_metadata({"plan_digest": plan.digest})}

@@ -30,6 +30,7 @@ from fusestore.errors import (
     InvalidInputError,
     NonFiniteError,
 )
+from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 from fusestore.train.checkpoint import (
     TrainState,
@@ -190,7 +191,7 @@ def _check_vocabulary(model: Any, dataset: FusedDataset, model_path: Path) -> No
         )
 
 
-def _manifest(state: TrainState, files: dict[str, str]) -> TrainingManifest:
+def _manifest(state: TrainState, files: dict[str, FileRecord]) -> TrainingManifest:
     return TrainingManifest(
         plan=state.plan,
         num_tokens=state.num_tokens,

@@ -134,7 +134,7 @@ def test_any_shape_round_trips(make, tmp_path_factory, lengths, shape, stored, a
 def test_opening_reads_one_object(any_store, capture, monkeypatch):
     capture.write(any_store)
     read = []
-    for verb in ("read_bytes", "read_range", "exists", "size", "sizes", "list"):
+    for verb in ("read_bytes", "read_range", "read_prefix", "exists", "size", "sizes", "list"):
         original = getattr(Location, verb)
 
         def counting(self, *args, _original=original, **kwargs):

@@ -293,6 +293,11 @@ def nan_model(model, tokenizer, tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("nan") / "model", broken, tokenizer)
 
 
+def without_claims(files):
+    """What a writer that ended leaves besides saying what it was at."""
+    return {path: data for path, data in files.items() if path.parts[0] != "claims"}
+
+
 def test_nan_stops_and_names_the_document(store, corpus, nan_model, tmp_path):
     with pytest.raises(NonFiniteError, match=r"document 4 \(.*, segment 0\).*on-nan skip"):
         capture(store, corpus, str(nan_model), "tiny", SMALL_SHARDS)
@@ -300,13 +305,13 @@ def test_nan_stops_and_names_the_document(store, corpus, nan_model, tmp_path):
         open_cache(store, "tiny")
     # The shards before it are kept, and a second run goes on from there.
     folder = tmp_path / "store" / "caches" / "tiny"
-    before = contents(folder)
+    before = without_claims(contents(folder))
     assert Path("receipts/000000.json") in before
     listener = Listener()
     with pytest.raises(NonFiniteError, match="document 4"):
         capture(store, corpus, str(nan_model), "tiny", SMALL_SHARDS, listener)
     assert listener.progress[0][0] > 0
-    assert contents(folder) == before
+    assert without_claims(contents(folder)) == before
 
 
 def test_nan_is_skipped_when_asked(store, corpus, model, nan_model):
