@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from fusestore.errors import AlreadyExistsError, StorageError
@@ -37,9 +38,22 @@ def publish(location: Location, data: bytes) -> None:
     """
     with storage_errors(location):
         if location.is_local:
-            _publish_local(location.path, data, create_only=False)
+            _publish_local(location.path, (data,), create_only=False)
         else:
             location.filesystem.pipe_file(location.url, data)
+
+
+def publish_pieces(location: Location, pieces: Iterable[bytes]) -> None:
+    """Write a whole local file durably from its pieces, replacing any file of that name.
+
+    When the iterator raises, what is there stays as it was: it may check what it yields.
+
+    Raises:
+        InvalidInputError: the location is remote.
+        AccessDeniedError, StorageError: nothing was changed.
+    """
+    with storage_errors(location):
+        _publish_local(location.path, pieces, create_only=False)
 
 
 def publish_new(location: Location, data: bytes) -> None:
@@ -54,7 +68,7 @@ def publish_new(location: Location, data: bytes) -> None:
     try:
         with storage_errors(location):
             if location.is_local:
-                _publish_local(location.path, data, create_only=True)
+                _publish_local(location.path, (data,), create_only=True)
             else:
                 location.filesystem.pipe_file(location.url, data, mode="create")
     except FileExistsError as error:
@@ -73,12 +87,12 @@ def _accept_same(location: Location, data: bytes, error: Exception) -> None:
         ) from error
 
 
-def _publish_local(path: Path, data: bytes, *, create_only: bool) -> None:
+def _publish_local(path: Path, pieces: Iterable[bytes], *, create_only: bool) -> None:
     _make_folder(path.parent)
     temporary = path.parent / f"{TEMPORARY_PREFIX}{_HOST}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         if create_only:
