@@ -54,7 +54,7 @@ class _Inputs:
         thing = self._things.get(name) if name.startswith("cache/") else None
         if thing is not None and thing.manifest is not None:
             vocabulary = _vocabulary_name(thing.manifest["fingerprint"]["tokenizer_digest"])
-            if names_in(self._store).get(vocabulary):
+            if self._names.get(vocabulary):
                 yield vocabulary
 
     def of(self, name: str) -> Iterator[str]:
@@ -92,6 +92,10 @@ class _Inputs:
                 yield self._find("alignment", source["alignment_digest"], name)
         if plan["target_cache_digest"] is not None:
             yield self._find("cache", plan["target_cache_digest"], name)
+
+    @cached_property
+    def _names(self) -> dict[str, bool]:
+        return names_in(self._store)
 
     @cached_property
     def _things(self) -> dict[str, Thing]:

@@ -19,6 +19,9 @@ from fusestore.storage.urls import Location, storage_errors
 PIECE_BYTES = 16 * 2**20
 """Files up to this size are copied in memory, larger ones in pieces of it."""
 
+_S3_PART_BYTES = 16 * 2**20
+"""S3 takes parts from 5 MiB and 10,000 of them: files up to 160 GB."""
+
 
 def copy_file(source: Location, target: Location, record: FileRecord) -> None:
     """Copy a file, replacing any file at the target; atomic like every publication.
@@ -82,6 +85,6 @@ def _checked_pieces(source: Location, record: FileRecord) -> Iterator[bytes]:
 def _upload(path: Path, target: Location) -> None:
     # s3fs would otherwise hold ten parts of 50 MB for every file under way.
     s3 = target.url.startswith(("s3://", "s3a://"))
-    limits = {"chunksize": PIECE_BYTES, "max_concurrency": 1} if s3 else {}
+    limits = {"chunksize": _S3_PART_BYTES, "max_concurrency": 1} if s3 else {}
     with storage_errors(target):
         target.filesystem.put_file(str(path), target.url, **limits)
