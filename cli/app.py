@@ -13,7 +13,7 @@ import typer
 from fusestore.errors import FusestoreError
 from fusestore.version import __version__
 
-from . import align, cache, corpus, fuse, inspect, run, sharing, train, verify
+from . import align, cache, corpus, estimate, fuse, inspect, run, sharing, train, verify
 from .console import messages
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("corpus")(corpus.corpus)
+app.command("estimate")(estimate.estimate)
 app.command("cache")(cache.cache)
 app.command("align")(align.align)
 app.command("fuse")(fuse.fuse)

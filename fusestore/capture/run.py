@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,50 @@ def capture(
     """
     settings = settings or CaptureSettings()
     reporter = reporter or SilentReporter()
+    plan = plan_capture(store, corpus, model, name, settings, tokenizer)
+    return _carry_out(store, corpus, plan, name, settings, reporter)
+
+
+class CapturePlan(NamedTuple):
+    """What a capture begins with.
+
+    Attributes:
+        folder: of the model.
+        tokenizer: the model's.
+        tokens: what the model reads.
+        fingerprint: of the cache to make.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer
+    tokens: TokenTable
+    fingerprint: Fingerprint
+
+
+def plan_capture(
+    store: Store,
+    corpus: Corpus,
+    model: str,
+    name: str,
+    settings: CaptureSettings,
+    tokenizer: Tokenizer | None = None,
+    *,
+    keep_tokens: bool = True,
+) -> CapturePlan:
+    """Everything that is known before the model is loaded.
+
+    Args:
+        store: as for `capture`; so are those that follow.
+        corpus: the documents.
+        model: the model.
+        name: the cache's name.
+        settings: what is kept and how the model runs.
+        tokenizer: the model's, where it is loaded already.
+        keep_tokens: keep the tokens with the corpus; otherwise the store is left as it is.
+
+    Raises:
+        NotFoundError, InvalidInputError, IncompatibleError: see `capture`.
+    """
     folder = local_model_folder(model, revision=settings.revision)
     tokenizer = tokenizer or load_tokenizer(
         str(folder), trust_remote_code=settings.trust_remote_code
@@ -79,7 +124,7 @@ def capture(
             f"Choose at most {identity.vocab_size}."
         )
     check_width(identity.vocab_size, len(tokenizer), name)
-    tokens = corpus_tokens(store, corpus, tokenizer, add_bos)
+    tokens = corpus_tokens(store, corpus, tokenizer, add_bos, keep=keep_tokens)
     _check_lengths(tokens, context, name)
     fingerprint = Fingerprint(
         source=name,
@@ -98,6 +143,19 @@ def capture(
         num_documents=tokens.num_documents,
         num_tokens=tokens.num_tokens,
     )
+    return CapturePlan(folder, tokenizer, tokens, fingerprint)
+
+
+def _carry_out(
+    store: Store,
+    corpus: Corpus,
+    plan: CapturePlan,
+    name: str,
+    settings: CaptureSettings,
+    reporter: Reporter,
+) -> tuple[Cache, bool]:
+    folder, tokenizer, tokens, fingerprint = plan
+    identity = fingerprint.model
     writer = CacheWriter.create(
         store, name, fingerprint, tokens, frequency_ranks(tokens.token_ids, identity.vocab_size)
     )

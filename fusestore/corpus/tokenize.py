@@ -36,6 +36,8 @@ def corpus_tokens(
     corpus: str | Corpus,
     tokenizer: Tokenizer,
     add_bos: bool,
+    *,
+    keep: bool = True,
 ) -> TokenTable:
     """Tokens of every document of a corpus; read back where they are kept already.
 
@@ -46,6 +48,7 @@ def corpus_tokens(
         corpus: the corpus or its name.
         tokenizer: the tokenizer.
         add_bos: start every document with BOS.
+        keep: write them where they are not kept yet; otherwise the store is left as it is.
 
     Raises:
         NotFoundError: no such corpus.
@@ -68,8 +71,11 @@ def corpus_tokens(
             add_bos,
         ):
             return _load(location, manifest)
-        location.delete()
+        if keep:
+            location.delete()
     tokens = tokenizer.encode(corpus.texts(), add_bos)
+    if not keep:
+        return tokens
     TokensManifest(
         corpus_digest=corpus.digest,
         tokenizer_digest=tokenizer.digest,
