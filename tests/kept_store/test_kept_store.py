@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -89,6 +90,23 @@ def _fits(file, pattern):
         part == want or ("<" in want and Path(part).suffix == Path(want).suffix)
         for part, want in zip(parts, wanted, strict=True)
     )
+
+
+def test_every_file_is_documented(kept):
+    """The list of files in docs/store.md, and of a cache's in docs/format.md, is complete."""
+    docs = HERE.parent.parent / "docs"
+    listed = re.findall(r"^    (\S+/\S+)$", (docs / "store.md").read_text(), re.MULTILINE)
+    patterns = [
+        re.escape(line).replace("…", ".+").replace("<", "(").replace(">", ")") for line in listed
+    ]
+    patterns = [re.sub(r"\([a-z]+\)", "[A-Za-z0-9._-]+", pattern) for pattern in patterns]
+    missing = [
+        path
+        for path in (p.relative_to(kept / "store").as_posix() for p in kept.rglob("store/**/*"))
+        if (kept / "store" / path).is_file()
+        and not any(re.fullmatch(pattern, path) for pattern in patterns)
+    ]
+    assert missing == []
 
 
 def test_nothing_of_this_machine_is_in_it(kept):
