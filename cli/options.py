@@ -19,13 +19,13 @@ StorageOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def storage_options(pairs: list[str] | None) -> dict[str, str]:
+def storage_options(pairs: list[str] | None, hint: str = "--storage-option") -> dict[str, str]:
     """`KEY=VALUE` pairs as a dictionary; ends with exit code 2 when one is not a pair."""
     options: dict[str, str] = {}
     for pair in pairs or ():
         key, separator, value = pair.partition("=")
         if not separator or not key:
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--storage-option")
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=hint)
         options[key] = value
     return options
 

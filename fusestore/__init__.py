@@ -20,7 +20,7 @@ from fusestore.errors import FusestoreError
 from fusestore.version import __version__
 
 if TYPE_CHECKING:
-    from fusestore import align, data, train
+    from fusestore import align, data, sharing, train
     from fusestore.cache.reader import Cache, open_cache
     from fusestore.corpus.build import Corpus, open_corpus
     from fusestore.data.dataset import FusedDataset, open_fused
@@ -36,10 +36,11 @@ __all__ = [
     "open_cache",
     "open_corpus",
     "open_fused",
+    "sharing",
     "train",
 ]
 
-_SUBPACKAGES = frozenset({"align", "data", "train"})
+_SUBPACKAGES = frozenset({"align", "data", "sharing", "train"})
 _HOMES = {
     "Cache": "fusestore.cache.reader",
     "Corpus": "fusestore.corpus.build",

@@ -81,6 +81,14 @@ class FusionConfig(Frozen):
     train: dict[str, TrainConfig] = Field(default_factory=dict)
     evaluate_split: str | None = None
 
+    @property
+    def captured(self) -> list[str]:
+        """Models whose distributions the fusion needs, in the order of the file."""
+        needed = set(self.fuse.sources)
+        if self.fuse.unaligned == "target":
+            needed.add(self.fuse.target)
+        return [name for name in self.models if name in needed]
+
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         known = ", ".join(self.models)

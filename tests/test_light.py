@@ -37,6 +37,7 @@ def test_importing_is_light(code):
 
 
 COMMANDS = ["run", "corpus", "cache", "align", "fuse", "train", "inspect", "verify"]
+COMMANDS += ["push", "pull", "sync", "estimate"]
 
 
 @pytest.mark.parametrize(

