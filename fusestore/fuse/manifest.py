@@ -40,7 +40,8 @@ class FusionPlan(Manifest):
         vocab_size: tokens of the target.
         num_tokens: target tokens of the split, T.
         num_documents: documents of the split.
-        tokens_digest: SHA-256 over the split's document indices, offsets and token ids.
+        tokens_digest: of the target's tokens of the whole corpus.
+        documents_digest: SHA-256 of the indices of the split's documents, little-endian int64.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class FusionPlan(Manifest):
     num_tokens: int
     num_documents: int
     tokens_digest: str
+    documents_digest: str
 
 
 class SourceTotals(Frozen):
