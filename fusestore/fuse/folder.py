@@ -95,7 +95,9 @@ class FusedFolder:
         Raises:
             FingerprintMismatchError: the folder holds a fused dataset made from something else.
         """
-        _claim(self.location, self.plan)
+        claim(self.location, self.plan)
+        if (self.location / MANIFEST_FILE).exists():
+            return
         for path, data in self._metadata.items():
             file = self.location / path
             if not (file.exists() and file.read_bytes() == data):
@@ -196,7 +198,12 @@ class FusedFolder:
         publish(self._receipt_file(shard), receipt.to_bytes())
 
 
-def _claim(location: Location, plan: FusionPlan) -> None:
+def claim(location: Location, plan: FusionPlan) -> None:
+    """Write the plan, or see that the one there is the same.
+
+    Raises:
+        FingerprintMismatchError: the folder holds a fused dataset made from something else.
+    """
     file = location / PLAN_FILE
     if not file.exists():
         plan.save(file)

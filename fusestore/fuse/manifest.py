@@ -8,7 +8,7 @@ so the manifest of an interrupted run equals that of an uninterrupted one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -143,6 +143,7 @@ class FusedManifest(Manifest):
     """A complete fused dataset; written last, once.
 
     Attributes:
+        form: `local`, to be mapped into memory, or `shared`, compressed.
         plan: what it was made from; its digest is the dataset's identity.
         plan_digest, recipe_digest: SHA-256, hexadecimal.
         num_tokens: target positions, T.
@@ -154,6 +155,7 @@ class FusedManifest(Manifest):
         files: what each file holds, the manifest itself apart, by path inside the folder.
     """
 
+    form: Literal["local", "shared"] = "local"
     plan: FusionPlan
     plan_digest: str
     recipe_digest: str

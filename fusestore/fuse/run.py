@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from fusestore.align.map_tables import load_vocabulary_map
 from fusestore.align.run import alignment_name
@@ -14,12 +16,13 @@ from fusestore.corpus.build import Corpus, open_corpus
 from fusestore.corpus.tokenize import StoredTokens, find_corpus_tokens, store_corpus_tokens
 from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.fuse.folder import PLAN_FILE, FusedFolder
+from fusestore.fuse.folder import PLAN_FILE, FusedFolder, plan_of
 from fusestore.fuse.fusion import Fusion, prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe, RecipeSource
+from fusestore.packages import user_cache_folder
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.shards import Receipt
 from fusestore.storage.store import Store
@@ -59,6 +62,30 @@ def fill(folder: FusedFolder, *, jobs: int = 1, reporter: Reporter | None = None
         return materialize(folder, jobs=jobs, progress=progress)
 
 
+def place(
+    store: Store,
+    fusion: Fusion,
+    name: str | None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> FusedFolder:
+    """Where a fusion's dataset goes; nothing is written yet.
+
+    Args:
+        store: the store.
+        fusion: what is fused.
+        name: of the dataset in the store. Without one it is `recipe-` and the first digits of its
+            digest, and that of a remote store is kept on this machine.
+        cache_dir: where, by default fusestore's folder in the user's cache.
+    """
+    digest = plan_of(fusion).digest
+    if name is None and not store.location.is_local:
+        base = Path(cache_dir) if cache_dir is not None else user_cache_folder()
+        location = Location.parse(base.expanduser().absolute() / "on_demand" / digest)
+    else:
+        location = store.fused(name or f"recipe-{digest[:16]}")
+    return FusedFolder(location, fusion)
+
+
 def reopen(store: Store, location: Location) -> FusedFolder:
     """A fused dataset that was begun, by what its folder says it is made of.
 
@@ -70,7 +97,13 @@ def reopen(store: Store, location: Location) -> FusedFolder:
         NotFoundError: nothing was begun there, or an input is gone.
         FingerprintMismatchError: an input is not what it was.
     """
-    plan = FusionPlan.load(location / PLAN_FILE)
+    try:
+        plan = FusionPlan.load(location / PLAN_FILE)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"No fused dataset was begun at {location}. Begin one with `fusestore fuse` and a "
+            "recipe, or --source and --target."
+        ) from error
     folder = FusedFolder(location, find_inputs(store, plan.recipe, plan=plan))
     folder.begin()
     return folder
@@ -145,7 +178,6 @@ def find_inputs(
     """
     corpus = open_corpus(store, recipe.corpus)
     digest, vocab_size = _target_of(store, recipe, target)
-    tokens = _target_tokens(store, corpus, digest, target, plan)
     sources = [_source_input(store, source, recipe, digest) for source in recipe.sources]
     recipe = recipe.model_copy(
         update={"target": digest, "sources": tuple(source for source, _ in sources)}
@@ -154,6 +186,8 @@ def find_inputs(
     if recipe.target_cache is not None:
         own = RecipeSource(cache=recipe.target_cache)
         target_cache = _source_input(store, own, recipe, digest)[1]
+    # Last: the target's tokens are made if they are not there, and a mistake must write nothing.
+    tokens = _target_tokens(store, corpus, digest, target, plan)
     return prepare(
         recipe,
         [source for _, source in sources],
