@@ -216,9 +216,16 @@ def open_unfinished(store: Location, source: Location, base: Path) -> FusedDatas
     """
     plan = _read_plan(source, complete=False)
     folder = source.path if source.is_local else base / "on_demand" / plan_digest(plan)
-    if not source.is_local:
+    try:
         for path in ("recipe.json", *(f"{name}/zarr.json" for name in _ARRAYS)):
-            publish(Location.parse(folder) / path, (source / path).read_bytes())
+            content = (source / path).read_bytes()
+            if not source.is_local:
+                publish(Location.parse(folder) / path, content)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"The definition of {source} was cut short: {error} Run the same `fusestore fuse`, or "
+            "open the same recipe again."
+        ) from error
     return FusedDataset(folder, ShardFiller(store.url, store.storage_options, str(folder)))
 
 

@@ -2,7 +2,7 @@
 
 Making a shard needs Polars, zarr and perhaps s3fs, and a process that was *forked* after those were
 used hangs in them. So a forked process, such as a DataLoader's worker on Linux, never makes a shard
-itself: it starts `fusestore.fuse.helper`, a fresh interpreter that serves this one process and ends
+itself: it starts `fusestore.data.helper`, a fresh interpreter that serves this one process and ends
 with it. The main process, and workers that were spawned, make shards themselves.
 """
 
@@ -53,25 +53,36 @@ class ShardFiller:
             _helper(self).fill(shard)
             return
         with _LOCK:
-            folder = _FOLDERS.get(self)
-            if folder is None:
-                folder = _FOLDERS[self] = open_folder(self)
-            folder.fill(shard)
-            folder.complete()
+            _MAKERS.setdefault(self, ShardMaker(self)).make(shard)
 
 
-def open_folder(filler: ShardFiller) -> FusedFolder:
-    """The folder with all that it is made of; imports what a forked process must not use."""
-    from fusestore.fuse.run import reopen
-    from fusestore.storage.store import Store
-    from fusestore.storage.urls import Location
+class ShardMaker:
+    """Makes shards in this process; what it has read of the inputs stays open.
 
-    store = Store.open(filler.store, dict(filler.storage_options))
-    return reopen(store, Location.parse(filler.folder))
+    Imports what a forked process must not use, when it makes the first one.
+    """
+
+    def __init__(self, filler: ShardFiller) -> None:
+        self._filler = filler
+        self._folder: FusedFolder | None = None
+
+    def make(self, shard: int) -> None:
+        """Make the shard unless it is there, and the manifest when it was the last; see above."""
+        from fusestore.fuse.run import is_current, reopen
+        from fusestore.storage.store import Store
+        from fusestore.storage.urls import Location
+
+        store = Store.open(self._filler.store, dict(self._filler.storage_options))
+        # An input may have been made anew since it was opened. Opening again says what differs.
+        if self._folder is None or not is_current(store, self._folder.plan):
+            self._folder = None
+            self._folder = reopen(store, Location.parse(self._filler.folder))
+        self._folder.fill(shard)
+        self._folder.complete()
 
 
 _LOCK = threading.Lock()
-_FOLDERS: dict[ShardFiller, FusedFolder] = {}
+_MAKERS: dict[ShardFiller, ShardMaker] = {}
 _HELPERS: dict[tuple[int, ShardFiller], _Helper] = {}
 """By process, so that no two processes talk into one pipe after a fork."""
 
@@ -89,12 +100,12 @@ class _Helper:
     def __init__(self, filler: ShardFiller) -> None:
         self._filler = filler
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fusestore.fuse.helper"],
+            [sys.executable, "-m", "fusestore.data.helper"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         # Options may hold credentials: not on the command line, which everyone can read.
-        self._send([filler.store, dict(filler.storage_options), filler.folder])
+        self._send([filler.store, list(filler.storage_options), filler.folder])
 
     @property
     def alive(self) -> bool:

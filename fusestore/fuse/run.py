@@ -109,6 +109,19 @@ def reopen(store: Store, location: Location) -> FusedFolder:
     return folder
 
 
+def is_current(store: Store, plan: FusionPlan) -> bool:
+    """Whether caches and alignments are still those of the plan, by their manifests alone."""
+    for source, digests in zip(plan.recipe.sources, plan.inputs, strict=True):
+        if open_cache(store, source.cache).digest != digests.cache_digest:
+            return False
+        if source.alignment is not None:
+            alignment = open_alignment(store.alignment(source.alignment))
+            if alignment.manifest.digest != digests.alignment_digest:
+                return False
+    own = plan.recipe.target_cache
+    return own is None or open_cache(store, own).digest == plan.target_cache_digest
+
+
 def recipe_of(
     store: Store,
     config: FuseConfig,
@@ -323,7 +336,14 @@ def _only_alignment(store: Store, cache: str, target_digest: str, recipe: Recipe
             f"{recipe.alignment_method}: {', '.join(found)}. Name one in the recipe, as in "
             f'alignment = "{found[0]}".'
         )
-    return found[0] if found else alignment_name(cache, "target")
+    if not found:
+        raise NotFoundError(
+            f"Source {cache!r} has another tokenizer than the target and no alignment to it by "
+            f"method {recipe.alignment_method}. Run `fusestore align {cache} --target MODEL "
+            f"--method {recipe.alignment_method} --vocabulary {recipe.vocabulary_method}` first, "
+            "with a --name of its own if there is one by another method."
+        )
+    return found[0]
 
 
 def _check_alignment(
@@ -348,5 +368,6 @@ def _check_alignment(
     if differing:
         raise IncompatibleError(
             f"The alignment of {name!r} at {alignment.location} is of something else: "
-            f"{'; '.join(differing)}. Delete it and run `fusestore align {name}` again."
+            f"{'; '.join(differing)}. Name another one, or delete it and run "
+            f"`fusestore align {name}` again."
         )

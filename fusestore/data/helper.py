@@ -1,4 +1,4 @@
-"""`python -m fusestore.fuse.helper`: makes shards for a process that must not make them itself.
+"""`python -m fusestore.data.helper`: makes shards for a process that must not make them itself.
 
 See `fusestore.data.fill`. Reads JSON lines: first `[store, storage_options, folder]`, then a
 shard's number each. Answers each number with a line: `null`, or `[error class, message]`.
@@ -10,12 +10,9 @@ import json
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
 
+from fusestore.data.fill import ShardFiller, ShardMaker
 from fusestore.errors import FusestoreError
-
-if TYPE_CHECKING:
-    from fusestore.fuse.folder import FusedFolder
 
 
 def main() -> None:
@@ -24,14 +21,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    store, options, location = json.loads(sys.stdin.readline())
-    folder: FusedFolder | None = None
+    store, options, folder = json.loads(sys.stdin.readline())
+    maker = ShardMaker(ShardFiller(store, tuple((key, value) for key, value in options), folder))
     for line in sys.stdin:
         problem = None
         try:
-            folder = folder or _open(store, options, location)
-            folder.fill(int(line))
-            folder.complete()
+            maker.make(int(line))
         except FusestoreError as error:
             problem = [type(error).__name__, str(error)]
         except Exception as error:
@@ -41,14 +36,6 @@ def main() -> None:
             answers.flush()
         except BrokenPipeError:
             return
-
-
-def _open(store: str, options: dict[str, str], location: str) -> FusedFolder:
-    from fusestore.fuse.run import reopen
-    from fusestore.storage.store import Store
-    from fusestore.storage.urls import Location
-
-    return reopen(Store.open(store, options), Location.parse(location))
 
 
 if __name__ == "__main__":
