@@ -39,6 +39,8 @@ def verify_store(
 def _verify(store: Store, thing: Thing, quick: bool) -> list[Finding]:
     if thing.kind == "cache":
         return verify_cache(thing.location, quick=quick)
+    if thing.manifest is None and thing.kind == "fused":
+        return list(_verify_begun(thing, quick))
     if thing.manifest is None:
         return [Finding("manifest.json", "is missing: unfinished; run the same command again")]
     try:
@@ -90,6 +92,33 @@ def _verify_fused(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]
 
     manifest = FusedManifest.load(thing.location / "manifest.json")
     yield from _check_files(thing.location, _sha256(manifest.files), quick)
+
+
+def _verify_begun(thing: Thing, quick: bool) -> Iterator[Finding]:
+    """A fused dataset whose shards are made when they are read: those that are made are checked."""
+    from fusestore.fuse.manifest import FusionPlan, ShardReceipt
+
+    try:
+        plan = FusionPlan.load(thing.location / "recipe.json")
+    except FusestoreError as error:
+        yield Finding("recipe.json", str(error))
+        return
+    num_rows = 0
+    for name in (thing.location / "receipts").list():
+        try:
+            receipt = ShardReceipt.load(thing.location / "receipts" / name)
+        except FusestoreError as error:
+            yield Finding(f"receipts/{name}", str(error))
+            continue
+        if receipt.plan_digest == plan.digest:
+            num_rows += receipt.stop - receipt.start
+            yield from _check_files(thing.location, _sha256(receipt.files), quick)
+    if num_rows == plan.num_tokens:
+        yield Finding(
+            "manifest.json",
+            "is missing although every shard is there: run the same command again, or "
+            "`fusestore fuse --materialize`",
+        )
 
 
 def _verify_model(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:

@@ -95,7 +95,7 @@ def read_documents(tokens: TokenReader, documents: npt.NDArray[np.int64]) -> Tok
         tokens.read_tokens(int(offsets[documents[first]]), int(offsets[documents[stop - 1] + 1]))
         for first, stop in runs(documents)
     ]
-    lengths = np.diff(offsets)[documents] if len(documents) else np.empty(0, np.int64)
+    lengths = offsets[documents + 1] - offsets[documents]
     return TokenTable(
         np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in parts)]),
         np.concatenate([np.empty(0, np.int32), *(ends for _, ends in parts)]),

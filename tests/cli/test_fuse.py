@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fusestore import open_fused
 from fusestore.storage.urls import Location
 from tests.pipeline.tiny_job import hashes
 
@@ -42,6 +43,14 @@ def test_a_recipe_is_defined_at_once_and_filled_when_asked(command, store, recip
     assert "0 of " in shown
     listed = command.succeeds("inspect", "--store", store).out
     assert "again" in listed
+    assert "made when they are read" in listed
+    open_fused(store, "again")[0]
+    assert "fused/again: sound" in command.succeeds("verify", "fused/again", "--store", store).out
+    file = store / "fused/again/tail/c/0"
+    sound = file.read_bytes()
+    file.write_bytes(b"x" + sound[1:])
+    assert "tail/c/0" in command("verify", "fused/again", "--store", store).out
+    file.write_bytes(sound)
     filled = command.succeeds("fuse", "--name", "again", "--store", store, "--materialize")
     assert filled.out.startswith("Fused again: ")
     assert hashes(Location.parse(store) / "fused/again") == finished
