@@ -97,6 +97,8 @@ def _read(kind: str, location: Location) -> Thing:
 def describe(thing: Thing) -> str:
     """One line on what a thing is."""
     manifest = thing.manifest
+    if manifest is None and thing.kind == "fused":
+        return "its other shards are made when they are read, or by `fusestore fuse --materialize`"
     if manifest is None:
         return "run the same command again to finish it"
     if "damaged" in manifest:

@@ -45,6 +45,8 @@ def verify_store(
 
 
 def _verify(store: Store, thing: Thing, quick: bool) -> list[Finding]:
+    if thing.manifest is None and thing.kind == "fused":
+        return list(_verify_begun(thing, quick))
     if thing.manifest is None and thing.kind != "cache":
         return [Finding("manifest.json", "is missing: unfinished; run the same command again")]
     try:
@@ -104,6 +106,33 @@ def _verify_fused(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]
 
     manifest = FusedManifest.load(thing.location / "manifest.json")
     yield from _check_files(thing.location, manifest.files, quick)
+
+
+def _verify_begun(thing: Thing, quick: bool) -> Iterator[Finding]:
+    """A fused dataset whose shards are made when they are read: those that are made are checked."""
+    from fusestore.fuse.folder import metadata_files
+    from fusestore.fuse.manifest import FusionPlan, ShardReceipt
+
+    found: list[Finding] = []
+    plan = load_or_tell(FusionPlan, thing.location, "recipe.json", found)
+    if plan is None:
+        yield from found
+        return
+    metadata = {path: FileRecord.of(data) for path, data in metadata_files(plan).items()}
+    yield from _check_files(thing.location, metadata, quick)
+    num_rows = 0
+    for name in (thing.location / "receipts").list():
+        receipt = load_or_tell(ShardReceipt, thing.location, f"receipts/{name}", found)
+        if receipt is not None and receipt.plan_digest == plan.digest:
+            num_rows += receipt.stop - receipt.start
+            found += _check_files(thing.location, receipt.files, quick)
+    yield from found
+    if num_rows == plan.num_tokens:
+        yield Finding(
+            "manifest.json",
+            "is missing although every shard is there: run the same command again, or "
+            "`fusestore fuse --materialize`",
+        )
 
 
 def _verify_model(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:

@@ -13,12 +13,11 @@ from fusestore.align.map_tables import (
     stored_vocabulary_map,
 )
 from fusestore.align.statistics import count_pairs
-from fusestore.align.streams import CacheTokens
 from fusestore.align.vocabulary import VocabularyMap
 from fusestore.align.writer import write_alignment
 from fusestore.cache.reader import Cache, open_cache
-from fusestore.corpus.repair import find_corpus, kept_tokens
-from fusestore.corpus.tokenize import find_tokens
+from fusestore.corpus.repair import find_corpus
+from fusestore.corpus.tokenize import find_corpus_tokens, find_tokens
 from fusestore.corpus.vocabulary_table import load_vocabulary
 from fusestore.errors import CorruptionError, FusestoreError, NotFoundError
 from fusestore.storage.manifest import check_repaired
@@ -68,10 +67,9 @@ def _counted(store: Store, source: str, target: str, corpus_digest: str) -> Iter
             f"{store.location} holds no complete cache of corpus {corpus.name!r} by a model with "
             f"tokenizer {source}, whose tokens this map was counted from."
         )
-    tokens = CacheTokens(cache)
-    for kept in kept_tokens(corpus, target):
+    for kept in find_corpus_tokens(corpus, target):
         # Called at once, before the loop goes on.
-        yield CountedCorpus(corpus.digest, lambda kept=kept: count_pairs(tokens, kept))  # type: ignore[misc]
+        yield CountedCorpus(corpus.digest, lambda kept=kept: count_pairs(cache, kept))  # type: ignore[misc]
 
 
 def repair_alignment(store: Store, name: str) -> None:
@@ -103,7 +101,7 @@ def repair_alignment(store: Store, name: str) -> None:
     # What has no receipt, or does not hold what its receipt says, is made again.
     made = write_alignment(
         location,
-        CacheTokens(cache),
+        cache,
         target,
         source_vocabulary,
         target_vocabulary,

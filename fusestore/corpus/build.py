@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,17 +89,58 @@ class Corpus:
         return self._table["text"].gather(self.split_documents(split)).to_list()
 
     def split_documents(self, split: str) -> npt.NDArray[np.int64]:
-        """int64, ascending: the documents of a split.
+        """int64, ascending: the documents of a split. Texts are not read, only checked.
 
         Raises:
             InvalidInputError: the corpus has no such split.
+            CorruptionError: the documents are missing or damaged.
         """
         if split not in self.manifest.splits:
             raise InvalidInputError(
                 f"Corpus {self.name!r} has no split {split!r}; it has "
                 f"{', '.join(self.manifest.splits)}."
             )
-        return np.flatnonzero((self._table["split"] == split).to_numpy()).astype(np.int64)
+        return np.flatnonzero((self._splits == split).to_numpy()).astype(np.int64)
+
+    def text_batches(self, documents: int = 4_096) -> Iterator[list[str]]:
+        """All texts in order, some documents at a time: memory does not grow with the corpus.
+
+        Raises:
+            CorruptionError: the documents are missing or damaged.
+        """
+        texts = pl.scan_parquet(self._checked_file).select("text")
+        for start in range(0, self.manifest.num_documents, documents):
+            yield texts.slice(start, documents).collect()["text"].to_list()
+
+    @cached_property
+    def _splits(self) -> pl.Series:
+        """The column `split`, without loading the texts: memory must not grow with them."""
+        return pl.scan_parquet(self._checked_file).select("split").collect()["split"]
+
+    @property
+    def _checked_file(self) -> Path | io.BytesIO:
+        """`documents.parquet` as its receipt says; of a remote store the compressed bytes."""
+        file = self.location / "documents.parquet"
+        try:
+            receipt = Receipt.load(self.location / "receipts/documents.json")
+            if file.is_local:
+                with file.path.open("rb") as data:
+                    found = hashlib.file_digest(data, "sha256").hexdigest()
+                checked: Path | io.BytesIO = file.path
+            else:
+                checked = io.BytesIO(file.read_bytes())
+                found = hashlib.sha256(checked.getbuffer()).hexdigest()
+        except (FileNotFoundError, NotFoundError) as error:
+            raise CorruptionError(
+                f"{file} is missing or damaged ({error}). Build corpus {self.name!r} again from "
+                "the same inputs to replace it."
+            ) from error
+        if receipt.files["documents.parquet"].sha256 != found:
+            raise CorruptionError(
+                f"{file} does not match its checksum. Build corpus {self.name!r} again from the "
+                "same inputs to replace it."
+            )
+        return checked
 
     @cached_property
     def _table(self) -> pl.DataFrame:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusestore.corpus.build import Corpus, documents_bytes, open_corpus, publish_documents
-from fusestore.corpus.manifest import TokensManifest
-from fusestore.corpus.tokenize import corpus_tokens, load_tokens
+from fusestore.corpus.tokenize import store_corpus_tokens
 from fusestore.corpus.tokenizers import Tokenizer
-from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary_table import receipt_file, save_vocabulary
 from fusestore.errors import FusestoreError, IncompatibleError, NotFoundError
 from fusestore.storage.shards import FileRecord, Receipt
@@ -35,7 +33,7 @@ def repair_corpus(store: Store, name: str, damaged: set[str], tokenizer_of: Toke
     for folder in sorted(folders):
         tokenizer = tokenizer_of(folder.removesuffix("-bos"))
         (corpus.location / "tokens" / folder).delete()
-        corpus_tokens(store, corpus, tokenizer, folder.endswith("-bos"))
+        store_corpus_tokens(store, corpus, tokenizer, folder.endswith("-bos"))
 
 
 def _repair_documents(corpus: Corpus) -> None:
@@ -74,23 +72,3 @@ def find_corpus(store: Store, digest: str) -> Corpus:
         if corpus.digest.startswith(digest):
             return corpus
     raise NotFoundError(f"{store.location} holds no sound corpus of digest {digest[:16]}.")
-
-
-def kept_tokens(corpus: Corpus, tokenizer_digest: str) -> list[TokenTable]:
-    """The tokens that a corpus keeps for one tokenizer: with BOS, without, or both.
-
-    `tokenizer_digest` may be its beginning.
-
-    Raises:
-        NotFoundError: it keeps none.
-    """
-    found = []
-    for name in (corpus.location / "tokens").list():
-        manifest = TokensManifest.load(corpus.location / "tokens" / name / "manifest.json")
-        if manifest.tokenizer_digest.startswith(tokenizer_digest):
-            found.append(load_tokens(corpus.location / "tokens" / name, manifest))
-    if not found:
-        raise NotFoundError(
-            f"Corpus {corpus.name!r} keeps no tokens of tokenizer {tokenizer_digest[:16]}."
-        )
-    return found

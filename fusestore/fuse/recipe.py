@@ -2,7 +2,7 @@
 
 corpus = "sotu"
 split = "train"
-target = "4f1c…"            # tokenizer digest
+target = "4f1c…"            # tokenizer digest, or its first 16 digits
 strategy = "mince"
 
 [[sources]]
@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fusestore.align.kinds import AlignmentMethod, MapMethod
 from fusestore.fuse.unaligned import UnalignedPolicy
 from fusestore.storage.manifest import Frozen, canonical_json, digest_bytes
 from fusestore.storage.settings import check_keys, parse_settings, read_settings_file
@@ -36,10 +37,13 @@ class RecipeSource(Frozen):
 
     Attributes:
         cache: name of its distribution cache.
+        alignment: name of its alignment to the target. Where there is only one of the recipe's
+            `alignment_method`, or the tokenizer is the target's own, it need not be named.
         weight: its share for the strategy `weighted`, relative to the others'.
     """
 
     cache: str = Field(min_length=1)
+    alignment: str | None = None
     weight: float = Field(default=1.0, ge=0.0)
 
 
@@ -49,7 +53,7 @@ class Recipe(Frozen):
     Attributes:
         corpus: name of the corpus.
         split: its split that is fused.
-        target: digest of the target's tokenizer.
+        target: digest of the target's tokenizer, or its first 16 digits.
         sources: in order; a tie between scores goes to the first.
         strategy: a name registered in `fusestore.fuse.strategies`.
         score: what strategies compare.
@@ -77,8 +81,8 @@ class Recipe(Frozen):
     top_k: int = Field(default=32, ge=1)
     window_length: int = Field(default=1024, ge=1)
     target_cache: str | None = None
-    vocabulary_method: str = "mined"
-    alignment_method: str = "hybrid"
+    vocabulary_method: MapMethod = "mined"
+    alignment_method: AlignmentMethod = "hybrid"
     rows_per_shard: int = Field(default=65536, ge=1)
 
     @property

@@ -19,7 +19,7 @@ from fusestore.fuse.combine import mix
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.manifest import KIND_NAMES, SourceTotals
-from fusestore.fuse.project import project, project_and_measure
+from fusestore.fuse.project import empty_rows, project, project_into
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.scores import (
     Amounts,
@@ -31,6 +31,8 @@ from fusestore.fuse.scores import (
 )
 from fusestore.fuse.strategies import get_strategy, normalize_rows
 from fusestore.fuse.unaligned import one_hot_rows
+
+_Sparse = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 NO_LABEL = -100
 KIND = {name: code for code, name in enumerate(KIND_NAMES)}
@@ -122,19 +124,15 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
 
 
 def _surround(fusion: Fusion, start: int, stop: int) -> _Stretch:
-    tokens = fusion.tokens
     low, high = start, stop
     if fusion.recipe.granularity == "window":
         window = fusion.recipe.window_length
         low = start // window * window
-        high = min(-(-stop // window) * window, tokens.num_tokens)
-    offsets = tokens.document_offsets
-    first = int(np.searchsorted(offsets, low, side="right")) - 1
-    last = int(np.searchsorted(offsets, high, side="left"))
-    base, end = int(offsets[first]), int(offsets[last])
-    around = TokenTable(
-        tokens.token_ids[base:end], tokens.end_offsets[base:end], offsets[first : last + 1] - base
-    )
+        high = min(-(-stop // window) * window, fusion.num_tokens)
+    first = int(np.searchsorted(fusion.offsets, low, side="right")) - 1
+    last = int(np.searchsorted(fusion.offsets, high, side="left"))
+    base = int(fusion.offsets[first])
+    around = fusion.read(first, last)
     lengths = np.diff(around.document_offsets)
     is_last = np.zeros(around.num_tokens, np.bool_)
     is_last[around.document_offsets[1:][lengths > 0] - 1] = True
@@ -244,28 +242,34 @@ def _label_terms(
     """Per position `(−log p(next token), 1)` where the source may supervise it, else `(0, 0)`."""
     scored = _accepted(fusion.recipe, span) & (stretch.next_ids != NO_LABEL)
     rows = span.row[scored]
-    ids, logprobs, tail, _ = _project(fusion, index, span, rows, span.rows.ids.shape[1])
+    projected = empty_rows(len(rows), span.rows.ids.shape[1])
+    _project(fusion, index, span, rows, np.arange(len(rows)), projected)
     nats = np.zeros(len(scored))
-    nats[scored] = label_nats(ids, logprobs, tail, stretch.next_ids[scored], fusion.vocab_size)
+    nats[scored] = label_nats(*projected, stretch.next_ids[scored], fusion.vocab_size)
     return nats, scored.astype(np.float64)
 
 
 def _project(
-    fusion: Fusion, index: int, span: SourceSpan, rows: npt.NDArray[np.int64], k_out: int
-) -> tuple[
-    npt.NDArray[np.int32],
-    npt.NDArray[np.float32],
-    npt.NDArray[np.float32],
-    npt.NDArray[np.float64],
-]:
-    """`project_and_measure` of these rows of a source; its errors name the source."""
+    fusion: Fusion,
+    index: int,
+    span: SourceSpan,
+    rows: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
+    out: _Sparse,
+) -> float:
+    """`project_into` of these rows of a source; its errors name the source.
+
+    Returns:
+        The mass that landed on no target token.
+    """
     cached = span.rows
     try:
-        return project_and_measure(
-            cached.ids[rows], cached.logprobs[rows], cached.tail[rows], fusion.maps[index], k_out
+        lost = project_into(
+            cached.ids, cached.logprobs, cached.tail, fusion.maps[index], rows, places, *out
         )
     except (IncompatibleError, NonFiniteError) as error:
         raise type(error)(f"Source {fusion.sources[index].name!r}: {error}") from error
+    return float(lost.sum())
 
 
 def _mix_sources(
@@ -278,34 +282,52 @@ def _mix_sources(
 
     `weights`: float64 [n, sources] of the asked positions.
     """
-    # Nothing is cut before mixing: an entry below the first k′ of each source may be above it
-    # in their sum.
-    width = max(span.rows.ids.shape[1] for span in spans)
-    chosen = np.full(weights.shape, -1, np.int64)
-    parts = []
-    unmapped = []
-    count = 0
+    used = weights > 0
+    contributors = used[:, 0].astype(np.int64)
+    for index in range(1, len(spans)):
+        contributors += used[:, index]
+    top_k = fusion.recipe.top_k
+    fused = empty_rows(len(weights), top_k)
+    unmapped = [0.0] * len(spans)
+    alone = np.full(len(weights), -1, np.int16)
     for index, span in enumerate(spans):
-        used = np.flatnonzero(weights[:, index] > 0)
-        *projected, lost = _project(fusion, index, span, span.row[stretch.here][used], width)
-        chosen[used, index] = count + np.arange(len(used))
-        count += len(used)
-        parts.append(projected)
-        unmapped.append(float(lost.sum()))
-    ids, logprobs, tail = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    ids, logprobs, tail = mix(chosen, weights, ids, logprobs, tail, fusion.recipe.top_k)
+        here = np.flatnonzero(used[:, index] & (contributors == 1))
+        alone[here] = index
+        unmapped[index] += _project(fusion, index, span, span.row[stretch.here][here], here, fused)
 
-    kinds = np.stack([span.kind[stretch.here] for span in spans], axis=1)
-    contributors = (weights > 0).sum(axis=1)
+    mixed = np.flatnonzero(contributors > 1)
+    if len(mixed):
+        # Nothing is cut before mixing: an entry below the first k′ of each source may be above it
+        # in their sum.
+        width = max(span.rows.ids.shape[1] for span in spans)
+        projected = empty_rows(int(contributors[mixed].sum()), width)
+        chosen = np.full((len(mixed), len(spans)), -1, np.int64)
+        count = 0
+        for index, span in enumerate(spans):
+            part = np.flatnonzero(used[mixed, index])
+            places = count + np.arange(len(part))
+            chosen[part, index] = places
+            count += len(part)
+            own = span.row[stretch.here][mixed[part]]
+            unmapped[index] += _project(fusion, index, span, own, places, projected)
+        for whole, values in zip(
+            fused, mix(chosen, weights[mixed], *projected, top_k), strict=True
+        ):
+            whole[mixed] = values
+    ids, logprobs, tail = fused
+
+    # A mixture is as good as its worst part, and MINED is the larger code.
+    kind = np.zeros(len(weights), np.uint8)
+    for index, span in enumerate(spans):
+        np.maximum(kind, span.kind[stretch.here] * used[:, index], out=kind)
     rows = FusedRows(
         input_ids=stretch.tokens.token_ids[stretch.here],
         next_ids=stretch.next_ids[stretch.here],
         ids=ids,
         logprobs=logprobs,
         tail=tail,
-        # A mixture is as good as its worst part, and MINED is the larger code.
-        kind=np.where(weights > 0, kinds, 0).max(axis=1, initial=0).astype(np.uint8),
-        source=np.where(contributors == 1, weights.argmax(axis=1), -1).astype(np.int16),
+        kind=kind,
+        source=alone,
         document=stretch.documents[stretch.document[stretch.here]].astype(np.int32),
     )
     return rows, unmapped

@@ -121,7 +121,9 @@ def normalize_rows(weights: FloatArray) -> FloatArray:
     Args:
         weights: float64 [n, sources], not negative.
     """
-    total = weights.sum(axis=1, keepdims=True)
-    normalized = np.zeros_like(weights)
-    np.divide(weights, total, out=normalized, where=total > 0)
+    # By columns: there are few, and NumPy sums short rows slowly.
+    total = np.zeros(len(weights))
+    for column in weights.T:
+        total += column
+    normalized: FloatArray = weights / np.where(total > 0, total, 1.0)[:, None]
     return normalized
