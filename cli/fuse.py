@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import ConsoleReporter, output, print_json
+from .console import ConsoleReporter, output, print_json, print_table
 from .options import JsonOption, StorageOption, StoreOption, storage_options
+
+if TYPE_CHECKING:
+    from fusestore.fuse.forecast import Forecast
 
 
 def fuse(
@@ -22,9 +25,19 @@ def fuse(
     target_name: Annotated[str, typer.Option(help="What the target is called.")] = "target",
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the fused dataset.")] = "fused",
     corpus: Annotated[str, typer.Option(help="Name of the corpus.")] = "corpus",
-    split: Annotated[str, typer.Option(help="Split to fuse.")] = "train",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split to fuse (train), or to analyse (held_out).", show_default=False),
+    ] = None,
+    analyze: Annotated[
+        bool,
+        typer.Option(
+            "--analyze",
+            help="Write nothing: forecast from the caches what fusing them would bring.",
+        ),
+    ] = False,
     strategy: Annotated[
-        str, typer.Option(help="mince, avgce, weighted, uniform or single.")
+        str, typer.Option(help="mince, avgce, packllm, weighted, uniform or single.")
     ] = "mince",
     weight: Annotated[
         list[float] | None, typer.Option(help="One for each source, for `weighted`.")
@@ -49,7 +62,7 @@ def fuse(
     from fusestore.capture.models import local_model_folder
     from fusestore.config import FuseConfig
     from fusestore.corpus.tokenizers import load_tokenizer
-    from fusestore.fuse.run import fuse_caches
+    from fusestore.fuse.run import analyze_caches, fuse_caches
     from fusestore.storage.settings import parse_settings
     from fusestore.storage.store import Store
 
@@ -60,7 +73,7 @@ def fuse(
             "target": target_name,
             "sources": tuple(source),
             "weights": tuple(weight or ()),
-            "split": split,
+            "split": split or ("held_out" if analyze else "train"),
             "strategy": strategy,
             "score": score,
             "granularity": granularity,
@@ -73,10 +86,23 @@ def fuse(
         "The command line",
     )
     where = Store.open(store, storage_options(storage_option))
+    tokenizer = load_tokenizer(str(local_model_folder(target)))
+    if analyze:
+        forecast = analyze_caches(
+            where,
+            config,
+            tokenizer,
+            corpus,
+            alignment_method=method,
+            vocabulary_method=vocabulary,
+            reporter=ConsoleReporter(),
+        )
+        _print_forecast(forecast, as_json)
+        return
     manifest, built = fuse_caches(
         where,
         config,
-        load_tokenizer(str(local_model_folder(target))),
+        tokenizer,
         corpus,
         alignment_method=method,
         vocabulary_method=vocabulary,
@@ -88,4 +114,16 @@ def fuse(
     verb = "Fused" if built else "Already there:"
     output.print(
         f"{verb} {name}: {manifest.num_tokens:,} target tokens in {manifest.num_windows:,} windows"
+    )
+
+
+def _print_forecast(forecast: Forecast, as_json: bool) -> None:
+    if as_json:
+        print_json(forecast.model_dump(mode="json"))
+        return
+    for title, columns, rows in forecast.tables():
+        print_table(title, columns, rows)
+    output.print(
+        "Compare the column common: the rest is over the positions that each one covers. "
+        "docs/fusion.md defines every number and says what a forecast cannot tell."
     )

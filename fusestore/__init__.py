@@ -24,14 +24,18 @@ if TYPE_CHECKING:
     from fusestore.cache.reader import Cache, open_cache
     from fusestore.corpus.build import Corpus, open_corpus
     from fusestore.data.dataset import FusedDataset, open_fused
+    from fusestore.fuse.api import analyze
+    from fusestore.fuse.forecast import Forecast
 
 __all__ = [
     "Cache",
     "Corpus",
+    "Forecast",
     "FusedDataset",
     "FusestoreError",
     "__version__",
     "align",
+    "analyze",
     "data",
     "open_cache",
     "open_corpus",
@@ -43,7 +47,9 @@ _SUBPACKAGES = frozenset({"align", "data", "train"})
 _HOMES = {
     "Cache": "fusestore.cache.reader",
     "Corpus": "fusestore.corpus.build",
+    "Forecast": "fusestore.fuse.forecast",
     "FusedDataset": "fusestore.data.dataset",
+    "analyze": "fusestore.fuse.api",
     "open_cache": "fusestore.cache.reader",
     "open_corpus": "fusestore.corpus.build",
     "open_fused": "fusestore.data.dataset",

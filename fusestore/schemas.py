@@ -29,6 +29,7 @@ from fusestore.corpus.manifest import CorpusManifest, TokensManifest
 from fusestore.corpus.tokenize import OFFSETS_SCHEMA, TOKENS_SCHEMA
 from fusestore.corpus.vocabulary_table import VOCABULARY_SCHEMA
 from fusestore.errors import InvalidInputError
+from fusestore.fuse.forecast import Forecast
 from fusestore.fuse.manifest import FusedManifest, FusionPlan, ShardReceipt
 from fusestore.fuse.recipe import Recipe
 from fusestore.storage.manifest import Manifest, canonical_json
@@ -153,11 +154,14 @@ def tables() -> dict[str, Table]:
 def generate() -> dict[str, bytes]:
     """Every file of schemas/ by name, as canonical JSON.
 
-    `<manifest>.json`, `recipe.json` and `fusion.json` are JSON Schemas; `tables.json` lists the
-    columns of every Parquet table.
+    `<manifest>.json`, `recipe.json`, `fusion.json` and `forecast.json` are JSON Schemas;
+    `tables.json` lists the columns of every Parquet table.
     """
     schemas = {name: _manifest_schema(*entry) for name, entry in MANIFESTS.items()}
     schemas["recipe"] = _schema(Recipe, "what is fused, and how: .toml or .json", "validation")
+    schemas["forecast"] = _schema(
+        Forecast, "what `fusestore fuse --analyze --json` prints", "serialization"
+    )
     schemas["fusion"] = _fusion_file_schema()
     schemas["tables"] = {name: _columns(table) for name, table in tables().items()}
     return {f"{name}.json": canonical_json(schemas[name]) for name in sorted(schemas)}

@@ -1,9 +1,12 @@
-"""`fuse_caches`: find everything a fusion names in the store, and materialise it."""
+"""`fuse_caches`, `analyze_caches`: find all a fusion names in the store; make it or forecast it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
 
 from fusestore.align.map_tables import load_vocabulary_map
 from fusestore.align.run import alignment_name
@@ -13,11 +16,15 @@ from fusestore.config import FuseConfig
 from fusestore.corpus.build import open_corpus
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.corpus.tokenizers import Tokenizer
+from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import IncompatibleError, NotFoundError
+from fusestore.fuse.analysis import GRANULARITIES, STRATEGIES, analyze_fusion
+from fusestore.fuse.forecast import Forecast
+from fusestore.fuse.fusion import prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.materialize import materialize
-from fusestore.fuse.recipe import Recipe
+from fusestore.fuse.recipe import Granularity, Recipe
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.store import Store
 
@@ -47,35 +54,93 @@ def fuse_caches(
         FingerprintMismatchError: a fused dataset of this name was made from something else.
     """
     reporter = reporter or SilentReporter()
-    corpus = open_corpus(store, corpus_name)
-    recipe = _recipe(config, target, corpus_name, alignment_method, vocabulary_method)
-    inputs = [
-        _source_input(
-            store, source.cache, target, config.target, alignment_method, vocabulary_method
-        )
-        for source in recipe.sources
-    ]
-    target_cache = None
-    if recipe.target_cache is not None:
-        target_cache = _source_input(
-            store, recipe.target_cache, target, config.target, alignment_method, vocabulary_method
-        )
-    tokens = corpus_tokens(store, corpus, target, target.adds_bos)
+    found = _find(store, config, target, corpus_name, alignment_method, vocabulary_method)
     folder = store.fused(config.name)
     was_there = (folder / "manifest.json").exists()
     with reporter.stage(f"Fusing {config.name}", "tokens") as progress:
         manifest = materialize(
             folder,
-            recipe,
-            inputs,
-            target_tokens=tokens,
-            documents=corpus.split_documents(config.split),
+            found.recipe,
+            found.sources,
+            target_tokens=found.tokens,
+            documents=found.documents,
             vocab_size=len(target),
-            corpus_digest=corpus.manifest.digest,
-            target_cache=target_cache,
+            corpus_digest=found.corpus_digest,
+            target_cache=found.target_cache,
             progress=progress,
         )
     return manifest, not was_there
+
+
+def analyze_caches(
+    store: Store,
+    config: FuseConfig,
+    target: Tokenizer,
+    corpus_name: str,
+    *,
+    strategies: Sequence[str] = STRATEGIES,
+    granularities: Sequence[Granularity] = GRANULARITIES,
+    alignment_method: str = "hybrid",
+    vocabulary_method: str = "mined",
+    reporter: Reporter | None = None,
+) -> Forecast:
+    """Forecast from caches alone what `fuse_caches` with this config would bring; writes nothing.
+
+    Arguments and errors as for `fuse_caches` and `analyze_fusion`.
+    """
+    reporter = reporter or SilentReporter()
+    found = _find(store, config, target, corpus_name, alignment_method, vocabulary_method)
+    fusion = prepare(
+        found.recipe,
+        found.sources,
+        target_tokens=found.tokens,
+        documents=found.documents,
+        vocab_size=len(target),
+        corpus_digest=found.corpus_digest,
+        target_cache=found.target_cache,
+    )
+    with reporter.stage(f"Analysing {config.split}", "tokens") as progress:
+        return analyze_fusion(
+            fusion, strategies=strategies, granularities=granularities, progress=progress
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a fusion reads; see `prepare`."""
+
+    recipe: Recipe
+    sources: list[SourceInput]
+    target_cache: SourceInput | None
+    tokens: TokenTable
+    documents: npt.NDArray[np.int64]
+    corpus_digest: str
+
+
+def _find(
+    store: Store,
+    config: FuseConfig,
+    target: Tokenizer,
+    corpus_name: str,
+    alignment_method: str,
+    vocabulary_method: str,
+) -> _Found:
+    corpus = open_corpus(store, corpus_name)
+    recipe = _recipe(config, target, corpus_name, alignment_method, vocabulary_method)
+
+    def source(name: str) -> SourceInput:
+        return _source_input(
+            store, name, target, config.target, alignment_method, vocabulary_method
+        )
+
+    return _Found(
+        recipe,
+        [source(wanted.cache) for wanted in recipe.sources],
+        None if recipe.target_cache is None else source(recipe.target_cache),
+        corpus_tokens(store, corpus, target, target.adds_bos),
+        corpus.split_documents(config.split),
+        corpus.manifest.digest,
+    )
 
 
 def _recipe(
