@@ -32,6 +32,7 @@ from fusestore.errors import InvalidInputError
 from fusestore.fuse.forecast import Forecast
 from fusestore.fuse.manifest import FusedManifest, FusionPlan, ShardReceipt
 from fusestore.fuse.recipe import Recipe
+from fusestore.merge.manifest import MergeManifest
 from fusestore.storage.manifest import Manifest, canonical_json
 from fusestore.storage.shards import Receipt
 from fusestore.train.checkpoint import TrainState
@@ -56,6 +57,7 @@ MANIFESTS: dict[str, tuple[type[Manifest], str]] = {
     "fused-receipt": (ShardReceipt, "fused/<fused>/receipts/<shard>.json"),
     "fused": (FusedManifest, "fused/<fused>/manifest.json"),
     "model": (TrainingManifest, "models/<model>/manifest.json"),
+    "merged-model": (MergeManifest, "models/<model>/manifest.json"),
     "train-state": (TrainState, "checkpoint/state.json in a training run's local work folder"),
 }
 """Schema name → the manifest and the file that holds it, below the store's root."""
