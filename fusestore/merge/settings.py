@@ -10,6 +10,9 @@ from fusestore.storage.manifest import Frozen
 
 MergeMethod = Literal["linear", "slerp", "task_arithmetic", "ties"]
 
+_DENSITY = 0.2
+"""Of TIES where nothing is validated (section 4 of its paper)."""
+
 _WITH_BASE = frozenset({"task_arithmetic", "ties"})
 
 
@@ -28,7 +31,7 @@ class MergeSettings(Frozen):
     method: MergeMethod = "linear"
     weights: tuple[float, ...] = ()
     scale: float = 1.0
-    density: float = Field(default=0.2, gt=0.0, le=1.0)
+    density: float = Field(default=_DENSITY, gt=0.0, le=1.0)
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
     @property
@@ -43,9 +46,9 @@ class MergeSettings(Frozen):
                 raise ValueError(f"weights {self.weights} are negative; {self.method} takes none")
             if self.weights and not sum(self.weights) > 0:
                 raise ValueError(f"weights {self.weights} do not sum to a positive number")
-        if "scale" in self.model_fields_set and self.scale != 1.0 and not self.needs_base:
+        if self.scale != 1.0 and not self.needs_base:
             raise ValueError(f"{self.method} has no scale; task_arithmetic and ties have")
-        if "density" in self.model_fields_set and self.method != "ties":
+        if self.density != _DENSITY and self.method != "ties":
             raise ValueError(f"{self.method} has no density; ties has")
         return self
 
