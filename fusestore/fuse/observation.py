@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.fuse.divergence import MAX_NATS, SparseRows
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
+from fusestore.fuse.project import project_and_measure
 from fusestore.fuse.recipe import Granularity
 from fusestore.fuse.scores import Amounts, document_amounts, label_nats
 from fusestore.fuse.shard import (
     NO_LABEL,
     accepted,
     document_scores,
-    project_rows,
     score_units,
     surround,
 )
@@ -123,7 +124,7 @@ def _read_part(fusion: Fusion, start: int, stop: int, granularities: Sequence[Gr
     for index, span in enumerate(spans):
         where = np.flatnonzero(allowed[:, index])
         cached = span.row[here][where]
-        *projection, lost = project_rows(fusion, index, span, cached, width)
+        *projection, lost = _project(fusion, index, span, cached, width)
         projections.append((*projection, lost))
         rows[where, index] = count + np.arange(len(where))
         count += len(where)
@@ -162,6 +163,19 @@ def _read_part(fusion: Fusion, start: int, stop: int, granularities: Sequence[Gr
         amounts=amounts,
         takes_part=np.stack([span.takes_part for span in spans], axis=1),
     )
+
+
+def _project(
+    fusion: Fusion, index: int, span: SourceSpan, rows: npt.NDArray[np.int64], width: int
+) -> tuple[npt.NDArray[Any], ...]:
+    """`project_and_measure` of these rows of a source; its errors name the source."""
+    cached = span.rows
+    try:
+        return project_and_measure(
+            cached.ids[rows], cached.logprobs[rows], cached.tail[rows], fusion.maps[index], width
+        )
+    except (IncompatibleError, NonFiniteError) as error:
+        raise type(error)(f"Source {fusion.sources[index].name!r}: {error}") from error
 
 
 def _look_up(

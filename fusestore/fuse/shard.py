@@ -62,7 +62,7 @@ class FusedRows:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class _Stretch:
     """The documents around positions `[start, stop)` of the split, n positions in all.
 
     Attributes:
@@ -127,7 +127,7 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
     return rows, totals
 
 
-def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> Stretch:
+def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> _Stretch:
     """The documents that positions `[start, stop)`, or the windows they lie in, touch."""
     tokens = fusion.tokens
     low, high = start, stop
@@ -146,7 +146,7 @@ def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> S
     is_last = np.zeros(around.num_tokens, np.bool_)
     is_last[around.document_offsets[1:][lengths > 0] - 1] = True
     following = np.minimum(np.arange(around.num_tokens) + 1, around.num_tokens - 1)
-    return Stretch(
+    return _Stretch(
         around,
         fusion.documents[first:last],
         base,
@@ -163,7 +163,7 @@ def accepted(recipe: Recipe, span: SourceSpan) -> npt.NDArray[np.bool_]:
 
 
 def document_scores(
-    fusion: Fusion, stretch: Stretch, spans: Sequence[SourceSpan], amounts: Sequence[Amounts]
+    fusion: Fusion, stretch: _Stretch, spans: Sequence[SourceSpan], amounts: Sequence[Amounts]
 ) -> npt.NDArray[np.float64]:
     """Float64 [D, sources] by the recipe's score; NaN where a source takes no part."""
     columns = []
@@ -181,7 +181,7 @@ def document_scores(
 
 def _position_weights(
     fusion: Fusion,
-    stretch: Stretch,
+    stretch: _Stretch,
     spans: Sequence[SourceSpan],
     document_scores: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
@@ -218,7 +218,7 @@ def weigh(
 
 def score_units(
     fusion: Fusion,
-    stretch: Stretch,
+    stretch: _Stretch,
     spans: Sequence[SourceSpan],
     document_scores: npt.NDArray[np.float64],
     granularity: Granularity,
@@ -234,7 +234,7 @@ def score_units(
 
 def _unit_scores(
     fusion: Fusion,
-    stretch: Stretch,
+    stretch: _Stretch,
     spans: Sequence[SourceSpan],
     document_scores: npt.NDArray[np.float64],
     unit: npt.NDArray[np.int64],
@@ -277,18 +277,18 @@ def _unit_ratio(
 
 
 def _label_terms(
-    fusion: Fusion, index: int, stretch: Stretch, span: SourceSpan
+    fusion: Fusion, index: int, stretch: _Stretch, span: SourceSpan
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Per position `(−log p(next token), 1)` where the source may supervise it, else `(0, 0)`."""
     scored = accepted(fusion.recipe, span) & (stretch.next_ids != NO_LABEL)
     rows = span.row[scored]
-    ids, logprobs, tail, _ = project_rows(fusion, index, span, rows, span.rows.ids.shape[1])
+    ids, logprobs, tail, _ = _project(fusion, index, span, rows, span.rows.ids.shape[1])
     nats = np.zeros(len(scored))
     nats[scored] = label_nats(ids, logprobs, tail, stretch.next_ids[scored], fusion.vocab_size)
     return nats, scored.astype(np.float64)
 
 
-def project_rows(
+def _project(
     fusion: Fusion, index: int, span: SourceSpan, rows: npt.NDArray[np.int64], k_out: int
 ) -> tuple[
     npt.NDArray[np.int32],
@@ -308,7 +308,7 @@ def project_rows(
 
 def _mix_sources(
     fusion: Fusion,
-    stretch: Stretch,
+    stretch: _Stretch,
     spans: Sequence[SourceSpan],
     weights: npt.NDArray[np.float64],
 ) -> tuple[FusedRows, list[float]]:
@@ -325,7 +325,7 @@ def _mix_sources(
     count = 0
     for index, span in enumerate(spans):
         used = np.flatnonzero(weights[:, index] > 0)
-        *projected, lost = project_rows(fusion, index, span, span.row[stretch.here][used], width)
+        *projected, lost = _project(fusion, index, span, span.row[stretch.here][used], width)
         chosen[used, index] = count + np.arange(len(used))
         count += len(used)
         parts.append(projected)
@@ -349,7 +349,7 @@ def _mix_sources(
     return rows, unmapped
 
 
-def _fill_unaligned(fusion: Fusion, stretch: Stretch, rows: FusedRows) -> FusedRows:
+def _fill_unaligned(fusion: Fusion, stretch: _Stretch, rows: FusedRows) -> FusedRows:
     """Apply the recipe's policy where `kind` is 0."""
     policy = fusion.recipe.unaligned
     empty = np.flatnonzero(rows.kind == 0)
