@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fusestore.cache.reader import Cache, open_cache
     from fusestore.corpus.build import Corpus, open_corpus
     from fusestore.data.dataset import FusedDataset, open_fused
+    from fusestore.data.on_demand import open_recipe
     from fusestore.fuse.api import analyze
     from fusestore.fuse.forecast import Forecast
 
@@ -40,6 +41,7 @@ __all__ = [
     "open_cache",
     "open_corpus",
     "open_fused",
+    "open_recipe",
     "train",
 ]
 
@@ -53,6 +55,7 @@ _HOMES = {
     "open_cache": "fusestore.cache.reader",
     "open_corpus": "fusestore.corpus.build",
     "open_fused": "fusestore.data.dataset",
+    "open_recipe": "fusestore.data.on_demand",
 }
 
 

@@ -26,7 +26,6 @@ from fusestore.capture.settings import CaptureSettings
 from fusestore.config import FusionConfig
 from fusestore.corpus.build import DOCUMENTS_SCHEMA
 from fusestore.corpus.manifest import CorpusManifest, TokensManifest
-from fusestore.corpus.tokenize import OFFSETS_SCHEMA, TOKENS_SCHEMA
 from fusestore.corpus.vocabulary_table import VOCABULARY_SCHEMA
 from fusestore.errors import InvalidInputError
 from fusestore.fuse.forecast import Forecast
@@ -99,21 +98,6 @@ def tables() -> dict[str, Table]:
                 "byte_length": "bytes of the text in UTF-8",
                 "digest": "SHA-256 of the text in UTF-8, hexadecimal",
             },
-        ),
-        "tokens": Table(
-            "corpora/<corpus>/tokens/<tokenizer>/tokens.parquet",
-            "one token, in corpus order",
-            TOKENS_SCHEMA,
-            {
-                "token_ids": "token id",
-                "end_offsets": "byte offset inside its document (UTF-8) at which the token ends",
-            },
-        ),
-        "token-documents": Table(
-            "corpora/<corpus>/tokens/<tokenizer>/documents.parquet",
-            "one document, and one row more",
-            OFFSETS_SCHEMA,
-            {"document_offsets": "document i is the tokens from row i's value to row i + 1's"},
         ),
         "vocabulary": Table(
             "vocabularies/<tokenizer>.parquet",

@@ -121,6 +121,15 @@ class RowReader:
             document_offsets=self.document_offsets,
         )
 
+    def read_tokens(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Ids and end offsets of the tokens of rows `[start, stop)`, without reading the rest."""
+        return (
+            self._reader(self._arrays.token_ids, None).read(start, stop),
+            self._reader(self._arrays.end_offsets, None).read(start, stop),
+        )
+
     def _read_whole(self, spec: ArraySpec) -> npt.NDArray[Any]:
         return self._reader(spec, None).read(0, spec.shape[0])
 
@@ -226,6 +235,12 @@ class Cache:
     def document_offsets(self) -> npt.NDArray[np.int64]:
         """int64 [D + 1]: document i is rows `[value[i], value[i + 1])`."""
         return self.reader.document_offsets
+
+    def read_tokens(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Ids and end offsets of the tokens of rows `[start, stop)`, without reading the rest."""
+        return self.reader.read_tokens(start, stop)
 
     def __getitem__(self, rows: slice) -> Rows:
         """Rows `[a, b)` of all documents laid end to end; a step other than 1 is refused."""

@@ -88,17 +88,41 @@ class Corpus:
         return self._table["text"].gather(self.split_documents(split)).to_list()
 
     def split_documents(self, split: str) -> npt.NDArray[np.int64]:
-        """int64, ascending: the documents of a split.
+        """int64, ascending: the documents of a split. Texts are not read, only checked.
 
         Raises:
             InvalidInputError: the corpus has no such split.
+            CorruptionError: the documents are missing or damaged.
         """
         if split not in self.manifest.splits:
             raise InvalidInputError(
                 f"Corpus {self.name!r} has no split {split!r}; it has "
                 f"{', '.join(self.manifest.splits)}."
             )
-        return np.flatnonzero((self._table["split"] == split).to_numpy()).astype(np.int64)
+        return np.flatnonzero((self._splits == split).to_numpy()).astype(np.int64)
+
+    @cached_property
+    def _splits(self) -> pl.Series:
+        """The column `split`, without loading the texts: memory must not grow with them."""
+        if "_table" in self.__dict__ or not self.location.is_local:
+            return self._table["split"]
+        file = self.location / "documents.parquet"
+        try:
+            receipt = Receipt.load(self.location / "receipts/documents.json")
+            with file.path.open("rb") as data:
+                found = hashlib.file_digest(data, "sha256").hexdigest()
+            table = pl.scan_parquet(file.path).select("split").collect()
+        except (FileNotFoundError, pl.exceptions.PolarsError) as error:
+            raise CorruptionError(
+                f"{file} is missing or damaged ({error}). Build corpus {self.name!r} again from "
+                "the same inputs to replace it."
+            ) from error
+        if receipt.files["documents.parquet"].sha256 != found:
+            raise CorruptionError(
+                f"{file} does not match its checksum. Build corpus {self.name!r} again from the "
+                "same inputs to replace it."
+            )
+        return table["split"]
 
     @cached_property
     def _table(self) -> pl.DataFrame:

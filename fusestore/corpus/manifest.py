@@ -69,7 +69,7 @@ class TokensManifest(Manifest):
         num_documents: D.
         num_tokens: T, BOS included.
         arrays_digest: SHA-256 of ids, end offsets and document offsets, little-endian, in turn.
-        files: size and checksum of the Parquet files, by name.
+        files: size and checksum of every file, by path inside the folder.
     """
 
     corpus_digest: str

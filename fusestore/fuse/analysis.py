@@ -72,7 +72,7 @@ def analyze_fusion(
     sizes = range(1, count + 1) if few else (1, count)
     subsets = [grown(members) for size in sizes for members in combinations(everyone, size)]
     later_passes = 0 if few else count - 2
-    run = _Passes(fusion, (1 + later_passes) * fusion.tokens.num_tokens, progress)
+    run = _Passes(fusion, (1 + later_passes) * fusion.num_tokens, progress)
 
     whole = SplitTally()
     sources = [SourceTally(index) for index in everyone]
@@ -95,7 +95,7 @@ def analyze_fusion(
 
     return Forecast(
         recipe=recipe,
-        num_positions=fusion.tokens.num_tokens,
+        num_positions=fusion.num_tokens,
         num_predicted=whole.predicted,
         num_bytes=whole.num_bytes,
         common=mean(whole.common, whole.predicted) or 0.0,

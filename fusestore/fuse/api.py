@@ -12,7 +12,7 @@ from fusestore.corpus.tokenizers import as_tokenizer
 from fusestore.fuse.analysis import GRANULARITIES, STRATEGIES
 from fusestore.fuse.forecast import Forecast
 from fusestore.fuse.recipe import Granularity
-from fusestore.fuse.run import analyze_caches
+from fusestore.fuse.run import forecast, recipe_of
 from fusestore.packages import SCHEME
 from fusestore.storage.settings import parse_settings
 from fusestore.storage.store import Store
@@ -60,13 +60,9 @@ def analyze(
     if isinstance(target_tokenizer, str) and target_tokenizer.startswith(SCHEME):
         target_tokenizer = local_model_folder(target_tokenizer)
     values = {"target": target_name, "sources": tuple(sources), "split": split, **recipe}
-    return analyze_caches(
-        Store.open(store, storage_options),
-        parse_settings(FuseConfig, values, "analyze()"),
-        as_tokenizer(target_tokenizer),
-        corpus,
-        strategies=strategies,
-        granularities=granularities,
-        alignment_method=alignment_method,
-        vocabulary_method=vocabulary_method,
+    config = parse_settings(FuseConfig, values, "analyze()")
+    opened, target = Store.open(store, storage_options), as_tokenizer(target_tokenizer)
+    wanted = recipe_of(
+        opened, config, target, corpus, alignment_method, vocabulary_method=vocabulary_method
     )
+    return forecast(opened, wanted, target, strategies=strategies, granularities=granularities)

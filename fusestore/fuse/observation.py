@@ -96,7 +96,7 @@ def read_parts(fusion: Fusion, granularities: Sequence[Granularity]) -> Iterator
 
     Whole documents, and windows if they are a granularity, are read around each part.
     """
-    num_tokens = fusion.tokens.num_tokens
+    num_tokens = fusion.num_tokens
     for start in range(0, num_tokens, PART_ROWS):
         yield _read_part(fusion, start, min(start + PART_ROWS, num_tokens), granularities)
 

@@ -2,7 +2,7 @@
 
 corpus = "sotu"
 split = "train"
-target = "4f1c…"            # tokenizer digest
+target = "4f1c…"            # tokenizer digest, or its first 16 digits
 strategy = "mince"
 
 [[sources]]
@@ -36,10 +36,13 @@ class RecipeSource(Frozen):
 
     Attributes:
         cache: name of its distribution cache.
+        alignment: name of its alignment to the target. Where there is only one of the recipe's
+            `alignment_method`, or the tokenizer is the target's own, it need not be named.
         weight: its share for the strategy `weighted`, relative to the others'.
     """
 
     cache: str = Field(min_length=1)
+    alignment: str | None = None
     weight: float = Field(default=1.0, ge=0.0)
 
 
@@ -49,7 +52,7 @@ class Recipe(Frozen):
     Attributes:
         corpus: name of the corpus.
         split: its split that is fused.
-        target: digest of the target's tokenizer.
+        target: digest of the target's tokenizer, or its first 16 digits.
         sources: in order; a tie between scores goes to the first.
         strategy: a name registered in `fusestore.fuse.strategies`.
         score: what strategies compare.

@@ -129,19 +129,15 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
 
 def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> _Stretch:
     """The documents that positions `[start, stop)`, or the windows they lie in, touch."""
-    tokens = fusion.tokens
     low, high = start, stop
     if whole_windows:
         window = fusion.recipe.window_length
         low = start // window * window
-        high = min(-(-stop // window) * window, tokens.num_tokens)
-    offsets = tokens.document_offsets
-    first = int(np.searchsorted(offsets, low, side="right")) - 1
-    last = int(np.searchsorted(offsets, high, side="left"))
-    base, end = int(offsets[first]), int(offsets[last])
-    around = TokenTable(
-        tokens.token_ids[base:end], tokens.end_offsets[base:end], offsets[first : last + 1] - base
-    )
+        high = min(-(-stop // window) * window, fusion.num_tokens)
+    first = int(np.searchsorted(fusion.offsets, low, side="right")) - 1
+    last = int(np.searchsorted(fusion.offsets, high, side="left"))
+    base = int(fusion.offsets[first])
+    around = fusion.read(first, last)
     lengths = np.diff(around.document_offsets)
     is_last = np.zeros(around.num_tokens, np.bool_)
     is_last[around.document_offsets[1:][lengths > 0] - 1] = True

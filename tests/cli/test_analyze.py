@@ -109,3 +109,16 @@ def test_smollm2_alone_is_forecast_as_it_scores(smollm2_path, tmp_path):
     bits = forecast.sources[0].alone.bits_per_byte
     assert bits == pytest.approx(exact.bits_per_byte, rel=1e-3)
     assert bits == forecast.sources[0].own_bits_per_byte
+
+
+def test_a_recipe_is_forecast_on_the_held_out_split(command, job, store, tmp_path):
+    plan = json.loads((store / "fused" / "mince" / "recipe.json").read_text())
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(plan["recipe"]))
+    told = command.succeeds("fuse", recipe, "--analyze", "--store", store, "--json").json
+    assert told["recipe"]["split"] == "held_out"
+    by_options = command.succeeds(*analyze(job, store), "--json").json
+    assert told["strategies"] == by_options["strategies"]
+    for more in (["--materialize"], ["--to", "elsewhere"]):
+        assert command("fuse", recipe, "--analyze", "--store", store, *more).code == 2
+    assert command("fuse", "--analyze", "--store", store).code == 2

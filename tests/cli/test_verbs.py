@@ -26,7 +26,7 @@ def stages(job, store):
         "fuse": [
             *["fuse", "--source", "small", "--source", "wide", "--target", f"{job}/small"],
             *["--target-name", "small", "--name", "mince", "--corpus", "addresses", *shards],
-            *["--window-length", "64"],
+            *["--window-length", "64", "--materialize"],
         ],
         "baseline": ["train", f"{job}/small", "--name", "baseline", "--objective", "clm", *train],
         "fused": ["train", f"{job}/small", "--name", "fused", *train],

@@ -60,6 +60,7 @@ def random_fusion(helpers, rng, *, num_sources, num_documents, **choices):
         documents=documents,
         vocab_size=VOCAB,
         corpus_digest="corpus",
+        tokens_digest="t",
     )
     return fusion, Reference(helpers, recipe, sources, target, documents)
 
@@ -242,7 +243,7 @@ def test_stored_figures_are_those_of_the_materialised_rows(helpers, seed, part_r
     assert mixture.strategy == recipe.strategy
     assert mixture.sources == tuple(source.name for source in fusion.sources)
 
-    rows, totals = fuse_rows(fusion, 0, fusion.tokens.num_tokens)
+    rows, totals = fuse_rows(fusion, 0, fusion.num_tokens)
     covered = (rows.kind > 0) & (rows.next_ids >= 0)
     nats = label_nats(
         rows.ids[covered],
@@ -251,7 +252,7 @@ def test_stored_figures_are_those_of_the_materialised_rows(helpers, seed, part_r
         rows.next_ids[covered],
         fusion.vocab_size,
     )
-    ends = fusion.tokens.end_offsets
+    ends = fusion.read(0, len(fusion.documents)).end_offsets
     sizes = np.diff(ends, append=0)[covered]
     predicted = int((rows.next_ids >= 0).sum())
     close(mixture.covered, covered.sum() / predicted if predicted else 0.0)
@@ -264,7 +265,7 @@ def test_stored_figures_are_those_of_the_materialised_rows(helpers, seed, part_r
     close(mixture.label_in_tail, (~kept[covered].any(axis=1)).mean() if count else None)
     close(mixture.tail_mass, np.exp(np.float64(rows.tail[covered])).mean() if count else None)
     for source, total in zip(forecast.sources, totals, strict=True):
-        num_tokens = fusion.tokens.num_tokens
+        num_tokens = fusion.num_tokens
         assert source.positions_span == total.positions_span / num_tokens
         assert source.positions_mined == total.positions_mined / num_tokens
         assert source.documents == total.documents
@@ -416,7 +417,7 @@ def five_sources(helpers):
             kinds=["span", "mined"],
             top_k=3,
         )
-        if made is not None and made[0].tokens.num_tokens > 15:
+        if made is not None and made[0].num_tokens > 15:
             return made[0]
 
 
@@ -425,7 +426,7 @@ def test_five_sources_grow_greedily_as_all_subsets_would(helpers, monkeypatch):
     seen = []
     greedy = analyze_fusion(fusion, progress=lambda done, total: seen.append((done, total)))
     assert greedy.subsets == ()
-    assert seen[-1][0] == seen[-1][1] == 4 * fusion.tokens.num_tokens
+    assert seen[-1][0] == seen[-1][1] == 4 * fusion.num_tokens
     monkeypatch.setattr(analysis, "MAX_SOURCES_FOR_SUBSETS", 5)
     exhaustive = analyze_fusion(fusion)
     assert len(exhaustive.subsets) == 31
@@ -493,6 +494,7 @@ def test_a_source_that_covers_nothing_has_no_figures(helpers):
         documents=np.array([0]),
         vocab_size=4,
         corpus_digest="corpus",
+        tokens_digest="t",
     )
     forecast = analyze_fusion(fusion)
     own, lost = forecast.sources

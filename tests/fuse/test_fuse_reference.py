@@ -266,13 +266,14 @@ def test_fused_rows_equal_the_reference_however_they_are_divided(
         recipe,
         sources,
         target_tokens=target,
+        tokens_digest="tokens",
         documents=documents,
         vocab_size=VOCAB,
         corpus_digest="corpus",
         target_cache=own,
     )
     reference = Reference(helpers, recipe, sources, target, documents)
-    num_tokens = fusion.tokens.num_tokens
+    num_tokens = fusion.num_tokens
     for start in range(0, num_tokens, rows_per_shard):
         stop = min(start + rows_per_shard, num_tokens)
         rows, _ = fuse_rows(fusion, start, stop)
@@ -345,6 +346,7 @@ def test_a_source_that_knows_the_next_token_supervises_it_across_tokenizers(help
             )
         ],
         target_tokens=target,
+        tokens_digest="tokens",
         documents=np.array([0]),
         vocab_size=len(target_ids),
         corpus_digest="corpus",
@@ -383,6 +385,7 @@ def test_zero_width_tokens_and_one_token_documents_do_not_break_scores(helpers):
             recipe,
             [SourceInput("a", helpers.cache(tokens, rows), "d", "corpus")],
             target_tokens=tokens,
+            tokens_digest="tokens",
             documents=np.arange(3),
             vocab_size=4,
             corpus_digest="corpus",
