@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import ConsoleReporter, output, print_json
+from .console import ConsoleReporter, output, print_json, print_table
 from .options import JsonOption, StorageOption, StoreOption, storage_options
 
 if TYPE_CHECKING:
     from fusestore.corpus.tokenizers import Tokenizer
     from fusestore.fuse.folder import FusedFolder
+    from fusestore.fuse.forecast import Forecast
     from fusestore.storage.store import Store
 
 
@@ -40,9 +41,19 @@ def fuse(
         ),
     ] = None,
     corpus: Annotated[str, typer.Option(help="Name of the corpus.")] = "corpus",
-    split: Annotated[str, typer.Option(help="Split to fuse.")] = "train",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split to fuse (train), or to analyse (held_out).", show_default=False),
+    ] = None,
+    analyze: Annotated[
+        bool,
+        typer.Option(
+            "--analyze",
+            help="Fuse nothing: forecast from the caches what it would bring.",
+        ),
+    ] = False,
     strategy: Annotated[
-        str, typer.Option(help="mince, avgce, weighted, uniform or single.")
+        str, typer.Option(help="mince, avgce, packllm, weighted, uniform or single.")
     ] = "mince",
     weight: Annotated[
         list[float] | None, typer.Option(help="One for each source, for `weighted`.")
@@ -92,6 +103,8 @@ def fuse(
         raise typer.BadParameter("goes with --materialize or --to", param_hint="--jobs")
     if from_ and (recipe or source or materialize or to):
         raise typer.BadParameter("takes a finished dataset: give --name alone", param_hint="--from")
+    if analyze and (materialize or to or from_ or not (recipe or source)):
+        raise typer.BadParameter("takes a recipe or --source alone", param_hint="--analyze")
     options = storage_options(storage_option)
     where = Store.open(store, options)
     if from_:
@@ -100,7 +113,7 @@ def fuse(
 
     from fusestore.config import AlignConfig, FuseConfig
     from fusestore.fuse.recipe import load_recipe
-    from fusestore.fuse.run import fill, find_inputs, place, recipe_of, reopen
+    from fusestore.fuse.run import fill, find_inputs, forecast, place, recipe_of, reopen
     from fusestore.storage.settings import parse_settings
     from fusestore.storage.urls import Location
 
@@ -108,6 +121,8 @@ def fuse(
     chosen = None
     if recipe:
         chosen = load_recipe(Location.parse(recipe))
+        if analyze:
+            chosen = chosen.model_copy(update={"split": split or "held_out"})
     elif source and tokenizer:
         config = parse_settings(
             FuseConfig,
@@ -116,7 +131,7 @@ def fuse(
                 "target": target_name,
                 "sources": tuple(source),
                 "weights": tuple(weight or ()),
-                "split": split,
+                "split": split or ("held_out" if analyze else "train"),
                 "strategy": strategy,
                 "score": score,
                 "granularity": granularity,
@@ -140,6 +155,10 @@ def fuse(
             aligned.method,
             vocabulary_method=aligned.vocabulary,
         )
+    if analyze and chosen:
+        told = forecast(where, chosen, tokenizer, reporter=ConsoleReporter())
+        _print_forecast(told, as_json)
+        return
     if chosen is None:
         folder = reopen(where, where.fused(name or "fused"))
     else:
@@ -203,4 +222,16 @@ def _tell(folder: FusedFolder, built: bool, as_json: bool) -> None:
     output.print(
         f"{'Defined' if built else 'Already there:'} {name}: {size}; {state}. The others are made "
         "when they are read, or now with --materialize."
+    )
+
+
+def _print_forecast(forecast: Forecast, as_json: bool) -> None:
+    if as_json:
+        print_json(forecast.model_dump(mode="json"))
+        return
+    for title, columns, rows in forecast.tables():
+        print_table(title, columns, rows)
+    output.print(
+        "Compare the column common: the rest is over the positions that each one covers. "
+        "docs/fusion.md defines every number and says what a forecast cannot tell."
     )

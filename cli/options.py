@@ -39,3 +39,13 @@ def counts(pairs: list[str] | None, hint: str) -> dict[str, int]:
             raise typer.BadParameter(f"{pair!r} is not SPLIT=NUMBER", param_hint=hint)
         limits[split] = int(number)
     return limits
+
+
+def corpus_and_split(text: str | None) -> tuple[str, str] | None:
+    """`CORPUS/SPLIT` as its two names; ends with exit code 2 when it is not that."""
+    if text is None:
+        return None
+    corpus, separator, split = text.partition("/")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is not CORPUS/SPLIT", param_hint="--evaluate")
+    return corpus, split

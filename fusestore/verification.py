@@ -11,7 +11,7 @@ from fusestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from fusestore.inventory import Thing, find_thing, list_things
+from fusestore.inventory import Thing, find_thing, is_merged, list_things
 from fusestore.storage.manifest import digest_bytes
 from fusestore.storage.shards import FileRecord, Receipt
 from fusestore.storage.store import Store
@@ -136,9 +136,11 @@ def _verify_begun(thing: Thing, quick: bool) -> Iterator[Finding]:
 
 
 def _verify_model(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
+    from fusestore.merge.manifest import MergeManifest
     from fusestore.train.manifest import TrainingManifest
 
-    manifest = TrainingManifest.load(thing.location / "manifest.json")
+    kind = MergeManifest if is_merged(thing) else TrainingManifest
+    manifest = kind.load(thing.location / "manifest.json")
     yield from _check_files(thing.location, manifest.files, quick)
 
 

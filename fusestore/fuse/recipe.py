@@ -29,7 +29,7 @@ Score = Literal["bits_per_byte", "aligned_ce", "token_ce"]
 Granularity = Literal["document", "window", "token"]
 AcceptedKind = Literal["span", "mined"]
 
-_WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "uniform", "single"})
+_WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "packllm", "uniform", "single"})
 
 
 class RecipeSource(Frozen):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fusestore.align.kinds import MapMethod
+from fusestore.align.kinds import AlignmentMethod, MapMethod
 from fusestore.align.manifest import AlignmentManifest
 from fusestore.align.map_tables import load_vocabulary_map, vocabulary_map_folder
 from fusestore.align.run import alignment_name
@@ -18,12 +18,14 @@ from fusestore.corpus.build import Corpus, open_corpus
 from fusestore.corpus.tokenize import StoredTokens, find_corpus_tokens, store_corpus_tokens
 from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.fuse.analysis import GRANULARITIES, STRATEGIES, analyze_fusion
 from fusestore.fuse.folder import PLAN_FILE, FusedFolder, plan_of
+from fusestore.fuse.forecast import Forecast
 from fusestore.fuse.fusion import Fusion, prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.materialize import materialize
-from fusestore.fuse.recipe import Recipe, RecipeSource
+from fusestore.fuse.recipe import Granularity, Recipe, RecipeSource
 from fusestore.packages import user_cache_folder
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.shards import Receipt
@@ -37,7 +39,7 @@ def fuse_caches(
     target: Tokenizer,
     corpus_name: str,
     *,
-    alignment_method: str = "hybrid",
+    alignment_method: AlignmentMethod = "hybrid",
     vocabulary_method: MapMethod = "mined",
     reporter: Reporter | None = None,
 ) -> tuple[FusedManifest, bool]:
@@ -62,6 +64,27 @@ def fill(folder: FusedFolder, *, jobs: int = 1, reporter: Reporter | None = None
     reporter = reporter or SilentReporter()
     with reporter.stage(f"Fusing {folder.location.name}", "tokens") as progress:
         return materialize(folder, jobs=jobs, progress=progress)
+
+
+def forecast(
+    store: Store,
+    recipe: Recipe,
+    target: Tokenizer | None = None,
+    *,
+    strategies: Sequence[str] = STRATEGIES,
+    granularities: Sequence[Granularity] = GRANULARITIES,
+    reporter: Reporter | None = None,
+) -> Forecast:
+    """What fusing a recipe would bring, from the caches alone; no fused dataset is begun.
+
+    Arguments and errors as for `find_inputs` and `analyze_fusion`.
+    """
+    reporter = reporter or SilentReporter()
+    fusion = find_inputs(store, recipe, target)
+    with reporter.stage(f"Analysing {recipe.split}", "tokens") as progress:
+        return analyze_fusion(
+            fusion, strategies=strategies, granularities=granularities, progress=progress
+        )
 
 
 def place(
@@ -129,7 +152,7 @@ def recipe_of(
     config: FuseConfig,
     target: Tokenizer,
     corpus_name: str,
-    alignment_method: str,
+    alignment_method: AlignmentMethod,
     *,
     vocabulary_method: MapMethod,
 ) -> Recipe:

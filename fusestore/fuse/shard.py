@@ -20,7 +20,7 @@ from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.manifest import KIND_NAMES, SourceTotals
 from fusestore.fuse.project import empty_rows, project, project_into
-from fusestore.fuse.recipe import Recipe
+from fusestore.fuse.recipe import Granularity, Recipe
 from fusestore.fuse.scores import (
     Amounts,
     document_amounts,
@@ -67,8 +67,14 @@ class FusedRows:
 class _Stretch:
     """The documents around positions `[start, stop)` of the split, n positions in all.
 
-    `document` is which of them a position is in, `next_ends` the byte at which the next token
-    ends (its own end for a document's last), `here` the asked positions among the n.
+    Attributes:
+        tokens: the target's tokens of these D documents.
+        documents: int64 [D] their indices in the corpus.
+        first_position: of the split, the first of the n.
+        document: int64 [n] which of the D documents a position is in.
+        next_ids: int32 [n] the token after each, −100 where a document ends.
+        next_ends: int32 [n] the byte at which that token ends; its own end for a document's last.
+        here: the asked positions among the n.
     """
 
     tokens: TokenTable
@@ -87,10 +93,10 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
         The rows, and per source the sums for statistics. A document counts where its first
         position lies.
     """
-    stretch = _surround(fusion, start, stop)
+    stretch = surround(fusion, start, stop, whole_windows=fusion.recipe.granularity == "window")
     spans = [load_span(source, stretch.documents, stretch.tokens) for source in fusion.sources]
     amounts = [document_amounts(span.tokens, span.rows.label_logprob) for span in spans]
-    scores = _document_scores(fusion, stretch, spans, amounts)
+    scores = document_scores(fusion, stretch, spans, amounts)
     weights = _position_weights(fusion, stretch, spans, scores)[stretch.here]
 
     rows, unmapped = _mix_sources(fusion, stretch, spans, weights)
@@ -123,9 +129,10 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
     return rows, totals
 
 
-def _surround(fusion: Fusion, start: int, stop: int) -> _Stretch:
+def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> _Stretch:
+    """The documents that positions `[start, stop)`, or the windows they lie in, touch."""
     low, high = start, stop
-    if fusion.recipe.granularity == "window":
+    if whole_windows:
         window = fusion.recipe.window_length
         low = start // window * window
         high = min(-(-stop // window) * window, fusion.num_tokens)
@@ -148,15 +155,15 @@ def _surround(fusion: Fusion, start: int, stop: int) -> _Stretch:
     )
 
 
-def _accepted(recipe: Recipe, span: SourceSpan) -> npt.NDArray[np.bool_]:
+def accepted(recipe: Recipe, span: SourceSpan) -> npt.NDArray[np.bool_]:
     """Positions where the source may supervise, bool [n]."""
     return np.isin(span.kind, [KIND[kind] for kind in recipe.kinds]) & (span.row >= 0)
 
 
-def _document_scores(
+def document_scores(
     fusion: Fusion, stretch: _Stretch, spans: Sequence[SourceSpan], amounts: Sequence[Amounts]
 ) -> npt.NDArray[np.float64]:
-    """float64 [D, sources] by the recipe's score; NaN where a source takes no part."""
+    """Float64 [D, sources] by the recipe's score; NaN where a source takes no part."""
     columns = []
     for index, span in enumerate(spans):
         if fusion.recipe.score == "bits_per_byte":
@@ -178,18 +185,49 @@ def _position_weights(
 ) -> npt.NDArray[np.float64]:
     """float64 [n, sources]: the strategy's weights, over the sources aligned at each position."""
     recipe = fusion.recipe
-    if recipe.granularity == "document":
-        scores, unit = document_scores, stretch.document
-    else:
-        length = 1 if recipe.granularity == "token" else recipe.window_length
-        position = stretch.first_position + np.arange(stretch.tokens.num_tokens)
-        unit = position // length - stretch.first_position // length
-        scores = _unit_scores(fusion, stretch, spans, document_scores, unit)
+    scores, unit = score_units(fusion, stretch, spans, document_scores, recipe.granularity)
+    allowed = np.stack([accepted(recipe, span) for span in spans], axis=1)
     fixed = np.array([source.weight for source in recipe.sources])
-    weights = get_strategy(recipe.strategy)(scores, fixed)[unit]
-    for index, span in enumerate(spans):
-        weights[~_accepted(recipe, span), index] = 0.0
-    return normalize_rows(weights)
+    return weigh(recipe.strategy, fixed, scores, unit, allowed)
+
+
+def weigh(
+    strategy: str,
+    fixed_weights: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.float64],
+    unit: npt.NDArray[np.int64],
+    allowed: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float64]:
+    """A strategy's weights at n positions, over the sources that may supervise each.
+
+    Args:
+        strategy: its name.
+        fixed_weights: float64 [sources].
+        scores: float64 [units, sources].
+        unit: int64 [n] the unit of each position.
+        allowed: bool [n, sources] where each source may supervise.
+
+    Returns:
+        float64 [n, sources], each row summing to 1, or to 0 where nobody may supervise.
+    """
+    weights = get_strategy(strategy)(scores, fixed_weights)[unit]
+    return normalize_rows(np.where(allowed, weights, 0.0))
+
+
+def score_units(
+    fusion: Fusion,
+    stretch: _Stretch,
+    spans: Sequence[SourceSpan],
+    document_scores: npt.NDArray[np.float64],
+    granularity: Granularity,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """`(scores float64 [units, sources], unit int64 [n])` of the units of a granularity."""
+    if granularity == "document":
+        return document_scores, stretch.document
+    length = 1 if granularity == "token" else fusion.recipe.window_length
+    position = stretch.first_position + np.arange(stretch.tokens.num_tokens)
+    unit = position // length - stretch.first_position // length
+    return _unit_scores(fusion, stretch, spans, document_scores, unit), unit
 
 
 def _unit_scores(
@@ -240,7 +278,7 @@ def _label_terms(
     fusion: Fusion, index: int, stretch: _Stretch, span: SourceSpan
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Per position `(−log p(next token), 1)` where the source may supervise it, else `(0, 0)`."""
-    scored = _accepted(fusion.recipe, span) & (stretch.next_ids != NO_LABEL)
+    scored = accepted(fusion.recipe, span) & (stretch.next_ids != NO_LABEL)
     rows = span.row[scored]
     projected = empty_rows(len(rows), span.rows.ids.shape[1])
     _project(fusion, index, span, rows, np.arange(len(rows)), projected)

@@ -7,9 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from fusestore.errors import NotFoundError
-from fusestore.inventory import Thing, list_things
+from fusestore.inventory import Thing, is_merged, list_things
 from fusestore.sharing.things import MANIFEST, VOCABULARY, names_in, read_document
-from fusestore.storage.manifest import digest_bytes
 from fusestore.storage.store import Store
 
 
@@ -79,7 +78,8 @@ class _Inputs:
             yield _vocabulary_name(fingerprint["target_tokenizer_digest"])
         elif thing.kind == "fused":
             yield from self._of_fused(manifest["plan"], name)
-        elif thing.kind == "model":
+        elif thing.kind == "model" and not is_merged(thing):
+            # What is merged comes from outside.
             yield self._find("fused", manifest["plan"]["dataset_digest"], name)
 
     def _of_fused(self, plan: Mapping[str, Any], name: str) -> Iterator[str]:
@@ -111,8 +111,8 @@ class _Inputs:
             if thing.kind == "cache":
                 digest = thing.manifest["content_digest"]
             elif thing.kind == "fused":
-                # A dataset is known by the bytes of its manifest file, checksum and all.
-                digest = digest_bytes((thing.location / MANIFEST).read_bytes())
+                # Known by its plan, in whichever form it is.
+                digest = thing.manifest["plan_digest"]
             else:
                 digest = read_document(thing.location, MANIFEST, thing.kind).identity
             found[thing.kind, digest] = name

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from fusestore.errors import CorruptionError, InvalidInputError, StorageError
 from fusestore.progress import Progress, Reporter, SilentReporter
+from fusestore.sharing.forms import change_of_form
 from fusestore.sharing.inputs import with_inputs, with_vocabularies
 from fusestore.sharing.plan import PartCopy, Plan, plan_copy
 from fusestore.sharing.things import folder_of, names_in, read_thing
@@ -141,10 +142,12 @@ def _copy(
 ) -> list[Shared]:
     results = []
     damaged: list[str] = []
+    forms = [change_of_form(*copy) for copy in copies]
+    plain = [copy for copy, form in zip(copies, forms, strict=True) if form is False]
     with ThreadPoolExecutor(jobs) as pool:
         try:
             with reporter.stage("Comparing", "things") as progress:
-                plans = list(_planned(copies, pool, check, progress))
+                plans = list(_planned(plain, pool, check, progress))
             total = sum(plan.num_bytes for _, plan in plans)
             with reporter.stage("Copying", "bytes") as progress:
                 counter = _Counter(progress, total)
@@ -163,6 +166,14 @@ def _copy(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    for (_, target, name), form in zip(copies, forms, strict=True):
+        if callable(form):
+            with reporter.stage(f"Unpacking {name}", "tokens") as progress:
+                manifest = form(progress)
+            num_files = len(manifest.files)
+            results.append(Shared(name, str(target.location), num_files, manifest.num_bytes, False))
+        elif form is True:
+            results.append(Shared(name, str(target.location), 0, 0, True))
     if damaged:
         raise CorruptionError(
             f"{len(damaged)} damaged files were not copied, and what they belong to is unfinished "

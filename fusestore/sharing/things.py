@@ -246,7 +246,8 @@ def _fused(location: Location, name: str, manifest: Document) -> ThingFiles:
 
     content = FusedManifest.from_bytes(manifest.data, str(location / MANIFEST))
     claim = read_document(location, "recipe.json", "fused")
-    return _of_receipts(location, name, claim, content.files, ShardReceipt, manifest)
+    kind = Receipt if content.form == "shared" else ShardReceipt
+    return _of_receipts(location, name, claim, content.files, kind, manifest)
 
 
 def _of_receipts(
@@ -273,9 +274,12 @@ def _of_receipts(
 
 
 def _model(location: Location, name: str, manifest: Document) -> ThingFiles:
+    from fusestore.merge.manifest import MergeManifest
     from fusestore.train.manifest import TrainingManifest
 
-    content = TrainingManifest.from_bytes(manifest.data, str(location / MANIFEST))
+    merged = "merge" in manifest_content(manifest.data, str(location / MANIFEST))
+    kind = MergeManifest if merged else TrainingManifest
+    content = kind.from_bytes(manifest.data, str(location / MANIFEST))
     parts = (_part(location, content.files),)
     return ThingFiles(name, location, None, parts, manifest, location.sizes())
 

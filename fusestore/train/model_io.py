@@ -89,18 +89,28 @@ def publish_model(
     try:
         _save_folder(model, base_folder, staging, dtype)
         remove_abandoned(output)
-        files = {}
-        for path in sorted(staging.iterdir()):
-            content = path.read_bytes()
-            publish(output / path.name, content)
-            files[path.name] = FileRecord.of(content)
+        return publish_folder(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish_folder(folder: Path, output: Location) -> dict[str, FileRecord]:
+    """Publish every file of a flat local folder; what each holds, by name."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        publish(output / path.name, content)
+        files[path.name] = FileRecord.of(content)
     return files
 
 
 def _save_folder(model: Any, base_folder: Path, folder: Path, dtype: str) -> None:  # noqa: ANN401
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
+    copy_tokenizer_files(base_folder, folder)
+
+
+def copy_tokenizer_files(source: Path, folder: Path) -> None:
+    """Copy what a tokenizer is made of from one model folder to another."""
     for pattern in _TOKENIZER_FILES:
-        for source in base_folder.glob(pattern):
-            shutil.copyfile(source, folder / source.name)
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)

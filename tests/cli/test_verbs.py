@@ -88,7 +88,7 @@ def test_inspect_lists_and_describes(command, store):
 
 def test_help_names_every_verb(command):
     shown = command.succeeds("--help").out
-    for verb in ("corpus", "cache", "align", "fuse", "train", "run", "inspect", "verify"):
+    for verb in ("corpus", "cache", "align", "fuse", "train", "merge", "run", "inspect", "verify"):
         assert verb in shown
         assert "--store" in command.succeeds(verb, "--help").out
     assert command.succeeds("--version").out.startswith("fusestore ")
@@ -104,6 +104,7 @@ def test_help_names_every_verb(command):
         ["corpus", "x", "--store", "y", "-t", "z", "--max-documents", "many"],
         ["inspect", "--store", "y", "--storage-option", "novalue"],
         ["train", "x", "--store", "y", "--evaluate", "nosplit"],
+        ["merge", "x", "z", "--store", "y", "--evaluate", "nosplit"],
     ],
 )
 def test_wrong_usage_ends_with_2(command, arguments):

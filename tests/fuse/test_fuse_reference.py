@@ -60,6 +60,12 @@ def random_source(helpers, rng, name, lengths, target, identity):
     )
 
 
+def packllm(scores):
+    """exp(−score), relative to the best: a document of impossible tokens scores a million."""
+    present = [min(score, 1e300) for score in scores if not np.isnan(score)]
+    return [np.exp(min(present, default=0) - min(score, 1e300)) for score in scores]
+
+
 class Reference:
     """Answers one question at a time, from the definitions in design.md section 4."""
 
@@ -177,6 +183,7 @@ class Reference:
             return [float(w and not any(won[:i])) for i, w in enumerate(won)]
         raw = {
             "avgce": [np.exp(np.exp(-score)) for score in scores],
+            "packllm": packllm(scores),
             "weighted": [source.weight for source in self.recipe.sources],
             "uniform": [1.0] * len(scores),
             "single": [1.0] * len(scores),
@@ -213,7 +220,7 @@ class Reference:
     seed=st.integers(0, 2**32 - 1),
     num_sources=st.integers(1, 3),
     num_documents=st.integers(1, 6),
-    strategy=st.sampled_from(["mince", "avgce", "weighted", "uniform", "single"]),
+    strategy=st.sampled_from(["mince", "avgce", "packllm", "weighted", "uniform", "single"]),
     score=st.sampled_from(["bits_per_byte", "aligned_ce", "token_ce"]),
     granularity=st.sampled_from(["document", "window", "token"]),
     unaligned=st.sampled_from(["skip", "label", "target", "fusellm"]),
