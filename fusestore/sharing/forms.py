@@ -1,7 +1,7 @@
 """The two forms of a fused dataset, when it goes from one store to another.
 
-The shared form is for storage, the local one for mapping (`fuse/shared.py`). A dataset in the shared
-form arrives in the local one where the target is a folder of this machine; and a dataset that the
+The shared form is for storage, the local one for mapping (`fuse/shared.py`). A dataset in the first
+arrives in the second where the target is a folder of this machine; and a dataset that the
 target has in the other form is there already.
 """
 
