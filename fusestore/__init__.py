@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fusestore.corpus.build import Corpus, open_corpus
     from fusestore.data.dataset import FusedDataset, open_fused
     from fusestore.data.on_demand import open_recipe
+    from fusestore.data.streaming import StreamingFusedDataset
     from fusestore.fuse.api import analyze
     from fusestore.fuse.forecast import Forecast
 
@@ -34,6 +35,7 @@ __all__ = [
     "Forecast",
     "FusedDataset",
     "FusestoreError",
+    "StreamingFusedDataset",
     "__version__",
     "align",
     "analyze",
@@ -52,6 +54,7 @@ _HOMES = {
     "Corpus": "fusestore.corpus.build",
     "Forecast": "fusestore.fuse.forecast",
     "FusedDataset": "fusestore.data.dataset",
+    "StreamingFusedDataset": "fusestore.data.streaming",
     "analyze": "fusestore.fuse.api",
     "open_cache": "fusestore.cache.reader",
     "open_corpus": "fusestore.corpus.build",

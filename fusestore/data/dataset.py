@@ -15,22 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusestore.data.fill import ShardFiller
 from fusestore.data.mapped import MappedArray
+from fusestore.data.windows import SAMPLE_ARRAYS, sample_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
 from fusestore.packages import user_cache_folder
 from fusestore.storage.manifest import canonical_json, digest_bytes, manifest_content
 from fusestore.storage.publish import TEMPORARY_PREFIX, publish
 from fusestore.storage.urls import Location
 
-_NO_DISTILLATION = 0
-"""Value of `kind` where a position has no fused distribution."""
-
-_READ = ("input_ids", "next_ids", "ids", "logprobs", "tail", "kind", "document")
+_READ = (*SAMPLE_ARRAYS, "document")
 _ARRAYS = (*_READ, "source")
 
 _ROWS_PER_SCAN = 1 << 18
@@ -105,16 +102,8 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, window: int) -> dict[str, Tensor]:
         start, stop = self._bounds(window)
         self._need(start, stop)
-        arrays = self._arrays
-        return {
-            "input_ids": torch.from_numpy(arrays["input_ids"].read(start, stop)),
-            "next_ids": torch.from_numpy(arrays["next_ids"].read(start, stop)),
-            "fused_ids": torch.from_numpy(arrays["ids"].read(start, stop)),
-            "fused_logprobs": torch.from_numpy(arrays["logprobs"].read(start, stop)),
-            "fused_tail": torch.from_numpy(arrays["tail"].read(start, stop)),
-            "fused_mask": torch.from_numpy(arrays["kind"].read(start, stop) != _NO_DISTILLATION),
-            "window": torch.tensor(window % len(self)),
-        }
+        rows = {name: self._arrays[name].read(start, stop) for name in SAMPLE_ARRAYS}
+        return sample_of(rows, window % len(self))
 
     def __getitems__(self, windows: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several windows, for a DataLoader's batch."""

@@ -1,11 +1,15 @@
-"""A fused dataset's arrays on disk: uncompressed Zarr v3, one chunk per file.
+"""A fused dataset's arrays on disk, in both forms.
 
-A chunk file is the raw little-endian values followed by 4 bytes of CRC-32C (the `raw` form of
-`fusestore.storage.arrays`), so it can be memory-mapped as it lies and is read by any Zarr
-implementation. The last file is padded with zeros to the size of the others.
+The local form is uncompressed Zarr v3, one chunk per file: a file is the raw little-endian values
+followed by 4 bytes of CRC-32C (the `raw` form of `fusestore.storage.arrays`), so it can be
+memory-mapped as it lies and is read by any Zarr implementation. The last file is padded with zeros
+to the size of the others. The shared form has the same arrays, compressed, in shards of about as
+many positions.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from fusestore.storage.arrays import ArraySpec
 
@@ -19,6 +23,8 @@ _COLUMNS = {
 }
 
 _ENTRIES = {"ids": "int32", "logprobs": "float32"}
+
+_ROWS_PER_SHARED_CHUNK = 2_048
 
 
 def fused_arrays(num_rows: int, top_k: int, rows_per_shard: int) -> tuple[ArraySpec, ...]:
@@ -41,4 +47,25 @@ def fused_arrays(num_rows: int, top_k: int, rows_per_shard: int) -> tuple[ArrayS
             )
             for name, dtype in _ENTRIES.items()
         ),
+    )
+
+
+def shared_rows(num_rows: int, rows_per_shard: int) -> int:
+    """Positions in a shard of the shared form: whole chunks."""
+    return -(-min(rows_per_shard, num_rows) // _ROWS_PER_SHARED_CHUNK) * _ROWS_PER_SHARED_CHUNK
+
+
+def shared_arrays(num_rows: int, top_k: int, rows_per_shard: int) -> tuple[ArraySpec, ...]:
+    """The arrays of the shared form; arguments as for `fused_arrays`."""
+    rows = shared_rows(num_rows, rows_per_shard)
+    return tuple(
+        replace(
+            array,
+            # pcodec has no 8-bit numbers.
+            dtype="uint16" if array.dtype == "uint8" else array.dtype,
+            chunk_shape=(_ROWS_PER_SHARED_CHUNK, *array.shape[1:]),
+            shard_shape=(rows, *array.shape[1:]),
+            codec="pcodec",
+        )
+        for array in fused_arrays(num_rows, top_k, rows_per_shard)
     )

@@ -9,11 +9,10 @@ into the other and back gives the same bytes, each checked against the manifest.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.fuse.folder import MANIFEST_FILE, PLAN_FILE, claim
-from fusestore.fuse.layout import fused_arrays
+from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.array_reader import ArrayReader
@@ -27,24 +26,7 @@ from fusestore.storage.publish import publish
 from fusestore.storage.shards import FileRecord, Receipt, shard_part
 from fusestore.storage.urls import Location
 
-_ROWS_PER_CHUNK = 2_048
 _LOCAL = "local"
-
-
-def shared_arrays(num_rows: int, top_k: int, rows_per_shard: int) -> tuple[ArraySpec, ...]:
-    """The arrays of the shared form; arguments as for `fused_arrays`."""
-    rows = -(-min(rows_per_shard, num_rows) // _ROWS_PER_CHUNK) * _ROWS_PER_CHUNK
-    return tuple(
-        replace(
-            array,
-            # pcodec has no 8-bit numbers.
-            dtype="uint16" if array.dtype == "uint8" else array.dtype,
-            chunk_shape=(_ROWS_PER_CHUNK, *array.shape[1:]),
-            shard_shape=(rows, *array.shape[1:]),
-            codec="pcodec",
-        )
-        for array in fused_arrays(num_rows, top_k, rows_per_shard)
-    )
 
 
 def pack_fused(

@@ -35,6 +35,41 @@ def read_rows(folder: Location, spec: ArraySpec, start: int, stop: int) -> _Valu
     return ArrayReader(folder, spec).read(start, stop)
 
 
+def decode_file(
+    folder: Location, spec: ArraySpec, shard: int, content: npt.NDArray[np.uint8], out: _Values
+) -> None:
+    """Decode a whole file of the array from its bytes; every chunk is checked.
+
+    Args:
+        folder: the group, for messages.
+        spec: the array.
+        shard: which file.
+        content: the file's bytes, uint8.
+        out: where the rows of `spec.rows_of(shard)` go; cast to its dtype.
+
+    Raises:
+        CorruptionError: the file is cut, or does not match its checksums.
+    """
+    opened = _OpenShard(folder, spec, shard, content=content)
+    start, stop = spec.rows_of(shard)
+    for chunk in range(-(-(stop - start) // spec.rows_per_chunk)):
+        values = opened.decode(chunk, *opened.fetch_chunks(chunk, chunk + 1))
+        _place(spec, values, chunk * spec.rows_per_chunk, out, 0)
+
+
+def _place(spec: ArraySpec, values: _Values, first: int, out: _Values, start: int) -> None:
+    """Copy what of a chunk lies in `out`: the chunk begins at row `first`, `out` at `start`."""
+    low, high = max(start, first), min(start + len(out), first + spec.rows_per_chunk)
+    target, rows = out[low - start : high - start], slice(low - first, high - first)
+    if len(spec.shape) == 1:
+        target[:] = values[0, rows]
+        return
+    width = spec.chunk_shape[1]
+    for number, part in enumerate(values):
+        columns = target[:, number * width : (number + 1) * width]
+        columns[:] = part[rows, : columns.shape[1]]
+
+
 class ArrayReader:
     """Reads rows of one array, checking every chunk it decodes.
 
@@ -66,15 +101,7 @@ class ArrayReader:
         spec = self.spec
         out = np.empty((max(0, stop - start), *spec.shape[1:]), dtype=spec.dtype)
         for first, values in self.chunks(start, stop):
-            low, high = max(start, first), min(stop, first + spec.rows_per_chunk)
-            target, rows = out[low - start : high - start], slice(low - first, high - first)
-            if len(spec.shape) == 1:
-                target[:] = values[0, rows]
-                continue
-            width = spec.chunk_shape[1]
-            for number, part in enumerate(values):
-                columns = target[:, number * width : (number + 1) * width]
-                columns[:] = part[rows, : columns.shape[1]]
+            _place(spec, values, first, out, start)
         return out
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[int, _Values]]:
@@ -134,17 +161,24 @@ class ArrayReader:
 
 
 class _OpenShard:
-    """One file, its size and its index."""
+    """One file, its size and its index; `content` is its bytes where they were read already."""
 
     def __init__(
-        self, folder: Location, spec: ArraySpec, shard: int, expected_size: int | None
+        self,
+        folder: Location,
+        spec: ArraySpec,
+        shard: int,
+        expected_size: int | None = None,
+        content: npt.NDArray[np.uint8] | None = None,
     ) -> None:
         self.folder = folder
         self.spec = spec
         self.file = folder / spec.file_name(shard)
-        self.mapped: npt.NDArray[np.uint8] | None = None
+        self.mapped = content
         try:
-            if self.file.is_local:
+            if content is not None:
+                self.size = len(content)
+            elif self.file.is_local:
                 with self.file.path.open("rb") as file:
                     self.size = file.seek(0, 2)
                     if self.size:

@@ -1,0 +1,129 @@
+"""Which window comes when in a stream: a pure function of dataset, seed, epoch and position.
+
+Windows are grouped into blocks of about a shard. An epoch lays the blocks end to end in a shuffled
+order, and then mixes: the window at place i of that line gets the key i + u, u uniform in
+[0, span), and windows come by rising key. So every window moves by less than `span` places, a
+stream needs only the few shards that `span` consecutive places touch, and it can begin when the
+first shard has arrived. Ranks, workers and batch size choose where one stands in
+the order, never the order itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.errors import InvalidInputError
+
+_Indices = npt.NDArray[np.int64]
+
+_MAX_PLACES = 2**31
+"""Keys are 32 bits of place and 32 bits of fraction."""
+
+
+@dataclass(frozen=True)
+class StreamOrder:
+    """The order of one dataset's windows.
+
+    Attributes:
+        digest: the dataset's (of its plan): another dataset has another order.
+        num_tokens: T.
+        window_length: tokens per window; the last window may be shorter.
+        rows_per_block: tokens that the windows of one block begin in.
+        seed: another seed is another order.
+        span: places that windows are mixed over; 1 keeps a shard's windows together and in order.
+    """
+
+    digest: str
+    num_tokens: int
+    window_length: int
+    rows_per_block: int
+    seed: int
+    span: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63 or not 1 <= self.span < _MAX_PLACES:
+            raise InvalidInputError(
+                f"seed={self.seed}, shuffle_span={self.span}: expected 0 ≤ seed < 2**63 and "
+                f"1 ≤ shuffle_span < {_MAX_PLACES:,}."
+            )
+        if self.num_windows >= _MAX_PLACES:
+            raise InvalidInputError(
+                f"{self.num_windows:,} windows are more than a stream can order "
+                f"({_MAX_PLACES:,}). Fuse with a larger window_length."
+            )
+
+    @property
+    def num_windows(self) -> int:
+        """Windows in an epoch, n."""
+        return -(-self.num_tokens // self.window_length)
+
+    def windows(self, epoch: int) -> _Indices:
+        """The window at each position of an epoch, int64 [n]; every window once."""
+        if epoch < 0:
+            raise InvalidInputError(f"epoch={epoch}: expected 0 or more.")
+        starts = self._block_starts()
+        shuffled = np.argsort(self._random(epoch, "shards", len(starts) - 1), kind="stable")
+        line = np.concatenate([np.arange(starts[b], starts[b + 1]) for b in shuffled])
+        fraction = self._random(epoch, "windows", len(line)) >> np.uint64(32)
+        keys = np.arange(len(line), dtype=np.uint64) << np.uint64(32)
+        keys += fraction * np.uint64(self.span)
+        return line[np.argsort(keys, kind="stable")].astype(np.int64)
+
+    def uses(self, windows: _Indices) -> tuple[_Indices, _Indices]:
+        """When a part of an epoch needs each block first and last.
+
+        Args:
+            windows: int64 [m].
+
+        Returns:
+            int64 [blocks] each: the first and the last index into `windows` of one of the block's
+            windows; m and −1 where it has none there.
+        """
+        starts = self._block_starts()
+        blocks = np.searchsorted(starts, windows, side="right") - 1
+        first = np.full(len(starts) - 1, len(windows), np.int64)
+        last = np.full(len(starts) - 1, -1, np.int64)
+        np.minimum.at(first, blocks, np.arange(len(windows)))
+        np.maximum.at(last, blocks, np.arange(len(windows)))
+        return first, last
+
+    def shards(self, rows_per_shard: int) -> tuple[_Indices, _Indices]:
+        """The shards that each block's windows lie in.
+
+        Args:
+            rows_per_shard: tokens per shard, as the dataset is stored.
+
+        Returns:
+            int64 [blocks] each: the first shard, and the last one, included.
+        """
+        edges = np.minimum(self._block_starts() * self.window_length, self.num_tokens)
+        return edges[:-1] // rows_per_shard, (edges[1:] - 1) // rows_per_shard
+
+    def working_set(self, rows_per_shard: int) -> int:
+        """Shards that an epoch needs at one time, at most, whatever the seed and the epoch.
+
+        While a block is in use, some of its windows are still to come and others have been: at any
+        time such blocks touch `span` consecutive places, two at the ends and whole ones in between.
+        """
+        sizes = np.sort(np.diff(self._block_starts()))
+        inside = int(np.searchsorted(np.cumsum(sizes), self.span - 2, side="right"))
+        blocks = min(len(sizes), 1 if self.span == 1 else 2 + inside)
+        low, high = self.shards(rows_per_shard)
+        num_shards = -(-self.num_tokens // rows_per_shard)
+        return min(num_shards, blocks * int((high - low).max() + 1))
+
+    def _block_starts(self) -> _Indices:
+        """First window of each block, and n; blocks without windows are left out."""
+        tokens = np.arange(0, self.num_tokens, self.rows_per_block, dtype=np.int64)
+        starts = -(-tokens // self.window_length)
+        return np.unique(np.append(np.minimum(starts, self.num_windows), self.num_windows))
+
+    def _random(self, epoch: int, purpose: str, count: int) -> npt.NDArray[np.uint64]:
+        """Raw Philox output, which NumPy guarantees never to change."""
+        text = f"{self.digest} {self.seed} {epoch} {purpose}"
+        key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+        return np.random.Philox(key=key).random_raw(count)

@@ -1,0 +1,143 @@
+"""One shard from where the dataset lies: ranged GETs in parallel, SHA-256, decoded into place."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.errors import CorruptionError, NotFoundError
+from fusestore.fetch.layout import ShardLayout
+from fusestore.fuse.layout import shared_arrays
+from fusestore.fuse.manifest import FusedManifest
+from fusestore.storage.array_reader import decode_file
+from fusestore.storage.arrays import ArraySpec
+from fusestore.storage.shards import FileRecord
+from fusestore.storage.urls import Location
+
+PIECE_BYTES = 8 * 2**20
+"""A larger file is asked for in pieces of this size."""
+
+CONNECTIONS = 8
+"""Pieces asked for at one time by a process."""
+
+_Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Download:
+    """A dataset to fetch shards of. Can be used by several threads at once.
+
+    Attributes:
+        source: the dataset's folder on any storage.
+        manifest: its manifest, which says in which form it is and what every file holds.
+        pool: makes the requests, first come first served.
+    """
+
+    source: Location
+    manifest: FusedManifest
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CONNECTIONS))
+
+    def fetch(self, shard: int, content: _Bytes) -> None:
+        """Fill a shard's file.
+
+        Args:
+            shard: its number.
+            content: uint8 [`ShardLayout.num_bytes`], all zeros.
+
+        Raises:
+            CorruptionError: a file is missing, or is not what the manifest says.
+            AccessDeniedError, StorageError: the storage failed.
+        """
+        layout = ShardLayout.of(self.manifest)
+        sections = layout.sections(content)
+        shared = self.manifest.form == "shared"
+        # A file of the local form is its section as it stands.
+        files = {
+            array: self._new_file(array, shard) if shared else sections[array.name]
+            for array in layout.arrays
+        }
+        requests = {array: self._request(array, shard, file) for array, file in files.items()}
+        try:
+            for array, file in files.items():
+                for request in requests[array]:
+                    request.result()
+                self._check(array, shard, file)
+                if shared:
+                    self._decode(array, shard, file, layout, content)
+        finally:
+            # Nothing may be written into `content` after this.
+            pending = [request for listed in requests.values() for request in listed]
+            for request in pending:
+                request.cancel()
+            wait(pending)
+
+    def _record(self, array: ArraySpec, shard: int) -> FileRecord:
+        name = array.file_name(shard)
+        record = self.manifest.files.get(name)
+        # The shared form is smaller than the values, or hardly larger: pcodec's worst case.
+        raw = math.prod(array.chunk_shape) * np.dtype(array.dtype).itemsize + 4
+        allowed = 2 * raw + 2**20 if self.manifest.form == "shared" else raw
+        if record is None or not 0 < record.num_bytes <= allowed:
+            found = "nothing" if record is None else f"{record.num_bytes:,} bytes"
+            raise CorruptionError(
+                f"The manifest of {self.source} says {found} of {name}; expected up to "
+                f"{allowed:,} bytes. Share the dataset again."
+            )
+        if self.manifest.form == "local" and record.num_bytes != raw:
+            raise CorruptionError(
+                f"The manifest of {self.source} says {record.num_bytes:,} bytes of {name}; "
+                f"expected {raw:,}. Fuse it again."
+            )
+        return record
+
+    def _new_file(self, array: ArraySpec, shard: int) -> _Bytes:
+        return np.empty(self._record(array, shard).num_bytes, np.uint8)
+
+    def _request(self, array: ArraySpec, shard: int, file: _Bytes) -> list[Future[None]]:
+        self._record(array, shard)
+        where = self.source / array.file_name(shard)
+        return [
+            self.pool.submit(_read_into, where, start, file[start : start + PIECE_BYTES])
+            for start in range(0, len(file), PIECE_BYTES)
+        ]
+
+    def _check(self, array: ArraySpec, shard: int, file: _Bytes) -> None:
+        found = hashlib.sha256(file.data).hexdigest()
+        expected = self._record(array, shard).sha256
+        if found != expected:
+            raise CorruptionError(
+                f"{self.source / array.file_name(shard)} is damaged: its SHA-256 is {found[:16]}…, "
+                f"the manifest says {expected[:16]}…. Run `fusestore verify` on its store, then "
+                "share the dataset again."
+            )
+
+    def _decode(
+        self, array: ArraySpec, shard: int, file: _Bytes, layout: ShardLayout, content: _Bytes
+    ) -> None:
+        stored = shared_arrays(layout.num_tokens, layout.top_k, layout.rows_per_shard)
+        (spec,) = (each for each in stored if each.name == array.name)
+        start, stop = array.rows_of(shard)
+        values = layout.values(content)[array.name][: stop - start]
+        decode_file(self.source, spec, shard, file, values)
+        layout.seal(content, array.name)
+
+
+def _read_into(where: Location, start: int, target: _Bytes) -> None:
+    try:
+        data = where.read_range(start, start + len(target))
+    except NotFoundError as error:
+        raise CorruptionError(
+            f"{where} is missing. Run `fusestore verify` on its store, then share the dataset "
+            "again."
+        ) from error
+    if len(data) != len(target):
+        raise CorruptionError(
+            f"{where} ends at byte {start + len(data):,}; its manifest says more. Share the "
+            "dataset again."
+        )
+    target[:] = np.frombuffer(data, np.uint8)

@@ -1,0 +1,157 @@
+"""`python -m fusestore.fetch.server`: fetches shards for the process that started it.
+
+See `fusestore.fetch.client`, which starts it. Reads JSON lines: first a `FetchJob`, then
+`{"ahead": [shard, …]}`, what will be needed in this order, or `{"now": shard}`. Only the latter is
+answered, when the shard is there: with a line `null`, or `[error class, message]`. Ends at a line
+`null` or with its input, and so with the process it serves, even if that is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from fusestore import errors
+from fusestore.errors import FusestoreError
+from fusestore.fetch.client import FetchJob
+from fusestore.fetch.download import Download
+from fusestore.fetch.folder import NoRoomError
+from fusestore.fuse.manifest import FusedManifest
+from fusestore.storage.urls import Location
+
+SHARDS_AT_ONCE = 2
+"""One is verified and decoded while the next arrives."""
+
+_POLL_S = 0.02
+_ROOM_TIMEOUT_S = 60
+"""How long a shard that is needed now waits for room before that is an error."""
+
+
+class FetchServer:
+    """Threads that fetch what is wanted, the most urgent first.
+
+    Args:
+        job: what is fetched, and where to.
+        answer: told of each shard that was asked for now: what went wrong, or None.
+    """
+
+    def __init__(self, job: FetchJob, answer: Callable[[BaseException | None], None]) -> None:
+        self._folder = job.folder
+        manifest = FusedManifest.load(Location.parse(job.manifest_file))
+        self._download = Download(Location(job.source, job.storage_options), manifest)
+        self._answer = answer
+        self._changed = threading.Condition()
+        self._now: int | None = None
+        self._ahead: list[int] = []
+        self._under_way: set[int] = set()
+        for _ in range(SHARDS_AT_ONCE):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def want(self, *, now: int | None = None, ahead: list[int] | None = None) -> None:
+        """Change what is wanted; only one shard can be wanted now."""
+        with self._changed:
+            self._now = now if now is not None else self._now
+            self._ahead = ahead if ahead is not None else self._ahead
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while (shard := self._next()) is None:
+                    self._changed.wait()
+                self._under_way.add(shard)
+            problem: BaseException | None = None
+            try:
+                settled = self._fetch(shard)
+            except Exception as error:
+                settled, problem = True, error
+            with self._changed:
+                self._under_way.discard(shard)
+                if shard in self._ahead:
+                    self._ahead.remove(shard)
+                # What could not be had ahead of its use is tried again when it is needed.
+                asked = shard == self._now and settled
+                if asked:
+                    self._now = None
+                self._changed.notify_all()
+            if asked:
+                self._answer(problem)
+
+    def _next(self) -> int | None:
+        wanted = [] if self._now is None else [self._now]
+        return next((s for s in [*wanted, *self._ahead] if s not in self._under_way), None)
+
+    def _fetch(self, shard: int) -> bool:
+        """See that the shard is there; False if it was given up because it is not needed yet."""
+        deadline = time.monotonic() + _ROOM_TIMEOUT_S
+        while not self._folder.has(shard):
+            try:
+                if self._try(shard):
+                    return True
+            except NoRoomError:
+                if self._is_urgent(shard) and time.monotonic() > deadline:
+                    raise
+            if not self._is_urgent(shard):
+                return False
+            # Another process is fetching it, or has the room.
+            time.sleep(_POLL_S)
+        return True
+
+    def _try(self, shard: int) -> bool:
+        with self._folder.claim(shard) as file:
+            if file is None:
+                return False
+            with self._changed:
+                needed = {self._now} if shard == self._now else {self._now, *self._ahead}
+            self._folder.reserve(file, {each for each in needed if each is not None})
+            content = np.frombuffer(mmap.mmap(file.fileno(), self._folder.shard_bytes), np.uint8)
+            self._download.fetch(shard, content)
+            self._folder.keep(shard)
+        return True
+
+    def _is_urgent(self, shard: int) -> bool:
+        with self._changed:
+            return shard == self._now
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    # A Ctrl-C reaches every process of the terminal; this one ends with the one it serves.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def answer(problem: BaseException | None) -> None:
+        answers.write(json.dumps(None if problem is None else _described(problem)) + "\n")
+        answers.flush()
+
+    server: FetchServer | None = None
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message is None:
+            break
+        if server is None:
+            server = FetchServer(FetchJob.from_json(message), answer)
+        else:
+            server.want(**message)
+    # Requests may be under way; what they would fill is nobody's any more.
+    os._exit(0)
+
+
+def _described(problem: BaseException) -> list[str]:
+    known = [kind.__name__ for kind in type(problem).__mro__ if hasattr(errors, kind.__name__)]
+    if known:
+        return [known[0], str(problem)]
+    return [FusestoreError.__name__, f"Unexpected {type(problem).__name__}: {problem}"]
+
+
+if __name__ == "__main__":
+    main()
