@@ -164,12 +164,11 @@ class StreamingFusedDataset(IterableDataset[dict[str, Tensor]]):
         with self._reader(windows, start) as reader:
             for number in mine:
                 position = start + number * world_size + rank
+                ended = position >= len(windows)
+                sample = filler(self.top_k) if ended else reader.sample(position)
                 if worker is None:
                     self.seek(epoch, start + (number + 1) * world_size)
-                if position < len(windows):
-                    yield reader.sample(position)
-                else:
-                    yield filler(self.top_k)
+                yield sample
 
     def place(self) -> tuple[int, int]:
         """Rank and world size of this process."""

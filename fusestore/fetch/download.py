@@ -57,21 +57,21 @@ class Download:
         sections = layout.sections(content)
         shared = self.manifest.form == "shared"
         # A file of the local form is its section as it stands.
-        files = {
-            array: self._new_file(array, shard) if shared else sections[array.name]
+        files = [
+            self._new_file(array, shard) if shared else sections[array.name]
             for array in layout.arrays
-        }
-        requests = {array: self._request(array, shard, file) for array, file in files.items()}
+        ]
+        requests = [self._request(*pair, shard) for pair in zip(layout.arrays, files, strict=True)]
         try:
-            for array, file in files.items():
-                for request in requests[array]:
+            for array, file, listed in zip(layout.arrays, files, requests, strict=True):
+                for request in listed:
                     request.result()
                 self._check(array, shard, file)
                 if shared:
                     self._decode(array, shard, file, layout, content)
         finally:
             # Nothing may be written into `content` after this.
-            pending = [request for listed in requests.values() for request in listed]
+            pending = [request for listed in requests for request in listed]
             for request in pending:
                 request.cancel()
             wait(pending)
@@ -98,7 +98,7 @@ class Download:
     def _new_file(self, array: ArraySpec, shard: int) -> _Bytes:
         return np.empty(self._record(array, shard).num_bytes, np.uint8)
 
-    def _request(self, array: ArraySpec, shard: int, file: _Bytes) -> list[Future[None]]:
+    def _request(self, array: ArraySpec, file: _Bytes, shard: int) -> list[Future[None]]:
         self._record(array, shard)
         where = self.source / array.file_name(shard)
         return [
