@@ -1,0 +1,409 @@
+"""Reading windows: against a plain memory map and other loaders, and streaming against the link.
+
+First part, one core: windows of one fused dataset (k = 32, 1,024 tokens) in one random order, in
+batches of 8 asked for by index, from files that lie in memory. Every side has the same content and
+gives the same arrays, checked; sides run in turns, medians of the rounds. Second part: an epoch of
+the shared form from an HTTP server in a process of its own that sends at a fixed rate, against
+getting the same objects with as many connections and throwing them away.
+
+    pip install datasets litdata mosaicml-streaming
+    OMP_NUM_THREADS=1 python benchmarks/loader.py
+
+Peers that are not installed are left out. Figures of the last run stand in docs/loading.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import multiprocessing
+import os
+import re
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+import torch
+
+from fusestore.data import FusedDataset, StreamingFusedDataset
+from fusestore.fetch.download import CONNECTIONS
+from fusestore.fuse.layout import fused_arrays
+from fusestore.fuse.manifest import FusedManifest, FusionPlan
+from fusestore.fuse.recipe import Recipe
+from fusestore.fuse.shared import pack_fused
+from fusestore.storage.arrays import array_metadata, encode_shard
+from fusestore.storage.publish import publish
+from fusestore.storage.shards import FileRecord
+from fusestore.storage.urls import Location
+
+K = 32
+WINDOW = 1_024
+SHARD = 65_536
+WINDOWS = 512
+STREAMED_SHARDS = 24
+BATCH = 8
+ROUNDS = 7
+RATES = (100e6, 250e6)
+
+Arrays = dict[str, np.ndarray]
+Read = Callable[[Sequence[int]], list[dict[str, Any]]]
+
+NAMES = {
+    "input_ids": "input_ids",
+    "next_ids": "next_ids",
+    "ids": "fused_ids",
+    "logprobs": "fused_logprobs",
+    "tail": "fused_tail",
+    "kind": "fused_mask",
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        windows_per_second(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        streaming(Path(folder))
+
+
+def windows_per_second(folder: Path) -> None:
+    arrays = make_arrays(WINDOWS * WINDOW)
+    write_dataset(folder / "ours", arrays)
+    dataset = FusedDataset(folder / "ours")
+    sides: dict[str, Read] = {
+        "fusestore": dataset.__getitems__,
+        "np.memmap": memmap_side(folder / "memmap", arrays),
+    }
+    for package, make in (
+        ("datasets", datasets_side),
+        ("litdata", litdata_side),
+        ("mosaicml-streaming", mds_side),
+    ):
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{package} is not installed")
+            continue
+        sides[f"{package} {version}"] = make(folder / package, arrays)
+    order = np.random.default_rng(1).permutation(WINDOWS)
+    batches = [order[i : i + BATCH].tolist() for i in range(0, WINDOWS, BATCH)]
+    for name, read in sides.items():
+        check(name, arrays, read(batches[0]), batches[0])
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS):
+        for name, read in sides.items():
+            # A slow side is asked for less, in the same order.
+            asked = batches if len(rates[name]) == 0 or rates[name][0] > 500 else batches[:16]
+            began = time.perf_counter()
+            for batch in asked:
+                read(batch)
+            rates[name].append(len(asked) * BATCH / (time.perf_counter() - began))
+    ours = statistics.median(rates["fusestore"])
+    for name, found in rates.items():
+        median = statistics.median(found)
+        print(f"{name:28} {median:10,.0f} windows/s   fusestore is {ours / median:6.2f} times that")
+
+
+def check(name: str, arrays: Arrays, samples: list[dict[str, Any]], windows: list[int]) -> None:
+    for window, sample in zip(windows, samples, strict=True):
+        rows = slice(window * WINDOW, (window + 1) * WINDOW)
+        for array, field in NAMES.items():
+            found = np.asarray(sample[field] if field in sample else sample[array])
+            wanted = arrays[array][rows]
+            if found.dtype == bool:
+                wanted = wanted != 0
+            if not np.array_equal(found.reshape(wanted.shape), wanted):
+                raise SystemExit(f"{name} reads {array} of window {window} wrongly")
+
+
+def memmap_side(folder: Path, arrays: Arrays) -> Read:
+    folder.mkdir()
+    maps = {}
+    for name, values in arrays.items():
+        values.tofile(folder / name)
+        maps[name] = np.memmap(folder / name, values.dtype, mode="r", shape=values.shape)
+
+    def read(windows: Sequence[int]) -> list[dict[str, Any]]:
+        return [
+            {name: np.array(values[i * WINDOW : (i + 1) * WINDOW]) for name, values in maps.items()}
+            for i in windows
+        ]
+
+    return read
+
+
+def samples_of(arrays: Arrays) -> Iterator[Arrays]:
+    for window in range(WINDOWS):
+        rows = slice(window * WINDOW, (window + 1) * WINDOW)
+        yield {name: values[rows] for name, values in arrays.items()}
+
+
+def datasets_side(folder: Path, arrays: Arrays) -> Read:
+    """Arrow lists, memory-mapped, as `save_to_disk` leaves them; in NumPy's format."""
+    import datasets
+    import pyarrow as pa
+
+    datasets.disable_progress_bars()
+    columns = {}
+    for name, values in arrays.items():
+        column = pa.array(values.reshape(-1))
+        for length in reversed((WINDOW, *values.shape[1:])):
+            offsets = np.arange(0, len(column) + 1, length, dtype=np.int32)
+            column = pa.ListArray.from_arrays(pa.array(offsets), column)
+        columns[name] = column
+    datasets.Dataset(pa.table(columns)).save_to_disk(str(folder))
+    loaded = datasets.load_from_disk(str(folder)).with_format("numpy")
+
+    def read(windows: Sequence[int]) -> list[dict[str, Any]]:
+        batch = loaded[list(windows)]
+        return [
+            {name: stacked(values[i]) for name, values in batch.items()}
+            for i in range(len(windows))
+        ]
+
+    return read
+
+
+def stacked(value: np.ndarray) -> np.ndarray:
+    """Lists of lists come as arrays of arrays where their lengths could differ."""
+    return np.stack(list(value)) if value.dtype == object else value
+
+
+def litdata_side(folder: Path, arrays: Arrays) -> Read:
+    from litdata import StreamingDataset
+    from litdata.streaming.writer import BinaryWriter
+
+    folder.mkdir()
+    writer = BinaryWriter(str(folder), chunk_bytes="64MB")
+    for index, sample in enumerate(samples_of(arrays)):
+        writer.add_item(index, {name: torch.from_numpy(v) for name, v in sample.items()})
+    writer.done()
+    writer.merge()
+    dataset = StreamingDataset(str(folder))
+    return lambda windows: [dataset[i] for i in windows]
+
+
+def mds_side(folder: Path, arrays: Arrays) -> Read:
+    from streaming import MDSWriter
+    from streaming.base.local import LocalDataset
+
+    columns = {
+        name: f"ndarray:{values.dtype}:{','.join(map(str, (WINDOW, *values.shape[1:])))}"
+        for name, values in arrays.items()
+    }
+    with MDSWriter(out=str(folder), columns=columns) as writer:
+        for sample in samples_of(arrays):
+            writer.write({name: np.ascontiguousarray(values) for name, values in sample.items()})
+    dataset = LocalDataset(str(folder))
+    return lambda windows: [dataset[i] for i in windows]
+
+
+def streaming(folder: Path) -> None:
+    write_dataset(folder / "local", make_arrays(STREAMED_SHARDS * SHARD))
+    pack_fused(Location.parse(folder / "local"), Location.parse(folder / "shared"))
+    for rate in RATES:
+        with served(folder / "shared", rate) as url:
+            raw, ours, first, shard = [], [], [], []
+            for turn in range(3):
+                found, one_shard = download_all(url, folder / "shared")
+                raw.append(found)
+                shard.append(one_shard)
+                found, waited = stream_all(url, folder / "shared", folder / f"{rate}-{turn}")
+                ours.append(found)
+                first.append(waited)
+        fetched, streamed = statistics.median(raw), statistics.median(ours)
+        print(
+            f"link of {rate / 1e6:,.0f} MB/s: downloaded at {fetched / 1e6:,.0f} MB/s, streamed at "
+            f"{streamed / 1e6:,.0f} MB/s, ratio {streamed / fetched:.2f}; one shard arrives in "
+            f"{statistics.median(shard):.2f} s, the first sample after "
+            f"{statistics.median(first):.2f} s"
+        )
+
+
+def objects(folder: Path) -> list[list[str]]:
+    """What a stream fetches, shard by shard."""
+    manifest = FusedManifest.load(Location.parse(folder / "manifest.json"))
+    arrays = fused_arrays(manifest.num_tokens, K, SHARD)
+    return [
+        [array.file_name(shard) for array in arrays if array.name in NAMES]
+        for shard in range(arrays[0].num_files)
+    ]
+
+
+def download_all(url: str, folder: Path) -> tuple[float, float]:
+    """Bytes per second of getting every object, and seconds until the first shard is there."""
+    sessions = threading.local()
+
+    def get(name: str) -> int:
+        if not hasattr(sessions, "own"):
+            sessions.own = requests.Session()
+        return len(sessions.own.get(f"{url}/{name}").content)
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        began = time.perf_counter()
+        listed = objects(folder)
+        sum(pool.map(get, listed[0]))
+        one_shard = time.perf_counter() - began
+        began = time.perf_counter()
+        num_bytes = sum(pool.map(get, [name for names in listed for name in names]))
+        return num_bytes / (time.perf_counter() - began), one_shard
+
+
+def stream_all(url: str, folder: Path, cache: Path) -> tuple[float, float]:
+    """Bytes per second from the first sample to the end, and seconds until the first sample."""
+    stream = StreamingFusedDataset(url, cache_dir=cache, shuffle_span=WINDOWS // 4)
+    per_shard = [sum((folder / name).stat().st_size for name in names) for names in objects(folder)]
+    began = time.perf_counter()
+    samples = iter(stream)
+    next(samples)
+    first = time.perf_counter()
+    there = sum(path.stat().st_size > 0 for path in (cache / "stream").glob("*/0*"))
+    for _ in samples:
+        pass
+    num_bytes = sum(per_shard) * (1 - there / len(per_shard))
+    return num_bytes / (time.perf_counter() - first), first - began
+
+
+@contextlib.contextmanager
+def served(folder: Path, rate: float) -> Iterator[str]:
+    """A server in a process of its own that sends at most `rate` bytes per second."""
+    context = multiprocessing.get_context("spawn")
+    port = context.Value("i", 0)
+    process = context.Process(target=serve, args=(str(folder), rate, port), daemon=True)
+    process.start()
+    while port.value == 0:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port.value}"
+    process.terminate()
+    process.join()
+
+
+def serve(folder: str, rate: float, port: Any) -> None:
+    lock = threading.Lock()
+    free_at = 0.0
+
+    def wait_for_the_link(num_bytes: int) -> None:
+        nonlocal free_at
+        with lock:
+            free_at = max(free_at, time.monotonic()) + num_bytes / rate
+            until = free_at
+        time.sleep(max(0.0, until - time.monotonic()))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = Path(folder) / self.path.lstrip("/")
+            size = path.stat().st_size
+            match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+            start, stop = (int(match[1]), min(int(match[2]) + 1, size)) if match else (0, size)
+            self.send_response(206 if match else 200)
+            if match:
+                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(stop - start))
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            with path.open("rb") as file:
+                while start < stop:
+                    count = min(2**17, stop - start)
+                    wait_for_the_link(count)
+                    start += os.sendfile(self.connection.fileno(), file.fileno(), start, count)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    port.value = server.server_port
+    server.serve_forever()
+
+
+def make_arrays(num_tokens: int) -> Arrays:
+    """Random rows with falling log-probabilities, on the grid that caches have by default."""
+    rng = np.random.default_rng(0)
+    block = min(num_tokens, SHARD)
+    steps = rng.exponential(0.35, (block, K)).cumsum(axis=1)
+    logprobs = -np.round(steps * 16).astype(np.float32) / 16 - 0.5
+    one = {
+        "input_ids": rng.zipf(1.3, block).astype(np.int32) % 49_152,
+        "next_ids": rng.zipf(1.3, block).astype(np.int32) % 49_152,
+        "ids": (rng.zipf(1.3, (block, K)) % 49_152).astype(np.int32),
+        "logprobs": logprobs,
+        "tail": np.full(block, -3.0, np.float32),
+        "kind": np.ones(block, np.uint8),
+    }
+    repeats = -(-num_tokens // block)
+    return {
+        name: np.tile(values, (repeats, *[1] * (values.ndim - 1)))[:num_tokens]
+        for name, values in one.items()
+    }
+
+
+def write_dataset(folder: Path, arrays: Arrays) -> None:
+    """The local form, as `fusestore fuse` writes it."""
+    num_tokens = len(arrays["input_ids"])
+    recipe = Recipe.parse(
+        {
+            "corpus": "synthetic",
+            "split": "train",
+            "target": "0" * 64,
+            "sources": [{"cache": "synthetic"}],
+            "top_k": K,
+            "window_length": WINDOW,
+            "rows_per_shard": SHARD,
+        }
+    )
+    plan = FusionPlan(
+        recipe=recipe,
+        corpus_digest="0" * 64,
+        inputs=(),
+        target_cache_digest=None,
+        vocab_size=49_152,
+        sampled=False,
+        num_tokens=num_tokens,
+        num_documents=1,
+        tokens_digest="0" * 64,
+        documents_digest="0" * 64,
+    )
+    files = {"recipe.json": plan.to_bytes()}
+    whole = {
+        **arrays,
+        "source": np.zeros(num_tokens, np.int16),
+        "document": np.zeros(num_tokens, np.int32),
+    }
+    records = {"recipe.json": FileRecord.of(files["recipe.json"])}
+    publish(Location.parse(folder / "recipe.json"), files["recipe.json"])
+    for array in fused_arrays(num_tokens, K, SHARD):
+        publish(Location.parse(folder / f"{array.name}/zarr.json"), array_metadata(array))
+        for shard in range(array.num_files):
+            data = encode_shard(array, shard, whole[array.name][slice(*array.rows_of(shard))])
+            publish(Location.parse(folder / array.file_name(shard)), data)
+            records[array.file_name(shard)] = FileRecord.of(data)
+    FusedManifest(
+        plan=plan,
+        plan_digest=plan.digest,
+        recipe_digest=recipe.digest,
+        num_tokens=num_tokens,
+        num_documents=1,
+        num_windows=-(-num_tokens // WINDOW),
+        kinds={},
+        sources=(),
+        num_bytes=sum(record.num_bytes for record in records.values()),
+        files=records,
+    ).save(Location.parse(folder / "manifest.json"))
+
+
+if __name__ == "__main__":
+    main()
