@@ -147,7 +147,7 @@ def samples_of(arrays: Arrays) -> Iterator[Arrays]:
 
 
 def datasets_side(folder: Path, arrays: Arrays) -> Read:
-    """Arrow lists, memory-mapped, as `save_to_disk` leaves them; in NumPy's format."""
+    """Arrow lists, memory-mapped, in NumPy's format."""
     import datasets
     import pyarrow as pa
 
@@ -159,8 +159,10 @@ def datasets_side(folder: Path, arrays: Arrays) -> Read:
             offsets = np.arange(0, len(column) + 1, length, dtype=np.int32)
             column = pa.ListArray.from_arrays(pa.array(offsets), column)
         columns[name] = column
-    datasets.Dataset(pa.table(columns)).save_to_disk(str(folder))
-    loaded = datasets.load_from_disk(str(folder)).with_format("numpy")
+    table = pa.table(columns)
+    with pa.OSFile(str(folder), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    loaded = datasets.Dataset.from_file(str(folder)).with_format("numpy")
 
     def read(windows: Sequence[int]) -> list[dict[str, Any]]:
         batch = loaded[list(windows)]
@@ -331,17 +333,19 @@ def serve(folder: str, rate: float, port: Any) -> None:
 
 
 def make_arrays(num_tokens: int) -> Arrays:
-    """Random rows with falling log-probabilities, on the grid that caches have by default."""
+    """Random rows as projection leaves them: from the grid of caches, then normalised."""
     rng = np.random.default_rng(0)
     block = min(num_tokens, SHARD)
     steps = rng.exponential(0.35, (block, K)).cumsum(axis=1)
-    logprobs = -np.round(steps * 16).astype(np.float32) / 16 - 0.5
+    logprobs = -np.round(steps * 16) / 16
+    total = np.log(np.exp(logprobs).sum(axis=1) + np.exp(-3.0))
+    logprobs = (logprobs - total[:, None]).astype(np.float32)
     one = {
         "input_ids": rng.zipf(1.3, block).astype(np.int32) % 49_152,
         "next_ids": rng.zipf(1.3, block).astype(np.int32) % 49_152,
         "ids": (rng.zipf(1.3, (block, K)) % 49_152).astype(np.int32),
         "logprobs": logprobs,
-        "tail": np.full(block, -3.0, np.float32),
+        "tail": (-3.0 - total).astype(np.float32),
         "kind": np.ones(block, np.uint8),
     }
     repeats = -(-num_tokens // block)

@@ -12,7 +12,8 @@ from torch import Tensor
 from fusestore.data.dataset import FusedDataset
 from fusestore.data.stream_order import StreamOrder
 from fusestore.data.windows import SAMPLE_ARRAYS, sample_of
-from fusestore.fetch.client import FetchedShards, FetchJob
+from fusestore.fetch.client import FetchedShards
+from fusestore.fetch.job import FetchJob
 from fusestore.fetch.layout import ShardLayout
 
 BLOCKS_AHEAD = 4

@@ -18,7 +18,7 @@ from fusestore.data.stream_order import StreamOrder
 from fusestore.data.stream_reader import FetchingReader, LocalReader, WindowReader
 from fusestore.data.windows import filler
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.fetch.client import FetchJob
+from fusestore.fetch.job import FetchJob
 from fusestore.fetch.layout import ShardLayout
 from fusestore.fuse.layout import shared_rows
 from fusestore.fuse.manifest import FusedManifest

@@ -1,69 +1,36 @@
-"""The side of fetching that a training process sees: shards as maps, fetched by a helper process.
+"""The side of fetching that a training process sees: shards as maps, fetched in the background.
 
-The helper (`fetch.server`) is started when the first shard is missing, one for each process that
-reads; helpers of one machine share what they fetch through `ShardFolder`.
+Threads of this process fetch, or, where it was *forked*, a helper process that is started for it
+(`fetch.helper`): a process that was forked after s3fs was used hangs in it. Whoever fetches begins
+when the first shard is missing; all processes of a machine share shards through `ShardFolder`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import IO, Any, BinaryIO, Self
+from dataclasses import asdict
+from typing import IO, Any, BinaryIO, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fusestore import errors
 from fusestore.errors import CorruptionError, FusestoreError, StorageError
-from fusestore.fetch.folder import ShardFolder
+from fusestore.fetch.job import FetchJob
 from fusestore.fetch.layout import ShardLayout
+
+_IMPORTED_IN = os.getpid()
+"""A process with another id was forked from the one that imported this module."""
 
 _Values = Mapping[str, npt.NDArray[Any]]
 
 _ATTEMPTS = 10
 """Times a shard is looked for: it may be evicted before it is opened, or be damaged there."""
-
-
-@dataclass(frozen=True)
-class FetchJob:
-    """What is fetched and where to. Can be pickled; has no open files.
-
-    Attributes:
-        source: path or URL of the fused dataset's folder.
-        storage_options: for its filesystem.
-        root: folder of all datasets' shards on this machine.
-        dataset: digest of the manifest file; names the dataset's folder below the root.
-        shard_bytes: of each fetched shard.
-        limit: bytes for everything below the root; None: no limit.
-    """
-
-    source: str
-    storage_options: tuple[tuple[str, str], ...]
-    root: str
-    dataset: str
-    shard_bytes: int
-    limit: int | None
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The job that `asdict` and JSON were made of."""
-        options = tuple((key, value) for key, value in content["storage_options"])
-        return cls(**{**content, "storage_options": options})
-
-    @property
-    def folder(self) -> ShardFolder:
-        """Where its shards are kept."""
-        return ShardFolder(Path(self.root), self.dataset, self.shard_bytes, self.limit)
-
-    @property
-    def manifest_file(self) -> Path:
-        """A copy of the manifest, so that every process reads the same one."""
-        return self.folder.path / "manifest.json"
 
 
 class FetchedShards:
@@ -79,16 +46,16 @@ class FetchedShards:
         self._folder = job.folder
         self._layout = layout
         self._open: dict[int, tuple[BinaryIO, _Values]] = {}
-        self._helper: _Helper | None = None
+        self._fetcher: _Fetcher | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release(list(self._open))
-        if self._helper is not None:
-            self._helper.close()
-            self._helper = None
+        if self._fetcher is not None:
+            self._fetcher.close()
+            self._fetcher = None
 
     def read(self, start: int, stop: int, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
         """Copies of positions `[start, stop)` of the named arrays; waits for what is missing.
@@ -109,8 +76,8 @@ class FetchedShards:
     def expect(self, shards: Sequence[int]) -> None:
         """Say what will be needed, in this order; replaces what was said before."""
         missing = [shard for shard in shards if shard not in self._open]
-        if self._helper is not None or not all(map(self._folder.has, missing)):
-            self._ask({"ahead": missing})
+        if self._fetcher is not None or not all(map(self._folder.has, missing)):
+            self._ask(ahead=missing)
 
     def release(self, shards: Iterable[int]) -> None:
         """Shards that are not needed any more."""
@@ -124,7 +91,7 @@ class FetchedShards:
         for _ in range(_ATTEMPTS):
             file = self._folder.open(shard)
             if file is None:
-                self._ask({"now": shard}).wait(shard, self._job)
+                self._ask(now=shard).wait(shard)
                 continue
             size = os.fstat(file.fileno()).st_size
             content = np.memmap(file, np.uint8, mode="r") if size else np.empty(0, np.uint8)
@@ -140,44 +107,80 @@ class FetchedShards:
             "damaged there again and again. Check the disk, or give another cache_dir."
         )
 
-    def _ask(self, message: Mapping[str, object]) -> _Helper:
-        if self._helper is None or not self._helper.alive:
-            self._helper = _Helper(self._job)
-        self._helper.send(message)
-        return self._helper
+    def _ask(self, **wanted: Any) -> _Fetcher:  # noqa: ANN401 - see `FetchServer.want`
+        if self._fetcher is None or not self._fetcher.alive:
+            forked = os.getpid() != _IMPORTED_IN
+            self._fetcher = _Helper(self._job) if forked else _Threads(self._job)
+        self._fetcher.want(**wanted)
+        return self._fetcher
+
+
+class _Fetcher(Protocol):
+    """Something that fetches in the background."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        ...
+
+    def want(self, *, now: int | None = None, ahead: list[int] | None = None) -> None:
+        """Say what is wanted; see `FetchServer.want`."""
+        ...
+
+    def wait(self, shard: int) -> None:
+        """Until the shard that was wanted now is there; raises what went wrong."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class _Threads:
+    """Fetches in this process."""
+
+    alive = True
+
+    def __init__(self, job: FetchJob) -> None:
+        # Only who fetches imports what fetching needs.
+        from fusestore.fetch.server import FetchServer
+
+        self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._server = FetchServer(job, self._answers.put)
+        self.want = self._server.want
+        self.close = self._server.close
+
+    def wait(self, shard: int) -> None:
+        problem = self._answers.get()
+        if problem is not None:
+            raise problem
 
 
 class _Helper:
     """A process that fetches for this one; ends when its input does."""
 
     def __init__(self, job: FetchJob) -> None:
+        self._source = job.source
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fusestore.fetch.server"],
+            [sys.executable, "-m", "fusestore.fetch.helper"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         # Options may hold credentials: not on the command line, which everyone can read.
-        self.send(asdict(job))
+        self._send(asdict(job))
 
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def send(self, message: Mapping[str, object] | None) -> None:
-        stream = _pipe(self._process.stdin)
-        try:
-            stream.write(json.dumps(message).encode() + b"\n")
-            stream.flush()
-        except BrokenPipeError:
-            # It ended; reading its answer says so.
-            return
+    def want(self, *, now: int | None = None, ahead: list[int] | None = None) -> None:
+        self._send({"now": now, "ahead": ahead})
 
-    def wait(self, shard: int, job: FetchJob) -> None:
-        """Until the shard that was asked for is there."""
+    def wait(self, shard: int) -> None:
         line = _pipe(self._process.stdout).readline()
         if not line:
             raise StorageError(
-                f"The process that fetches shard {shard} of {job.source} ended with code "
+                f"The process that fetches shard {shard} of {self._source} ended with code "
                 f"{self._process.wait()}, perhaps for want of memory."
             )
         problem = json.loads(line)
@@ -187,10 +190,19 @@ class _Helper:
 
     def close(self) -> None:
         # A process forked from this one may still hold the pipe, which then does not end.
-        self.send(None)
+        self._send(None)
         _pipe(self._process.stdin).close()
         _pipe(self._process.stdout).close()
         self._process.wait()
+
+    def _send(self, message: Mapping[str, object] | None) -> None:
+        stream = _pipe(self._process.stdin)
+        try:
+            stream.write(json.dumps(message).encode() + b"\n")
+            stream.flush()
+        except BrokenPipeError:
+            # It ended; reading its answer says so.
+            return
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:

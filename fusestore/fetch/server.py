@@ -1,29 +1,20 @@
-"""`python -m fusestore.fetch.server`: fetches shards for the process that started it.
+"""Fetches what is wanted, the most urgent first, in threads of its own.
 
-See `fusestore.fetch.client`, which starts it. Reads JSON lines: first a `FetchJob`, then
-`{"ahead": [shard, …]}`, what will be needed in this order, or `{"now": shard}`. Only the latter is
-answered, when the shard is there: with a line `null`, or `[error class, message]`. Ends at a line
-`null` or with its input, and so with the process it serves, even if that is killed.
+Used within the process that reads (`fetch.client`), or in a helper process (`fetch.helper`).
 """
 
 from __future__ import annotations
 
-import json
 import mmap
-import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from fusestore import errors
-from fusestore.errors import FusestoreError
-from fusestore.fetch.client import FetchJob
 from fusestore.fetch.download import Download
 from fusestore.fetch.folder import NoRoomError
+from fusestore.fetch.job import FetchJob
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.storage.urls import Location
 
@@ -36,7 +27,7 @@ _ROOM_TIMEOUT_S = 60
 
 
 class FetchServer:
-    """Threads that fetch what is wanted, the most urgent first.
+    """Begins at once, and fetches until it is closed.
 
     Args:
         job: what is fetched, and where to.
@@ -52,21 +43,37 @@ class FetchServer:
         self._now: int | None = None
         self._ahead: list[int] = []
         self._under_way: set[int] = set()
+        self._closed = False
         for _ in range(SHARDS_AT_ONCE):
             threading.Thread(target=self._work, daemon=True).start()
 
     def want(self, *, now: int | None = None, ahead: list[int] | None = None) -> None:
-        """Change what is wanted; only one shard can be wanted now."""
+        """Change what is wanted; None leaves it as it is.
+
+        Args:
+            now: a shard that is waited for: answered, once. Only one can be.
+            ahead: what will be needed, in this order.
+        """
         with self._changed:
             self._now = now if now is not None else self._now
             self._ahead = ahead if ahead is not None else self._ahead
             self._changed.notify_all()
 
+    def close(self) -> None:
+        """End; what is under way is given up."""
+        with self._changed:
+            self._closed = True
+            self._now = None
+            self._changed.notify_all()
+        self._download.pool.shutdown(wait=False, cancel_futures=True)
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                while (shard := self._next()) is None:
+                while (shard := self._next()) is None and not self._closed:
                     self._changed.wait()
+                if shard is None or self._closed:
+                    return
                 self._under_way.add(shard)
             problem: BaseException | None = None
             try:
@@ -120,38 +127,3 @@ class FetchServer:
     def _is_urgent(self, shard: int) -> bool:
         with self._changed:
             return shard == self._now
-
-
-def main() -> None:
-    """Serve until the input ends."""
-    # A Ctrl-C reaches every process of the terminal; this one ends with the one it serves.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    def answer(problem: BaseException | None) -> None:
-        answers.write(json.dumps(None if problem is None else _described(problem)) + "\n")
-        answers.flush()
-
-    server: FetchServer | None = None
-    for line in sys.stdin:
-        message = json.loads(line)
-        if message is None:
-            break
-        if server is None:
-            server = FetchServer(FetchJob.from_json(message), answer)
-        else:
-            server.want(**message)
-    # Requests may be under way; what they would fill is nobody's any more.
-    os._exit(0)
-
-
-def _described(problem: BaseException) -> list[str]:
-    known = [kind.__name__ for kind in type(problem).__mro__ if hasattr(errors, kind.__name__)]
-    if known:
-        return [known[0], str(problem)]
-    return [FusestoreError.__name__, f"Unexpected {type(problem).__name__}: {problem}"]
-
-
-if __name__ == "__main__":
-    main()

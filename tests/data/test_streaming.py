@@ -304,28 +304,25 @@ def test_faults_of_the_network_are_tried_again(made, expected, cache, s3_endpoin
 
 
 READER = """
-import json, sys
-from fusestore.data import StreamingFusedDataset
-url, cache, limit = sys.argv[1:]
+import sys
+from fusestore.data import StreamingFusedDataset, StreamingLoader
+url, cache, limit, workers = sys.argv[1:]
 stream = StreamingFusedDataset(
     url, cache_dir=cache, cache_limit=int(limit) or None, seed=5, shuffle_span=24
 )
-for number, sample in enumerate(stream):
-    print(int(sample["window"]), int(sample["input_ids"].sum()), flush=True)
+for batch in StreamingLoader(stream, 1, num_workers=int(workers)):
+    print(int(batch["window"]), int(batch["input_ids"].sum()), flush=True)
 """
 
 
-def read_in_processes(count, url, cache, limit=0):
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", READER, url, str(cache), str(limit)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(count)
-    ]
+def reading_process(url, cache, limit=0, workers=0):
+    return subprocess.Popen(
+        [sys.executable, "-c", READER, url, str(cache), str(limit), str(workers)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def lines_of(dataset, expected):
@@ -340,7 +337,10 @@ def test_processes_of_a_machine_fetch_each_shard_once(shared, expected, cache, l
         dataset = stream(site.url, cache)
         spare = (dataset.order.working_set(ROWS) + 4) * dataset._layout.num_bytes
         site.requests.clear()
-        processes = read_in_processes(2, site.url, cache, spare if limited else 0)
+        # One fetches by itself, the other's workers have helpers.
+        processes = [
+            reading_process(site.url, cache, spare if limited else 0, workers) for workers in (0, 2)
+        ]
         answers = [process.communicate(timeout=120) for process in processes]
         assert [process.returncode for process in processes] == [0, 0], answers
         for out, _ in answers:
@@ -357,16 +357,17 @@ def test_processes_of_a_machine_fetch_each_shard_once(shared, expected, cache, l
 def test_a_killed_process_leaves_nothing_in_the_way(shared, expected, cache):
     with RangeServer(shared) as site:
         dataset = stream(site.url, cache)
-        (process,) = read_in_processes(1, site.url, cache)
+        process = reading_process(site.url, cache, workers=1)
         process.stdout.readline()
-        helpers = children(process.pid)
-        assert len(helpers) == 1
+        started = descendants(process.pid)
+        assert len(started) == 2  # a worker, and its helper
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        deadline = time.monotonic() + 20
-        while any(map(is_alive, helpers)) and time.monotonic() < deadline:
+        # A worker looks after its parent every few seconds.
+        deadline = time.monotonic() + 60
+        while any(map(is_alive, started)) and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert not any(map(is_alive, helpers))
+        assert not any(map(is_alive, started))
         unfinished = next(path for path in (cache / "stream").iterdir() if path.is_dir())
         (unfinished / ".tmp-000011").write_bytes(b"half of it")
         (unfinished / "000011").unlink(missing_ok=True)
@@ -374,11 +375,15 @@ def test_a_killed_process_leaves_nothing_in_the_way(shared, expected, cache):
         assert sorted(kept(cache)) == [f"{shard:06d}" for shard in range(NUM_SHARDS)]
 
 
-def children(pid):
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    )
-    return [int(line) for line in listed.stdout.split()]
+def descendants(pid):
+    """All processes that were started by this one, by what /proc says."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                child = int(path.parent.name)
+                found += [child, *descendants(child)]
+    return found
 
 
 def is_alive(pid):
@@ -416,7 +421,7 @@ def test_no_tokens(shared, cache, tmp_path):
 
 def test_the_helper_imports_nothing_heavy():
     code = (
-        "import sys, json, fusestore.fetch.server;"
+        "import sys, json, fusestore.fetch.helper;"
         "heavy = {'torch', 'polars', 'zarr', 's3fs', 'numba', 'transformers'};"
         "print(json.dumps(sorted(heavy & set(sys.modules))))"
     )
