@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from fusestore.data.fill import ShardFiller
 from fusestore.data.mapped import MappedArray
-from fusestore.data.windows import SAMPLE_ARRAYS, sample_of, samples_of
+from fusestore.data.windows import SAMPLE_ARRAYS, sample_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
 from fusestore.packages import user_cache_folder
 from fusestore.storage.manifest import canonical_json, digest_bytes, manifest_content
@@ -106,19 +106,8 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         return sample_of(rows, window % len(self))
 
     def __getitems__(self, windows: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Several windows, for a DataLoader's batch; whole ones are views of one copy per array."""
-        bounds = [self._bounds(window) for window in windows]
-        if any(stop - start != self.window_length for start, stop in bounds):
-            return [self[window] for window in windows]
-        for start, stop in bounds:
-            self._need(start, stop)
-        rows = {}
-        for name in SAMPLE_ARRAYS:
-            array = self._arrays[name]
-            rows[name] = np.empty((len(bounds), self.window_length, *array.shape[1:]), array.dtype)
-            for target, (start, _) in zip(rows[name], bounds, strict=True):
-                array.read_into(target, start)
-        return samples_of(rows, [window % len(self) for window in windows])
+        """Several windows, for a DataLoader's batch."""
+        return [self[window] for window in windows]
 
     def documents(self, window: int) -> list[int]:
         """Corpus document indices that the window touches, rising."""

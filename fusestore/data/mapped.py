@@ -71,22 +71,16 @@ class MappedArray:
         Raises:
             CorruptionError: a chunk is missing, cut, or does not match its checksum.
         """
-        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        self.read_into(rows, start)
-        return rows
-
-    def read_into(self, rows: npt.NDArray[Any], start: int) -> None:
-        """Copy as many rows as `rows` has, from row `start` on; see `read`."""
-        stop = start + len(rows)
         chunk, low = divmod(start, self.rows_per_chunk)
-        if low + len(rows) <= self.rows_per_chunk:
-            if stop > start:
-                rows[:] = self._map(chunk)[low : low + len(rows)]
-            return
+        high = low + stop - start
+        if low < high <= self.rows_per_chunk:
+            return self._map(chunk)[low:high].copy()
+        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
         for chunk in range(start // self.rows_per_chunk, -(-stop // self.rows_per_chunk)):
             first = chunk * self.rows_per_chunk
             low, high = max(start, first), min(stop, first + self.rows_per_chunk)
             rows[low - start : high - start] = self._map(chunk)[low - first : high - first]
+        return rows
 
     def _map(self, chunk: int) -> npt.NDArray[Any]:
         values = self._maps.get(chunk)
