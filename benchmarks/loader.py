@@ -2,7 +2,7 @@
 
 First part, one core: windows of one fused dataset (k = 32, 1,024 tokens) in one random order, in
 batches of 8 asked for by index, from files that lie in memory. Every side has the same content and
-gives the same arrays, checked; sides run in turns, medians of the rounds. Second part: an epoch of
+gives the same arrays, checked; sides run in turns, medians of the turns. Second part: an epoch of
 the shared form from an HTTP server in a process of its own that sends at a fixed rate, against
 getting the same objects with as many connections and throwing them away.
 
@@ -15,6 +15,7 @@ Peers that are not installed are left out. Figures of the last run stand in docs
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import multiprocessing
 import os
@@ -50,7 +51,7 @@ SHARD = 65_536
 WINDOWS = 512
 STREAMED_SHARDS = 24
 BATCH = 8
-ROUNDS = 7
+TURNS = 60
 RATES = (100e6, 250e6)
 
 Arrays = dict[str, np.ndarray]
@@ -97,11 +98,18 @@ def windows_per_second(folder: Path) -> None:
     batches = [order[i : i + BATCH].tolist() for i in range(0, WINDOWS, BATCH)]
     for name, read in sides.items():
         check(name, arrays, read(batches[0]), batches[0])
+    # Peers load many modules, which the collector would go through on everybody's time.
+    gc.collect()
+    gc.freeze()
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(ROUNDS):
+    for turn in range(TURNS):
         for name, read in sides.items():
-            # A slow side is asked for less, in the same order.
-            asked = batches if len(rates[name]) == 0 or rates[name][0] > 500 else batches[:16]
+            # Short turns, so that what else the machine does falls on all alike. A slow side has
+            # fewer and shorter ones.
+            slow = bool(rates[name]) and rates[name][0] < 200
+            if slow and turn % 10:
+                continue
+            asked = [batches[(turn * 8 + i) % len(batches)] for i in range(1 if slow else 8)]
             began = time.perf_counter()
             for batch in asked:
                 read(batch)
