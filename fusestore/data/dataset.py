@@ -101,9 +101,11 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, window: int) -> dict[str, Tensor]:
         start, stop = self._bounds(window)
-        self._need(start, stop)
-        rows = {name: self._arrays[name].read(start, stop) for name in SAMPLE_ARRAYS}
-        return sample_of(rows, window % len(self))
+        if self._fill is not None:
+            self._need(start, stop)
+        arrays = self._arrays
+        rows = {name: arrays[name].read(start, stop) for name in SAMPLE_ARRAYS}
+        return sample_of(rows, start // self.window_length)
 
     def __getitems__(self, windows: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several windows, for a DataLoader's batch."""

@@ -71,7 +71,8 @@ class MappedArray:
         Raises:
             CorruptionError: a chunk is missing, cut, or does not match its checksum.
         """
-        chunk, low = divmod(start, self.rows_per_chunk)
+        chunk = start // self.rows_per_chunk
+        low = start - chunk * self.rows_per_chunk
         high = low + stop - start
         if low < high <= self.rows_per_chunk:
             return self._map(chunk)[low:high].copy()
@@ -83,13 +84,14 @@ class MappedArray:
         return rows
 
     def _map(self, chunk: int) -> npt.NDArray[Any]:
-        values = self._maps.get(chunk)
-        if values is None:
-            values = self._maps[chunk] = self._open(chunk)
-            if len(self._maps) > _MAX_OPEN_MAPS:
-                self._maps.popitem(last=False)
-        else:
-            self._maps.move_to_end(chunk)
+        maps = self._maps
+        values = maps.get(chunk)
+        if values is not None:
+            maps.move_to_end(chunk)
+            return values
+        values = maps[chunk] = self._open(chunk)
+        if len(maps) > _MAX_OPEN_MAPS:
+            maps.popitem(last=False)
         return values
 
     def _open(self, chunk: int) -> npt.NDArray[Any]:
