@@ -18,8 +18,8 @@ from fusestore.fetch.job import FetchJob
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.storage.urls import Location
 
-SHARDS_AT_ONCE = 2
-"""One is verified and decoded while the next arrives."""
+SHARDS_AT_ONCE = 3
+"""Some are verified and decoded while others arrive."""
 
 _POLL_S = 0.02
 _ROOM_TIMEOUT_S = 60
