@@ -3,7 +3,9 @@
 The bare side runs the same batches through the model and drops the logits, in whichever of two
 forms is faster here: whole, or with the output head on pieces of the sequence as a capture has it.
 The capture is everything `fusestore cache` does after loading the model: padding, forward pass,
-log-softmax, selection, transfer, encoding and writing to a local disk, the last shard included.
+log-softmax, selection, transfer, encoding and writing to a local disk, the last shard included. The
+sample that settles the order of ids is timed apart: a cache takes it once, whatever its size, of at
+most 8,192 tokens and a sixteenth of the corpus.
 
     python benchmarks/capture.py                      # SmolLM2 in float32 on the CPU
     python benchmarks/capture.py --device cuda        # a random model of 1.7 B parameters, bfloat16
@@ -26,17 +28,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from fusestore.cache.id_order import IdOrder
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.rule import Rule
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.batches import RowCapturer
 from fusestore.capture.engine import logit_pieces, pad_batch
 from fusestore.capture.models import load_model, local_model_folder, output_width
+from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.shard_queue import ShardQueue
 from fusestore.corpus.tokens import TokenTable
 from fusestore.packages import resolve_path
 from fusestore.progress import ignore_progress
-from fusestore.storage.codec import frequency_ranks
 from fusestore.storage.store import Store
 
 
@@ -52,10 +55,13 @@ def main() -> None:
         0.95 if arguments.selection == "top-p" else None,
         0 if arguments.selection == "sampled" else None,
     )
+    began = time.perf_counter()
+    order = sampled_order(model, tokens, rule)
+    sampling = time.perf_counter() - began
     sides = {
         "bare, logits whole": lambda: bare(model, tokens, whole=True),
         "bare, head in pieces": lambda: bare(model, tokens, whole=False),
-        "capture": lambda: capture(model, tokens, rule),
+        "capture": lambda: capture(model, tokens, rule, order),
     }
     # A cold side would pay for compiling and for the device's first allocations.
     for run in sides.values():
@@ -65,6 +71,7 @@ def main() -> None:
         for name, run in sides.items():
             times[name].append(timed(run, arguments.device))
     print(f"{tokens.num_tokens:,} tokens, {rule}, {arguments.rounds} rounds, {arguments.device}")
+    print(f"order of ids, once a cache: {sampling:.2f} s")
     print("medians; x: as multiples of the quicker bare side; processor: of all threads together")
     walls, processors = (
         {name: statistics.median(pair[which] for pair in pairs) for name, pairs in times.items()}
@@ -155,7 +162,14 @@ def bare(model: Any, tokens: TokenTable, *, whole: bool) -> None:
                 pass
 
 
-def capture(model: Any, tokens: TokenTable, rule: Rule) -> None:
+def sampled_order(model: Any, tokens: TokenTable, rule: Rule) -> IdOrder:
+    """What `fusestore cache` does before the first shard."""
+    sample = sample_tokens(tokens)
+    rows, _ = RowCapturer(model, sample, rule, None).rows(0, sample.num_tokens, ignore_progress)
+    return order_of_sample(output_width(model), tokens, rows)
+
+
+def capture(model: Any, tokens: TokenTable, rule: Rule, order: IdOrder) -> None:
     vocab_size = output_width(model)
     fingerprint = Fingerprint(
         source="benchmark",
@@ -176,8 +190,7 @@ def capture(model: Any, tokens: TokenTable, rule: Rule) -> None:
     )
     folder = Path(tempfile.mkdtemp(prefix="fusestore-benchmark-"))
     try:
-        ranks = frequency_ranks(tokens.token_ids, vocab_size)
-        writer = CacheWriter.create(Store.open(folder), "cache", fingerprint, tokens, ranks)
+        writer = CacheWriter.create(Store.open(folder), "cache", fingerprint, tokens, order)
         capturer = RowCapturer(model, tokens, rule, None)
         with ShardQueue(writer.write_shard) as queue:
             for shard in writer.missing_shards():

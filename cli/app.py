@@ -13,7 +13,7 @@ import typer
 from fusestore.errors import FusestoreError
 from fusestore.version import __version__
 
-from . import align, cache, corpus, fuse, inspect, run, train, verify
+from . import align, cache, corpus, estimate, fuse, inspect, merge, run, sharing, train, verify
 from .console import messages
 
 app = typer.Typer(
@@ -26,12 +26,17 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("corpus")(corpus.corpus)
+app.command("estimate")(estimate.estimate)
 app.command("cache")(cache.cache)
 app.command("align")(align.align)
 app.command("fuse")(fuse.fuse)
 app.command("train")(train.train)
+app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
+app.command("push")(sharing.push)
+app.command("pull")(sharing.pull)
+app.command("sync")(sharing.sync)
 
 # What typer makes of a Ctrl-C, without a word.
 _TYPER_INTERRUPTED = 130

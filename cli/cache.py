@@ -27,9 +27,13 @@ def cache(
     seed: Annotated[
         int | None, typer.Option(min=0, help="For sampled: of the draws; default 0.")
     ] = None,
+    profile: Annotated[
+        str, typer.Option(help="compact: smallest; lossless: exact; fast: not compressed.")
+    ] = "compact",
     logprob_step: Annotated[
-        float, typer.Option(min=0, help="Grid of log-probabilities in nats; 0 keeps float32.")
-    ] = 1 / 16,
+        float | None,
+        typer.Option(min=0, help="Grid of log-probabilities in nats; default 1/16."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     batch_size: Annotated[
@@ -64,6 +68,7 @@ def cache(
             "top_k": top_k,
             "top_p": top_p,
             "seed": seed,
+            "profile": profile,
             "logprob_step": logprob_step,
             "dtype": dtype,
             "device": device,

@@ -19,13 +19,13 @@ StorageOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def storage_options(pairs: list[str] | None) -> dict[str, str]:
+def storage_options(pairs: list[str] | None, hint: str = "--storage-option") -> dict[str, str]:
     """`KEY=VALUE` pairs as a dictionary; ends with exit code 2 when one is not a pair."""
     options: dict[str, str] = {}
     for pair in pairs or ():
         key, separator, value = pair.partition("=")
         if not separator or not key:
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--storage-option")
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=hint)
         options[key] = value
     return options
 
@@ -39,3 +39,13 @@ def counts(pairs: list[str] | None, hint: str) -> dict[str, int]:
             raise typer.BadParameter(f"{pair!r} is not SPLIT=NUMBER", param_hint=hint)
         limits[split] = int(number)
     return limits
+
+
+def corpus_and_split(text: str | None) -> tuple[str, str] | None:
+    """`CORPUS/SPLIT` as its two names; ends with exit code 2 when it is not that."""
+    if text is None:
+        return None
+    corpus, separator, split = text.partition("/")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is not CORPUS/SPLIT", param_hint="--evaluate")
+    return corpus, split

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .console import ConsoleReporter, print_json, print_table
+from .estimate import PricePerGbMonth, PricePerHour, print_fusion_estimate
 from .options import JsonOption, StorageOption, storage_options
 
 
@@ -15,6 +16,14 @@ def run(
     store: Annotated[
         str | None, typer.Option("--store", "-s", help="Use this store, not the file's.")
     ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Only say what the captures will take; makes the corpus if it must."
+        ),
+    ] = False,
+    price_per_hour: PricePerHour = None,
+    price_per_gb_month: PricePerGbMonth = None,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -23,8 +32,13 @@ def run(
     from fusestore.pipeline import run_pipeline
     from fusestore.storage.urls import Location
 
+    if not estimate and (price_per_hour, price_per_gb_month) != (None, None):
+        raise typer.BadParameter("prices are for --estimate", param_hint="--price-per-…")
     options = storage_options(storage_option)
     config = load_config(Location.parse(file, options), store)
+    if estimate:
+        print_fusion_estimate(config, options, price_per_hour, price_per_gb_month, as_json)
+        return
     summary = run_pipeline(config, options, ConsoleReporter())
     if as_json:
         print_json(summary.to_json())

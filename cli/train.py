@@ -8,7 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from .console import ConsoleReporter, output, print_json
-from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .options import (
+    JsonOption,
+    StorageOption,
+    StoreOption,
+    corpus_and_split,
+    storage_options,
+)
 
 
 def train(
@@ -89,7 +95,7 @@ def train(
         model,
         name,
         settings,
-        evaluate=_corpus_and_split(evaluate),
+        evaluate=corpus_and_split(evaluate),
         work_dir=work_dir,
         reporter=ConsoleReporter(),
     )
@@ -100,12 +106,3 @@ def train(
     for point in manifest.evaluations:
         metrics = ", ".join(f"{key} {value:.4f}" for key, value in point.metrics.items())
         output.print(f"  after step {point.step}: {metrics}")
-
-
-def _corpus_and_split(text: str | None) -> tuple[str, str] | None:
-    if text is None:
-        return None
-    corpus, separator, split = text.partition("/")
-    if not separator:
-        raise typer.BadParameter(f"{text!r} is not CORPUS/SPLIT", param_hint="--evaluate")
-    return corpus, split

@@ -1,14 +1,17 @@
-"""`fusestore verify`: read what a store holds and find every damaged byte."""
+"""`fusestore verify`: read what a store holds, find every damaged byte, and repair it."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import output, print_json
+from .console import ConsoleReporter, output, print_json
 from .options import JsonOption, StorageOption, StoreOption, storage_options
+
+if TYPE_CHECKING:
+    from fusestore.storage.store import Store
 
 
 def verify(
@@ -17,21 +20,88 @@ def verify(
         str | None, typer.Argument(help="KIND/NAME, for instance cache/smollm2; none: everything.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Sizes and receipts only.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make again exactly what is damaged.")
+    ] = False,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="For --repair: a model whose cache or tokens are damaged (repeatable).",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="For --repair, as in `cache`.")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="For --repair, as in `cache`.")
+    ] = None,
+    attention: Annotated[str | None, typer.Option(help="For --repair, as in `cache`.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="For --repair, as in `cache`.")
+    ] = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check checksums, sizes and meanings; exit code 1 when anything is wrong."""
+    """Check checksums, sizes and meanings; exit code 1 when anything is wrong and stays so."""
     from fusestore.storage.store import Store
+
+    if repair and quick:
+        raise typer.BadParameter("--repair reads everything; leave out --quick.")
+    where = Store.open(store, storage_options(storage_option))
+    if repair:
+        how = {
+            "device": device,
+            "batch_size": batch_size,
+            "attention": attention,
+            "trust_remote_code": trust_remote_code,
+        }
+        sys.exit(_repair(where, thing, model or [], how, as_json))
+    sys.exit(_verify(where, thing, quick, as_json))
+
+
+def _verify(store: Store, thing: str | None, quick: bool, as_json: bool) -> int:
+    from fusestore.repair import remedy
     from fusestore.verification import verify_store
 
-    where = Store.open(store, storage_options(storage_option))
-    checked = verify_store(where, thing, quick=quick)
+    checked = verify_store(store, thing, quick=quick)
     if as_json:
-        print_json({name: [vars(finding) for finding in found] for name, found in checked.items()})
+        print_json(
+            {
+                name: [{**vars(one), "remedy": remedy(store, name, one)} for one in found]
+                for name, found in checked.items()
+            }
+        )
     else:
         for name, found in checked.items():
             output.print(f"{name}: {'sound' if not found else f'{len(found)} problem(s)'}")
             for finding in found:
-                output.print(f"  {finding.file}: {finding.problem}")
-    if any(checked.values()):
-        sys.exit(1)
+                output.print(f"  {finding.file}: {finding.problem}", markup=False)
+                output.print(f"    to repair: {remedy(store, name, finding)}", markup=False)
+    return int(any(checked.values()))
+
+
+def _repair(
+    store: Store, thing: str | None, models: list[str], how: dict[str, Any], as_json: bool
+) -> int:
+    from fusestore.capture.settings import CaptureSettings
+    from fusestore.repair import repair_store
+    from fusestore.storage.settings import parse_settings
+
+    settings = parse_settings(CaptureSettings, how, "The command line")
+    repairs = repair_store(store, thing, models=models, how=settings, reporter=ConsoleReporter())
+    if as_json:
+        print_json(
+            {
+                name: {"findings": [vars(one) for one in done.findings], "problem": done.problem}
+                for name, done in repairs.items()
+            }
+        )
+    else:
+        for name, done in repairs.items():
+            for finding in done.findings:
+                output.print(f"{name}: {finding.file}: {finding.problem}", markup=False)
+            said = "repaired" if done.problem is None else f"not repaired: {done.problem}"
+            output.print(f"{name}: {said}", markup=False)
+        if not repairs:
+            output.print("Everything is sound.")
+    return int(any(done.problem is not None for done in repairs.values()))

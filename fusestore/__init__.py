@@ -20,33 +20,43 @@ from fusestore.errors import FusestoreError
 from fusestore.version import __version__
 
 if TYPE_CHECKING:
-    from fusestore import align, data, train
+    from fusestore import align, data, sharing, train
     from fusestore.cache.reader import Cache, open_cache
     from fusestore.corpus.build import Corpus, open_corpus
     from fusestore.data.dataset import FusedDataset, open_fused
+    from fusestore.data.on_demand import open_recipe
+    from fusestore.fuse.api import analyze
+    from fusestore.fuse.forecast import Forecast
 
 __all__ = [
     "Cache",
     "Corpus",
+    "Forecast",
     "FusedDataset",
     "FusestoreError",
     "__version__",
     "align",
+    "analyze",
     "data",
     "open_cache",
     "open_corpus",
     "open_fused",
+    "open_recipe",
+    "sharing",
     "train",
 ]
 
-_SUBPACKAGES = frozenset({"align", "data", "train"})
+_SUBPACKAGES = frozenset({"align", "data", "sharing", "train"})
 _HOMES = {
     "Cache": "fusestore.cache.reader",
     "Corpus": "fusestore.corpus.build",
+    "Forecast": "fusestore.fuse.forecast",
     "FusedDataset": "fusestore.data.dataset",
+    "analyze": "fusestore.fuse.api",
     "open_cache": "fusestore.cache.reader",
     "open_corpus": "fusestore.corpus.build",
     "open_fused": "fusestore.data.dataset",
+    "open_recipe": "fusestore.data.on_demand",
 }
 
 

@@ -52,6 +52,7 @@ class FuseConfig(Frozen):
     unaligned: Literal["skip", "label", "target", "fusellm"] = "skip"
     top_k: int = Field(default=32, ge=1)
     window_length: int = Field(default=1024, ge=2)
+    packing: Literal["stream", "document"] = "stream"
     rows_per_shard: int = Field(default=65_536, ge=1)
 
 
@@ -80,6 +81,14 @@ class FusionConfig(Frozen):
     fuse: FuseConfig
     train: dict[str, TrainConfig] = Field(default_factory=dict)
     evaluate_split: str | None = None
+
+    @property
+    def captured(self) -> list[str]:
+        """Models whose distributions the fusion needs, in the order of the file."""
+        needed = set(self.fuse.sources)
+        if self.fuse.unaligned == "target":
+            needed.add(self.fuse.target)
+        return [name for name in self.models if name in needed]
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:

@@ -97,6 +97,8 @@ def _read(kind: str, location: Location) -> Thing:
 def describe(thing: Thing) -> str:
     """One line on what a thing is."""
     manifest = thing.manifest
+    if manifest is None and thing.kind == "fused":
+        return "its other shards are made when they are read, or by `fusestore fuse --materialize`"
     if manifest is None:
         return "run the same command again to finish it"
     if "damaged" in manifest:
@@ -114,6 +116,26 @@ def _kept(fingerprint: dict[str, Any]) -> str:
     return f"top {k}"
 
 
+def is_merged(thing: Thing) -> bool:
+    """Whether a model came out of merging, not of training."""
+    return thing.kind == "model" and "merge" in (thing.manifest or {})
+
+
+def _model(manifest: dict[str, Any]) -> str:
+    """How a model was made, and how well it predicts what it was evaluated on."""
+    if "merge" in manifest:
+        plan, evaluation = manifest["merge"], manifest["evaluation"]
+        text = f"{plan['settings']['method']} merge of {len(plan['model_digests'])} models"
+        metrics = evaluation["metrics"] if evaluation else {}
+    else:
+        objective = manifest["plan"]["settings"]["objective"]
+        text = f"{objective}, {manifest['num_tokens']:,} tokens trained"
+        metrics = manifest["evaluations"][-1]["metrics"] if manifest["evaluations"] else {}
+    if "bits_per_byte" in metrics:
+        text += f", held-out bits per byte {metrics['bits_per_byte']:.4f}"
+    return text
+
+
 _DESCRIPTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "corpus": lambda m: f"{m['num_documents']:,} documents, {m['num_bytes']:,} bytes",
     "cache": lambda m: (
@@ -124,7 +146,7 @@ _DESCRIPTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "alignment": lambda m: ", ".join(f"{kind} {n:,}" for kind, n in m["counts"].items()),
     "fused": lambda m: (
         f"{m['plan']['recipe']['strategy']}, {m['num_tokens']:,} tokens, "
-        f"{m['num_windows']:,} windows"
+        f"{m['num_windows']:,} windows{', shared form' if m['form'] == 'shared' else ''}"
     ),
-    "model": lambda m: f"{m['plan']['settings']['objective']}, {m['num_tokens']:,} tokens trained",
+    "model": _model,
 }

@@ -96,7 +96,7 @@ def run_pipeline(
     )
 
     caches: dict[str, Cache] = {}
-    for name in _captured(config):
+    for name in config.captured:
         caches[name] = stages.run(
             f"cache {name}",
             (corpus_stage,),
@@ -178,14 +178,6 @@ def run_pipeline(
         num_tokens=fused.num_tokens,
         kinds=fused.kinds,
     )
-
-
-def _captured(config: FusionConfig) -> list[str]:
-    """Models whose distributions the fusion needs, in the order of the file."""
-    needed = set(config.fuse.sources)
-    if config.fuse.unaligned == "target":
-        needed.add(config.fuse.target)
-    return [name for name in config.models if name in needed]
 
 
 def _say_licences(config: FusionConfig, reporter: Reporter) -> None:

@@ -27,11 +27,12 @@ from fusestore.capture.settings import CaptureSettings
 from fusestore.config import FusionConfig
 from fusestore.corpus.build import DOCUMENTS_SCHEMA
 from fusestore.corpus.manifest import CorpusManifest, TokensManifest
-from fusestore.corpus.tokenize import OFFSETS_SCHEMA, TOKENS_SCHEMA
 from fusestore.corpus.vocabulary_table import VOCABULARY_SCHEMA
 from fusestore.errors import InvalidInputError
+from fusestore.fuse.forecast import Forecast
 from fusestore.fuse.manifest import FusedManifest, FusionPlan, ShardReceipt
 from fusestore.fuse.recipe import Recipe
+from fusestore.merge.manifest import MergeManifest
 from fusestore.storage.manifest import Manifest, canonical_json
 from fusestore.storage.shards import Receipt
 from fusestore.train.checkpoint import TrainState
@@ -57,6 +58,7 @@ MANIFESTS: dict[str, tuple[type[Manifest], str]] = {
     "fused-receipt": (ShardReceipt, "fused/<fused>/receipts/<shard>.json"),
     "fused": (FusedManifest, "fused/<fused>/manifest.json"),
     "model": (TrainingManifest, "models/<model>/manifest.json"),
+    "merged-model": (MergeManifest, "models/<model>/manifest.json"),
     "train-state": (TrainState, "checkpoint/state.json in a training run's local work folder"),
 }
 """Schema name → the manifest and the file that holds it, below the store's root."""
@@ -98,21 +100,6 @@ def tables() -> dict[str, Table]:
                 "byte_length": "bytes of the text in UTF-8",
                 "digest": "SHA-256 of the text in UTF-8, hexadecimal",
             },
-        ),
-        "tokens": Table(
-            "corpora/<corpus>/tokens/<tokenizer>/tokens.parquet",
-            "one token, in corpus order",
-            TOKENS_SCHEMA,
-            {
-                "token_ids": "token id",
-                "end_offsets": "byte offset inside its document (UTF-8) at which the token ends",
-            },
-        ),
-        "token-documents": Table(
-            "corpora/<corpus>/tokens/<tokenizer>/documents.parquet",
-            "one document, and one row more",
-            OFFSETS_SCHEMA,
-            {"document_offsets": "document i is the tokens from row i's value to row i + 1's"},
         ),
         "vocabulary": Table(
             "vocabularies/<tokenizer>.parquet",
@@ -168,11 +155,14 @@ def tables() -> dict[str, Table]:
 def generate() -> dict[str, bytes]:
     """Every file of schemas/ by name, as canonical JSON.
 
-    `<manifest>.json`, `recipe.json` and `fusion.json` are JSON Schemas; `tables.json` lists the
-    columns of every Parquet table.
+    `<manifest>.json`, `recipe.json`, `fusion.json` and `forecast.json` are JSON Schemas;
+    `tables.json` lists the columns of every Parquet table.
     """
     schemas = {name: _manifest_schema(*entry) for name, entry in MANIFESTS.items()}
     schemas["recipe"] = _schema(Recipe, "what is fused, and how: .toml or .json", "validation")
+    schemas["forecast"] = _schema(
+        Forecast, "what `fusestore fuse --analyze --json` prints", "serialization"
+    )
     schemas["fusion"] = _fusion_file_schema()
     schemas["tables"] = {name: _columns(table) for name, table in tables().items()}
     return {f"{name}.json": canonical_json(schemas[name]) for name in sorted(schemas)}

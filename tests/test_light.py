@@ -36,7 +36,8 @@ def test_importing_is_light(code):
     assert imported_by(code)[0] == ""
 
 
-COMMANDS = ["run", "corpus", "cache", "align", "fuse", "train", "inspect", "verify"]
+COMMANDS = ["run", "corpus", "cache", "align", "fuse", "train", "merge", "inspect", "verify"]
+COMMANDS += ["push", "pull", "sync", "estimate"]
 
 
 @pytest.mark.parametrize(

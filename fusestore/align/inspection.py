@@ -7,12 +7,12 @@ import polars as pl
 from fusestore.align.kinds import AlignmentMethod
 from fusestore.align.show import AlignedDocument
 from fusestore.align.stored import open_alignment
-from fusestore.align.streams import CacheTokens
 from fusestore.align.tokens import align_tokens
 from fusestore.cache.reader import open_cache
 from fusestore.corpus.build import Corpus, open_corpus
 from fusestore.corpus.tokenize import find_tokens
 from fusestore.corpus.tokenizers import Tokenizer
+from fusestore.corpus.tokens import document_range
 from fusestore.corpus.vocabulary_table import load_vocabulary
 from fusestore.errors import NotFoundError
 from fusestore.storage.store import Store
@@ -64,8 +64,8 @@ def stored_alignment(
     corpus = open_corpus(store, cache.fingerprint.corpus.name)
     index = _document_index(corpus, document)
     target = find_tokens(corpus, fingerprint.target_tokenizer_digest, fingerprint.num_target_tokens)
-    source_ids, source_ends = CacheTokens(cache).documents(index, index + 1).document(0)
-    target_ids, target_ends = target.documents(index, index + 1).document(0)
+    source_ids, source_ends = document_range(cache, index, index + 1).document(0)
+    target_ids, target_ends = document_range(target, index, index + 1).document(0)
     position, kind = alignment.for_documents(index, index + 1)
     return AlignedDocument(
         f"document {index} ({corpus.describe(index)})",

@@ -21,8 +21,9 @@ from fusestore.align.vocabulary import VocabularyMap, map_vocabulary
 from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.errors import CorruptionError, FingerprintMismatchError, NotFoundError
 from fusestore.progress import Progress, ignore_progress
-from fusestore.storage.manifest import Manifest, digest_bytes
-from fusestore.storage.publish import publish
+from fusestore.storage.manifest import Manifest
+from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.storage.shards import FileRecord
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
@@ -39,7 +40,7 @@ class VocabularyMapManifest(Manifest):
         num_source_ids: rows of the map.
         counts: source ids by kind.
         content_digest: `VocabularyMap.digest`, the same for every copy of the map.
-        map_sha256: checksum of map.parquet.
+        table: size and checksum of map.parquet.
     """
 
     source_tokenizer_digest: str
@@ -50,7 +51,7 @@ class VocabularyMapManifest(Manifest):
     num_source_ids: int
     counts: dict[str, int]
     content_digest: str
-    map_sha256: str
+    table: FileRecord
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def stored_vocabulary_map(
                 "Delete it to make it anew."
             )
         return load_vocabulary_map(location)
+    remove_abandoned(location)
     counts = None if corpus is None else corpus.count()
     result = map_vocabulary(source, target, method, tie_break, progress, counts)
     buffer = io.BytesIO()
@@ -136,7 +138,7 @@ def stored_vocabulary_map(
         num_source_ids=len(result.target_id),
         counts=dict(zip(MAP_KINDS, by_kind, strict=True)),
         content_digest=result.digest,
-        map_sha256=digest_bytes(buffer.getvalue()),
+        table=FileRecord.of(buffer.getvalue()),
     ).save(location / "manifest.json")
     return result
 
@@ -154,7 +156,7 @@ def load_vocabulary_map(location: Location) -> VocabularyMap:
         data = path.read_bytes()
     except NotFoundError as error:
         raise CorruptionError(f"{path} is missing. Delete {location} to make it anew.") from error
-    if digest_bytes(data) != manifest.map_sha256:
+    if FileRecord.of(data) != manifest.table:
         raise CorruptionError(
             f"{path} does not match its checksum. Delete {location} to make it anew."
         )

@@ -12,12 +12,11 @@ from fusestore.align.map_tables import (
 )
 from fusestore.align.statistics import count_pairs
 from fusestore.align.stored import Alignment
-from fusestore.align.streams import CacheTokens
 from fusestore.align.vocabulary import VocabularyMap
 from fusestore.align.writer import write_alignment
 from fusestore.cache.reader import open_cache
 from fusestore.corpus.build import open_corpus
-from fusestore.corpus.tokenize import corpus_token_stream
+from fusestore.corpus.tokenize import store_corpus_tokens
 from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.corpus.vocabulary_table import load_vocabulary, save_vocabulary
 from fusestore.errors import IncompatibleError
@@ -82,16 +81,15 @@ def align_cache(
             f"({corpus.manifest.digest[:16]}). Capture the cache again from that corpus, "
             "or align it within its own."
         )
-    tokens = corpus_token_stream(store, corpus, target, target.adds_bos)
+    tokens = store_corpus_tokens(store, corpus, target, target.adds_bos)
     save_vocabulary(store, target.vocabulary)
     source_vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
     map_folder = vocabulary_map_folder(
         store, cache.fingerprint.tokenizer_digest, target.digest, vocabulary, identity.digest
     )
-    source_tokens = CacheTokens(cache)
     counted = None
     if vocabulary == "statistical":
-        counted = CountedCorpus(identity.digest, lambda: count_pairs(source_tokens, tokens))
+        counted = CountedCorpus(identity.digest, lambda: count_pairs(cache, tokens))
     map_was_there = (map_folder / "manifest.json").exists()
     with reporter.stage(
         f"Mapping {cache_name}'s vocabulary to {target_name}'s", "tokens"
@@ -109,7 +107,7 @@ def align_cache(
     with reporter.stage(f"Aligning {cache_name} to {target_name}", "tokens") as progress:
         alignment = write_alignment(
             folder,
-            source_tokens,
+            cache,
             tokens,
             source_vocabulary,
             target.vocabulary,

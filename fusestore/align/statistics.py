@@ -18,7 +18,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.corpus.tokens import TokenStream
+from fusestore.corpus.tokens import TokenReader, document_range
 from fusestore.errors import IncompatibleError
 
 _TOKENS_PER_BLOCK = 2**20
@@ -40,7 +40,7 @@ class PairCounts:
     counts: npt.NDArray[np.int64]
 
 
-def count_pairs(source: TokenStream, target: TokenStream) -> PairCounts:
+def count_pairs(source: TokenReader, target: TokenReader) -> PairCounts:
     """Count the pairs of tokens that begin at the same byte; tokens without text take no part.
 
     Args:
@@ -59,7 +59,7 @@ def count_pairs(source: TokenStream, target: TokenStream) -> PairCounts:
     keys = np.empty(0, np.int64)
     counts = np.empty(0, np.int64)
     for start, stop in _blocks(source.document_offsets):
-        left, right = source.documents(start, stop), target.documents(start, stop)
+        left, right = document_range(source, start, stop), document_range(target, start, stop)
         pairs = _pairs(
             left.token_ids,
             left.end_offsets,

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from fusestore.align.kinds import ALIGNMENT_KINDS
 from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
 from fusestore.errors import CorruptionError, NotFoundError
-from fusestore.storage.arrays import ArrayReader, ArraySpec
+from fusestore.storage.array_reader import ArrayReader
+from fusestore.storage.arrays import ArraySpec
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fusestore.align.kinds import ALIGNMENT_KINDS, ALIGNMENT_METHODS, NONE
 from fusestore.align.manifest import MethodSample
 from fusestore.align.tokens import align_table
-from fusestore.corpus.tokens import TokenStream, TokenTable
+from fusestore.corpus.tokens import TokenReader, TokenTable, document_range
 from fusestore.corpus.vocabulary import Vocabulary
 
 TOKENS_PER_BLOCK = 2**18
@@ -75,7 +75,7 @@ def _count(counts: npt.NDArray[np.int64], ids: npt.NDArray[np.int32]) -> None:
 
 
 def document_blocks(
-    source: TokenStream, target: TokenStream, tokens_per_block: int = TOKENS_PER_BLOCK
+    source: TokenReader, target: TokenReader, tokens_per_block: int = TOKENS_PER_BLOCK
 ) -> Iterator[tuple[int, int]]:
     """Documents `[start, stop)` of blocks that hold few tokens, or one long document, each."""
     start = 0
@@ -92,7 +92,7 @@ def document_blocks(
 
 
 def compare_methods(
-    source: TokenStream, target: TokenStream, source_vocab: Vocabulary, target_vocab: Vocabulary
+    source: TokenReader, target: TokenReader, source_vocab: Vocabulary, target_vocab: Vocabulary
 ) -> MethodSample:
     """Align the same documents, drawn evenly from the corpus, by every method.
 
@@ -107,7 +107,7 @@ def compare_methods(
     aligned = np.zeros(len(ALIGNMENT_METHODS), np.int64)
     same = np.zeros((len(ALIGNMENT_METHODS), len(ALIGNMENT_METHODS)), np.int64)
     for document in drawn:
-        left, right = (side.documents(document, document + 1) for side in (source, target))
+        left, right = (document_range(side, document, document + 1) for side in (source, target))
         answers = np.stack(
             [
                 align_table(left, right, source_vocab, target_vocab, method)[0]

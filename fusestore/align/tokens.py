@@ -24,7 +24,7 @@ from fusestore.align.kinds import ALIGNMENT_METHODS, MINED, NONE, SPAN, Alignmen
 from fusestore.align.spans import span_pairs
 from fusestore.align.token_distance import code_texts
 from fusestore.align.vocabulary import VocabularyMap
-from fusestore.corpus.tokens import TokenStream, TokenTable
+from fusestore.corpus.tokens import TokenReader, TokenTable
 from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError
 
@@ -137,8 +137,8 @@ def _span_pairs(source: TokenTable, target: TokenTable, *, exact: bool) -> npt.N
 
 
 def check_method(
-    source: TokenStream,
-    target: TokenStream,
+    source: TokenReader,
+    target: TokenReader,
     source_vocab: Vocabulary,
     target_vocab: Vocabulary,
     method: AlignmentMethod,

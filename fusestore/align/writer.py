@@ -22,7 +22,7 @@ from fusestore.align.summary import AlignmentTotals, compare_methods, document_b
 from fusestore.align.tables import UNMATCHED_FILE, unmatched_table
 from fusestore.align.tokens import align_table, check_method, check_tokens
 from fusestore.align.vocabulary import VocabularyMap
-from fusestore.corpus.tokens import TokenStream
+from fusestore.corpus.tokens import TokenReader, document_range
 from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.errors import (
     FingerprintMismatchError,
@@ -42,8 +42,8 @@ ROWS_PER_SHARD = 2**18
 
 def write_alignment(
     location: Location,
-    source: TokenStream,
-    target: TokenStream,
+    source: TokenReader,
+    target: TokenReader,
     source_vocab: Vocabulary,
     target_vocab: Vocabulary,
     *,
@@ -125,7 +125,7 @@ def write_alignment(
 
 
 def _checked_digests(
-    source: TokenStream, target: TokenStream, source_vocab: Vocabulary, target_vocab: Vocabulary
+    source: TokenReader, target: TokenReader, source_vocab: Vocabulary, target_vocab: Vocabulary
 ) -> tuple[str, str]:
     """SHA-256 of each side's tokens, once they are found sound.
 
@@ -135,7 +135,7 @@ def _checked_digests(
     states = {name: (hashlib.sha256(), hashlib.sha256()) for name, _, _ in sides}
     for start, stop in document_blocks(source, target):
         for name, stream, vocabulary in sides:
-            tokens = stream.documents(start, stop)
+            tokens = document_range(stream, start, stop)
             check_tokens(tokens, vocabulary, name)
             ids, ends = states[name]
             ids.update(np.ascontiguousarray(tokens.token_ids, "<i4").data)
@@ -228,8 +228,8 @@ def _receipt_file(location: Location, part: str) -> Location:
 
 
 def _aligned_rows(
-    source: TokenStream,
-    target: TokenStream,
+    source: TokenReader,
+    target: TokenReader,
     source_vocab: Vocabulary,
     target_vocab: Vocabulary,
     method: AlignmentMethod,
@@ -242,8 +242,8 @@ def _aligned_rows(
     first = int(np.searchsorted(offsets, start, side="right")) - 1
     last = int(np.searchsorted(offsets, stop, side="left"))
     position, kind = align_table(
-        source.documents(first, last),
-        target.documents(first, last),
+        document_range(source, first, last),
+        document_range(target, first, last),
         source_vocab,
         target_vocab,
         method,
@@ -257,8 +257,8 @@ def _finish(
     location: Location,
     fingerprint: AlignmentFingerprint,
     receipts: list[Receipt],
-    source: TokenStream,
-    target: TokenStream,
+    source: TokenReader,
+    target: TokenReader,
     source_vocab: Vocabulary,
     target_vocab: Vocabulary,
 ) -> Alignment:
@@ -273,8 +273,8 @@ def _finish(
         # Opened anew: what a reader has mapped stays resident.
         rows = AlignmentRows(location, fingerprint, files)
         totals.add(
-            source.documents(start, stop),
-            target.documents(start, stop),
+            document_range(source, start, stop),
+            document_range(target, start, stop),
             *rows.for_documents(start, stop),
         )
     buffer = io.BytesIO()

@@ -17,8 +17,10 @@ DEFAULT_LOGPROB_STEP = 1 / 16
 DEFAULT_ROWS_PER_CHUNK = 2048
 DEFAULT_ROWS_PER_SHARD = 262_144
 
+Profile = Literal["compact", "lossless", "fast"]
+
 TOKENS_PART = "tokens"
-"""The receipt of all that is written before the first shard: metadata, tokens, ranks."""
+"""The receipt of all that is written before the first shard: metadata, tokens, order of ids."""
 
 
 class ModelIdentity(Frozen):
@@ -49,8 +51,11 @@ class Fingerprint(Manifest):
         top_k: most entries of a row; with sampled, how often was drawn.
         top_p: mass that kept entries reach; null but for top-p.
         seed: of the draws; null but for sampled.
+        profile: how rows are stored: `compact` is smallest, `lossless` keeps the captured float32,
+            `fast` is not compressed.
         logprob_step: grid of the log-probabilities in nats; null (or 0 on input) keeps float32,
-            and stands with sampled, whose counts are exact.
+            and stands with sampled, whose counts are exact. Else `compact` needs one; `lossless`
+            has none, `fast` may have one.
         dtype: the dtype the model ran in.
         max_length: most tokens of a document.
         rows_per_shard, rows_per_chunk: rows per file, and per compressed piece of it.
@@ -68,6 +73,7 @@ class Fingerprint(Manifest):
     top_k: int = Field(ge=1)
     top_p: float | None = Field(default=None, gt=0, lt=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
+    profile: Profile = "compact"
     logprob_step: float | None = DEFAULT_LOGPROB_STEP
     dtype: str
     max_length: int = Field(ge=1)
@@ -85,6 +91,12 @@ class Fingerprint(Manifest):
         if not MIN_STEP <= step <= MAX_STEP:
             raise ValueError(f"must be 0 (exact) or from {MIN_STEP:g} to {MAX_STEP:g} nats")
         return step
+
+    @model_validator(mode="after")
+    def _check_profile(self) -> Self:
+        if self.selection != "sampled":
+            check_profile(self.profile, self.logprob_step)
+        return self
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -109,9 +121,31 @@ class Fingerprint(Manifest):
         return Rule(self.selection, self.top_k, self.top_p, self.seed)
 
     @property
+    def codes_gaps(self) -> bool:
+        """Whether rows are stored as differences and gaps: only grids fall in runs of equals."""
+        return self.profile == "compact" and self.selection != "sampled"
+
+    @property
     def plan(self) -> ShardPlan:
         """How the rows are cut into shards."""
         return ShardPlan(self.num_tokens, self.rows_per_shard)
+
+
+def check_profile(profile: Profile, logprob_step: float | None) -> None:
+    """Refuse a grid that the profile cannot have; for pydantic's validators.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if profile == "compact" and not logprob_step:
+        raise ValueError(
+            "profile compact needs a logprob_step above 0; lossless keeps exact log-probabilities"
+        )
+    if profile == "lossless" and logprob_step:
+        raise ValueError(
+            f"profile lossless keeps log-probabilities as they are: logprob_step {logprob_step:g} "
+            "means nothing there; leave it out, or use profile compact"
+        )
 
 
 class CacheManifest(Manifest):

@@ -5,23 +5,31 @@ Opening reads the manifest alone. Every read checks the checksums of the chunks 
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.cache.layout import cache_arrays, decode_logprobs, decode_tail
+from fusestore.cache.id_order import IdOrder
+from fusestore.cache.kernels import SOUND, decode_gaps, decode_grid, decode_numbers
+from fusestore.cache.layout import cache_arrays
 from fusestore.cache.manifest import CacheManifest, Fingerprint
 from fusestore.cache.rows import Rows
 from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.storage.arrays import ArrayReader, ArraySpec
+from fusestore.storage.array_reader import ArrayReader
+from fusestore.storage.arrays import ArraySpec
+from fusestore.storage.codec import TAIL_STEP, from_grid, logprobs_of_counts
 from fusestore.storage.shards import Receipt, shard_part
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
+
+_Ids = npt.NDArray[np.int32]
+_Logs = npt.NDArray[np.float32]
 
 
 def open_cache(
@@ -79,23 +87,106 @@ class RowReader:
 
     def rows(self, start: int, stop: int) -> Rows:
         """Rows `[start, stop)`."""
-        ranks = self._read(self._arrays.ids, start, stop)
-        values = self._read(self._arrays.logprobs, start, stop)
-        if ranks.size and int(ranks.max()) >= len(self.rank_to_id):
-            raise CorruptionError(
-                f"{self.location}/ids holds rank {ranks.max()} in rows {start} to {stop}, outside "
-                f"a vocabulary of {len(self.rank_to_id)}. Run `fusestore verify`."
+        count = max(0, stop - start)
+        ids = np.empty((count, self.fingerprint.top_k), np.int32)
+        logprobs = np.empty((count, self.fingerprint.top_k), np.float32)
+        if self.fingerprint.profile == "fast":
+            self._fast(start, stop, ids, logprobs)
+        elif self.fingerprint.codes_gaps:
+            self._gaps(start, stop, ids, logprobs)
+        else:
+            self._numbers(start, stop, ids, logprobs)
+        return Rows(ids, logprobs, self.tail(start, stop), self.label_logprob(start, stop))
+
+    def _gaps(self, start: int, stop: int, ids: _Ids, logprobs: _Logs) -> None:
+        """From differences and gaps: each value of the chunks is touched once."""
+        order, classes = self.id_order, self._row_classes(start, stop)
+        step = self.fingerprint.logprob_step or math.nan
+        numbers = self._chunks(self._arrays.ids, start, stop)
+        differences = self._chunks(self._arrays.logprobs, start, stop)
+        for (inside, to, values), (_, _, steps) in zip(numbers, differences, strict=True):
+            bad = decode_gaps(
+                values,
+                steps,
+                inside.start,
+                classes[to],
+                order.table,
+                order.head,
+                order.vocab_size,
+                step,
+                ids[to],
+                logprobs[to],
             )
-        return Rows(
-            ids=self.rank_to_id[ranks],
-            logprobs=decode_logprobs(self.fingerprint, values),
-            tail=self.tail(start, stop),
-            label_logprob=self.label_logprob(start, stop),
-        )
+            self._check_decoded(bad, start + to.start)
+
+    def _numbers(self, start: int, stop: int, ids: _Ids, logprobs: _Logs) -> None:
+        order, classes = self.id_order, self._row_classes(start, stop)
+        logprobs[:] = self._exact(self._read(self._arrays.logprobs, start, stop))
+        for inside, to, values in self._chunks(self._arrays.ids, start, stop):
+            bad = decode_numbers(
+                values,
+                inside.start,
+                logprobs[to],
+                classes[to],
+                order.table,
+                order.head,
+                order.vocab_size,
+                ids[to],
+            )
+            self._check_decoded(bad, start + to.start)
+
+    def _fast(self, start: int, stop: int, ids: _Ids, logprobs: _Logs) -> None:
+        for inside, to, values in self._chunks(self._arrays.ids, start, stop):
+            ids[to] = values[0, inside]
+        step = self.fingerprint.logprob_step
+        for inside, to, values in self._chunks(self._arrays.logprobs, start, stop):
+            if step is None:
+                logprobs[to] = self._exact(values[0, inside])
+            else:
+                decode_grid(values[0, inside], step, logprobs[to])
+
+    def _exact(self, values: npt.NDArray[Any]) -> _Logs:
+        """float32 [n, k] of values that are on no grid: counts of draws, or float32 already."""
+        if self.fingerprint.selection == "sampled":
+            return logprobs_of_counts(values, self.fingerprint.top_k)
+        return values
+
+    def _row_classes(self, start: int, stop: int) -> npt.NDArray[np.uint16]:
+        """uint16 [n]: the class of the token each row comes after."""
+        token_ids = self._reader(self._arrays.token_ids, None).read(start, stop)
+        vocab_size = self.fingerprint.model.vocab_size
+        if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
+            raise CorruptionError(
+                f"{self.location}/token_ids holds ids from {token_ids.min()} to {token_ids.max()} "
+                f"in rows {start} to {stop}, outside a vocabulary of {vocab_size}. "
+                "Run `fusestore verify`."
+            )
+        return self.id_order.token_class[token_ids]
+
+    def _chunks(
+        self, spec: ArraySpec, start: int, stop: int
+    ) -> Iterator[tuple[slice, slice, npt.NDArray[Any]]]:
+        """Each chunk that rows `[start, stop)` touch.
+
+        Yields:
+            Which of the chunk's rows are wanted, which of the wanted rows these are, and the
+            chunk's values as `ArrayReader.chunks` gives them.
+        """
+        for first, values in self._row_reader(spec).chunks(start, stop):
+            low, high = max(start, first), min(stop, first + spec.rows_per_chunk)
+            yield slice(low - first, high - first), slice(low - start, high - start), values
+
+    def _check_decoded(self, bad: int, first: int) -> None:
+        if bad != SOUND:
+            raise CorruptionError(
+                f"{self.location}/ids holds a number in row {first + bad} that stands for no id of "
+                f"a vocabulary of {self.fingerprint.model.vocab_size}. Run `fusestore verify`."
+            )
 
     def tail(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """float32 [stop - start]: tails alone, without decoding the entries."""
-        return decode_tail(self.fingerprint, self._read(self._arrays.tail, start, stop))
+        values = self._read(self._arrays.tail, start, stop)
+        return values if self.fingerprint.logprob_step is None else from_grid(values, TAIL_STEP)
 
     def label_logprob(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """float32 [stop - start]: label log-probabilities alone."""
@@ -103,9 +194,19 @@ class RowReader:
         return values
 
     @cached_property
-    def rank_to_id(self) -> npt.NDArray[np.int32]:
-        """int32 [V]: token id of each frequency rank."""
-        return self._read_whole(self._arrays.rank_to_id)
+    def id_order(self) -> IdOrder:
+        """How ids are numbered; the profile `fast` has none.
+
+        Raises:
+            CorruptionError: what is stored is no order.
+        """
+        arrays = [self._read_whole(spec) for spec in self._arrays.id_order]
+        try:
+            return IdOrder(*arrays)
+        except InvalidInputError as error:
+            raise CorruptionError(
+                f"{self.location} holds no order of ids: {error} Run `fusestore verify`."
+            ) from error
 
     @cached_property
     def document_offsets(self) -> npt.NDArray[np.int64]:
@@ -121,11 +222,23 @@ class RowReader:
             document_offsets=self.document_offsets,
         )
 
+    def read_tokens(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Ids and end offsets of the tokens of rows `[start, stop)`, without reading the rest."""
+        return (
+            self._reader(self._arrays.token_ids, None).read(start, stop),
+            self._reader(self._arrays.end_offsets, None).read(start, stop),
+        )
+
     def _read_whole(self, spec: ArraySpec) -> npt.NDArray[Any]:
         return self._reader(spec, None).read(0, spec.shape[0])
 
     def _read(self, spec: ArraySpec, start: int, stop: int) -> npt.NDArray[Any]:
-        return self._reader(spec, _ReceiptSize(self, spec)).read(start, stop)
+        return self._row_reader(spec).read(start, stop)
+
+    def _row_reader(self, spec: ArraySpec) -> ArrayReader:
+        return self._reader(spec, _ReceiptSize(self, spec))
 
     def _reader(self, spec: ArraySpec, size: _ReceiptSize | None) -> ArrayReader:
         reader = self._readers.get(spec.name)
@@ -226,6 +339,12 @@ class Cache:
     def document_offsets(self) -> npt.NDArray[np.int64]:
         """int64 [D + 1]: document i is rows `[value[i], value[i + 1])`."""
         return self.reader.document_offsets
+
+    def read_tokens(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Ids and end offsets of the tokens of rows `[start, stop)`, without reading the rest."""
+        return self.reader.read_tokens(start, stop)
 
     def __getitem__(self, rows: slice) -> Rows:
         """Rows `[a, b)` of all documents laid end to end; a step other than 1 is refused."""

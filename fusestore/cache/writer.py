@@ -1,18 +1,22 @@
 """Writing a distribution cache, in any order of shards and over any number of runs.
 
-Order on disk: fingerprint, then metadata and tokens with their receipt, then for each shard its
-files and after them its receipt, and the manifest when nothing is missing. A run may be killed at
-any moment; the next one does what has no receipt. Equal input gives equal bytes.
+Order on disk: fingerprint, then the order of ids, metadata and tokens with their receipt, then for
+each shard its files and after them its receipt, and the manifest when nothing is missing. A run may
+be killed at any moment; the next one does what has no receipt. Several writers at once divide the
+shards by claims (`storage.claims`). Equal input gives equal bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.cache.id_order import IdOrder
 from fusestore.cache.layout import cache_arrays, encode_rows
 from fusestore.cache.manifest import (
     TOKENS_PART,
@@ -28,29 +32,48 @@ from fusestore.errors import (
     AlreadyExistsError,
     CorruptionError,
     FingerprintMismatchError,
+    IncompatibleError,
     InvalidInputError,
     NotFoundError,
 )
 from fusestore.storage.arrays import array_metadata, encode_shard, group_metadata
-from fusestore.storage.codec import invert_permutation
+from fusestore.storage.claims import Claims, remove_claims
 from fusestore.storage.publish import publish, publish_new, remove_abandoned
 from fusestore.storage.shards import FileRecord, Receipt, shard_part
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
+SECONDS_BETWEEN_LOOKS = 1.0
+"""How often a writer that has nothing left to do looks how the others are doing."""
+
 
 class CacheWriter:
-    """Made by `create`. Attribute `reader` reads the rows of shards that are written."""
+    """Made by `create`.
+
+    Attributes:
+        reader: reads the rows of shards that are written.
+        num_rows_finished: rows of the shards that were finished at the last look.
+        redo: shards that count as missing until they are written, whatever is there; with the
+            receipt that tells what must come out, where that is known.
+    """
 
     def __init__(
-        self, location: Location, fingerprint: Fingerprint, id_to_rank: npt.NDArray[np.uint32]
+        self,
+        location: Location,
+        fingerprint: Fingerprint,
+        tokens: TokenTable,
+        order: IdOrder | None,
     ) -> None:
         self.location = location
         self.fingerprint = fingerprint
         self.plan = fingerprint.plan
         self.reader = RowReader(location, fingerprint)
         self._arrays = cache_arrays(fingerprint)
-        self._id_to_rank = id_to_rank
+        self._tokens = tokens
+        self._order = order
+        self._receipts: dict[str, Receipt] = {}
+        self.num_rows_finished = 0
+        self.redo: dict[int, Receipt | None] = {}
 
     @classmethod
     def create(
@@ -59,7 +82,7 @@ class CacheWriter:
         name: str,
         fingerprint: Fingerprint,
         tokens: TokenTable,
-        rank_to_id: npt.NDArray[np.int32],
+        order: IdOrder | None,
     ) -> CacheWriter:
         """Begin a cache, or continue one of the same fingerprint.
 
@@ -68,18 +91,19 @@ class CacheWriter:
             name: the cache's name.
             fingerprint: what it is made with.
             tokens: what the model reads: the rows' tokens.
-            rank_to_id: int32 [V] from `frequency_ranks`, V the model's vocabulary size.
+            order: how ids are numbered; None in the profile `fast`. A cache that was begun has
+                its own: see `stored_order`.
 
         Raises:
-            InvalidInputError: fingerprint, tokens and ranks do not fit each other.
+            InvalidInputError: fingerprint, tokens and order do not fit each other.
             FingerprintMismatchError: the cache was begun with other settings.
         """
-        id_to_rank = _check_input(fingerprint, tokens, rank_to_id)
+        _check_input(fingerprint, tokens, order)
         location = store.cache(name)
-        _claim(location, fingerprint, name)
+        _write_fingerprint(location, fingerprint, name)
         remove_abandoned(location)
-        writer = cls(location, fingerprint, id_to_rank)
-        writer._write_tokens(tokens, rank_to_id)
+        writer = cls(location, fingerprint, tokens, order)
+        writer._write_tokens()
         return writer
 
     @property
@@ -89,12 +113,48 @@ class CacheWriter:
 
     def missing_shards(self) -> list[int]:
         """Shards without a receipt, or whose files are not there as the receipt says."""
+        finished = set(self.finished_shards())
+        return [shard for shard in range(len(self.plan)) if shard not in finished]
+
+    @contextlib.contextmanager
+    def claim_shards(
+        self, *, first: int = 0, waiting: Callable[[int], None] | None = None
+    ) -> Iterator[Iterator[int]]:
+        """Share the missing shards with every other writer of this cache.
+
+        A context that yields an iterator of the shards to write, each claimed when it is asked
+        for. It ends when all shards are written by someone; before that it waits for writers that
+        are still at theirs, and takes over what dead ones leave. Inside the context this writer
+        counts as alive: write what was claimed before leaving it.
+
+        Args:
+            first: the shard to begin looking at.
+            waiting: told the number of shards that others hold, once, before the first wait.
+        """
+        told = False
+
+        def wait(count: int) -> None:
+            nonlocal told
+            if waiting is not None and not told:
+                waiting(count)
+            told = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+        claims = Claims(self._claims, self.finished_shards, len(self.plan), first=first)
+        with claims:
+            yield claims.shards(wait)
+
+    def finished_shards(self) -> list[int]:
+        """Shards with a receipt, whose files are there as it says; written by whomever."""
         sizes = self.location.sizes()
-        return [
+        finished = [
             shard
             for shard in range(len(self.plan))
-            if self._whole_receipt(shard_part(shard), sizes) is None
+            if shard not in self.redo and self._whole_receipt(shard_part(shard), sizes) is not None
         ]
+        bounds = [self.plan.bounds(shard) for shard in finished]
+        self.num_rows_finished = sum(stop - start for start, stop in bounds)
+        return finished
 
     def write_shard(self, shard: int, rows: Rows) -> Receipt:
         """Publish one shard: its files, then its receipt.
@@ -106,6 +166,7 @@ class CacheWriter:
         Raises:
             InvalidInputError, NonFiniteError: rows that cannot be a shard; nothing was written.
             AlreadyExistsError: the shard was written with other content.
+            IncompatibleError: the shard is to be done again, and other content comes out.
         """
         start, stop = self.plan.bounds(shard)
         if len(rows) != stop - start:
@@ -113,12 +174,27 @@ class CacheWriter:
                 f"Shard {shard} takes rows {start} to {stop}, {stop - start} in all; "
                 f"not {len(rows)}."
             )
-        values = encode_rows(self.fingerprint, rows, self._id_to_rank)
+        token_ids = self._tokens.token_ids[start:stop]
+        values = encode_rows(self.fingerprint, rows, token_ids, self._order)
         files = {
             spec.file_name(shard): encode_shard(spec, shard, np.ascontiguousarray(array))
             for spec, array in zip(self._arrays.per_shard, values, strict=True)
         }
-        return self._publish(shard_part(shard), start, stop, files)
+        part = shard_part(shard)
+        if shard in self.redo:
+            expected = self.redo[shard]
+            records = {name: FileRecord.of(data) for name, data in files.items()}
+            if expected is not None and records != expected.files:
+                raise IncompatibleError(
+                    f"Shard {shard} of {self.location} comes out in other bytes than were "
+                    "captured: this device, batch size or version rounds otherwise. It was left as "
+                    "it is. Repair it with what captured it, or capture all of it again under "
+                    "another name."
+                )
+            self._forget(part)
+        receipt = self._publish(part, start, stop, files)
+        self.redo.pop(shard, None)
+        return receipt
 
     def finish(
         self, scores: Mapping[str, float], skipped_documents: Sequence[int]
@@ -155,8 +231,12 @@ class CacheWriter:
         manifest.save(self.location / "manifest.json")
         return manifest
 
-    def _write_tokens(self, tokens: TokenTable, rank_to_id: npt.NDArray[np.int32]) -> None:
-        arrays = self._arrays
+    def remove_claims(self) -> None:
+        """Remove what writers left: a finished cache holds nothing of them."""
+        remove_claims(self._claims)
+
+    def _write_tokens(self) -> None:
+        arrays, tokens, order = self._arrays, self._tokens, self._order
         files = {
             "zarr.json": group_metadata(
                 {"fusestore": {"kind": "cache", "format_version": self.fingerprint.format_version}}
@@ -170,20 +250,48 @@ class CacheWriter:
             tokens.token_ids,
             tokens.end_offsets,
             tokens.document_offsets,
-            rank_to_id,
         )
+        if order is not None:
+            values += (order.rank_to_id, order.token_class, order.class_order)
         for spec, array in zip(arrays.fixed, values, strict=True):
             for shard in range(spec.num_files):
                 start, stop = spec.rows_of(shard)
                 files[spec.file_name(shard)] = encode_shard(spec, shard, array[start:stop])
-        existing = self._whole_receipt(TOKENS_PART, self.location.sizes())
-        if existing is None:
-            self._publish(TOKENS_PART, 0, self.fingerprint.num_tokens, files)
-        elif existing.files != {name: FileRecord.of(data) for name, data in files.items()}:
+        sizes = self.location.sizes()
+        told = self._sound_receipt(TOKENS_PART, sizes)
+        if told is None:
+            self._settle_order(files, sizes)
+        elif told.files != {name: FileRecord.of(data) for name, data in files.items()}:
             raise FingerprintMismatchError(
-                f"{self.location} holds other tokens or token ranks than this run has, under the "
-                "same fingerprint. Capture under another name, or delete it."
+                f"{self.location} holds other tokens or another order of ids than this run has, "
+                "under the same fingerprint. Capture under another name, or delete it."
             )
+        if self._whole_receipt(TOKENS_PART, sizes) is None:
+            self._publish(TOKENS_PART, 0, self.fingerprint.num_tokens, files)
+
+    def _settle_order(self, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> None:
+        """Write the order of ids, which every shard depends on, create-only.
+
+        So the first of several writers settles it; another one cannot take its place, even where
+        its receipt is not there yet, or not any more. Where it is lost with its receipt, what is
+        there of shards says nothing any more: they are made again. Of a complete cache they stay:
+        its manifest tells whether this order is the one they were written with.
+        """
+        names = [spec.file_name(0) for spec in self._arrays.id_order]
+        if any(name not in sizes for name in names) and not self.complete:
+            for shard in range(len(self.plan)):
+                file = self._receipt_file(shard_part(shard))
+                if f"receipts/{file.name}" in sizes:
+                    file.delete()
+        for name in names:
+            try:
+                publish_new(self.location / name, files[name])
+            except AlreadyExistsError as error:
+                raise FingerprintMismatchError(
+                    f"{self.location} was begun with another order of ids, by a writer whose "
+                    "device rounds otherwise. Run the same command again to go on with that order; "
+                    "if that fails too, delete this cache."
+                ) from error
 
     def _publish(self, part: str, start: int, stop: int, files: Mapping[str, bytes]) -> Receipt:
         receipt = Receipt(
@@ -198,35 +306,90 @@ class CacheWriter:
             if self._whole_receipt(part, self.location.sizes()) is not None:
                 publish_new(file, receipt.to_bytes())
                 return receipt
-            # It tells of files that are damaged: gone before they are made again.
-            file.delete()
+            self._forget(part)
+        self._publish_files(files)
+        try:
+            publish_new(file, receipt.to_bytes())
+        except AlreadyExistsError:
+            # Another writer, whose device rounds otherwise, made this shard at the same time. The
+            # files may be a mixture: what its receipt tells of, or else ours, but all of one.
+            if self._holds(self._load_receipt(part)):
+                return self._load_receipt(part)
+            self._forget(part)
+            self._publish_files(files)
+            publish_new(file, receipt.to_bytes())
+        return receipt
+
+    def _publish_files(self, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
             publish(self.location / name, data)
-        publish_new(file, receipt.to_bytes())
-        return receipt
+
+    def _forget(self, part: str) -> None:
+        """Remove a receipt that tells of damaged files, before they are made again."""
+        self._receipts.pop(part, None)
+        self._receipt_file(part).delete()
+
+    def _holds(self, receipt: Receipt) -> bool:
+        """Whether the files are those of the receipt, byte for byte."""
+        return all(
+            FileRecord.of((self.location / name).read_bytes()) == record
+            for name, record in receipt.files.items()
+        )
+
+    def _load_receipt(self, part: str) -> Receipt:
+        # Receipts never change: each is read once, however often a writer looks around.
+        if part not in self._receipts:
+            self._receipts[part] = Receipt.load(self._receipt_file(part))
+        return self._receipts[part]
 
     def _whole_receipt(self, part: str, sizes: Mapping[str, int]) -> Receipt | None:
         """The part's receipt if it is sound and its files have the sizes it says."""
+        receipt = self._sound_receipt(part, sizes)
+        if receipt is None:
+            return None
+        whole = all(sizes.get(name) == record.num_bytes for name, record in receipt.files.items())
+        return receipt if whole else None
+
+    def _sound_receipt(self, part: str, sizes: Mapping[str, int]) -> Receipt | None:
+        """The part's receipt if there is one that can be trusted, whatever became of its files."""
         file = self._receipt_file(part)
         if f"receipts/{file.name}" not in sizes:
             return None
         try:
-            receipt = Receipt.load(file)
+            receipt = self._load_receipt(part)
         except (CorruptionError, InvalidInputError, NotFoundError):
             return None
         if (receipt.part, receipt.fingerprint_digest) != (part, self.fingerprint.digest):
             return None
-        whole = all(sizes.get(name) == record.num_bytes for name, record in receipt.files.items())
-        return receipt if whole else None
+        return receipt
+
+    @property
+    def _claims(self) -> Location:
+        return self.location / "claims"
 
     def _receipt_file(self, part: str) -> Location:
         return self.location / "receipts" / f"{part}.json"
 
 
-def _check_input(
-    fingerprint: Fingerprint, tokens: TokenTable, rank_to_id: npt.NDArray[np.int32]
-) -> npt.NDArray[np.uint32]:
-    """`id_to_rank`, once everything fits."""
+def stored_order(store: Store, name: str, fingerprint: Fingerprint) -> IdOrder | None:
+    """The order of ids of a cache that was begun; None where it is not there or damaged.
+
+    Raises:
+        FingerprintMismatchError: the cache was begun with other settings.
+    """
+    location = store.cache(name)
+    try:
+        existing = Fingerprint.load(location / "fingerprint.json")
+    except NotFoundError:
+        return None
+    check_same_fingerprint(existing, fingerprint, f"Cache {name!r} ({location})")
+    try:
+        return RowReader(location, fingerprint).id_order
+    except CorruptionError:
+        return None
+
+
+def _check_input(fingerprint: Fingerprint, tokens: TokenTable, order: IdOrder | None) -> None:
     if (tokens.num_documents, tokens.num_tokens) != (
         fingerprint.num_documents,
         fingerprint.num_tokens,
@@ -237,20 +400,27 @@ def _check_input(
             f"{tokens.num_tokens}."
         )
     vocab_size = fingerprint.model.vocab_size
-    if rank_to_id.shape != (vocab_size,) or rank_to_id.dtype != np.int32:
-        raise InvalidInputError(
-            f"rank_to_id is {rank_to_id.dtype} {rank_to_id.shape}; expected int32 ({vocab_size},)."
-        )
     if tokens.token_ids.min() < 0 or tokens.token_ids.max() >= vocab_size:
         raise InvalidInputError(
             f"The tokens have ids from {tokens.token_ids.min()} to {tokens.token_ids.max()}, "
             f"outside the model's vocabulary of {vocab_size}. "
             "The tokenizer does not belong to this model."
         )
-    return invert_permutation(rank_to_id)
+    if (order is None) != (fingerprint.profile == "fast"):
+        raise InvalidInputError(
+            f"The profile {fingerprint.profile} {'needs an' if order is None else 'takes no'} "
+            "order of ids."
+        )
+    if order is not None:
+        shapes = {spec.name: spec.shape for spec in cache_arrays(fingerprint).id_order}
+        found = {name: getattr(order, name).shape for name in shapes}
+        if found != shapes:
+            raise InvalidInputError(
+                f"The order of ids has shapes {found}; this fingerprint needs {shapes}."
+            )
 
 
-def _claim(location: Location, fingerprint: Fingerprint, name: str) -> None:
+def _write_fingerprint(location: Location, fingerprint: Fingerprint, name: str) -> None:
     """Write the fingerprint, or check that the one there is the same."""
     file = location / "fingerprint.json"
     try:

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fusestore.capture.process_rank import local_rank
 from fusestore.capture.settings import DTYPES
 from fusestore.errors import (
     IncompatibleError,
@@ -177,6 +178,8 @@ def load_model(
 def pick_device(device: str) -> str:
     """`auto` becomes the best device of this machine; anything else is checked and kept.
 
+    Processes that were started together get one GPU each, as far as there are enough.
+
     Raises:
         InvalidInputError: the device is not there.
     """
@@ -184,7 +187,7 @@ def pick_device(device: str) -> str:
 
     if device == "auto":
         if torch.cuda.is_available():
-            return "cuda"
+            return f"cuda:{local_rank() % torch.cuda.device_count()}"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InvalidInputError(f"Device {device!r} was asked for, but CUDA is not available here.")

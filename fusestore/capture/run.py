@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.cache.id_order import IdOrder
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import Cache, open_cache
-from fusestore.cache.writer import CacheWriter
+from fusestore.cache.writer import CacheWriter, stored_order
 from fusestore.capture.batches import RowCapturer
 from fusestore.capture.models import (
     check_width,
@@ -19,6 +23,8 @@ from fusestore.capture.models import (
     local_model_folder,
     model_digest,
 )
+from fusestore.capture.process_rank import process_rank
+from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.capture.shard_queue import ShardQueue
 from fusestore.corpus.build import Corpus
@@ -28,7 +34,7 @@ from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary_table import save_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
 from fusestore.progress import Progress, Reporter, SilentReporter
-from fusestore.storage.codec import frequency_ranks
+from fusestore.storage.shards import Receipt
 from fusestore.storage.store import Store
 
 
@@ -40,10 +46,12 @@ def capture(
     settings: CaptureSettings | None = None,
     reporter: Reporter | None = None,
     tokenizer: Tokenizer | None = None,
+    redo: Mapping[int, Receipt | None] | None = None,
 ) -> tuple[Cache, bool]:
     """Fill the cache `name` with the distributions of `model` over the corpus.
 
     What is there already, from an earlier run that was stopped or from another process, is kept.
+    Several processes that capture one cache divide its shards; each returns when it is complete.
 
     Args:
         store: where the cache goes.
@@ -53,6 +61,8 @@ def capture(
         settings: what is kept and how the model runs.
         reporter: hears the progress.
         tokenizer: the model's, where it is loaded already.
+        redo: shards to compute again whatever is there, each with the receipt that tells what must
+            come out, where that is known; for repairs.
 
     Returns:
         The complete cache, and whether anything had to be computed.
@@ -67,6 +77,50 @@ def capture(
     """
     settings = settings or CaptureSettings()
     reporter = reporter or SilentReporter()
+    plan = plan_capture(store, corpus, model, name, settings, tokenizer)
+    return _carry_out(store, corpus, plan, name, settings, reporter, redo)
+
+
+class CapturePlan(NamedTuple):
+    """What a capture begins with.
+
+    Attributes:
+        folder: of the model.
+        tokenizer: the model's.
+        tokens: what the model reads.
+        fingerprint: of the cache to make.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer
+    tokens: TokenTable
+    fingerprint: Fingerprint
+
+
+def plan_capture(
+    store: Store,
+    corpus: Corpus,
+    model: str,
+    name: str,
+    settings: CaptureSettings,
+    tokenizer: Tokenizer | None = None,
+    *,
+    keep_tokens: bool = True,
+) -> CapturePlan:
+    """Everything that is known before the model is loaded.
+
+    Args:
+        store: as for `capture`; so are those that follow.
+        corpus: the documents.
+        model: the model.
+        name: the cache's name.
+        settings: what is kept and how the model runs.
+        tokenizer: the model's, where it is loaded already.
+        keep_tokens: keep the tokens with the corpus; otherwise the store is left as it is.
+
+    Raises:
+        NotFoundError, InvalidInputError, IncompatibleError: see `capture`.
+    """
     folder = local_model_folder(model, revision=settings.revision)
     tokenizer = tokenizer or load_tokenizer(
         str(folder), trust_remote_code=settings.trust_remote_code
@@ -79,7 +133,7 @@ def capture(
             f"Choose at most {identity.vocab_size}."
         )
     check_width(identity.vocab_size, len(tokenizer), name)
-    tokens = corpus_tokens(store, corpus, tokenizer, add_bos)
+    tokens = corpus_tokens(store, corpus, tokenizer, add_bos, keep=keep_tokens)
     _check_lengths(tokens, context, name)
     fingerprint = Fingerprint(
         source=name,
@@ -92,7 +146,8 @@ def capture(
         top_k=settings.top_k,
         top_p=settings.top_p,
         seed=settings.rule.seed,
-        logprob_step=None if settings.selection == "sampled" else settings.logprob_step,
+        profile=settings.profile,
+        logprob_step=settings.grid,
         dtype=settings.dtype,
         max_length=int(np.diff(tokens.document_offsets).max(initial=1)),
         on_nan=settings.on_nan,
@@ -101,35 +156,116 @@ def capture(
         num_documents=tokens.num_documents,
         num_tokens=tokens.num_tokens,
     )
-    writer = CacheWriter.create(
-        store, name, fingerprint, tokens, frequency_ranks(tokens.token_ids, identity.vocab_size)
-    )
+    return CapturePlan(folder, tokenizer, tokens, fingerprint)
+
+
+def _carry_out(
+    store: Store,
+    corpus: Corpus,
+    plan: CapturePlan,
+    name: str,
+    settings: CaptureSettings,
+    reporter: Reporter,
+    redo: Mapping[int, Receipt | None] | None,
+) -> tuple[Cache, bool]:
+    tokenizer, tokens, fingerprint = plan.tokenizer, plan.tokens, plan.fingerprint
+    # Loaded on first use: a cache that is complete needs no model.
+    load = cache(lambda: load_planned(plan, settings, name))
+    order = _order(store, name, fingerprint, tokens, settings, load, reporter)
+    writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     save_vocabulary(store, tokenizer.vocabulary)
-    if writer.complete:
+    if writer.complete and not redo:
+        writer.remove_claims()
         return open_cache(store, name), False
-    missing = writer.missing_shards()
-    if missing:
-        loaded = load_model(
-            folder,
-            dtype=settings.dtype,
-            device=settings.device,
-            attention=settings.attention,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        width = check_widths(loaded, len(tokenizer), name)
-        if width != identity.vocab_size:
-            raise IncompatibleError(
-                f"The configuration of {name} says vocabulary {identity.vocab_size:,}, but its "
-                f"output has {width:,}. Correct vocab_size in the model folder's config.json."
-            )
-        capturer = RowCapturer(loaded, tokens, settings.rule, settings.batch_size)
-        bounds = [writer.plan.bounds(shard) for shard in missing]
-        already = tokens.num_tokens - sum(stop - start for start, stop in bounds)
-        _fill(writer, missing, capturer, corpus, settings, name, already, reporter)
-    label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
-    skipped = skipped_documents(tokens, label_logprob)
-    writer.finish(_score_totals(corpus, tokens, label_logprob, skipped), skipped)
+    if redo or writer.missing_shards():
+        capturer = RowCapturer(load(), tokens, settings.rule, settings.batch_size)
+        with _shards(writer, redo, name, reporter) as shards:
+            _fill(writer, shards, capturer, corpus, settings, name, reporter)
+    if not writer.complete:
+        label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
+        skipped = skipped_documents(tokens, label_logprob)
+        writer.finish(score_totals(corpus, tokens, label_logprob, skipped), skipped)
+    writer.remove_claims()
     return open_cache(store, name), True
+
+
+def _order(
+    store: Store,
+    name: str,
+    fingerprint: Fingerprint,
+    tokens: TokenTable,
+    settings: CaptureSettings,
+    load: Callable[[], Any],
+    reporter: Reporter,
+) -> IdOrder | None:
+    """How the cache's ids are numbered: as it was settled, or else by a sample of the rows."""
+    if fingerprint.profile == "fast":
+        return None
+    order = stored_order(store, name, fingerprint)
+    if order is not None:
+        return order
+    with reporter.stage(f"Sampling {name}", "tokens") as progress:
+        return settle_order(load(), fingerprint, tokens, settings, progress)
+
+
+def load_planned(plan: CapturePlan, settings: CaptureSettings, name: str) -> Any:  # noqa: ANN401 - transformers is untyped
+    """The model, once its output is as wide as its configuration says.
+
+    Raises:
+        IncompatibleError: it is not.
+    """
+    loaded = load_model(
+        plan.folder,
+        dtype=settings.dtype,
+        device=settings.device,
+        attention=settings.attention,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    width = check_widths(loaded, len(plan.tokenizer), name)
+    vocab_size = plan.fingerprint.model.vocab_size
+    if width != vocab_size:
+        raise IncompatibleError(
+            f"The configuration of {name} says vocabulary {vocab_size:,}, but its output has "
+            f"{width:,}. Correct vocab_size in the model folder's config.json."
+        )
+    return loaded
+
+
+def settle_order(
+    model: Any,  # noqa: ANN401
+    fingerprint: Fingerprint,
+    tokens: TokenTable,
+    settings: CaptureSettings,
+    progress: Progress,
+) -> IdOrder:
+    """The order of ids that suits the model's rows for a sample of the tokens."""
+    sample = sample_tokens(tokens)
+    capturer = RowCapturer(model, sample, settings.rule, settings.batch_size)
+    # A document that is not finite says nothing here; with its shard it will be told.
+    rows, _ = capturer.rows(0, sample.num_tokens, progress)
+    return order_of_sample(fingerprint.model.vocab_size, tokens, rows)
+
+
+@contextlib.contextmanager
+def _shards(
+    writer: CacheWriter,
+    redo: Mapping[int, Receipt | None] | None,
+    name: str,
+    reporter: Reporter,
+) -> Iterator[Iterable[int]]:
+    """The shards to compute: those to do again, or the missing ones, shared with other writers."""
+    if redo:
+        writer.redo = dict(redo)
+        yield sorted(redo)
+        return
+    rank, world_size = process_rank()
+    with writer.claim_shards(
+        first=rank * len(writer.plan) // world_size,
+        waiting=lambda count: reporter.line(
+            f"Waiting for other writers of {name}: {count} shards are theirs"
+        ),
+    ) as missing:
+        yield missing
 
 
 def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:
@@ -152,7 +288,6 @@ def _fill(
     corpus: Corpus,
     settings: CaptureSettings,
     name: str,
-    already: int,
     reporter: Reporter,
 ) -> None:
     """Compute these shards, each of which is written while the next ones are computed.
@@ -160,14 +295,16 @@ def _fill(
     The next shard is asked for when the one before is computed, but perhaps not yet written.
     """
     total = writer.fingerprint.num_tokens
+    done = writer.num_rows_finished
     with (
         reporter.stage(f"Capturing {name}", "tokens") as progress,
         ShardQueue(writer.write_shard) as queue,
     ):
-        progress(already, total)
-        done = already
+        progress(done, total)
         for shard in shards:
             start, stop = writer.plan.bounds(shard)
+            # What others have finished meanwhile is progress too.
+            done = max(done, writer.num_rows_finished)
             rows, bad = capturer.rows(start, stop, _watched(queue, progress, done, total))
             if bad and settings.on_nan == "stop":
                 raise NonFiniteError(_describe_bad(corpus, bad, name))
@@ -225,7 +362,7 @@ def _check_lengths(tokens: TokenTable, context: int | None, name: str) -> None:
     )
 
 
-def _score_totals(
+def score_totals(
     corpus: Corpus,
     tokens: TokenTable,
     label_logprob: npt.NDArray[np.float32],

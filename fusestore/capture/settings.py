@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from fusestore.cache.manifest import DEFAULT_LOGPROB_STEP, Profile, check_profile
 from fusestore.cache.rule import Rule, RuleName
 from fusestore.errors import IncompatibleError
 from fusestore.storage.codec import MAX_STEP, MIN_STEP
@@ -30,10 +31,15 @@ class CaptureSettings(Frozen):
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Of the draws; for sampled: 0 unless given."
     )
-    logprob_step: float = Field(
-        default=1 / 16,
+    profile: Profile = Field(
+        default="compact",
+        description="compact: smallest; lossless: exact float32; fast: not compressed.",
+    )
+    logprob_step: float | None = Field(
+        default=None,
         ge=0,
-        description="Grid of stored log-probabilities in nats; 0 keeps float32.",
+        description="Grid of stored log-probabilities in nats, 1/16 if not given; with the profile "
+        "fast, 0 keeps float32. The profile lossless and the selection sampled have none.",
     )
     dtype: str = Field(
         default="float32", description="The model's dtype: float32, bfloat16 or float16."
@@ -69,9 +75,13 @@ class CaptureSettings(Frozen):
         _ = self.rule
         if self.logprob_step and not MIN_STEP <= self.logprob_step <= MAX_STEP:
             raise ValueError(
-                f"logprob_step is {self.logprob_step}; it must be 0 (exact float32) or from "
-                f"{MIN_STEP:g} to {MAX_STEP:g} nats"
+                f"logprob_step is {self.logprob_step}; it must be from {MIN_STEP:g} to "
+                f"{MAX_STEP:g} nats"
             )
+        if self.selection != "sampled":
+            check_profile(self.profile, self.grid)
+        elif self.logprob_step is not None:
+            raise ValueError("logprob_step means nothing with selection sampled: counts are exact")
         if self.rows_per_shard % self.rows_per_chunk:
             raise ValueError(
                 f"rows_per_shard {self.rows_per_shard} is no multiple of "
@@ -84,6 +94,14 @@ class CaptureSettings(Frozen):
         """Which entries are kept."""
         seed = 0 if self.seed is None and self.selection == "sampled" else self.seed
         return Rule(self.selection, self.top_k, self.top_p, seed)
+
+    @property
+    def grid(self) -> float | None:
+        """The grid of log-probabilities in nats; None keeps float32, or counts where sampled."""
+        if self.logprob_step is None:
+            exact = self.profile == "lossless" or self.selection == "sampled"
+            return None if exact else DEFAULT_LOGPROB_STEP
+        return self.logprob_step or None
 
 
 def wants_bos(policy: BosPolicy, tokenizer_adds_bos: bool, has_bos: bool) -> bool:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.progress import Progress, ignore_progress
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord, Receipt
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -88,17 +89,58 @@ class Corpus:
         return self._table["text"].gather(self.split_documents(split)).to_list()
 
     def split_documents(self, split: str) -> npt.NDArray[np.int64]:
-        """int64, ascending: the documents of a split.
+        """int64, ascending: the documents of a split. Texts are not read, only checked.
 
         Raises:
             InvalidInputError: the corpus has no such split.
+            CorruptionError: the documents are missing or damaged.
         """
         if split not in self.manifest.splits:
             raise InvalidInputError(
                 f"Corpus {self.name!r} has no split {split!r}; it has "
                 f"{', '.join(self.manifest.splits)}."
             )
-        return np.flatnonzero((self._table["split"] == split).to_numpy()).astype(np.int64)
+        return np.flatnonzero((self._splits == split).to_numpy()).astype(np.int64)
+
+    def text_batches(self, documents: int = 4_096) -> Iterator[list[str]]:
+        """All texts in order, some documents at a time: memory does not grow with the corpus.
+
+        Raises:
+            CorruptionError: the documents are missing or damaged.
+        """
+        texts = pl.scan_parquet(self._checked_file).select("text")
+        for start in range(0, self.manifest.num_documents, documents):
+            yield texts.slice(start, documents).collect()["text"].to_list()
+
+    @cached_property
+    def _splits(self) -> pl.Series:
+        """The column `split`, without loading the texts: memory must not grow with them."""
+        return pl.scan_parquet(self._checked_file).select("split").collect()["split"]
+
+    @property
+    def _checked_file(self) -> Path | io.BytesIO:
+        """`documents.parquet` as its receipt says; of a remote store the compressed bytes."""
+        file = self.location / "documents.parquet"
+        try:
+            receipt = Receipt.load(self.location / "receipts/documents.json")
+            if file.is_local:
+                with file.path.open("rb") as data:
+                    found = hashlib.file_digest(data, "sha256").hexdigest()
+                checked: Path | io.BytesIO = file.path
+            else:
+                checked = io.BytesIO(file.read_bytes())
+                found = hashlib.sha256(checked.getbuffer()).hexdigest()
+        except (FileNotFoundError, NotFoundError) as error:
+            raise CorruptionError(
+                f"{file} is missing or damaged ({error}). Build corpus {self.name!r} again from "
+                "the same inputs to replace it."
+            ) from error
+        if receipt.files["documents.parquet"].sha256 != found:
+            raise CorruptionError(
+                f"{file} does not match its checksum. Build corpus {self.name!r} again from the "
+                "same inputs to replace it."
+            )
+        return checked
 
     @cached_property
     def _table(self) -> pl.DataFrame:
@@ -233,7 +275,7 @@ def build_corpus(
     if (location / "manifest.json").exists():
         existing = open_corpus(opened, name)
         _check_same(existing, asked)
-        if (location / "documents.parquet").exists():
+        if _is_whole(existing):
             return existing
     table, forced_cuts = _segmented(
         documents, () if max_length is None else tokenizers, max_length, bos_allowance, progress
@@ -254,21 +296,44 @@ def build_corpus(
             .iter_rows()
         },
     )
+    remove_abandoned(location)
+    publish_documents(location, manifest, documents_bytes(table))
+    manifest.save(location / "manifest.json")
+    return Corpus(name, location, manifest)
+
+
+def documents_bytes(table: pl.DataFrame) -> bytes:
+    """The file `documents.parquet` of a table of documents."""
     buffer = io.BytesIO()
     table.write_parquet(buffer, compression="zstd", row_group_size=2**14)
-    data = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def publish_documents(location: Location, manifest: CorpusManifest, data: bytes) -> None:
+    """Write `documents.parquet` and then its receipt.
+
+    The receipt is no part of the manifest, whose digest identifies the corpus however its bytes
+    are encoded.
+    """
     publish(location / "documents.parquet", data)
-    # Outside the manifest, whose digest identifies the corpus however its bytes are encoded.
     receipt = Receipt(
         part="documents",
         start=0,
-        stop=len(table),
+        stop=manifest.num_documents,
         fingerprint_digest=manifest.digest,
         files={"documents.parquet": FileRecord.of(data)},
     )
     publish(location / "receipts/documents.json", receipt.to_bytes())
-    manifest.save(location / "manifest.json")
-    return Corpus(name, location, manifest)
+
+
+def _is_whole(corpus: Corpus) -> bool:
+    """Whether the documents are those that were written, byte for byte."""
+    try:
+        receipt = Receipt.load(corpus.location / "receipts/documents.json")
+        data = (corpus.location / "documents.parquet").read_bytes()
+    except (NotFoundError, CorruptionError, InvalidInputError):
+        return False
+    return receipt.files == {"documents.parquet": FileRecord.of(data)}
 
 
 def _segmented(

@@ -68,8 +68,9 @@ class TokensManifest(Manifest):
         add_bos: whether every document starts with BOS.
         num_documents: D.
         num_tokens: T, BOS included.
-        arrays_digest: SHA-256 of ids, end offsets and document offsets, little-endian, in turn.
-        files: size and checksum of the Parquet files, by name.
+        arrays_digest: SHA-256 over the three digests (as bytes) of ids, end offsets and document
+            offsets, little-endian.
+        files: size and checksum of every file, by path inside the folder.
     """
 
     corpus_digest: str

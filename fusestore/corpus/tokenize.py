@@ -1,36 +1,94 @@
 """Tokens of a corpus, computed once per tokenizer and kept with the corpus.
 
-Under `corpora/<corpus>/tokens/<first 16 digits of the tokenizer's digest>[-bos]/`:
-`tokens.parquet` has one row a token (`token_ids`, `end_offsets`, both int32),
-`documents.parquet` the D + 1 `document_offsets` (int64), `manifest.json` the identity.
+Under `corpora/<corpus>/tokens/<first 16 digits of the tokenizer's digest>[-bos]/` lies a Zarr v3
+group: `token_ids` and `end_offsets` (int32, one a token), `document_offsets` (int64, D + 1).
+`manifest.json` has the identity. Any stretch can be read by itself, from a disk or a URL, and every
+chunk carries a checksum. Memory grows with neither the texts nor the tokens, only with D.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from pathlib import Path
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from fusestore.corpus.build import Corpus, open_corpus
 from fusestore.corpus.manifest import TokensManifest
 from fusestore.corpus.tokenizers import Tokenizer
-from fusestore.corpus.tokens import TokenStream, TokenTable
+from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.storage.publish import publish
+from fusestore.storage.array_reader import ArrayReader
+from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
-TOKENS_SCHEMA = pl.Schema({"token_ids": pl.Int32(), "end_offsets": pl.Int32()})
-"""`tokens.parquet`: one row a token, in corpus order."""
+_TOKENS_PER_CHUNK = 8_192
+_TOKENS_PER_SHARD = 1_048_576
 
-OFFSETS_SCHEMA = pl.Schema({"document_offsets": pl.Int64()})
-"""`documents.parquet`: document i is the tokens from row i's offset to row i + 1's."""
+
+class StoredTokens:
+    """Tokens of every document of a corpus in one tokenizer, read piece by piece.
+
+    A `TokenReader`. Opening reads the manifest; can be pickled.
+    """
+
+    def __init__(self, location: Location, manifest: TokensManifest) -> None:
+        self.location = location
+        self.manifest = manifest
+        self._readers = [
+            ArrayReader(location, spec)
+            for spec in _arrays(manifest.num_tokens, manifest.num_documents)
+        ]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all ids and offsets."""
+        return self.manifest.arrays_digest
+
+    @cached_property
+    def document_offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [D + 1]: document i is tokens `[value[i], value[i + 1])`."""
+        return self._read(2, 0, self.manifest.num_documents + 1)
+
+    def read_tokens(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Ids and end offsets of tokens `[start, stop)`.
+
+        Raises:
+            CorruptionError: they are missing or damaged.
+        """
+        return self._read(0, start, stop), self._read(1, start, stop)
+
+    def table(self) -> TokenTable:
+        """All tokens at once.
+
+        Raises:
+            CorruptionError: they are missing, damaged or not what was written.
+        """
+        try:
+            table = TokenTable(
+                *self.read_tokens(0, self.manifest.num_tokens), self.document_offsets
+            )
+        except InvalidInputError as error:
+            raise CorruptionError(_damaged(self.location)) from error
+        digests = _ArrayDigests()
+        digests.add(table.token_ids, table.end_offsets)
+        if digests.of(table.document_offsets) != self.digest:
+            raise CorruptionError(_damaged(self.location))
+        return table
+
+    def _read(self, array: int, start: int, stop: int) -> npt.NDArray[Any]:
+        try:
+            return self._readers[array].read(start, stop)
+        except CorruptionError as error:
+            raise CorruptionError(_damaged(self.location)) from error
 
 
 def corpus_tokens(
@@ -38,8 +96,27 @@ def corpus_tokens(
     corpus: str | Corpus,
     tokenizer: Tokenizer,
     add_bos: bool,
+    *,
+    keep: bool = True,
 ) -> TokenTable:
-    """Tokens of every document of a corpus; read back where they are kept already.
+    """Tokens of every document of a corpus, all at once; see `store_corpus_tokens`.
+
+    With `keep` false, tokens that are not kept yet are not written: the store is left as it is.
+    """
+    if keep:
+        return store_corpus_tokens(store, corpus, tokenizer, add_bos).table()
+    opened = _opened(store, corpus)
+    kept = _kept_tokens(opened, tokenizer, add_bos)
+    return tokenizer.encode(opened.texts(), add_bos) if kept is None else kept.table()
+
+
+def store_corpus_tokens(
+    store: str | os.PathLike[str] | Location | Store,
+    corpus: str | Corpus,
+    tokenizer: Tokenizer,
+    add_bos: bool,
+) -> StoredTokens:
+    """The kept tokens of a corpus; made first where they are not there.
 
     Tokens that were left over from another corpus of the same name are replaced.
 
@@ -54,184 +131,193 @@ def corpus_tokens(
         CorruptionError: the kept tokens are damaged.
         IncompatibleError: BOS of a tokenizer without one.
     """
-    location, manifest = _kept_tokens(store, corpus, tokenizer, add_bos)
-    if manifest is None:
-        return _make_tokens(store, corpus, tokenizer, add_bos)
-    return _load(location, manifest)
+    opened = _opened(store, corpus)
+    kept = _kept_tokens(opened, tokenizer, add_bos)
+    if kept is not None:
+        return kept
+    location = _folder(opened, tokenizer.digest, add_bos)
+    if (location / "manifest.json").exists():
+        location.delete()
+    remove_abandoned(location)
+    writer = _TokensWriter(location)
+    for texts in opened.text_batches():
+        writer.add(tokenizer.encode(texts, add_bos))
+    manifest = TokensManifest(
+        corpus_digest=opened.digest,
+        tokenizer_digest=tokenizer.digest,
+        add_bos=add_bos,
+        num_documents=writer.num_documents,
+        num_tokens=writer.num_tokens,
+        arrays_digest=writer.finish(),
+        files=writer.files,
+    )
+    manifest.save(location / "manifest.json")
+    return StoredTokens(location, manifest)
 
 
-def corpus_token_stream(
-    store: str | os.PathLike[str] | Location | Store,
-    corpus: str | Corpus,
-    tokenizer: Tokenizer,
-    add_bos: bool,
-) -> TokenStream:
-    """`corpus_tokens`, read a few documents at a time where they are kept already.
+def find_corpus_tokens(corpus: Corpus, tokenizer_digest: str) -> list[StoredTokens]:
+    """The corpus's tokens that are kept in this tokenizer: without BOS, with it, both or none.
 
-    Arguments and errors as for `corpus_tokens`. Kept in memory are the document offsets, and of a
-    remote store the compressed file.
+    Args:
+        corpus: the corpus.
+        tokenizer_digest: of the tokenizer; its first 16 digits suffice.
     """
-    location, manifest = _kept_tokens(store, corpus, tokenizer, add_bos)
-    if manifest is None:
-        return _make_tokens(store, corpus, tokenizer, add_bos)
-    return _StoredTokens(location, manifest)
+    found = (_open(_folder(corpus, tokenizer_digest, add_bos)) for add_bos in (False, True))
+    return [
+        tokens
+        for tokens in found
+        if tokens is not None
+        and tokens.manifest.corpus_digest == corpus.digest
+        and tokens.manifest.tokenizer_digest.startswith(tokenizer_digest)
+    ]
 
 
-def find_tokens(corpus: Corpus, tokenizer_digest: str, num_tokens: int) -> TokenStream:
+def find_tokens(corpus: Corpus, tokenizer_digest: str, num_tokens: int) -> StoredTokens:
     """The kept tokens of a tokenizer that is not at hand; with or without BOS, by their number.
 
     Raises:
         NotFoundError: the corpus has none.
-        CorruptionError: they are damaged.
     """
-    for suffix in ("", "-bos"):
-        location = corpus.location / "tokens" / (tokenizer_digest[:16] + suffix)
-        try:
-            manifest = TokensManifest.load(location / "manifest.json")
-        except NotFoundError:
-            continue
-        found = (manifest.corpus_digest, manifest.tokenizer_digest, manifest.num_tokens)
-        if found == (corpus.digest, tokenizer_digest, num_tokens):
-            return _StoredTokens(location, manifest)
+    for tokens in find_corpus_tokens(corpus, tokenizer_digest):
+        if tokens.manifest.num_tokens == num_tokens:
+            return tokens
     raise NotFoundError(
         f"Corpus {corpus.name!r} does not hold its {num_tokens:,} tokens of tokenizer "
         f"{tokenizer_digest[:16]}. Run `fusestore align` with that target again; it keeps them."
     )
 
 
-def _kept_tokens(
-    store: str | os.PathLike[str] | Location | Store,
-    corpus: str | Corpus,
-    tokenizer: Tokenizer,
-    add_bos: bool,
-) -> tuple[Location, TokensManifest | None]:
-    """Where the tokens lie, and their manifest if they are there and of this corpus."""
-    corpus = _opened(store, corpus)
-    location = corpus.location / "tokens" / (tokenizer.digest[:16] + ("-bos" if add_bos else ""))
-    try:
-        manifest = TokensManifest.load(location / "manifest.json")
-    except NotFoundError:
-        return location, None
-    found = (manifest.corpus_digest, manifest.tokenizer_digest, manifest.add_bos)
-    return location, manifest if found == (corpus.digest, tokenizer.digest, add_bos) else None
-
-
 def _opened(store: str | os.PathLike[str] | Location | Store, corpus: str | Corpus) -> Corpus:
     return open_corpus(store, corpus) if isinstance(corpus, str) else corpus
 
 
-def _make_tokens(
-    store: str | os.PathLike[str] | Location | Store,
-    corpus: str | Corpus,
-    tokenizer: Tokenizer,
-    add_bos: bool,
-) -> TokenTable:
-    corpus = _opened(store, corpus)
-    location, _ = _kept_tokens(store, corpus, tokenizer, add_bos)
-    if (location / "manifest.json").exists():
-        location.delete()
-    tokens = tokenizer.encode(corpus.texts(), add_bos)
-    TokensManifest(
-        corpus_digest=corpus.digest,
-        tokenizer_digest=tokenizer.digest,
-        add_bos=add_bos,
-        num_documents=tokens.num_documents,
-        num_tokens=tokens.num_tokens,
-        arrays_digest=_arrays_digest(tokens),
-        files=_save(location, tokens),
-    ).save(location / "manifest.json")
-    return tokens
+def _kept_tokens(corpus: Corpus, tokenizer: Tokenizer, add_bos: bool) -> StoredTokens | None:
+    """The tokens that are there, if they are of this corpus."""
+    kept = _open(_folder(corpus, tokenizer.digest, add_bos))
+    if kept is None:
+        return None
+    found = (kept.manifest.corpus_digest, kept.manifest.tokenizer_digest, kept.manifest.add_bos)
+    return kept if found == (corpus.digest, tokenizer.digest, add_bos) else None
 
 
-class _StoredTokens:
-    """A `TokenStream` over the Parquet files."""
-
-    def __init__(self, location: Location, manifest: TokensManifest) -> None:
-        self._location = location
-        file = location / "tokens.parquet"
-        try:
-            self._file = file.path if file.is_local else io.BytesIO(file.read_bytes())
-            found = _file_digest(self._file)
-            documents = (location / "documents.parquet").read_bytes()
-        except (NotFoundError, FileNotFoundError) as error:
-            raise CorruptionError(_damaged(location)) from error
-        expected = manifest.files
-        if (
-            found != expected["tokens.parquet"].sha256
-            or FileRecord.of(documents) != expected["documents.parquet"]
-        ):
-            raise CorruptionError(_damaged(location))
-        offsets = pl.read_parquet(io.BytesIO(documents))["document_offsets"]
-        self._offsets: npt.NDArray[np.int64] = offsets.to_numpy()
-
-    @property
-    def document_offsets(self) -> npt.NDArray[np.int64]:
-        """int64 [D + 1]: document i is tokens `[value[i], value[i + 1])`."""
-        return self._offsets
-
-    def documents(self, start: int, stop: int) -> TokenTable:
-        """The tokens of documents `[start, stop)`."""
-        offsets = self._offsets[start : stop + 1]
-        first = int(offsets[0])
-        rows = pl.scan_parquet(self._file).slice(first, int(offsets[-1]) - first).collect()
-        return TokenTable(
-            rows["token_ids"].to_numpy(), rows["end_offsets"].to_numpy(), offsets - first
-        )
+def _folder(corpus: Corpus, tokenizer_digest: str, add_bos: bool) -> Location:
+    return corpus.location / "tokens" / (tokenizer_digest[:16] + ("-bos" if add_bos else ""))
 
 
-def _file_digest(file: Path | io.BytesIO) -> str:
-    if isinstance(file, io.BytesIO):
-        return hashlib.sha256(file.getbuffer()).hexdigest()
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _save(location: Location, tokens: TokenTable) -> dict[str, FileRecord]:
-    """Write the tables; returns what each file holds."""
-    rows = pl.DataFrame(
-        {"token_ids": tokens.token_ids, "end_offsets": tokens.end_offsets}, schema=TOKENS_SCHEMA
-    )
-    offsets = pl.DataFrame({"document_offsets": tokens.document_offsets}, schema=OFFSETS_SCHEMA)
-    files = {}
-    for file, table in (("tokens.parquet", rows), ("documents.parquet", offsets)):
-        buffer = io.BytesIO()
-        table.write_parquet(buffer, compression="zstd", row_group_size=2**20)
-        publish(location / file, buffer.getvalue())
-        files[file] = FileRecord.of(buffer.getvalue())
-    return files
-
-
-def _load(location: Location, manifest: TokensManifest) -> TokenTable:
+def _open(location: Location) -> StoredTokens | None:
     try:
-        tokens = pl.read_parquet(io.BytesIO((location / "tokens.parquet").read_bytes()))
-        documents = pl.read_parquet(io.BytesIO((location / "documents.parquet").read_bytes()))
-        tokens.match_to_schema(TOKENS_SCHEMA)
-        documents.match_to_schema(OFFSETS_SCHEMA)
-        table = TokenTable(
-            tokens["token_ids"].to_numpy(writable=True),
-            tokens["end_offsets"].to_numpy(writable=True),
-            documents["document_offsets"].to_numpy(writable=True),
+        return StoredTokens(location, TokensManifest.load(location / "manifest.json"))
+    except NotFoundError:
+        return None
+
+
+def _arrays(num_tokens: int, num_documents: int) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
+    ids, ends = (
+        ArraySpec(
+            name,
+            (num_tokens,),
+            "int32",
+            (_TOKENS_PER_CHUNK,),
+            (_TOKENS_PER_SHARD,),
+            attributes={"content": content},
+            dimension_names=("token",),
         )
-    except (NotFoundError, InvalidInputError, pl.exceptions.PolarsError) as error:
-        raise CorruptionError(_damaged(location)) from error
-    if _arrays_digest(table) != manifest.arrays_digest:
-        raise CorruptionError(_damaged(location))
-    return table
+        for name, content in (
+            ("token_ids", "token ids of the documents"),
+            ("end_offsets", "byte offset in its document where a token ends"),
+        )
+    )
+    offsets = ArraySpec(
+        "document_offsets",
+        (num_documents + 1,),
+        "int64",
+        (num_documents + 1,),
+        None,
+        attributes={"content": "document i is tokens [value[i], value[i + 1])"},
+        dimension_names=("document",),
+    )
+    return ids, ends, offsets
+
+
+class _TokensWriter:
+    """Writes the arrays shard by shard, as tokens come.
+
+    Attributes:
+        num_documents, num_tokens: added so far.
+        files: what each file holds, by path; complete after `finish`.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self._waiting = TokenTable(
+            np.empty(0, np.int32), np.empty(0, np.int32), np.zeros(1, np.int64)
+        )
+        self._lengths: list[npt.NDArray[np.int64]] = []
+        self._digests = _ArrayDigests()
+        self._shards = 0
+        self.num_documents = 0
+        self.num_tokens = 0
+        self.files: dict[str, FileRecord] = {}
+
+    def add(self, tokens: TokenTable) -> None:
+        """More documents, in order."""
+        self._digests.add(tokens.token_ids, tokens.end_offsets)
+        self._lengths.append(np.diff(tokens.document_offsets))
+        self.num_documents += tokens.num_documents
+        self.num_tokens += tokens.num_tokens
+        ids = np.concatenate([self._waiting.token_ids, tokens.token_ids])
+        ends = np.concatenate([self._waiting.end_offsets, tokens.end_offsets])
+        while len(ids) >= _TOKENS_PER_SHARD:
+            self._write_shard(ids[:_TOKENS_PER_SHARD], ends[:_TOKENS_PER_SHARD])
+            ids, ends = ids[_TOKENS_PER_SHARD:], ends[_TOKENS_PER_SHARD:]
+        self._waiting = TokenTable(ids, ends, np.array([0, len(ids)]))
+
+    def finish(self) -> str:
+        """Write what is left and the metadata; returns the digest of all arrays."""
+        if self._waiting.num_tokens:
+            self._write_shard(self._waiting.token_ids, self._waiting.end_offsets)
+        lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
+        offsets = np.cumsum(lengths, dtype=np.int64)
+        specs = _arrays(self.num_tokens, self.num_documents)
+        self._publish(specs[2].file_name(0), encode_shard(specs[2], 0, offsets))
+        self._publish("zarr.json", group_metadata({}))
+        for spec in specs:
+            self._publish(f"{spec.name}/zarr.json", array_metadata(spec))
+        return self._digests.of(offsets)
+
+    def _write_shard(self, ids: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> None:
+        shard, rows = self._shards, self._shards * _TOKENS_PER_SHARD + len(ids)
+        for spec, values in zip(_arrays(rows, 0)[:2], (ids, ends), strict=True):
+            self._publish(
+                spec.file_name(shard), encode_shard(spec, shard, np.ascontiguousarray(values))
+            )
+        self._shards += 1
+
+    def _publish(self, path: str, data: bytes) -> None:
+        publish(self._location / path, data)
+        self.files[path] = FileRecord.of(data)
+
+
+class _ArrayDigests:
+    """The digest of tokens that come piece by piece: SHA-256 over those of the three arrays."""
+
+    def __init__(self) -> None:
+        self._ids, self._ends = hashlib.sha256(), hashlib.sha256()
+
+    def add(self, token_ids: npt.NDArray[np.int32], end_offsets: npt.NDArray[np.int32]) -> None:
+        self._ids.update(np.ascontiguousarray(token_ids, "<i4").data)
+        self._ends.update(np.ascontiguousarray(end_offsets, "<i4").data)
+
+    def of(self, document_offsets: npt.NDArray[np.int64]) -> str:
+        """Of all that was added, with the offsets."""
+        offsets = hashlib.sha256(np.ascontiguousarray(document_offsets, "<i8").data)
+        states = (self._ids, self._ends, offsets)
+        return hashlib.sha256(b"".join(state.digest() for state in states)).hexdigest()
 
 
 def _damaged(location: Location) -> str:
     return (
-        f"The tokens at {location} are missing or damaged. Delete that folder; the next step "
-        "that needs them makes them again."
+        f"The tokens at {location} are missing or damaged. `fusestore verify --repair` with "
+        "--model makes them again; so does the next step that needs them, once that folder is "
+        "deleted."
     )
-
-
-def _arrays_digest(tokens: TokenTable) -> str:
-    state = hashlib.sha256()
-    for array, dtype in (
-        (tokens.token_ids, "<i4"),
-        (tokens.end_offsets, "<i4"),
-        (tokens.document_offsets, "<i8"),
-    ):
-        state.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
-    return state.hexdigest()

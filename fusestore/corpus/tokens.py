@@ -1,8 +1,12 @@
-"""`TokenTable`: documents as flat token ids with the byte offsets at which the tokens end."""
+"""`TokenTable`: documents as flat token ids with the byte offsets at which the tokens end.
+
+`TokenReader` is the same behind a reader, for stages whose memory must not grow with the corpus.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,15 +16,17 @@ import numpy.typing as npt
 from fusestore.errors import InvalidInputError
 
 
-class TokenStream(Protocol):
-    """Tokens of D documents that are had a few documents at a time; a `TokenTable` is one."""
+class TokenReader(Protocol):
+    """Tokens of D documents laid end to end, read piece by piece; see `TokenTable`."""
 
     @property
     def document_offsets(self) -> npt.NDArray[np.int64]:
-        """int64 [D + 1]: document i is tokens `[value[i], value[i + 1])`."""
+        """int64 [D + 1]."""
 
-    def documents(self, start: int, stop: int) -> TokenTable:
-        """The tokens of documents `[start, stop)`."""
+    def read_tokens(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Ids and end offsets of tokens `[start, stop)`."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,11 @@ class TokenTable:
         start, stop = self.document_offsets[index], self.document_offsets[index + 1]
         return self.token_ids[start:stop], self.end_offsets[start:stop]
 
-    def documents(self, start: int, stop: int) -> TokenTable:
-        """The table of documents `[start, stop)`; ids and end offsets are views."""
-        offsets = self.document_offsets[start : stop + 1]
-        rows = slice(offsets[0], offsets[-1])
-        return TokenTable(self.token_ids[rows], self.end_offsets[rows], offsets - offsets[0])
+    def read_tokens(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Ids and end offsets of tokens `[start, stop)`."""
+        return self.token_ids[start:stop], self.end_offsets[start:stop]
 
     def take(self, documents: Sequence[int] | npt.NDArray[np.int64]) -> TokenTable:
         """The table of these documents alone, in the order given."""
@@ -80,3 +86,33 @@ class TokenTable:
             np.concatenate([np.empty(0, np.int32), *(ends for _, ends in parts)]),
             np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
         )
+
+
+def read_documents(tokens: TokenReader, documents: npt.NDArray[np.int64]) -> TokenTable:
+    """The table of these documents, in the order given; neighbours are read together."""
+    offsets = tokens.document_offsets
+    parts = [
+        tokens.read_tokens(int(offsets[documents[first]]), int(offsets[documents[stop - 1] + 1]))
+        for first, stop in runs(documents)
+    ]
+    lengths = offsets[documents + 1] - offsets[documents]
+    return TokenTable(
+        np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in parts)]),
+        np.concatenate([np.empty(0, np.int32), *(ends for _, ends in parts)]),
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+    )
+
+
+def document_range(tokens: TokenReader, start: int, stop: int) -> TokenTable:
+    """The table of documents `[start, stop)`."""
+    offsets = tokens.document_offsets[start : stop + 1]
+    return TokenTable(*tokens.read_tokens(int(offsets[0]), int(offsets[-1])), offsets - offsets[0])
+
+
+def runs(documents: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Stretches `[first, stop)` of documents that follow each other in the corpus."""
+    breaks = np.flatnonzero(np.diff(documents) != 1) + 1
+    edges = [0, *breaks.tolist(), len(documents)]
+    for first, stop in itertools.pairwise(edges):
+        if stop > first:
+            yield first, stop

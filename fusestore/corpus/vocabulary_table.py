@@ -14,7 +14,7 @@ import polars as pl
 
 from fusestore.corpus.vocabulary import Role, TokenKind, Vocabulary
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord, Receipt
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -41,10 +41,11 @@ def save_vocabulary(
         The Parquet file.
     """
     location = Store.open(store).vocabulary(vocabulary.tokenizer_digest)
-    receipt_file = _receipt_file(location)
+    receipt_location = receipt_file(location)
     # Not compared: another version of Polars may write the same table in other bytes.
-    if location.exists() and receipt_file.exists():
+    if location.exists() and receipt_location.exists():
         return location
+    remove_abandoned(location.parent)
     roles: list[list[str]] = [[] for _ in range(len(vocabulary))]
     for role, token_id in vocabulary.roles:
         roles[token_id].append(role)
@@ -70,7 +71,7 @@ def save_vocabulary(
         fingerprint_digest=vocabulary.tokenizer_digest,
         files={location.name: FileRecord.of(data)},
     )
-    publish(receipt_file, receipt.to_bytes())
+    publish(receipt_location, receipt.to_bytes())
     return location
 
 
@@ -87,7 +88,7 @@ def load_vocabulary(
     location = Store.open(store).vocabulary(tokenizer_digest)
     try:
         data = location.read_bytes()
-        receipt = Receipt.load(_receipt_file(location))
+        receipt = Receipt.load(receipt_file(location))
     except NotFoundError as error:
         raise NotFoundError(
             f"The store holds no vocabulary of tokenizer {tokenizer_digest[:16]} "
@@ -95,8 +96,8 @@ def load_vocabulary(
         ) from error
     if receipt.files != {location.name: FileRecord.of(data)}:
         raise CorruptionError(
-            f"{location} does not match its checksum. Delete it; capturing a cache with that "
-            "tokenizer, or `fusestore run`, writes it again."
+            f"{location} does not match its checksum. `fusestore verify --repair` with --model "
+            "writes it again."
         )
     try:
         table = pl.read_parquet(io.BytesIO(data))
@@ -123,5 +124,6 @@ def load_vocabulary(
     )
 
 
-def _receipt_file(location: Location) -> Location:
+def receipt_file(location: Location) -> Location:
+    """The receipt of a vocabulary's Parquet file."""
     return location.parent / f"{location.name.removesuffix('.parquet')}.json"

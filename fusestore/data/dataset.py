@@ -1,12 +1,16 @@
-"""A fused dataset as a map-style torch dataset over packed windows, memory-mapped."""
+"""A fused dataset as a map-style torch dataset over packed windows, memory-mapped.
+
+A dataset that is not complete is made on demand: reading a window makes the shards it lies in.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +19,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fusestore.data.fill import ShardFiller
 from fusestore.data.mapped import MappedArray
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
 from fusestore.packages import user_cache_folder
-from fusestore.storage.manifest import manifest_content
-from fusestore.storage.publish import TEMPORARY_PREFIX
+from fusestore.storage.manifest import canonical_json, digest_bytes, manifest_content
+from fusestore.storage.publish import TEMPORARY_PREFIX, publish
 from fusestore.storage.urls import Location
 
 _NO_DISTILLATION = 0
 """Value of `kind` where a position has no fused distribution."""
+
+_READ = ("input_ids", "next_ids", "ids", "logprobs", "tail", "kind", "document")
+_ARRAYS = (*_READ, "source")
 
 _ROWS_PER_SCAN = 1 << 18
 
 
 class FusedDataset(Dataset[dict[str, Tensor]]):
     """Window i is target tokens `[i · window_length, (i + 1) · window_length)`, fewer at the end.
+
+    With the recipe's packing `document` no window holds two documents: each document begins a
+    window, and its last one has the tokens that are left.
 
     Each sample: `input_ids` int32 [l], `next_ids` int32 [l] (−100: none), `fused_ids` int32
     [l, k], `fused_logprobs` float32 [l, k] (−inf: unused entry), `fused_tail` float32 [l],
@@ -42,32 +53,39 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 
     Attributes:
         folder: the local folder.
-        digest: SHA-256 of the dataset's manifest, hexadecimal.
-        manifest: the manifest's content.
+        plan: what the dataset is made of; see `fusestore.fuse.manifest.FusionPlan`.
+        digest: SHA-256 of the plan, hexadecimal: the same however and wherever it was filled.
         window_length: tokens per window.
         vocab_size: tokens of the target's tokenizer.
-        sampled: whether rows of any source are samples; see docs/training.md.
+        sampled: whether rows of any source are samples; see docs/losses.md.
         num_tokens: T.
         top_k: entries per fused row.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], fill: Callable[[int], object] | None = None
+    ) -> None:
         """Open a local fused dataset.
 
+        Args:
+            folder: its folder.
+            fill: makes a shard, given its number; without it the dataset must be complete.
+
         Raises:
-            NotFoundError: no complete fused dataset is here.
+            NotFoundError: no complete fused dataset is here, or with `fill` none was begun.
             CorruptionError: its arrays do not belong together.
             InvalidInputError: it has no tokens.
         """
         self.folder = Path(folder)
-        content = _read_manifest(Location.parse(self.folder))
-        self.digest = hashlib.sha256(content).hexdigest()
-        self.manifest: dict[str, Any] = json.loads(content)
-        self.window_length = int(self.manifest["plan"]["recipe"]["window_length"])
-        self.vocab_size = int(self.manifest["plan"]["vocab_size"])
-        self.sampled = bool(self.manifest["plan"]["sampled"])
-        names = ("input_ids", "next_ids", "ids", "logprobs", "tail", "kind", "document")
-        self._arrays = {name: MappedArray(self.folder / name) for name in names}
+        location = Location.parse(self.folder)
+        self.plan = _read_plan(location, complete=fill is None)
+        self.digest = plan_digest(self.plan)
+        self.window_length = int(self.plan["recipe"]["window_length"])
+        self.vocab_size = int(self.plan["vocab_size"])
+        self.sampled = bool(self.plan["sampled"])
+        self._fill = fill
+        self._there: set[int] = set()
+        self._arrays = {name: MappedArray(self.folder / name) for name in _READ}
         rows = {name: len(array) for name, array in self._arrays.items()}
         if (
             len(set(rows.values())) != 1
@@ -76,6 +94,9 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
             raise CorruptionError(
                 f"The arrays of {self.folder} differ in length: {rows}. Fuse it again."
             )
+        self._starts = None
+        if self.plan["recipe"]["packing"] == "document":
+            self._starts = MappedArray(self.folder / "window_starts")
         self.num_tokens = rows["input_ids"]
         self.top_k = self._arrays["ids"].shape[1]
         if self.num_tokens == 0 or self.window_length < 1:
@@ -86,10 +107,13 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         """Windows."""
+        if self._starts is not None:
+            return len(self._starts) - 1
         return -(-self.num_tokens // self.window_length)
 
     def __getitem__(self, window: int) -> dict[str, Tensor]:
         start, stop = self._bounds(window)
+        self._need(start, stop)
         arrays = self._arrays
         return {
             "input_ids": torch.from_numpy(arrays["input_ids"].read(start, stop)),
@@ -108,21 +132,47 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 
     def documents(self, window: int) -> list[int]:
         """Corpus document indices that the window touches, rising."""
-        return [int(i) for i in np.unique(self._arrays["document"].read(*self._bounds(window)))]
+        start, stop = self._bounds(window)
+        self._need(start, stop)
+        return [int(i) for i in np.unique(self._arrays["document"].read(start, stop))]
 
     def largest_token_id(self) -> int:
-        """The largest token id anywhere in the dataset; reads all ids once."""
+        """The largest token id anywhere in the dataset; reads all ids once, and so makes them."""
         largest = 0
         for start in range(0, self.num_tokens, _ROWS_PER_SCAN):
             stop = min(start + _ROWS_PER_SCAN, self.num_tokens)
+            self._need(start, stop)
             for name in ("input_ids", "next_ids", "ids"):
                 largest = max(largest, int(self._arrays[name].read(start, stop).max(initial=0)))
         return largest
+
+    def _need(self, start: int, stop: int) -> None:
+        """See that the shards of these positions are there."""
+        if self._fill is None:
+            return
+        rows = self._arrays["input_ids"].rows_per_chunk
+        for shard in range(start // rows, -(-stop // rows)):
+            if shard not in self._there:
+                if not self._finished(shard):
+                    self._fill(shard)
+                self._there.add(shard)
+
+    def _finished(self, shard: int) -> bool:
+        """Whether the shard has a receipt of this very plan."""
+        receipt = Location.parse(self.folder) / "receipts" / f"{shard:05d}.json"
+        try:
+            content = manifest_content(receipt.read_bytes(), str(receipt))
+        except NotFoundError:
+            return False
+        return bool(content.get("plan_digest") == self.digest)
 
     def _bounds(self, window: int) -> tuple[int, int]:
         count = len(self)
         if not -count <= window < count:
             raise IndexError(f"Window {window} of a fused dataset with {count} windows.")
+        if self._starts is not None:
+            start, stop = self._starts.read(window % count, window % count + 2).tolist()
+            return start, stop
         start = (window % count) * self.window_length
         return start, min(start + self.window_length, self.num_tokens)
 
@@ -133,30 +183,100 @@ def open_fused(
     storage_options: Mapping[str, str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> FusedDataset:
-    """Open fused dataset `name` of a store; a remote one is first copied to this machine.
+    """Open fused dataset `name` of a store.
+
+    A remote one is first copied to this machine, and one in the shared form turned into the local
+    form. One that was begun and is not complete is made on demand, in its own folder or, for a
+    remote store, in a folder of `cache_dir`.
 
     Args:
         store: folder or URL of the store.
         name: of the fused dataset.
         storage_options: for the fsspec filesystem of a remote store.
-        cache_dir: where copies of remote datasets are kept, one folder per manifest digest;
-            by default below fusestore's folder in the user's cache. Unused for local stores.
+        cache_dir: where remote datasets are kept on this machine, one folder per digest; by
+            default fusestore's folder in the user's cache. Unused for local stores, unless the
+            dataset is in the shared form.
 
     Raises:
-        NotFoundError: there is no such dataset, or it is not complete.
+        NotFoundError: there is no such dataset.
     """
-    source = Location.parse(store, storage_options) / "fused" / name
-    if source.is_local:
+    root = Location.parse(store, storage_options)
+    source = root / "fused" / name
+    base = (Path(cache_dir) if cache_dir is not None else user_cache_folder()).expanduser()
+    if not (source / "manifest.json").exists() and (source / "recipe.json").exists():
+        return open_unfinished(root, source, base.absolute())
+    content = _read_manifest(source)
+    shared = json.loads(content).get("form") == "shared"
+    if source.is_local and not shared:
         return FusedDataset(source.path)
-    digest = hashlib.sha256(_read_manifest(source)).hexdigest()
-    base = Path(cache_dir) if cache_dir is not None else user_cache_folder()
-    folder = base.expanduser().absolute() / "fused" / digest
+    folder = base.absolute() / "fused" / hashlib.sha256(content).hexdigest()
     if not folder.exists():
-        _download(source, folder)
+        with _appearing_whole(folder) as partial:
+            if shared:
+                from fusestore.fuse.shared import unpack_fused
+
+                unpack_fused(source, Location.parse(partial))
+            else:
+                _download(source, partial)
     return FusedDataset(folder)
 
 
+def open_unfinished(store: Location, source: Location, base: Path) -> FusedDataset:
+    """A dataset that was begun: its shards are made when they are read, on this machine.
+
+    Args:
+        store: holds what the dataset is made of.
+        source: the dataset's folder.
+        base: a remote dataset is made in a folder below this one.
+    """
+    plan = _read_plan(source, complete=False)
+    folder = source.path if source.is_local else base / "on_demand" / plan_digest(plan)
+    try:
+        paths = ["recipe.json", *(f"{name}/zarr.json" for name in _ARRAYS)]
+        if plan["recipe"]["packing"] == "document":
+            paths += ["window_starts/zarr.json", "window_starts/c/0"]
+        for path in paths:
+            content = (source / path).read_bytes()
+            if not source.is_local:
+                publish(Location.parse(folder) / path, content)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"The definition of {source} was cut short: {error} Run the same `fusestore fuse`, or "
+            "open the same recipe again."
+        ) from error
+    return FusedDataset(folder, ShardFiller(store.url, store.storage_options, str(folder)))
+
+
+def plan_digest(plan: Mapping[str, Any]) -> str:
+    """SHA-256 of a plan's content, as `FusionPlan.digest` has it."""
+    return digest_bytes(canonical_json(plan))
+
+
+def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:
+    if complete:
+        plan: dict[str, Any] = json.loads(_read_manifest(folder))["plan"]
+        return plan
+    try:
+        plan = manifest_content((folder / "recipe.json").read_bytes(), f"{folder}/recipe.json")
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"No fused dataset was begun at {folder}: it has no recipe.json. Make it with "
+            "`fusestore fuse`."
+        ) from error
+    _check_plan(plan, f"{folder}/recipe.json")
+    return plan
+
+
+def _check_plan(plan: Any, where: str) -> None:  # noqa: ANN401 - JSON from outside
+    try:
+        int(plan["recipe"]["window_length"]), int(plan["vocab_size"]), bool(plan["sampled"])
+        str(plan["recipe"]["packing"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptionError(f"{where} is not that of a fused dataset: {error!r}.") from error
+
+
 def _read_manifest(folder: Location) -> bytes:
+    where = f"{folder}/manifest.json"
     try:
         content = (folder / "manifest.json").read_bytes()
     except NotFoundError as error:
@@ -165,25 +285,30 @@ def _read_manifest(folder: Location) -> bytes:
             "`fusestore fuse`; an interrupted fusion goes on where it stopped."
         ) from error
     try:
-        plan = manifest_content(content, f"{folder}/manifest.json")["plan"]
-        int(plan["recipe"]["window_length"]), int(plan["vocab_size"]), bool(plan["sampled"])
+        plan = manifest_content(content, where).get("plan")
     except FormatVersionError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise CorruptionError(
-            f"{folder}/manifest.json is not the manifest of a fused dataset: {error!r}."
+            f"{where} is not the manifest of a fused dataset: {error!r}."
         ) from error
+    _check_plan(plan, where)
     return content
 
 
 def _download(source: Location, folder: Path) -> None:
-    """Copy the remote folder; `folder` appears whole or not at all."""
+    for name in source.list_recursive():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((source / name).read_bytes())
+
+
+@contextlib.contextmanager
+def _appearing_whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill; it becomes `folder` when that went well, and disappears if not."""
     partial = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name[:16]}-{os.urandom(4).hex()}")
     try:
-        for name in source.list_recursive():
-            target = partial / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((source / name).read_bytes())
+        yield partial
         try:
             partial.rename(folder)
         except OSError:

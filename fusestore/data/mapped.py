@@ -44,6 +44,7 @@ class MappedArray:
     Attributes:
         shape: [rows] or [rows, columns].
         dtype: little-endian.
+        rows_per_chunk: rows in a file, the last one apart.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,7 +55,7 @@ class MappedArray:
             CorruptionError: the metadata is not of an array that can be mapped.
         """
         self.folder = folder
-        self.shape, self.dtype, self._rows_per_chunk = _read_metadata(folder / "zarr.json")
+        self.shape, self.dtype, self.rows_per_chunk = _read_metadata(folder / "zarr.json")
         self._maps: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
         self._checked: set[int] = set()
 
@@ -71,9 +72,9 @@ class MappedArray:
             CorruptionError: a chunk is missing, cut, or does not match its checksum.
         """
         rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        for chunk in range(start // self._rows_per_chunk, -(-stop // self._rows_per_chunk)):
-            first = chunk * self._rows_per_chunk
-            low, high = max(start, first), min(stop, first + self._rows_per_chunk)
+        for chunk in range(start // self.rows_per_chunk, -(-stop // self.rows_per_chunk)):
+            first = chunk * self.rows_per_chunk
+            low, high = max(start, first), min(stop, first + self.rows_per_chunk)
             rows[low - start : high - start] = self._map(chunk)[low - first : high - first]
         return rows
 
@@ -89,7 +90,7 @@ class MappedArray:
 
     def _open(self, chunk: int) -> npt.NDArray[Any]:
         path = self.folder / "c" / "/".join([str(chunk), *("0" for _ in self.shape[1:])])
-        shape = (self._rows_per_chunk, *self.shape[1:])
+        shape = (self.rows_per_chunk, *self.shape[1:])
         num_bytes = int(np.prod(shape)) * self.dtype.itemsize
         try:
             found = path.stat().st_size

@@ -1,18 +1,24 @@
-"""`Fusion`: a recipe with its inputs, checked to belong together."""
+"""`Fusion`: a recipe with its inputs, checked to belong together.
+
+Of the corpus only what is one number a document is held: offsets and the split's documents. Tokens
+and rows are read where they are needed, so memory does not grow with the corpus.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.corpus.tokens import TokenTable
+from fusestore.corpus.tokens import TokenReader, TokenTable, read_documents
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.fuse.inputs import SourceInput
+from fusestore.fuse.inputs import SourceInput, check_same_tokens
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.strategies import get_strategy
+from fusestore.fuse.windows import window_starts
 
 _ONE_SOURCE_A_POSITION = frozenset({"mince", "single"})
 """Strategies that never mix."""
@@ -20,25 +26,41 @@ _ONE_SOURCE_A_POSITION = frozenset({"mince", "single"})
 
 @dataclass(frozen=True)
 class Fusion:
-    """A checked fusion of one split; `tokens` and `documents` are the split's alone.
+    """A checked fusion of one split, T target positions of D documents in all.
 
     Attributes:
         recipe: what to do.
         sources: in the recipe's order.
         maps: int32 [V_src] per source.
         target_cache: the target's own rows, exactly when `unaligned = "target"`.
-        tokens: the target's tokens of the split's documents, T in all.
-        documents: int64 [D] the documents' indices in the corpus.
+        tokens: the target's tokens of the whole corpus.
+        tokens_digest: identifies them.
+        documents: int64 [D] the split's documents, as indices into the corpus.
+        offsets: int64 [D + 1]: the split's document i is positions `[value[i], value[i + 1])`.
         vocab_size: tokens of the target.
+        corpus_digest: of the corpus.
     """
 
     recipe: Recipe
     sources: tuple[SourceInput, ...]
     maps: tuple[npt.NDArray[np.int32], ...]
     target_cache: SourceInput | None
-    tokens: TokenTable
+    tokens: TokenReader
+    tokens_digest: str
     documents: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
     vocab_size: int
+    corpus_digest: str
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return int(self.offsets[-1])
+
+    @cached_property
+    def window_starts(self) -> npt.NDArray[np.int64]:
+        """int64 [W + 1]: window i is positions `[value[i], value[i + 1])`."""
+        return window_starts(self.offsets, self.recipe.window_length, self.recipe.packing)
 
     @property
     def sampled(self) -> bool:
@@ -46,18 +68,50 @@ class Fusion:
         sources = (*self.sources, *((self.target_cache,) if self.target_cache else ()))
         return any(source.draws for source in sources)
 
+    def read(self, first: int, stop: int) -> TokenTable:
+        """The target's tokens of the split's documents `[first, stop)`.
+
+        Raises:
+            IncompatibleError: they are not of the target's vocabulary.
+        """
+        table = read_documents(self.tokens, self.documents[first:stop])
+        largest = int(table.token_ids.max(initial=-1))
+        if largest >= self.vocab_size:
+            raise IncompatibleError(
+                f"The target's tokens go up to id {largest}, but its vocabulary has "
+                f"{self.vocab_size}."
+            )
+        return table
+
 
 def prepare(
     recipe: Recipe,
     sources: Sequence[SourceInput],
     *,
-    target_tokens: TokenTable,
+    target_tokens: TokenReader,
+    tokens_digest: str,
     documents: npt.NDArray[np.int64],
     vocab_size: int,
     corpus_digest: str,
     target_cache: SourceInput | None = None,
 ) -> Fusion:
-    """Check that everything belongs together; arguments and errors as for `materialize`."""
+    """Check that everything belongs together.
+
+    Args:
+        recipe: what to do.
+        sources: one for each of the recipe's, in any order.
+        target_tokens: the target's tokens of the whole corpus.
+        tokens_digest: identifies those.
+        documents: int64 [D] indices of the split's documents, in the order of the fused stream.
+        vocab_size: tokens of the target (the width of its output).
+        corpus_digest: of the corpus.
+        target_cache: the target's own cache, for `unaligned = "target"`.
+
+    Raises:
+        NotFoundError: the recipe names a cache that is not among the sources.
+        IncompatibleError: inputs of different corpora, tokenizers or targets.
+        InvalidInputError: no such strategy, more entries than tokens, or an empty split.
+    """
     get_strategy(recipe.strategy)
     if recipe.top_k > vocab_size:
         raise InvalidInputError(
@@ -88,52 +142,55 @@ def prepare(
     for source in (*ordered, *([target_cache] if target_cache else [])):
         _check_source(source, target_tokens, corpus_digest)
     _check_samples(recipe, ordered, target_cache)
-    if len(documents) and not 0 <= documents.min() <= documents.max() < target_tokens.num_documents:
+    corpus_offsets = target_tokens.document_offsets
+    num_documents = len(corpus_offsets) - 1
+    if len(documents) and not 0 <= documents.min() <= documents.max() < num_documents:
         raise InvalidInputError(
             f"Documents of the split go from {documents.min()} to {documents.max()}, but the "
-            f"corpus has {target_tokens.num_documents}."
+            f"corpus has {num_documents}."
         )
-    tokens = target_tokens.take(documents)
-    if tokens.num_tokens == 0:
+    lengths = np.diff(corpus_offsets)[documents]
+    if lengths.sum() == 0:
         raise InvalidInputError(
             f"Split {recipe.split!r} of corpus {recipe.corpus!r} has no tokens; nothing to fuse."
         )
-    if int(tokens.token_ids.max()) >= vocab_size:
-        raise IncompatibleError(
-            f"The target's tokens go up to id {int(tokens.token_ids.max())}, but its vocabulary "
-            f"has {vocab_size}."
-        )
-    return Fusion(
+    fusion = Fusion(
         recipe,
         ordered,
         tuple(source.projection_map(vocab_size) for source in ordered),
         target_cache,
-        tokens,
+        target_tokens,
+        tokens_digest,
         documents,
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
         vocab_size,
+        corpus_digest,
     )
+    # The first document with tokens shows a mistake before anything is written; every other one
+    # is looked at when its shard is made.
+    first = int(np.argmax(lengths > 0))
+    tokens = fusion.read(first, first + 1)
+    for source in (*ordered, *([target_cache] if target_cache else [])):
+        if source.alignment is None:
+            start, stop = corpus_offsets[documents[first] : documents[first] + 2]
+            check_same_tokens(source, source.cache.read_tokens(start, stop)[0], tokens.token_ids)
+    return fusion
 
 
-def _check_source(source: SourceInput, target_tokens: TokenTable, corpus_digest: str) -> None:
+def _check_source(source: SourceInput, target_tokens: TokenReader, corpus_digest: str) -> None:
     if source.corpus_digest != corpus_digest:
         raise IncompatibleError(
             f"Cache {source.name!r} was made from corpus {source.corpus_digest[:16]}, but the "
             f"fusion is over corpus {corpus_digest[:16]}. Capture it again over this corpus."
         )
-    tokens = source.cache.tokens
-    if tokens.num_documents != target_tokens.num_documents:
+    offsets, wanted = source.cache.document_offsets, target_tokens.document_offsets
+    if len(offsets) != len(wanted):
         raise IncompatibleError(
-            f"Cache {source.name!r} has {tokens.num_documents} documents, the target's tokens "
-            f"{target_tokens.num_documents}: the segmentations differ. Use one corpus for all."
+            f"Cache {source.name!r} has {len(offsets) - 1} documents, the target's tokens "
+            f"{len(wanted) - 1}: the segmentations differ. Use one corpus for all."
         )
-    if source.alignment is None and not (
-        np.array_equal(tokens.document_offsets, target_tokens.document_offsets)
-        and np.array_equal(tokens.token_ids, target_tokens.token_ids)
-    ):
-        raise IncompatibleError(
-            f"Cache {source.name!r} is given without an alignment, but its tokens are not the "
-            "target's. Align it with `fusestore align`."
-        )
+    if source.alignment is None:
+        check_same_tokens(source, offsets, wanted)
 
 
 def _check_samples(

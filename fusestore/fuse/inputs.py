@@ -6,6 +6,7 @@ arrays serve alike.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
 from fusestore.corpus.tokens import TokenTable
-from fusestore.errors import IncompatibleError
+from fusestore.errors import CorruptionError, IncompatibleError
 
 SPAN = 1
 
@@ -25,8 +26,13 @@ class DistributionCache(Protocol):
     """A distribution cache of the whole corpus; `fusestore.cache` has the stored one."""
 
     @property
-    def tokens(self) -> TokenTable:
-        """The source's tokens of every document of the corpus."""
+    def document_offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [D + 1]: document i is rows `[value[i], value[i + 1])`."""
+
+    def read_tokens(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Ids and end offsets of the tokens of rows `[start, stop)`."""
 
     @property
     def skipped(self) -> Collection[int]:
@@ -139,26 +145,33 @@ def load_span(
 
     Raises:
         IncompatibleError: the alignment does not fit the tokens.
+        CorruptionError: its cache is damaged; names the file and the command that repairs it.
     """
-    cached = source.cache.tokens
-    skipped = source.cache.skipped
-    usable = np.array([int(document) not in skipped for document in documents], np.bool_)
-    lengths = np.where(usable, np.diff(cached.document_offsets)[documents], 0)
+    cache = source.cache
+    corpus_offsets = cache.document_offsets
+    usable = np.array([int(document) not in cache.skipped for document in documents], np.bool_)
+    # Not np.diff of all offsets: that would cost every shard the whole corpus.
+    lengths = np.where(usable, corpus_offsets[documents + 1] - corpus_offsets[documents], 0)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
     row = np.full(target.num_tokens, -1, np.int64)
     kind = np.zeros(target.num_tokens, np.uint8)
-    parts: list[Rows] = [source.cache[0:0]]
-    token_parts: list[slice] = []
+    parts: list[Rows] = []
+    ids: list[npt.NDArray[np.int32]] = []
+    ends: list[npt.NDArray[np.int32]] = []
     for first, stop in _runs(documents, usable):
         start, end = int(documents[first]), int(documents[stop - 1]) + 1
-        flat = slice(int(cached.document_offsets[start]), int(cached.document_offsets[end]))
-        token_parts.append(flat)
-        parts.append(source.cache[flat])
+        flat = slice(int(corpus_offsets[start]), int(corpus_offsets[end]))
+        with _naming(source):
+            own_ids, own_ends = cache.read_tokens(flat.start, flat.stop)
+            parts.append(cache[flat])
+        ids.append(own_ids)
+        ends.append(own_ends)
         here = slice(int(target.document_offsets[first]), int(target.document_offsets[stop]))
         target_lengths = np.diff(target.document_offsets[first : stop + 1])
         base = np.repeat(offsets[first:stop], target_lengths)
         if source.alignment is None:
+            check_same_tokens(source, own_ids, target.token_ids[here])
             row[here] = base + _counts_within(target_lengths)
             kind[here] = SPAN
             continue
@@ -173,16 +186,38 @@ def load_span(
         aligned = (position >= 0) & (found > 0)
         row[here] = np.where(aligned, base + position, -1)
         kind[here] = np.where(aligned, found, 0)
-    return SourceSpan(
-        TokenTable(
-            np.concatenate([cached.token_ids[:0], *(cached.token_ids[p] for p in token_parts)]),
-            np.concatenate([cached.end_offsets[:0], *(cached.end_offsets[p] for p in token_parts)]),
-            offsets,
-        ),
-        _join(parts),
-        row,
-        kind,
-    )
+    if not parts:
+        parts, ids, ends = [cache[0:0]], *([np.empty(0, np.int32)] for _ in range(2))
+    table = TokenTable(np.concatenate(ids), np.concatenate(ends), offsets)
+    return SourceSpan(table, _join(parts), row, kind)
+
+
+def check_same_tokens(
+    source: SourceInput, found: npt.NDArray[np.integer], wanted: npt.NDArray[np.integer]
+) -> None:
+    """A source without an alignment has the target's own tokens, or offsets.
+
+    Raises:
+        IncompatibleError: it has not.
+    """
+    if not np.array_equal(found, wanted):
+        raise IncompatibleError(
+            f"Cache {source.name!r} is given without an alignment, but its tokens are not the "
+            "target's. Align it with `fusestore align`."
+        )
+
+
+@contextlib.contextmanager
+def _naming(source: SourceInput) -> Iterator[None]:
+    """Say which cache is damaged and what repairs it; the error itself names the file."""
+    try:
+        yield
+    except CorruptionError as error:
+        raise CorruptionError(
+            f"Cache {source.name!r} is damaged: {error} `fusestore verify cache/{source.name} "
+            "--repair` makes its damaged shards again; then go on with the same command, what is "
+            "fused is kept."
+        ) from error
 
 
 def _runs(
@@ -210,8 +245,8 @@ def _counts_within(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _join(parts: list[Rows]) -> Rows:
-    if len(parts) == 2:
-        return parts[1]
+    if len(parts) == 1:
+        return parts[0]
     return Rows(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.logprobs for part in parts]),

@@ -8,7 +8,7 @@ so the manifest of an interrupted run equals that of an uninterrupted one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -42,7 +42,8 @@ class FusionPlan(Manifest):
             alone.
         num_tokens: target tokens of the split, T.
         num_documents: documents of the split.
-        tokens_digest: SHA-256 over the split's document indices, offsets and token ids.
+        tokens_digest: of the target's tokens of the whole corpus.
+        documents_digest: SHA-256 of the indices of the split's documents, little-endian int64.
     """
 
     recipe: Recipe
@@ -54,6 +55,7 @@ class FusionPlan(Manifest):
     num_tokens: int
     num_documents: int
     tokens_digest: str
+    documents_digest: str
 
 
 class SourceTotals(Frozen):
@@ -144,6 +146,7 @@ class FusedManifest(Manifest):
     """A complete fused dataset; written last, once.
 
     Attributes:
+        form: `local`, to be mapped into memory, or `shared`, compressed.
         plan: what it was made from; its digest is the dataset's identity.
         plan_digest, recipe_digest: SHA-256, hexadecimal.
         num_tokens: target positions, T.
@@ -155,6 +158,7 @@ class FusedManifest(Manifest):
         files: what each file holds, the manifest itself apart, by path inside the folder.
     """
 
+    form: Literal["local", "shared"] = "local"
     plan: FusionPlan
     plan_digest: str
     recipe_digest: str

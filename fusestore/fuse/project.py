@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
 
+IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -60,21 +61,63 @@ def project_and_measure(
     k_out: int,
 ) -> tuple[Int32Array, Float32Array, Float32Array, Float64Array]:
     """`project`, and the mass of each row that landed on no target token, float64 [n]."""
-    num_rows = len(ids)
-    if logprobs.shape != ids.shape or tail.shape != (num_rows,):
+    if k_out < 1:
+        raise InvalidInputError(f"k_out is {k_out}; at least one entry must be kept.")
+    every = np.arange(len(ids))
+    out = empty_rows(len(ids), k_out)
+    unmapped = project_into(ids, logprobs, tail, target_id, every, every, *out)
+    return *out, unmapped
+
+
+def empty_rows(num_rows: int, k_out: int) -> tuple[Int32Array, Float32Array, Float32Array]:
+    """`(ids, logprobs, tail)` of rows that say nothing: all their mass is in the tail."""
+    return (
+        np.zeros((num_rows, k_out), np.int32),
+        np.full((num_rows, k_out), -np.inf, np.float32),
+        np.zeros(num_rows, np.float32),
+    )
+
+
+def project_into(
+    ids: Int32Array,
+    logprobs: Float32Array,
+    tail: Float32Array,
+    target_id: Int32Array,
+    rows: IntArray,
+    places: IntArray,
+    out_ids: Int32Array,
+    out_logprobs: Float32Array,
+    out_tail: Float32Array,
+) -> Float64Array:
+    """`project` some rows to where they belong, without a copy on the way.
+
+    Args:
+        ids: as for `project`.
+        logprobs: as for `project`.
+        tail: as for `project`.
+        target_id: as for `project`.
+        rows: int64 [m] which rows.
+        places: int64 [m] the rows of the output they become.
+        out_ids: int32 [p, k_out], written at `places` as `project` returns it.
+        out_logprobs: float32 [p, k_out], likewise.
+        out_tail: float32 [p], likewise.
+
+    Returns:
+        The mass of each row that landed on no target token, float64 [m].
+
+    Raises:
+        As for `project`.
+    """
+    if logprobs.shape != ids.shape or tail.shape != (len(ids),):
         raise InvalidInputError(
             f"Rows do not fit together: ids {ids.shape}, logprobs {logprobs.shape}, "
             f"tail {tail.shape}; expected [n, k], [n, k] and [n]."
         )
-    if k_out < 1:
-        raise InvalidInputError(f"k_out is {k_out}; at least one entry must be kept.")
-    out_ids = np.empty((num_rows, k_out), np.int32)
-    out_logprobs = np.empty((num_rows, k_out), np.float32)
-    out_tail = np.empty(num_rows, np.float32)
-    unmapped = np.empty(num_rows, np.float64)
+    unmapped = np.empty(len(rows), np.float64)
     slots = np.full(int(target_id.max(initial=-1)) + 1, -1, np.int32)
     problem, row, entry = _project_rows(
-        ids, logprobs, tail, target_id, slots, out_ids, out_logprobs, out_tail, unmapped
+        *(ids, logprobs, tail, target_id, slots, rows, places),
+        *(out_ids, out_logprobs, out_tail, unmapped),
     )
     if problem == _OUTSIDE_MAP:
         raise IncompatibleError(
@@ -85,23 +128,39 @@ def project_and_measure(
         raise NonFiniteError(
             f"Row {row} holds a log-probability that is NaN or +inf; run `fusestore verify`."
         )
-    return out_ids, out_logprobs, out_tail, unmapped
+    return unmapped
 
 
 @numba.njit(cache=True)
-def _project_rows(ids, logprobs, tail, target_id, slots, out_ids, out_logprobs, out_tail, unmapped):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _project_rows(  # type: ignore[no-untyped-def]  # noqa: ANN202
+    ids,  # noqa: ANN001
+    logprobs,  # noqa: ANN001
+    tail,  # noqa: ANN001
+    target_id,  # noqa: ANN001
+    slots,  # noqa: ANN001
+    rows,  # noqa: ANN001
+    places,  # noqa: ANN001
+    out_ids,  # noqa: ANN001
+    out_logprobs,  # noqa: ANN001
+    out_tail,  # noqa: ANN001
+    unmapped,  # noqa: ANN001
+):
     """`slots` is scratch, −1 everywhere: where in this row's kept entries a target token is."""
-    num_rows, k = ids.shape
+    k = ids.shape[1]
+    entry_masses = np.empty(k, np.float64)
     kept_ids = np.empty(k, np.int32)
     kept_logprobs = np.empty(k, np.float32)
     masses = np.empty(k, np.float64)
     collided = np.empty(k, np.bool_)
     source_logprobs = np.empty(k, np.float64)
-    for row in range(num_rows):
+    for index in range(len(rows)):
+        row, place = rows[index], places[index]
         tail_mass = math.exp(np.float64(tail[row]))
         total = tail_mass
         for entry in range(k):
-            total += math.exp(np.float64(logprobs[row, entry]))
+            mass = math.exp(np.float64(logprobs[row, entry]))
+            entry_masses[entry] = mass
+            total += mass
         if not total < math.inf:
             return _NOT_FINITE, row, 0
         if total == 0.0:
@@ -115,7 +174,7 @@ def _project_rows(ids, logprobs, tail, target_id, slots, out_ids, out_logprobs, 
             source_id = ids[row, entry]
             if source_id < 0 or source_id >= len(target_id):
                 return _OUTSIDE_MAP, row, entry
-            mass = math.exp(np.float64(logprob))
+            mass = entry_masses[entry]
             token = target_id[source_id]
             if token < 0:
                 lost += mass
@@ -139,14 +198,14 @@ def _project_rows(ids, logprobs, tail, target_id, slots, out_ids, out_logprobs, 
                 kept_logprobs[slot] = math.log(masses[slot]) - log_total
             else:
                 kept_logprobs[slot] = source_logprobs[slot] - log_total
-        unmapped[row] = lost / total
-        out_tail[row] = keep_largest(
+        unmapped[index] = lost / total
+        out_tail[place] = keep_largest(
             kept_ids,
             kept_logprobs,
             count,
             (tail_mass + lost) / total,
-            out_ids[row],
-            out_logprobs[row],
+            out_ids[place],
+            out_logprobs[place],
         )
     return 0, 0, 0
 

@@ -2,7 +2,7 @@
 
 corpus = "sotu"
 split = "train"
-target = "4f1c…"            # tokenizer digest
+target = "4f1c…"            # tokenizer digest, or its first 16 digits
 strategy = "mince"
 
 [[sources]]
@@ -19,7 +19,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fusestore.align.kinds import AlignmentMethod, MapMethod
 from fusestore.fuse.unaligned import UnalignedPolicy
+from fusestore.fuse.windows import Packing
 from fusestore.storage.manifest import Frozen, canonical_json, digest_bytes
 from fusestore.storage.settings import check_keys, parse_settings, read_settings_file
 from fusestore.storage.urls import Location
@@ -28,7 +30,7 @@ Score = Literal["bits_per_byte", "aligned_ce", "token_ce"]
 Granularity = Literal["document", "window", "token"]
 AcceptedKind = Literal["span", "mined"]
 
-_WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "uniform", "single"})
+_WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "packllm", "uniform", "single"})
 
 
 class RecipeSource(Frozen):
@@ -36,10 +38,13 @@ class RecipeSource(Frozen):
 
     Attributes:
         cache: name of its distribution cache.
+        alignment: name of its alignment to the target. Where there is only one of the recipe's
+            `alignment_method`, or the tokenizer is the target's own, it need not be named.
         weight: its share for the strategy `weighted`, relative to the others'.
     """
 
     cache: str = Field(min_length=1)
+    alignment: str | None = None
     weight: float = Field(default=1.0, ge=0.0)
 
 
@@ -49,7 +54,7 @@ class Recipe(Frozen):
     Attributes:
         corpus: name of the corpus.
         split: its split that is fused.
-        target: digest of the target's tokenizer.
+        target: digest of the target's tokenizer, or its first 16 digits.
         sources: in order; a tie between scores goes to the first.
         strategy: a name registered in `fusestore.fuse.strategies`.
         score: what strategies compare.
@@ -59,6 +64,7 @@ class Recipe(Frozen):
         unaligned: what stands where no source may supervise.
         top_k: entries kept per position, k′.
         window_length: target tokens per window.
+        packing: whether a window may hold several documents; see `fusestore.fuse.windows`.
         target_cache: the target's own distribution cache, for `unaligned = "target"`.
         vocabulary_method: how the vocabulary maps were made.
         alignment_method: how the token alignments were made.
@@ -76,9 +82,10 @@ class Recipe(Frozen):
     unaligned: UnalignedPolicy = "skip"
     top_k: int = Field(default=32, ge=1)
     window_length: int = Field(default=1024, ge=1)
+    packing: Packing = "stream"
     target_cache: str | None = None
-    vocabulary_method: str = "mined"
-    alignment_method: str = "hybrid"
+    vocabulary_method: MapMethod = "mined"
+    alignment_method: AlignmentMethod = "hybrid"
     rows_per_shard: int = Field(default=65536, ge=1)
 
     @property

@@ -19,8 +19,8 @@ from fusestore.fuse.combine import mix
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.manifest import KIND_NAMES, SourceTotals
-from fusestore.fuse.project import project, project_and_measure
-from fusestore.fuse.recipe import Recipe
+from fusestore.fuse.project import empty_rows, project, project_into
+from fusestore.fuse.recipe import Granularity, Recipe
 from fusestore.fuse.scores import (
     Amounts,
     document_amounts,
@@ -31,6 +31,8 @@ from fusestore.fuse.scores import (
 )
 from fusestore.fuse.strategies import get_strategy, normalize_rows
 from fusestore.fuse.unaligned import one_hot_rows
+
+_Sparse = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 NO_LABEL = -100
 KIND = {name: code for code, name in enumerate(KIND_NAMES)}
@@ -65,8 +67,14 @@ class FusedRows:
 class _Stretch:
     """The documents around positions `[start, stop)` of the split, n positions in all.
 
-    `document` is which of them a position is in, `next_ends` the byte at which the next token
-    ends (its own end for a document's last), `here` the asked positions among the n.
+    Attributes:
+        tokens: the target's tokens of these D documents.
+        documents: int64 [D] their indices in the corpus.
+        first_position: of the split, the first of the n.
+        document: int64 [n] which of the D documents a position is in.
+        next_ids: int32 [n] the token after each, −100 where a document ends.
+        next_ends: int32 [n] the byte at which that token ends; its own end for a document's last.
+        here: the asked positions among the n.
     """
 
     tokens: TokenTable
@@ -85,10 +93,10 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
         The rows, and per source the sums for statistics. A document counts where its first
         position lies.
     """
-    stretch = _surround(fusion, start, stop)
+    stretch = surround(fusion, start, stop, whole_windows=fusion.recipe.granularity == "window")
     spans = [load_span(source, stretch.documents, stretch.tokens) for source in fusion.sources]
     amounts = [document_amounts(span.tokens, span.rows.label_logprob) for span in spans]
-    scores = _document_scores(fusion, stretch, spans, amounts)
+    scores = document_scores(fusion, stretch, spans, amounts)
     weights = _position_weights(fusion, stretch, spans, scores)[stretch.here]
 
     rows, unmapped = _mix_sources(fusion, stretch, spans, weights)
@@ -121,20 +129,17 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
     return rows, totals
 
 
-def _surround(fusion: Fusion, start: int, stop: int) -> _Stretch:
-    tokens = fusion.tokens
+def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> _Stretch:
+    """The documents that positions `[start, stop)`, or the windows they lie in, touch."""
     low, high = start, stop
-    if fusion.recipe.granularity == "window":
-        window = fusion.recipe.window_length
-        low = start // window * window
-        high = min(-(-stop // window) * window, tokens.num_tokens)
-    offsets = tokens.document_offsets
-    first = int(np.searchsorted(offsets, low, side="right")) - 1
-    last = int(np.searchsorted(offsets, high, side="left"))
-    base, end = int(offsets[first]), int(offsets[last])
-    around = TokenTable(
-        tokens.token_ids[base:end], tokens.end_offsets[base:end], offsets[first : last + 1] - base
-    )
+    if whole_windows:
+        starts = fusion.window_starts
+        low = int(starts[np.searchsorted(starts, start, side="right") - 1])
+        high = int(starts[np.searchsorted(starts, stop, side="left")])
+    first = int(np.searchsorted(fusion.offsets, low, side="right")) - 1
+    last = int(np.searchsorted(fusion.offsets, high, side="left"))
+    base = int(fusion.offsets[first])
+    around = fusion.read(first, last)
     lengths = np.diff(around.document_offsets)
     is_last = np.zeros(around.num_tokens, np.bool_)
     is_last[around.document_offsets[1:][lengths > 0] - 1] = True
@@ -150,15 +155,15 @@ def _surround(fusion: Fusion, start: int, stop: int) -> _Stretch:
     )
 
 
-def _accepted(recipe: Recipe, span: SourceSpan) -> npt.NDArray[np.bool_]:
+def accepted(recipe: Recipe, span: SourceSpan) -> npt.NDArray[np.bool_]:
     """Positions where the source may supervise, bool [n]."""
     return np.isin(span.kind, [KIND[kind] for kind in recipe.kinds]) & (span.row >= 0)
 
 
-def _document_scores(
+def document_scores(
     fusion: Fusion, stretch: _Stretch, spans: Sequence[SourceSpan], amounts: Sequence[Amounts]
 ) -> npt.NDArray[np.float64]:
-    """float64 [D, sources] by the recipe's score; NaN where a source takes no part."""
+    """Float64 [D, sources] by the recipe's score; NaN where a source takes no part."""
     columns = []
     for index, span in enumerate(spans):
         if fusion.recipe.score == "bits_per_byte":
@@ -180,18 +185,50 @@ def _position_weights(
 ) -> npt.NDArray[np.float64]:
     """float64 [n, sources]: the strategy's weights, over the sources aligned at each position."""
     recipe = fusion.recipe
-    if recipe.granularity == "document":
-        scores, unit = document_scores, stretch.document
-    else:
-        length = 1 if recipe.granularity == "token" else recipe.window_length
-        position = stretch.first_position + np.arange(stretch.tokens.num_tokens)
-        unit = position // length - stretch.first_position // length
-        scores = _unit_scores(fusion, stretch, spans, document_scores, unit)
+    scores, unit = score_units(fusion, stretch, spans, document_scores, recipe.granularity)
+    allowed = np.stack([accepted(recipe, span) for span in spans], axis=1)
     fixed = np.array([source.weight for source in recipe.sources])
-    weights = get_strategy(recipe.strategy)(scores, fixed)[unit]
-    for index, span in enumerate(spans):
-        weights[~_accepted(recipe, span), index] = 0.0
-    return normalize_rows(weights)
+    return weigh(recipe.strategy, fixed, scores, unit, allowed)
+
+
+def weigh(
+    strategy: str,
+    fixed_weights: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.float64],
+    unit: npt.NDArray[np.int64],
+    allowed: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float64]:
+    """A strategy's weights at n positions, over the sources that may supervise each.
+
+    Args:
+        strategy: its name.
+        fixed_weights: float64 [sources].
+        scores: float64 [units, sources].
+        unit: int64 [n] the unit of each position.
+        allowed: bool [n, sources] where each source may supervise.
+
+    Returns:
+        float64 [n, sources], each row summing to 1, or to 0 where nobody may supervise.
+    """
+    weights = get_strategy(strategy)(scores, fixed_weights)[unit]
+    return normalize_rows(np.where(allowed, weights, 0.0))
+
+
+def score_units(
+    fusion: Fusion,
+    stretch: _Stretch,
+    spans: Sequence[SourceSpan],
+    document_scores: npt.NDArray[np.float64],
+    granularity: Granularity,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """`(scores float64 [units, sources], unit int64 [n])` of the units of a granularity."""
+    if granularity == "document":
+        return document_scores, stretch.document
+    unit = np.arange(stretch.tokens.num_tokens)
+    if granularity == "window":
+        window = np.searchsorted(fusion.window_starts, stretch.first_position + unit, side="right")
+        unit = window - window[:1]
+    return _unit_scores(fusion, stretch, spans, document_scores, unit), unit
 
 
 def _unit_scores(
@@ -242,30 +279,36 @@ def _label_terms(
     fusion: Fusion, index: int, stretch: _Stretch, span: SourceSpan
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Per position `(−log p(next token), 1)` where the source may supervise it, else `(0, 0)`."""
-    scored = _accepted(fusion.recipe, span) & (stretch.next_ids != NO_LABEL)
+    scored = accepted(fusion.recipe, span) & (stretch.next_ids != NO_LABEL)
     rows = span.row[scored]
-    ids, logprobs, tail, _ = _project(fusion, index, span, rows, span.rows.ids.shape[1])
+    projected = empty_rows(len(rows), span.rows.ids.shape[1])
+    _project(fusion, index, span, rows, np.arange(len(rows)), projected)
     nats = np.zeros(len(scored))
-    nats[scored] = label_nats(ids, logprobs, tail, stretch.next_ids[scored], fusion.vocab_size)
+    nats[scored] = label_nats(*projected, stretch.next_ids[scored], fusion.vocab_size)
     return nats, scored.astype(np.float64)
 
 
 def _project(
-    fusion: Fusion, index: int, span: SourceSpan, rows: npt.NDArray[np.int64], k_out: int
-) -> tuple[
-    npt.NDArray[np.int32],
-    npt.NDArray[np.float32],
-    npt.NDArray[np.float32],
-    npt.NDArray[np.float64],
-]:
-    """`project_and_measure` of these rows of a source; its errors name the source."""
+    fusion: Fusion,
+    index: int,
+    span: SourceSpan,
+    rows: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
+    out: _Sparse,
+) -> float:
+    """`project_into` of these rows of a source; its errors name the source.
+
+    Returns:
+        The mass that landed on no target token.
+    """
     cached = span.rows
     try:
-        return project_and_measure(
-            cached.ids[rows], cached.logprobs[rows], cached.tail[rows], fusion.maps[index], k_out
+        lost = project_into(
+            cached.ids, cached.logprobs, cached.tail, fusion.maps[index], rows, places, *out
         )
     except (IncompatibleError, NonFiniteError) as error:
         raise type(error)(f"Source {fusion.sources[index].name!r}: {error}") from error
+    return float(lost.sum())
 
 
 def _mix_sources(
@@ -278,34 +321,52 @@ def _mix_sources(
 
     `weights`: float64 [n, sources] of the asked positions.
     """
-    # Nothing is cut before mixing: an entry below the first k′ of each source may be above it
-    # in their sum.
-    width = max(span.rows.ids.shape[1] for span in spans)
-    chosen = np.full(weights.shape, -1, np.int64)
-    parts = []
-    unmapped = []
-    count = 0
+    used = weights > 0
+    contributors = used[:, 0].astype(np.int64)
+    for index in range(1, len(spans)):
+        contributors += used[:, index]
+    top_k = fusion.recipe.top_k
+    fused = empty_rows(len(weights), top_k)
+    unmapped = [0.0] * len(spans)
+    alone = np.full(len(weights), -1, np.int16)
     for index, span in enumerate(spans):
-        used = np.flatnonzero(weights[:, index] > 0)
-        *projected, lost = _project(fusion, index, span, span.row[stretch.here][used], width)
-        chosen[used, index] = count + np.arange(len(used))
-        count += len(used)
-        parts.append(projected)
-        unmapped.append(float(lost.sum()))
-    ids, logprobs, tail = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    ids, logprobs, tail = mix(chosen, weights, ids, logprobs, tail, fusion.recipe.top_k)
+        here = np.flatnonzero(used[:, index] & (contributors == 1))
+        alone[here] = index
+        unmapped[index] += _project(fusion, index, span, span.row[stretch.here][here], here, fused)
 
-    kinds = np.stack([span.kind[stretch.here] for span in spans], axis=1)
-    contributors = (weights > 0).sum(axis=1)
+    mixed = np.flatnonzero(contributors > 1)
+    if len(mixed):
+        # Nothing is cut before mixing: an entry below the first k′ of each source may be above it
+        # in their sum.
+        width = max(span.rows.ids.shape[1] for span in spans)
+        projected = empty_rows(int(contributors[mixed].sum()), width)
+        chosen = np.full((len(mixed), len(spans)), -1, np.int64)
+        count = 0
+        for index, span in enumerate(spans):
+            part = np.flatnonzero(used[mixed, index])
+            places = count + np.arange(len(part))
+            chosen[part, index] = places
+            count += len(part)
+            own = span.row[stretch.here][mixed[part]]
+            unmapped[index] += _project(fusion, index, span, own, places, projected)
+        for whole, values in zip(
+            fused, mix(chosen, weights[mixed], *projected, top_k), strict=True
+        ):
+            whole[mixed] = values
+    ids, logprobs, tail = fused
+
+    # A mixture is as good as its worst part, and MINED is the larger code.
+    kind = np.zeros(len(weights), np.uint8)
+    for index, span in enumerate(spans):
+        np.maximum(kind, span.kind[stretch.here] * used[:, index], out=kind)
     rows = FusedRows(
         input_ids=stretch.tokens.token_ids[stretch.here],
         next_ids=stretch.next_ids[stretch.here],
         ids=ids,
         logprobs=logprobs,
         tail=tail,
-        # A mixture is as good as its worst part, and MINED is the larger code.
-        kind=np.where(weights > 0, kinds, 0).max(axis=1, initial=0).astype(np.uint8),
-        source=np.where(contributors == 1, weights.argmax(axis=1), -1).astype(np.int16),
+        kind=kind,
+        source=alone,
         document=stretch.documents[stretch.document[stretch.here]].astype(np.int32),
     )
     return rows, unmapped

@@ -33,6 +33,9 @@ weights: float64 [units, sources], not negative, 0 where the score is NaN. Each 
 
 _STRATEGIES: dict[str, Strategy] = {}
 
+SCORE_FREE = frozenset({"weighted", "uniform", "single"})
+"""Strategies that do not look at scores: granularity makes no difference to them."""
+
 
 def strategy(name: str) -> Callable[[Strategy], Strategy]:
     """Register the decorated function as the strategy of this name.
@@ -95,6 +98,21 @@ def avgce(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     return normalize_rows(np.where(takes_part, np.exp(rewards), 0.0))
 
 
+@strategy("packllm")
+def packllm(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
+    """PackLLM-sim (arXiv 2404.11531, section 4.1): softmax of −score, that is of −log perplexity.
+
+    The public code's temperature of 1. With nats as scores the weights of two sources are as the
+    probabilities they give the average token; over many tokens that is far sharper than `avgce`.
+    """
+    del fixed_weights
+    takes_part = ~np.isnan(scores)
+    # Finite, so that sources that are all unscored share alike.
+    capped = np.where(takes_part, np.minimum(scores, np.finfo(np.float64).max), np.inf)
+    lowest = np.where(takes_part.any(axis=1), capped.min(axis=1, initial=np.inf), 0.0)
+    return normalize_rows(np.where(takes_part, np.exp(lowest[:, None] - capped), 0.0))
+
+
 @strategy("weighted")
 def weighted(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """The recipe's fixed weights, over the sources that take part."""
@@ -121,7 +139,9 @@ def normalize_rows(weights: FloatArray) -> FloatArray:
     Args:
         weights: float64 [n, sources], not negative.
     """
-    total = weights.sum(axis=1, keepdims=True)
-    normalized = np.zeros_like(weights)
-    np.divide(weights, total, out=normalized, where=total > 0)
+    # By columns: there are few, and NumPy sums short rows slowly.
+    total = np.zeros(len(weights))
+    for column in weights.T:
+        total += column
+    normalized: FloatArray = weights / np.where(total > 0, total, 1.0)[:, None]
     return normalized

@@ -1,9 +1,8 @@
-"""The numbers of a cache as small integers and back: pure functions of arrays.
+"""Log-probabilities as small integers and back: pure functions of arrays.
 
 Log-probabilities go on a grid of `step` nats: `n = rint(-logprob / step)`, so a value is off by at
 most `step / 2`. Along a row, falling log-probabilities give rising `n`, and what is stored are the
-differences `n[0], n[1] - n[0], …`. Token ids become their rank by frequency in the corpus, because
-small numbers compress. `docs/format.md` states the same for readers in other languages.
+differences `n[0], n[1] - n[0], …`. `docs/format.md` states the same for readers in other languages.
 """
 
 from __future__ import annotations
@@ -69,24 +68,21 @@ def dequantize_logprobs(differences: npt.NDArray[np.uint16], step: float) -> _Fl
     return logprobs
 
 
-def quantize_tail(tail: _Floats, step: float = TAIL_STEP) -> npt.NDArray[np.uint16]:
-    """Grid numbers of tail log-masses: float32 [n] to uint16 [n]; `ABSENT` for −inf.
+def to_grid(values: _Floats, step: float) -> npt.NDArray[np.uint16]:
+    """Grid numbers of logs, each for itself: float32 to uint16 of one shape; `ABSENT` for −inf.
 
-    Raises:
-        NonFiniteError: NaN or +inf among the values.
-        InvalidInputError: a value above 0.
+    The values have been checked: see `check_rows` and `check_tail`.
     """
-    check_tail(tail)
-    numbers = _to_grid(tail, step)
-    numbers[np.isneginf(tail)] = ABSENT
+    numbers = _to_grid(values, step)
+    numbers[np.isneginf(values)] = ABSENT
     return numbers.astype(np.uint16)
 
 
-def dequantize_tail(numbers: npt.NDArray[np.uint16], step: float = TAIL_STEP) -> _Floats:
-    """Inverse of `quantize_tail`, within `step / 2`."""
-    tail = (numbers.astype(np.uint32) * -step).astype(np.float32)
-    tail[numbers == ABSENT] = -np.inf
-    return tail
+def from_grid(numbers: npt.NDArray[np.uint16], step: float) -> _Floats:
+    """Inverse of `to_grid`, within `step / 2`."""
+    values = (numbers.astype(np.uint32) * -step).astype(np.float32)
+    values[numbers == ABSENT] = -np.inf
+    return values
 
 
 def counts_of(logprobs: _Floats, draws: int) -> npt.NDArray[np.uint16]:
@@ -139,7 +135,7 @@ def check_step(step: float) -> None:
     if not MIN_STEP <= step <= MAX_STEP:
         raise InvalidInputError(
             f"A log-probability step of {step:g} nats is outside {MIN_STEP:g} to {MAX_STEP:g}. "
-            "Choose one inside, or 0 to keep exact float32 log-probabilities."
+            "Choose one inside, or the profile `lossless`, which keeps them exactly."
         )
 
 
@@ -189,42 +185,6 @@ def check_tail(tail: _Floats) -> None:
             f"Row {row} has the tail {tail[row]:g}, above 0: it must be the log of the mass "
             "outside the kept entries."
         )
-
-
-def frequency_ranks(token_ids: npt.NDArray[np.int32], vocab_size: int) -> npt.NDArray[np.int32]:
-    """The vocabulary by falling count in the corpus, ties by id.
-
-    Args:
-        token_ids: int32 [T].
-        vocab_size: V, above every id.
-
-    Returns:
-        int32 [V] `rank_to_id`: a permutation of 0..V-1, the most frequent id first.
-    """
-    counts = np.bincount(token_ids, minlength=vocab_size)
-    if len(counts) > vocab_size:
-        raise InvalidInputError(
-            f"Token id {len(counts) - 1} is outside the model's vocabulary of {vocab_size}. "
-            "The tokenizer does not belong to this model."
-        )
-    return np.argsort(-counts, kind="stable").astype(np.int32)
-
-
-def invert_permutation(rank_to_id: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
-    """uint32 [V] `id_to_rank`.
-
-    Raises:
-        InvalidInputError: not each of 0..V-1 exactly once.
-    """
-    size = len(rank_to_id)
-    id_to_rank = np.full(size, size, dtype=np.uint32)
-    inside = (rank_to_id >= 0) & (rank_to_id < size)
-    id_to_rank[rank_to_id[inside]] = np.flatnonzero(inside).astype(np.uint32)
-    if not inside.all() or (id_to_rank == size).any():
-        raise InvalidInputError(
-            f"rank_to_id must hold each id from 0 to {size - 1} exactly once; it does not."
-        )
-    return id_to_rank
 
 
 def _to_grid(values: _Floats, step: float) -> npt.NDArray[np.int64]:

@@ -15,7 +15,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError
+from fusestore.errors import (
+    CorruptionError,
+    FormatVersionError,
+    IncompatibleError,
+    InvalidInputError,
+    NotFoundError,
+)
 from fusestore.storage.publish import publish_new
 from fusestore.storage.urls import Location
 from fusestore.version import FORMAT_VERSION
@@ -79,7 +85,19 @@ class Manifest(Frozen):
             CorruptionError: the content does not match its checksum.
             InvalidInputError: not a manifest of this kind.
         """
-        return cls.from_bytes(location.read_range(0, MAX_MANIFEST_BYTES + 1), str(location))
+        return cls.from_bytes(location.read_prefix(MAX_MANIFEST_BYTES + 1), str(location))
+
+    @classmethod
+    def load_if_sound(cls, location: Location) -> Self | None:
+        """Read a manifest; None where it is missing or damaged.
+
+        Raises:
+            AccessDeniedError, StorageError: the storage failed.
+        """
+        try:
+            return cls.load(location)
+        except (NotFoundError, CorruptionError, FormatVersionError, InvalidInputError):
+            return None
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Self:
@@ -88,6 +106,20 @@ class Manifest(Frozen):
             return cls.model_validate(manifest_content(data, name))
         except ValidationError as error:
             raise InvalidInputError(f"{name} is not a valid {cls.__name__}: {error}") from error
+
+
+def check_repaired(before: Manifest | None, after: Manifest, location: Location) -> None:
+    """See that what was made again is what it was, where a sound manifest told what that is.
+
+    Raises:
+        IncompatibleError: it is something else, which is sound by itself.
+    """
+    if before is not None and before != after:
+        raise IncompatibleError(
+            f"{location} was made again and is sound, but its bytes are not those of before: other "
+            "versions of fusestore or its libraries write it otherwise. Make again what was made "
+            "from it."
+        )
 
 
 def manifest_content(data: bytes, name: str) -> dict[str, Any]:
@@ -113,10 +145,12 @@ def manifest_content(data: bytes, name: str) -> dict[str, Any]:
             f"{name} has store format {version}; this fusestore reads up to "
             f"{FORMAT_VERSION}. Upgrade with `pip install -U fusestore`."
         )
+    canonical = canonical_json(content)
     checksum = content.pop("checksum", None)
-    if checksum != digest_bytes(canonical_json(content)):
+    # White space and the like can change without changing what the document says.
+    if checksum != digest_bytes(canonical_json(content)) or data != canonical:
         raise CorruptionError(
             f"{name} does not match its checksum: it was damaged or edited. "
-            "Restore it, or delete what it belongs to and make that again."
+            "`fusestore verify` says what is damaged and how to repair it."
         )
     return content

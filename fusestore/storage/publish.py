@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from fusestore.errors import AlreadyExistsError, StorageError
-from fusestore.storage.urls import Location, storage_errors
+from fusestore.storage.failures import patient, storage_errors
+from fusestore.storage.urls import Location
 
 TEMPORARY_PREFIX = ".tmp-"
 """Files of this prefix are unfinished; readers ignore them and a later writer may remove them."""
@@ -24,46 +28,75 @@ TEMPORARY_PREFIX = ".tmp-"
 ABANDONED_AFTER_S = 24 * 3600
 """A temporary file of another machine is taken for abandoned when it is this old."""
 
-_HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
-_TEMPORARY_NAME = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9_]*)-(?P<pid>\d+)-[0-9a-f]{8}")
+_TEMPORARY_NAME = re.compile(r"\.tmp-(?P<machine>[0-9a-f]{12})-(?P<pid>\d+)-[0-9a-f]{8}")
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
+def _machine() -> str:
+    """What tells apart the machines, and the containers on one, whose process ids mean others."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:12]
+
+
+MACHINE = _machine()
+"""Stands for this machine in files that do not outlast the writing."""
+
+
+@patient
 def publish(location: Location, data: bytes) -> None:
     """Write the whole file durably, replacing any file of that name.
 
     Raises:
         AccessDeniedError, NotFoundError (no such bucket), StorageError: nothing was changed.
     """
+    if location.is_local:
+        _publish_local(location.path, (data,), create_only=False)
+    else:
+        location.filesystem.pipe_file(location.url, data)
+
+
+def publish_pieces(location: Location, pieces: Iterable[bytes]) -> None:
+    """Write a whole local file durably from its pieces, replacing any file of that name.
+
+    When the iterator raises, what is there stays as it was: it may check what it yields.
+
+    Raises:
+        InvalidInputError: the location is remote.
+        AccessDeniedError, StorageError: nothing was changed.
+    """
     with storage_errors(location):
-        if location.is_local:
-            _publish_local(location.path, data, create_only=False)
-        else:
-            location.filesystem.pipe_file(location.url, data)
+        _publish_local(location.path, pieces, create_only=False)
 
 
 def publish_new(location: Location, data: bytes) -> None:
     """Write the whole file durably; a file of that name with the same bytes counts as success.
 
-    The comparison makes a retried write recognise its own earlier success.
+    The comparison makes a write recognise its own earlier success, whose answer was lost.
 
     Raises:
         AlreadyExistsError: a file of that name holds other bytes; it was left as it is.
         AccessDeniedError, NotFoundError (no such bucket), StorageError: nothing was changed.
     """
     try:
-        with storage_errors(location):
-            if location.is_local:
-                _publish_local(location.path, data, create_only=True)
-            else:
-                location.filesystem.pipe_file(location.url, data, mode="create")
+        _publish_new(location, data)
     except FileExistsError as error:
         _accept_same(location, data, error)
     except StorageError as error:
-        # A conditional PUT can fail, or be told of a conflict, although a first try arrived.
+        # Some servers tell of a conflict otherwise than S3 does; or the last answer was lost.
         if not location.exists():
             raise
         _accept_same(location, data, error)
+
+
+@patient
+def _publish_new(location: Location, data: bytes) -> None:
+    if location.is_local:
+        _publish_local(location.path, (data,), create_only=True)
+    else:
+        location.filesystem.pipe_file(location.url, data, mode="create")
 
 
 def _accept_same(location: Location, data: bytes, error: Exception) -> None:
@@ -73,12 +106,11 @@ def _accept_same(location: Location, data: bytes, error: Exception) -> None:
         ) from error
 
 
-def _publish_local(path: Path, data: bytes, *, create_only: bool) -> None:
-    _make_folder(path.parent)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{_HOST}-{os.getpid()}-{os.urandom(4).hex()}"
+def _publish_local(path: Path, pieces: Iterable[bytes], *, create_only: bool) -> None:
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{MACHINE}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
+        with _create(temporary) as file:
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         if create_only:
@@ -88,6 +120,16 @@ def _publish_local(path: Path, data: bytes, *, create_only: bool) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _create(path: Path) -> BinaryIO:
+    _make_folder(path.parent)
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        # Another writer has tidied up the folder, which was empty, in between.
+        _make_folder(path.parent)
+        return path.open("xb")
 
 
 def _link_new(temporary: Path, path: Path) -> None:
@@ -139,12 +181,13 @@ def remove_abandoned(folder: Location) -> None:
                 continue
             # Another writer may finish or tidy up at the same time.
             with contextlib.suppress(FileNotFoundError):
-                dead = match["host"] == _HOST and not _is_running(int(match["pid"]))
+                dead = match["machine"] == MACHINE and not is_running(int(match["pid"]))
                 if dead or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
                     path.unlink()
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -11,21 +11,26 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusestore.errors import (
-    AccessDeniedError,
-    FusestoreError,
-    InvalidInputError,
-    NotFoundError,
-    StorageError,
-)
+from fusestore.errors import InvalidInputError, NotFoundError, StorageError
+from fusestore.storage.failures import patient
 
 _REMOTE_FILESYSTEMS: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
 """Open remote filesystems by (process id, protocol, options): never shared across a fork."""
+
+_S3_SCHEMES = ("s3://", "s3a://")
+
+_BYTES_PER_REQUEST = 32 * 2**20
+"""A larger S3 object is read in pieces of this size, several at a time."""
+
+_REQUEST_ATTEMPTS = 3
+_CONNECT_TIMEOUT_S = 10
+_READ_TIMEOUT_S = 60
+"""For each request to S3; every verb is tried again besides (`storage.failures`)."""
 
 
 @dataclass(frozen=True)
@@ -100,102 +105,150 @@ class Location:
             _REMOTE_FILESYSTEMS[key] = _open_filesystem(protocol, dict(self.storage_options))
         return _REMOTE_FILESYSTEMS[key]
 
+    @patient
     def exists(self) -> bool:
         """Whether a file or folder is here."""
-        with storage_errors(self):
-            if self.is_local:
-                return self.path.exists()
-            return bool(self.filesystem.exists(self.url))
+        if self.is_local:
+            return self.path.exists()
+        return bool(self.filesystem.exists(self.url))
 
+    @patient
     def size(self) -> int:
         """Bytes in the file.
 
         Raises:
             NotFoundError: no such file.
         """
-        with storage_errors(self):
-            if self.is_local:
-                return self.path.stat().st_size
-            return int(self.filesystem.size(self.url))
+        if self.is_local:
+            return self.path.stat().st_size
+        return int(self.filesystem.size(self.url))
 
+    @patient
     def read_bytes(self) -> bytes:
         """The whole file.
 
         Raises:
             NotFoundError: no such file.
             AccessDeniedError: the storage refused.
+            StorageError: it came back shorter than the storage says it is, again and again.
         """
-        with storage_errors(self):
-            if self.is_local:
-                return self.path.read_bytes()
+        if self.is_local:
+            return self.path.read_bytes()
+        if not self._is_s3:
             return bytes(self.filesystem.cat_file(self.url))
+        entry = self.filesystem.info(self.url)
+        if entry["type"] != "file":
+            raise FileNotFoundError(self.url)
+        size = int(entry["size"])
+        starts = range(0, size, _BYTES_PER_REQUEST)
+        ends = [min(start + _BYTES_PER_REQUEST, size) for start in starts]
+        pieces = self.filesystem.cat_ranges(
+            [self.url] * len(starts), [*starts], ends, on_error="raise"
+        )
+        data = b"".join(pieces)
+        if len(data) != size:
+            raise StorageError(f"{self.url} came back as {len(data):,} of its {size:,} bytes.")
+        return data
 
+    @patient
     def read_range(self, start: int, stop: int) -> bytes:
-        """Bytes `[start, stop)` of the file; fewer when the file is shorter."""
-        with storage_errors(self):
-            if self.is_local:
-                with self.path.open("rb") as file:
-                    file.seek(start)
-                    return file.read(stop - start)
-            try:
-                return bytes(self.filesystem.cat_file(self.url, start=start, end=stop))
-            except OSError as error:
-                # S3 refuses a range that begins at or after the end of the object.
-                if error.errno == errno.EINVAL and "range" in str(error):
-                    return b""
-                raise
+        """Bytes `[start, stop)` of the file; fewer only where the file ends before.
+
+        Raises:
+            NotFoundError: no such file.
+            StorageError: fewer bytes came back than the file has there, again and again.
+        """
+        data = self._read_range(start, stop)
+        if len(data) != stop - start and not self.is_local:
+            expected = max(0, min(stop, int(self.filesystem.size(self.url))) - start)
+            if len(data) != expected:
+                raise StorageError(
+                    f"Bytes {start:,} to {stop:,} of {self.url} came back as {len(data):,} "
+                    f"instead of {expected:,}."
+                )
+        return data
+
+    @patient
+    def read_prefix(self, limit: int) -> bytes:
+        """The file's first bytes, `limit` at most, in one request.
+
+        Only for files that tell by themselves whether they are whole, as manifests do.
+        """
+        return self._read_range(0, limit)
+
+    def _read_range(self, start: int, stop: int) -> bytes:
+        if self.is_local:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
+        try:
+            return bytes(self.filesystem.cat_file(self.url, start=start, end=stop))
+        except OSError as error:
+            # S3 refuses a range that begins at or after the end of the object.
+            if error.errno == errno.EINVAL and "range" in str(error):
+                return b""
+            raise
+
+    @property
+    def _is_s3(self) -> bool:
+        return self.url.startswith(_S3_SCHEMES)
 
     def list_recursive(self) -> list[str]:
         """Paths of all files below the folder, relative to it, sorted."""
         return sorted(self.sizes())
 
+    @patient
     def sizes(self) -> dict[str, int]:
         """Every file below the folder, by its path relative to it, with its bytes.
 
         One listing on object storage. Empty when there is no folder; a file is listed alone,
         under the empty name.
         """
-        with storage_errors(self):
-            if self.is_local:
-                if self.path.is_file():
-                    return {"": self.path.stat().st_size}
-                found = {}
-                for path in self.path.rglob("*"):
-                    # A writer's temporary file may be gone by now.
-                    with contextlib.suppress(FileNotFoundError):
-                        if path.is_file():
-                            found[path.relative_to(self.path).as_posix()] = path.stat().st_size
-                return found
-            filesystem = self.filesystem
-            own = filesystem._strip_protocol(self.url).rstrip("/")
-            return {
-                path.removeprefix(own).removeprefix("/"): int(entry["size"])
-                for path, entry in filesystem.find(self.url, detail=True).items()
-                if path == own or path.startswith(f"{own}/")
-            }
+        if self.is_local:
+            if self.path.is_file():
+                return {"": self.path.stat().st_size}
+            found = {}
+            for path in self.path.rglob("*"):
+                # A writer's temporary file may be gone by now.
+                with contextlib.suppress(FileNotFoundError):
+                    if path.is_file():
+                        found[path.relative_to(self.path).as_posix()] = path.stat().st_size
+            return found
+        filesystem = self.filesystem
+        own = filesystem._strip_protocol(self.url).rstrip("/")
+        return {
+            path.removeprefix(own).removeprefix("/"): int(entry["size"])
+            for path, entry in filesystem.find(self.url, detail=True).items()
+            if path == own or path.startswith(f"{own}/")
+        }
+
+    @patient
+    def _names(self) -> list[str]:
+        if self.is_local:
+            folder = self.path
+            return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        entries = self.filesystem.ls(self.url, detail=False)
+        names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
+        return sorted(names - {self.name, ""})
 
     def list(self) -> list[str]:
         """Names directly inside the folder, sorted; empty when there is no folder."""
         try:
-            with storage_errors(self):
-                if self.is_local:
-                    folder = self.path
-                    return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-                entries = self.filesystem.ls(self.url, detail=False)
+            return self._names()
         except NotFoundError:
             return []
-        names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
-        return sorted(names - {self.name, ""})
 
+    @patient
     def delete(self) -> None:
         """Remove the file or the whole folder; nothing happens when it is absent."""
-        with storage_errors(self):
-            if self.is_local:
-                if self.path.is_dir():
-                    shutil.rmtree(self.path)
-                else:
-                    self.path.unlink(missing_ok=True)
-            elif self.filesystem.exists(self.url):
+        if self.is_local:
+            if self.path.is_dir():
+                shutil.rmtree(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
+        elif self.filesystem.exists(self.url):
+            # Somebody else may have removed it in between.
+            with contextlib.suppress(FileNotFoundError):
                 self.filesystem.rm(self.url, recursive=True)
 
 
@@ -205,52 +258,28 @@ def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: AN
     settings: dict[str, Any] = dict(options)
     if protocol in ("s3", "s3a"):
         # A listing cache would hide what other writers publish.
-        settings = {"use_listings_cache": False, "skip_instance_cache": True, **settings}
+        settings = {
+            "use_listings_cache": False,
+            "skip_instance_cache": True,
+            "config_kwargs": {
+                "retries": {"mode": "standard", "max_attempts": _REQUEST_ATTEMPTS},
+                "connect_timeout": _CONNECT_TIMEOUT_S,
+                "read_timeout": _READ_TIMEOUT_S,
+            },
+            **settings,
+        }
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint and "endpoint_url" not in settings:
             settings["endpoint_url"] = endpoint
     try:
-        return fsspec.filesystem(protocol, **settings)
+        filesystem = fsspec.filesystem(protocol, **settings)
     except (ImportError, ValueError) as error:
         raise InvalidInputError(
             f"{protocol}:// is not a storage that can be opened here ({error}). "
             "Use a local path, s3://, or install the fsspec package for it."
         ) from error
-
-
-@contextlib.contextmanager
-def storage_errors(location: Location) -> Iterator[None]:
-    """Turn what the operating system, fsspec and botocore raise into our error family."""
-    try:
-        yield
-    except FusestoreError:
-        raise
-    except FileNotFoundError as error:
-        detail = str(error)
-        if "bucket does not exist" in detail.lower() or "NoSuchBucket" in detail:
-            bucket = location.url.split("://", 1)[-1].split("/", 1)[0]
-            raise NotFoundError(
-                f"Bucket {bucket!r} of {location.url} does not exist. "
-                "Create it first; fusestore never creates buckets."
-            ) from error
-        raise NotFoundError(f"{location.url} does not exist.") from error
-    except PermissionError as error:
-        raise AccessDeniedError(
-            f"Access to {location.url} was denied ({error}). "
-            "Check the permissions; for object storage, the AWS_* variables or --storage-option."
-        ) from error
-    except OSError as error:
-        if isinstance(error, FileExistsError):
-            raise
-        raise StorageError(f"{location.url} could not be read or written: {error}") from error
-    except Exception as error:
-        # botocore's errors derive from Exception alone, and importing them costs a second.
-        module = type(error).__module__.split(".", 1)[0]
-        if module not in ("botocore", "aiobotocore", "aiohttp"):
-            raise
-        if "Credentials" in type(error).__name__:
-            raise AccessDeniedError(
-                f"No usable credentials for {location.url} ({error}). "
-                "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use --storage-option."
-            ) from error
-        raise StorageError(f"{location.url} could not be reached: {error}") from error
+    if protocol in ("s3", "s3a"):
+        # botocore repeats a request and we repeat the verb: a third loop in between would
+        # multiply the time until a storage that is gone is called so.
+        filesystem.retries = 1
+    return filesystem

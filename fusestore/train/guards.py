@@ -51,7 +51,7 @@ def check_tokenizer(digest: str, dataset: FusedDataset, model: str) -> None:
     Raises:
         IncompatibleError: it is another one, even if all ids would fit.
     """
-    expected = dataset.manifest["plan"]["recipe"]["target"]
+    expected = dataset.plan["recipe"]["target"]
     if digest != expected:
         raise IncompatibleError(
             f"Fused dataset {dataset.folder.name} holds tokens of the tokenizer with digest "

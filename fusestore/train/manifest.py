@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fusestore.storage.manifest import Frozen, Manifest
+from fusestore.storage.shards import FileRecord
 from fusestore.train.settings import TrainSettings
 
 
@@ -69,11 +70,11 @@ class TrainingManifest(Manifest):
         loss_curve: one point per optimizer step.
         evaluations: by rising step; the first is of the model training started from, the last of
             the finished one.
-        files: SHA-256 of the model folder's files, by name.
+        files: size and checksum of the model folder's files, by name.
     """
 
     plan: TrainingPlan
     num_tokens: int
     loss_curve: tuple[LossPoint, ...]
     evaluations: tuple[EvaluationPoint, ...]
-    files: dict[str, str]
+    files: dict[str, FileRecord]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from fusestore.errors import IncompatibleError, NotFoundError
-from fusestore.storage.manifest import digest_bytes
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 from fusestore.train.settings import TrainSettings
 
@@ -72,7 +72,7 @@ def publish_model(
     output: Location,
     staging: Path,
     dtype: str,
-) -> dict[str, str]:
+) -> dict[str, FileRecord]:
     """Publish weights, configuration and the base's tokenizer files, without the manifest.
 
     Args:
@@ -83,23 +83,34 @@ def publish_model(
         dtype: of the published weights: float32, bfloat16 or float16.
 
     Returns:
-        SHA-256 of each published file, by name.
+        What each published file holds, by name.
     """
     shutil.rmtree(staging, ignore_errors=True)
     try:
         _save_folder(model, base_folder, staging, dtype)
-        digests = {}
-        for path in sorted(staging.iterdir()):
-            content = path.read_bytes()
-            publish(output / path.name, content)
-            digests[path.name] = digest_bytes(content)
+        remove_abandoned(output)
+        return publish_folder(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return digests
+
+
+def publish_folder(folder: Path, output: Location) -> dict[str, FileRecord]:
+    """Publish every file of a flat local folder; what each holds, by name."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        publish(output / path.name, content)
+        files[path.name] = FileRecord.of(content)
+    return files
 
 
 def _save_folder(model: Any, base_folder: Path, folder: Path, dtype: str) -> None:  # noqa: ANN401
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
+    copy_tokenizer_files(base_folder, folder)
+
+
+def copy_tokenizer_files(source: Path, folder: Path) -> None:
+    """Copy what a tokenizer is made of from one model folder to another."""
     for pattern in _TOKENIZER_FILES:
-        for source in base_folder.glob(pattern):
-            shutil.copyfile(source, folder / source.name)
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -70,8 +70,8 @@ def train_on_fused(
     check_tokenizer(tokenizer.digest, dataset, model)
     evaluation = None
     if evaluate is not None:
-        held_out = _held_out(store, tokenizer, *evaluate)
-        evaluation = partial(_score, held_out, settings, name, reporter)
+        held_out = held_out_tokens(store, tokenizer, *evaluate)
+        evaluation = partial(score, held_out, settings.precision, name, reporter)
     output = output or store.model(name)
     was_there = (output / "manifest.json").exists()
     work = work_dir or user_cache_folder() / "training" / f"{name}-{dataset.digest[:16]}"
@@ -95,13 +95,14 @@ def train_on_fused(
     return result.manifest, not was_there
 
 
-def _score(
+def score(
     held_out: TokenTable,
-    settings: TrainSettings,
+    precision: Literal["no", "bf16"],
     name: str,
     reporter: Reporter,
     model: Any,  # noqa: ANN401 - transformers is untyped
 ) -> dict[str, float]:
+    """Metrics of a model on held-out documents, by name; see `bits_per_byte`."""
     # A document's last token is read by nobody: nothing follows it.
     total = int(np.maximum(np.diff(held_out.document_offsets) - 1, 0).sum())
     done = 0
@@ -112,14 +113,15 @@ def _score(
             done += num_tokens
             progress(done, total)
 
-        result = bits_per_byte(model, held_out, precision=settings.precision, progress=batch_done)
+        result = bits_per_byte(model, held_out, precision=precision, progress=batch_done)
     return {
         "bits_per_byte": result.bits_per_byte,
         "nats_per_token": result.nats_per_token,
     }
 
 
-def _held_out(store: Store, tokenizer: Tokenizer, corpus_name: str, split: str) -> TokenTable:
+def held_out_tokens(store: Store, tokenizer: Tokenizer, corpus_name: str, split: str) -> TokenTable:
+    """The tokens of a split's documents, by a model's own tokenizer."""
     corpus = open_corpus(store, corpus_name)
     documents = corpus.split_documents(split)
     return corpus_tokens(store, corpus, tokenizer, tokenizer.adds_bos).take(documents)

@@ -16,6 +16,7 @@ from fusestore.capture.models import model_digest
 from fusestore.data.dataset import FusedDataset
 from fusestore.data.order import batches_per_epoch
 from fusestore.errors import AlreadyExistsError, IncompatibleError, InvalidInputError
+from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 from fusestore.train.checkpoint import TrainState, delete_checkpoint, load_state
 from fusestore.train.guards import check_vocabulary
@@ -133,7 +134,7 @@ def _finished(output: Location, plan: TrainingPlan) -> TrainingManifest | None:
     return manifest
 
 
-def _manifest(state: TrainState, files: dict[str, str]) -> TrainingManifest:
+def _manifest(state: TrainState, files: dict[str, FileRecord]) -> TrainingManifest:
     return TrainingManifest(
         plan=state.plan,
         num_tokens=state.num_tokens,

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from fusestore.cache.id_order import IdOrder, learn_order
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
 from fusestore.corpus.tokens import TokenTable
-from fusestore.storage.codec import frequency_ranks
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Capture:
 
     fingerprint: Fingerprint
     tokens: TokenTable
-    rank_to_id: np.ndarray
+    order: IdOrder | None
     rows: Rows
 
     def shard_rows(self, shard):
@@ -32,7 +32,7 @@ class Capture:
         )
 
     def begin(self, store, name="demo"):
-        return CacheWriter.create(store, name, self.fingerprint, self.tokens, self.rank_to_id)
+        return CacheWriter.create(store, name, self.fingerprint, self.tokens, self.order)
 
     def write(self, store, name="demo"):
         writer = self.begin(store, name)
@@ -65,6 +65,8 @@ def make_capture(lengths=(5, 0, 1, 14, 20), vocab_size=50, k=10, seed=0, absent=
     rows = Rows(
         ids.astype(np.int32), kept.astype(np.float32), tail.astype(np.float32), label.astype("f4")
     )
+    if settings.get("logprob_step", 1) is None:
+        settings.setdefault("profile", "lossless")
     fingerprint = Fingerprint(
         **{
             "source": "toy",
@@ -85,7 +87,14 @@ def make_capture(lengths=(5, 0, 1, 14, 20), vocab_size=50, k=10, seed=0, absent=
             **settings,
         }
     )
-    return Capture(fingerprint, tokens, frequency_ranks(tokens.token_ids, vocab_size), rows)
+    order = None
+    if fingerprint.profile != "fast":
+        sample = slice(0, total // 2)
+        present = rows.logprobs[sample] > -np.inf
+        order = learn_order(
+            vocab_size, tokens.token_ids, tokens.token_ids[sample], rows.ids[sample], present
+        )
+    return Capture(fingerprint, tokens, order, rows)
 
 
 @pytest.fixture

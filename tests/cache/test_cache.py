@@ -1,11 +1,14 @@
 """Writing a cache and reading it back."""
 
+import itertools
 import math
 import multiprocessing
 import pickle
+import warnings
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +24,7 @@ from fusestore.errors import (
     NonFiniteError,
     NotFoundError,
 )
+from fusestore.storage.array_reader import ArrayReader
 from fusestore.storage.codec import TAIL_STEP
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -38,16 +42,30 @@ def any_store(request):
     return Store.open(request.getfixturevalue("s3_url") + "/my.store")
 
 
-def assert_rows_match(got, captured, step):
+def in_runs(ids, logprobs):
+    """Ids sorted within each run of equal log-probability after entry 0, 0 where no entry is."""
+    ids = np.where(np.isneginf(logprobs), 0, ids)
+    for row, values in zip(ids, logprobs, strict=True):
+        starts = [0, 1, *(j for j in range(2, len(row)) if values[j] != values[j - 1]), len(row)]
+        for start, stop in itertools.pairwise(starts):
+            row[start:stop].sort()
+    return ids
+
+
+def assert_rows_match(got, captured, fingerprint):
     assert [a.dtype for a in (got.ids, got.logprobs, got.tail, got.label_logprob)] == [
         np.int32,
         np.float32,
         np.float32,
         np.float32,
     ]
-    here = captured.logprobs > -np.inf
-    assert np.array_equal(got.ids[here], captured.ids[here])
+    if fingerprint.profile == "compact":
+        assert np.array_equal(in_runs(got.ids, got.logprobs), in_runs(captured.ids, got.logprobs))
+    else:
+        absent = np.isneginf(captured.logprobs)
+        assert np.array_equal(got.ids, np.where(absent, 0, captured.ids))
     assert got.label_logprob.tobytes() == captured.label_logprob.tobytes()
+    step = fingerprint.logprob_step
     if step is None:
         assert got.logprobs.tobytes() == captured.logprobs.tobytes()
         assert got.tail.tobytes() == captured.tail.tobytes()
@@ -67,10 +85,10 @@ def test_round_trip(any_store, capture):
     cache = open_cache(any_store, "demo")
     assert cache.manifest == manifest
     assert (len(cache), cache.k, cache.skipped) == (40, 10, frozenset())
-    assert_rows_match(cache[:], capture.rows, 1 / 16)
+    assert_rows_match(cache[:], capture.rows, cache.fingerprint)
     for name in ("token_ids", "end_offsets", "document_offsets"):
         assert np.array_equal(getattr(cache.tokens, name), getattr(capture.tokens, name))
-    assert np.array_equal(cache.document(3).ids, capture.rows.ids[6:20])
+    assert np.array_equal(cache.document(3).ids, cache[:].ids[6:20])
     assert len(cache.document(1)) == 0
     assert np.isnan(cache.document(2).label_logprob).all()
     assert len(cache[-3:]) == 3
@@ -88,27 +106,35 @@ def test_round_trip(any_store, capture):
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any),
     shape=st.sampled_from([(50, 1), (50, 9), (12, 12), (3, 3), (2**17 + 500, 17), (500, 128)]),
-    step=st.sampled_from([None, 1 / 16, 1 / 32, 1 / 512, 0.3]),
+    stored=st.sampled_from(
+        [
+            *(("compact", step) for step in (1 / 16, 1 / 32, 1 / 512, 0.3)),
+            ("lossless", None),
+            *(("fast", step) for step in (None, 1 / 16, 0.3)),
+        ]
+    ),
     absent=st.sampled_from([0.0, 0.5, 0.99]),
     seed=st.integers(0, 100),
 )
-def test_any_shape_round_trips(make, tmp_path_factory, lengths, shape, step, absent, seed):
+def test_any_shape_round_trips(make, tmp_path_factory, lengths, shape, stored, absent, seed):
     vocab_size, k = shape
-    capture = make(lengths, vocab_size, k, seed, absent, logprob_step=step)
+    profile, step = stored
+    capture = make(lengths, vocab_size, k, seed, absent, profile=profile, logprob_step=step)
     store = Store.open(tmp_path_factory.mktemp("store"))
     capture.write(store)
     cache = open_cache(store, "demo")
-    assert_rows_match(cache[:], capture.rows, step)
+    whole = cache[:]
+    assert_rows_match(whole, capture.rows, cache.fingerprint)
     assert verify_cache(cache.location) == []
     start, stop = sorted((seed % (len(cache) + 1), len(cache) // 2))
-    part = cache[start:stop]
-    assert part.ids.tobytes() == cache[:].ids[start:stop].tobytes()
+    for name, values in vars(cache[start:stop]).items():
+        assert values.tobytes() == getattr(whole, name)[start:stop].tobytes()
 
 
 def test_opening_reads_one_object(any_store, capture, monkeypatch):
     capture.write(any_store)
     read = []
-    for verb in ("read_bytes", "read_range", "exists", "size", "sizes", "list"):
+    for verb in ("read_bytes", "read_range", "read_prefix", "exists", "size", "sizes", "list"):
         original = getattr(Location, verb)
 
         def counting(self, *args, _original=original, **kwargs):
@@ -120,22 +146,41 @@ def test_opening_reads_one_object(any_store, capture, monkeypatch):
     assert read == ["manifest.json"]
 
 
+def test_opening_remotely_is_one_get_and_no_listing(s3_url, capture, monkeypatch):
+    """As the server is asked, whatever the libraries between do."""
+    from aiobotocore.client import AioBaseClient
+
+    capture.write(Store.open(f"{s3_url}/my.store"))
+    asked = []
+    original = AioBaseClient._make_api_call
+
+    async def counting(self, operation, arguments):
+        asked.append(operation)
+        return await original(self, operation, arguments)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
+    cache = open_cache(f"{s3_url}/my.store", "demo")
+    assert asked == ["GetObject"]
+    cache[0:16]
+    assert set(asked) <= {"GetObject", "HeadObject"}
+
+
 def read_in_child(cache, queue):
-    queue.put(cache[3:30].ids.sum())
+    queue.put(cache[3:30].ids.tolist())
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_a_cache_reads_in_other_processes(tmp_path, capture, method):
     capture.write(Store.open(tmp_path))
     cache = open_cache(tmp_path, "demo")
-    cache[0:5]
+    ids = cache[:].ids
     again = pickle.loads(pickle.dumps(cache))  # noqa: S301 - our own bytes
-    assert np.array_equal(again[:].ids, capture.rows.ids)
+    assert np.array_equal(again[:].ids, ids)
     context = multiprocessing.get_context(method)
     queue = context.Queue()
     child = context.Process(target=read_in_child, args=(cache, queue))
     child.start()
-    assert queue.get(timeout=60) == capture.rows.ids[3:30].sum()
+    assert queue.get(timeout=60) == ids[3:30].tolist()
     child.join()
 
 
@@ -249,23 +294,34 @@ def test_bad_rows_are_refused_and_leave_nothing(tmp_path, make, array, value, er
 
 def test_input_that_does_not_fit_the_fingerprint_leaves_nothing(tmp_path, make, capture):
     store = Store.open(tmp_path / "store")
-    ranks = capture.rank_to_id
-    for tokens, rank_to_id in (
-        (make((3, 4)).tokens, ranks),
-        (capture.tokens, ranks[:-1]),
-        (capture.tokens, ranks.astype(np.int64)),
-        (capture.tokens, np.zeros_like(ranks)),
-        (make(vocab_size=60).tokens, ranks),
+    order = capture.order
+    for tokens, other in (
+        (make((3, 4)).tokens, order),
+        (capture.tokens, make(vocab_size=51).order),
+        (capture.tokens, None),
+        (make(vocab_size=60).tokens, order),
     ):
         with pytest.raises(InvalidInputError):
-            CacheWriter.create(store, "demo", capture.fingerprint, tokens, rank_to_id)
+            CacheWriter.create(store, "demo", capture.fingerprint, tokens, other)
+    fast = make(profile="fast")
+    with pytest.raises(InvalidInputError, match="takes no"):
+        CacheWriter.create(store, "demo", fast.fingerprint, fast.tokens, order)
     with pytest.raises(InvalidInputError):
         capture.begin(store, "../elsewhere")
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(
-    "field", [{"logprob_step": 1e-5}, {"k": 51}, {"rows_per_shard": 17}, {"selection": "top-q"}]
+    "field",
+    [
+        {"logprob_step": 1e-5},
+        {"k": 51},
+        {"rows_per_shard": 17},
+        {"selection": "top-q"},
+        {"profile": "tiny"},
+        {"profile": "compact", "logprob_step": 0},
+        {"profile": "lossless", "logprob_step": 1 / 16},
+    ],
 )
 def test_a_fingerprint_is_validated(make, field):
     with pytest.raises(ValueError):
@@ -273,7 +329,8 @@ def test_a_fingerprint_is_validated(make, field):
 
 
 def test_step_zero_means_exact(make):
-    assert make(logprob_step=0).fingerprint == make(logprob_step=None).fingerprint
+    zero, none = (make(profile="lossless", logprob_step=step).fingerprint for step in (0, None))
+    assert zero == none
 
 
 def test_skipped_documents(store, make):
@@ -287,6 +344,63 @@ def test_skipped_documents(store, make):
     assert np.all(np.isneginf(cache.document(0).logprobs))
     assert np.all(cache.document(0).tail == 0)
     assert verify_cache(cache.location) == []
+
+
+def test_one_id_twice_where_order_says_nothing_is_refused(tmp_path, capture):
+    writer = capture.begin(Store.open(tmp_path))
+    rows = capture.shard_rows(0)
+    logprobs, ids = rows.logprobs.copy(), rows.ids.copy()
+    logprobs[5, 3:5], ids[5, 3:5] = logprobs[5, 3], ids[5, 3]
+    with pytest.raises(InvalidInputError, match="Row 5 holds one token id twice"):
+        writer.write_shard(0, changed_rows(rows, logprobs=logprobs, ids=ids))
+
+
+@pytest.mark.parametrize("profile", ["compact", "lossless"])
+@pytest.mark.parametrize(
+    ("array", "change", "message"),
+    [
+        ("ids", lambda values: values + 60_000, "stands for no id"),
+        ("token_ids", lambda values: values - 1000, "outside a vocabulary"),
+        ("token_class", lambda values: values + 64, "no order of ids.*there are 64"),
+        ("class_order", lambda values: values // 2, "no order of ids.*exactly once"),
+        ("rank_to_id", lambda values: values - 1, "no order of ids.*exactly once"),
+    ],
+)
+def test_hostile_numbers_with_right_checksums_are_refused(
+    tmp_path, make, profile, array, change, message
+):
+    """Written by zarr-python itself, so that all that is wrong is what they say."""
+    step = 1 / 16 if profile == "compact" else None
+    make(profile=profile, logprob_step=step).write(Store.open(tmp_path))
+    folder = tmp_path / "caches/demo"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened = zarr.open_group(folder, mode="r+")[array]
+        opened[:] = change(opened[:])
+    cache = open_cache(tmp_path, "demo")
+    # The receipts would tell by their sizes.
+    cache.reader._readers = {
+        spec.name: ArrayReader(cache.location, spec) for spec in cache.reader._arrays.per_shard
+    }
+    with pytest.raises(CorruptionError, match=message):
+        cache[:]
+    assert verify_cache(cache.location)
+
+
+def test_entries_that_are_not_there_take_next_to_no_room(tmp_path, make):
+    """As in rows that keep few of many places: four entries in 4 places, or in 128."""
+    sizes = []
+    for k in (4, 128):
+        capture = make((3000,), 500, k, rows_per_shard=4096, rows_per_chunk=1024)
+        capture.rows.logprobs[:, 4:] = -np.inf
+        store = Store.open(tmp_path / str(k))
+        capture.write(store)
+        cache = open_cache(store, "demo")
+        assert_rows_match(cache[:], capture.rows, cache.fingerprint)
+        files = cache.location.sizes()
+        sizes.append(sum(files[f"{name}/c/0/0"] for name in ("ids", "logprobs")))
+    bits_of_an_absent_entry = (sizes[1] - sizes[0]) * 8 / (3000 * 124)
+    assert bits_of_an_absent_entry < 0.3
 
 
 def test_slices_only(store, capture):

@@ -17,28 +17,56 @@ def read_plainly(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         group = dict(zarr.open_group(folder, mode="r").arrays())
-    logprobs, tail = group["logprobs"], group["tail"]
-    values, tail_values = logprobs[:], tail[:]
-    if logprobs.attrs["encoding"] == "grid-differences":
-        absent = values == logprobs.attrs["absent"]
-        numbers = values.astype(np.float64).cumsum(axis=1)
-        values = np.where(absent, -np.inf, -logprobs.attrs["step"] * numbers).astype("f4")
-        absent = tail_values == tail.attrs["absent"]
-        tail_values = np.where(absent, -np.inf, -tail.attrs["step"] * tail_values).astype("f4")
+    arrays = {name: array[:] for name, array in group.items()}
+    values, encoding = arrays["logprobs"], group["logprobs"].attrs["encoding"]
+    logprobs = values
+    if encoding != "exact":
+        absent, step = values == group["logprobs"].attrs["absent"], group["logprobs"].attrs["step"]
+        numbers = values.astype(np.float64)
+        if encoding == "grid-differences":
+            numbers = numbers.cumsum(axis=1)
+        logprobs = np.where(absent, -np.inf, -step * numbers).astype("f4")
+    tail = arrays["tail"]
+    if group["tail"].attrs["encoding"] == "grid":
+        absent, step = tail == group["tail"].attrs["absent"], group["tail"].attrs["step"]
+        tail = np.where(absent, -np.inf, -step * tail).astype("f4")
+    numbers, encoding = arrays["ids"].astype(np.int64), group["ids"].attrs["encoding"]
+    if encoding == "number-gaps":
+        for column in range(2, numbers.shape[1]):
+            gap = values[:, column] == 0
+            numbers[gap, column] += numbers[gap, column - 1] + 1
+    if encoding == "exact":
+        ids = numbers
+    else:
+        order, classes = arrays["class_order"], arrays["token_class"][arrays["token_ids"]]
+        head = order.shape[1]
+        of_class = order[classes[:, None], np.minimum(numbers, head - 1)]
+        ids = arrays["rank_to_id"][np.where(numbers < head, of_class, numbers)]
     return {
-        "ids": group["rank_to_id"][:][group["ids"][:]],
-        "logprobs": values,
-        "tail": tail_values,
-        "label_logprob": group["label_logprob"][:],
-        "token_ids": group["token_ids"][:],
-        "end_offsets": group["end_offsets"][:],
-        "document_offsets": group["document_offsets"][:],
+        "ids": np.where(np.isneginf(logprobs), 0, ids).astype("i4"),
+        "logprobs": logprobs,
+        "tail": tail,
+        "label_logprob": arrays["label_logprob"],
+        "token_ids": arrays["token_ids"],
+        "end_offsets": arrays["end_offsets"],
+        "document_offsets": arrays["document_offsets"],
     }
 
 
-@pytest.mark.parametrize("step", [None, 1 / 16, 0.1])
-def test_plain_zarr_gives_the_same_numbers(tmp_path, make, step):
-    capture = make(absent=0.7, logprob_step=step)
+PROFILES = [
+    ("compact", 1 / 16),
+    ("compact", 0.1),
+    ("lossless", None),
+    ("fast", 1 / 16),
+    ("fast", 0.1),
+    ("fast", None),
+]
+
+
+@pytest.mark.parametrize("vocab_size", [50, 2**17 + 500])
+@pytest.mark.parametrize(("profile", "step"), PROFILES)
+def test_plain_zarr_gives_the_same_numbers(tmp_path, make, profile, step, vocab_size):
+    capture = make((40, 0, 31), vocab_size, k=20, absent=0.3, profile=profile, logprob_step=step)
     capture.write(Store.open(tmp_path))
     cache = open_cache(tmp_path, "demo")
     rows, tokens, folder = cache[:], cache.tokens, tmp_path / "caches/demo"

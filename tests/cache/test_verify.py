@@ -177,7 +177,10 @@ def test_a_nucleus_that_ends_too_early_is_found(make, step):
     )
     unlabelled = np.array([False, True])
     for top_p, problems in ((0.8, []), (0.97, ["logprobs"])):
-        fingerprint = changed(make(k=3), selection="top-p", top_p=top_p, logprob_step=step)
+        profile = "compact" if step else "lossless"
+        fingerprint = changed(
+            make(k=3), selection="top-p", top_p=top_p, logprob_step=step, profile=profile
+        )
         found = [name for name, _ in row_problems(rows, fingerprint, unlabelled)]
         assert found == problems
 

@@ -19,7 +19,7 @@ from tests.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 VOCAB_SIZE = 300
 DRAWS = 40
 SAMPLED = CaptureSettings(selection="sampled", top_k=DRAWS, seed=4)
-TOP_P = CaptureSettings(selection="top-p", top_k=50, top_p=0.8, logprob_step=0)
+TOP_P = CaptureSettings(selection="top-p", top_k=50, top_p=0.8, profile="lossless")
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,34 @@ def test_sampled_rows_are_shares_of_the_draws(store, corpus, model, model_path):
     np.testing.assert_allclose(counts, np.rint(counts), atol=1e-5)
     assert (np.rint(counts).sum(axis=1) == DRAWS).all()
     assert np.isneginf(rows.tail).all()
-    exact, _ = capture(store, corpus, model_path, "exact", CaptureSettings(logprob_step=0))
+    exact, _ = capture(store, corpus, model_path, "exact", CaptureSettings(profile="lossless"))
     np.testing.assert_allclose(rows.label_logprob, exact[:].label_logprob, atol=2e-6, rtol=0)
     assert verify_cache(cache.location) == []
+
+
+@pytest.mark.parametrize("settings", [TOP_P, SAMPLED], ids=["top-p", "sampled"])
+def test_every_profile_keeps_the_same_rows(store, corpus, model_path, settings):
+    exact, _ = capture(
+        store, corpus, model_path, "l", settings.model_copy(update={"profile": "lossless"})
+    )
+    fast = settings.model_copy(update={"profile": "fast", "logprob_step": None})
+    if settings.selection == "top-p":
+        fast = fast.model_copy(update={"logprob_step": 0})
+    mapped, _ = capture(store, corpus, model_path, "f", fast)
+    for field in ("ids", "logprobs", "tail", "label_logprob"):
+        assert getattr(exact[:], field).tobytes() == getattr(mapped[:], field).tobytes()
+    compact = settings.model_copy(update={"profile": "compact"})
+    small, _ = capture(store, corpus, model_path, "c", compact)
+    assert verify_cache(small.location) == verify_cache(mapped.location) == []
+    if settings.selection == "sampled":
+        assert small[:].ids.tobytes() == exact[:].ids.tobytes()
+        assert small[:].logprobs.tobytes() == exact[:].logprobs.tobytes()
+    else:
+        here = exact[:].logprobs > -np.inf
+        np.testing.assert_array_equal(small[:].logprobs > -np.inf, here)
+        np.testing.assert_array_equal(
+            np.sort(np.where(here, small[:].ids, 0)), np.sort(np.where(here, exact[:].ids, 0))
+        )
 
 
 def test_sampled_rows_estimate_the_model(store, corpus, model, model_path):

@@ -75,10 +75,29 @@ def test_top_k_is_that_of_the_whole_softmax(cache, direct):
         top = torch.topk(logprobs, cache.k, dim=-1)
         values, ids = top.values.numpy(), top.indices.numpy()
         np.testing.assert_allclose(rows.logprobs, values, atol=step / 2 + ROUNDING, rtol=0)
-        # Another id may stand where the model's own log-probabilities of the two all but tie.
+        # Ids of one stored log-probability stand in no order.
         own = np.take_along_axis(logprobs.numpy(), rows.ids.astype(np.int64), axis=1)
-        np.testing.assert_allclose(own, values, atol=ROUNDING, rtol=0)
-        assert (rows.ids == ids).mean() > 0.999
+        np.testing.assert_allclose(own, values, atol=step + ROUNDING, rtol=0)
+        # Another id may be there where the model's own log-probabilities of the two all but tie.
+        assert (np.sort(rows.ids) == np.sort(ids)).mean() > 0.999
+        assert (rows.ids[:, 0] == ids[:, 0]).mean() > 0.99
+
+
+def test_rows_are_as_small_and_as_near_as_promised(cache, direct):
+    """Here with 3,000 tokens, whose sample is of 190; benchmarks/storage.py has 55,000."""
+    sizes = cache.location.sizes()
+    entries = len(cache) * cache.k
+    bits = 8 * sum(sizes[f"{name}/c/0/0"] for name in ("ids", "logprobs")) / entries
+    assert bits < 16
+    divergences = []
+    for index, (_, logprobs, _) in enumerate(direct):
+        rows = cache.document(index)
+        p = np.take_along_axis(logprobs.double().numpy(), rows.ids.astype(np.int64), axis=1)
+        p = np.c_[p, np.log1p(-np.exp(p).sum(axis=1).clip(max=1 - 1e-9))]
+        q = np.c_[rows.logprobs, rows.tail].astype(np.float64)
+        q -= np.logaddexp.reduce(q, axis=1, keepdims=True)
+        divergences.append((np.exp(p) * (p - q)).sum(axis=1))
+    assert np.concatenate(divergences).mean() < 1.2e-4
 
 
 def test_tail_is_the_rest_of_the_mass(cache, direct):

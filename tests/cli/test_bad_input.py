@@ -89,6 +89,23 @@ def test_k_above_the_vocabulary(command, unchanged, job):
     assert "2000" in message
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--profile", "tiny"], ["profile", "'compact', 'lossless' or 'fast'"]),
+        (["--logprob-step", "0"], ["profile compact needs", "lossless"]),
+        (["--profile", "lossless", "--logprob-step", "0.1"], ["lossless", "use profile compact"]),
+    ],
+)
+def test_a_profile_that_cannot_be(command, unchanged, job, options, said):
+    message = command.fails(
+        *["cache", f"{job}/small", "--name", "new", "--corpus", "addresses"],
+        *["--store", unchanged, *options],
+    )
+    for part in said:
+        assert part in " ".join(message.split())
+
+
 def edit_manifest(path, **changes):
     """Write a manifest with other values and a checksum that fits them."""
     content = {**json.loads(path.read_bytes()), **changes}

@@ -26,7 +26,7 @@ def stages(job, store):
         "fuse": [
             *["fuse", "--source", "small", "--source", "wide", "--target", f"{job}/small"],
             *["--target-name", "small", "--name", "mince", "--corpus", "addresses", *shards],
-            *["--window-length", "64"],
+            *["--window-length", "64", "--materialize"],
         ],
         "baseline": ["train", f"{job}/small", "--name", "baseline", "--objective", "clm", *train],
         "fused": ["train", f"{job}/small", "--name", "fused", *train],
@@ -88,7 +88,7 @@ def test_inspect_lists_and_describes(command, store):
 
 def test_help_names_every_verb(command):
     shown = command.succeeds("--help").out
-    for verb in ("corpus", "cache", "align", "fuse", "train", "run", "inspect", "verify"):
+    for verb in ("corpus", "cache", "align", "fuse", "train", "merge", "run", "inspect", "verify"):
         assert verb in shown
         assert "--store" in command.succeeds(verb, "--help").out
     assert command.succeeds("--version").out.startswith("fusestore ")
@@ -104,6 +104,7 @@ def test_help_names_every_verb(command):
         ["corpus", "x", "--store", "y", "-t", "z", "--max-documents", "many"],
         ["inspect", "--store", "y", "--storage-option", "novalue"],
         ["train", "x", "--store", "y", "--evaluate", "nosplit"],
+        ["merge", "x", "z", "--store", "y", "--evaluate", "nosplit"],
     ],
 )
 def test_wrong_usage_ends_with_2(command, arguments):

@@ -1,5 +1,6 @@
 """`fusestore verify`: silent on a sound store, and blind to no byte."""
 
+import random
 import re
 
 import pytest
@@ -50,6 +51,63 @@ def test_a_flipped_byte_is_found_in_every_kind_of_file(store):
         path.write_bytes(sound)
     assert missed == []
     assert not any(verify_store(opened).values())
+
+
+def damage_at_random(path, choice):
+    """Change a byte, cut, or remove the file."""
+    data = bytearray(path.read_bytes())
+    match choice.choice(["change", "change", "change", "cut", "remove"]):
+        case "change":
+            data[choice.randrange(len(data))] ^= choice.randrange(1, 256)
+        case "cut":
+            data = data[: choice.randrange(len(data))]
+        case "remove":
+            path.unlink()
+            return
+    path.write_bytes(data)
+
+
+def find_random_damage(store, seed, count):
+    """`count` damages, spread over every kind of file: each is found, and by its name."""
+    folders = {folder: kind for kind, folder in KINDS.items()}
+    choice = random.Random(seed)  # noqa: S311 - repeatable
+    opened = Store.open(store)
+    files = list(kinds(store).values())
+    missed = []
+    for number in range(count):
+        path = files[number % len(files)]
+        folder, thing, *inner = path.relative_to(store).parts
+        checked = f"{folders[folder]}/{thing}" if folder in folders else f"vocabulary/{path.stem}"
+        sound = path.read_bytes()
+        damage_at_random(path, choice)
+        found = verify_store(opened, checked)[checked]
+        if folder in folders and "/".join(inner) not in {finding.file for finding in found}:
+            missed.append((str(path), number, found))
+        elif not found:
+            missed.append((str(path), number))
+        path.write_bytes(sound)
+    assert missed == []
+    assert not any(verify_store(opened).values())
+
+
+def test_random_damage_is_found(store):
+    find_random_damage(store, 1, 60)
+
+
+@pytest.mark.slow
+def test_a_thousand_random_damages_are_found(store):
+    find_random_damage(store, 2, 1000)
+
+
+def test_quick_compares_sizes(command, store):
+    for path in kinds(store).values():
+        if path.suffix == ".json" or "vocabularies" in path.parts:
+            continue
+        sound = path.read_bytes()
+        path.write_bytes(sound + b"\0")
+        told = command("verify", "--store", store, "--quick", "--json")
+        assert told.code == 1, path
+        path.write_bytes(sound)
 
 
 @pytest.mark.parametrize("kind", ["corpora", "caches", "alignments", "fused", "models"])

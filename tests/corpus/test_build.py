@@ -6,8 +6,9 @@ import pytest
 
 from fusestore.corpus.build import build_corpus, open_corpus
 from fusestore.corpus.splits import HeldOut
-from fusestore.corpus.tokenize import corpus_tokens
+from fusestore.corpus.tokenize import corpus_tokens, find_corpus_tokens, store_corpus_tokens
 from fusestore.corpus.tokenizers import Tokenizer
+from fusestore.corpus.tokens import read_documents
 from fusestore.corpus.vocabulary_table import load_vocabulary, save_vocabulary
 from fusestore.errors import (
     CorruptionError,
@@ -151,15 +152,49 @@ def test_tokens_are_kept_and_read_back(store, inputs, smollm2, gemma, monkeypatc
     assert np.array_equal(kept.document_offsets, expected.document_offsets)
 
 
+def test_any_stretch_of_tokens_is_read_by_itself(tmp_path, inputs, smollm2, s3_url):
+    for root in (tmp_path / "my.store", f"{s3_url}/my.store"):
+        store = Store.open(root)
+        corpus = build_corpus(store, "c", inputs, max_documents=2)
+        assert find_corpus_tokens(corpus, smollm2.digest) == []
+        kept = store_corpus_tokens(store, corpus, smollm2, False)
+        table = smollm2.encode(corpus.texts(), add_bos=False)
+        (found,) = find_corpus_tokens(corpus, smollm2.digest)
+        assert found.digest == kept.digest
+        for reader in (found, table):
+            ids, ends = reader.read_tokens(3, 11)
+            assert np.array_equal(ids, table.token_ids[3:11])
+            assert np.array_equal(ends, table.end_offsets[3:11])
+        documents = np.array([1, 0])
+        some, expected = read_documents(found, documents), table.take(documents)
+        for name in ("token_ids", "end_offsets", "document_offsets"):
+            assert np.array_equal(getattr(some, name), getattr(expected, name))
+
+
+def test_splits_are_read_without_the_texts_and_checked(tmp_path, inputs):
+    corpus = build_corpus(tmp_path, "c", inputs, max_documents=2)
+    (split,) = corpus.manifest.splits
+    alone = open_corpus(tmp_path, "c")
+    assert np.array_equal(alone.split_documents(split), corpus.split_documents(split))
+    assert "_table" not in vars(alone)
+    file = (corpus.location / "documents.parquet").path
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(CorruptionError, match=r"checksum|damaged"):
+        open_corpus(tmp_path, "c").split_documents(split)
+
+
 def test_damaged_tokens_are_noticed_and_stale_ones_replaced(tmp_path, inputs, smollm2):
     store = Store.open(tmp_path / "my.store")
     corpus = build_corpus(store, "c", inputs, max_documents=1)
     corpus_tokens(store, corpus, smollm2, False)
-    file = (corpus.location / "tokens" / smollm2.digest[:16] / "tokens.parquet").path
-    table = pl.read_parquet(file)
-    table.with_columns(pl.col("token_ids") + 1).write_parquet(file)
+    file = (corpus.location / "tokens" / smollm2.digest[:16] / "token_ids/c/0").path
+    sound = file.read_bytes()
+    file.write_bytes(sound[:9] + bytes([sound[9] ^ 1]) + sound[10:])
     with pytest.raises(CorruptionError, match="missing or damaged"):
         corpus_tokens(store, corpus, smollm2, False)
+    file.unlink()
+    with pytest.raises(CorruptionError, match="missing or damaged"):
+        store_corpus_tokens(store, corpus, smollm2, False).read_tokens(0, 1)
     for name in ("manifest.json", "documents.parquet"):
         (corpus.location / name).delete()
     other = build_corpus(store, "c", inputs, max_documents=2)
@@ -186,7 +221,7 @@ def test_a_false_vocabulary_is_refused(tmp_path, wordpiece, unigram):
     sound = other.path.read_bytes()
     for wrong in (location.read_bytes(), b"nothing", sound[:99] + b"\0" + sound[100:]):
         other.path.write_bytes(wrong)
-        with pytest.raises(CorruptionError, match=r"does not match its checksum\. Delete it"):
+        with pytest.raises(CorruptionError, match=r"does not match its checksum\. `fusestore ver"):
             load_vocabulary(tmp_path, unigram.digest)
     other.path.unlink()
     save_vocabulary(tmp_path, unigram.vocabulary)

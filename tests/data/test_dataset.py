@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,22 @@ def test_any_chunking(tmp_path_factory, num_tokens, window_length, chunk_rows):
         assert_window(dataset[window], arrays, window, window_length)
 
 
+def test_reading_a_window_copies_only_what_it_returns(tmp_path):
+    arrays = random_arrays(40_960, k=32, vocab_size=50)
+    write_fused(tmp_path / "x", arrays, window_length=2_048, chunk_rows=16_384)
+    dataset = FusedDataset(tmp_path / "x")
+    dataset[3]  # checks the shard's checksums
+    tracemalloc.start()
+    try:
+        sample = dataset[4]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    returned = sum(value.nbytes for value in sample.values())
+    assert len(sample["input_ids"]) == 2_048
+    assert peak < 1.05 * returned
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_see_the_same(folder, method):
     dataset = FusedDataset(folder)
@@ -101,7 +118,7 @@ def test_pickles_without_open_files(folder, arrays):
 
 def test_workers_import_no_polars_zarr_or_s3fs():
     code = (
-        "import sys, fusestore.data.dataset, fusestore.data.collate, fusestore.data.order;"
+        "import sys, fusestore.data, fusestore.data.on_demand, fusestore.data.helper;"
         "heavy = {'polars', 'zarr', 's3fs', 'numba', 'transformers'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

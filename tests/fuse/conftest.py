@@ -18,6 +18,13 @@ class ArrayCache:
     skipped: frozenset[int] = frozenset()
     reads: list[slice] = field(default_factory=list)
 
+    @property
+    def document_offsets(self):
+        return self.tokens.document_offsets
+
+    def read_tokens(self, start, stop):
+        return self.tokens.read_tokens(start, stop)
+
     def __getitem__(self, rows):
         self.reads.append(rows)
         return Rows(

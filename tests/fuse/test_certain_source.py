@@ -14,6 +14,8 @@ from fusestore.cache.reader import open_cache
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
 from fusestore.corpus.tokenizers import load_tokenizer
+from fusestore.fuse.folder import FusedFolder
+from fusestore.fuse.fusion import prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe
@@ -78,8 +80,7 @@ def test_fused_mass_lies_on_the_next_target_token(tmp_path, smollm2_path, gemma3
         target_corpus_digest="texts",
         method="span",
     )
-    manifest = materialize(
-        store.fused("certain"),
+    fusion = prepare(
         Recipe.parse(
             {
                 "corpus": "texts",
@@ -103,10 +104,12 @@ def test_fused_mass_lies_on_the_next_target_token(tmp_path, smollm2_path, gemma3
             )
         ],
         target_tokens=target_tokens,
+        tokens_digest="tokens",
         documents=np.arange(len(TEXTS)),
         vocab_size=len(target),
         corpus_digest="texts",
     )
+    manifest = materialize(FusedFolder(store.fused("certain"), fusion))
     assert manifest.kinds["span"] > 0.5 * manifest.num_tokens
     assert manifest.sources[0].bits_per_byte == 0.0
 

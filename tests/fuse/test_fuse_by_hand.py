@@ -79,6 +79,7 @@ def fuse(two_sources, **choices):
         recipe,
         sources,
         target_tokens=target,
+        tokens_digest="tokens",
         documents=np.array([0]),
         vocab_size=4,
         corpus_digest="corpus",

@@ -60,6 +60,12 @@ def random_source(helpers, rng, name, lengths, target, identity):
     )
 
 
+def packllm(scores):
+    """exp(−score), relative to the best: a document of impossible tokens scores a million."""
+    present = [min(score, 1e300) for score in scores if not np.isnan(score)]
+    return [np.exp(min(present, default=0) - min(score, 1e300)) for score in scores]
+
+
 class Reference:
     """Answers one question at a time, from the definitions in design.md section 4."""
 
@@ -151,8 +157,9 @@ class Reference:
         whole = self.document_score(source, document)
         if self.recipe.granularity == "document":
             return whole
-        size = 1 if self.recipe.granularity == "token" else self.recipe.window_length
-        unit = self.stream[index // size * size : index // size * size + size]
+        unit = self.window(index)
+        if self.recipe.granularity == "token":
+            unit = [self.stream[index]]
         amount = count = 0.0
         wholes = []
         for document in sorted({document for document, _ in unit}):
@@ -167,6 +174,15 @@ class Reference:
             return np.nan
         return amount / count if count else np.mean(wholes)
 
+    def window(self, index):
+        """The stream's entries in the same window."""
+        document, position = self.stream[index]
+        length = self.recipe.window_length
+        if self.recipe.packing == "stream":
+            return self.stream[index // length * length :][:length]
+        number = position // length
+        return [(d, p) for d, p in self.stream if d == document and p // length == number]
+
     def weights(self, scores):
         here = [not np.isnan(score) for score in scores]
         if self.recipe.strategy == "mince":
@@ -177,6 +193,7 @@ class Reference:
             return [float(w and not any(won[:i])) for i, w in enumerate(won)]
         raw = {
             "avgce": [np.exp(np.exp(-score)) for score in scores],
+            "packllm": packllm(scores),
             "weighted": [source.weight for source in self.recipe.sources],
             "uniform": [1.0] * len(scores),
             "single": [1.0] * len(scores),
@@ -213,12 +230,13 @@ class Reference:
     seed=st.integers(0, 2**32 - 1),
     num_sources=st.integers(1, 3),
     num_documents=st.integers(1, 6),
-    strategy=st.sampled_from(["mince", "avgce", "weighted", "uniform", "single"]),
+    strategy=st.sampled_from(["mince", "avgce", "packllm", "weighted", "uniform", "single"]),
     score=st.sampled_from(["bits_per_byte", "aligned_ce", "token_ce"]),
     granularity=st.sampled_from(["document", "window", "token"]),
     unaligned=st.sampled_from(["skip", "label", "target", "fusellm"]),
     kinds=st.sampled_from([["span"], ["mined"], ["span", "mined"]]),
     window_length=st.integers(1, 8),
+    packing=st.sampled_from(["stream", "document"]),
     top_k=st.integers(1, VOCAB),
     rows_per_shard=st.integers(1, 20),
 )
@@ -259,13 +277,14 @@ def test_fused_rows_equal_the_reference_however_they_are_divided(
         recipe,
         sources,
         target_tokens=target,
+        tokens_digest="tokens",
         documents=documents,
         vocab_size=VOCAB,
         corpus_digest="corpus",
         target_cache=own,
     )
     reference = Reference(helpers, recipe, sources, target, documents)
-    num_tokens = fusion.tokens.num_tokens
+    num_tokens = fusion.num_tokens
     for start in range(0, num_tokens, rows_per_shard):
         stop = min(start + rows_per_shard, num_tokens)
         rows, _ = fuse_rows(fusion, start, stop)
@@ -338,6 +357,7 @@ def test_a_source_that_knows_the_next_token_supervises_it_across_tokenizers(help
             )
         ],
         target_tokens=target,
+        tokens_digest="tokens",
         documents=np.array([0]),
         vocab_size=len(target_ids),
         corpus_digest="corpus",
@@ -376,6 +396,7 @@ def test_zero_width_tokens_and_one_token_documents_do_not_break_scores(helpers):
             recipe,
             [SourceInput("a", helpers.cache(tokens, rows), "d", "corpus")],
             target_tokens=tokens,
+            tokens_digest="tokens",
             documents=np.arange(3),
             vocab_size=4,
             corpus_digest="corpus",

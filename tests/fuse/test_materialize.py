@@ -11,12 +11,14 @@ from fusestore.errors import (
     NonFiniteError,
     NotFoundError,
 )
+from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.fusion import prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
+from fusestore.progress import ignore_progress
 from fusestore.storage.urls import Location
 
 VOCAB = 20
@@ -33,7 +35,7 @@ ARRAYS = {
 
 
 def make(helpers, seed=0, **choices):
-    """Arguments of `materialize`: ten documents, a split of eight, three sources."""
+    """Arguments of `prepare`: ten documents, a split of eight, three sources."""
     rng = np.random.default_rng(seed)
 
     def tokens():
@@ -85,10 +87,16 @@ def make(helpers, seed=0, **choices):
             source("b", second, aligned(second), skipped=frozenset({2})),
         ],
         "target_tokens": target,
+        "tokens_digest": "tokens",
         "documents": np.array([0, 1, 2, 4, 5, 6, 8, 9]),
         "vocab_size": VOCAB,
         "corpus_digest": "corpus",
     }
+
+
+def fuse(location, *, progress=ignore_progress, **arguments):
+    """Everything, in this process."""
+    return materialize(FusedFolder(location, prepare(**arguments)), progress=progress)
 
 
 def files(location):
@@ -99,18 +107,18 @@ def test_plain_zarr_reads_what_was_fused(helpers, tmp_path):
     arguments = make(helpers, strategy="uniform", granularity="window")
     location = Location.parse(tmp_path / "fused")
     seen = []
-    manifest = materialize(location, **arguments, progress=lambda *step: seen.append(step))
+    manifest = fuse(location, **arguments, progress=lambda *step: seen.append(step))
     group = zarr.open_group(str(tmp_path / "fused"), mode="r")
 
     fusion = prepare(**arguments)
-    size = fusion.tokens.num_tokens
+    size = fusion.num_tokens
     expected, _ = fuse_rows(fusion, 0, size)
     for name, dtype in ARRAYS.items():
         assert group[name].dtype == np.dtype(dtype)
         np.testing.assert_array_equal(group[name][:], getattr(expected, name), strict=True)
     assert group["ids"].shape == (size, 3)
-    assert np.array_equal(group["input_ids"][:], fusion.tokens.token_ids)
-    assert seen == [(min(stop, size), size) for stop in range(16, size + 16, 16)]
+    assert np.array_equal(group["input_ids"][:], fusion.read(0, 8).token_ids)
+    assert seen == [(min(stop, size), size) for stop in range(0, size + 16, 16)]
     assert manifest.num_tokens == size
     assert manifest.num_windows == -(-size // 7)
     assert group.attrs["plan_digest"] == manifest.plan_digest
@@ -118,7 +126,7 @@ def test_plain_zarr_reads_what_was_fused(helpers, tmp_path):
 
 def test_a_file_is_raw_values_and_a_checksum(helpers, tmp_path):
     location = Location.parse(tmp_path)
-    manifest = materialize(location, **make(helpers))
+    manifest = fuse(location, **make(helpers))
     raw = (location / "logprobs/c/0/0").read_bytes()
     assert len(raw) == 16 * 3 * 4 + 4
     group = zarr.open_group(str(tmp_path), mode="r")
@@ -134,17 +142,17 @@ def test_a_file_is_raw_values_and_a_checksum(helpers, tmp_path):
 
 def test_a_split_smaller_than_a_shard_is_one_unpadded_file(helpers, tmp_path):
     location = Location.parse(tmp_path)
-    manifest = materialize(location, **make(helpers, rows_per_shard=1000))
+    manifest = fuse(location, **make(helpers, rows_per_shard=1000))
     assert (location / "tail/c/0").size() == 4 * manifest.num_tokens + 4
     assert (location / "tail/c").list() == ["0"]
 
 
 def test_a_complete_dataset_is_not_computed_again(helpers, tmp_path):
     location = Location.parse(tmp_path)
-    first = materialize(location, **make(helpers))
+    first = fuse(location, **make(helpers))
     before = files(location)
     arguments = make(helpers)
-    assert materialize(location, **arguments) == first
+    assert fuse(location, **arguments) == first
     assert all(not source.cache.reads for source in arguments["sources"])
     assert files(location) == before
     assert FusedManifest.load(location / "manifest.json") == first
@@ -154,7 +162,7 @@ def test_a_complete_dataset_is_not_computed_again(helpers, tmp_path):
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(helpers, tmp_path, stop_after):
     whole = Location.parse(tmp_path / "whole")
-    materialize(whole, **make(helpers))
+    fuse(whole, **make(helpers))
     expected = files(whole)
 
     class StoppedError(Exception):
@@ -167,20 +175,20 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(helpers, tmp_path, s
 
     location = Location.parse(tmp_path / "stopped")
     with pytest.raises(StoppedError):
-        materialize(location, **make(helpers), progress=stop)
+        fuse(location, **make(helpers), progress=stop)
     assert not (location / "manifest.json").exists()
     (location / "ids/c/0/0").delete()
     (location / "ids/c/0").delete()
     kept = (tmp_path / "stopped/tail/c/1").stat().st_mtime_ns if stop_after > 1 else None
-    materialize(location, **make(helpers))
+    fuse(location, **make(helpers))
     assert files(location) == expected
     if kept is not None:
         assert (tmp_path / "stopped/tail/c/1").stat().st_mtime_ns == kept
 
 
 def test_statistics_do_not_depend_on_shards(helpers, tmp_path):
-    one = materialize(Location.parse(tmp_path / "a"), **make(helpers, rows_per_shard=1000))
-    many = materialize(Location.parse(tmp_path / "b"), **make(helpers, rows_per_shard=5))
+    one = fuse(Location.parse(tmp_path / "a"), **make(helpers, rows_per_shard=1000))
+    many = fuse(Location.parse(tmp_path / "b"), **make(helpers, rows_per_shard=5))
     assert one.kinds == many.kinds
     assert sum(one.kinds.values()) == one.num_tokens
     assert sum(source.documents_won for source in one.sources) == pytest.approx(1.0)
@@ -195,16 +203,16 @@ def test_statistics_do_not_depend_on_shards(helpers, tmp_path):
 
 def test_another_recipe_or_cache_under_the_same_name_is_refused(helpers, tmp_path):
     location = Location.parse(tmp_path)
-    materialize(location, **make(helpers))
+    fuse(location, **make(helpers))
     before = files(location)
     with pytest.raises(FingerprintMismatchError, match=r"\(top_k: there 3, asked 2\)"):
-        materialize(location, **make(helpers, top_k=2))
+        fuse(location, **make(helpers, top_k=2))
     arguments = make(helpers)
     arguments["sources"][0] = SourceInput(
         **{**vars(arguments["sources"][0]), "cache_digest": "newer"}
     )
     with pytest.raises(FingerprintMismatchError, match="newer"):
-        materialize(location, **arguments)
+        fuse(location, **arguments)
     assert files(location) == before
 
 
@@ -230,7 +238,7 @@ def test_inputs_that_do_not_belong_together_leave_nothing_behind(
     arguments = make(helpers)
     change(arguments)
     with pytest.raises(error, match=message):
-        materialize(Location.parse(tmp_path / "fused"), **arguments)
+        fuse(Location.parse(tmp_path / "fused"), **arguments)
     assert not (tmp_path / "fused").exists()
 
 
@@ -242,7 +250,7 @@ def test_identity_alignment_needs_the_targets_own_tokens(helpers, tmp_path):
     arguments = make(helpers)
     arguments["sources"][0] = replaced(arguments["sources"][0], alignment=None)
     with pytest.raises(IncompatibleError, match=r"'c' is given without an alignment.*align"):
-        materialize(Location.parse(tmp_path / "fused"), **arguments)
+        fuse(Location.parse(tmp_path / "fused"), **arguments)
 
 
 def test_an_alignment_for_other_tokens_is_refused(helpers, tmp_path):
@@ -252,7 +260,7 @@ def test_an_alignment_for_other_tokens_is_refused(helpers, tmp_path):
     )
     arguments["sources"][0].alignment.documents[0][0][0] = 99
     with pytest.raises(IncompatibleError, match=r"alignment of source '.' does not fit"):
-        materialize(Location.parse(tmp_path / "fused"), **arguments)
+        fuse(Location.parse(tmp_path / "fused"), **arguments)
 
 
 def test_padding_ids_beyond_the_map_join_the_tail_when_the_width_is_known(helpers, tmp_path):
@@ -261,9 +269,9 @@ def test_padding_ids_beyond_the_map_join_the_tail_when_the_width_is_known(helper
     arguments["sources"][0] = replaced(arguments["sources"][0], target_id=short)
     arguments["recipe"] = Recipe.parse({**arguments["recipe"].model_dump(), "strategy": "uniform"})
     with pytest.raises(IncompatibleError, match=r"Source 'c'.*belongs to another tokenizer"):
-        materialize(Location.parse(tmp_path / "a"), **arguments)
+        fuse(Location.parse(tmp_path / "a"), **arguments)
     arguments["sources"][0] = replaced(arguments["sources"][0], vocab_size=VOCAB)
-    manifest = materialize(Location.parse(tmp_path / "b"), **arguments)
+    manifest = fuse(Location.parse(tmp_path / "b"), **arguments)
     assert manifest.sources[2].unmapped_mass > 0
 
 
@@ -278,27 +286,25 @@ def test_nan_in_a_cache_names_the_source(helpers, tmp_path):
     for source in arguments["sources"]:
         source.cache.rows.logprobs[:] = np.nan
     with pytest.raises(NonFiniteError, match="Source '"):
-        materialize(Location.parse(tmp_path), **arguments)
+        fuse(Location.parse(tmp_path), **arguments)
 
 
 def test_the_target_policy_needs_the_targets_own_cache(helpers, tmp_path):
     choices = {"unaligned": "target", "target_cache": "own", "kinds": ["mined"]}
     arguments = make(helpers, **choices)
     with pytest.raises(NotFoundError, match="'own', which was not given"):
-        materialize(Location.parse(tmp_path / "a"), **arguments)
+        fuse(Location.parse(tmp_path / "a"), **arguments)
     with pytest.raises(IncompatibleError, match="not the target's own"):
-        materialize(
-            Location.parse(tmp_path / "a"), **arguments, target_cache=arguments["sources"][0]
-        )
+        fuse(Location.parse(tmp_path / "a"), **arguments, target_cache=arguments["sources"][0])
     own = replaced(arguments["sources"][1], name="own")
-    manifest = materialize(Location.parse(tmp_path / "b"), **arguments, target_cache=own)
+    manifest = fuse(Location.parse(tmp_path / "b"), **arguments, target_cache=own)
     assert manifest.kinds["target"] == manifest.num_tokens
 
 
 def test_the_same_bytes_on_object_storage(helpers, tmp_path, s3_url):
     local = Location.parse(tmp_path)
-    materialize(local, **make(helpers))
+    fuse(local, **make(helpers))
     remote = Location.parse(f"{s3_url}/fused/demo")
-    manifest = materialize(remote, **make(helpers))
+    manifest = fuse(remote, **make(helpers))
     assert files(remote) == files(local)
-    assert materialize(remote, **make(helpers)) == manifest
+    assert fuse(remote, **make(helpers)) == manifest

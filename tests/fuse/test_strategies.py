@@ -37,6 +37,28 @@ def test_avgce_is_the_softmax_of_the_rewards():
     np.testing.assert_allclose(weights("avgce", [[0.0, NAN], [NAN, NAN]]), [[1, 0], [0, 0]])
 
 
+def test_packllm_weighs_by_the_inverse_of_perplexity():
+    # Perplexities 2 and 4: weights 1/2 : 1/4.
+    got = weights("packllm", [[np.log(2.0), np.log(4.0)]])
+    np.testing.assert_allclose(got, [[2 / 3, 1 / 3]], rtol=1e-12)
+    # However bad all are, only differences count, and nothing underflows.
+    got = weights(
+        "packllm", [[5000.0, 5000.0 + np.log(3.0), NAN], [INF, NAN, 1.0], [INF, INF, NAN]]
+    )
+    np.testing.assert_allclose(got, [[0.75, 0.25, 0], [0, 0, 1], [0.5, 0.5, 0]], rtol=1e-9)
+
+
+@given(
+    scores=arrays.arrays(
+        np.float64, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=st.floats(0, 20)
+    )
+)
+def test_packllm_is_the_softmax_of_minus_the_losses(scores):
+    """The rule of the paper's code, `softmax(-losses / tau)` with tau 1, row by row."""
+    expected = [[np.exp(-c) / sum(np.exp(-d) for d in row) for c in row] for row in scores]
+    np.testing.assert_allclose(weights("packllm", scores), expected, rtol=1e-9)
+
+
 def test_fixed_weights_are_shared_by_those_who_take_part():
     got = weights("weighted", [[5.0, 1.0, 1.0], [NAN, 1.0, 1.0]], fixed=[2.0, 1.0, 1.0])
     np.testing.assert_allclose(got, [[0.5, 0.25, 0.25], [0, 0.5, 0.5]])
@@ -62,7 +84,7 @@ def test_a_strategy_of_ones_own_and_its_name_taken():
         get_strategy("maxce")
 
 
-@pytest.mark.parametrize("name", ["mince", "avgce", "weighted", "uniform"])
+@pytest.mark.parametrize("name", ["mince", "avgce", "packllm", "weighted", "uniform"])
 @given(
     scores=arrays.arrays(
         np.float64,

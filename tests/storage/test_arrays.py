@@ -11,14 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import CorruptionError, InvalidInputError
-from fusestore.storage.arrays import (
-    ArrayReader,
-    ArraySpec,
-    array_metadata,
-    encode_shard,
-    group_metadata,
-    read_rows,
-)
+from fusestore.storage.array_reader import ArrayReader, read_rows
+from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 from fusestore.storage.publish import publish
 from fusestore.storage.urls import Location
 
@@ -30,12 +24,12 @@ def specs(draw):
     chunk = draw(st.integers(1, 9))
     codec = draw(st.sampled_from(["pcodec", "raw"]))
     dtype = draw(st.sampled_from(["uint16", "int32", "uint32", "int64", "float32"]))
-    sharded = codec == "pcodec" and draw(st.booleans())
+    sharded = draw(st.booleans())
     shape, chunk_shape, shard_shape = (rows,), (chunk,), None
     if sharded:
         shard_shape = (chunk * draw(st.integers(1, 5)),)
     if columns is not None:
-        width = draw(st.integers(1, columns)) if sharded else columns
+        width = draw(st.integers(1, columns)) if sharded and codec == "pcodec" else columns
         shape, chunk_shape = (rows, columns), (chunk, width)
         if shard_shape is not None:
             shard_shape = (*shard_shape, -(-columns // width) * width)
@@ -81,10 +75,53 @@ def test_zarr_python_and_we_read_the_same(tmp_path_factory, spec, bounds):
     assert ours.tobytes() == theirs.tobytes() == values[start:stop].tobytes()
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    spec=specs(),
+    reads=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=12),
+)
+def test_one_reader_reads_the_same_however_often(tmp_path_factory, spec, reads):
+    """Whatever chunks it remembers from earlier reads, and in whatever order they come."""
+    values = some_values(spec)
+    reader = ArrayReader(write(tmp_path_factory.mktemp("group"), spec, values), spec)
+    for bounds in reads:
+        start, stop = sorted(min(bound, spec.shape[0]) for bound in bounds)
+        assert reader.read(start, stop).tobytes() == values[start:stop].tobytes()
+
+
+def test_chunks_come_as_they_were_cut(tmp_path):
+    spec = ArraySpec("values", (21, 5), "uint16", (4, 2), (8, 6))
+    values = some_values(spec)
+    reader = ArrayReader(write(tmp_path, spec, values), spec)
+    padded = np.zeros((24, 6), np.uint16)
+    padded[:21, :5] = values
+    chunks = list(reader.chunks(5, 21))
+    assert [first for first, _ in chunks] == [4, 8, 12, 16, 20]
+    for first, parts in chunks:
+        assert np.array_equal(np.concatenate(parts, axis=1), padded[first : first + 4])
+    assert list(reader.chunks(3, 3)) == []
+
+
+@pytest.mark.parametrize("codec", ["pcodec", "raw"])
+def test_a_chunk_damaged_after_it_was_read_is_noticed(tmp_path, codec):
+    """Every time it is read from the file, that is; `pcodec` chunks may be remembered."""
+    spec = ArraySpec("values", (40,), "int32", (4,), (8,), codec)
+    reader = ArrayReader(write(tmp_path, spec, some_values(spec)), spec)
+    reader.read(0, 40)
+    file = (reader.folder / spec.file_name(0)).path
+    with file.open("r+b") as opened:
+        opened.seek(5)
+        byte = opened.read(1)[0]
+        opened.seek(5)
+        opened.write(bytes([byte ^ 1]))
+    with pytest.raises(CorruptionError, match="checksum"):
+        reader.read(0, 4)
+
+
 @pytest.mark.parametrize("codec", ["pcodec", "raw"])
 def test_we_read_what_zarr_python_writes(tmp_path, codec):
-    shard = (8, 6) if codec == "pcodec" else None
-    chunk = (4, 2) if codec == "pcodec" else (8, 5)
+    shard = (8, 6) if codec == "pcodec" else (8, 5)
+    chunk = (4, 2) if codec == "pcodec" else (4, 5)
     spec = ArraySpec("values", (21, 5), "uint16", chunk, shard, codec)
     values = some_values(spec) + np.uint16(1)
     root = Location.parse(tmp_path)
@@ -180,7 +217,8 @@ def test_remote_arrays_read_like_local_ones(s3_url):
         {"chunk_shape": (3, 3)},
         {"chunk_shape": (2,)},
         {"shard_shape": (8, 2), "chunk_shape": (2, 1)},
-        {"codec": "raw"},
+        {"codec": "raw", "chunk_shape": (2, 1)},
+        {"shape": (20, 3, 1), "chunk_shape": (2, 3, 1), "shard_shape": (8, 3, 1)},
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change):

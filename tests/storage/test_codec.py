@@ -17,12 +17,10 @@ from fusestore.storage.codec import (
     TAIL_STEP,
     counts_of,
     dequantize_logprobs,
-    dequantize_tail,
-    frequency_ranks,
-    invert_permutation,
+    from_grid,
     logprobs_of_counts,
     quantize_logprobs,
-    quantize_tail,
+    to_grid,
 )
 
 steps = st.sampled_from([1 / 16, 1 / 32, 1 / 512, 1.0, 0.1, 0.0371])
@@ -67,7 +65,7 @@ def test_values_below_the_grid_have_no_probability_left():
 
 @given(hnp.arrays(np.float32, st.integers(0, 20), elements=logprob.map(np.float32)))
 def test_tail_round_trips_within_half_a_step(tail):
-    back = dequantize_tail(quantize_tail(tail))
+    back = from_grid(to_grid(tail, TAIL_STEP), TAIL_STEP)
     expected = np.maximum(tail, -LARGEST * TAIL_STEP, where=np.isfinite(tail), out=tail.copy())
     finite = np.isfinite(tail)
     assert np.array_equal(np.isneginf(back), np.isneginf(tail))
@@ -94,23 +92,6 @@ def test_what_is_no_row_is_refused_and_named(row, error):
 def test_a_step_outside_the_range_is_refused(step):
     with pytest.raises(InvalidInputError, match="step"):
         quantize_logprobs(np.zeros((1, 1), np.float32), step)
-
-
-@given(st.lists(st.integers(0, 30), max_size=60))
-def test_ranks_fall_by_count_and_then_rise_by_id(ids):
-    rank_to_id = frequency_ranks(np.array(ids, np.int32), 31)
-    assert rank_to_id.tolist() == sorted(range(31), key=lambda i: (-ids.count(i), i))
-    id_to_rank = invert_permutation(rank_to_id)
-    assert np.array_equal(rank_to_id[id_to_rank], np.arange(31))
-
-
-def test_ranks_refuse_ids_outside_the_vocabulary():
-    with pytest.raises(InvalidInputError, match="Token id 7"):
-        frequency_ranks(np.array([7], np.int32), 7)
-    with pytest.raises(InvalidInputError, match="exactly once"):
-        invert_permutation(np.array([0, 0, 2], np.int32))
-    with pytest.raises(InvalidInputError, match="exactly once"):
-        invert_permutation(np.array([0, 1, -1], np.int32))
 
 
 @given(

@@ -18,7 +18,7 @@ from fusestore.errors import (
     NotFoundError,
     StorageError,
 )
-from fusestore.storage.publish import _HOST, publish, publish_new, remove_abandoned
+from fusestore.storage.publish import MACHINE, publish, publish_new, remove_abandoned
 from fusestore.storage.urls import Location
 
 
@@ -188,15 +188,15 @@ def test_abandoned_files_go_and_living_ones_stay(tmp_path):
     folder = tmp_path / "a"
     folder.mkdir()
     names = {
-        f".tmp-{_HOST}-{dead.pid}-01234567": False,
-        f".tmp-{_HOST}-{os.getpid()}-01234567": True,
-        f".tmp-elsewhere-{dead.pid}-01234567": True,
-        f".tmp-elsewhere-{dead.pid}-76543210": False,
+        f".tmp-{MACHINE}-{dead.pid}-01234567": False,
+        f".tmp-{MACHINE}-{os.getpid()}-01234567": True,
+        f".tmp-0123456789ab-{dead.pid}-01234567": True,
+        f".tmp-0123456789ab-{dead.pid}-76543210": False,
         ".tmp-mine": True,
     }
     for name in names:
         (folder / name).write_bytes(b"1")
-    os.utime(folder / f".tmp-elsewhere-{dead.pid}-76543210", (0, 0))
+    os.utime(folder / f".tmp-0123456789ab-{dead.pid}-76543210", (0, 0))
     remove_abandoned(Location.parse(tmp_path))
     assert {path.name for path in folder.iterdir()} == {name for name in names if names[name]}
 

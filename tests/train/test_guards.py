@@ -183,7 +183,7 @@ def test_ids_beyond_the_vocabulary_that_the_dataset_claims(tiny_model_path, tmp_
 
 
 def test_another_tokenizer_is_refused_even_if_its_ids_would_fit(dataset):
-    dataset.manifest["plan"]["recipe"]["target"] = "ab" * 32
+    dataset.plan["recipe"]["target"] = "ab" * 32
     check_tokenizer("ab" * 32, dataset, "model")
     with pytest.raises(IncompatibleError, match=r"abababababababab, .* other text.*fuse for model"):
         check_tokenizer("cd" * 32, dataset, "model")

@@ -1,0 +1,75 @@
+"""An estimate against the capture it speaks of, in turns and in one process: bytes and seconds.
+
+The corpus is that of examples/demo.toml, the model SmolLM2. Each round estimates and then
+captures, so that both sides see the same machine.
+
+    python benchmarks/estimate.py [--rounds 3] [--dtype bfloat16] [--device cpu] [--sample-tokens N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from fusestore.capture.estimate import estimate_capture
+from fusestore.capture.models import local_model_folder
+from fusestore.capture.run import capture
+from fusestore.capture.settings import CaptureSettings
+from fusestore.config import load_config
+from fusestore.corpus.run import make_corpus
+from fusestore.corpus.tokenizers import load_tokenizer
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+
+DEMO = Path(__file__).parent.parent / "examples/demo.toml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--sample-tokens", type=int, default=None)
+    arguments = parser.parse_args()
+    config = load_config(Location.parse(DEMO))
+    folders = [str(local_model_folder(model.model)) for model in config.models.values()]
+    tokenizers = [load_tokenizer(folder) for folder in folders]
+    settings = CaptureSettings(dtype=arguments.dtype, device=arguments.device)
+    ratios: dict[str, list[float]] = {"bytes": [], "seconds": []}
+    print("round  what             estimate           truth   ratio")
+    with tempfile.TemporaryDirectory() as work:
+        store = Store.open(work)
+        corpus, _ = make_corpus(store, config.corpus, tokenizers)
+        for number in range(arguments.rounds):
+            estimate = estimate_capture(
+                store,
+                corpus,
+                folders[0],
+                settings=settings,
+                sample_tokens=arguments.sample_tokens,
+                seed=number,
+            )
+            # The tokens that the first capture keeps would spare the later ones their work.
+            (corpus.location / "tokens").delete()
+            began = time.perf_counter()
+            cache, _ = capture(store, corpus, folders[0], f"round-{number}", settings)
+            seconds = time.perf_counter() - began
+            sides = {
+                "bytes": (estimate.num_bytes, sum(cache.location.sizes().values())),
+                "seconds": (estimate.seconds, seconds),
+            }
+            (corpus.location / "tokens").delete()
+            for what, (guess, truth) in sides.items():
+                ratios[what].append(guess / truth)
+                print(f"{number:5}  {what:8}{guess:17,.1f}{truth:16,.1f}{guess / truth:8.3f}")
+    print(f"sampled {estimate.sampled_tokens:,} of {estimate.num_tokens:,} tokens")
+    for what, values in ratios.items():
+        spread = f"{min(values):.3f} to {max(values):.3f}"
+        print(f"median ratio of {what}: {statistics.median(values):.3f} ({spread})")
+
+
+if __name__ == "__main__":
+    main()

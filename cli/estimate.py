@@ -1,0 +1,151 @@
+"""`fusestore estimate`: what a capture will take, before it is begun."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from .cache import cache
+from .console import ConsoleReporter, output, print_json, print_table
+from .options import JsonOption, StorageOption, StoreOption, storage_options
+
+if TYPE_CHECKING:
+    from fusestore.capture.estimate import CaptureEstimate
+    from fusestore.config import FusionConfig
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+PricePerHour = Annotated[
+    float | None, typer.Option(min=0, help="Price of the capturing machine for an hour.")
+]
+PricePerGbMonth = Annotated[
+    float | None, typer.Option(min=0, help="Price of storing 10^9 bytes for a month.")
+]
+
+
+def _with_capture_options(command: _Command) -> _Command:
+    """Give a command the options of `fusestore cache` that it has not itself, as keywords.
+
+    So what can be captured can be estimated, and neither is forgotten when the other changes.
+    """
+    hints = get_type_hints(cache, include_extras=True)
+    own = dict(inspect.signature(command, eval_str=True).parameters)
+    keywords = own.popitem()[1]
+    if keywords.kind is not inspect.Parameter.VAR_KEYWORD:
+        raise TypeError(f"{command.__name__} must end with keywords.")
+    captured = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(cache).parameters.items()
+        if name not in own and name != "name"
+    ]
+    parameters = sorted([*own.values(), *captured], key=lambda p: p.default is not p.empty)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+@_with_capture_options
+def estimate(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, hub id, .gguf file, or package:NAME.")
+    ],
+    store: StoreOption,
+    corpus: Annotated[str, typer.Option(help="Name of the corpus.")] = "corpus",
+    price_per_hour: PricePerHour = None,
+    price_per_gb_month: PricePerGbMonth = None,
+    sample_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to capture for it; default: some seconds'.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws the documents that are captured.")] = 0,
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
+    **settings: Any,  # noqa: ANN401 - what `fusestore cache` takes
+) -> None:
+    """Say what `fusestore cache` with these options will take: bytes, time and money.
+
+    Captures a few documents for real; nothing is written to the store.
+    """
+    from fusestore.capture.estimate import Prices, estimate_capture
+    from fusestore.capture.settings import CaptureSettings
+    from fusestore.corpus.build import open_corpus
+    from fusestore.storage.settings import parse_settings
+    from fusestore.storage.store import Store
+
+    where = Store.open(store, storage_options(storage_option))
+    result = estimate_capture(
+        where,
+        open_corpus(where, corpus),
+        model,
+        settings=parse_settings(CaptureSettings, settings, "The command line"),
+        prices=Prices(price_per_hour, price_per_gb_month),
+        sample_tokens=sample_tokens,
+        seed=seed,
+        reporter=ConsoleReporter(),
+    )
+    if as_json:
+        print_json(vars(result))
+        return
+    print_estimate(result)
+
+
+def print_estimate(result: CaptureEstimate) -> None:
+    """Print an estimate as a table and a few lines."""
+    tokens = result.num_tokens
+    sizes = {**result.bytes_by_array, "all": result.num_bytes}
+    print_table(
+        f"{tokens:,} tokens in {result.num_documents:,} documents",
+        ["part", "bytes", "bytes a token"],
+        [[name, f"{size:,}", f"{size / tokens:.2f}"] for name, size in sizes.items()],
+    )
+    steps = ", ".join(f"{name} {value:,.1f} s" for name, value in result.seconds_by_step.items())
+    output.print(f"Time: {result.seconds:,.1f} s ({steps})")
+    output.print(
+        f"Rate: {result.tokens_per_second:,.0f} tokens/s; "
+        f"memory: {result.peak_memory_bytes / 2**30:.1f} GiB while sampling"
+    )
+    if result.cost is not None:
+        output.print(f"Cost of the capture: {result.cost:.4g}")
+    if result.storage_cost_per_month is not None:
+        output.print(f"Cost of storage: {result.storage_cost_per_month:.4g} a month")
+    output.print(
+        f"Estimated from {result.sampled_tokens:,} tokens in {result.sampled_documents:,} documents"
+    )
+
+
+def print_fusion_estimate(
+    config: FusionConfig,
+    options: dict[str, str],
+    price_per_hour: float | None,
+    price_per_gb_month: float | None,
+    as_json: bool,
+) -> None:
+    """What the captures of a fusion.toml will take, one line each, and all together."""
+    from fusestore.capture.estimate import Prices
+    from fusestore.estimation import estimate_fusion
+
+    prices = Prices(price_per_hour, price_per_gb_month)
+    results = estimate_fusion(config, options, prices=prices, reporter=ConsoleReporter())
+    if as_json:
+        print_json({name: vars(result) for name, result in results.items()})
+        return
+    shown: dict[str, tuple[str, Callable[[CaptureEstimate], float]]] = {
+        "tokens": (",", lambda result: result.num_tokens),
+        "bytes": (",", lambda result: result.num_bytes),
+        "seconds": (",.1f", lambda result: result.seconds),
+    }
+    if price_per_hour is not None:
+        shown["cost"] = (".4g", lambda result: result.cost or 0)
+    if price_per_gb_month is not None:
+        shown["cost a month"] = (".4g", lambda result: result.storage_cost_per_month or 0)
+    groups = {name: [result] for name, result in results.items()}
+    groups["all"] = list(results.values())
+    print_table(
+        "What the captures will take",
+        ["cache", *shown],
+        [
+            [name, *(format(sum(map(value, group)), form) for form, value in shown.values())]
+            for name, group in groups.items()
+        ],
+    )

@@ -1,0 +1,229 @@
+"""The loops between stored values and rows, compiled; `docs/format.md` says the same in words.
+
+The tests hold them to plain Python versions. All are single-threaded and give equal output for
+equal input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.storage.codec import ABSENT
+
+SOUND = -1
+"""What a kernel returns when no row is bad."""
+
+_LONG_RUN = 32
+
+_Array = npt.NDArray[Any]
+
+
+@numba.njit(cache=True, nogil=True)
+def number_ids(
+    ids: npt.NDArray[np.int32],
+    logprobs: npt.NDArray[np.float32],
+    row_class: npt.NDArray[np.uint16],
+    class_numbers: npt.NDArray[np.uint32],
+    id_to_rank: npt.NDArray[np.uint32],
+) -> npt.NDArray[np.uint32]:
+    """The numbers that stand for token ids, see `IdOrder`; 0 for absent entries.
+
+    Args:
+        ids: int32 [n, k], all within the vocabulary.
+        logprobs: float32 [n, k]; −inf where there is no entry.
+        row_class: uint16 [n].
+        class_numbers: uint32 [C, H].
+        id_to_rank: uint32 [V].
+
+    Returns:
+        uint32 [n, k].
+    """
+    numbers = np.zeros(ids.shape, np.uint32)
+    head = class_numbers.shape[1]
+    for row in range(len(ids)):
+        numbers_of_class = class_numbers[row_class[row]]
+        for column in range(ids.shape[1]):
+            if logprobs[row, column] > -np.inf:
+                rank = id_to_rank[ids[row, column]]
+                numbers[row, column] = numbers_of_class[rank] if rank < head else rank
+    return numbers
+
+
+@numba.njit(cache=True, nogil=True)
+def _sort(run: npt.NDArray[np.uint32]) -> None:
+    """Sort in place; most runs are of two or three, which insertion sorts ten times faster."""
+    if len(run) > _LONG_RUN:
+        run.sort()
+        return
+    for end in range(1, len(run)):
+        number = run[end]
+        at = end
+        while at > 0 and run[at - 1] > number:
+            run[at] = run[at - 1]
+            at -= 1
+        run[at] = number
+
+
+@numba.njit(cache=True, nogil=True)
+def code_ties(numbers: npt.NDArray[np.uint32], differences: npt.NDArray[np.uint16]) -> int:
+    """Sort each run of equal log-probability by number and keep the gaps, in place.
+
+    The order inside a run says nothing, and without it a run of n entries takes log2(n!) bits less.
+    A run begins at column 1 at the earliest: entry 0 stays the model's first choice. The first
+    number of a run is kept; each later one becomes its distance to the one before, minus 1.
+    Absent entries become 0.
+
+    Args:
+        numbers: uint32 [n, k], replaced.
+        differences: uint16 [n, k] from `quantize_logprobs`.
+
+    Returns:
+        The first row that holds one number twice in a run, or `SOUND`.
+    """
+    columns = numbers.shape[1]
+    for row in range(len(numbers)):
+        start = 0
+        while start < columns:
+            if differences[row, start] == ABSENT:
+                numbers[row, start:] = 0
+                break
+            stop = start + 1
+            if start > 0:
+                while stop < columns and differences[row, stop] == 0:
+                    stop += 1
+            if stop > start + 1:
+                _sort(numbers[row, start:stop])
+                for column in range(stop - 1, start, -1):
+                    if numbers[row, column] == numbers[row, column - 1]:
+                        return row
+                    numbers[row, column] -= numbers[row, column - 1] + np.uint32(1)
+            start = stop
+    return SOUND
+
+
+@numba.njit(cache=True, nogil=True)
+def decode_gaps(
+    values: _Array,
+    differences: npt.NDArray[np.uint16],
+    first: int,
+    row_class: npt.NDArray[np.uint16],
+    table: _Array,
+    head: int,
+    vocab_size: int,
+    step: float,
+    out_ids: npt.NDArray[np.int32],
+    out_logprobs: npt.NDArray[np.float32],
+) -> int:
+    """Ids and log-probabilities of `compact` rows.
+
+    Without branches inside a row: whether a number is a gap, and whether it is below the head,
+    follows no pattern that a processor could guess.
+
+    Args:
+        values: uint16 or uint32 [groups, chunk, columns]: what `code_ties` leaves, cut into groups
+            of columns.
+        differences: uint16, likewise, of `quantize_logprobs`.
+        first: the row of the chunk to begin with.
+        row_class: uint16 [n], below C.
+        table: uint16 or int32 [C · H + V]: `IdOrder.table`.
+        head: H.
+        vocab_size: V.
+        step: the grid in nats.
+        out_ids: int32 [n, k], filled; 0 for absent entries.
+        out_logprobs: float32 [n, k], filled.
+
+    Returns:
+        The first row with a number outside the vocabulary, or `SOUND`.
+    """
+    rows, columns = out_ids.shape
+    groups, _, width = differences.shape
+    # Unsigned indices: numba lets a signed one count from the end, which costs a comparison.
+    one, zero = np.uint32(1), np.uint32(0)
+    below, last = np.uint32(head), np.uint32(vocab_size - 1)
+    shared = np.uint32(len(table) - vocab_size)
+    totals = np.empty(columns, np.int32)
+    numbers = np.empty(columns, np.uint32)
+    for row in range(rows):
+        source = first + row
+        count = columns
+        for group in range(groups - 1, -1, -1):
+            start = group * width
+            while count > start and differences[group, source, count - 1 - start] == ABSENT:
+                count -= 1
+            if count > start:
+                break
+        # What follows from the entry before comes first and alone; the rest is done several
+        # entries at a time.
+        total, following = np.int32(0), zero
+        for group in range(groups):
+            start = group * width
+            for column in range(start, min(start + width, count)):
+                difference = differences[group, source, column - start]
+                total += np.int32(difference)
+                totals[column] = total
+                gap = zero - np.uint32((difference == 0) & (column > 1))
+                following = (
+                    np.uint32(values[group, source, column - start]) + one + (following & gap)
+                )
+                numbers[column] = following
+        for column in range(count):
+            out_logprobs[row, column] = np.float32(-step * np.float64(totals[column]))
+        own, worst = np.uint32(row_class[row]) * below, zero
+        for column in range(count):
+            number = numbers[column] - one
+            worst = max(worst, number)
+            number = min(number, last)
+            numbers[column] = (own if number < below else shared) + number
+        if worst > last:
+            return row
+        for column in range(count):
+            out_ids[row, column] = table[numbers[column]]
+        out_ids[row, count:] = 0
+        out_logprobs[row, count:] = -np.inf
+    return SOUND
+
+
+@numba.njit(cache=True, nogil=True)
+def decode_numbers(
+    values: _Array,
+    first: int,
+    logprobs: npt.NDArray[np.float32],
+    row_class: npt.NDArray[np.uint16],
+    table: _Array,
+    head: int,
+    vocab_size: int,
+    out_ids: npt.NDArray[np.int32],
+) -> int:
+    """Ids of `lossless` rows, whose log-probabilities, float32 [n, k], are read already.
+
+    As `decode_gaps`, with values that are the numbers themselves.
+    """
+    rows, columns = out_ids.shape
+    groups, _, width = values.shape
+    below, last = np.uint32(head), np.uint32(vocab_size - 1)
+    shared = np.uint32(len(table) - vocab_size)
+    for row in range(rows):
+        own = np.uint32(row_class[row]) * below
+        for group in range(groups):
+            start = group * width
+            for column in range(start, min(start + width, columns)):
+                number = np.uint32(values[group, first + row, column - start])
+                if number > last:
+                    return row
+                token_id = table[(own if number < below else shared) + number]
+                out_ids[row, column] = token_id if logprobs[row, column] > -np.inf else 0
+    return SOUND
+
+
+@numba.njit(cache=True, nogil=True)
+def decode_grid(numbers: _Array, step: float, out: npt.NDArray[np.float32]) -> None:
+    """Log-probabilities of grid numbers that are no differences: uint16 [n, k] to float32."""
+    for row in range(len(numbers)):
+        for column in range(numbers.shape[1]):
+            number = numbers[row, column]
+            logprob = np.float32(-step * np.float64(number))
+            out[row, column] = logprob if number != ABSENT else np.float32(-np.inf)

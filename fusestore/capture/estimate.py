@@ -1,0 +1,314 @@
+"""What a capture will take, from a few documents captured for real: bytes, time, money.
+
+The sample goes through the capture's own code: the model runs, rows are selected, and the cache's
+writer encodes them into a store in memory. Sizes are those of the files it wrote, times were
+measured. Both are extrapolated by tokens: sizes array by array, time by length of document, since
+a token of a long document takes longer. Nothing is written to the store.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.cache.id_order import IdOrder
+from fusestore.cache.layout import cache_arrays
+from fusestore.cache.manifest import Fingerprint
+from fusestore.cache.rows import Rows
+from fusestore.cache.writer import CacheWriter
+from fusestore.capture.batches import RowCapturer
+from fusestore.capture.run import load_planned, plan_capture, settle_order
+from fusestore.capture.settings import CaptureSettings
+from fusestore.corpus.build import Corpus
+from fusestore.corpus.tokenizers import Tokenizer
+from fusestore.corpus.tokens import TokenTable
+from fusestore.errors import InvalidInputError, NonFiniteError
+from fusestore.progress import Reporter, SilentReporter, ignore_progress
+from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
+
+SAMPLE_TOKENS = {"cpu": 4_096}
+SAMPLE_TOKENS_OF_ACCELERATOR = 65_536
+
+NUM_STRATA = 4
+"""Classes of documents by length, each with about a quarter of the corpus's tokens."""
+
+METADATA = "metadata"
+"""What `bytes_by_array` calls everything that is not an array's data."""
+
+_Documents = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What things cost, in one currency; None is not asked for.
+
+    Attributes:
+        per_hour: the machine that captures.
+        per_gb_month: storage, for 10^9 bytes.
+    """
+
+    per_hour: float | None = None
+    per_gb_month: float | None = None
+
+
+@dataclass(frozen=True)
+class CaptureEstimate:
+    """What one capture will take.
+
+    Attributes:
+        num_documents, num_tokens: what the model will read; counted, not estimated.
+        sampled_documents, sampled_tokens: what it read for the estimate.
+        num_bytes: all files of the cache.
+        bytes_by_array: the same by array, and `METADATA`.
+        seconds: from the command's start to its end, the imports apart.
+        seconds_by_step: `prepare` (reading the model's files, tokenising), `load`, `sample` (what
+            settles the order of ids), `capture`, and `write`: what of encoding and writing comes
+            after the last forward pass.
+        tokens_per_second: of the step `capture`.
+        peak_memory_bytes: most memory used while sampling: of the accelerator where the model ran
+            on one, else of this process.
+        cost: of the machine's time, if its price is known.
+        storage_cost_per_month: of the bytes, if their price is known.
+    """
+
+    num_documents: int
+    num_tokens: int
+    sampled_documents: int
+    sampled_tokens: int
+    num_bytes: int
+    bytes_by_array: dict[str, int]
+    seconds: float
+    seconds_by_step: dict[str, float]
+    tokens_per_second: float
+    peak_memory_bytes: int
+    cost: float | None
+    storage_cost_per_month: float | None
+
+
+def estimate_capture(
+    store: Store,
+    corpus: Corpus,
+    model: str,
+    name: str = "estimate",
+    settings: CaptureSettings | None = None,
+    *,
+    prices: Prices | None = None,
+    sample_tokens: int | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> CaptureEstimate:
+    """Estimate what `capture` with the same arguments will take.
+
+    Args:
+        store: as for `capture`; so are those that follow.
+        corpus: the documents.
+        model: the model.
+        name: what messages call it.
+        settings: what is kept and how the model runs.
+        prices: what things cost.
+        sample_tokens: tokens to capture, about; more of them make the estimate better. By
+            default what takes some seconds.
+        seed: draws the sampled documents.
+        reporter: hears the progress.
+        tokenizer: the model's, where it is loaded already.
+
+    Raises:
+        NotFoundError, InvalidInputError, IncompatibleError, NonFiniteError: see `capture`.
+    """
+    settings = settings or CaptureSettings()
+    reporter = reporter or SilentReporter()
+    prices = prices or Prices()
+    begun = time.perf_counter()
+    plan = plan_capture(store, corpus, model, name, settings, tokenizer, keep_tokens=False)
+    prepared = time.perf_counter()
+    loaded = load_planned(plan, settings, name)
+    ready = time.perf_counter()
+    device = next(loaded.parameters()).device.type
+    budget = sample_tokens or SAMPLE_TOKENS.get(device, SAMPLE_TOKENS_OF_ACCELERATOR)
+    tokens, fingerprint = plan.tokens, plan.fingerprint
+    sample = sample_documents(np.diff(tokens.document_offsets), budget, seed)
+    with reporter.stage(f"Sampling {name}", "tokens") as progress:
+        rates, rows = [], []
+        total = sum(tokens.take(stratum.documents).num_tokens for stratum in sample)
+        # The first pass of a model allocates and tunes; its time says nothing.
+        _capture(loaded, tokens.take(sample[0].documents), settings)
+        began, order = time.perf_counter(), None
+        if fingerprint.profile != "fast":
+            order = settle_order(loaded, fingerprint, tokens, settings, ignore_progress)
+        sample_seconds = time.perf_counter() - began
+        for stratum in sample:
+            part = tokens.take(stratum.documents)
+            began = time.perf_counter()
+            rows.append(_capture(loaded, part, settings))
+            rates.append((time.perf_counter() - began) / part.num_tokens)
+            progress(sum(map(len, rows)), total)
+    capture_seconds = sum(
+        stratum.num_tokens * rate for stratum, rate in zip(sample, rates, strict=True)
+    )
+    sampled = tokens.take(np.concatenate([stratum.documents for stratum in sample]))
+    sizes, encode_seconds = _encoded_sizes(fingerprint, sampled, order, _join(rows))
+    seconds = {
+        "prepare": prepared - begun,
+        "load": ready - prepared,
+        "sample": sample_seconds,
+        "capture": capture_seconds,
+        "write": _write_seconds(fingerprint, encode_seconds / sampled.num_tokens, capture_seconds),
+    }
+    num_bytes, total_seconds = sum(sizes.values()), sum(seconds.values())
+    return CaptureEstimate(
+        num_documents=tokens.num_documents,
+        num_tokens=tokens.num_tokens,
+        sampled_documents=sampled.num_documents,
+        sampled_tokens=sampled.num_tokens,
+        num_bytes=num_bytes,
+        bytes_by_array=sizes,
+        seconds=total_seconds,
+        seconds_by_step=seconds,
+        tokens_per_second=tokens.num_tokens / capture_seconds,
+        peak_memory_bytes=_peak_memory(device),
+        cost=None if prices.per_hour is None else prices.per_hour * total_seconds / 3600,
+        storage_cost_per_month=(
+            None if prices.per_gb_month is None else prices.per_gb_month * num_bytes / 1e9
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Documents of similar length.
+
+    Attributes:
+        documents: int64 [n] the sampled ones, rising.
+        num_tokens: tokens of all its documents, sampled or not.
+    """
+
+    documents: _Documents
+    num_tokens: int
+
+
+def sample_documents(lengths: _Documents, budget: int, seed: int) -> list[Stratum]:
+    """Draw documents of every length.
+
+    Args:
+        lengths: int64 [D] tokens of each document.
+        budget: tokens to draw, about; at least one document of each stratum is drawn.
+        seed: of the draw.
+
+    Returns:
+        Strata by falling length; together they have all tokens.
+
+    Raises:
+        InvalidInputError: no document has a token.
+    """
+    filled = np.flatnonzero(lengths)
+    if len(filled) == 0:
+        raise InvalidInputError("The corpus has no tokens: there is nothing to capture.")
+    order = filled[np.argsort(-lengths[filled], kind="stable")]
+    before = np.cumsum(lengths[order]) - lengths[order]
+    stratum = before * NUM_STRATA // int(lengths.sum())
+    generator = np.random.default_rng(seed)
+    strata = []
+    for number in np.unique(stratum):
+        members = generator.permutation(order[stratum == number])
+        taken = np.cumsum(lengths[members]) - lengths[members] < budget / NUM_STRATA
+        strata.append(Stratum(np.sort(members[taken]), int(lengths[members].sum())))
+    return strata
+
+
+def _capture(model: Any, tokens: TokenTable, settings: CaptureSettings) -> Rows:  # noqa: ANN401
+    capturer = RowCapturer(model, tokens, settings.rule, settings.batch_size)
+    rows, bad = capturer.rows(0, tokens.num_tokens, ignore_progress)
+    if bad and settings.on_nan == "stop":
+        raise NonFiniteError(
+            f"The model gave logits that are not finite (NaN or infinite) for {len(bad)} of "
+            f"{tokens.num_documents} sampled documents. Try another dtype (--dtype float32), or "
+            "--on-nan skip to leave such documents out."
+        )
+    return rows
+
+
+def _join(parts: Sequence[Rows]) -> Rows:
+    return Rows(*(np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])))
+
+
+def _encoded_sizes(
+    fingerprint: Fingerprint, tokens: TokenTable, order: IdOrder | None, rows: Rows
+) -> tuple[dict[str, int], float]:
+    """Bytes of the whole cache by array, and the seconds that writing the sample's rows took.
+
+    Args:
+        fingerprint: of the whole cache.
+        tokens: the sample's.
+        order: of the whole cache.
+        rows: the sample's.
+    """
+    own = fingerprint.model_copy(
+        update={"num_documents": tokens.num_documents, "num_tokens": tokens.num_tokens}
+    )
+    store = Store(Location.parse(f"memory://fusestore-estimate-{uuid.uuid4().hex}"))
+    try:
+        writer = CacheWriter.create(store, "sample", own, tokens, order)
+        began = time.perf_counter()
+        for shard in range(len(own.plan)):
+            start, stop = own.plan.bounds(shard)
+            writer.write_shard(shard, Rows(*(values[start:stop] for values in vars(rows).values())))
+        seconds = time.perf_counter() - began
+        written = writer.location.sizes()
+    finally:
+        store.location.delete()
+    return _extrapolate(written, own, fingerprint), seconds
+
+
+def _extrapolate(
+    written: dict[str, int], sample: Fingerprint, whole: Fingerprint
+) -> dict[str, int]:
+    """From the sizes of a sample's files to those of the whole cache, by array.
+
+    An array's data grows with its rows, whatever they stand for; chunk indices with the number of
+    files; receipts with the number of shards.
+    """
+    arrays, wholes = (
+        {spec.name: spec for spec in (*arrays.per_shard, *arrays.fixed)}
+        for arrays in (cache_arrays(sample), cache_arrays(whole))
+    )
+    sizes = {}
+    for name, spec in arrays.items():
+        index = 0 if spec.shard_shape is None else spec.index_bytes
+        data = sum(size for path, size in written.items() if path.startswith(f"{name}/c/"))
+        data -= index * spec.num_files
+        ratio = wholes[name].shape[0] / spec.shape[0]
+        sizes[name] = round(data * ratio) + index * wholes[name].num_files
+    receipts = sum(size for path, size in written.items() if path.startswith("receipts/0"))
+    others = sum(size for path, size in written.items() if "/c/" not in path) - receipts
+    manifest = len(whole.to_bytes())
+    sizes[METADATA] = others + manifest + receipts * len(whole.plan) // len(sample.plan)
+    return sizes
+
+
+def _write_seconds(
+    fingerprint: Fingerprint, seconds_per_row: float, capture_seconds: float
+) -> float:
+    """Shards are encoded while the next is computed; the last one has none to hide behind."""
+    start, stop = fingerprint.plan.bounds(len(fingerprint.plan) - 1)
+    everything = seconds_per_row * fingerprint.num_tokens
+    return max(seconds_per_row * (stop - start), everything - capture_seconds)
+
+
+def _peak_memory(device: str) -> int:
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,82 @@
+"""How far apart two sparse distributions are, and whether they agree on the likeliest token.
+
+A sparse row says nothing about the ids it did not keep but their mass together, its tail. As for
+labels, that mass is spread evenly over them; under this rule the divergence below is exact.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.fuse.project import Float32Array, Float64Array, Int32Array
+
+MAX_NATS = 1e6
+"""What a token of probability 0 counts, as in scores."""
+
+SparseRows = tuple[Int32Array, Float32Array, Float32Array]
+"""`(ids int32 [n, k], logprobs float32 [n, k], tail float32 [n])` in the form of `project`."""
+
+
+def divergence(one: SparseRows, other: SparseRows, vocab_size: int) -> Float64Array:
+    """KL(one ‖ other) in nats of n pairs of rows over `vocab_size` tokens, float64 [n].
+
+    A token that `other` holds impossible counts as one of log-probability −10⁶.
+    """
+    slots = np.full(vocab_size, -1, np.int32)
+    result = np.empty(len(one[2]), np.float64)
+    _divergence(*one, *other, slots, result)
+    return result
+
+
+def same_top(one: SparseRows, other: SparseRows) -> npt.NDArray[np.bool_]:
+    """Where the likeliest tokens are the same, bool [n]; a row without entries has none."""
+    there = np.isfinite(one[1][:, 0]) & np.isfinite(other[1][:, 0])
+    result: npt.NDArray[np.bool_] = there & (one[0][:, 0] == other[0][:, 0])
+    return result
+
+
+@numba.njit(cache=True)
+def _divergence(p_ids, p_logprobs, p_tail, q_ids, q_logprobs, q_tail, slots, result):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """`slots` is scratch [vocab_size], −1 everywhere: where a token is among q's entries."""
+    vocab_size = len(slots)
+    for row in range(len(p_tail)):
+        num_p = num_q = num_both = 0
+        for entry in range(q_ids.shape[1]):
+            if q_logprobs[row, entry] > -math.inf:
+                slots[q_ids[row, entry]] = entry
+                num_q += 1
+        for entry in range(p_ids.shape[1]):
+            if p_logprobs[row, entry] > -math.inf:
+                num_p += 1
+                num_both += slots[p_ids[row, entry]] >= 0
+        p_rest = _share(p_tail[row], vocab_size - num_p)
+        q_rest = _share(q_tail[row], vocab_size - num_q)
+        total = 0.0
+        for entry in range(p_ids.shape[1]):
+            if p_logprobs[row, entry] > -math.inf:
+                slot = slots[p_ids[row, entry]]
+                q = np.float64(q_logprobs[row, slot]) if slot >= 0 else q_rest
+                total += _term(np.float64(p_logprobs[row, entry]), q)
+                if slot >= 0:
+                    slots[p_ids[row, entry]] = -1
+        for entry in range(q_ids.shape[1]):
+            if q_logprobs[row, entry] > -math.inf and slots[q_ids[row, entry]] >= 0:
+                total += _term(p_rest, np.float64(q_logprobs[row, entry]))
+                slots[q_ids[row, entry]] = -1
+        total += (vocab_size - num_p - num_q + num_both) * _term(p_rest, q_rest)
+        # Rounding may leave two equal rows a hair below 0.
+        result[row] = max(total, 0.0)
+
+
+@numba.njit(cache=True)
+def _share(tail, count):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return np.float64(tail) - math.log(count) if count > 0 else -math.inf
+
+
+@numba.njit(cache=True)
+def _term(p, q):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return math.exp(p) * (p - max(q, -MAX_NATS)) if p > -math.inf else 0.0

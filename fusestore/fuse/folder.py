@@ -1,0 +1,292 @@
+"""`FusedFolder`: a fused dataset on disk, shard by shard, in any order and by any process.
+
+The plan is written first and the manifest last. In between a shard is made when it is asked for:
+its files are published whole and then recorded in a receipt. The bytes of a shard depend on the
+plan alone, so however a dataset was filled, it ends with the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fusestore.errors import FingerprintMismatchError, NotFoundError
+from fusestore.fuse.fusion import Fusion
+from fusestore.fuse.layout import fused_arrays
+from fusestore.fuse.locks import remove_locks, shard_lock
+from fusestore.fuse.manifest import (
+    KIND_NAMES,
+    FusedManifest,
+    FusionPlan,
+    ShardReceipt,
+    SourceDigests,
+    SourceStatistics,
+    SourceTotals,
+)
+from fusestore.fuse.shard import fuse_rows
+from fusestore.fuse.windows import window_files
+from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
+from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.storage.shards import FileRecord
+from fusestore.storage.urls import Location
+
+PLAN_FILE = "recipe.json"
+MANIFEST_FILE = "manifest.json"
+
+
+def plan_of(fusion: Fusion) -> FusionPlan:
+    """What determines the fused dataset's bytes; its digest is the dataset's identity."""
+    documents = np.ascontiguousarray(fusion.documents, "<i8")
+    return FusionPlan(
+        recipe=fusion.recipe,
+        corpus_digest=fusion.corpus_digest,
+        inputs=tuple(
+            SourceDigests(
+                cache=source.name,
+                cache_digest=source.cache_digest,
+                vocabulary_map_digest=source.vocabulary_map_digest,
+                alignment_digest=source.alignment_digest,
+            )
+            for source in fusion.sources
+        ),
+        target_cache_digest=fusion.target_cache.cache_digest if fusion.target_cache else None,
+        vocab_size=fusion.vocab_size,
+        sampled=fusion.sampled,
+        num_tokens=fusion.num_tokens,
+        num_documents=len(fusion.documents),
+        tokens_digest=fusion.tokens_digest,
+        documents_digest=hashlib.sha256(documents.tobytes()).hexdigest(),
+    )
+
+
+def plan_arrays(plan: FusionPlan) -> tuple[ArraySpec, ...]:
+    """The arrays of a fused dataset, all cut into the same shards."""
+    return fused_arrays(plan.num_tokens, plan.recipe.top_k, plan.recipe.rows_per_shard)
+
+
+def metadata_files(plan: FusionPlan) -> dict[str, bytes]:
+    """Every zarr.json of a fused dataset by its path."""
+    metadata = {"zarr.json": group_metadata({"plan_digest": plan.digest})}
+    return metadata | {f"{a.name}/zarr.json": array_metadata(a) for a in plan_arrays(plan)}
+
+
+class FusedFolder:
+    """The folder of one fused dataset, complete or not. Making one writes nothing; can be pickled.
+
+    Attributes:
+        location: the folder.
+        fusion: what it is made of.
+    """
+
+    def __init__(self, location: Location, fusion: Fusion) -> None:
+        self.location = location
+        self.fusion = fusion
+
+    @cached_property
+    def plan(self) -> FusionPlan:
+        """What is kept as recipe.json."""
+        return plan_of(self.fusion)
+
+    @cached_property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """The arrays, all cut into the same shards."""
+        return plan_arrays(self.plan)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards when complete."""
+        return self.arrays[0].num_files
+
+    def begin(self) -> None:
+        """Write the plan and the arrays' metadata; nothing where they are already.
+
+        Raises:
+            FingerprintMismatchError: the folder holds a fused dataset made from something else.
+        """
+        claim(self.location, self.plan)
+        if (self.location / MANIFEST_FILE).exists():
+            return
+        remove_abandoned(self.location)
+        for path, data in self._metadata.items():
+            file = self.location / path
+            if not (file.exists() and file.read_bytes() == data):
+                publish(file, data)
+
+    def manifest(self) -> FusedManifest | None:
+        """The manifest, once the dataset is complete."""
+        try:
+            return FusedManifest.load(self.location / MANIFEST_FILE)
+        except NotFoundError:
+            return None
+
+    def finished(self) -> set[int]:
+        """Shards with a receipt and all their files; a receipt alone is no proof."""
+        names = set((self.location / "receipts").list())
+        shards = {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
+        for array in self.arrays:
+            if shards:
+                present = set((self.location / array.name / "c").list())
+                shards = {shard for shard in shards if str(shard) in present}
+        return shards
+
+    def fill(self, shard: int) -> bool:
+        """Make a shard unless it is there; wait where another process is making it.
+
+        Returns:
+            Whether it had to be made.
+
+        Raises:
+            CorruptionError: an input is damaged; what is fused stays, and nothing of this shard
+                is shown.
+        """
+        if self._has(shard):
+            return False
+        with shard_lock(self.location, shard):
+            if self._has(shard):
+                return False
+            self._write(shard)
+        return True
+
+    def complete(self) -> FusedManifest | None:
+        """Write the manifest if no shard is missing; None if one is."""
+        receipts = []
+        if len(self.finished()) < self.num_shards:
+            return None
+        for shard in range(self.num_shards):
+            receipt = ShardReceipt.load(self._receipt_file(shard))
+            if receipt.plan_digest != self.plan.digest:
+                return None
+            receipts.append(receipt)
+        others = {path: FileRecord.of(data) for path, data in self._metadata.items()}
+        others[PLAN_FILE] = FileRecord.of(self.plan.to_bytes())
+        for receipt in receipts:
+            others[f"receipts/{_receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
+        num_windows = len(self.fusion.window_starts) - 1
+        manifest = _manifest(self.plan, num_windows, receipts, others)
+        manifest.save(self.location / MANIFEST_FILE)
+        remove_locks(self.location)
+        return manifest
+
+    @cached_property
+    def _metadata(self) -> Mapping[str, bytes]:
+        files = metadata_files(self.plan)
+        if self.plan.recipe.packing == "document":
+            files |= window_files(self.fusion.window_starts)
+        return files
+
+    def _receipt_file(self, shard: int) -> Location:
+        return self.location / "receipts" / _receipt_name(shard)
+
+    def _has(self, shard: int) -> bool:
+        try:
+            receipt = ShardReceipt.load(self._receipt_file(shard))
+        except NotFoundError:
+            return False
+        # A folder whose plan was deleted may hold shards of another one.
+        return receipt.plan_digest == self.plan.digest and all(
+            (self.location / path).exists() for path in receipt.files
+        )
+
+    def _write(self, shard: int) -> None:
+        start, stop = self.arrays[0].rows_of(shard)
+        rows, totals = fuse_rows(self.fusion, start, stop)
+        files = {}
+        for array in self.arrays:
+            data = encode_shard(array, shard, getattr(rows, array.name))
+            path = array.file_name(shard)
+            publish(self.location / path, data)
+            files[path] = FileRecord.of(data)
+        counts = np.bincount(rows.kind, minlength=len(KIND_NAMES))
+        receipt = ShardReceipt(
+            plan_digest=self.plan.digest,
+            shard=shard,
+            start=start,
+            stop=stop,
+            files=files,
+            kinds=tuple(int(count) for count in counts),
+            sources=tuple(totals),
+        )
+        publish(self._receipt_file(shard), receipt.to_bytes())
+
+
+def claim(location: Location, plan: FusionPlan) -> None:
+    """Write the plan, or see that the one there is the same.
+
+    Raises:
+        FingerprintMismatchError: the folder holds a fused dataset made from something else.
+    """
+    file = location / PLAN_FILE
+    if not file.exists():
+        plan.save(file)
+        return
+    found = FusionPlan.load(file)
+    if found.digest == plan.digest:
+        return
+    before, now = _settings(found), _settings(plan)
+    changes = "; ".join(
+        f"{key}: there {before.get(key)!r}, asked {value!r}"
+        for key, value in now.items()
+        if before.get(key) != value
+    )
+    raise FingerprintMismatchError(
+        f"{location} holds a fused dataset made from something else ({changes}). "
+        "Choose another name, or delete that folder first."
+    )
+
+
+def _settings(plan: FusionPlan) -> dict[str, Any]:
+    """The plan with its recipe's settings beside its own."""
+    content = plan.model_dump(mode="json")
+    return {**content.pop("recipe"), **content}
+
+
+def _receipt_name(shard: int) -> str:
+    return f"{shard:05d}.json"
+
+
+def _manifest(
+    plan: FusionPlan,
+    num_windows: int,
+    receipts: Sequence[ShardReceipt],
+    others: Mapping[str, FileRecord],
+) -> FusedManifest:
+    kinds = np.sum([receipt.kinds for receipt in receipts], axis=0)
+    per_source = zip(*(receipt.sources for receipt in receipts), strict=True)
+    files = {path: record for receipt in receipts for path, record in receipt.files.items()}
+    return FusedManifest(
+        plan=plan,
+        plan_digest=plan.digest,
+        recipe_digest=plan.recipe.digest,
+        num_tokens=plan.num_tokens,
+        num_documents=plan.num_documents,
+        num_windows=num_windows,
+        kinds=dict(zip(KIND_NAMES, (int(count) for count in kinds), strict=True)),
+        sources=tuple(
+            _statistics(source.cache, SourceTotals.add(parts), plan)
+            for source, parts in zip(plan.inputs, per_source, strict=True)
+        ),
+        num_bytes=sum(record.num_bytes for record in files.values()),
+        files={**files, **others},
+    )
+
+
+def _statistics(cache: str, totals: SourceTotals, plan: FusionPlan) -> SourceStatistics:
+    def mean(amount: float, count: int) -> float | None:
+        value = amount / count if count else float("inf")
+        return value if np.isfinite(value) else None
+
+    return SourceStatistics(
+        cache=cache,
+        bits_per_byte=mean(totals.nats / float(np.log(2.0)), totals.num_bytes),
+        score_mean=mean(totals.score_sum, totals.documents_scored),
+        documents=totals.documents,
+        documents_won=totals.documents_won / plan.num_documents,
+        positions_span=totals.positions_span / plan.num_tokens,
+        positions_mined=totals.positions_mined / plan.num_tokens,
+        positions_used=totals.positions_used / plan.num_tokens,
+        unmapped_mass=mean(totals.unmapped_mass, totals.positions_used),
+    )

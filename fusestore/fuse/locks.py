@@ -1,0 +1,58 @@
+"""One process makes a shard, the others wait for it: file locks that end with their process.
+
+A lock only saves work. Shards are published whole and are the same bytes whoever makes them, so
+where a filesystem knows no locks, or two machines fill one folder of object storage, a shard may be
+paid for twice, but it is never torn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from fusestore.packages import user_cache_folder
+from fusestore.storage.publish import TEMPORARY_PREFIX
+from fusestore.storage.urls import Location
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+@contextlib.contextmanager
+def shard_lock(folder: Location, shard: int) -> Iterator[None]:
+    """Hold the lock of a shard, waiting for whoever has it.
+
+    Look again whether the shard is there once it is held: the one before may have made it.
+
+    Args:
+        folder: the fused dataset's folder. Locks of a remote one are kept on this machine.
+        shard: the shard's number.
+    """
+    path = lock_folder(folder) / f"{shard:05d}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+        # Only after success: whoever waits now finds the shard, by whichever file it waits.
+        path.unlink(missing_ok=True)
+
+
+def remove_locks(folder: Location) -> None:
+    """Remove what killed processes left; only when no shard is missing any more."""
+    shutil.rmtree(lock_folder(folder), ignore_errors=True)
+
+
+def lock_folder(folder: Location) -> Path:
+    """Where the locks of a fused dataset lie: never among what is published."""
+    if folder.is_local:
+        return folder.path / f"{TEMPORARY_PREFIX}locks"
+    digest = hashlib.sha256(folder.url.encode()).hexdigest()
+    return user_cache_folder() / "locks" / digest[:32]

@@ -1,0 +1,235 @@
+"""The shared form of a fused dataset: compressed, for object storage; and the way back.
+
+The local form is for mapping: raw values, as large as they are. The shared form has the same arrays
+in pcodec, in shards of about as many positions. Everything of the local form that is not a file of
+values (its manifest, receipts and metadata) lies as it is below `local/`, so that turning one form
+into the other and back gives the same bytes, each checked against the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
+from fusestore.fuse.folder import MANIFEST_FILE, PLAN_FILE, claim
+from fusestore.fuse.layout import fused_arrays
+from fusestore.fuse.manifest import FusedManifest
+from fusestore.progress import Progress, ignore_progress
+from fusestore.storage.array_reader import ArrayReader
+from fusestore.storage.arrays import (
+    ArraySpec,
+    array_metadata,
+    encode_shard,
+    group_metadata,
+)
+from fusestore.storage.publish import publish
+from fusestore.storage.shards import FileRecord, Receipt, shard_part
+from fusestore.storage.urls import Location
+
+_ROWS_PER_CHUNK = 2_048
+_LOCAL = "local"
+
+
+def shared_arrays(num_rows: int, top_k: int, rows_per_shard: int) -> tuple[ArraySpec, ...]:
+    """The arrays of the shared form; arguments as for `fused_arrays`."""
+    rows = -(-min(rows_per_shard, num_rows) // _ROWS_PER_CHUNK) * _ROWS_PER_CHUNK
+    return tuple(
+        replace(
+            array,
+            # pcodec has no 8-bit numbers.
+            dtype="uint16" if array.dtype == "uint8" else array.dtype,
+            chunk_shape=(_ROWS_PER_CHUNK, *array.shape[1:]),
+            shard_shape=(rows, *array.shape[1:]),
+            codec="pcodec",
+        )
+        for array in fused_arrays(num_rows, top_k, rows_per_shard)
+    )
+
+
+def pack_fused(
+    local: Location, shared: Location, progress: Progress = ignore_progress
+) -> FusedManifest:
+    """Write the shared form of a complete local one, or what is missing of it.
+
+    Args:
+        local: the folder of the local form.
+        shared: the folder of the shared form, on any storage.
+        progress: told the positions done.
+
+    Returns:
+        The manifest of the shared form.
+
+    Raises:
+        NotFoundError: there is no complete dataset at `local`.
+        InvalidInputError: it is not in the local form.
+        CorruptionError: it is damaged.
+        FingerprintMismatchError: another dataset lies at `shared`.
+    """
+    manifest = _load(local, "local")
+    claim(shared, manifest.plan)
+    if (shared / MANIFEST_FILE).exists():
+        return FusedManifest.load(shared / MANIFEST_FILE)
+    arrays = shared_arrays(*_size(manifest))
+    small = {
+        PLAN_FILE: manifest.plan.to_bytes(),
+        "zarr.json": group_metadata({"plan_digest": manifest.plan_digest}),
+        f"{_LOCAL}/{MANIFEST_FILE}": manifest.to_bytes(),
+        **{f"{array.name}/zarr.json": array_metadata(array) for array in arrays},
+    }
+    values = {array.file_name(shard) for array, shard in _shards(fused_arrays(*_size(manifest)))}
+    for path, record in manifest.files.items():
+        if path not in values and path != PLAN_FILE:
+            small[f"{_LOCAL}/{path}"] = _checked(local, path, record)
+    files = {path: FileRecord.of(data) for path, data in small.items()}
+    for path, data in small.items():
+        publish(shared / path, data)
+
+    readers = [ArrayReader(local, array) for array in fused_arrays(*_size(manifest))]
+    num_bytes = 0
+    for shard in range(arrays[0].num_files):
+        receipt = _finished(shared, shard, manifest.plan_digest)
+        if receipt is None:
+            receipt = _pack_shard(shared, arrays, readers, shard, manifest.plan_digest)
+        files |= receipt.files
+        files[_receipt_path(shard)] = FileRecord.of(receipt.to_bytes())
+        num_bytes += receipt.num_bytes
+        progress(receipt.stop, manifest.num_tokens)
+    packed = manifest.model_copy(update={"form": "shared", "files": files, "num_bytes": num_bytes})
+    packed.save(shared / MANIFEST_FILE)
+    return packed
+
+
+def unpack_fused(
+    shared: Location, local: Location, progress: Progress = ignore_progress
+) -> FusedManifest:
+    """Write the local form of a shared one, byte for byte as it was, or what is missing of it.
+
+    Args:
+        shared: the folder of the shared form, on any storage.
+        local: the folder of the local form.
+        progress: told the positions done.
+
+    Returns:
+        The manifest of the local form.
+
+    Raises:
+        NotFoundError: there is no complete dataset at `shared`.
+        InvalidInputError: it is not in the shared form.
+        CorruptionError: it is damaged; what is wrong was not written.
+        FingerprintMismatchError: another dataset lies at `local`.
+    """
+    packed = _load(shared, "shared")
+    path = f"{_LOCAL}/{MANIFEST_FILE}"
+    manifest = FusedManifest.from_bytes(
+        _checked(shared, path, packed.files[path]), f"{shared}/{path}"
+    )
+    claim(local, manifest.plan)
+    if (local / MANIFEST_FILE).exists():
+        return FusedManifest.load(local / MANIFEST_FILE)
+    arrays = fused_arrays(*_size(manifest))
+    readers = [
+        ArrayReader(shared, array, _Sizes(packed, array))
+        for array in shared_arrays(*_size(manifest))
+    ]
+    for shard in range(arrays[0].num_files):
+        start, stop = arrays[0].rows_of(shard)
+        for array, reader in zip(arrays, readers, strict=True):
+            name = array.file_name(shard)
+            data = encode_shard(array, shard, reader.read(start, stop).astype(array.dtype))
+            if FileRecord.of(data) != manifest.files[name]:
+                raise CorruptionError(
+                    f"{array.name} of {shared} does not give back {name} as its manifest has it. "
+                    f"Run `fusestore verify` on it, then share it again."
+                )
+            publish(local / name, data)
+        progress(stop, manifest.num_tokens)
+    # Receipts say that a shard is whole: after all values.
+    values = {array.file_name(shard) for array, shard in _shards(arrays)}
+    for name, record in manifest.files.items():
+        if name not in values and name != PLAN_FILE:
+            publish(local / name, _checked(shared, f"{_LOCAL}/{name}", record))
+    manifest.save(local / MANIFEST_FILE)
+    return manifest
+
+
+class _Sizes:
+    """Bytes of an array's shard, from the manifest. A class so that readers can be pickled."""
+
+    def __init__(self, manifest: FusedManifest, array: ArraySpec) -> None:
+        self.manifest = manifest
+        self.array = array
+
+    def __call__(self, shard: int) -> int:
+        return self.manifest.files[self.array.file_name(shard)].num_bytes
+
+
+def _load(location: Location, form: str) -> FusedManifest:
+    try:
+        manifest = FusedManifest.load(location / MANIFEST_FILE)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"No complete fused dataset at {location}: it has no {MANIFEST_FILE}. Finish it with "
+            "`fusestore fuse --materialize`."
+        ) from error
+    if manifest.form != form:
+        raise InvalidInputError(
+            f"The fused dataset at {location} is in the {manifest.form} form; expected the {form} "
+            "form."
+        )
+    return manifest
+
+
+def _size(manifest: FusedManifest) -> tuple[int, int, int]:
+    recipe = manifest.plan.recipe
+    return manifest.num_tokens, recipe.top_k, recipe.rows_per_shard
+
+
+def _shards(arrays: tuple[ArraySpec, ...]) -> Iterator[tuple[ArraySpec, int]]:
+    for array in arrays:
+        for shard in range(array.num_files):
+            yield array, shard
+
+
+def _checked(folder: Location, path: str, record: FileRecord) -> bytes:
+    data = (folder / path).read_bytes()
+    if FileRecord.of(data) != record:
+        raise CorruptionError(
+            f"{folder}/{path} does not match its checksum. Run `fusestore verify` on it, then "
+            "restore it or make the dataset again."
+        )
+    return data
+
+
+def _pack_shard(
+    shared: Location,
+    arrays: tuple[ArraySpec, ...],
+    readers: list[ArrayReader],
+    shard: int,
+    plan_digest: str,
+) -> Receipt:
+    start, stop = arrays[0].rows_of(shard)
+    files = {}
+    for array, reader in zip(arrays, readers, strict=True):
+        path = array.file_name(shard)
+        data = encode_shard(array, shard, reader.read(start, stop).astype(array.dtype))
+        publish(shared / path, data)
+        files[path] = FileRecord.of(data)
+    receipt = Receipt(
+        part=shard_part(shard), start=start, stop=stop, fingerprint_digest=plan_digest, files=files
+    )
+    publish(shared / _receipt_path(shard), receipt.to_bytes())
+    return receipt
+
+
+def _receipt_path(shard: int) -> str:
+    return f"receipts/{shard_part(shard)}.json"
+
+
+def _finished(shared: Location, shard: int, plan_digest: str) -> Receipt | None:
+    try:
+        receipt = Receipt.load(shared / _receipt_path(shard))
+    except NotFoundError:
+        return None
+    whole = all((shared / path).exists() for path in receipt.files)
+    return receipt if whole and receipt.fingerprint_digest == plan_digest else None

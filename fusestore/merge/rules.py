@@ -1,0 +1,146 @@
+"""The merging rules, tensor by tensor: pure functions of float32 tensors of one shape.
+
+Sources: linear, arXiv 2203.05482 (model soups, with weights); SLERP, Shoemake, SIGGRAPH 1985; task
+arithmetic, arXiv 2212.04089; TIES, arXiv 2306.01708.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SMALL_SINE = 1e-6
+"""Below it two directions are one (or opposite): the great circle through them is no longer
+determined, and near it SLERP is linear interpolation."""
+
+_CHUNK = 2**22
+"""Elements at a time where float64 is needed."""
+
+
+def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """`Σ w θ / Σ w`."""
+    total = sum(weights)
+    merged = tensors[0] * (weights[0] / total)
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        merged.add_(tensor, alpha=weight / total)
+    return merged
+
+
+def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
+    """Spherical interpolation of two tensors taken as vectors: `one` at share 0, `other` at 1.
+
+    `sin((1 − t)Ω)/sin Ω · one + sin(tΩ)/sin Ω · other`, Ω the angle between them; their lengths
+    pass into the sum as they are. Linear where the angle is 0 or 180° or a tensor is all zeros.
+    """
+    norms = math.sqrt(_dot(one, one) * _dot(other, other))
+    cosine = max(-1.0, min(1.0, _dot(one, other) / norms)) if norms > 0 else 1.0
+    angle = math.acos(cosine)
+    if math.sin(angle) < _SMALL_SINE:
+        return linear([one, other], [1.0 - share, share])
+    return one * (math.sin((1.0 - share) * angle) / math.sin(angle)) + other * (
+        math.sin(share * angle) / math.sin(angle)
+    )
+
+
+def task_arithmetic(
+    base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], scale: float
+) -> Tensor:
+    """`θ_base + λ Σ w (θ − θ_base)`; a negative weight unlearns."""
+    merged = base.clone()
+    for tensor, weight in zip(tensors, weights, strict=True):
+        merged.add_(tensor - base, alpha=scale * weight)
+    return merged
+
+
+def ties(
+    base: Tensor,
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    scale: float,
+    thresholds: Sequence[float],
+) -> Tensor:
+    """TIES (section 3 of the paper): trim, elect signs, mean of those who agree.
+
+    Each task vector `θ − θ_base` keeps what reaches its threshold in magnitude. The sign of a
+    parameter is that of the weighted sum of what is left, and `λ` times the weighted mean of the
+    task vectors with that sign is added; a sum of 0 elects nobody.
+
+    Args:
+        base: the model all others were made from.
+        tensors: of the models.
+        weights: one each, positive; the paper's are all 1.
+        scale: λ.
+        thresholds: smallest magnitude kept of each task vector, see `magnitude_threshold`.
+    """
+    trimmed = []
+    total = torch.zeros_like(base)
+    for tensor, weight, threshold in zip(tensors, weights, thresholds, strict=True):
+        vector = tensor - base
+        vector[vector.abs() < threshold] = 0.0
+        trimmed.append(vector)
+        total.add_(vector, alpha=weight)
+    elected = total.sign()
+    mean = torch.zeros_like(base)
+    shares = torch.zeros_like(base)
+    for vector, weight in zip(trimmed, weights, strict=True):
+        agrees = (vector.sign() == elected) & (elected != 0)
+        mean.add_(vector * agrees, alpha=weight)
+        shares.add_(agrees, alpha=weight)
+    return base + scale * mean / shares.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def magnitude_threshold(vectors: Callable[[], Iterable[Tensor]], density: float) -> float:
+    """The magnitude that a share `density` of all elements of a task vector reach.
+
+    Over all tensors together, as the paper trims, in two passes and a fixed 512 KiB: the bits of a
+    float32 magnitude are in the order of its value, so counting their upper and then their lower
+    halves finds the exact element. At least one element is kept.
+
+    Args:
+        vectors: gives the task vector's tensors, float32, finite; called twice.
+        density: in (0, 1].
+    """
+    upper = np.zeros(2**16, np.int64)
+    for vector in vectors():
+        for bits in _magnitude_bits(vector):
+            upper += np.bincount(bits >> 16, minlength=2**16)
+    wanted = max(1, math.floor(int(upper.sum()) * density))
+    if upper.sum() == 0:
+        return 0.0
+    half, above = _reach(upper, wanted)
+    lower = np.zeros(2**16, np.int64)
+    for vector in vectors():
+        for bits in _magnitude_bits(vector):
+            lower += np.bincount(bits[bits >> 16 == half] & 0xFFFF, minlength=2**16)
+    rest, _ = _reach(lower, wanted - above)
+    return float(np.array([half << 16 | rest], np.uint32).view(np.float32)[0])
+
+
+def _reach(counts: np.ndarray[tuple[int], np.dtype[np.int64]], wanted: int) -> tuple[int, int]:
+    """`(bin, elements above it)`: the highest bin that with all above it holds `wanted`."""
+    from_top = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(from_top, wanted))
+    return len(counts) - 1 - place, int(from_top[place] - counts[::-1][place])
+
+
+def _magnitude_bits(
+    vector: Tensor,
+) -> Iterable[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    for piece in _pieces(vector):
+        yield piece.abs().numpy().view(np.uint32).astype(np.int64)
+
+
+def _dot(one: Tensor, other: Tensor) -> float:
+    """The inner product, in float64."""
+    pieces = zip(_pieces(one), _pieces(other), strict=True)
+    return math.fsum(float(torch.dot(a.double(), b.double())) for a, b in pieces)
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    flat = tensor.reshape(-1)
+    for start in range(0, len(flat), _CHUNK):
+        yield flat[start : start + _CHUNK]

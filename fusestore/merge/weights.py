@@ -1,0 +1,169 @@
+"""The tensors of model folders, read one at a time, and whether two folders belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+
+_MAX_HEADER_JSON = 2**26
+
+# What differs between checkpoints of one architecture without changing what they compute.
+_HARMLESS = frozenset(
+    {
+        *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "tokenizer_class"),
+    }
+)
+
+
+class ModelWeights:
+    """A model folder's configuration, and its tensors on demand."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.config: dict[str, Any] = _json(folder / "config.json", name)
+        self._files = _tensor_files(folder, name)
+        self._open: dict[Path, Any] = {}
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor, sorted by name; of tied ones, the one that the others repeat."""
+        tied = tied_names(self.folder) if self.config.get("tie_word_embeddings", True) else set()
+        return {
+            key: tuple(self._slice(key).get_shape())
+            for key in sorted(self._files)
+            if key not in tied
+        }
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Of one tensor."""
+        # A 0-dimensional slice cannot be cut, and is small enough to read.
+        view = self._slice(key)
+        result: torch.dtype = (view[:0] if view.get_shape() else self._tensor(key)).dtype
+        return result
+
+    def raw(self, key: str) -> torch.Tensor:
+        """One tensor as stored."""
+        return self._tensor(key)
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """One tensor as float32, a copy."""
+        return self._tensor(key).to(torch.float32, copy=True)
+
+    def _file(self, key: str) -> Any:  # noqa: ANN401 - safetensors is untyped
+        path = self._files[key]
+        if path not in self._open:
+            self._open[path] = _open(path, self.name)
+        return self._open[path]
+
+    def _slice(self, key: str) -> Any:  # noqa: ANN401
+        return self._file(key).get_slice(key)
+
+    def _tensor(self, key: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._file(key).get_tensor(key)
+        return tensor
+
+
+def check_mergeable(models: Sequence[ModelWeights], tokenizers: Sequence[str]) -> None:
+    """See that models have one architecture, the same tensors, and one tokenizer.
+
+    Args:
+        models: the first is what the others are held against.
+        tokenizers: digest of each model's tokenizer.
+
+    Raises:
+        IncompatibleError: the first difference, by name.
+    """
+    first = models[0]
+    for model, tokenizer in zip(models[1:], tokenizers[1:], strict=True):
+        keys = sorted((first.config.keys() | model.config.keys()) - _HARMLESS)
+        for key in ("model_type", "architectures", *keys):
+            ours, theirs = first.config.get(key), model.config.get(key)
+            if ours != theirs:
+                raise IncompatibleError(
+                    f"{first.name} and {model.name} have different architectures: {key} is "
+                    f"{ours!r} in the one and {theirs!r} in the other. Weights can only be merged "
+                    "between models of one architecture; fuse their distributions instead."
+                )
+        for key in sorted(first.shapes.keys() | model.shapes.keys()):
+            if key not in first.shapes or key not in model.shapes:
+                has, lacks = (first, model) if key in first.shapes else (model, first)
+                raise IncompatibleError(f"Tensor {key} is in {has.name} but not in {lacks.name}.")
+            if first.shapes[key] != model.shapes[key]:
+                raise IncompatibleError(
+                    f"Tensor {key} has shape {list(first.shapes[key])} in {first.name} and "
+                    f"{list(model.shapes[key])} in {model.name}."
+                )
+        if tokenizer != tokenizers[0]:
+            raise IncompatibleError(
+                f"{first.name} and {model.name} have different tokenizers ({tokenizers[0][:16]} "
+                f"and {tokenizer[:16]}): a row of the embeddings means another token in each. "
+                "Fuse their distributions instead."
+            )
+
+
+def tied_names(folder: Path) -> set[str]:
+    """Tensors that transformers makes of others when it loads the model, so nobody needs them."""
+    import transformers
+
+    auto: Any = transformers.AutoModelForCausalLM
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model = auto.from_config(config)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise IncompatibleError(
+            f"{folder} cannot be loaded as a causal language model: {error}"
+        ) from error
+    return set(model.all_tied_weights_keys)
+
+
+def _tensor_files(folder: Path, name: str) -> dict[str, Path]:
+    """The file that holds each tensor."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        table = _json(index, name).get("weight_map")
+        if not isinstance(table, dict) or not all(
+            isinstance(file, str) and Path(file).name == file for file in table.values()
+        ):
+            raise InvalidInputError(f"{index} has no weight_map of file names in that folder.")
+        return {str(key): folder / file for key, file in table.items()}
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        raise NotFoundError(
+            f"{name} has no model.safetensors in {folder}. Load it with transformers and write it "
+            "with save_pretrained."
+        )
+    return dict.fromkeys(_open(single, name).keys(), single)
+
+
+def _open(path: Path, name: str) -> Any:  # noqa: ANN401
+    try:
+        # The mapping lives as long as the object; there is nothing to close but memory.
+        return safe_open(path, framework="pt")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} of {name} is missing, but its index names it.") from error
+    except (SafetensorError, OSError) as error:
+        raise InvalidInputError(
+            f"{path} of {name} is no valid safetensors file: {error}"
+        ) from error
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_HEADER_JSON:
+        raise InvalidInputError(f"{path} of {name} is too large to be what its name says.")
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InvalidInputError(f"{path} of {name} is not valid JSON: {error}") from error
+    if not isinstance(content, Mapping):
+        raise InvalidInputError(f"{path} of {name} holds no JSON object.")
+    return dict(content)

@@ -1,0 +1,55 @@
+"""Captures killed at random moments: nothing torn, nothing lost, and the same bytes in the end."""
+
+import random
+import shutil
+
+import pytest
+
+from fusestore.cache.reader import open_cache
+from fusestore.cache.verify import verify_cache
+from fusestore.errors import NotFoundError
+from tests.capture.conftest import contents
+
+
+def is_between(name):
+    """Files that no reader looks at: unfinished ones, and those that divide the work."""
+    return name.rsplit("/", 1)[-1].startswith(".tmp-") or name.startswith("caches/tiny/claims/")
+
+
+def check_nothing_torn(root, whole):
+    """Every visible file is whole, and what opens is right."""
+    for name, data in contents(root).items():
+        if not is_between(name):
+            assert data == whole[name], name
+    try:
+        cache = open_cache(root, "tiny")
+    except NotFoundError:
+        return
+    assert verify_cache(cache.location) == []
+
+
+def crash_many_times(captures, new_store, whole, folder, kills):
+    seconds = max(captures.run(new_store(folder / f"again-{number}"))[1] for number in range(2))
+    choice = random.Random(kills)  # noqa: S311 - the moments only need to differ
+    root = new_store(folder / "killed")
+    done = 0
+    while done < kills:
+        finished, _ = captures.run(root, choice.uniform(0, seconds))
+        done += not finished
+        check_nothing_torn(root, whole)
+        if finished:
+            assert contents(root) == whole
+            shutil.rmtree(root / "caches")
+            shutil.rmtree(root / "vocabularies")
+            shutil.rmtree(root / "corpora/demo/tokens")
+    assert captures.run(root)[0]
+    assert contents(root) == whole
+
+
+def test_killed_captures_resume_to_the_same_bytes(captures, new_store, whole, tmp_path):
+    crash_many_times(captures, new_store, whole, tmp_path, 6)
+
+
+@pytest.mark.slow
+def test_captures_killed_200_times_resume_to_the_same_bytes(captures, new_store, whole, tmp_path):
+    crash_many_times(captures, new_store, whole, tmp_path, 200)

@@ -1,0 +1,144 @@
+"""Stores that earlier versions wrote are read by this one, and by readers without our code."""
+
+import ast
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fusestore as fs
+from fusestore.corpus.vocabulary_table import load_vocabulary
+from fusestore.schemas import MANIFESTS
+from fusestore.storage.store import Store
+from fusestore.verification import verify_store
+from tests.kept_store import plain_reader
+from tests.kept_store.make import make, read_with_fusestore
+
+HERE = Path(__file__).parent
+KEPT = sorted(path.name for path in HERE.glob("format-*"))
+
+
+@pytest.fixture(params=KEPT)
+def kept(request):
+    """A store that is committed, never to be changed."""
+    return HERE / request.param
+
+
+@pytest.fixture(scope="module")
+def expected_of():
+    return {name: dict(np.load(HERE / name / "expected.npz")) for name in KEPT}
+
+
+def same(found, expected):
+    """Bit for bit; a NaN equals a NaN."""
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype, name
+        assert found[name].shape == values.shape, name
+        floats = values.dtype.kind == "f"
+        assert np.array_equal(found[name], values, equal_nan=floats), name
+
+
+def test_there_is_a_store_of_this_version():
+    assert f"format-{fs.version.FORMAT_VERSION}" in KEPT
+
+
+def test_ours_reads_the_same_numbers(kept, expected_of):
+    same(read_with_fusestore(Store.open(kept / "store")), expected_of[kept.name])
+
+
+def test_a_plain_reader_reads_the_same_numbers(kept, expected_of):
+    same(plain_reader.read_store(kept / "store"), expected_of[kept.name])
+
+
+def test_the_plain_reader_has_nothing_of_ours():
+    tree = ast.parse((HERE / "plain_reader.py").read_text())
+    modules = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+        )
+    }
+    assert modules <= {*sys.stdlib_module_names, "numpy", "polars", "zarr"}
+
+
+def test_it_is_sound(kept):
+    assert not any(verify_store(Store.open(kept / "store")).values())
+
+
+def test_it_holds_everything_a_store_can(kept):
+    """Every kind of manifest that has a schema, train-state apart: that lies in no store."""
+    schemas = set(MANIFESTS) - {"train-state"}
+    files = [path.relative_to(kept / "store").as_posix() for path in kept.rglob("*.json")]
+    for name in schemas:
+        pattern = MANIFESTS[name][1]
+        assert any(_fits(file, pattern) for file in files), pattern
+
+
+def _fits(file, pattern):
+    """Whether a path fits `corpora/<corpus>/manifest.json`."""
+    parts, wanted = file.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(
+        part == want or ("<" in want and Path(part).suffix == Path(want).suffix)
+        for part, want in zip(parts, wanted, strict=True)
+    )
+
+
+def test_every_file_is_documented(kept):
+    """The list of files in docs/store.md, and of a cache's in docs/format.md, is complete."""
+    docs = HERE.parent.parent / "docs"
+    listed = re.findall(r"^    (\S+/\S+)$", (docs / "store.md").read_text(), re.MULTILINE)
+    patterns = [
+        re.escape(line).replace("…", ".+").replace("<", "(").replace(">", ")") for line in listed
+    ]
+    patterns = [re.sub(r"\([a-z]+\)", "[A-Za-z0-9._-]+", pattern) for pattern in patterns]
+    missing = [
+        path
+        for path in (p.relative_to(kept / "store").as_posix() for p in kept.rglob("store/**/*"))
+        if (kept / "store" / path).is_file()
+        and not any(re.fullmatch(pattern, path) for pattern in patterns)
+    ]
+    assert missing == []
+
+
+def test_nothing_of_this_machine_is_in_it(kept):
+    for path in kept.rglob("*"):
+        if path.is_file() and path.suffix != ".npz":
+            data = path.read_bytes()
+            assert b"/tmp/" not in data, path
+            assert b"/home/" not in data, path
+
+
+def test_it_is_small(kept):
+    assert sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) < 300_000
+
+
+def test_it_can_be_worked_with(kept, tmp_path):
+    """An old store is not only read: a vocabulary loads, a shared copy is the same."""
+    store = Store.open(shutil.copytree(kept / "store", tmp_path / "store"))
+    for name in store.names("vocabularies"):
+        if name.endswith(".json"):
+            digest = json.loads((store.location / "vocabularies" / name).read_bytes())
+            vocabulary = load_vocabulary(store, digest["fingerprint_digest"])
+            assert len(vocabulary) == digest["stop"]
+    results = fs.sharing.copy_things(store, Store.open(tmp_path / "copy"), None)
+    assert len(results) == sum(1 for _ in verify_store(store))
+    assert not any(verify_store(Store.open(tmp_path / "copy")).values())
+
+
+@pytest.mark.slow
+def test_a_store_made_now_reads_the_same_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSESTORE_HOME", str(tmp_path / "home"))
+    (tmp_path / "made").mkdir()
+    make(tmp_path / "made")
+    expected = dict(np.load(tmp_path / "made/expected.npz"))
+    same(plain_reader.read_store(tmp_path / "made/store"), expected)
+    assert not any(verify_store(Store.open(tmp_path / "made/store")).values())

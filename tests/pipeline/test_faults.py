@@ -1,0 +1,42 @@
+"""A whole fusion on S3 behind a proxy that fails one request in ten ends with the same bytes."""
+
+import pytest
+
+from fusestore.config import load_config
+from fusestore.errors import FusestoreError
+from fusestore.pipeline import run_pipeline
+from fusestore.storage.urls import Location
+from fusestore.verification import verify_store
+from tests.pipeline.tiny_job import hashes, write_fusion
+from tests.storage.fault_proxy import FaultProxy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_fusion_behind_a_faulty_network(s3_url, s3_endpoint, job, first_store, tmp_path, seed):
+    root = f"{s3_url}/my.store"
+    config = load_config(Location.parse(write_fusion(tmp_path, job, root)))
+    with FaultProxy(s3_endpoint, rate=0.1, seed=seed) as proxy:
+        options = {"endpoint_url": proxy.url}
+        for _ in range(5):
+            try:
+                run_pipeline(config, options)
+            except FusestoreError:
+                continue
+            break
+        assert sum(proxy.happened.values()) >= 40
+    assert hashes(Location.parse(root)) == hashes(Location.parse(first_store))
+
+
+@pytest.mark.slow
+def test_verifying_behind_a_faulty_network_finds_nothing_wrong(s3_url, s3_endpoint, first_store):
+    from fusestore.storage.publish import publish
+    from fusestore.storage.store import Store
+
+    local = Location.parse(first_store)
+    for name in local.list_recursive():
+        publish(Location.parse(s3_url) / name, (local / name).read_bytes())
+    with FaultProxy(s3_endpoint, rate=0.1, seed=3) as proxy:
+        found = verify_store(Store.open(s3_url, {"endpoint_url": proxy.url}))
+    assert len(found) == 10
+    assert not any(found.values())
