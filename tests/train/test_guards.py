@@ -15,26 +15,12 @@ from fusestore.errors import (
     IncompatibleError,
     NonFiniteError,
 )
-from fusestore.storage.urls import Location
-from fusestore.train import TrainSettings, train
 from fusestore.train.guards import check_spike, check_tokenizer
 from tests.data.fused_folder import random_arrays, write_fused
+from tests.train import runs
+from tests.train.runs import run
 
-SETTINGS = TrainSettings(
-    lm_weight=0.5,
-    learning_rate=1e-2,
-    batch_size=3,
-    gradient_accumulation=2,
-    epochs=2,
-    precision="no",
-    seed=5,
-    checkpoint_every=1,
-)
-
-
-def run(model_path, dataset, settings, folder, **options):
-    output = Location.parse(folder / "model")
-    return train(model_path, dataset, settings, output, folder / "work", **options)
+SETTINGS = runs.SETTINGS.model_copy(update={"checkpoint_every": 1})
 
 
 def checkpoint(folder):

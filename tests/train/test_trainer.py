@@ -25,27 +25,7 @@ from fusestore.storage.urls import Location
 from fusestore.train import TrainSettings, fusion_loss, train
 from fusestore.train.settings import learning_rate_at
 from tests.data.fused_folder import random_arrays, write_fused
-
-SETTINGS = TrainSettings(
-    lm_weight=0.5,
-    learning_rate=1e-2,
-    batch_size=3,
-    gradient_accumulation=2,
-    epochs=2,
-    precision="no",
-    seed=5,
-)
-
-
-def run(model_path, dataset, settings, folder, **options):
-    return train(
-        model_path,
-        dataset,
-        settings,
-        Location.parse(folder / "model"),
-        folder / "work",
-        **options,
-    )
+from tests.train.runs import SETTINGS, run
 
 
 def folder_bytes(folder):
