@@ -22,6 +22,7 @@ from fusestore.train.evaluate import bits_per_byte
 from fusestore.train.guards import check_tokenizer
 from fusestore.train.loop import TrainingProgress
 from fusestore.train.manifest import TrainingManifest
+from fusestore.train.model_io import check_model_folder
 from fusestore.train.settings import TrainSettings
 from fusestore.train.trainer import train
 
@@ -66,6 +67,7 @@ def train_on_fused(
     reporter = reporter or SilentReporter()
     dataset = open_fused(store.location.url, fused_name, dict(store.location.storage_options))
     folder = local_model_folder(model)
+    check_model_folder(folder)
     tokenizer = tokenizer or load_tokenizer(str(folder))
     check_tokenizer(tokenizer.digest, dataset, model)
     evaluation = None
