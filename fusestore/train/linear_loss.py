@@ -67,7 +67,7 @@ def linear_fusion_loss(
         InvalidInputError: a setting outside its range.
         IncompatibleError: the tensors or the settings do not fit each other.
     """
-    objective = FusionObjective(lm_weight, divergence, temperature, tail, temperature_squared)
+    objective = FusionObjective(lm_weight, temperature, tail, divergence, temperature_squared)
     return linear_fusion_terms(hidden, weight, batch, objective, bias=bias, softcap=softcap).loss
 
 

@@ -49,7 +49,7 @@ def fusion_loss(
         InvalidInputError: a setting outside its range.
         IncompatibleError: the batch does not fit the logits or the settings.
     """
-    objective = FusionObjective(lm_weight, divergence, temperature, tail, temperature_squared)
+    objective = FusionObjective(lm_weight, temperature, tail, divergence, temperature_squared)
     return fusion_terms(logits, batch, objective).loss
 
 

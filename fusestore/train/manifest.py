@@ -14,7 +14,7 @@ class LossPoint(Frozen):
         step: from 1.
         loss: what was minimised.
         lm: cross-entropy of the text's next tokens.
-        fused: cross-entropy of the fused distributions; None for `clm`.
+        fused: the fused term, by the settings' divergence, temperature and tail; None for `clm`.
         learning_rate: of this step.
         grad_norm: before clipping.
     """

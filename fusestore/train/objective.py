@@ -22,12 +22,12 @@ class FusionObjective:
 
     Attributes:
         lm_weight: λ in [0, 1], the weight of the text's own next tokens.
-        divergence: D. `cross_entropy` is FuseLLM's; `forward_kl` has the same gradient and
-            another value: its least is 0.
         temperature: T > 0, of both distributions.
         tail: what becomes of the mass that a sparse row does not keep. `renormalize`: the kept
             entries are scaled to sum to 1. `ghost`: it is one more outcome, held against the
             student's mass outside the kept ids.
+        divergence: D. `cross_entropy` is FuseLLM's; `forward_kl` has the same gradient and
+            another value: its least is 0.
         temperature_squared: whether the fused term is multiplied by T², which keeps its gradient
             as large as at T = 1 (Hinton et al., 2015).
 
@@ -36,9 +36,9 @@ class FusionObjective:
     """
 
     lm_weight: float = 0.9
-    divergence: Divergence = "cross_entropy"
     temperature: float = 1.0
     tail: TailMode = "renormalize"
+    divergence: Divergence = "cross_entropy"
     temperature_squared: bool = True
 
     def __post_init__(self) -> None:

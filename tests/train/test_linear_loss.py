@@ -100,7 +100,7 @@ def test_bfloat16_under_autocast_and_in_the_weights(divergence):
     """The products round like a linear layer's; sums over pieces do not round at all."""
     _, batch = full_batch(3, 2, 40, 500, 16)
     hidden, weight, bias = head((2, 40), 500, 24, 2, torch.float32)
-    objective = FusionObjective(0.5, divergence, 1.0, "ghost")
+    objective = FusionObjective(0.5, 1.0, "ghost", divergence)
     with torch.autocast("cpu", torch.bfloat16):
         plain = fusion_terms(plain_logits(hidden, weight, bias, None), batch, objective)
         with pytest.MonkeyPatch.context() as patch:

@@ -205,7 +205,7 @@ def test_bfloat16_logits_are_summed_in_float32(divergence, tail):
     logits, batch = full_batch(11, 2, 6, 40, 8)
     low = logits.bfloat16().requires_grad_()
     high = low.detach().double().requires_grad_()
-    objective = FusionObjective(0.5, divergence, 1.0, tail)
+    objective = FusionObjective(0.5, 1.0, tail, divergence)
     loss = fusion_terms(low, batch, objective).loss
     reference = dense_loss(high, batch, objective)
     assert loss.dtype == torch.float32
@@ -233,7 +233,7 @@ def test_finite_with_a_peaked_student(divergence, tail, temperature):
     logits[0, 0, 2] = 300.0
     low = logits.bfloat16().requires_grad_()
     high = logits.double().requires_grad_()
-    objective = FusionObjective(0.5, divergence, temperature, tail)
+    objective = FusionObjective(0.5, temperature, tail, divergence)
     loss = fusion_terms(low, hand_batch(), objective).loss
     loss.backward()
     assert torch.isfinite(loss)

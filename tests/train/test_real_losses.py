@@ -40,13 +40,13 @@ def test_smollm2_has_nothing_to_learn_from_its_own_rows(smollm2_path):
     for temperature in (0.5, 1.0, 4.0):
         for divergence in ("forward_kl", "reverse_kl", "jensen_shannon"):
             leaf = logits.clone().requires_grad_()
-            objective = FusionObjective(0.0, divergence, temperature, "ghost")
+            objective = FusionObjective(0.0, temperature, "ghost", divergence)
             loss = fusion_terms(leaf, batch, objective).loss
             loss.backward()
             assert abs(loss.item()) < 1e-6
             assert leaf.grad.norm() < 1e-7
     # What the ghost is for: without it the 7 % outside 128 entries are a loss of 51 nats at T = 4.
-    assert fusion_terms(logits, batch, FusionObjective(0.0, "forward_kl", 4.0)).loss > 10
+    assert fusion_terms(logits, batch, FusionObjective(0.0, 4.0, divergence="forward_kl")).loss > 10
 
 
 @pytest.mark.slow
