@@ -26,11 +26,7 @@ PIECE_LOGITS_ELSEWHERE = 1 << 26
 
 
 class RowLosses:
-    """Adds up both terms over pieces of N rows of logits and turns each piece into a gradient.
-
-    Attributes:
-        num_rows: N.
-    """
+    """Adds up both terms over pieces of N rows of logits and turns each piece into a gradient."""
 
     def __init__(
         self,
@@ -46,7 +42,6 @@ class RowLosses:
         """
         labels = batch["next_ids"].reshape(-1)
         labelled = labels != IGNORED_LABEL
-        self.num_rows = len(labels)
         self._objective = objective
         self._labelled = labelled
         self._labels = torch.where(labelled, labels, 0)
