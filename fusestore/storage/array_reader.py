@@ -25,7 +25,9 @@ MAX_OPEN_SHARDS = 64
 """Shards per array whose index (and, locally, memory map) a reader keeps."""
 
 RECENT_CHUNKS = 2
-"""Decoded chunks per array that a reader keeps: documents in order share them."""
+"""Decoded chunks per array that a reader keeps: documents in order share them. One that was wanted
+whole is not kept, so that a long read decodes into the same few buffers, which stay in the
+processor's cache."""
 
 _Values = npt.NDArray[Any]
 
@@ -111,7 +113,8 @@ class ArrayReader:
                 values = recent.get(chunk)
                 if values is None:
                     values = opened.decode(chunk - begin, *piece)
-                    self._remember(chunk, values)
+                    if chunk * rows < start or (chunk + 1) * rows > stop:
+                        self._remember(chunk, values)
                 yield chunk * rows, values
 
     def _remember(self, chunk: int, values: _Values) -> None:
