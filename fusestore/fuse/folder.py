@@ -163,7 +163,7 @@ class FusedFolder:
         others = {path: FileRecord.of(data) for path, data in self._metadata.items()}
         others[PLAN_FILE] = FileRecord.of(self.plan.to_bytes())
         for receipt in receipts:
-            others[f"receipts/{_receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
+            others[f"receipts/{receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
         manifest = _manifest(self.plan, receipts, others)
         manifest.save(self.location / MANIFEST_FILE)
         remove_locks(self.location)
@@ -174,7 +174,7 @@ class FusedFolder:
         return metadata_files(self.plan)
 
     def _receipt_file(self, shard: int) -> Location:
-        return self.location / "receipts" / _receipt_name(shard)
+        return self.location / "receipts" / receipt_name(shard)
 
     def _has(self, shard: int) -> bool:
         try:
@@ -239,7 +239,8 @@ def _settings(plan: FusionPlan) -> dict[str, Any]:
     return {**content.pop("recipe"), **content}
 
 
-def _receipt_name(shard: int) -> str:
+def receipt_name(shard: int) -> str:
+    """The file of a shard's receipt in `receipts/`."""
     return f"{shard:05d}.json"
 
 
