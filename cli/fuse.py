@@ -68,6 +68,9 @@ def fuse(
     unaligned: Annotated[str, typer.Option(help="skip, label, target or fusellm.")] = "skip",
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Entries kept.")] = 32,
     window_length: Annotated[int, typer.Option(min=2, help="Target tokens a window.")] = 1024,
+    packing: Annotated[
+        str, typer.Option(help="stream, or document: no window holds two documents.")
+    ] = "stream",
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Positions a file.")] = 65_536,
     method: Annotated[str, typer.Option(help="Of the token alignments.")] = "hybrid",
     vocabulary: Annotated[str, typer.Option(help="Of the vocabulary maps.")] = "mined",
@@ -139,6 +142,7 @@ def fuse(
                 "unaligned": unaligned,
                 "top_k": top_k,
                 "window_length": window_length,
+                "packing": packing,
                 "rows_per_shard": rows_per_shard,
             },
             "The command line",
@@ -213,7 +217,7 @@ def _tell(folder: FusedFolder, built: bool, as_json: bool) -> None:
         content = manifest.model_dump(mode="json") if manifest else {"plan": plan.model_dump()}
         print_json({**told, **content})
         return
-    windows = -(-plan.num_tokens // plan.recipe.window_length)
+    windows = len(folder.fusion.window_starts) - 1
     size = f"{plan.num_tokens:,} target tokens in {windows:,} windows"
     if manifest is not None:
         output.print(f"{'Fused' if built else 'Already there:'} {name}: {size}")

@@ -39,6 +39,9 @@ _ROWS_PER_SCAN = 1 << 18
 class FusedDataset(Dataset[dict[str, Tensor]]):
     """Window i is target tokens `[i · window_length, (i + 1) · window_length)`, fewer at the end.
 
+    With the recipe's packing `document` no window holds two documents: each document begins a
+    window, and its last one has the tokens that are left.
+
     Each sample: `input_ids` int32 [l], `next_ids` int32 [l] (−100: none), `fused_ids` int32
     [l, k], `fused_logprobs` float32 [l, k] (−inf: unused entry), `fused_tail` float32 [l],
     `fused_mask` bool [l] (whether the position is distilled), `window` int64 []. Widths that
@@ -90,6 +93,9 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
             raise CorruptionError(
                 f"The arrays of {self.folder} differ in length: {rows}. Fuse it again."
             )
+        self._starts = None
+        if self.plan["recipe"]["packing"] == "document":
+            self._starts = MappedArray(self.folder / "window_starts")
         self.num_tokens = rows["input_ids"]
         self.top_k = self._arrays["ids"].shape[1]
         if self.num_tokens == 0 or self.window_length < 1:
@@ -100,6 +106,8 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         """Windows."""
+        if self._starts is not None:
+            return len(self._starts) - 1
         return -(-self.num_tokens // self.window_length)
 
     def __getitem__(self, window: int) -> dict[str, Tensor]:
@@ -160,6 +168,9 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         count = len(self)
         if not -count <= window < count:
             raise IndexError(f"Window {window} of a fused dataset with {count} windows.")
+        if self._starts is not None:
+            start, stop = self._starts.read(window % count, window % count + 2).tolist()
+            return start, stop
         start = (window % count) * self.window_length
         return start, min(start + self.window_length, self.num_tokens)
 
@@ -219,7 +230,10 @@ def open_unfinished(store: Location, source: Location, base: Path) -> FusedDatas
     plan = _read_plan(source, complete=False)
     folder = source.path if source.is_local else base / "on_demand" / plan_digest(plan)
     try:
-        for path in ("recipe.json", *(f"{name}/zarr.json" for name in _ARRAYS)):
+        paths = ["recipe.json", *(f"{name}/zarr.json" for name in _ARRAYS)]
+        if plan["recipe"]["packing"] == "document":
+            paths += ["window_starts/zarr.json", "window_starts/c/0"]
+        for path in paths:
             content = (source / path).read_bytes()
             if not source.is_local:
                 publish(Location.parse(folder) / path, content)
@@ -254,6 +268,7 @@ def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:
 def _check_plan(plan: Any, where: str) -> None:  # noqa: ANN401 - JSON from outside
     try:
         int(plan["recipe"]["window_length"]), int(plan["vocab_size"]), bool(plan["sampled"])
+        str(plan["recipe"]["packing"])
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptionError(f"{where} is not that of a fused dataset: {error!r}.") from error
 

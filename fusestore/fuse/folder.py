@@ -28,6 +28,7 @@ from fusestore.fuse.manifest import (
     SourceTotals,
 )
 from fusestore.fuse.shard import fuse_rows
+from fusestore.fuse.windows import window_files
 from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
@@ -164,14 +165,18 @@ class FusedFolder:
         others[PLAN_FILE] = FileRecord.of(self.plan.to_bytes())
         for receipt in receipts:
             others[f"receipts/{receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
-        manifest = _manifest(self.plan, receipts, others)
+        num_windows = len(self.fusion.window_starts) - 1
+        manifest = _manifest(self.plan, num_windows, receipts, others)
         manifest.save(self.location / MANIFEST_FILE)
         remove_locks(self.location)
         return manifest
 
     @cached_property
     def _metadata(self) -> Mapping[str, bytes]:
-        return metadata_files(self.plan)
+        files = metadata_files(self.plan)
+        if self.plan.recipe.packing == "document":
+            files |= window_files(self.fusion.window_starts)
+        return files
 
     def _receipt_file(self, shard: int) -> Location:
         return self.location / "receipts" / receipt_name(shard)
@@ -245,7 +250,10 @@ def receipt_name(shard: int) -> str:
 
 
 def _manifest(
-    plan: FusionPlan, receipts: Sequence[ShardReceipt], others: Mapping[str, FileRecord]
+    plan: FusionPlan,
+    num_windows: int,
+    receipts: Sequence[ShardReceipt],
+    others: Mapping[str, FileRecord],
 ) -> FusedManifest:
     kinds = np.sum([receipt.kinds for receipt in receipts], axis=0)
     per_source = zip(*(receipt.sources for receipt in receipts), strict=True)
@@ -256,7 +264,7 @@ def _manifest(
         recipe_digest=plan.recipe.digest,
         num_tokens=plan.num_tokens,
         num_documents=plan.num_documents,
-        num_windows=-(-plan.num_tokens // plan.recipe.window_length),
+        num_windows=num_windows,
         kinds=dict(zip(KIND_NAMES, (int(count) for count in kinds), strict=True)),
         sources=tuple(
             _statistics(source.cache, SourceTotals.add(parts), plan)

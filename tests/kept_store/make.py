@@ -88,6 +88,7 @@ SHARED_SETTINGS: dict[str, Any] = {
     "unaligned": "label",
     "kinds": ("span", "mined"),
     "top_k": 16,
+    "packing": "document",
 }
 
 MERGED = "merged"
@@ -266,6 +267,9 @@ def read_with_fusestore(store: Store, unpacked: Path) -> dict[str, npt.NDArray[A
         for array in fused_arrays(dataset.num_tokens, dataset.top_k, dataset.num_tokens):
             values = MappedArray(dataset.folder / array.name).read(0, dataset.num_tokens)
             found[f"fused/{name}/{array.name}"] = values
+        if (dataset.folder / "window_starts").exists():
+            starts = MappedArray(dataset.folder / "window_starts")
+            found[f"fused/{name}/window_starts"] = starts.read(0, len(starts))
     for name in store.names("models"):
         file = store.model(name) / "manifest.json"
         if name == MERGED:

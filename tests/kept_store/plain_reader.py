@@ -224,6 +224,7 @@ def read_fused(folder: Path) -> Numbers:
     assert document_digest(manifest["plan"]) == plan["digest"] == manifest["plan_digest"]
     check_all_listed(folder, manifest)
     numbers = {name: array[:] for name, array in open_arrays(folder).items()}
+    numbers.pop("window_starts", None)
     rows, per_file = plan["num_tokens"], min(plan["recipe"]["rows_per_shard"], plan["num_tokens"])
     for name, values in numbers.items():
         assert len(values) == rows
@@ -231,7 +232,7 @@ def read_fused(folder: Path) -> Numbers:
             check_raw_files(folder, name, values, per_file)
     if manifest["form"] == "shared":
         numbers["kind"] = numbers["kind"].astype("u1")
-        _check_shared(folder, manifest, -(-per_file // 2048) * 2048)
+        _check_shared(folder, manifest, list(numbers), -(-per_file // 2048) * 2048)
     else:
         for shard in range(-(-rows // per_file)):
             receipt = read_document(folder / f"receipts/{shard:05d}.json")
@@ -240,10 +241,29 @@ def read_fused(folder: Path) -> Numbers:
             kind = numbers["kind"][receipt["start"] : receipt["stop"]]
             assert list(_counts(kind, FUSED_KINDS).values()) == receipt["kinds"]
     assert _counts(numbers["kind"], FUSED_KINDS) == manifest["kinds"]
+    if plan["recipe"]["packing"] == "document":
+        local = folder / "local" if manifest["form"] == "shared" else folder
+        starts = open_arrays(local)["window_starts"][:]
+        _check_windows(starts, numbers["document"], plan["recipe"]["window_length"])
+        assert len(starts) == manifest["num_windows"] + 1
+        numbers["window_starts"] = starts
+    else:
+        assert manifest["num_windows"] == -(-rows // plan["recipe"]["window_length"])
     return numbers
 
 
-def _check_shared(folder: Path, manifest: Mapping[str, Any], per_shard: int) -> None:
+def _check_windows(starts: np.ndarray, document: np.ndarray, window_length: int) -> None:
+    """Windows follow each other; none is too long or holds positions of two documents."""
+    assert starts[0] == 0
+    assert starts[-1] == len(document)
+    for start, stop in pairwise(starts):
+        assert 0 < stop - start <= window_length
+        assert len(set(document[start:stop].tolist())) == 1
+
+
+def _check_shared(
+    folder: Path, manifest: Mapping[str, Any], arrays: list[str], per_shard: int
+) -> None:
     """The receipts of the shared form; below local/ lies what the local form has beside values."""
     for shard in range(-(-manifest["num_tokens"] // per_shard)):
         receipt = read_receipt(folder, f"{shard:06d}", manifest["plan_digest"])
@@ -255,7 +275,7 @@ def _check_shared(folder: Path, manifest: Mapping[str, Any], per_shard: int) -> 
     kept = {
         path: record
         for path, record in local["files"].items()
-        if "/c/" not in path and path != "recipe.json"
+        if not path.startswith(tuple(f"{name}/c/" for name in arrays)) and path != "recipe.json"
     }
     check_files(folder / "local", kept)
     below = {path for path in manifest["files"] if path.startswith("local/")}
