@@ -147,7 +147,7 @@ def unpack_fused(
     # Receipts say that a shard is whole: after all values.
     values = {array.file_name(shard) for array, shard in _shards(arrays)}
     for name, record in manifest.files.items():
-        if name not in values and name != PLAN_FILE:
+        if name not in values and name != PLAN_FILE and not matches(local / name, record):
             publish(local / name, _checked(shared, f"{_LOCAL}/{name}", record))
     manifest.save(local / MANIFEST_FILE)
     return manifest
