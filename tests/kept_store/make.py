@@ -131,7 +131,7 @@ precision = "no"
 
 
 def make(folder: Path) -> None:
-    """Write `store` and `expected.npz` into the folder, which must not hold a store."""
+    """Write `store` and `expected.json` into the folder, which must not hold a store."""
     with tempfile.TemporaryDirectory() as work:
         job = Path(work)
         _write_job(job)

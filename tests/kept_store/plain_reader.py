@@ -293,6 +293,15 @@ def read_model(folder: Path) -> Numbers:
     return {"bits_per_byte": np.array([point["metrics"]["bits_per_byte"] for point in points])}
 
 
+def model_digest(folder: Path) -> str:
+    """What other manifests call a model."""
+    state = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.name == "config.json" or file.suffix in (".safetensors", ".bin"):
+            state.update(file.name.encode() + b"\0" + bytes.fromhex(sha256(file.read_bytes())))
+    return state.hexdigest()
+
+
 def check_names(store: Path) -> None:
     """Things name what they were made from by the digests that docs/store.md lists."""
     corpora = _named(store, "corpora", "digest")

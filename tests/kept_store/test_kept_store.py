@@ -62,6 +62,12 @@ def test_the_plain_reader_has_nothing_of_ours(file):
     assert outside <= {*sys.stdlib_module_names, "numpy", "polars", "zarr"}
 
 
+def test_a_merged_model_names_what_it_was_merged_of(kept):
+    models = kept / "store/models"
+    merged = plain_reader.read_document(models / "merged/manifest.json")["merge"]
+    assert merged["model_digests"][1] == plain_reader.model_digest(models / "fused")
+
+
 def test_it_is_sound(kept):
     assert not any(verify_store(Store.open(kept / "store")).values())
 
