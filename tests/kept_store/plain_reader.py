@@ -241,6 +241,7 @@ def read_fused(folder: Path) -> Numbers:
             kind = numbers["kind"][receipt["start"] : receipt["stop"]]
             assert list(_counts(kind, FUSED_KINDS).values()) == receipt["kinds"]
     assert _counts(numbers["kind"], FUSED_KINDS) == manifest["kinds"]
+    _check_fused_rows(numbers)
     if plan["recipe"]["packing"] == "document":
         local = folder / "local" if manifest["form"] == "shared" else folder
         starts = open_arrays(local)["window_starts"][:]
@@ -250,6 +251,20 @@ def read_fused(folder: Path) -> Numbers:
     else:
         assert manifest["num_windows"] == -(-rows // plan["recipe"]["window_length"])
     return numbers
+
+
+def _check_fused_rows(numbers: Numbers) -> None:
+    """What docs/store.md says of every row."""
+    logprobs, kind, document = (numbers[name] for name in ("logprobs", "kind", "document"))
+    unused = np.isneginf(logprobs)
+    assert not numbers["ids"][unused].any()
+    assert np.all(logprobs[:, 1:] <= logprobs[:, :-1])
+    assert unused[kind == 0].all()
+    assert not numbers["tail"][kind == 0].any()
+    assert not unused[kind > 0].all(axis=1).any()
+    last = np.append(np.diff(document) > 0, True)
+    following = np.append(numbers["input_ids"][1:], -100)
+    assert np.array_equal(numbers["next_ids"], np.where(last, -100, following))
 
 
 def _check_windows(starts: np.ndarray, document: np.ndarray, window_length: int) -> None:
