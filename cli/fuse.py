@@ -9,9 +9,9 @@ import typer
 
 from .console import ConsoleReporter, output, print_json, print_table
 from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .tokenizers import tokenizer_of
 
 if TYPE_CHECKING:
-    from fusestore.corpus.tokenizers import Tokenizer
     from fusestore.fuse.folder import FusedFolder
     from fusestore.fuse.forecast import Forecast
     from fusestore.storage.store import Store
@@ -120,7 +120,7 @@ def fuse(
     from fusestore.storage.settings import parse_settings
     from fusestore.storage.urls import Location
 
-    tokenizer = _tokenizer(target)
+    tokenizer = None if target is None else tokenizer_of(target)
     chosen = None
     if recipe:
         chosen = load_recipe(Location.parse(recipe))
@@ -175,15 +175,6 @@ def fuse(
     if to:
         built |= _pack(folder, Store.open(to, options), name or folder.location.name)
     _tell(folder, built, as_json)
-
-
-def _tokenizer(target: str | None) -> Tokenizer | None:
-    if target is None:
-        return None
-    from fusestore.capture.models import local_model_folder
-    from fusestore.corpus.tokenizers import load_tokenizer
-
-    return load_tokenizer(str(local_model_folder(target)))
 
 
 def _pack(folder: FusedFolder, destination: Store, name: str) -> bool:

@@ -44,8 +44,9 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 
     Each sample: `input_ids` int32 [l], `next_ids` int32 [l] (−100: none), `fused_ids` int32
     [l, k], `fused_logprobs` float32 [l, k] (−inf: unused entry), `fused_tail` float32 [l],
-    `fused_mask` bool [l] (whether the position is distilled), `window` int64 []. Widths that
-    losses need are `fusestore.data.collate`'s work.
+    `fused_mask` bool [l] (whether the position is distilled), `fused_sampled` bool [] (whether
+    rows are samples), `window` int64 []. Widths that losses need are `fusestore.data.collate`'s
+    work.
 
     Files are mapped lazily in each process, so the dataset can be pickled and used by any number
     of DataLoader workers, forked or spawned.
@@ -56,7 +57,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         digest: SHA-256 of the plan, hexadecimal: the same however and wherever it was filled.
         window_length: tokens per window.
         vocab_size: tokens of the target's tokenizer.
-        sampled: whether rows of any source are samples; see docs/training.md.
+        sampled: whether rows of any source are samples; see docs/losses.md.
         num_tokens: T.
         top_k: entries per fused row.
     """
@@ -121,6 +122,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
             "fused_logprobs": torch.from_numpy(arrays["logprobs"].read(start, stop)),
             "fused_tail": torch.from_numpy(arrays["tail"].read(start, stop)),
             "fused_mask": torch.from_numpy(arrays["kind"].read(start, stop) != _NO_DISTILLATION),
+            "fused_sampled": torch.tensor(self.sampled),
             "window": torch.tensor(window % len(self)),
         }
 
