@@ -145,3 +145,22 @@ def test_a_store_made_now_reads_the_same_everywhere(tmp_path, monkeypatch):
     expected = json.loads((tmp_path / "made/expected.json").read_bytes())
     same(plain_reader.read_store(tmp_path / "made/store"), expected)
     assert not any(verify_store(Store.open(tmp_path / "made/store")).values())
+    kept = HERE / f"format-{fs.version.FORMAT_VERSION}"
+    assert layout(tmp_path / "made/store") == layout(kept / "store"), f"{kept.name} is to be remade"
+
+
+def layout(store):
+    """Every file, with the keys that its JSON document has at any depth."""
+    files = (path for path in store.rglob("*") if path.is_file())
+    return {
+        path.relative_to(store).as_posix(): path.suffix == ".json"
+        and keys(json.loads(path.read_bytes()))
+        for path in files
+    }
+
+
+def keys(content):
+    """The content of a document without its values."""
+    return (
+        {name: keys(value) for name, value in content.items()} if isinstance(content, dict) else 0
+    )
