@@ -161,7 +161,8 @@ class RowReader:
                 f"in rows {start} to {stop}, outside a vocabulary of {vocab_size}. "
                 "Run `fusestore verify`."
             )
-        return self.id_order.token_class[token_ids]
+        # Half the time of `token_class[token_ids]`.
+        return self.id_order.token_class.take(token_ids)
 
     def _chunks(
         self, spec: ArraySpec, start: int, stop: int
