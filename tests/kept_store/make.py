@@ -74,13 +74,13 @@ CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "drawn": ("wide", {"selection": "sampled", "top_k": 16, "seed": 7}),
 }
-"""Caches by name: model, and settings beside the common ones. Every way to store rows is here."""
+"""Caches by name: model, and settings beside the common ones: every profile and every selection."""
 
 FUSED = "mince"
 """The fused dataset in the local form, as in fusion.toml."""
 
 SHARED = "mixed"
-"""The one in the shared form, with settings beside the common ones."""
+"""The one in the shared form."""
 
 SHARED_SETTINGS: dict[str, Any] = {
     "strategy": "single",
@@ -90,6 +90,7 @@ SHARED_SETTINGS: dict[str, Any] = {
     "top_k": 16,
     "packing": "document",
 }
+"""Its settings beside the common ones."""
 
 MERGED = "merged"
 
