@@ -164,7 +164,7 @@ class FusedFolder:
         others = {path: FileRecord.of(data) for path, data in self._metadata.items()}
         others[PLAN_FILE] = FileRecord.of(self.plan.to_bytes())
         for receipt in receipts:
-            others[f"receipts/{_receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
+            others[f"receipts/{receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
         num_windows = len(self.fusion.window_starts) - 1
         manifest = _manifest(self.plan, num_windows, receipts, others)
         manifest.save(self.location / MANIFEST_FILE)
@@ -179,7 +179,7 @@ class FusedFolder:
         return files
 
     def _receipt_file(self, shard: int) -> Location:
-        return self.location / "receipts" / _receipt_name(shard)
+        return self.location / "receipts" / receipt_name(shard)
 
     def _has(self, shard: int) -> bool:
         try:
@@ -244,7 +244,8 @@ def _settings(plan: FusionPlan) -> dict[str, Any]:
     return {**content.pop("recipe"), **content}
 
 
-def _receipt_name(shard: int) -> str:
+def receipt_name(shard: int) -> str:
+    """The file of a shard's receipt in `receipts/`."""
     return f"{shard:05d}.json"
 
 

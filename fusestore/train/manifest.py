@@ -38,7 +38,7 @@ class TrainingPlan(Manifest):
     """Everything that determines the trained weights on one kind of machine.
 
     Attributes:
-        dataset_digest: of the fused dataset's manifest.
+        dataset_digest: of the fused dataset's plan.
         base_model_digest: of the folder that training started from.
         settings: of the run.
         world_size: processes.
