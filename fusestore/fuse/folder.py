@@ -111,7 +111,7 @@ class FusedFolder:
         if (self.location / MANIFEST_FILE).exists():
             return
         remove_abandoned(self.location)
-        for path, data in self._metadata.items():
+        for path, data in self.metadata.items():
             file = self.location / path
             if not (file.exists() and file.read_bytes() == data):
                 publish(file, data)
@@ -161,7 +161,7 @@ class FusedFolder:
             if receipt.plan_digest != self.plan.digest:
                 return None
             receipts.append(receipt)
-        others = {path: FileRecord.of(data) for path, data in self._metadata.items()}
+        others = {path: FileRecord.of(data) for path, data in self.metadata.items()}
         others[PLAN_FILE] = FileRecord.of(self.plan.to_bytes())
         for receipt in receipts:
             others[f"receipts/{receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
@@ -172,7 +172,8 @@ class FusedFolder:
         return manifest
 
     @cached_property
-    def _metadata(self) -> Mapping[str, bytes]:
+    def metadata(self) -> Mapping[str, bytes]:
+        """What is written beside the plan before the first shard, by path."""
         files = metadata_files(self.plan)
         if self.plan.recipe.packing == "document":
             files |= window_files(self.fusion.window_starts)

@@ -15,6 +15,7 @@ from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.run import find_inputs, reopen
 from fusestore.fuse.shared import pack_fused, unpack_fused
 from fusestore.fuse.windows import window_starts
+from fusestore.repair import repair_store
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 from fusestore.verification import verify_store
@@ -88,6 +89,12 @@ def test_no_window_holds_two_documents_in_any_form(small, tmp_path, granularity)
         whole[len(whole)]
     for name in ("input_ids", "next_ids"):
         assert rows_of(whole, name).tolist() == rows_of(stream, name).tolist()
+    assert not any(verify_store(small.store).values())
+    starts = small.store.fused("demo").path / "window_starts/c/0"
+    starts.write_bytes(starts.read_bytes()[:-1] + b"x")
+    (finding,) = verify_store(small.store, "fused/demo")["fused/demo"]
+    assert finding.file == "window_starts/c/0"
+    assert repair_store(small.store, "fused/demo")["fused/demo"].problem is None
     assert not any(verify_store(small.store).values())
 
 
