@@ -70,11 +70,9 @@ class Download:
                 if shared:
                     self._decode(array, shard, file, layout, content)
         finally:
-            # Nothing may be written into `content` after this.
-            pending = [request for listed in requests for request in listed]
-            for request in pending:
-                request.cancel()
-            wait(pending)
+            # Nothing may be written into `content` after this. What could be cancelled does not
+            # run, and is not waited for: a pool that was shut down never says so.
+            wait([request for listed in requests for request in listed if not request.cancel()])
 
     def _record(self, array: ArraySpec, shard: int) -> FileRecord:
         name = array.file_name(shard)
