@@ -2,7 +2,7 @@
 
 from fusestore.data.dataset import FusedDataset
 from fusestore.fuse.layout import fused_arrays
-from fusestore.fuse.manifest import FusedManifest, FusionPlan
+from fusestore.fuse.manifest import FusedManifest, FusionPlan, ShardReceipt
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shared import pack_fused
 from fusestore.storage.arrays import array_metadata, encode_shard, group_metadata
@@ -54,6 +54,19 @@ def write_dataset(
         for shard in range(array.num_files):
             rows = slice(*array.rows_of(shard))
             files[array.file_name(shard)] = encode_shard(array, shard, arrays[array.name][rows])
+    shards = fused_arrays(num_tokens, k, rows_per_shard)[0]
+    for shard in range(shards.num_files):
+        start, stop = shards.rows_of(shard)
+        receipt = ShardReceipt(
+            plan_digest=plan.digest,
+            shard=shard,
+            start=start,
+            stop=stop,
+            files={},
+            kinds=(),
+            sources=(),
+        )
+        files[f"receipts/{shard:05d}.json"] = receipt.to_bytes()
     for name, data in files.items():
         publish(location / name, data)
     manifest = FusedManifest(
