@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .console import ConsoleReporter, output, print_json
 from .options import JsonOption, StorageOption, storage_options
-
-if TYPE_CHECKING:
-    from fusestore.corpus.tokenizers import Tokenizer
+from .tokenizers import tokenizer_of
 
 _UNMATCHED_IN_JSON = 50
 
@@ -25,7 +23,11 @@ def align(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", "-t", help="Target model: folder, hub id, .gguf, package:NAME."),
+        typer.Option(
+            "--target",
+            "-t",
+            help="Target model: folder, hub id, .gguf, package:NAME; or a tokenizer file.",
+        ),
     ] = None,
     target_name: Annotated[str, typer.Option(help="What the target is called.")] = "target",
     method: Annotated[str, typer.Option(help="hybrid, span, mined, anchored or exact.")] = "hybrid",
@@ -72,8 +74,8 @@ def align(
 
         from .alignments import print_document
 
-        left = _tokenizer(_needed(source, "--source"))
-        right = _tokenizer(_needed(target, "--target"))
+        left = tokenizer_of(_needed(source, "--source"))
+        right = tokenizer_of(_needed(target, "--target"))
         document = text_alignment(text, left, right, config.method)
         print_document(document, around, width, as_json=as_json)
         return
@@ -97,7 +99,7 @@ def align(
     result, built = align_cache(
         where,
         cache,
-        _tokenizer(_needed(target, "--target")),
+        tokenizer_of(_needed(target, "--target")),
         target_name,
         method=config.method,
         vocabulary=config.vocabulary,
@@ -119,10 +121,3 @@ def _needed(value: str | None, hint: str) -> str:
     if value is None:
         raise typer.BadParameter("is missing", param_hint=hint)
     return value
-
-
-def _tokenizer(spec: str) -> Tokenizer:
-    from fusestore.capture.models import local_model_folder
-    from fusestore.corpus.tokenizers import load_tokenizer
-
-    return load_tokenizer(str(local_model_folder(spec)))

@@ -13,7 +13,20 @@ import typer
 from fusestore.errors import FusestoreError
 from fusestore.version import __version__
 
-from . import align, cache, corpus, estimate, fuse, inspect, merge, run, sharing, train, verify
+from . import (
+    align,
+    cache,
+    compare,
+    corpus,
+    estimate,
+    fuse,
+    inspect,
+    merge,
+    run,
+    sharing,
+    train,
+    verify,
+)
 from .console import messages
 
 app = typer.Typer(
@@ -32,6 +45,7 @@ app.command("align")(align.align)
 app.command("fuse")(fuse.fuse)
 app.command("train")(train.train)
 app.command("merge")(merge.merge)
+app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("push")(sharing.push)

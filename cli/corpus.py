@@ -8,6 +8,7 @@ import typer
 
 from .console import ConsoleReporter, output, print_json
 from .options import JsonOption, StorageOption, StoreOption, counts, storage_options
+from .tokenizers import tokenizer_of
 
 
 def corpus(
@@ -47,10 +48,8 @@ def corpus(
     as_json: JsonOption = False,
 ) -> None:
     """Read text, split long documents where all tokenizers agree, and keep the result."""
-    from fusestore.capture.models import local_model_folder
     from fusestore.config import CorpusConfig
     from fusestore.corpus.run import make_corpus
-    from fusestore.corpus.tokenizers import load_tokenizer
     from fusestore.storage.settings import parse_settings
     from fusestore.storage.store import Store
 
@@ -71,7 +70,7 @@ def corpus(
         "The command line",
     )
     where = Store.open(store, storage_options(storage_option))
-    tokenizers = [load_tokenizer(str(local_model_folder(model))) for model in tokenizer]
+    tokenizers = [tokenizer_of(spec) for spec in tokenizer]
     result, built = make_corpus(where, config, tokenizers, ConsoleReporter())
     if as_json:
         print_json({"corpus": name, "built": built, **result.manifest.model_dump(mode="json")})

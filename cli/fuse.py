@@ -9,9 +9,9 @@ import typer
 
 from .console import ConsoleReporter, output, print_json, print_table
 from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .tokenizers import tokenizer_of
 
 if TYPE_CHECKING:
-    from fusestore.corpus.tokenizers import Tokenizer
     from fusestore.fuse.folder import FusedFolder
     from fusestore.fuse.forecast import Forecast
     from fusestore.storage.store import Store
@@ -68,6 +68,9 @@ def fuse(
     unaligned: Annotated[str, typer.Option(help="skip, label, target or fusellm.")] = "skip",
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Entries kept.")] = 32,
     window_length: Annotated[int, typer.Option(min=2, help="Target tokens a window.")] = 1024,
+    packing: Annotated[
+        str, typer.Option(help="stream, or document: no window holds two documents.")
+    ] = "stream",
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Positions a file.")] = 65_536,
     method: Annotated[str, typer.Option(help="Of the token alignments.")] = "hybrid",
     vocabulary: Annotated[str, typer.Option(help="Of the vocabulary maps.")] = "mined",
@@ -117,7 +120,7 @@ def fuse(
     from fusestore.storage.settings import parse_settings
     from fusestore.storage.urls import Location
 
-    tokenizer = _tokenizer(target)
+    tokenizer = None if target is None else tokenizer_of(target)
     chosen = None
     if recipe:
         chosen = load_recipe(Location.parse(recipe))
@@ -139,6 +142,7 @@ def fuse(
                 "unaligned": unaligned,
                 "top_k": top_k,
                 "window_length": window_length,
+                "packing": packing,
                 "rows_per_shard": rows_per_shard,
             },
             "The command line",
@@ -173,15 +177,6 @@ def fuse(
     _tell(folder, built, as_json)
 
 
-def _tokenizer(target: str | None) -> Tokenizer | None:
-    if target is None:
-        return None
-    from fusestore.capture.models import local_model_folder
-    from fusestore.corpus.tokenizers import load_tokenizer
-
-    return load_tokenizer(str(local_model_folder(target)))
-
-
 def _pack(folder: FusedFolder, destination: Store, name: str) -> bool:
     """Write the shared form; returns whether it was not there yet."""
     from fusestore.fuse.shared import pack_fused
@@ -213,7 +208,7 @@ def _tell(folder: FusedFolder, built: bool, as_json: bool) -> None:
         content = manifest.model_dump(mode="json") if manifest else {"plan": plan.model_dump()}
         print_json({**told, **content})
         return
-    windows = -(-plan.num_tokens // plan.recipe.window_length)
+    windows = len(folder.fusion.window_starts) - 1
     size = f"{plan.num_tokens:,} target tokens in {windows:,} windows"
     if manifest is not None:
         output.print(f"{'Fused' if built else 'Already there:'} {name}: {size}")

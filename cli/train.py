@@ -26,7 +26,14 @@ def train(
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the trained model.")] = "model",
     objective: Annotated[str, typer.Option(help="fuse, or clm for the plain baseline.")] = "fuse",
     lm_weight: Annotated[float, typer.Option(help="Weight of the text against the fusion.")] = 0.9,
+    divergence: Annotated[
+        str, typer.Option(help="cross_entropy, forward_kl, reverse_kl or jensen_shannon.")
+    ] = "cross_entropy",
     temperature: Annotated[float, typer.Option(help="Of the fused term.")] = 1.0,
+    tail: Annotated[
+        str, typer.Option(help="What rows do not keep: renormalize or ghost.")
+    ] = "renormalize",
+    logits: Annotated[str, typer.Option(help="whole, pieces, or auto by their number.")] = "auto",
     learning_rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 2e-5,
     schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = "cosine",
     warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.05,
@@ -34,6 +41,9 @@ def train(
     gradient_accumulation: Annotated[int, typer.Option(min=1, help="Passes a step.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the dataset.")] = 1,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Instead of epochs.")] = None,
+    loss_spike: Annotated[
+        float, typer.Option(help="Nats above the usual loss that end the run; 0: none do.")
+    ] = 3.0,
     seed: Annotated[int, typer.Option(help="Of the order of windows.")] = 0,
     precision: Annotated[str, typer.Option(help="bf16 or no.")] = "bf16",
     gradient_checkpointing: Annotated[
@@ -58,7 +68,10 @@ def train(
     values: dict[str, Any] = {
         "objective": objective,
         "lm_weight": lm_weight,
+        "divergence": divergence,
         "temperature": temperature,
+        "tail": tail,
+        "logits": logits,
         "learning_rate": learning_rate,
         "schedule": schedule,
         "warmup": warmup,
@@ -66,6 +79,7 @@ def train(
         "gradient_accumulation": gradient_accumulation,
         "epochs": epochs,
         "max_steps": max_steps,
+        "loss_spike": loss_spike or None,
         "seed": seed,
         "precision": precision,
         "gradient_checkpointing": gradient_checkpointing,

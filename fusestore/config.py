@@ -52,6 +52,7 @@ class FuseConfig(Frozen):
     unaligned: Literal["skip", "label", "target", "fusellm"] = "skip"
     top_k: int = Field(default=32, ge=1)
     window_length: int = Field(default=1024, ge=2)
+    packing: Literal["stream", "document"] = "stream"
     rows_per_shard: int = Field(default=65_536, ge=1)
 
 

@@ -50,6 +50,10 @@ class NonFiniteError(FusestoreError, ArithmeticError):
     """A model or a loss produced NaN where a number was expected."""
 
 
+class DivergedError(FusestoreError, ArithmeticError):
+    """A training run's loss rose so far that going on would do harm."""
+
+
 class OutOfMemoryError(FusestoreError, MemoryError):
     """Not even the smallest piece of work fits into the device's memory."""
 

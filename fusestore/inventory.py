@@ -121,16 +121,22 @@ def is_merged(thing: Thing) -> bool:
     return thing.kind == "model" and "merge" in (thing.manifest or {})
 
 
+def how_made(manifest: dict[str, Any]) -> str:
+    """How a model came to be, from its manifest."""
+    if "merge" in manifest:
+        plan = manifest["merge"]
+        return f"{plan['settings']['method']} merge of {len(plan['model_digests'])} models"
+    objective = manifest["plan"]["settings"]["objective"]
+    return f"{objective}, {manifest['num_tokens']:,} tokens trained"
+
+
 def _model(manifest: dict[str, Any]) -> str:
     """How a model was made, and how well it predicts what it was evaluated on."""
     if "merge" in manifest:
-        plan, evaluation = manifest["merge"], manifest["evaluation"]
-        text = f"{plan['settings']['method']} merge of {len(plan['model_digests'])} models"
-        metrics = evaluation["metrics"] if evaluation else {}
+        metrics = (manifest["evaluation"] or {"metrics": {}})["metrics"]
     else:
-        objective = manifest["plan"]["settings"]["objective"]
-        text = f"{objective}, {manifest['num_tokens']:,} tokens trained"
         metrics = manifest["evaluations"][-1]["metrics"] if manifest["evaluations"] else {}
+    text = how_made(manifest)
     if "bits_per_byte" in metrics:
         text += f", held-out bits per byte {metrics['bits_per_byte']:.4f}"
     return text

@@ -55,13 +55,18 @@ MANIFESTS: dict[str, tuple[type[Manifest], str]] = {
     "alignment-receipt": (Receipt, "alignments/<alignment>/receipts/<part>.json"),
     "alignment": (AlignmentManifest, "alignments/<alignment>/manifest.json"),
     "fusion-plan": (FusionPlan, "fused/<fused>/recipe.json"),
-    "fused-receipt": (ShardReceipt, "fused/<fused>/receipts/<shard>.json"),
-    "fused": (FusedManifest, "fused/<fused>/manifest.json"),
+    "fused-receipt": (ShardReceipt, "fused/<fused>/[local/]receipts/<shard>.json"),
+    "fused-shared-receipt": (Receipt, "fused/<fused>/receipts/<part>.json"),
+    "fused": (FusedManifest, "fused/<fused>/[local/]manifest.json"),
     "model": (TrainingManifest, "models/<model>/manifest.json"),
     "merged-model": (MergeManifest, "models/<model>/manifest.json"),
     "train-state": (TrainState, "checkpoint/state.json in a training run's local work folder"),
 }
-"""Schema name → the manifest and the file that holds it, below the store's root."""
+"""Schema name → the manifest and the file that holds it, below the store's root.
+
+What stands in brackets may be missing. Where two schemas have one file, each document fits one of
+them alone.
+"""
 
 
 class Table(NamedTuple):

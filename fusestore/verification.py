@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 from fusestore.cache.verify import Finding, load_or_tell, verify_cache
 from fusestore.errors import (
     CorruptionError,
     FormatVersionError,
+    FusestoreError,
     InvalidInputError,
     NotFoundError,
 )
@@ -46,7 +48,7 @@ def verify_store(
 
 def _verify(store: Store, thing: Thing, quick: bool) -> list[Finding]:
     if thing.manifest is None and thing.kind == "fused":
-        return list(_verify_begun(thing, quick))
+        return list(_verify_begun(store, thing, quick))
     if thing.manifest is None and thing.kind != "cache":
         return [Finding("manifest.json", "is missing: unfinished; run the same command again")]
     try:
@@ -108,17 +110,24 @@ def _verify_fused(_store: Store, thing: Thing, quick: bool) -> Iterator[Finding]
     yield from _check_files(thing.location, manifest.files, quick)
 
 
-def _verify_begun(thing: Thing, quick: bool) -> Iterator[Finding]:
+def _verify_begun(store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
     """A fused dataset whose shards are made when they are read: those that are made are checked."""
-    from fusestore.fuse.folder import metadata_files
+    from fusestore.fuse.folder import FusedFolder, metadata_files
     from fusestore.fuse.manifest import FusionPlan, ShardReceipt
+    from fusestore.fuse.run import find_inputs
 
     found: list[Finding] = []
     plan = load_or_tell(FusionPlan, thing.location, "recipe.json", found)
     if plan is None:
         yield from found
         return
-    metadata = {path: FileRecord.of(data) for path, data in metadata_files(plan).items()}
+    expected = metadata_files(plan)
+    if plan.recipe.packing == "document":
+        # Where windows begin follows from the documents' lengths, which the inputs know.
+        with contextlib.suppress(FusestoreError):
+            inputs = find_inputs(store, plan.recipe, plan=plan)
+            expected |= FusedFolder(thing.location, inputs).metadata
+    metadata = {path: FileRecord.of(data) for path, data in expected.items()}
     yield from _check_files(thing.location, metadata, quick)
     num_rows = 0
     for name in (thing.location / "receipts").list():

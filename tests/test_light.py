@@ -37,7 +37,7 @@ def test_importing_is_light(code):
 
 
 COMMANDS = ["run", "corpus", "cache", "align", "fuse", "train", "merge", "inspect", "verify"]
-COMMANDS += ["push", "pull", "sync", "estimate"]
+COMMANDS += ["push", "pull", "sync", "estimate", "compare"]
 
 
 @pytest.mark.parametrize(

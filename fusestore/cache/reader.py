@@ -23,7 +23,7 @@ from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.array_reader import ArrayReader
 from fusestore.storage.arrays import ArraySpec
-from fusestore.storage.codec import TAIL_STEP, from_grid, logprobs_of_counts
+from fusestore.storage.codec import TAIL_STEP, logprobs_of_counts
 from fusestore.storage.shards import Receipt, shard_part
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
@@ -161,7 +161,8 @@ class RowReader:
                 f"in rows {start} to {stop}, outside a vocabulary of {vocab_size}. "
                 "Run `fusestore verify`."
             )
-        return self.id_order.token_class[token_ids]
+        # Half the time of `token_class[token_ids]`.
+        return self.id_order.token_class.take(token_ids)
 
     def _chunks(
         self, spec: ArraySpec, start: int, stop: int
@@ -186,7 +187,11 @@ class RowReader:
     def tail(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """float32 [stop - start]: tails alone, without decoding the entries."""
         values = self._read(self._arrays.tail, start, stop)
-        return values if self.fingerprint.logprob_step is None else from_grid(values, TAIL_STEP)
+        if self.fingerprint.logprob_step is None:
+            return values
+        logs = np.empty(len(values), np.float32)
+        decode_grid(values[None], TAIL_STEP, logs[None])
+        return logs
 
     def label_logprob(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """float32 [stop - start]: label log-probabilities alone."""

@@ -32,6 +32,7 @@ from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import InvalidInputError, NonFiniteError
 from fusestore.progress import Reporter, SilentReporter, ignore_progress
+from fusestore.storage.arrays import ArraySpec
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 
@@ -286,13 +287,19 @@ def _extrapolate(
         index = 0 if spec.shard_shape is None else spec.index_bytes
         data = sum(size for path, size in written.items() if path.startswith(f"{name}/c/"))
         data -= index * spec.num_files
-        ratio = wholes[name].shape[0] / spec.shape[0]
+        ratio = _stored_rows(wholes[name]) / _stored_rows(spec)
         sizes[name] = round(data * ratio) + index * wholes[name].num_files
     receipts = sum(size for path, size in written.items() if path.startswith("receipts/0"))
     others = sum(size for path, size in written.items() if "/c/" not in path) - receipts
     manifest = len(whole.to_bytes())
     sizes[METADATA] = others + manifest + receipts * len(whole.plan) // len(sample.plan)
     return sizes
+
+
+def _stored_rows(spec: ArraySpec) -> int:
+    """Rows that take space: a raw chunk that is not full is padded, a compressed one is short."""
+    rows, chunk = spec.shape[0], spec.chunk_shape[0]
+    return -(-rows // chunk) * chunk if spec.codec == "raw" else rows
 
 
 def _write_seconds(

@@ -22,7 +22,8 @@ def collate(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         `input_ids` int64 [B, L] (0 in padding), `attention_mask` int64 [B, L], `next_ids` int64
         [B, L] (already shifted: `logits[:, i]` is scored against `next_ids[:, i]`; −100 where
         there is none), `fused_ids` int64 [B, L, k], `fused_logprobs` float32 [B, L, k] (−inf:
-        unused), `fused_tail` float32 [B, L], `fused_mask` bool [B, L], `window` int64 [B].
+        unused), `fused_tail` float32 [B, L], `fused_mask` bool [B, L], `fused_sampled` bool [B],
+        `window` int64 [B].
     """
     if not samples:
         raise InvalidInputError("A batch needs at least one window.")
@@ -36,6 +37,7 @@ def collate(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         "fused_logprobs": _stack(samples, "fused_logprobs", real, -torch.inf),
         "fused_tail": _stack(samples, "fused_tail", real, -torch.inf),
         "fused_mask": _stack(samples, "fused_mask", real, 0),
+        "fused_sampled": torch.stack([sample["fused_sampled"] for sample in samples]),
         "window": torch.stack([sample["window"] for sample in samples]),
     }
 

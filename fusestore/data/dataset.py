@@ -36,10 +36,14 @@ _ROWS_PER_SCAN = 1 << 18
 class FusedDataset(Dataset[dict[str, Tensor]]):
     """Window i is target tokens `[i · window_length, (i + 1) · window_length)`, fewer at the end.
 
+    With the recipe's packing `document` no window holds two documents: each document begins a
+    window, and its last one has the tokens that are left.
+
     Each sample: `input_ids` int32 [l], `next_ids` int32 [l] (−100: none), `fused_ids` int32
     [l, k], `fused_logprobs` float32 [l, k] (−inf: unused entry), `fused_tail` float32 [l],
-    `fused_mask` bool [l] (whether the position is distilled), `window` int64 []. Widths that
-    losses need are `fusestore.data.collate`'s work.
+    `fused_mask` bool [l] (whether the position is distilled), `fused_sampled` bool [] (whether
+    rows are samples), `window` int64 []. Widths that losses need are `fusestore.data.collate`'s
+    work.
 
     Files are mapped lazily in each process, so the dataset can be pickled and used by any number
     of DataLoader workers, forked or spawned.
@@ -50,7 +54,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         digest: SHA-256 of the plan, hexadecimal: the same however and wherever it was filled.
         window_length: tokens per window.
         vocab_size: tokens of the target's tokenizer.
-        sampled: whether rows of any source are samples; see docs/training.md.
+        sampled: whether rows of any source are samples; see docs/losses.md.
         num_tokens: T.
         top_k: entries per fused row.
     """
@@ -87,6 +91,9 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
             raise CorruptionError(
                 f"The arrays of {self.folder} differ in length: {rows}. Fuse it again."
             )
+        self._starts = None
+        if self.plan["recipe"]["packing"] == "document":
+            self._starts = MappedArray(self.folder / "window_starts")
         self.num_tokens = rows["input_ids"]
         self.top_k = self._arrays["ids"].shape[1]
         if self.num_tokens == 0 or self.window_length < 1:
@@ -97,6 +104,8 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         """Windows."""
+        if self._starts is not None:
+            return len(self._starts) - 1
         return -(-self.num_tokens // self.window_length)
 
     def __getitem__(self, window: int) -> dict[str, Tensor]:
@@ -105,7 +114,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
             self._need(start, stop)
         arrays = self._arrays
         rows = {name: arrays[name].read(start, stop) for name in SAMPLE_ARRAYS}
-        return sample_of(rows, start // self.window_length)
+        return sample_of(rows, window % len(self), sampled=self.sampled)
 
     def __getitems__(self, windows: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several windows, for a DataLoader's batch."""
@@ -151,6 +160,9 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         count = len(self)
         if not -count <= window < count:
             raise IndexError(f"Window {window} of a fused dataset with {count} windows.")
+        if self._starts is not None:
+            start, stop = self._starts.read(window % count, window % count + 2).tolist()
+            return start, stop
         start = (window % count) * self.window_length
         return start, min(start + self.window_length, self.num_tokens)
 
@@ -210,7 +222,10 @@ def open_unfinished(store: Location, source: Location, base: Path) -> FusedDatas
     plan = _read_plan(source, complete=False)
     folder = source.path if source.is_local else base / "on_demand" / plan_digest(plan)
     try:
-        for path in ("recipe.json", *(f"{name}/zarr.json" for name in _ARRAYS)):
+        paths = ["recipe.json", *(f"{name}/zarr.json" for name in _ARRAYS)]
+        if plan["recipe"]["packing"] == "document":
+            paths += ["window_starts/zarr.json", "window_starts/c/0"]
+        for path in paths:
             content = (source / path).read_bytes()
             if not source.is_local:
                 publish(Location.parse(folder) / path, content)
@@ -245,6 +260,7 @@ def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:
 def _check_plan(plan: Any, where: str) -> None:  # noqa: ANN401 - JSON from outside
     try:
         int(plan["recipe"]["window_length"]), int(plan["vocab_size"]), bool(plan["sampled"])
+        str(plan["recipe"]["packing"])
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptionError(f"{where} is not that of a fused dataset: {error!r}.") from error
 

@@ -71,6 +71,7 @@ class FetchingReader:
         order: the order that `windows` is of.
         windows: the window at each position, int64 [n].
         start: the first position that will be read.
+        sampled: whether rows of any source are samples.
     """
 
     def __init__(
@@ -80,10 +81,12 @@ class FetchingReader:
         order: StreamOrder,
         windows: _Indices,
         start: int,
+        sampled: bool,
     ) -> None:
         self._shards = FetchedShards(job, layout)
         self._order = order
         self._windows = windows
+        self._sampled = sampled
         first, last = order.uses(windows[start:])
         self._first, self._last = first + start, last + start
         used = np.flatnonzero(last >= 0)
@@ -109,7 +112,8 @@ class FetchingReader:
         window = int(self._windows[position])
         start = window * self._order.window_length
         stop = min(start + self._order.window_length, self._order.num_tokens)
-        return sample_of(self._shards.read(start, stop, SAMPLE_ARRAYS), window)
+        rows = self._shards.read(start, stop, SAMPLE_ARRAYS)
+        return sample_of(rows, window, sampled=self._sampled)
 
     def _move(self, position: int) -> None:
         """Blocks that begin or end before this position: ask for shards, and let go of others."""

@@ -84,6 +84,7 @@ class StreamingFusedDataset(IterableDataset[dict[str, Tensor]]):
         Raises:
             NotFoundError: no complete fused dataset is there.
             CorruptionError: its manifest is damaged.
+            IncompatibleError: its windows are packed by document.
             InvalidInputError: it has no tokens; or `cache_limit` is below what the order needs.
         """
         location = Location.parse(url, storage_options)
@@ -100,6 +101,11 @@ class StreamingFusedDataset(IterableDataset[dict[str, Tensor]]):
             raise InvalidInputError(
                 f"Fused dataset {location} holds no tokens: there is nothing to train on. Fuse a "
                 "split with documents."
+            )
+        if recipe.packing != "stream":
+            raise IncompatibleError(
+                f"Fused dataset {location} has packing {recipe.packing!r}; only datasets of "
+                "packing 'stream' can be streamed. Read it with open_fused, or fuse it again."
             )
         if batch_size is not None and batch_size < 1:
             raise InvalidInputError(f"batch_size={batch_size}: expected 1 or more.")
@@ -165,7 +171,9 @@ class StreamingFusedDataset(IterableDataset[dict[str, Tensor]]):
             for number in mine:
                 position = start + number * world_size + rank
                 ended = position >= len(windows)
-                sample = filler(self.top_k) if ended else reader.sample(position)
+                sample = (
+                    filler(self.top_k, sampled=self.sampled) if ended else reader.sample(position)
+                )
                 if worker is None:
                     self.seek(epoch, start + (number + 1) * world_size)
                 yield sample
@@ -232,7 +240,7 @@ class StreamingFusedDataset(IterableDataset[dict[str, Tensor]]):
     def _reader(self, windows: npt.NDArray[np.int64], start: int) -> WindowReader:
         if self._local is not None:
             return LocalReader(self._local, windows)
-        return FetchingReader(self._job, self._layout, self.order, windows, start)
+        return FetchingReader(self._job, self._layout, self.order, windows, start, self.sampled)
 
     def _check_limit(self, limit: int | None) -> None:
         # One more is on its way while the others are in use.

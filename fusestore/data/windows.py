@@ -21,13 +21,16 @@ _NO_DISTILLATION = 0
 """Value of `kind` where a position has no fused distribution."""
 
 
-def sample_of(rows: Mapping[str, npt.NDArray[Any]], window: int) -> dict[str, Tensor]:
+def sample_of(
+    rows: Mapping[str, npt.NDArray[Any]], window: int, *, sampled: bool
+) -> dict[str, Tensor]:
     """The sample of window `window`, as `FusedDataset` describes it.
 
     Args:
         rows: arrays of the store by name, cut to the window's l positions; writable, and the
             sample's own from now on.
         window: its number.
+        sampled: whether rows of any source are samples.
     """
     # `torch.tensor` takes several times as long as `from_numpy`.
     tensor = torch.from_numpy
@@ -38,11 +41,12 @@ def sample_of(rows: Mapping[str, npt.NDArray[Any]], window: int) -> dict[str, Te
         "fused_logprobs": tensor(rows["logprobs"]),
         "fused_tail": tensor(rows["tail"]),
         "fused_mask": tensor(rows["kind"] != _NO_DISTILLATION),
+        "fused_sampled": tensor(np.array(sampled)),
         "window": tensor(np.array(window)),
     }
 
 
-def filler(top_k: int) -> dict[str, Tensor]:
+def filler(top_k: int, *, sampled: bool) -> dict[str, Tensor]:
     """A sample of one position that adds nothing to a loss: no label, no distribution."""
     rows: dict[str, npt.NDArray[Any]] = {
         "input_ids": np.zeros(1, np.int32),
@@ -52,4 +56,4 @@ def filler(top_k: int) -> dict[str, Tensor]:
         "tail": np.zeros(1, np.float32),
         "kind": np.full(1, _NO_DISTILLATION, np.uint8),
     }
-    return sample_of(rows, NO_WINDOW)
+    return sample_of(rows, NO_WINDOW, sampled=sampled)

@@ -51,7 +51,7 @@ def analyze(
         alignment_method: how the token alignments were made.
         vocabulary_method: how the vocabulary maps were made.
         **recipe: `strategy`, `weights`, `score`, `granularity`, `kinds`, `top_k`,
-            `window_length`, as in the `[fuse]` table of a fusion.toml.
+            `window_length`, `packing`, as in the `[fuse]` table of a fusion.toml.
 
     Raises:
         NotFoundError: no such store, cache, corpus, split or alignment.

@@ -28,6 +28,7 @@ from fusestore.fuse.manifest import (
     SourceTotals,
 )
 from fusestore.fuse.shard import fuse_rows
+from fusestore.fuse.windows import window_files
 from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
@@ -110,7 +111,7 @@ class FusedFolder:
         if (self.location / MANIFEST_FILE).exists():
             return
         remove_abandoned(self.location)
-        for path, data in self._metadata.items():
+        for path, data in self.metadata.items():
             file = self.location / path
             if not (file.exists() and file.read_bytes() == data):
                 publish(file, data)
@@ -160,21 +161,26 @@ class FusedFolder:
             if receipt.plan_digest != self.plan.digest:
                 return None
             receipts.append(receipt)
-        others = {path: FileRecord.of(data) for path, data in self._metadata.items()}
+        others = {path: FileRecord.of(data) for path, data in self.metadata.items()}
         others[PLAN_FILE] = FileRecord.of(self.plan.to_bytes())
         for receipt in receipts:
-            others[f"receipts/{_receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
-        manifest = _manifest(self.plan, receipts, others)
+            others[f"receipts/{receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
+        num_windows = len(self.fusion.window_starts) - 1
+        manifest = _manifest(self.plan, num_windows, receipts, others)
         manifest.save(self.location / MANIFEST_FILE)
         remove_locks(self.location)
         return manifest
 
     @cached_property
-    def _metadata(self) -> Mapping[str, bytes]:
-        return metadata_files(self.plan)
+    def metadata(self) -> Mapping[str, bytes]:
+        """What is written beside the plan before the first shard, by path."""
+        files = metadata_files(self.plan)
+        if self.plan.recipe.packing == "document":
+            files |= window_files(self.fusion.window_starts)
+        return files
 
     def _receipt_file(self, shard: int) -> Location:
-        return self.location / "receipts" / _receipt_name(shard)
+        return self.location / "receipts" / receipt_name(shard)
 
     def _has(self, shard: int) -> bool:
         try:
@@ -239,12 +245,16 @@ def _settings(plan: FusionPlan) -> dict[str, Any]:
     return {**content.pop("recipe"), **content}
 
 
-def _receipt_name(shard: int) -> str:
+def receipt_name(shard: int) -> str:
+    """The file of a shard's receipt in `receipts/`."""
     return f"{shard:05d}.json"
 
 
 def _manifest(
-    plan: FusionPlan, receipts: Sequence[ShardReceipt], others: Mapping[str, FileRecord]
+    plan: FusionPlan,
+    num_windows: int,
+    receipts: Sequence[ShardReceipt],
+    others: Mapping[str, FileRecord],
 ) -> FusedManifest:
     kinds = np.sum([receipt.kinds for receipt in receipts], axis=0)
     per_source = zip(*(receipt.sources for receipt in receipts), strict=True)
@@ -255,7 +265,7 @@ def _manifest(
         recipe_digest=plan.recipe.digest,
         num_tokens=plan.num_tokens,
         num_documents=plan.num_documents,
-        num_windows=-(-plan.num_tokens // plan.recipe.window_length),
+        num_windows=num_windows,
         kinds=dict(zip(KIND_NAMES, (int(count) for count in kinds), strict=True)),
         sources=tuple(
             _statistics(source.cache, SourceTotals.add(parts), plan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.fuse.inputs import SourceInput, check_same_tokens
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.strategies import get_strategy
+from fusestore.fuse.windows import window_starts
 
 _ONE_SOURCE_A_POSITION = frozenset({"mince", "single"})
 """Strategies that never mix."""
@@ -54,6 +56,11 @@ class Fusion:
     def num_tokens(self) -> int:
         """T."""
         return int(self.offsets[-1])
+
+    @cached_property
+    def window_starts(self) -> npt.NDArray[np.int64]:
+        """int64 [W + 1]: window i is positions `[value[i], value[i + 1])`."""
+        return window_starts(self.offsets, self.recipe.window_length, self.recipe.packing)
 
     @property
     def sampled(self) -> bool:

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from fusestore.align.kinds import AlignmentMethod, MapMethod
 from fusestore.fuse.unaligned import UnalignedPolicy
+from fusestore.fuse.windows import Packing
 from fusestore.storage.manifest import Frozen, canonical_json, digest_bytes
 from fusestore.storage.settings import check_keys, parse_settings, read_settings_file
 from fusestore.storage.urls import Location
@@ -63,6 +64,7 @@ class Recipe(Frozen):
         unaligned: what stands where no source may supervise.
         top_k: entries kept per position, k′.
         window_length: target tokens per window.
+        packing: whether a window may hold several documents; see `fusestore.fuse.windows`.
         target_cache: the target's own distribution cache, for `unaligned = "target"`.
         vocabulary_method: how the vocabulary maps were made.
         alignment_method: how the token alignments were made.
@@ -80,6 +82,7 @@ class Recipe(Frozen):
     unaligned: UnalignedPolicy = "skip"
     top_k: int = Field(default=32, ge=1)
     window_length: int = Field(default=1024, ge=1)
+    packing: Packing = "stream"
     target_cache: str | None = None
     vocabulary_method: MapMethod = "mined"
     alignment_method: AlignmentMethod = "hybrid"

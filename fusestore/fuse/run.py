@@ -181,6 +181,7 @@ def recipe_of(
             "target_cache": config.target if config.unaligned == "target" else None,
             "top_k": config.top_k,
             "window_length": config.window_length,
+            "packing": config.packing,
             "rows_per_shard": config.rows_per_shard,
             "alignment_method": alignment_method,
             "vocabulary_method": vocabulary_method,

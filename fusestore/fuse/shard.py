@@ -133,9 +133,9 @@ def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> _
     """The documents that positions `[start, stop)`, or the windows they lie in, touch."""
     low, high = start, stop
     if whole_windows:
-        window = fusion.recipe.window_length
-        low = start // window * window
-        high = min(-(-stop // window) * window, fusion.num_tokens)
+        starts = fusion.window_starts
+        low = int(starts[np.searchsorted(starts, start, side="right") - 1])
+        high = int(starts[np.searchsorted(starts, stop, side="left")])
     first = int(np.searchsorted(fusion.offsets, low, side="right")) - 1
     last = int(np.searchsorted(fusion.offsets, high, side="left"))
     base = int(fusion.offsets[first])
@@ -224,9 +224,10 @@ def score_units(
     """`(scores float64 [units, sources], unit int64 [n])` of the units of a granularity."""
     if granularity == "document":
         return document_scores, stretch.document
-    length = 1 if granularity == "token" else fusion.recipe.window_length
-    position = stretch.first_position + np.arange(stretch.tokens.num_tokens)
-    unit = position // length - stretch.first_position // length
+    unit = np.arange(stretch.tokens.num_tokens)
+    if granularity == "window":
+        window = np.searchsorted(fusion.window_starts, stretch.first_position + unit, side="right")
+        unit = window - window[:1]
     return _unit_scores(fusion, stretch, spans, document_scores, unit), unit
 
 

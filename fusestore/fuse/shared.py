@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.fuse.folder import MANIFEST_FILE, PLAN_FILE, claim
+from fusestore.fuse.folder import MANIFEST_FILE, PLAN_FILE, claim, metadata_files, receipt_name
 from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.progress import Progress, ignore_progress
@@ -22,6 +22,7 @@ from fusestore.storage.arrays import (
     encode_shard,
     group_metadata,
 )
+from fusestore.storage.copy import matches
 from fusestore.storage.publish import publish
 from fusestore.storage.shards import FileRecord, Receipt, shard_part
 from fusestore.storage.urls import Location
@@ -102,10 +103,7 @@ def unpack_fused(
         FingerprintMismatchError: another dataset lies at `local`.
     """
     packed = _load(shared, "shared")
-    path = f"{_LOCAL}/{MANIFEST_FILE}"
-    manifest = FusedManifest.from_bytes(
-        _checked(shared, path, packed.files[path]), f"{shared}/{path}"
-    )
+    manifest = _local_manifest(shared, packed)
     claim(local, manifest.plan)
     if (local / MANIFEST_FILE).exists():
         return FusedManifest.load(local / MANIFEST_FILE)
@@ -118,6 +116,8 @@ def unpack_fused(
         start, stop = arrays[0].rows_of(shard)
         for array, reader in zip(arrays, readers, strict=True):
             name = array.file_name(shard)
+            if matches(local / name, manifest.files[name]):
+                continue
             data = encode_shard(array, shard, reader.read(start, stop).astype(array.dtype))
             if FileRecord.of(data) != manifest.files[name]:
                 raise CorruptionError(
@@ -129,9 +129,39 @@ def unpack_fused(
     # Receipts say that a shard is whole: after all values.
     values = {array.file_name(shard) for array, shard in _shards(arrays)}
     for name, record in manifest.files.items():
-        if name not in values and name != PLAN_FILE:
+        if name not in values and name != PLAN_FILE and not matches(local / name, record):
             publish(local / name, _checked(shared, f"{_LOCAL}/{name}", record))
     manifest.save(local / MANIFEST_FILE)
+    return manifest
+
+
+def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
+    """The manifest of the local form, which is to be written: none of its paths is trusted."""
+    path = f"{_LOCAL}/{MANIFEST_FILE}"
+    where = f"{shared}/{path}"
+    if path not in packed.files:
+        raise CorruptionError(f"The manifest of {shared} does not list {path}. Share it again.")
+    manifest = FusedManifest.from_bytes(_checked(shared, path, packed.files[path]), where)
+    if manifest.form != "local" or manifest.plan != packed.plan:
+        raise CorruptionError(
+            f"{where} is not that of the dataset that {shared} holds in the shared form. Share it "
+            "again."
+        )
+    arrays = fused_arrays(*_size(manifest))
+    expected = {
+        PLAN_FILE,
+        *metadata_files(manifest.plan),
+        *(array.file_name(shard) for array, shard in _shards(arrays)),
+        *(f"receipts/{receipt_name(shard)}" for shard in range(arrays[0].num_files)),
+    }
+    if manifest.plan.recipe.packing == "document":
+        expected |= {"window_starts/zarr.json", "window_starts/c/0"}
+    if manifest.files.keys() != expected:
+        name = min(manifest.files.keys() ^ expected)
+        raise CorruptionError(
+            f"{where} {'lists' if name in manifest.files else 'does not list'} {name!r}, other "
+            "than the local form of its plan. Share it again."
+        )
     return manifest
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fusestore.errors import FingerprintMismatchError
-from fusestore.fuse.folder import MANIFEST_FILE
-from fusestore.fuse.manifest import FusedManifest
+from fusestore.errors import AlreadyExistsError
+from fusestore.fuse.folder import MANIFEST_FILE, PLAN_FILE
+from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.shared import unpack_fused
 from fusestore.progress import Progress
 from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
 
 Unpack = Callable[[Progress], FusedManifest]
 
@@ -27,7 +28,7 @@ def change_of_form(source: Store, target: Store, name: str) -> Unpack | bool:
         what writes the local form.
 
     Raises:
-        FingerprintMismatchError: the target has another dataset of this name, in the other form.
+        AlreadyExistsError: the target has something else of this name where the form changes.
     """
     kind, _, own = name.partition("/")
     if kind != "fused":
@@ -41,10 +42,28 @@ def change_of_form(source: Store, target: Store, name: str) -> Unpack | bool:
     if existing is not None and existing.form != manifest.form:
         if existing.plan_digest == manifest.plan_digest:
             return True
-        raise FingerprintMismatchError(
-            f"{there} holds another fused dataset than {here}, made from something else. "
-            "Nothing was copied: give one of them another name."
-        )
+        raise _other(here, manifest.plan_digest, there, existing.plan_digest)
     if manifest.form == "shared" and target.location.is_local and existing is None:
+        _check_free(here, manifest, there)
         return lambda progress: unpack_fused(here, there, progress)
     return False
+
+
+def _check_free(here: Location, manifest: FusedManifest, there: Location) -> None:
+    """See that nothing lies at the target, or an unfinished dataset of the same plan."""
+    sizes = there.sizes()
+    plan = FusionPlan.load_if_sound(there / PLAN_FILE)
+    if plan is not None and plan.digest != manifest.plan_digest:
+        raise _other(here, manifest.plan_digest, there, plan.digest)
+    if MANIFEST_FILE in sizes or (sizes and plan is None):
+        raise AlreadyExistsError(
+            f"{there} holds files, but its {MANIFEST_FILE if plan else PLAN_FILE} is missing or "
+            "damaged. Nothing was copied; delete that folder and copy again."
+        )
+
+
+def _other(here: Location, ours: str, there: Location, theirs: str) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"{there} is another fused dataset than {here}: its plan has the digest {theirs}, the one "
+        f"there {ours}. Nothing was copied; delete or rename one of the two."
+    )

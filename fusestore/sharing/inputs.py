@@ -122,8 +122,9 @@ class _Inputs:
         try:
             return self._by_digest[kind, digest]
         except KeyError:
+            what = "fused dataset" if kind == "fused" else kind
             raise NotFoundError(
-                f"{wanted_by} was made from a {kind} with the digest {digest[:16]}…, which is not "
+                f"{wanted_by} was made from a {what} with the digest {digest[:16]}…, which is not "
                 f"in {self._store.location} any more. Share it without its inputs."
             ) from None
 

@@ -66,7 +66,8 @@ def copy_things(
         reporter: hears the progress.
 
     Returns:
-        One entry a thing, in the order copied: what things are made from comes first.
+        One entry a thing, in the order copied: what things are made from comes first, but fused
+        datasets that are unpacked from their shared form into a folder come last.
 
     Raises:
         NotFoundError: no such thing, or one that is not complete.

@@ -25,7 +25,9 @@ MAX_OPEN_SHARDS = 64
 """Shards per array whose index (and, locally, memory map) a reader keeps."""
 
 RECENT_CHUNKS = 2
-"""Decoded chunks per array that a reader keeps: documents in order share them."""
+"""Decoded chunks per array that a reader keeps: documents in order share them. One that was wanted
+whole is not kept, so that a long read decodes into the same few buffers, which stay in the
+processor's cache."""
 
 _Values = npt.NDArray[Any]
 
@@ -138,7 +140,8 @@ class ArrayReader:
                 values = recent.get(chunk)
                 if values is None:
                     values = opened.decode(chunk - begin, *piece)
-                    self._remember(chunk, values)
+                    if chunk * rows < start or (chunk + 1) * rows > stop:
+                        self._remember(chunk, values)
                 yield chunk * rows, values
 
     def _remember(self, chunk: int, values: _Values) -> None:
@@ -174,6 +177,8 @@ class _OpenShard:
         self.folder = folder
         self.spec = spec
         self.file = folder / spec.file_name(shard)
+        self.dtype = np.dtype(spec.dtype)
+        self.values_per_chunk = math.prod(spec.chunk_shape)
         self.mapped = content
         try:
             if content is not None:
@@ -249,28 +254,24 @@ class _OpenShard:
 
     def decode(self, chunk: int, begin: int, data: npt.NDArray[np.uint8]) -> _Values:
         """Values of a chunk of rows, from what `fetch_chunks` gave; shape as in `chunks`."""
-        spec = self.spec
-        across = spec.chunks_across
-        parts = range(chunk * across, (chunk + 1) * across)
-        pieces = [
-            self.checked(
-                data[self.offsets[part] - begin : self.offsets[part] - begin + self.lengths[part]],
-                f"chunk {part}",
-            )
-            for part in parts
-        ]
-        dtype, count = np.dtype(spec.dtype), math.prod(spec.chunk_shape)
+        spec, count = self.spec, self.values_per_chunk
         if spec.codec == "raw":
-            (piece,) = pieces
-            if len(piece) != count * dtype.itemsize:
+            piece = self._piece(chunk, begin, data)
+            if len(piece) != count * self.dtype.itemsize:
                 raise self.corrupt(f"holds {len(piece):,} bytes in chunk {chunk}")
-            return piece.view(dtype.newbyteorder("<")).reshape(1, *spec.chunk_shape)
-        values = np.empty((across, count), dtype=dtype)
-        for part, piece, target in zip(parts, pieces, values, strict=True):
+            return piece.view(self.dtype.newbyteorder("<")).reshape(1, *spec.chunk_shape)
+        values = np.empty((spec.chunks_across, count), dtype=self.dtype)
+        for part, target in enumerate(values, chunk * spec.chunks_across):
+            piece = self._piece(part, begin, data)
             try:
                 progress = standalone.simple_decompress_into(piece.tobytes(), target)
             except (RuntimeError, TypeError, ValueError) as error:
                 raise self.corrupt(f"cannot be decoded in chunk {part} ({error})") from error
             if progress.n_processed != count or not progress.finished:
                 raise self.corrupt(f"holds {progress.n_processed} values in chunk {part}")
-        return values.reshape(across, *spec.chunk_shape)
+        return values.reshape(-1, *spec.chunk_shape)
+
+    def _piece(self, part: int, begin: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The bytes of one chunk of the index, checked."""
+        start = self.offsets[part] - begin
+        return self.checked(data[start : start + self.lengths[part]], f"chunk {part}")

@@ -59,15 +59,6 @@ def quantize_logprobs(logprobs: _Floats, step: float) -> npt.NDArray[np.uint16]:
     return differences.astype(np.uint16)
 
 
-def dequantize_logprobs(differences: npt.NDArray[np.uint16], step: float) -> _Floats:
-    """Inverse of `quantize_logprobs`: uint16 [n, k] to float32 [n, k], within `step / 2`."""
-    absent = differences == ABSENT
-    numbers = np.cumsum(differences, axis=1, dtype=np.uint32)
-    logprobs = (numbers * -step).astype(np.float32)
-    logprobs[absent] = -np.inf
-    return logprobs
-
-
 def to_grid(values: _Floats, step: float) -> npt.NDArray[np.uint16]:
     """Grid numbers of logs, each for itself: float32 to uint16 of one shape; `ABSENT` for −inf.
 
@@ -76,13 +67,6 @@ def to_grid(values: _Floats, step: float) -> npt.NDArray[np.uint16]:
     numbers = _to_grid(values, step)
     numbers[np.isneginf(values)] = ABSENT
     return numbers.astype(np.uint16)
-
-
-def from_grid(numbers: npt.NDArray[np.uint16], step: float) -> _Floats:
-    """Inverse of `to_grid`, within `step / 2`."""
-    values = (numbers.astype(np.uint32) * -step).astype(np.float32)
-    values[numbers == ABSENT] = -np.inf
-    return values
 
 
 def counts_of(logprobs: _Floats, draws: int) -> npt.NDArray[np.uint16]:

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusestore.train.evaluate import HeldOut, bits_per_byte
+    from fusestore.train.linear_loss import linear_fusion_loss, linear_fusion_terms
+    from fusestore.train.loop import TrainingProgress
     from fusestore.train.losses import FusionTerms, fusion_loss, fusion_terms
+    from fusestore.train.objective import FusionObjective
     from fusestore.train.settings import TrainSettings
-    from fusestore.train.trainer import TrainingProgress, TrainingResult, train
+    from fusestore.train.trainer import TrainingResult, train
 
 __all__ = [
+    "FusionObjective",
     "FusionTerms",
     "HeldOut",
     "TrainSettings",
@@ -20,18 +24,23 @@ __all__ = [
     "bits_per_byte",
     "fusion_loss",
     "fusion_terms",
+    "linear_fusion_loss",
+    "linear_fusion_terms",
     "train",
 ]
 
 _MODULES = {
+    "FusionObjective": "objective",
     "FusionTerms": "losses",
     "HeldOut": "evaluate",
     "TrainSettings": "settings",
-    "TrainingProgress": "trainer",
+    "TrainingProgress": "loop",
     "TrainingResult": "trainer",
     "bits_per_byte": "evaluate",
     "fusion_loss": "losses",
     "fusion_terms": "losses",
+    "linear_fusion_loss": "linear_loss",
+    "linear_fusion_terms": "linear_loss",
     "train": "trainer",
 }
 

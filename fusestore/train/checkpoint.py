@@ -112,13 +112,13 @@ def load_state(work_dir: Path, plan: TrainingPlan) -> TrainState | None:
         raise CorruptionError(
             f"Checkpoint {folder} cannot be read ({error}). Delete {work_dir} to start over."
         ) from error
-    if state.plan != plan:
+    if not state.plan.leads_where(plan):
         before, now = state.plan.model_dump(mode="json"), plan.model_dump(mode="json")
         raise FingerprintMismatchError(
             f"{work_dir} holds a checkpoint of another run ({_differences(before, now)}). Give the "
             "same settings to resume it, another work folder, or delete this one to start over."
         )
-    return state
+    return state.model_copy(update={"plan": plan})
 
 
 def restore(

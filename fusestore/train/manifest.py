@@ -14,9 +14,9 @@ class LossPoint(Frozen):
         step: from 1.
         loss: what was minimised.
         lm: cross-entropy of the text's next tokens.
-        fused: cross-entropy of the fused distributions; None for `clm`.
+        fused: the fused term, by the settings' divergence, temperature and tail; None for `clm`.
         learning_rate: of this step.
-        grad_norm: before clipping; None when there is none.
+        grad_norm: before clipping.
     """
 
     step: int
@@ -24,7 +24,7 @@ class LossPoint(Frozen):
     lm: float
     fused: float | None
     learning_rate: float
-    grad_norm: float | None
+    grad_norm: float
 
 
 class EvaluationPoint(Frozen):
@@ -38,7 +38,7 @@ class TrainingPlan(Manifest):
     """Everything that determines the trained weights on one kind of machine.
 
     Attributes:
-        dataset_digest: of the fused dataset's manifest.
+        dataset_digest: of the fused dataset's plan.
         base_model_digest: of the folder that training started from.
         settings: of the run.
         world_size: processes.
@@ -50,6 +50,15 @@ class TrainingPlan(Manifest):
     settings: TrainSettings
     world_size: int
     total_steps: int
+
+    def leads_where(self, other: TrainingPlan) -> bool:
+        """Whether a run of this plan ends with the model of the other, if none is stopped."""
+
+        def unguarded(plan: TrainingPlan) -> TrainingPlan:
+            settings = plan.settings.model_copy(update={"loss_spike": None})
+            return plan.model_copy(update={"settings": settings})
+
+        return unguarded(self) == unguarded(other)
 
 
 class TrainingManifest(Manifest):

@@ -19,9 +19,12 @@ from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 from fusestore.train.evaluate import bits_per_byte
+from fusestore.train.guards import check_tokenizer
+from fusestore.train.loop import TrainingProgress
 from fusestore.train.manifest import TrainingManifest
+from fusestore.train.model_io import check_model_folder
 from fusestore.train.settings import TrainSettings
-from fusestore.train.trainer import TrainingProgress, train
+from fusestore.train.trainer import train
 
 
 def train_on_fused(
@@ -56,16 +59,20 @@ def train_on_fused(
 
     Raises:
         NotFoundError: no such dataset, model or corpus.
-        IncompatibleError: the model cannot be trained on this dataset.
+        IncompatibleError: the model cannot be trained on this dataset: another tokenizer, say.
         NonFiniteError: the loss is not a number.
+        DivergedError: the loss rose by more than `settings.loss_spike`.
         AlreadyExistsError: another model has this name.
     """
     reporter = reporter or SilentReporter()
     dataset = open_fused(store.location.url, fused_name, dict(store.location.storage_options))
     folder = local_model_folder(model)
+    check_model_folder(folder)
+    tokenizer = tokenizer or load_tokenizer(str(folder))
+    check_tokenizer(tokenizer.digest, dataset, model)
     evaluation = None
     if evaluate is not None:
-        held_out = held_out_tokens(store, tokenizer or load_tokenizer(str(folder)), *evaluate)
+        held_out = held_out_tokens(store, tokenizer, *evaluate)
         evaluation = partial(score, held_out, settings.precision, name, reporter)
     output = output or store.model(name)
     was_there = (output / "manifest.json").exists()

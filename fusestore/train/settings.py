@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fusestore.storage.manifest import Frozen
+from fusestore.train.objective import Divergence, FusionObjective, TailMode
 
 
 class TrainSettings(Frozen):
@@ -16,11 +17,16 @@ class TrainSettings(Frozen):
     Attributes:
         objective: `fuse` (text and fused distributions) or `clm` (the causal language modelling
             baseline: the same tokens in the same order; distributions are not read into the
-            loss, and `lm_weight`, `temperature` and `tail` have no effect).
+            loss, and the settings of the fused term have no effect).
         lm_weight: λ, the weight of the text's own next tokens against the fused distributions.
+        divergence: what the fused term measures; see docs/losses.md.
         temperature: T, applied to both distributions of the fused term.
+        temperature_squared: whether the fused term is multiplied by T².
         tail: the mass that sparse rows do not keep: `renormalize` drops it, `ghost` holds it
             against the model's mass outside the kept ids.
+        logits: `whole` makes a batch's logits at once, `pieces` never more than one piece of
+            them; `auto` takes pieces where whole would be more than 2^28 values and the model's
+            logits are a plain product, soft-capped at most. Both are equal but for rounding.
         learning_rate: its peak.
         schedule: what follows the warm-up: `cosine` or `linear` down to
             `final_learning_rate`, or `constant`.
@@ -29,6 +35,8 @@ class TrainSettings(Frozen):
         weight_decay: AdamW's, on matrices only (not on norms and biases).
         betas: AdamW's.
         max_grad_norm: gradients are scaled down to this norm; None: never.
+        loss_spike: a step whose loss lies more than this many nats above the median of the (at
+            most 20) steps before it ends the run before it changes a weight. None: none does.
         batch_size: windows per process in one forward pass.
         gradient_accumulation: forward passes per optimizer step.
         epochs: passes over the dataset; has no effect with `max_steps`.
@@ -45,8 +53,11 @@ class TrainSettings(Frozen):
 
     objective: Literal["fuse", "clm"] = "fuse"
     lm_weight: float = Field(default=0.9, ge=0, le=1)
+    divergence: Divergence = "cross_entropy"
     temperature: float = Field(default=1.0, gt=0)
-    tail: Literal["renormalize", "ghost"] = "renormalize"
+    temperature_squared: bool = True
+    tail: TailMode = "renormalize"
+    logits: Literal["auto", "whole", "pieces"] = "auto"
     learning_rate: float = Field(default=2e-5, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, le=1)
@@ -54,6 +65,7 @@ class TrainSettings(Frozen):
     weight_decay: float = Field(default=0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float | None = Field(default=1.0, gt=0)
+    loss_spike: float | None = Field(default=3.0, gt=0)
     batch_size: int = Field(default=4, ge=1)
     gradient_accumulation: int = Field(default=1, ge=1)
     epochs: int = Field(default=1, ge=1)
@@ -72,6 +84,22 @@ class TrainSettings(Frozen):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; each must lie in [0, 1).")
         return self
+
+    @property
+    def fuses(self) -> bool:
+        """Whether fused distributions take part in the loss."""
+        return self.objective == "fuse" and self.lm_weight < 1.0
+
+    @property
+    def fusion_objective(self) -> FusionObjective:
+        """What is minimised."""
+        return FusionObjective(
+            lm_weight=self.lm_weight if self.fuses else 1.0,
+            divergence=self.divergence,
+            temperature=self.temperature,
+            tail=self.tail,
+            temperature_squared=self.temperature_squared,
+        )
 
 
 def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:

@@ -12,7 +12,6 @@ import resource, sys
 import numpy as np
 from fusestore.align.stored import open_alignment
 from fusestore.align.writer import write_alignment
-from fusestore.corpus.tokens import TokenTable
 from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.storage.urls import Location
 
@@ -27,13 +26,15 @@ class Stream:
         self.document_offsets = np.arange(num_documents + 1, dtype=np.int64) * LENGTH
         self.seed = seed
 
-    def documents(self, start, stop):
-        parts = [np.random.default_rng([self.seed, i]) for i in range(start, stop)]
+    def read_tokens(self, start, stop):
+        first, last = start // LENGTH, -(-stop // LENGTH)
+        parts = [np.random.default_rng([self.seed, i]) for i in range(first, last)]
         ids = np.concatenate([part.integers(0, 1000, LENGTH, np.int32) for part in parts])
         ends = np.concatenate(
             [np.sort(part.choice(2 * LENGTH, LENGTH, replace=False)) + 1 for part in parts]
         )
-        return TokenTable(ids, ends.astype(np.int32), np.arange(stop - start + 1) * LENGTH)
+        here = slice(start - first * LENGTH, stop - first * LENGTH)
+        return ids[here], ends[here].astype(np.int32)
 
 
 def align(num_documents, name):

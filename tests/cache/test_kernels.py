@@ -95,13 +95,18 @@ def grouped(values, width):
 
 
 @settings(deadline=None)
-@given(case=cases(), width=st.sampled_from([1, 3, 16]), first=st.integers(0, 2))
-def test_the_loops_do_what_plain_python_does(case, width, first):
+@given(
+    case=cases(),
+    width=st.sampled_from([1, 3, 16]),
+    first=st.integers(0, 2),
+    step=st.sampled_from([1 / 16, 0.1]),
+)
+def test_the_loops_do_what_plain_python_does(case, width, first, step):
     order, row_class, ids, logprobs = case
     numbers = number_ids(ids, logprobs, row_class, order.class_numbers, order.id_to_rank)
     assert np.array_equal(numbers, plain_numbers(order, row_class, ids, logprobs))
 
-    differences = quantize_logprobs(logprobs, 1 / 16)
+    differences = quantize_logprobs(logprobs, step)
     values = numbers.copy()
     assert code_ties(values, differences) == SOUND
     assert np.array_equal(values, plain_gaps(numbers, differences))
@@ -116,11 +121,11 @@ def test_the_loops_do_what_plain_python_does(case, width, first):
 
     steps = grouped(differences, width)
     values = grouped(values, width)
-    assert decode_gaps(values, steps, first, *decode, 1 / 16, got_ids, got_logprobs) == SOUND
+    assert decode_gaps(values, steps, first, *decode, step, got_ids, got_logprobs) == SOUND
     expected = np.where(
         differences == ABSENT,
         -np.inf,
-        differences.astype(np.float64).cumsum(axis=1) * -(1 / 16),
+        differences.astype(np.float64).cumsum(axis=1) * -step,
     )
     assert np.array_equal(got_logprobs, expected[first:].astype(np.float32))
     for row, stored in enumerate(got_logprobs):

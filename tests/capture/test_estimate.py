@@ -53,7 +53,9 @@ def store(tmp_path, texts):
 
 SETTINGS = {
     "default": {},
-    "exact": {"logprob_step": 0, "top_k": 5},
+    "exact": {"profile": "lossless", "top_k": 5},
+    "not compressed": {"profile": "fast", "top_k": 5},
+    "sampled": {"selection": "sampled", "top_k": 16},
     "many shards": {"rows_per_shard": 2048, "rows_per_chunk": 512},
     "wide rows": {"top_k": 100, "logprob_step": 0.25},
 }

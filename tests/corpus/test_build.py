@@ -1,9 +1,12 @@
 """Corpora, their tokens and vocabularies in a local store and in a bucket."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
 
+from fusestore.corpus import tokenize
 from fusestore.corpus.build import build_corpus, open_corpus
 from fusestore.corpus.splits import HeldOut
 from fusestore.corpus.tokenize import corpus_tokens, find_corpus_tokens, store_corpus_tokens
@@ -169,6 +172,26 @@ def test_any_stretch_of_tokens_is_read_by_itself(tmp_path, inputs, smollm2, s3_u
         some, expected = read_documents(found, documents), table.take(documents)
         for name in ("token_ids", "end_offsets", "document_offsets"):
             assert np.array_equal(getattr(some, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_tokens_are_stored_as_they_come(tmp_path, smollm2, monkeypatch, add_bos):
+    """A few documents and a small shard at a time, and the same tokens as all at once."""
+    monkeypatch.setattr(tokenize, "_TOKENS_PER_CHUNK", 16)
+    monkeypatch.setattr(tokenize, "_TOKENS_PER_SHARD", 64)
+    texts = [f"Document {index}. " + "words and words " * (index % 11) for index in range(50)]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    corpus = build_corpus(tmp_path / "store", "c", file)
+    whole = corpus.text_batches
+    monkeypatch.setattr(type(corpus), "text_batches", lambda self: whole(documents=3))
+    kept = store_corpus_tokens(tmp_path / "store", corpus, smollm2, add_bos)
+    assert len((kept.location / "token_ids/c").list()) > 10
+    table, expected = kept.table(), smollm2.encode(texts, add_bos)
+    for name in ("token_ids", "end_offsets", "document_offsets"):
+        assert np.array_equal(getattr(table, name), getattr(expected, name))
+    sizes = {name: size for name, size in kept.location.sizes().items() if name != "manifest.json"}
+    assert sizes == {name: record.num_bytes for name, record in kept.manifest.files.items()}
 
 
 def test_splits_are_read_without_the_texts_and_checked(tmp_path, inputs):

@@ -46,7 +46,7 @@ def write_fused(folder: Path, arrays, *, window_length, chunk_rows, vocab_size=1
             config={"write_empty_chunks": True},
         )
         array[:] = values
-    recipe = {"window_length": window_length}
+    recipe = {"window_length": window_length, "packing": "stream"}
     plan = {"recipe": recipe, "vocab_size": vocab_size, "sampled": sampled}
     manifest = {"format_version": 1, "plan": plan}
     checksum = digest_bytes(canonical_json(manifest))

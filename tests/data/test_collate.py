@@ -15,6 +15,7 @@ def sample(length, window):
         "fused_logprobs": torch.full((length, 2), -1.0),
         "fused_tail": torch.full((length,), -2.0),
         "fused_mask": torch.ones(length, dtype=torch.bool),
+        "fused_sampled": torch.tensor(window == 1),
         "window": torch.tensor(window),
     }
 
@@ -28,6 +29,7 @@ def test_padding():
     assert batch["fused_ids"][1].tolist() == [[1, 1], [0, 0], [0, 0]]
     assert torch.isneginf(batch["fused_logprobs"][1, 1:]).all()
     assert torch.isneginf(batch["fused_tail"][1, 1:]).all()
+    assert batch["fused_sampled"].tolist() == [False, False]
     assert batch["window"].tolist() == [5, 2]
     kinds = {name: tensor.dtype for name, tensor in batch.items()}
     assert kinds == {
@@ -38,6 +40,7 @@ def test_padding():
         "fused_logprobs": torch.float32,
         "fused_tail": torch.float32,
         "fused_mask": torch.bool,
+        "fused_sampled": torch.bool,
         "window": torch.int64,
     }
 
@@ -45,6 +48,7 @@ def test_padding():
 def test_equal_lengths_and_nothing():
     batch = collate([sample(2, 0), sample(2, 1)])
     assert batch["attention_mask"].all()
+    assert batch["fused_sampled"].tolist() == [False, True]
     assert batch["fused_logprobs"].shape == (2, 2, 2)
     with pytest.raises(InvalidInputError):
         collate([])

@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 
 from fusestore.data import StreamingFusedDataset, StreamingLoader
-from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError, StorageError
+from fusestore.errors import (
+    CorruptionError,
+    IncompatibleError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+)
 from fusestore.fetch import download, server
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.storage.urls import Location
@@ -409,6 +415,14 @@ def test_nothing_is_fetched_that_is_local(made, expected, cache):
     dataset = stream(made, cache)
     assert_epoch(dataset, expected)
     assert not cache.exists()
+
+
+def test_windows_by_document_are_refused(tmp_path, cache):
+    made, _ = write_dataset(
+        tmp_path / "x", num_tokens=40, window_length=8, rows_per_shard=16, packing="document"
+    )
+    with pytest.raises(IncompatibleError, match=r"packing 'document'.*open_fused"):
+        stream(made, cache)
 
 
 def test_no_tokens(shared, cache, tmp_path):

@@ -12,7 +12,9 @@ from fusestore.storage.urls import Location
 from tests.data.fused_folder import random_arrays
 
 
-def write_dataset(root, *, num_tokens, window_length, rows_per_shard, k=4, seed=0):
+def write_dataset(
+    root, *, num_tokens, window_length, rows_per_shard, k=4, seed=0, packing="stream"
+):
     """Write the local form.
 
     Returns:
@@ -28,6 +30,7 @@ def write_dataset(root, *, num_tokens, window_length, rows_per_shard, k=4, seed=
         "top_k": k,
         "window_length": window_length,
         "rows_per_shard": rows_per_shard,
+        "packing": packing,
     }
     plan = FusionPlan(
         recipe=Recipe.parse(recipe),

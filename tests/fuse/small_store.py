@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fusestore.align.run import align_cache
+from fusestore.cache.id_order import learn_order
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
@@ -14,7 +15,6 @@ from fusestore.corpus.build import build_corpus
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.corpus.vocabulary_table import save_vocabulary
-from fusestore.storage.codec import frequency_ranks
 from fusestore.storage.store import Store
 from tests.tiny_models import TEXTS, train_tokenizer
 
@@ -67,6 +67,12 @@ def write_cache(store, name, tokenizer, tokens, corpus_digest, seed):
     """Random rows, in shards of 200 and chunks of 50."""
     rng = np.random.default_rng(seed)
     size, vocab_size = tokens.num_tokens, len(tokenizer)
+    mass = np.sort(rng.dirichlet(np.ones(K + 1), size), axis=1)[:, ::-1]
+    ids = np.argsort(rng.random((size, vocab_size)), axis=1)[:, :K].astype(np.int32)
+    logprobs = np.log(mass).astype(np.float32)
+    label = -rng.exponential(2.0, size).astype(np.float32)
+    label[tokens.document_offsets[1:] - 1] = np.nan
+    present = np.ones(ids.shape, np.bool_)
     writer = CacheWriter.create(
         store,
         name,
@@ -86,13 +92,8 @@ def write_cache(store, name, tokenizer, tokens, corpus_digest, seed):
             num_tokens=size,
         ),
         tokens,
-        frequency_ranks(tokens.token_ids, vocab_size),
+        learn_order(vocab_size, tokens.token_ids, tokens.token_ids, ids, present),
     )
-    mass = np.sort(rng.dirichlet(np.ones(K + 1), size), axis=1)[:, ::-1]
-    ids = np.argsort(rng.random((size, vocab_size)), axis=1)[:, :K].astype(np.int32)
-    logprobs = np.log(mass).astype(np.float32)
-    label = -rng.exponential(2.0, size).astype(np.float32)
-    label[tokens.document_offsets[1:] - 1] = np.nan
     for shard in writer.missing_shards():
         here = slice(*writer.plan.bounds(shard))
         writer.write_shard(

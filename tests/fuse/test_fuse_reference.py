@@ -157,8 +157,9 @@ class Reference:
         whole = self.document_score(source, document)
         if self.recipe.granularity == "document":
             return whole
-        size = 1 if self.recipe.granularity == "token" else self.recipe.window_length
-        unit = self.stream[index // size * size : index // size * size + size]
+        unit = self.window(index)
+        if self.recipe.granularity == "token":
+            unit = [self.stream[index]]
         amount = count = 0.0
         wholes = []
         for document in sorted({document for document, _ in unit}):
@@ -172,6 +173,15 @@ class Reference:
         if not wholes:
             return np.nan
         return amount / count if count else np.mean(wholes)
+
+    def window(self, index):
+        """The stream's entries in the same window."""
+        document, position = self.stream[index]
+        length = self.recipe.window_length
+        if self.recipe.packing == "stream":
+            return self.stream[index // length * length :][:length]
+        number = position // length
+        return [(d, p) for d, p in self.stream if d == document and p // length == number]
 
     def weights(self, scores):
         here = [not np.isnan(score) for score in scores]
@@ -226,6 +236,7 @@ class Reference:
     unaligned=st.sampled_from(["skip", "label", "target", "fusellm"]),
     kinds=st.sampled_from([["span"], ["mined"], ["span", "mined"]]),
     window_length=st.integers(1, 8),
+    packing=st.sampled_from(["stream", "document"]),
     top_k=st.integers(1, VOCAB),
     rows_per_shard=st.integers(1, 20),
 )

@@ -68,6 +68,7 @@ def fuse(job, names, **choices):
         Recipe.parse(recipe),
         [sources[name] for name in names],
         target_tokens=tokens,
+        tokens_digest="tokens",
         documents=np.array([0]),
         vocab_size=VOCAB,
         corpus_digest="corpus",

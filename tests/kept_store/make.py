@@ -2,10 +2,10 @@
 
     python -m tests.kept_store.make FOLDER
 
-writes FOLDER/store and FOLDER/expected.npz. The folder of each format version is committed under
+writes FOLDER/store and FOLDER/expected.json. The folder of each format version is committed under
 tests/kept_store and read by every later version; a new version makes a new folder beside the old
-ones. The numbers are those of this version's own readers; tests compare them with what plain
-zarr, polars and json read.
+ones. The numbers, of which expected.json has the digests, are those of this version's own readers;
+tests compare them with what plain zarr, polars and json read.
 """
 
 # ruff: noqa: T201
@@ -13,8 +13,10 @@ zarr, polars and json read.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +28,31 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import fusestore as fs
 from fusestore.align.map_tables import load_vocabulary_map
-from fusestore.align.tables import open_alignment
+from fusestore.align.run import align_cache
+from fusestore.align.stored import open_alignment
+from fusestore.align.tables import read_unmatched
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.config import load_config
+from fusestore.corpus.tokenize import find_corpus_tokens
 from fusestore.corpus.tokenizers import load_tokenizer
 from fusestore.data.mapped import MappedArray
 from fusestore.fuse.layout import fused_arrays
 from fusestore.fuse.run import fuse_caches
+from fusestore.fuse.shared import pack_fused
+from fusestore.merge.manifest import MergeManifest
+from fusestore.merge.run import merge_models
+from fusestore.merge.settings import MergeSettings
 from fusestore.pipeline import run_pipeline
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
+from fusestore.train.manifest import TrainingManifest
 from tests.pipeline import tiny_job
 from tests.tiny_models import save_model, train_tokenizer
 
-NUM_DOCUMENTS = 3
-NUM_CHARACTERS = 150
-ROWS_PER_SHARD = 128
+NUM_DOCUMENTS = 2
+NUM_CHARACTERS = 90
+ROWS_PER_SHARD = 96
 
 MORE_TEXT = "Naïve café, ½ of it: 你好, мир 🙂!"
 """Characters of two to four bytes, which tokens may divide."""
@@ -50,16 +60,39 @@ MORE_TEXT = "Naïve café, ½ of it: 你好, мир 🙂!"
 CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     "small": ("small", {}),
     "wide": ("wide", {}),
-    "exact": ("small", {"logprob_step": 0, "top_k": 12}),
-    "coarse": ("wide", {"logprob_step": 0.25, "top_k": 3, "bos": "never"}),
+    "exact": ("small", {"profile": "lossless"}),
+    "patchy": ("broken", {"profile": "fast", "top_k": 3, "on_nan": "skip"}),
+    "nucleus": (
+        "wide",
+        {
+            "selection": "top-p",
+            "top_p": 0.6,
+            "top_k": 20,
+            "logprob_step": 0.25,
+            "bos": "never",
+        },
+    ),
+    "drawn": ("wide", {"selection": "sampled", "top_k": 16, "seed": 7}),
 }
-"""Caches by name: model, and settings beside the common ones. Every way to store rows is here."""
+"""Caches by name: model, and settings beside the common ones: every profile and every selection."""
 
-FUSED: dict[str, dict[str, Any]] = {
-    "mince": {},
-    "mixed": {"strategy": "uniform", "unaligned": "label", "kinds": ("span", "mined"), "top_k": 4},
+FUSED = "mince"
+"""The fused dataset in the local form, as in fusion.toml."""
+
+SHARED = "mixed"
+"""The one in the shared form."""
+
+SHARED_SETTINGS: dict[str, Any] = {
+    "strategy": "single",
+    "sources": ("drawn",),
+    "unaligned": "label",
+    "kinds": ("span", "mined"),
+    "top_k": 16,
+    "packing": "document",
 }
-"""Fused datasets by name, and settings beside the common ones."""
+"""Its settings beside the common ones."""
+
+MERGED = "merged"
 
 _FUSION = """
 store = "{store}"
@@ -82,7 +115,7 @@ rows_per_chunk = 32
 device = "cpu"
 
 [fuse]
-name = "mince"
+name = "{fused}"
 target = "small"
 sources = ["small", "wide"]
 top_k = 6
@@ -99,27 +132,48 @@ precision = "no"
 
 
 def make(folder: Path) -> None:
-    """Write `store` and `expected.npz` into the folder, which must not hold a store."""
+    """Write `store` and `expected.json` into the folder, which must not hold a store."""
     with tempfile.TemporaryDirectory() as work:
-        _write_job(Path(work))
-        _write_store(Path(work), folder / "store")
-    numbers = read_with_fusestore(Store.open(folder / "store"))
-    np.savez_compressed(folder / "expected.npz", **numbers)
+        job = Path(work)
+        _write_job(job)
+        _write_store(job, folder / "store")
+        numbers = read_with_fusestore(Store.open(folder / "store"), job / "unpacked")
+    expected = {name: digest_of(values) for name, values in sorted(numbers.items())}
+    (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+def digest_of(values: npt.NDArray[Any]) -> str:
+    """dtype, shape and a SHA-256; equal for arrays whose numbers are equal, NaN with NaN."""
+    if values.dtype.kind == "U":
+        data = "\n".join(map(str, values)).encode()
+    elif values.dtype.kind == "f":
+        # One NaN and one zero.
+        data = (np.where(np.isnan(values), np.nan, values) + 0.0).astype(values.dtype).tobytes()
+    else:
+        data = values.tobytes()
+    return (
+        f"{values.dtype.kind}{values.dtype.itemsize} {list(values.shape)} "
+        + sha256(data).hexdigest()
+    )
 
 
 def _write_job(folder: Path) -> None:
-    """Texts, and two tiny models with tokenizers of two families."""
+    """Texts, and tiny models with tokenizers of two families."""
     texts = [text[:NUM_CHARACTERS] for text in tiny_job.paragraphs()[:NUM_DOCUMENTS]]
     texts.insert(1, MORE_TEXT)
     splits = ["train"] * NUM_DOCUMENTS + ["held_out"]
     pl.DataFrame({"text": texts, "split": splits}).write_ndjson(folder / "texts.jsonl")
     byte_level = train_tokenizer(texts, 280)
     save_model(folder / "small", _llama(len(byte_level), seed=1), byte_level)
-    sentencepiece = tiny_job.train_tokenizer(texts)
+    sentencepiece = tiny_job.train_tokenizer(texts[:1])
     save_model(folder / "wide", _llama(len(sentencepiece) + 5, seed=2), sentencepiece)
+    broken = _llama(len(byte_level), seed=3, tied=False)
+    # It gives NaN for what is in one of the documents only.
+    broken.get_input_embeddings().weight.data[byte_level.encode("½")] = float("nan")
+    save_model(folder / "broken", broken, byte_level)
 
 
-def _llama(vocab_size: int, seed: int) -> LlamaForCausalLM:
+def _llama(vocab_size: int, seed: int, *, tied: bool = True) -> LlamaForCausalLM:
     """A random model of a few thousand numbers, some of whose tokens are likelier than others."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -130,7 +184,7 @@ def _llama(vocab_size: int, seed: int) -> LlamaForCausalLM:
         num_attention_heads=1,
         max_position_embeddings=128,
         initializer_range=0.8,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=0,
         eos_token_id=1,
     )
@@ -139,23 +193,44 @@ def _llama(vocab_size: int, seed: int) -> LlamaForCausalLM:
 
 def _write_store(job: Path, folder: Path) -> None:
     file = job / "fusion.toml"
-    file.write_text(_FUSION.format(store=folder, folder=job, rows_per_shard=ROWS_PER_SHARD))
+    file.write_text(
+        _FUSION.format(store=folder, folder=job, fused=FUSED, rows_per_shard=ROWS_PER_SHARD)
+    )
     config = load_config(Location.parse(file))
     run_pipeline(config)
     store = Store.open(folder)
     corpus = fs.open_corpus(store, "addresses")
+    common = config.models["small"].capture.model_dump()
     for name, (model, changes) in CACHES.items():
-        common = config.models[model].capture.model_dump()
         capture(store, corpus, str(job / model), name, CaptureSettings(**{**common, **changes}))
     target = load_tokenizer(str(job / "small"))
-    for name, changes in FUSED.items():
-        fuse_caches(
-            store, config.fuse.model_copy(update={"name": name, **changes}), target, "addresses"
-        )
+    align_cache(store, "drawn", target, "small", method="mined", vocabulary="statistical")
+    fuse_caches(
+        store,
+        config.fuse.model_copy(update={"name": "local", **SHARED_SETTINGS}),
+        target,
+        corpus.name,
+        alignment_method="mined",
+        vocabulary_method="statistical",
+    )
+    pack_fused(store.fused("local"), store.fused(SHARED))
+    store.fused("local").delete()
+    merge_models(
+        store,
+        [str(job / "small"), str(folder / "models/fused")],
+        MERGED,
+        MergeSettings(weights=(1.0, 3.0)),
+        evaluate=(corpus.name, "held_out"),
+    )
 
 
-def read_with_fusestore(store: Store) -> dict[str, npt.NDArray[Any]]:
-    """Every number of the store by a path-like name, as this version's readers give it."""
+def read_with_fusestore(store: Store, unpacked: Path) -> dict[str, npt.NDArray[Any]]:
+    """Every number of the store by a path-like name, as this version's readers give it.
+
+    Args:
+        store: the store.
+        unpacked: a folder for the local form of what is there in the shared form.
+    """
     found: dict[str, npt.NDArray[Any]] = {}
     for name in store.names("corpora"):
         corpus = fs.open_corpus(store, name)
@@ -163,11 +238,16 @@ def read_with_fusestore(store: Store) -> dict[str, npt.NDArray[Any]]:
         found |= {f"corpora/{name}/{key}": table[key].to_numpy() for key in ("document", "segment")}
         for key in ("text", "split", "source", "digest"):
             found[f"corpora/{name}/{key}"] = np.array(table[key].to_list())
+        for folder in (corpus.location / "tokens").list():
+            tokens = find_corpus_tokens(corpus, folder.removesuffix("-bos"))
+            (stored,) = (t for t in tokens if t.location.name == folder)
+            prefix = f"corpora/{name}/tokens/{folder}"
+            found |= {f"{prefix}/{key}": value for key, value in vars(stored.table()).items()}
     for name in store.names("caches"):
         cache = fs.open_cache(store, name)
-        rows, tokens = cache[:], cache.tokens
+        rows, table = cache[:], cache.tokens
         found |= {f"caches/{name}/{key}": value for key, value in vars(rows).items()}
-        found |= {f"caches/{name}/{key}": value for key, value in vars(tokens).items()}
+        found |= {f"caches/{name}/{key}": value for key, value in vars(table).items()}
     for name in store.names("vocabulary_maps"):
         mapped = load_vocabulary_map(store.location / "vocabulary_maps" / name)
         for key in ("target_id", "distance", "kind"):
@@ -176,12 +256,30 @@ def read_with_fusestore(store: Store) -> dict[str, npt.NDArray[Any]]:
         alignment = open_alignment(store.alignment(name))
         documents = alignment.manifest.fingerprint.num_documents
         position, kind = alignment.for_documents(0, documents)
-        found |= {f"alignments/{name}/source_pos": position, f"alignments/{name}/kind": kind}
+        unmatched = read_unmatched(alignment)
+        found |= {
+            f"alignments/{name}/source_pos": position,
+            f"alignments/{name}/kind": kind,
+            f"alignments/{name}/document_offsets": alignment.document_offsets,
+            f"alignments/{name}/unmatched": unmatched.select("token_id", "unmatched").to_numpy(),
+        }
     for name in store.names("fused"):
-        dataset = fs.open_fused(store.location, name)
+        dataset = fs.open_fused(store.location, name, cache_dir=unpacked)
         for array in fused_arrays(dataset.num_tokens, dataset.top_k, dataset.num_tokens):
             values = MappedArray(dataset.folder / array.name).read(0, dataset.num_tokens)
             found[f"fused/{name}/{array.name}"] = values
+        if (dataset.folder / "window_starts").exists():
+            starts = MappedArray(dataset.folder / "window_starts")
+            found[f"fused/{name}/window_starts"] = starts.read(0, len(starts))
+    for name in store.names("models"):
+        file = store.model(name) / "manifest.json"
+        if name == MERGED:
+            merged = MergeManifest.load(file).evaluation
+            points = [merged.metrics] if merged else []
+        else:
+            points = [point.metrics for point in TrainingManifest.load(file).evaluations]
+        bits = np.array([point["bits_per_byte"] for point in points])
+        found[f"models/{name}/bits_per_byte"] = bits
     return found
 
 

@@ -1,28 +1,36 @@
-"""A reader of stores in zarr, polars, json and NumPy alone, as docs/format*.md describe them.
+"""A reader of stores in zarr, polars, json and NumPy alone, as docs/store.md and format.md say.
 
 Nothing of fusestore is imported, and each step is one that the documents name. It is written to be
 followed, not to be fast: everything is read whole. `read_store` gives every number of a store by
-its path.
+its path; `check_names` sees that things name each other by the digests that docs/store.md lists.
+`plain_cache` has the caches.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import warnings
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import zarr
 
-FORMAT_VERSION = 1
+from tests.kept_store.plain_cache import (
+    Numbers,
+    check_files,
+    document_digest,
+    open_arrays,
+    read_document,
+    read_receipt,
+    read_rows,
+    sha256,
+)
 
-MAP_KINDS = ["none", "exact", "mined", "prefix", "role", "byte"]
+MAP_KINDS = ["none", "exact", "mined", "prefix", "role", "byte", "statistical"]
 ALIGNMENT_KINDS = ["none", "span", "mined"]
-
-Numbers = dict[str, np.ndarray]
+FUSED_KINDS = ["none", "span", "mined", "label", "target", "fusellm"]
 
 
 def read_store(store: Path) -> Numbers:
@@ -33,49 +41,52 @@ def read_store(store: Path) -> Numbers:
         "vocabulary_maps": read_vocabulary_map,
         "alignments": read_alignment,
         "fused": read_fused,
+        "models": read_model,
     }
     numbers: Numbers = {}
     for kind, read in readers.items():
-        for thing in sorted((store / kind).iterdir()):
-            if (thing / "manifest.json").exists():
-                found = read(thing)
-                numbers |= {f"{kind}/{thing.name}/{name}": values for name, values in found.items()}
+        for thing in complete(store / kind):
+            found = read(thing)
+            numbers |= {f"{kind}/{thing.name}/{name}": values for name, values in found.items()}
+    check_names(store)
     return numbers
 
 
-def read_document(file: Path) -> dict[str, Any]:
-    """A JSON document, its format version and its checksum looked at."""
-    data = file.read_bytes()
-    content: dict[str, Any] = json.loads(data)
-    assert content["format_version"] <= FORMAT_VERSION
-    checksum = content.pop("checksum")
-    lines = data.splitlines(keepends=True)
-    others = b"".join(line for line in lines if not line.startswith(b'  "checksum": '))
-    assert hashlib.sha256(others).hexdigest() == checksum == document_digest(content)
-    content["digest"] = checksum
-    return content
+def complete(folder: Path) -> Iterator[Path]:
+    """The folders below that have a manifest, by name."""
+    for thing in sorted(folder.iterdir()):
+        if (thing / "manifest.json").exists():
+            yield thing
 
 
-def document_digest(content: dict[str, Any]) -> str:
-    """SHA-256 of the canonical form of a document without its checksum."""
-    canonical = json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def joint_digest(*arrays: tuple[np.ndarray, str]) -> str:
+    """SHA-256 over the digests, as bytes, of arrays in given dtypes."""
+    digests = [hashlib.sha256(values.astype(dtype).tobytes()).digest() for values, dtype in arrays]
+    return sha256(b"".join(digests))
 
 
-def check_files(folder: Path, records: dict[str, dict[str, Any]]) -> None:
-    """Every file is there with the size and the SHA-256 that a receipt or manifest says."""
-    for path, record in records.items():
-        data = (folder / path).read_bytes()
-        assert len(data) == record["num_bytes"]
-        assert hashlib.sha256(data).hexdigest() == record["sha256"]
+def check_all_listed(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """A manifest whose `files` are all others of its folder."""
+    check_files(folder, manifest["files"])
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert found == {*manifest["files"], "manifest.json"}
+
+
+def check_raw_files(folder: Path, name: str, values: np.ndarray, rows_per_file: int) -> None:
+    """The files of an array with one raw chunk each are its values and four bytes of checksum."""
+    tail = "/0" * (values.ndim - 1)
+    files = [folder / f"{name}/c/{i}{tail}" for i in range(-(-len(values) // rows_per_file))]
+    raw = b"".join(file.read_bytes()[:-4] for file in files)
+    mapped = np.frombuffer(raw, values.dtype.newbyteorder("<")).reshape(-1, *values.shape[1:])
+    assert len(mapped) == len(files) * rows_per_file
+    assert np.array_equal(mapped[: len(values)], values)
+    assert not mapped[len(values) :].any()
 
 
 def read_corpus(folder: Path) -> Numbers:
-    """The documents, and what the tokens of each tokenizer must fit."""
+    """The documents, and their tokens in every tokenizer."""
     manifest = read_document(folder / "manifest.json")
-    receipt = read_document(folder / "receipts/documents.json")
-    assert receipt["fingerprint_digest"] == manifest["digest"]
-    check_files(folder, receipt["files"])
+    read_receipt(folder, "documents", manifest["digest"])
     table = pl.read_parquet(folder / "documents.parquet")
     state = hashlib.sha256()
     for row in table.select("source", "segment", "split", "text").iter_rows():
@@ -85,11 +96,13 @@ def read_corpus(folder: Path) -> Numbers:
     assert state.hexdigest() == manifest["documents_digest"]
     for text, length, digest in table.select("text", "byte_length", "digest").iter_rows():
         assert len(text.encode()) == length
-        assert hashlib.sha256(text.encode()).hexdigest() == digest
-    for tokens in sorted((folder / "tokens").iterdir()):
-        read_tokens(tokens, manifest["digest"], table["byte_length"].to_numpy())
+        assert sha256(text.encode()) == digest
     columns = ("document", "segment", "text", "split", "source", "digest")
-    return {name: np.array(table[name].to_list(), _text_or_int(table[name])) for name in columns}
+    numbers = {name: np.array(table[name].to_list(), _text_or_int(table[name])) for name in columns}
+    for tokens in complete(folder / "tokens"):
+        found = read_tokens(tokens, manifest["digest"], table["byte_length"].to_numpy())
+        numbers |= {f"tokens/{tokens.name}/{name}": values for name, values in found.items()}
+    return numbers
 
 
 def _text_or_int(column: pl.Series) -> Any:
@@ -102,19 +115,23 @@ def read_tokens(folder: Path, corpus_digest: str, byte_lengths: np.ndarray) -> N
     assert manifest["corpus_digest"] == corpus_digest
     suffix = "-bos" if manifest["add_bos"] else ""
     assert folder.name == manifest["tokenizer_digest"][:16] + suffix
-    check_files(folder, manifest["files"])
-    tokens = pl.read_parquet(folder / "tokens.parquet")
-    offsets = pl.read_parquet(folder / "documents.parquet")["document_offsets"].to_numpy()
-    ids, ends = tokens["token_ids"].to_numpy(), tokens["end_offsets"].to_numpy()
-    state = hashlib.sha256()
-    for values, dtype in ((ids, "<i4"), (ends, "<i4"), (offsets, "<i8")):
-        state.update(values.astype(dtype).tobytes())
-    assert state.hexdigest() == manifest["arrays_digest"]
-    assert len(ids) == manifest["num_tokens"] == offsets[-1]
+    check_all_listed(folder, manifest)
+    numbers = {name: array[:] for name, array in open_arrays(folder).items()}
+    ids, ends = numbers["token_ids"], numbers["end_offsets"]
+    offsets = numbers["document_offsets"]
+    digest = joint_digest((ids, "<i4"), (ends, "<i4"), (offsets, "<i8"))
+    assert digest == manifest["arrays_digest"]
+    assert len(ids) == len(ends) == manifest["num_tokens"] == offsets[-1]
     assert len(offsets) - 1 == manifest["num_documents"] == len(byte_lengths)
-    assert np.all(np.diff(ends)[np.setdiff1d(np.arange(len(ids) - 1), offsets[1:-1] - 1)] >= 0)
+    assert np.all(_within(np.diff(ends), offsets) >= 0)
     assert np.all(ends <= np.repeat(byte_lengths, np.diff(offsets)))
-    return {"token_ids": ids, "end_offsets": ends, "document_offsets": offsets}
+    assert not manifest["add_bos"] or not ends[offsets[:-1]].any()
+    return numbers
+
+
+def _within(differences: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Those of T − 1 differences that do not reach from one document into the next."""
+    return np.delete(differences, np.unique(offsets[1:-1]) - 1)
 
 
 def read_vocabulary(store: Path, tokenizer_digest: str) -> pl.DataFrame:
@@ -123,87 +140,40 @@ def read_vocabulary(store: Path, tokenizer_digest: str) -> pl.DataFrame:
     receipt = read_document(store / f"vocabularies/{name}.json")
     assert receipt["fingerprint_digest"] == tokenizer_digest
     check_files(store / "vocabularies", receipt["files"])
-    table = pl.read_parquet(store / f"vocabularies/{name}.parquet")
+    file = store / f"vocabularies/{name}.parquet"
+    assert pl.read_parquet_metadata(file)["tokenizer_digest"] == tokenizer_digest
+    table = pl.read_parquet(file)
     assert np.array_equal(table["token_id"].to_numpy(), np.arange(receipt["stop"]))
     return table
 
 
 def read_cache(folder: Path) -> Numbers:
-    """The rows and tokens of a distribution cache."""
-    manifest = read_document(folder / "manifest.json")
-    fingerprint = manifest["fingerprint"]
-    assert document_digest(fingerprint) == manifest["fingerprint_digest"]
-    assert read_document(folder / "fingerprint.json")["digest"] == manifest["fingerprint_digest"]
-    _check_cache_files(folder, manifest)
-    group = _arrays(folder)
-    ids, logprobs = decode_entries(group)
-    numbers = {
-        "ids": ids,
-        "logprobs": logprobs,
-        "tail": decode_tail(group["tail"]),
-        "label_logprob": group["label_logprob"][:],
-        "token_ids": group["token_ids"][:],
-        "end_offsets": group["end_offsets"][:],
-        "document_offsets": group["document_offsets"][:],
-    }
-    assert numbers["ids"].shape == (fingerprint["num_tokens"], fingerprint["top_k"])
+    """The rows and tokens of a distribution cache, and that its vocabulary is there."""
+    numbers = read_rows(folder)
+    fingerprint = read_document(folder / "fingerprint.json")
     vocabulary = read_vocabulary(folder.parent.parent, fingerprint["tokenizer_digest"])
     assert len(vocabulary) == fingerprint["tokenizer_length"]
+    assert (numbers["token_ids"] < len(vocabulary)).all()
     return numbers
-
-
-def decode_entries(group: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids int32 [T, k] and log-probabilities float32 [T, k]."""
-    ids = group["rank_to_id"][:][group["ids"][:]]
-    array = group["logprobs"]
-    values, attributes = array[:], array.attrs
-    if attributes["encoding"] == "grid-differences":
-        absent = values == attributes["absent"]
-        numbers = values.astype(np.float64).cumsum(axis=1)
-        values = np.where(absent, -np.inf, -attributes["step"] * numbers).astype("f4")
-    else:
-        assert attributes["encoding"] == "exact"
-    return ids, values
-
-
-def decode_tail(array: Any) -> np.ndarray:
-    """Log of the mass outside the entries, float32 [T]."""
-    values, attributes = array[:], array.attrs
-    if attributes["encoding"] == "exact":
-        return np.asarray(values)
-    assert attributes["encoding"] == "grid"
-    absent = values == attributes["absent"]
-    return np.where(absent, -np.inf, -attributes["step"] * values).astype("f4")
-
-
-def _check_cache_files(folder: Path, manifest: dict[str, Any]) -> None:
-    fingerprint = manifest["fingerprint"]
-    rows, per_shard = fingerprint["num_tokens"], fingerprint["rows_per_shard"]
-    parts = ["tokens", *(f"{shard:06d}" for shard in range(-(-rows // per_shard)))]
-    lines, num_bytes = "", 0
-    for part in parts:
-        receipt = read_document(folder / f"receipts/{part}.json")
-        assert receipt["fingerprint_digest"] == manifest["fingerprint_digest"]
-        check_files(folder, receipt["files"])
-        lines += receipt["digest"] + "\n"
-        num_bytes += sum(record["num_bytes"] for record in receipt["files"].values())
-    assert hashlib.sha256(lines.encode()).hexdigest() == manifest["content_digest"]
-    assert num_bytes == manifest["num_bytes"]
 
 
 def read_vocabulary_map(folder: Path) -> Numbers:
     """The target token of every source token."""
     manifest = read_document(folder / "manifest.json")
     names = [manifest[f"{side}_tokenizer_digest"] for side in ("source", "target")]
-    assert folder.name == f"{names[0][:16]}-{names[1][:16]}-{manifest['method']}"
-    data = (folder / "map.parquet").read_bytes()
-    assert hashlib.sha256(data).hexdigest() == manifest["map_sha256"]
-    table = pl.read_parquet(data)
+    parts = [names[0][:16], names[1][:16], manifest["method"]]
+    if manifest["method"] == "statistical":
+        parts.append(manifest["corpus_digest"][:16])
+    else:
+        assert manifest["corpus_digest"] is None
+    assert folder.name == "-".join(parts)
+    check_files(folder, {"map.parquet": manifest["table"]})
+    table = pl.read_parquet(folder / "map.parquet")
     assert np.array_equal(table["source_id"].to_numpy(), np.arange(manifest["num_source_ids"]))
     target_id = table["target_id"].fill_null(-1).to_numpy()
     distance = table["distance"].fill_null(-1).to_numpy()
     kind = np.array([MAP_KINDS.index(name) for name in table["kind"]], np.uint8)
-    assert {name: int((kind == i).sum()) for i, name in enumerate(MAP_KINDS)} == manifest["counts"]
+    assert _counts(kind, MAP_KINDS) == manifest["counts"]
     state = hashlib.sha256()
     for part in (*names, manifest["method"], manifest["tie_break"]):
         state.update(part.encode() + b"\0")
@@ -213,39 +183,193 @@ def read_vocabulary_map(folder: Path) -> Numbers:
     return {"target_id": target_id, "distance": distance, "kind": kind}
 
 
+def _counts(kind: np.ndarray, names: list[str]) -> dict[str, int]:
+    return {name: int((kind == i).sum()) for i, name in enumerate(names)}
+
+
 def read_alignment(folder: Path) -> Numbers:
-    """The source position of every target token."""
+    """The source position of every target token, and the tokens that stay unmatched."""
     manifest = read_document(folder / "manifest.json")
     fingerprint = read_document(folder / "fingerprint.json")
     assert document_digest(manifest["fingerprint"]) == fingerprint["digest"]
-    check_files(folder, {part["name"]: part for part in manifest["parts"]})
-    tables = [pl.read_parquet(folder / part["name"]) for part in manifest["parts"]]
-    table = pl.concat(tables)
-    assert len(table) == fingerprint["num_target_tokens"]
-    kind = np.array([ALIGNMENT_KINDS.index(name) for name in table["kind"]], np.uint8)
-    return {"source_pos": table["source_pos"].fill_null(-1).to_numpy(), "kind": kind}
-
-
-def read_fused(folder: Path) -> Numbers:
-    """The arrays of a fused dataset, by zarr and by their raw bytes."""
-    manifest = read_document(folder / "manifest.json")
-    plan = read_document(folder / "recipe.json")
-    assert document_digest(manifest["plan"]) == plan["digest"] == manifest["plan_digest"]
-    check_files(folder, manifest["files"])
-    numbers = {name: array[:] for name, array in _arrays(folder).items()}
-    rows, per_file = plan["num_tokens"], min(plan["recipe"]["rows_per_shard"], plan["num_tokens"])
-    for name, values in numbers.items():
-        assert len(values) == rows
-        tail = "/0" * (values.ndim - 1)
-        files = [folder / f"{name}/c/{i}{tail}" for i in range(-(-rows // per_file))]
-        raw = b"".join(file.read_bytes()[:-4] for file in files)
-        mapped = np.frombuffer(raw, values.dtype.newbyteorder("<")).reshape(-1, *values.shape[1:])
-        assert np.array_equal(mapped[:rows], values)
+    check_all_listed(folder, manifest)
+    rows, per_shard = fingerprint["num_target_tokens"], fingerprint["rows_per_shard"]
+    for part in ("layout", *(f"{shard:06d}" for shard in range(-(-rows // per_shard)))):
+        read_receipt(folder, part, fingerprint["digest"])
+    group = open_arrays(folder)
+    assert group["kind"].attrs["names"] == ALIGNMENT_KINDS
+    numbers = {name: array[:] for name, array in group.items()}
+    kind, offsets = numbers["kind"], numbers["document_offsets"]
+    assert rows == len(kind) == len(numbers["source_pos"]) == offsets[-1]
+    assert len(offsets) - 1 == fingerprint["num_documents"]
+    for name in ("source_pos", "kind"):
+        check_raw_files(folder, name, numbers[name], min(per_shard, rows))
+    check_raw_files(folder, "document_offsets", offsets, len(offsets))
+    assert _counts(kind, ALIGNMENT_KINDS) == manifest["counts"]
+    assert np.array_equal(numbers["source_pos"] >= 0, kind > 0)
+    for start, stop in pairwise(offsets):
+        position = numbers["source_pos"][start:stop]
+        assert np.all(np.diff(position[position >= 0]) >= 0)
+    unmatched = pl.read_parquet(folder / "unmatched.parquet")
+    of_target = unmatched.filter(pl.col("side") == "target")["unmatched"].sum()
+    assert of_target == manifest["counts"]["none"]
+    numbers["unmatched"] = unmatched.select("token_id", "unmatched").to_numpy()
     return numbers
 
 
-def _arrays(folder: Path) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        # zarr-python warns that numcodecs' codecs are not part of the Zarr v3 core.
-        warnings.simplefilter("ignore")
-        return dict(zarr.open_group(folder, mode="r").arrays())
+def read_fused(folder: Path) -> Numbers:
+    """The arrays of a fused dataset in either form; the local form by its raw bytes too."""
+    manifest = read_document(folder / "manifest.json")
+    plan = read_document(folder / "recipe.json")
+    assert document_digest(manifest["plan"]) == plan["digest"] == manifest["plan_digest"]
+    check_all_listed(folder, manifest)
+    numbers = {name: array[:] for name, array in open_arrays(folder).items()}
+    numbers.pop("window_starts", None)
+    rows, per_file = plan["num_tokens"], min(plan["recipe"]["rows_per_shard"], plan["num_tokens"])
+    for name, values in numbers.items():
+        assert len(values) == rows
+        if manifest["form"] == "local":
+            check_raw_files(folder, name, values, per_file)
+    if manifest["form"] == "shared":
+        numbers["kind"] = numbers["kind"].astype("u1")
+        _check_shared(folder, manifest, list(numbers), -(-per_file // 2048) * 2048)
+    else:
+        for shard in range(-(-rows // per_file)):
+            receipt = read_document(folder / f"receipts/{shard:05d}.json")
+            assert receipt["plan_digest"] == plan["digest"]
+            check_files(folder, receipt["files"])
+            kind = numbers["kind"][receipt["start"] : receipt["stop"]]
+            assert list(_counts(kind, FUSED_KINDS).values()) == receipt["kinds"]
+    assert _counts(numbers["kind"], FUSED_KINDS) == manifest["kinds"]
+    _check_fused_rows(numbers)
+    if plan["recipe"]["packing"] == "document":
+        local = folder / "local" if manifest["form"] == "shared" else folder
+        starts = open_arrays(local)["window_starts"][:]
+        _check_windows(starts, numbers["document"], plan["recipe"]["window_length"])
+        assert len(starts) == manifest["num_windows"] + 1
+        numbers["window_starts"] = starts
+    else:
+        assert manifest["num_windows"] == -(-rows // plan["recipe"]["window_length"])
+    return numbers
+
+
+def _check_fused_rows(numbers: Numbers) -> None:
+    """What docs/store.md says of every row."""
+    logprobs, kind, document = (numbers[name] for name in ("logprobs", "kind", "document"))
+    unused = np.isneginf(logprobs)
+    assert not numbers["ids"][unused].any()
+    assert np.all(logprobs[:, 1:] <= logprobs[:, :-1])
+    assert unused[kind == 0].all()
+    assert not numbers["tail"][kind == 0].any()
+    assert not unused[kind > 0].all(axis=1).any()
+    last = np.append(np.diff(document) > 0, True)
+    following = np.append(numbers["input_ids"][1:], -100)
+    assert np.array_equal(numbers["next_ids"], np.where(last, -100, following))
+
+
+def _check_windows(starts: np.ndarray, document: np.ndarray, window_length: int) -> None:
+    """Windows follow each other; none is too long or holds positions of two documents."""
+    assert starts[0] == 0
+    assert starts[-1] == len(document)
+    for start, stop in pairwise(starts):
+        assert 0 < stop - start <= window_length
+        assert len(set(document[start:stop].tolist())) == 1
+
+
+def _check_shared(
+    folder: Path, manifest: Mapping[str, Any], arrays: list[str], per_shard: int
+) -> None:
+    """The receipts of the shared form; below local/ lies what the local form has beside values."""
+    for shard in range(-(-manifest["num_tokens"] // per_shard)):
+        receipt = read_receipt(folder, f"{shard:06d}", manifest["plan_digest"])
+        assert receipt["start"] == shard * per_shard
+    local = read_document(folder / "local/manifest.json")
+    same = ("plan", "plan_digest", "recipe_digest", "kinds", "sources", "num_tokens")
+    assert {key: local[key] for key in same} == {key: manifest[key] for key in same}
+    assert local["form"] == "local"
+    kept = {
+        path: record
+        for path, record in local["files"].items()
+        if not path.startswith(tuple(f"{name}/c/" for name in arrays)) and path != "recipe.json"
+    }
+    check_files(folder / "local", kept)
+    below = {path for path in manifest["files"] if path.startswith("local/")}
+    assert below == {f"local/{path}" for path in (*kept, "manifest.json")}
+
+
+def read_model(folder: Path) -> Numbers:
+    """The evaluations of a trained or merged model; its tensors are for safetensors to read."""
+    manifest = read_document(folder / "manifest.json")
+    check_all_listed(folder, manifest)
+    if "merge" in manifest:
+        points = [manifest["evaluation"]] if manifest["evaluation"] else []
+    else:
+        points = manifest["evaluations"]
+    return {"bits_per_byte": np.array([point["metrics"]["bits_per_byte"] for point in points])}
+
+
+def model_digest(folder: Path) -> str:
+    """What other manifests call a model."""
+    state = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.name == "config.json" or file.suffix in (".safetensors", ".bin"):
+            state.update(file.name.encode() + b"\0" + bytes.fromhex(sha256(file.read_bytes())))
+    return state.hexdigest()
+
+
+def check_names(store: Path) -> None:
+    """Things name what they were made from by the digests that docs/store.md lists."""
+    corpora = _named(store, "corpora", "digest")
+    caches = _named(store, "caches", "content_digest")
+    maps = _named(store, "vocabulary_maps", "content_digest")
+    alignments = _named(store, "alignments", "digest")
+    fused = _named(store, "fused", "plan_digest")
+    tokens = {
+        read_document(folder / "manifest.json")["arrays_digest"]: folder
+        for corpus in corpora.values()
+        for folder in complete(corpus["folder"] / "tokens")
+    }
+    for manifest in caches.values():
+        assert manifest["fingerprint"]["corpus"]["digest"] in corpora
+    for manifest in maps.values():
+        assert manifest["corpus_digest"] is None or manifest["corpus_digest"] in corpora
+    for manifest in alignments.values():
+        fingerprint = manifest["fingerprint"]
+        corpus = corpora[fingerprint["corpus_digest"]]["folder"]
+        cache = caches[fingerprint["source_cache_digest"]]["folder"]
+        assert fingerprint["vocabulary_map_digest"] in {None, *maps}
+        assert fingerprint["source_tokens_digest"] == _tokens_digest(cache)
+        of_corpus = map(_tokens_digest, complete(corpus / "tokens"))
+        assert fingerprint["target_tokens_digest"] in set(of_corpus)
+        for side in ("source", "target"):
+            read_vocabulary(store, fingerprint[f"{side}_tokenizer_digest"])
+    for manifest in fused.values():
+        plan = manifest["plan"]
+        documents = pl.read_parquet(corpora[plan["corpus_digest"]]["folder"] / "documents.parquet")
+        split = documents.filter(pl.col("split") == plan["recipe"]["split"])["document"]
+        assert len(split) == plan["num_documents"]
+        assert sha256(split.to_numpy().astype("<i8").tobytes()) == plan["documents_digest"]
+        assert tokens[plan["tokens_digest"]].name.startswith(plan["recipe"]["target"][:16])
+        for source in plan["inputs"]:
+            assert source["cache_digest"] in caches
+            assert source["vocabulary_map_digest"] in {None, *maps}
+            assert source["alignment_digest"] in {None, *alignments}
+        assert plan["target_cache_digest"] in {None, *caches}
+    for manifest in _named(store, "models", "digest").values():
+        assert "merge" in manifest or manifest["plan"]["dataset_digest"] in fused
+
+
+def _tokens_digest(folder: Path) -> str:
+    """What an alignment calls the tokens in a cache's or corpus's folder."""
+    group = open_arrays(folder)
+    names = {"document_offsets": "<i8", "token_ids": "<i4", "end_offsets": "<i4"}
+    return joint_digest(*((group[name][:], dtype) for name, dtype in names.items()))
+
+
+def _named(store: Path, kind: str, key: str) -> dict[str, dict[str, Any]]:
+    """The manifests of one kind by what other documents call them."""
+    found = {}
+    for folder in complete(store / kind):
+        manifest = read_document(folder / "manifest.json")
+        found[manifest[key]] = {**manifest, "folder": folder}
+    return found

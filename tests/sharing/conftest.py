@@ -6,16 +6,32 @@ from pathlib import Path
 
 import pytest
 
+from fusestore.fuse.shared import unpack_fused
 from fusestore.storage.store import Store
+from fusestore.storage.urls import Location
 from fusestore.version import FORMAT_VERSION
+from tests.pipeline.tiny_job import hashes
 
 PLACES = ["local", "s3", "memory"]
 
+SHARED = "fused/mixed"
+"""What the kept store has in the shared form, so that it changes on its way to a folder."""
 
-@pytest.fixture
+
+@pytest.fixture(scope="session")
 def first_store():
     """The kept store of this version; not to be changed."""
     return Path(__file__).parent.parent / f"kept_store/format-{FORMAT_VERSION}/store"
+
+
+@pytest.fixture(scope="session")
+def unpacked(first_store, tmp_path_factory):
+    """Hashes of the kept store's files as they arrive in a folder: the shared form unpacked."""
+    local = Location.parse(tmp_path_factory.mktemp("unpacked") / "mixed")
+    unpack_fused(Location.parse(first_store / SHARED), local)
+    kept = hashes(Location.parse(first_store))
+    others = {path: digest for path, digest in kept.items() if not path.startswith(SHARED)}
+    return others | {f"{SHARED}/{path}": digest for path, digest in hashes(local).items()}
 
 
 @pytest.fixture

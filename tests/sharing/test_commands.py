@@ -33,13 +33,14 @@ def test_push_and_pull(command, store, tmp_path):
     command.succeeds("verify", "-s", back)
 
 
-def test_sync(command, store, tmp_path):
+def test_sync(command, store, tmp_path, unpacked):
     other = tmp_path / "other"
     assert "Copied model/fused" in command.succeeds("sync", "--from", store, "--to", other).out
     shutil.rmtree(store / "caches/wide")
     outcome = command.succeeds("sync", "-s", store, "--to", other)
     assert f"Copied cache/wide to {store}" in outcome.out
-    assert hashes(Store.open(store).location) == hashes(Store.open(other).location)
+    assert hashes(Store.open(other).location) == unpacked
+    assert hashes(Store.open(store).cache("wide")) == hashes(Store.open(other).cache("wide"))
 
 
 def test_two_servers_with_options_of_their_own(

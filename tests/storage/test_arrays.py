@@ -118,6 +118,22 @@ def test_a_chunk_damaged_after_it_was_read_is_noticed(tmp_path, codec):
         reader.read(0, 4)
 
 
+def test_only_a_chunk_that_was_wanted_in_part_is_remembered(tmp_path):
+    """What comes next in order needs no other, and a long read holds no more memory for it."""
+    spec = ArraySpec("values", (16,), "int32", (4,), (16,))
+    values = some_values(spec)
+    reader = ArrayReader(write(tmp_path, spec, values), spec)
+    reader.read(0, 10)
+    file = (reader.folder / spec.file_name(0)).path
+    data = bytearray(file.read_bytes())
+    data[: -spec.index_bytes] = bytes(len(data) - spec.index_bytes)
+    with file.open("r+b") as opened:
+        opened.write(data)
+    assert np.array_equal(reader.read(8, 12), values[8:12])
+    with pytest.raises(CorruptionError, match="checksum"):
+        reader.read(4, 8)
+
+
 @pytest.mark.parametrize("codec", ["pcodec", "raw"])
 def test_we_read_what_zarr_python_writes(tmp_path, codec):
     shard = (8, 6) if codec == "pcodec" else (8, 5)

@@ -44,7 +44,7 @@ def model(tiny_model_path):
 
 @pytest.mark.parametrize("window", [64, 7, 1])
 def test_equals_one_document_at_a_time(model, monkeypatch, window):
-    monkeypatch.setattr(engine, "PIECE_LOGITS", 500)
+    monkeypatch.setattr(engine, "PIECE_LOGITS", {"cpu": 500})
     tokens = table([9, 1, 0, 20, 2, 15])
     expected = [plain_nats(model, tokens.document(i)[0], window) for i in range(6)]
     seen = []

@@ -1,4 +1,4 @@
-"""Two processes over gloo make the same steps as one with twice the batch."""
+"""Two processes over gloo make the steps of one with twice the batch, and stop together."""
 
 import json
 import os
@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fusestore.data import FusedDataset
 from fusestore.storage.urls import Location
 from fusestore.train import TrainSettings, train
+from tests.data.fused_folder import random_arrays, write_fused
 
 SCRIPT = """
 import sys
@@ -33,19 +35,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.mark.slow
-def test_two_processes_follow_one(tiny_model_path, fused_folder, tmp_path):
-    model_path = tmp_path / "no_dropout"
-    shutil.copytree(tiny_model_path, model_path)
-    config = json.loads((model_path / "config.json").read_text())
-    (model_path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
-    # 16 windows of 32 tokens: the last one is shorter, so only its step may differ.
-    settings = TrainSettings(batch_size=2, precision="no", learning_rate=1e-3, epochs=2)
-    (tmp_path / "script.py").write_text(SCRIPT)
-    root = str(Path(__file__).parents[2])
+def two_processes(model_path, fused_folder, folder, settings):
+    """Train in two processes; their return codes and what they wrote to stderr."""
+    folder.mkdir()
+    (folder / "script.py").write_text(SCRIPT)
     shared = {
         **os.environ,
-        "PYTHONPATH": root,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
@@ -53,10 +49,10 @@ def test_two_processes_follow_one(tiny_model_path, fused_folder, tmp_path):
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
     }
-    arguments = [model_path, fused_folder, tmp_path / "two", settings.model_dump_json()]
+    arguments = [model_path, fused_folder, folder, settings.model_dump_json()]
     processes = [
         subprocess.Popen(
-            [sys.executable, tmp_path / "script.py", *map(str, arguments)],
+            [sys.executable, folder / "script.py", *map(str, arguments)],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -64,11 +60,26 @@ def test_two_processes_follow_one(tiny_model_path, fused_folder, tmp_path):
         for rank in range(2)
     ]
     errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    return [process.returncode for process in processes], errors
+
+
+@pytest.mark.slow
+def test_two_processes_follow_one(tiny_model_path, fused_folder, tmp_path):
+    """Logits in pieces there and whole here, which are equal but for rounding too."""
+    model_path = tmp_path / "no_dropout"
+    shutil.copytree(tiny_model_path, model_path)
+    config = json.loads((model_path / "config.json").read_text())
+    (model_path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
+    # 16 windows of 32 tokens: the last one is shorter, so only its step may differ.
+    settings = TrainSettings(
+        batch_size=2, precision="no", learning_rate=1e-3, epochs=2, logits="pieces"
+    )
+    codes, errors = two_processes(model_path, fused_folder, tmp_path / "two", settings)
+    assert codes == [0, 0], errors
     alone = train(
         model_path,
         FusedDataset(fused_folder),
-        settings.model_copy(update={"batch_size": 4}),
+        settings.model_copy(update={"batch_size": 4, "logits": "whole"}),
         Location.parse(tmp_path / "one" / "model"),
         tmp_path / "one" / "work",
     )
@@ -77,3 +88,23 @@ def test_two_processes_follow_one(tiny_model_path, fused_folder, tmp_path):
     assert found["num_tokens"] == alone.manifest.num_tokens
     for two, one in zip(found["loss_curve"], alone.manifest.loss_curve, strict=True):
         assert two["loss"] == pytest.approx(one.loss, rel=5e-3)
+
+
+@pytest.mark.slow
+def test_nan_in_one_process_stops_both_and_one_names_the_documents(tiny_model_path, tmp_path):
+    arrays = random_arrays(500)
+    arrays["kind"][:] = 1
+    arrays["next_ids"][100] = 0
+    arrays["logprobs"][100] = np.nan
+    folder = write_fused(tmp_path / "bad", arrays, window_length=32, chunk_rows=64)
+    settings = TrainSettings(batch_size=2, precision="no", epochs=1)
+    codes, errors = two_processes(tiny_model_path, folder, tmp_path / "two", settings)
+    assert all(codes), errors
+    messages = sorted(
+        error[error.rindex("NonFiniteError: ") :].strip().splitlines()[0] for error in errors
+    )
+    document = int(arrays["document"][100])
+    assert sum("in another process" in message for message in messages) == 1
+    [names] = [message for message in messages if "documents [" in message]
+    assert str(document) in names.partition("documents")[2]
+    assert not (tmp_path / "two" / "model").exists()

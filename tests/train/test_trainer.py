@@ -18,36 +18,14 @@ from fusestore.errors import (
     AlreadyExistsError,
     CorruptionError,
     FingerprintMismatchError,
-    IncompatibleError,
     InvalidInputError,
-    NonFiniteError,
     NotFoundError,
 )
 from fusestore.storage.urls import Location
 from fusestore.train import TrainSettings, fusion_loss, train
 from fusestore.train.settings import learning_rate_at
 from tests.data.fused_folder import random_arrays, write_fused
-
-SETTINGS = TrainSettings(
-    lm_weight=0.5,
-    learning_rate=1e-2,
-    batch_size=3,
-    gradient_accumulation=2,
-    epochs=2,
-    precision="no",
-    seed=5,
-)
-
-
-def run(model_path, dataset, settings, folder, **options):
-    return train(
-        model_path,
-        dataset,
-        settings,
-        Location.parse(folder / "model"),
-        folder / "work",
-        **options,
-    )
+from tests.train.runs import SETTINGS, run
 
 
 def folder_bytes(folder):
@@ -179,30 +157,6 @@ def test_clm_sees_the_same_text_and_no_distribution(tiny_model_path, fused_folde
     assert first.manifest.files == third.manifest.files
 
 
-def test_nan_stops_and_names_the_documents(tiny_model_path, tmp_path):
-    arrays = random_arrays(500)
-    arrays["kind"][:] = 1
-    arrays["logprobs"][100] = np.nan
-    folder = write_fused(tmp_path / "bad", arrays, window_length=32, chunk_rows=64)
-    dataset = FusedDataset(folder)
-    document = int(arrays["document"][100])
-    with pytest.raises(NonFiniteError, match=rf"windows .*\b3\b.*documents .*\b{document}\b"):
-        run(tiny_model_path, dataset, SETTINGS, tmp_path)
-    assert not (tmp_path / "model").exists()
-
-
-def test_vocabulary_that_does_not_fit(tiny_model_path, tmp_path):
-    arrays = random_arrays(100, vocab_size=130)
-    arrays["ids"][50, 0] = 129
-    folder = write_fused(tmp_path / "big", arrays, window_length=32, chunk_rows=64, vocab_size=130)
-    with pytest.raises(IncompatibleError, match=r"129.*100 ids"):
-        run(tiny_model_path, FusedDataset(folder), SETTINGS, tmp_path)
-    # A tokenizer longer than the model is no harm while none of its last ids occur.
-    arrays = random_arrays(100)
-    folder = write_fused(tmp_path / "ok", arrays, window_length=32, chunk_rows=64, vocab_size=130)
-    run(tiny_model_path, FusedDataset(folder), SETTINGS, tmp_path)
-
-
 def test_other_plans_are_refused(tiny_model_path, dataset, tmp_path):
     settings = SETTINGS.model_copy(update={"checkpoint_every": 1})
 
@@ -292,17 +246,3 @@ def test_smollm2_twice_gives_the_same_bytes(smollm2_path, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "model")
     assert model.config.vocab_size == 49152
     assert "tokenizer.json" in first.manifest.files
-
-
-def test_samples_are_trained_on_at_temperature_1_alone(tiny_model_path, tmp_path):
-    folder = write_fused(
-        tmp_path / "fused", random_arrays(200), window_length=32, chunk_rows=64, sampled=True
-    )
-    dataset = FusedDataset(folder)
-    assert dataset.sampled
-    hot = SETTINGS.model_copy(update={"temperature": 2.0, "max_steps": 1})
-    with pytest.raises(IncompatibleError, match=r"temperature is 2\.0, .* Use temperature 1"):
-        run(tiny_model_path, dataset, hot, tmp_path)
-    assert not (tmp_path / "model").exists()
-    run(tiny_model_path, dataset, hot.model_copy(update={"objective": "clm"}), tmp_path / "clm")
-    run(tiny_model_path, dataset, SETTINGS.model_copy(update={"max_steps": 1}), tmp_path / "fuse")

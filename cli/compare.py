@@ -1,0 +1,69 @@
+"""`fusestore compare`: trained, merged and given models and ensembles, in one table."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .console import ConsoleReporter, print_json, print_table
+from .options import (
+    JsonOption,
+    StorageOption,
+    StoreOption,
+    corpus_and_split,
+    storage_options,
+)
+
+
+def compare(
+    store: StoreOption,
+    evaluate: Annotated[str, typer.Option(help="CORPUS/SPLIT to score in bits per byte.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models beside the store's: folder, hub id, .gguf, package:NAME."),
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="A cache of the ensemble (repeatable).")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="With --source: the model whose tokens are predicted.")
+    ] = None,
+    target_name: Annotated[
+        str, typer.Option(help="What alignments to the target are called.")
+    ] = "target",
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the store's models, others, and ensembles of caches, on the same held-out text."""
+    from fusestore.comparison import compare as compare_all
+    from fusestore.fuse.api import analyze
+    from fusestore.storage.store import Store
+
+    if bool(source) != (target is not None):
+        raise typer.BadParameter("--source and --target go together", param_hint="--source")
+    where = Store.open(store, storage_options(storage_option))
+    corpus, split = corpus_and_split(evaluate) or ("", "")
+    forecast = None
+    if source and target:
+        forecast = analyze(
+            where,
+            source,
+            target,
+            target_name=target_name,
+            corpus=corpus,
+            split=split,
+            strategies=["uniform"],
+        )
+    found = compare_all(where, corpus, split, models or (), forecast, ConsoleReporter())
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    print_table(
+        f"{corpus}/{split}",
+        ["what", "bits/byte", "of the text", "how it was made"],
+        [
+            [row.name, f"{row.bits_per_byte:.4f}", f"{row.covered:.1%}", row.made]
+            for row in found.rows
+        ],
+    )

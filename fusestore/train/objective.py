@@ -1,0 +1,86 @@
+"""What is minimised: how text and fused distributions are weighed, and how they are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fusestore.errors import IncompatibleError, InvalidInputError
+
+Divergence = Literal["cross_entropy", "forward_kl", "reverse_kl", "jensen_shannon"]
+
+TailMode = Literal["renormalize", "ghost"]
+
+UNBIASED: tuple[Divergence, ...] = ("cross_entropy", "forward_kl")
+"""Linear in the target but for a part without the student: samples of a target give their gradient
+without bias."""
+
+
+@dataclass(frozen=True)
+class FusionObjective:
+    """λ · CE(next token) + (1 − λ) · T² · D(P at T, Q at T); see docs/losses.md.
+
+    Attributes:
+        lm_weight: λ in [0, 1], the weight of the text's own next tokens.
+        temperature: T > 0, of both distributions.
+        tail: what becomes of the mass that a sparse row does not keep. `renormalize`: the kept
+            entries are scaled to sum to 1. `ghost`: it is one more outcome, held against the
+            student's mass outside the kept ids.
+        divergence: D. `cross_entropy` is FuseLLM's; `forward_kl` has the same gradient and
+            another value: its least is 0.
+        temperature_squared: whether the fused term is multiplied by T², which keeps its gradient
+            as large as at T = 1 (Hinton et al., 2015).
+
+    Raises:
+        InvalidInputError: a value outside its range.
+    """
+
+    lm_weight: float = 0.9
+    temperature: float = 1.0
+    tail: TailMode = "renormalize"
+    divergence: Divergence = "cross_entropy"
+    temperature_squared: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.lm_weight <= 1.0:
+            raise InvalidInputError(f"lm_weight is {self.lm_weight}; it must lie in [0, 1].")
+        if not 0.0 < self.temperature < float("inf"):
+            raise InvalidInputError(
+                f"temperature is {self.temperature}; it must be a positive number."
+            )
+        for name, value, allowed in (
+            ("divergence", self.divergence, get_args(Divergence)),
+            ("tail", self.tail, get_args(TailMode)),
+        ):
+            if value not in allowed:
+                raise InvalidInputError(f"{name} is {value!r}; it must be one of {allowed}.")
+
+    @property
+    def fused_factor(self) -> float:
+        """What the mean divergence is multiplied by before λ."""
+        return self.temperature**2 if self.temperature_squared else 1.0
+
+    def check_samples(self, where: str) -> None:
+        """See that rows that are samples give an unbiased gradient.
+
+        Args:
+            where: what has the samples, for the message.
+
+        Raises:
+            IncompatibleError: they do not under this objective.
+        """
+        if self.lm_weight == 1.0:
+            return
+        if self.temperature != 1.0:
+            raise IncompatibleError(
+                f"temperature is {self.temperature}, but {where} has samples of its sources' "
+                "distributions, which estimate them at temperature 1 alone: a power of an "
+                "estimate is no estimate of the power. Use temperature 1, or distributions "
+                "captured as top-k."
+            )
+        if self.divergence not in UNBIASED:
+            raise IncompatibleError(
+                f"divergence is {self.divergence!r}, but {where} has samples of its sources' "
+                f"distributions, which would bias it. Use one of {UNBIASED}, which are linear in "
+                "them, or distributions captured as top-k."
+            )

@@ -1,0 +1,156 @@
+"""A causal language model that answers a batch with its loss, over whole logits or in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusestore.capture.models import output_width
+from fusestore.errors import IncompatibleError
+from fusestore.train.linear_loss import linear_fusion_terms
+from fusestore.train.losses import FusionTerms, fusion_terms
+from fusestore.train.settings import TrainSettings
+from fusestore.train.sparse_target import check_ids
+
+MANY_LOGITS = 1 << 28
+"""Of a batch: above this, 1 GiB in float32, `auto` makes them in pieces."""
+
+
+class Student(torch.nn.Module):
+    """The model and its objective as one module, so that data parallelism sees one forward pass.
+
+    Attributes:
+        model: the causal language model.
+        in_pieces: whether logits are made and dropped piece by piece.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - transformers is untyped
+        settings: TrainSettings,
+        window_length: int,
+    ) -> None:
+        """Wrap a model.
+
+        Raises:
+            IncompatibleError: `settings.logits` is `pieces` and the model's logits are no plain
+                product of hidden states and output embeddings.
+        """
+        super().__init__()
+        self.model = model
+        self._objective = settings.fusion_objective
+        self._width = output_width(model)
+        logits = settings.batch_size * window_length * self._width
+        self._head: PlainHead | None = None
+        if settings.logits == "pieces":
+            self._head = plain_head(model)
+        elif settings.logits == "auto" and logits > MANY_LOGITS:
+            try:
+                self._head = plain_head(model)
+            except IncompatibleError:
+                self._head = None
+        self.in_pieces = self._head is not None
+
+    def forward(self, batch: Mapping[str, Tensor]) -> FusionTerms:
+        """The loss of a batch of `fusestore.data.collate`; see `fusion_terms`.
+
+        Raises:
+            IncompatibleError: the batch holds token ids that the model does not have.
+        """
+        check_ids(batch["input_ids"], self._width, "input_ids")
+        inputs = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": _mask_if_needed(batch["attention_mask"]),
+            "use_cache": False,
+        }
+        if self._head is None:
+            return fusion_terms(self.model(**inputs).logits, batch, self._objective)
+        # The modules are looked up, not kept: they would be registered a second time.
+        backbone, output = backbone_of(self.model), self.model.get_output_embeddings()
+        return linear_fusion_terms(
+            backbone(**inputs).last_hidden_state,
+            output.weight,
+            batch,
+            self._objective,
+            bias=output.bias,
+            softcap=self._head.softcap,
+        )
+
+
+class PlainHead(NamedTuple):
+    """Says that logits = hidden @ weight.T + bias, capped to c · tanh(logits / c) if there is c."""
+
+    softcap: float | None
+
+
+def plain_head(model: Any) -> PlainHead:  # noqa: ANN401
+    """See, by trying, that the model's logits are a plain product of its hidden states.
+
+    The model's own forward is given hidden states that make large logits, in the place of its
+    backbone's, so that any scaling, capping or other step of its own shows.
+
+    Raises:
+        IncompatibleError: they are not.
+    """
+    backbone, output = backbone_of(model), model.get_output_embeddings()
+    if backbone is None or type(output) is not torch.nn.Linear:
+        raise _no_plain_head(model, "has no separate backbone and linear output layer")
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    generator = torch.Generator().manual_seed(0)
+    weight = output.weight.detach()
+    hidden = torch.randn(1, 8, weight.shape[1], generator=generator)
+    hidden = hidden.to(weight.device, weight.dtype)
+    with torch.no_grad():
+        logits = torch.nn.functional.linear(hidden, weight, output.bias)
+        factor = 50.0 / logits.float().std().clamp(min=1e-6)
+        hidden = hidden * factor
+        logits = torch.nn.functional.linear(hidden, weight, output.bias)
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        own = _logits_of(model, backbone, hidden)
+    if own.shape != logits.shape or not torch.allclose(own, logits, rtol=1e-5, atol=1e-3):
+        raise _no_plain_head(model, "does more to its logits than multiply and cap them")
+    return PlainHead(softcap)
+
+
+def _logits_of(model: Any, backbone: Any, hidden: Tensor) -> Tensor:  # noqa: ANN401
+    """What the model's own forward makes of hidden states [1, l, H]."""
+    forward, training = backbone.forward, model.training
+
+    def with_other_hidden_states(*ids: Tensor, **inputs: Any) -> Any:  # noqa: ANN401
+        result = forward(*ids, **inputs)
+        result.last_hidden_state = hidden
+        return result
+
+    ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+    backbone.forward = with_other_hidden_states
+    # Dropout would draw from the global generator.
+    model.eval()
+    try:
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    finally:
+        backbone.forward = forward
+        model.train(training)
+    return logits
+
+
+def backbone_of(model: Any) -> Any:  # noqa: ANN401
+    """What makes the hidden states; None where the model is not so divided."""
+    backbone = getattr(model, model.base_model_prefix, None)
+    return None if backbone is model else backbone
+
+
+def _no_plain_head(model: Any, why: str) -> IncompatibleError:  # noqa: ANN401
+    return IncompatibleError(
+        f"{type(model).__name__} {why}, so its loss cannot be taken piece by piece. Train with "
+        "logits = 'whole' and, if memory is short, a smaller batch_size and more "
+        "gradient_accumulation."
+    )
+
+
+def _mask_if_needed(attention_mask: Tensor) -> Tensor | None:
+    """None where nothing is padded: attention is faster without a mask."""
+    return None if bool(attention_mask.all()) else attention_mask

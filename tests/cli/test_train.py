@@ -1,0 +1,47 @@
+"""`fusestore train`: its losses, and what ends a run before it does harm."""
+
+import re
+
+import pytest
+
+from fusestore.storage.urls import Location
+from tests.pipeline.tiny_job import hashes
+
+
+def train(job, store, *options, model="small"):
+    arguments = ["train", f"{job}/{model}", "--name", "new", "--fused", "mince", "--store", store]
+    return [*arguments, "--batch-size", "4", "--precision", "no", *options]
+
+
+def test_other_losses(command, job, store):
+    options = ["--divergence", "reverse_kl", "--tail", "ghost", "--temperature", "2"]
+    options += ["--logits", "pieces", "--loss-spike", "0", "--max-steps", "2"]
+    told = command.succeeds(*train(job, store, *options, "--json")).json
+    settings = told["plan"]["settings"]
+    assert (settings["divergence"], settings["tail"]) == ("reverse_kl", "ghost")
+    assert (settings["temperature"], settings["temperature_squared"]) == (2.0, True)
+    assert (settings["logits"], settings["loss_spike"]) == ("pieces", None)
+    assert all(point["fused"] >= 0 for point in told["loss_curve"])
+
+
+def test_a_run_that_goes_wrong(command, job, store):
+    before = hashes(Location.parse(store))
+    message = command.fails(*train(job, store, "--lr", "100", "--max-steps", "30"))
+    message = " ".join(message.split())
+    assert re.search(r"Step \d+: the loss is [\d.e+]+, [\d.e+]+ above the median", message)
+    assert re.search(r"windows \[\d.*\] \(documents \[\d.*\]\) of mince", message)
+    assert "no checkpoint was kept yet" in message
+    assert hashes(Location.parse(store)) == before
+
+
+def test_a_model_with_another_tokenizer_whose_ids_would_fit(command, job, store):
+    before = hashes(Location.parse(store))
+    message = command.fails(*train(job, store, model="wide"))
+    assert "the same ids would stand for other text" in " ".join(message.split())
+    assert hashes(Location.parse(store)) == before
+
+
+@pytest.mark.parametrize("option", ["--divergence", "--tail", "--logits", "--loss-spike"])
+def test_a_value_that_is_none(command, job, store, option):
+    message = command.fails(*train(job, store, option, "-1"))
+    assert option.removeprefix("--").replace("-", "_") in message

@@ -1,0 +1,151 @@
+"""A reader of distribution caches in zarr, json and NumPy alone, as docs/format.md says.
+
+Nothing of fusestore is imported. `plain_reader` reads the rest of a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+FORMAT_VERSION = 1
+
+Numbers = dict[str, np.ndarray]
+
+
+def read_rows(folder: Path) -> Numbers:
+    """The rows and tokens of a distribution cache."""
+    manifest = read_document(folder / "manifest.json")
+    fingerprint = manifest["fingerprint"]
+    assert document_digest(fingerprint) == manifest["fingerprint_digest"]
+    assert read_document(folder / "fingerprint.json")["digest"] == manifest["fingerprint_digest"]
+    check_cache_files(folder, manifest)
+    group = open_arrays(folder)
+    logprobs = decode_logprobs(group["logprobs"])
+    # What lies where no entry is means nothing; fusestore gives 0.
+    ids = np.where(np.isneginf(logprobs), 0, decode_ids(group)).astype("i4")
+    assert ids.shape == (fingerprint["num_tokens"], fingerprint["top_k"])
+    others = ("label_logprob", "token_ids", "end_offsets", "document_offsets")
+    numbers = {"ids": ids, "logprobs": logprobs, "tail": decode_tail(group["tail"])}
+    numbers |= {name: group[name][:] for name in others}
+    offsets = numbers["document_offsets"]
+    assert np.isnan(numbers["label_logprob"][offsets[1:][np.diff(offsets) > 0] - 1]).all()
+    for document in manifest["skipped_documents"]:
+        rows = slice(offsets[document], offsets[document + 1])
+        assert np.isneginf(logprobs[rows]).all()
+        assert not numbers["tail"][rows].any()
+        assert np.isnan(numbers["label_logprob"][rows]).all()
+    return numbers
+
+
+def decode_logprobs(array: Any) -> np.ndarray:
+    """Log-probabilities of the entries, float32 [T, k]."""
+    values, attributes = array[:], array.attrs
+    if attributes["encoding"] == "counts":
+        with np.errstate(divide="ignore"):
+            return np.log(values / attributes["draws"]).astype("f4")
+    if attributes["encoding"] == "grid-differences":
+        numbers = values.cumsum(axis=1, dtype="f8")
+        absent = values == attributes["absent"]
+        return np.where(absent, -np.inf, -attributes["step"] * numbers).astype("f4")
+    return decode_tail(array)
+
+
+def decode_tail(array: Any) -> np.ndarray:
+    """Log of the mass outside the entries, float32 [T]; and what else may be exact or on a grid."""
+    values, attributes = array[:], array.attrs
+    if attributes["encoding"] == "exact":
+        return np.asarray(values)
+    assert attributes["encoding"] == "grid"
+    absent = values == attributes["absent"]
+    return np.where(absent, -np.inf, -attributes["step"] * values.astype("f8")).astype("f4")
+
+
+def decode_ids(group: Mapping[str, Any]) -> np.ndarray:
+    """Token ids of the entries, [T, k]; anything where no entry is."""
+    numbers, encoding = group["ids"][:].astype("i8"), group["ids"].attrs["encoding"]
+    if encoding == "exact":
+        return numbers
+    if encoding == "number-gaps":
+        differences = group["logprobs"][:]
+        for j in range(2, numbers.shape[1]):
+            gap = differences[:, j] == 0
+            numbers[gap, j] += numbers[gap, j - 1] + 1
+    else:
+        assert encoding == "number"
+    class_order, rank_to_id = group["class_order"][:], group["rank_to_id"][:]
+    head = class_order.shape[1]
+    c = group["token_class"][:][group["token_ids"][:]][:, None]
+    ranks = np.where(numbers < head, class_order[c, np.minimum(numbers, head - 1)], numbers)
+    return rank_to_id[ranks]
+
+
+def check_cache_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Every receipt of a cache, their files, and the digest of its content."""
+    fingerprint = manifest["fingerprint"]
+    rows, per_shard = fingerprint["num_tokens"], fingerprint["rows_per_shard"]
+    parts = ["tokens", *(f"{shard:06d}" for shard in range(-(-rows // per_shard)))]
+    receipts = [read_receipt(folder, part, manifest["fingerprint_digest"]) for part in parts]
+    for shard, receipt in enumerate(receipts[1:]):
+        start = shard * per_shard
+        assert (receipt["start"], receipt["stop"]) == (start, min(start + per_shard, rows))
+    lines = "".join(f"{receipt['digest']}\n" for receipt in receipts)
+    assert sha256(lines.encode()) == manifest["content_digest"]
+    records = [record for receipt in receipts for record in receipt["files"].values()]
+    assert sum(record["num_bytes"] for record in records) == manifest["num_bytes"]
+
+
+def read_document(file: Path) -> dict[str, Any]:
+    """A JSON document, its format version and its checksum looked at; `digest` is added."""
+    data = file.read_bytes()
+    content: dict[str, Any] = json.loads(data)
+    assert content["format_version"] <= FORMAT_VERSION
+    checksum = content.pop("checksum")
+    lines = data.splitlines(keepends=True)
+    others = b"".join(line for line in lines if not line.startswith(b'  "checksum": '))
+    assert sha256(others) == checksum == document_digest(content)
+    content["digest"] = checksum
+    return content
+
+
+def document_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical form of a document without its checksum."""
+    return sha256(
+        (json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+    )
+
+
+def sha256(data: bytes) -> str:
+    """In hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_files(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Every file is there with the size and the SHA-256 that a receipt or manifest says."""
+    for path, record in records.items():
+        data = (folder / path).read_bytes()
+        assert len(data) == record["num_bytes"]
+        assert sha256(data) == record["sha256"]
+
+
+def read_receipt(folder: Path, part: str, fingerprint_digest: str) -> dict[str, Any]:
+    """A receipt of this thing, and that its files are what it says."""
+    receipt = read_document(folder / f"receipts/{part}.json")
+    assert (receipt["part"], receipt["fingerprint_digest"]) == (part, fingerprint_digest)
+    check_files(folder, receipt["files"])
+    return receipt
+
+
+def open_arrays(folder: Path) -> dict[str, Any]:
+    """The arrays of a Zarr group by name."""
+    with warnings.catch_warnings():
+        # zarr-python warns that numcodecs' codecs are not part of the Zarr v3 core.
+        warnings.simplefilter("ignore")
+        return dict(zarr.open_group(folder, mode="r").arrays())

@@ -1,0 +1,150 @@
+"""The model with its objective: logits in pieces train like whole ones, or are refused."""
+
+import pytest
+import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaForCausalLM,
+)
+
+from fusestore.data import collate
+from fusestore.errors import IncompatibleError
+from fusestore.storage.urls import Location
+from fusestore.train import TrainSettings, linear_loss, train
+from fusestore.train import student as student_module
+from fusestore.train.student import Student, plain_head
+
+SETTINGS = TrainSettings(lm_weight=0.5, precision="no", tail="ghost", batch_size=3)
+SHAPE = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+
+
+def gemma2():
+    return Gemma2ForCausalLM(
+        Gemma2Config(**SHAPE, final_logit_softcapping=2.0, attn_implementation="eager")
+    )
+
+
+def gptj():
+    """Its output layer has a bias and is not tied."""
+    model = GPTJForCausalLM(
+        GPTJConfig(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4)
+    )
+    torch.nn.init.normal_(model.lm_head.bias)
+    return model
+
+
+def gpt2():
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    )
+
+
+def cohere():
+    """Multiplies its logits by 1/16."""
+    return CohereForCausalLM(CohereConfig(**SHAPE, eos_token_id=1, bos_token_id=2))
+
+
+@pytest.fixture
+def few_logits_at_a_time(monkeypatch):
+    monkeypatch.setitem(linear_loss.PRODUCT_LOGITS, "cpu", 700)
+
+
+@pytest.mark.usefixtures("few_logits_at_a_time")
+@pytest.mark.parametrize("make", [gemma2, gptj, gpt2])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_pieces_have_the_loss_and_gradients_of_the_whole(make, precision, dataset):
+    torch.manual_seed(0)
+    model = make().eval()
+    batch = collate(dataset.__getitems__([0, 1, len(dataset) - 1]))
+    found = {}
+    for logits in ("whole", "pieces"):
+        student = Student(model, SETTINGS.model_copy(update={"logits": logits}), 32)
+        assert student.in_pieces == (logits == "pieces")
+        model.zero_grad()
+        with student_autocast(precision):
+            terms = student(batch)
+        terms.loss.backward()
+        gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
+        found[logits] = (terms, gradients)
+    tolerance = 1e-5 if precision == "no" else 0.03
+    whole, pieces = found["whole"], found["pieces"]
+    torch.testing.assert_close(whole[0], pieces[0], rtol=tolerance, atol=tolerance)
+    for name, expected in whole[1].items():
+        assert (pieces[1][name] - expected).norm() <= tolerance * (expected.norm() + 1e-3), name
+
+
+def student_autocast(precision):
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def test_a_head_that_does_more_is_refused_and_auto_takes_the_whole(monkeypatch, dataset):
+    model = cohere()
+    with pytest.raises(IncompatibleError, match=r"CohereForCausalLM does more.*logits = 'whole'"):
+        Student(model, SETTINGS.model_copy(update={"logits": "pieces"}), 32)
+    monkeypatch.setattr(student_module, "MANY_LOGITS", 3 * 32 * 100 - 1)
+    student = Student(model, SETTINGS, 32)
+    assert not student.in_pieces
+    batch = collate(dataset.__getitems__([0, 1]))
+    assert student(batch).loss.isfinite()
+
+
+def test_a_head_that_is_no_linear_layer_is_refused():
+    class Doubling(torch.nn.Linear):
+        def forward(self, inputs):
+            return 2 * super().forward(inputs)
+
+    model = gptj()
+    model.lm_head = Doubling(32, 100)
+    with pytest.raises(IncompatibleError, match="linear output layer"):
+        plain_head(model)
+
+
+def test_looking_at_the_head_changes_nothing(tiny_model_path):
+    model = LlamaForCausalLM.from_pretrained(tiny_model_path).eval()
+    ids = torch.arange(20)[None]
+    state, before = torch.get_rng_state(), model(input_ids=ids).logits
+    assert plain_head(model).softcap is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_auto_takes_pieces_where_there_are_many_logits(monkeypatch, tiny_model_path):
+    model = LlamaForCausalLM.from_pretrained(tiny_model_path)
+    assert not Student(model, SETTINGS, 32).in_pieces
+    monkeypatch.setattr(student_module, "MANY_LOGITS", 3 * 32 * 100)
+    assert not Student(model, SETTINGS, 32).in_pieces
+    monkeypatch.setattr(student_module, "MANY_LOGITS", 3 * 32 * 100 - 1)
+    assert Student(model, SETTINGS, 32).in_pieces
+    whole = SETTINGS.model_copy(update={"logits": "whole"})
+    assert not Student(model, whole, 32).in_pieces
+
+
+@pytest.mark.usefixtures("few_logits_at_a_time")
+def test_a_run_in_pieces_follows_one_of_whole_logits(tiny_model_path, dataset, tmp_path):
+    """Tied weights, dropout, accumulation, a loader's padding: the same course within rounding."""
+    curves = []
+    for logits in ("whole", "pieces"):
+        settings = SETTINGS.model_copy(
+            update={"logits": logits, "gradient_accumulation": 2, "learning_rate": 1e-3}
+        )
+        output = Location.parse(tmp_path / logits)
+        result = train(tiny_model_path, dataset, settings, output, tmp_path / "work")
+        curves.append([point.loss for point in result.manifest.loss_curve])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    assert curves[0] != curves[1]
