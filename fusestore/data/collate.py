@@ -11,6 +11,17 @@ from fusestore.errors import InvalidInputError
 
 IGNORED_LABEL = -100
 
+_FIELDS = {
+    "input_ids",
+    "next_ids",
+    "fused_ids",
+    "fused_logprobs",
+    "fused_tail",
+    "fused_mask",
+    "fused_sampled",
+    "window",
+}
+
 
 def collate(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stack B windows, padding shorter ones on the right to the longest, L.
@@ -24,9 +35,19 @@ def collate(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         there is none), `fused_ids` int64 [B, L, k], `fused_logprobs` float32 [B, L, k] (−inf:
         unused), `fused_tail` float32 [B, L], `fused_mask` bool [B, L], `fused_sampled` bool [B],
         `window` int64 [B].
+
+    Raises:
+        InvalidInputError: no samples, or some without what `FusedDataset` gave them.
     """
     if not samples:
         raise InvalidInputError("A batch needs at least one window.")
+    missing = _FIELDS - samples[0].keys()
+    if missing:
+        raise InvalidInputError(
+            f"Samples came without {', '.join(sorted(missing))}: something took it out between the "
+            "dataset and collate. transformers' Trainer does, unless it is told "
+            "remove_unused_columns=False."
+        )
     lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
     real = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
     return {

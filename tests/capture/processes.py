@@ -82,6 +82,7 @@ def serve():
     from fusestore.corpus.build import open_corpus  # noqa: F401
 
     torch.set_num_threads(1)
+    _load_kernels()
     for line in sys.stdin:
         command, argument = line.split(" ", 1)
         if command == "wait":
@@ -91,6 +92,27 @@ def serve():
         if child == 0:
             os._exit(_capture(json.loads(argument)))
         print(child, flush=True)  # noqa: T201
+
+
+def _load_kernels():
+    """What is loaded before the forks, no child has to load. (Polars must not: its threads stay.)"""
+    import numpy as np
+    import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    from fusestore.cache.id_order import learn_order
+    from fusestore.cache.kernels import code_ties, number_ids
+    from fusestore.capture.cpu import top_k_on_cpu
+
+    labels = torch.zeros(3, dtype=torch.int64)
+    ids, logprobs, *_ = top_k_on_cpu(torch.randn(3, 300), torch.arange(3), labels, 7)
+    ids, logprobs = ids.numpy(), logprobs.numpy()
+    tokens = np.arange(3, dtype=np.int32)
+    order = learn_order(300, tokens, tokens, ids, logprobs > -np.inf)
+    row_class = order.token_class[tokens]
+    numbers = number_ids(ids, logprobs, row_class, order.class_numbers, order.id_to_rank)
+    code_ties(numbers, np.ones(numbers.shape, np.uint16))
 
 
 def _capture(job):

@@ -1,0 +1,111 @@
+"""The examples run as they are written: our data and loss in other people's training code."""
+
+import importlib.util
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM
+
+import fusestore as fs
+from fusestore.errors import InvalidInputError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STEPS = 12
+
+
+def losses(text):
+    return [float(loss) for loss in re.findall(r"^step \d+: (\S+)$", text, re.MULTILINE)]
+
+
+def run(*command):
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def check_trained(folder, before):
+    """The folder loads, and holds other weights than it began with."""
+    trained = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    start = AutoModelForCausalLM.from_pretrained(before).state_dict()
+    assert any(not torch.equal(start[name], value) for name, value in trained.items())
+    assert all(torch.isfinite(value).all() for value in trained.values())
+
+
+def test_a_plain_loop_learns_the_same_twice(first_store, job, tmp_path):
+    told = [
+        losses(run(EXAMPLES / "plain_loop.py", first_store, "mince", job / "small", out, STEPS))
+        for out in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert told[0] == told[1]
+    assert len(told[0]) == STEPS
+    assert sum(told[0][-3:]) < sum(told[0][:3])
+    check_trained(tmp_path / "one", job / "small")
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_transformers_trainer(first_store, job, tmp_path, capsys):
+    example("hf_trainer").main(
+        str(first_store), "mince", str(job / "small"), str(tmp_path / "out"), "6"
+    )
+    shown = [float(loss) for loss in re.findall(r"'loss': '?([0-9.]+)", capsys.readouterr().out)]
+    assert len(shown) == 6
+    assert shown[-1] < shown[0]
+    check_trained(tmp_path / "out", job / "small")
+
+
+def test_columns_that_a_trainer_removed_are_missed(first_store):
+    """What the Trainer does when it is not told `remove_unused_columns=False`."""
+    dataset = fs.open_fused(first_store, "mince")
+    kept = [{"input_ids": dataset[i]["input_ids"]} for i in range(2)]
+    with pytest.raises(InvalidInputError, match=r"fused_ids.*remove_unused_columns=False"):
+        fs.data.collate(kept)
+
+
+def test_accelerate_with_two_processes_makes_the_steps_of_one(first_store, job, tmp_path):
+    arguments = [EXAMPLES / "accelerate_loop.py", first_store, "mince", job / "small"]
+    one = losses(run(*arguments, tmp_path / "one", 6))
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    launch += ["--master-port", free_port()]
+    two = losses(run(*launch, *arguments, tmp_path / "two", 6))
+    assert len(one) == len(two) == 6
+    # Ranks average their own means, over slightly different numbers of positions.
+    assert one == pytest.approx(two, rel=0.02)
+    check_trained(tmp_path / "two", job / "small")
+
+
+def test_a_loader_with_workers_gives_the_same_batches(first_store):
+    dataset = fs.open_fused(first_store, "mince")
+    order = fs.data.BatchOrder(len(dataset), 2, seed=1, epoch=0)
+    plain, worked = (
+        list(DataLoader(dataset, batch_sampler=order, collate_fn=fs.data.collate, num_workers=n))
+        for n in (0, 2)
+    )
+    assert len(plain) == len(order)
+    for one, other in zip(plain, worked, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
