@@ -95,7 +95,7 @@ def serve():
 
 
 def _load_kernels():
-    """What is loaded before the forks, no child has to load. (Polars must not: its threads stay.)"""
+    """What is loaded before the forks, no child has to load. Not Polars: its threads stay."""
     import numpy as np
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
