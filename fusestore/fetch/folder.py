@@ -122,8 +122,7 @@ class ShardFolder:
             NoRoomError: what is left is in use.
         """
         spared = {self._file(shard) for shard in needed}
-        with (self.root / ".lock").open("ab") as root_lock:
-            _lock(root_lock, fcntl.LOCK_EX)
+        with self._root_lock():
             present = sorted(self._present(file))
             taken = sum(entry.num_bytes for entry in present)
             candidates = iter([entry for entry in present if entry.path not in spared])
@@ -143,7 +142,16 @@ class ShardFolder:
 
     def keep(self, shard: int) -> None:
         """The file that was claimed for the shard holds it now: show it."""
-        self._temporary(shard).rename(self._file(shard))
+        # Whoever counts shards at this moment would miss one that changes its name.
+        with self._root_lock():
+            self._temporary(shard).rename(self._file(shard))
+
+    @contextlib.contextmanager
+    def _root_lock(self) -> Iterator[None]:
+        """Held by whoever counts, evicts or renames shards below the root."""
+        with (self.root / ".lock").open("ab") as file:
+            _lock(file, fcntl.LOCK_EX)
+            yield
 
     def _file(self, shard: int) -> Path:
         return self.path / f"{shard:06d}"
