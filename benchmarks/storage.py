@@ -380,17 +380,20 @@ def arrow_lists(folder: Path, rows: Rows, tokens: TokenTable) -> Side | str:
     if not importlib.util.find_spec("datasets"):
         return "Hugging Face Arrow lists, `pip install datasets`"
     import datasets
+    import pyarrow
 
     parts = [slice(a, b) for a, b in itertools.pairwise(tokens.document_offsets)]
     target = str(folder / "arrow")
 
     def write() -> None:
-        datasets.Dataset.from_dict(
+        table = pyarrow.table(
             {
                 "per_step_indices": [rows.ids[part].tolist() for part in parts],
                 "per_step_logits": [rows.logprobs[part].tolist() for part in parts],
             }
-        ).save_to_disk(target)
+        )
+        # Named, or else it pickles a type of pyarrow's that cannot be.
+        datasets.Dataset(table, fingerprint="rows").save_to_disk(target)
 
     seconds = timed(write)
     opened = datasets.load_from_disk(target)
