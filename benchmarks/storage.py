@@ -380,13 +380,13 @@ def arrow_lists(folder: Path, rows: Rows, tokens: TokenTable) -> Side | str:
     if not importlib.util.find_spec("datasets"):
         return "Hugging Face Arrow lists, `pip install datasets`"
     import datasets
-    import pyarrow
+    import pyarrow as pa
 
     parts = [slice(a, b) for a, b in itertools.pairwise(tokens.document_offsets)]
     target = str(folder / "arrow")
 
     def write() -> None:
-        table = pyarrow.table(
+        table = pa.table(
             {
                 "per_step_indices": [rows.ids[part].tolist() for part in parts],
                 "per_step_logits": [rows.logprobs[part].tolist() for part in parts],
