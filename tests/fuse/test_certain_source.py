@@ -9,6 +9,7 @@ import zarr
 
 from fusestore.align.vocabulary import map_vocabulary
 from fusestore.align.writer import write_alignment
+from fusestore.cache.id_order import learn_order
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import open_cache
 from fusestore.cache.rows import Rows
@@ -55,7 +56,13 @@ def test_fused_mass_lies_on_the_next_target_token(tmp_path, smollm2_path, gemma3
             num_tokens=source_tokens.num_tokens,
         ),
         source_tokens,
-        np.arange(len(source), dtype=np.int32),
+        learn_order(
+            len(source),
+            source_tokens.token_ids,
+            source_tokens.token_ids,
+            following[:, None],
+            np.ones((len(following), 1), np.bool_),
+        ),
     )
     writer.write_shard(
         0,
