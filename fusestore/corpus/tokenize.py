@@ -132,11 +132,12 @@ def store_corpus_tokens(
         IncompatibleError: BOS of a tokenizer without one.
     """
     opened = _opened(store, corpus)
-    kept = _kept_tokens(opened, tokenizer, add_bos)
-    if kept is not None:
-        return kept
     location = _folder(opened, tokenizer.digest, add_bos)
-    if (location / "manifest.json").exists():
+    kept = _open(location)
+    if kept is not None:
+        if _is_of(kept, opened, tokenizer, add_bos):
+            return kept
+        # Only what has been read and is another's: by now another process may have written ours.
         location.delete()
     remove_abandoned(location)
     writer = _TokensWriter(location)
@@ -194,10 +195,12 @@ def _opened(store: str | os.PathLike[str] | Location | Store, corpus: str | Corp
 def _kept_tokens(corpus: Corpus, tokenizer: Tokenizer, add_bos: bool) -> StoredTokens | None:
     """The tokens that are there, if they are of this corpus."""
     kept = _open(_folder(corpus, tokenizer.digest, add_bos))
-    if kept is None:
-        return None
+    return kept if kept is not None and _is_of(kept, corpus, tokenizer, add_bos) else None
+
+
+def _is_of(kept: StoredTokens, corpus: Corpus, tokenizer: Tokenizer, add_bos: bool) -> bool:
     found = (kept.manifest.corpus_digest, kept.manifest.tokenizer_digest, kept.manifest.add_bos)
-    return kept if found == (corpus.digest, tokenizer.digest, add_bos) else None
+    return found == (corpus.digest, tokenizer.digest, add_bos)
 
 
 def _folder(corpus: Corpus, tokenizer_digest: str, add_bos: bool) -> Location:

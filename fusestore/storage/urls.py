@@ -262,7 +262,7 @@ def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: AN
             "use_listings_cache": False,
             "skip_instance_cache": True,
             "config_kwargs": {
-                "retries": {"mode": "standard", "max_attempts": _REQUEST_ATTEMPTS},
+                "retries": {"mode": "standard", "total_max_attempts": _REQUEST_ATTEMPTS},
                 "connect_timeout": _CONNECT_TIMEOUT_S,
                 "read_timeout": _READ_TIMEOUT_S,
             },
