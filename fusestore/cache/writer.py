@@ -231,9 +231,10 @@ class CacheWriter:
         manifest.save(self.location / "manifest.json")
         return manifest
 
-    def remove_claims(self) -> None:
-        """Remove what writers left: a finished cache holds nothing of them."""
+    def clear_up(self) -> None:
+        """Remove what writers left, dead ones too: a finished cache holds nothing of them."""
         remove_claims(self._claims)
+        remove_abandoned(self.location)
 
     def _write_tokens(self) -> None:
         arrays, tokens, order = self._arrays, self._tokens, self._order

@@ -175,7 +175,7 @@ def _carry_out(
     writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     save_vocabulary(store, tokenizer.vocabulary)
     if writer.complete and not redo:
-        writer.remove_claims()
+        writer.clear_up()
         return open_cache(store, name), False
     if redo or writer.missing_shards():
         capturer = RowCapturer(load(), tokens, settings.rule, settings.batch_size)
@@ -185,7 +185,7 @@ def _carry_out(
         label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
         skipped = skipped_documents(tokens, label_logprob)
         writer.finish(score_totals(corpus, tokens, label_logprob, skipped), skipped)
-    writer.remove_claims()
+    writer.clear_up()
     return open_cache(store, name), True
 
 
