@@ -2,17 +2,22 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 RUN = $(VENV)/bin
+# A few processes, each with whole files: what a file's tests share is made once.
+PYTEST = $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all lint format schemas lock clean
+.PHONY: demo test test-slow test-all lint format schemas lock clean
 
 demo: $(VENV)/installed
 	$(RUN)/fusestore run examples/demo.toml
 
 test: $(VENV)/installed
-	$(RUN)/python -m pytest
+	$(PYTEST)
 
-test-all: $(VENV)/installed
-	$(RUN)/python -m pytest -m "slow or not slow"
+# What `test` leaves out.
+test-slow: $(VENV)/installed
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 lint: $(VENV)/installed
 	$(RUN)/ruff check .

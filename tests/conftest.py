@@ -14,6 +14,9 @@ settings.register_profile("same-cases", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same-cases"))
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -114,6 +114,7 @@ def test_every_profile_keeps_the_same_rows(store, corpus, model_path, settings):
         )
 
 
+@pytest.mark.slow
 def test_sampled_rows_estimate_the_model(store, corpus, model, model_path):
     """Over 60 seeds the mean of each document's rows is the model's distribution."""
     seeds = 60

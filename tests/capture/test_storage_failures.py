@@ -114,6 +114,7 @@ def capture_behind_faults(captures, new_store, whole, s3_url, proxy):
     assert verify_cache(open_cache(root, "tiny").location) == []
 
 
+@pytest.mark.slow
 def test_a_capture_behind_a_faulty_network(captures, new_store, whole, s3_url, s3_endpoint):
     with FaultProxy(s3_endpoint, rate=0.1, seed=1) as proxy:
         capture_behind_faults(captures, new_store, whole, s3_url, proxy)

@@ -52,6 +52,7 @@ def test_three_writers_capture_every_shard_once(root, aws, captures, whole, tmp_
     assert contents(root) == whole
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_leaves_is_taken_over(root, aws, captures, whole, tmp_path):
     logs = [tmp_path / f"log-{number}" for number in range(3)]
     children = [captures.start(root, log, 0.05, **aws) for log in logs]

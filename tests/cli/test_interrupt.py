@@ -45,7 +45,9 @@ def check_finishes(fusion, store, first_store):
     assert hashes(Location.parse(store)) == hashes(Location.parse(first_store))
 
 
-@pytest.mark.parametrize("moment", ["Capturing wide", "Training fused"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("Capturing wide", marks=pytest.mark.slow), "Training fused"]
+)
 def test_an_interrupted_run_goes_on(moment, job, store, first_store, tmp_path):
     for stage in ("caches/wide", "alignments", "models/fused"):
         shutil.rmtree(store / stage)

@@ -87,6 +87,7 @@ def test_columns_that_a_trainer_removed_are_missed(first_store):
         fs.data.collate(kept)
 
 
+@pytest.mark.slow
 def test_accelerate_with_two_processes_makes_the_steps_of_one(first_store, job, tmp_path):
     arguments = [EXAMPLES / "accelerate_loop.py", first_store, "mince", job / "small"]
     one = losses(run(*arguments, tmp_path / "one", 6))
