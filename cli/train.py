@@ -24,8 +24,13 @@ def train(
     store: StoreOption,
     fused: Annotated[str, typer.Option(help="Name of the fused dataset.")] = "fused",
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the trained model.")] = "model",
-    objective: Annotated[str, typer.Option(help="fuse, or clm for the plain baseline.")] = "fuse",
+    objective: Annotated[
+        str, typer.Option(help="fuse; kd: the distributions alone; clm: the text alone.")
+    ] = "fuse",
     lm_weight: Annotated[float, typer.Option(help="Weight of the text against the fusion.")] = 0.9,
+    final_lm_weight: Annotated[
+        float | None, typer.Option(help="Where it goes in a straight line; FuseLLM's decay: 1.")
+    ] = None,
     divergence: Annotated[
         str, typer.Option(help="cross_entropy, forward_kl, reverse_kl or jensen_shannon.")
     ] = "cross_entropy",
@@ -55,6 +60,9 @@ def train(
     evaluate: Annotated[
         str | None, typer.Option(help="CORPUS/SPLIT to score in bits per byte.")
     ] = None,
+    result: Annotated[
+        str, typer.Option(help="Publish the last step's weights, or the best by --evaluate.")
+    ] = "last",
     work_dir: Annotated[Path | None, typer.Option(help="Local folder for checkpoints.")] = None,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
@@ -68,6 +76,7 @@ def train(
     values: dict[str, Any] = {
         "objective": objective,
         "lm_weight": lm_weight,
+        "final_lm_weight": final_lm_weight,
         "divergence": divergence,
         "temperature": temperature,
         "tail": tail,
@@ -86,6 +95,7 @@ def train(
         "num_workers": num_workers,
         "checkpoint_every": checkpoint_every,
         "eval_every": eval_every,
+        "result": result,
     }
     settings = parse_settings(TrainSettings, values, "The command line")
     where = Store.open(store, storage_options(storage_option))
@@ -105,4 +115,5 @@ def train(
     output.print(f"{'Trained' if built else 'Already there:'} {name} in {where.model(name)}")
     for point in manifest.evaluations:
         metrics = ", ".join(f"{key} {value:.4f}" for key, value in point.metrics.items())
-        output.print(f"  after step {point.step}: {metrics}")
+        kept = " (these weights are kept)" if point.step == manifest.result_step else ""
+        output.print(f"  after step {point.step}: {metrics}{kept}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusestore.capture.models import output_width
 from fusestore.data.dataset import FusedDataset
@@ -122,13 +123,13 @@ def check_spike(
         )
 
 
-def check_weights(model: torch.nn.Module, step: int, kept: str) -> None:
+def check_weights(weights: Mapping[str, Tensor], step: int, kept: str) -> None:
     """See, before they are kept, that the weights are numbers.
 
     Raises:
         NonFiniteError: they are not; names the first one.
     """
-    for name, value in model.named_parameters():
+    for name, value in weights.items():
         if not bool(torch.isfinite(value).all()):
             raise NonFiniteError(
                 f"After step {step} the weights {name} are not finite and were not kept; {kept}. "

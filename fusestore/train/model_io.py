@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusestore.errors import IncompatibleError, NotFoundError
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 from fusestore.train.settings import TrainSettings
+from fusestore.train.weights import put_weights
 
 _TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -67,27 +70,32 @@ def load_trainable(model_path: Path, settings: TrainSettings) -> Any:  # noqa: A
 
 
 def publish_model(
-    model: Any,  # noqa: ANN401
-    base_folder: Path,
+    weights: Mapping[str, Tensor],
+    model_path: Path,
+    settings: TrainSettings,
     output: Location,
     staging: Path,
-    dtype: str,
 ) -> dict[str, FileRecord]:
     """Publish weights, configuration and the base's tokenizer files, without the manifest.
 
     Args:
-        model: what was trained; converted to `dtype` in place.
-        base_folder: the folder it was loaded from.
+        weights: what was trained, as `fusestore.train.weights` gives them.
+        model_path: the folder that training started from.
+        settings: of the run.
         output: the model folder to make.
         staging: a local folder for the files meanwhile; removed.
-        dtype: of the published weights: float32, bfloat16 or float16.
 
     Returns:
         What each published file holds, by name.
     """
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        _save_folder(model, base_folder, staging, dtype)
+        # A copy of its own: what was trained may lie on devices, in pieces, or be another step's.
+        model = load_trainable(model_path, settings)
+        put_weights(model, weights)
+        model.to(getattr(torch, settings.save_dtype))
+        model.save_pretrained(staging, max_shard_size=_MAX_SHARD_SIZE)
+        copy_tokenizer_files(model_path, staging)
         remove_abandoned(output)
         return publish_folder(staging, output)
     finally:
@@ -102,11 +110,6 @@ def publish_folder(folder: Path, output: Location) -> dict[str, FileRecord]:
         publish(output / path.name, content)
         files[path.name] = FileRecord.of(content)
     return files
-
-
-def _save_folder(model: Any, base_folder: Path, folder: Path, dtype: str) -> None:  # noqa: ANN401
-    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
-    copy_tokenizer_files(base_folder, folder)
 
 
 def copy_tokenizer_files(source: Path, folder: Path) -> None:

@@ -78,11 +78,9 @@ def train_on_fused(
     was_there = (output / "manifest.json").exists()
     work = work_dir or user_cache_folder() / "training" / f"{name}-{dataset.digest[:16]}"
     with reporter.stage(f"Training {name}", "tokens") as progress:
-        seen = 0
 
         def step_done(state: TrainingProgress) -> None:
-            nonlocal seen
-            seen += state.num_tokens
+            seen = state.num_tokens_so_far
             progress(seen, round(seen * state.total_steps / state.step))
 
         result = train(

@@ -114,7 +114,7 @@ def ties_by_hand(base, arrays, weights, scale, density):
         mean = sum(w * v for w, v in agree) / sum(w for w, _ in agree) if agree else 0.0
         merged.append(float(base[i]) + scale * mean)
         size = sum(abs(w * vector[i]) for w, vector in zip(weights, kept, strict=True))
-        undecided.append(0 < size and abs(total) < 1e-6 * size)
+        undecided.append(size > 0 and abs(total) < 1e-6 * size)
     return np.array(merged), np.array(undecided)
 
 
