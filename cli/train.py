@@ -64,6 +64,9 @@ def train(
         str, typer.Option(help="Publish the last step's weights, or the best by --evaluate.")
     ] = "last",
     work_dir: Annotated[Path | None, typer.Option(help="Local folder for checkpoints.")] = None,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="Local folder for TensorBoard logs, outside the store.")
+    ] = None,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -107,6 +110,7 @@ def train(
         settings,
         evaluate=corpus_and_split(evaluate),
         work_dir=work_dir,
+        log_dir=log_dir,
         reporter=ConsoleReporter(),
     )
     if as_json:

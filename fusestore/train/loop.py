@@ -21,6 +21,7 @@ from fusestore.train.checkpoint import (
 )
 from fusestore.train.evaluation import Evaluation, Evaluator, best_evaluation
 from fusestore.train.guards import check_weights
+from fusestore.train.logs import TensorBoardLog
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
 from fusestore.train.processes import any_process
 from fusestore.train.student import Student
@@ -80,6 +81,7 @@ class TrainingLoop:
         stops: StopSignals,
         evaluation: Evaluation | None,
         progress: Callable[[TrainingProgress], None] | None,
+        log: TensorBoardLog | None,
     ) -> None:
         self._accelerator = accelerator
         self._model = student.model
@@ -88,6 +90,7 @@ class TrainingLoop:
         self._work_dir = work_dir
         self._stops = stops
         self._progress = progress
+        self._log = log
         self._evaluator = Evaluator(accelerator, evaluation, plan.settings, stops)
         self._updates = Updates(accelerator, student, dataset, plan)
         self._kept: TrainState | None = None
@@ -138,6 +141,8 @@ class TrainingLoop:
         )
         self._points.append(point)
         self._num_tokens += num_tokens
+        if self._log is not None:
+            self._log.step(point, num_tokens)
         if self._progress is not None and self._accelerator.is_main_process:
             self._progress(
                 TrainingProgress(
@@ -164,6 +169,8 @@ class TrainingLoop:
         if point is None:
             return
         self._evaluations.append(point)
+        if self._log is not None:
+            self._log.evaluation(point)
         wanted = self._plan.settings.result == "best" and self._step < self._plan.total_steps
         if wanted and best_evaluation(self._evaluations) == point:
             weights = self._sound_weights()

@@ -20,6 +20,7 @@ from fusestore.storage.urls import Location
 from fusestore.train.checkpoint import TrainState, delete_checkpoint, load_state
 from fusestore.train.evaluation import Evaluation
 from fusestore.train.guards import check_vocabulary
+from fusestore.train.logs import check_log_folder, run_log
 from fusestore.train.loop import TrainingLoop, TrainingProgress
 from fusestore.train.manifest import TrainingManifest, TrainingPlan
 from fusestore.train.model_io import check_model_folder, load_trainable, publish_model
@@ -44,6 +45,7 @@ def train(
     *,
     evaluation: Evaluation | None = None,
     progress: Callable[[TrainingProgress], None] | None = None,
+    log_dir: Path | None = None,
 ) -> TrainingResult:
     """Continue training a model on a fused dataset and publish it as a Hugging Face folder.
 
@@ -61,11 +63,13 @@ def train(
         evaluation: run before the first step, every `settings.eval_every` steps and at the end,
             in the main process.
         progress: called after every step in the main process.
+        log_dir: local folder for TensorBoard logs, outside of `output`; see `TensorBoardLog`.
 
     Raises:
         NotFoundError: `model_path` holds no model.
-        InvalidInputError: the dataset is too small, or the best model is wanted and nothing is
-            evaluated that tells it.
+        InvalidInputError: the dataset is too small, `log_dir` lies in `output`, or the best model
+            is wanted and nothing is evaluated that tells it.
+        MissingDependencyError: a package of an extra is needed and not installed.
         AlreadyExistsError: `output` holds the model of another plan.
         FingerprintMismatchError: `work_dir` holds a checkpoint of another plan.
         IncompatibleError: the dataset has token ids that the model lacks, or samples where the
@@ -77,6 +81,8 @@ def train(
     from accelerate import Accelerator
 
     check_model_folder(model_path)
+    if log_dir is not None:
+        check_log_folder(log_dir, output)
     if dataset.sampled:
         objective = settings.fusion_objective(min(settings.lm_weights))
         objective.check_samples(f"fused dataset {dataset.folder.name}")
@@ -91,12 +97,16 @@ def train(
     if finished is not None:
         return TrainingResult(output, finished)
     state = load_state(work_dir, plan) or TrainState(plan=plan)
-    model = load_trainable(model_path, settings)
-    check_vocabulary(model, dataset, model_path)
-    student = Student(model, settings, dataset.window_length)
-    with deterministic(settings.seed), stop_signals() as stops:
+    with (
+        deterministic(settings.seed),
+        run_log(log_dir if accelerator.is_main_process else None, state) as log,
+        stop_signals() as stops,
+    ):
+        model = load_trainable(model_path, settings)
+        check_vocabulary(model, dataset, model_path)
+        student = Student(model, settings, dataset.window_length)
         loop = TrainingLoop(
-            accelerator, student, dataset, plan, work_dir, stops, evaluation, progress
+            accelerator, student, dataset, plan, work_dir, stops, evaluation, progress, log
         )
         trained = loop.to_the_end(state)
         if accelerator.is_main_process:

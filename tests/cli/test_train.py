@@ -24,6 +24,27 @@ def test_other_losses(command, job, store):
     assert all(point["fused"] >= 0 for point in told["loss_curve"])
 
 
+def test_the_best_of_a_distillation_with_logs(command, job, store, tmp_path):
+    options = ["--objective", "kd", "--result", "best", "--evaluate", "addresses/held_out"]
+    options += ["--eval-every", "1", "--max-steps", "2", "--log-dir", tmp_path / "logs"]
+    outcome = command.succeeds(*train(job, store, *options))
+    assert sum("(these weights are kept)" in line for line in outcome.out.splitlines()) == 1
+    assert "bits/byte after 1" in outcome.err
+    assert len(list((tmp_path / "logs").iterdir())) == 1
+    told = command.succeeds(*train(job, store, *options, "--json")).json
+    assert not told["built"]
+    assert all(point["loss"] == point["fused"] for point in told["loss_curve"])
+    scores = {point["step"]: point["metrics"]["bits_per_byte"] for point in told["evaluations"]}
+    assert told["result_step"] == min(scores, key=scores.get)
+
+
+def test_logs_do_not_go_into_the_store(command, job, store):
+    before = hashes(Location.parse(store))
+    message = command.fails(*train(job, store, "--log-dir", store / "logs"))
+    assert "every byte is accounted for" in " ".join(message.split())
+    assert hashes(Location.parse(store)) == before
+
+
 def test_a_run_that_goes_wrong(command, job, store):
     before = hashes(Location.parse(store))
     message = command.fails(*train(job, store, "--lr", "100", "--max-steps", "30"))
