@@ -16,6 +16,8 @@ from .options import (
     storage_options,
 )
 
+_LORA = "--lora-target/--adapter-only"
+
 
 def train(
     model: Annotated[
@@ -39,6 +41,17 @@ def train(
         str, typer.Option(help="What rows do not keep: renormalize or ghost.")
     ] = "renormalize",
     logits: Annotated[str, typer.Option(help="whole, pieces, or auto by their number.")] = "auto",
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, help="Train low-rank updates of this rank (LoRA).")
+    ] = None,
+    lora_alpha: Annotated[float, typer.Option(help="They are multiplied by alpha / rank.")] = 32.0,
+    lora_dropout: Annotated[float, typer.Option(help="Of what they are applied to.")] = 0.0,
+    lora_target: Annotated[
+        list[str] | None, typer.Option(help="Layer names (repeatable); all linear ones.")
+    ] = None,
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="Publish the LoRA updates, not merged.")
+    ] = False,
     learning_rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 2e-5,
     schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = "cosine",
     warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.05,
@@ -76,6 +89,17 @@ def train(
     from fusestore.train.run import train_on_fused
     from fusestore.train.settings import TrainSettings
 
+    lora = None
+    if lora_rank is not None:
+        lora = {
+            "rank": lora_rank,
+            "alpha": lora_alpha,
+            "dropout": lora_dropout,
+            "target_modules": lora_target or (),
+            "merge": not adapter_only,
+        }
+    elif lora_target or adapter_only:
+        raise typer.BadParameter("says something of LoRA: give --lora-rank too", param_hint=_LORA)
     values: dict[str, Any] = {
         "objective": objective,
         "lm_weight": lm_weight,
@@ -84,6 +108,7 @@ def train(
         "temperature": temperature,
         "tail": tail,
         "logits": logits,
+        "lora": lora,
         "learning_rate": learning_rate,
         "schedule": schedule,
         "warmup": warmup,

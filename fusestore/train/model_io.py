@@ -14,6 +14,7 @@ from fusestore.errors import IncompatibleError, NotFoundError
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
+from fusestore.train.lora import add_lora, save_adapter
 from fusestore.train.settings import TrainSettings
 from fusestore.train.weights import put_weights
 
@@ -47,9 +48,23 @@ def check_model_folder(model_path: Path) -> None:
 def load_trainable(model_path: Path, settings: TrainSettings) -> Any:  # noqa: ANN401
     """The causal language model of a local folder with float32 weights, in training mode.
 
+    With `settings.lora` its low-rank layers are in it, drawn from torch's global generator.
+
     Raises:
-        IncompatibleError: transformers cannot build it as a causal language model.
+        IncompatibleError: transformers cannot build it as a causal language model, or it has no
+            layers for LoRA.
+        MissingDependencyError: peft is needed and not installed.
     """
+    model = _load(model_path, settings)
+    if settings.lora is not None:
+        add_lora(model, settings.lora)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    return model
+
+
+def _load(model_path: Path, settings: TrainSettings) -> Any:  # noqa: ANN401
     from transformers import AutoModelForCausalLM
 
     options = {}
@@ -63,9 +78,6 @@ def load_trainable(model_path: Path, settings: TrainSettings) -> Any:  # noqa: A
         raise IncompatibleError(
             f"{model_path} cannot be loaded as a causal language model: {error}"
         ) from error
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
     return model
 
 
@@ -91,10 +103,15 @@ def publish_model(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         # A copy of its own: what was trained may lie on devices, in pieces, or be another step's.
-        model = load_trainable(model_path, settings)
+        model = _load(model_path, settings)
+        handle = add_lora(model, settings.lora) if settings.lora is not None else None
         put_weights(model, weights)
-        model.to(getattr(torch, settings.save_dtype))
-        model.save_pretrained(staging, max_shard_size=_MAX_SHARD_SIZE)
+        dtype = getattr(torch, settings.save_dtype)
+        if handle is not None and settings.lora is not None and not settings.lora.merge:
+            save_adapter(handle, staging, dtype)
+        else:
+            model = model if handle is None else handle.merge_and_unload()
+            model.to(dtype).save_pretrained(staging, max_shard_size=_MAX_SHARD_SIZE)
         copy_tokenizer_files(model_path, staging)
         remove_abandoned(output)
         return publish_folder(staging, output)

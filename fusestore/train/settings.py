@@ -10,6 +10,26 @@ from fusestore.storage.manifest import Frozen
 from fusestore.train.objective import Divergence, FusionObjective, TailMode
 
 
+class LoraSettings(Frozen):
+    """Low-rank adaptation: the model's weights stay, and updates of low rank are trained.
+
+    Attributes:
+        rank: of the update of each weight matrix.
+        alpha: the update is multiplied by alpha / rank.
+        dropout: of what the update is applied to, while training.
+        target_modules: names of the layers, or the ends of them (`q_proj`); empty: every linear
+            layer but the output head.
+        merge: publish the model with the updates added to its weights; otherwise the adapter
+            alone, for `PeftModel.from_pretrained(base, folder)`.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ()
+    merge: bool = True
+
+
 class TrainSettings(Frozen):
     """Everything about a run but its model, its data and where things lie.
 
@@ -29,6 +49,7 @@ class TrainSettings(Frozen):
         logits: `whole` makes a batch's logits at once, `pieces` never more than one piece of
             them; `auto` takes pieces where whole would be more than 2^28 values and the model's
             logits are a plain product, soft-capped at most. Both are equal but for rounding.
+        lora: train low-rank updates (needs the extra `lora`); None: all weights.
         learning_rate: its peak.
         schedule: what follows the warm-up: `cosine` or `linear` down to
             `final_learning_rate`, or `constant`.
@@ -65,6 +86,7 @@ class TrainSettings(Frozen):
     temperature_squared: bool = True
     tail: TailMode = "renormalize"
     logits: Literal["auto", "whole", "pieces"] = "auto"
+    lora: LoraSettings | None = None
     learning_rate: float = Field(default=2e-5, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, le=1)

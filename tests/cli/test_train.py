@@ -38,6 +38,42 @@ def test_the_best_of_a_distillation_with_logs(command, job, store, tmp_path):
     assert told["result_step"] == min(scores, key=scores.get)
 
 
+def test_lora(command, job, store):
+    options = ["--lora-rank", "2", "--lora-alpha", "4", "--max-steps", "1", "--lora-target"]
+    message = command.fails(*train(job, store, *options, "wrong"))
+    assert "Its linear layers are called" in " ".join(message.split())
+    told = command.succeeds(*train(job, store, *options, "q_proj", "--json")).json
+    assert told["plan"]["settings"]["lora"] == {
+        "rank": 2,
+        "alpha": 4.0,
+        "dropout": 0.0,
+        "target_modules": ["q_proj"],
+        "merge": True,
+    }
+
+
+def test_an_option_of_lora_alone_is_wrong_usage(command, job, store):
+    outcome = command(*train(job, store, "--adapter-only"))
+    assert outcome.code == 2
+    assert "--lora-rank" in outcome.err
+
+
+def test_an_adapter_alone_is_no_model_to_go_on_with(command, job, store):
+    options = ["--lora-rank", "2", "--adapter-only", "--max-steps", "1"]
+    command.succeeds(*train(job, store, *options))
+    command.succeeds("verify", "--store", store)
+    message = command.fails(
+        "train", store / "models" / "new", "--store", store, "--fused", "mince", "--name", "next"
+    )
+    assert "config.json" in message
+    message = command.fails(
+        "merge", store / "models" / "new", store / "models" / "fused", "--store", store
+    )
+    assert message
+    message = command.fails("compare", "--store", store, "--evaluate", "addresses/held_out")
+    assert "new" in message
+
+
 def test_logs_do_not_go_into_the_store(command, job, store):
     before = hashes(Location.parse(store))
     message = command.fails(*train(job, store, "--log-dir", store / "logs"))
