@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from fusestore.train.evaluate import bits_per_byte
 from fusestore.train.manifest import EvaluationPoint
 from fusestore.train.processes import of_main_process
 from fusestore.train.settings import TrainSettings
+from fusestore.train.sharding import is_sharded, reshard
+from fusestore.train.student import Student
 from fusestore.train.surroundings import StopSignals
 
 Evaluation = Callable[[Any], Mapping[str, float]] | TokenTable
@@ -63,19 +66,20 @@ class Evaluator:
             step in (0, total_steps) or (every is not None and step % every == 0)
         )
 
-    def run(self, step: int, model: Any) -> EvaluationPoint | None:  # noqa: ANN401
+    def run(self, step: int, student: Student) -> EvaluationPoint | None:
         """The metrics of a model, the same in every process; None where a signal ended it.
 
         Raises:
             InvalidInputError: the best model is wanted and the metrics do not tell it.
         """
         metrics = None
-        if self._accelerator.is_main_process:
-            try:
-                with self._stops.at_once():
-                    metrics = self._metrics(model)
-            except KeyboardInterrupt:
-                metrics = None
+        if is_sharded(student):
+            metrics = student.with_model(self._metrics)
+            reshard(student)
+        elif self._accelerator.is_main_process:
+            # While others wait it does no harm to leave off in the middle.
+            with contextlib.suppress(KeyboardInterrupt), self._stops.at_once():
+                metrics = student.with_model(self._metrics)
         metrics = of_main_process(self._accelerator, metrics)
         if metrics is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,18 +123,17 @@ def check_spike(
         )
 
 
-def check_weights(weights: Mapping[str, Tensor], step: int, kept: str) -> None:
-    """See, before they are kept, that the weights are numbers.
+def check_weights(name: str, value: Tensor, step: int, kept: str) -> None:
+    """See, before they are kept, that weights are numbers.
 
     Raises:
-        NonFiniteError: they are not; names the first one.
+        NonFiniteError: they are not.
     """
-    for name, value in weights.items():
-        if not bool(torch.isfinite(value).all()):
-            raise NonFiniteError(
-                f"After step {step} the weights {name} are not finite and were not kept; {kept}. "
-                "Lower the learning rate."
-            )
+    if not bool(torch.isfinite(value).all()):
+        raise NonFiniteError(
+            f"After step {step} the weights {name} are not finite and were not kept; {kept}. "
+            "Lower the learning rate."
+        )
 
 
 def _described(windows: Sequence[int], dataset: FusedDataset) -> str:

@@ -24,6 +24,7 @@ from fusestore.train.guards import check_weights
 from fusestore.train.logs import TensorBoardLog
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
 from fusestore.train.processes import any_process
+from fusestore.train.sharding import whole
 from fusestore.train.student import Student
 from fusestore.train.surroundings import StopSignals
 from fusestore.train.updates import Updates
@@ -84,7 +85,7 @@ class TrainingLoop:
         log: TensorBoardLog | None,
     ) -> None:
         self._accelerator = accelerator
-        self._model = student.model
+        self._student = student
         self._dataset = dataset
         self._plan = plan
         self._work_dir = work_dir
@@ -131,7 +132,7 @@ class TrainingLoop:
         self._points, self._evaluations = list(state.loss_curve), list(state.evaluations)
         if state.step > 0:
             updates = self._updates
-            restore(self._work_dir, self._model, updates.optimizer, updates.parameter_names)
+            restore(self._work_dir, self._student.model, updates.optimizer, updates.parameter_names)
             self._kept = state
 
     def _make_step(self, batches: list[dict[str, Tensor]]) -> None:
@@ -165,7 +166,7 @@ class TrainingLoop:
         return not there and self._evaluator.is_due(self._step, self._plan.total_steps)
 
     def _evaluate(self) -> None:
-        point = self._evaluator.run(self._step, self._model)
+        point = self._evaluator.run(self._step, self._student)
         if point is None:
             return
         self._evaluations.append(point)
@@ -212,8 +213,13 @@ class TrainingLoop:
         drop_best_but(self._work_dir, {point.step for point in bests if point is not None})
 
     def _sound_weights(self) -> dict[str, Tensor]:
-        weights = trained_weights(self._model)
-        check_weights(weights, self._step, self._kept_in_words)
+        """Whole weights, in the main process; all must ask."""
+        weights = {}
+        for name, value in trained_weights(self._student.model).items():
+            entire = whole(value)
+            check_weights(name, entire, self._step, self._kept_in_words)
+            if self._accelerator.is_main_process:
+                weights[name] = entire
         return weights
 
     def _result(self) -> Trained:

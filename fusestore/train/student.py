@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from fusestore.train.linear_loss import linear_fusion_terms
 from fusestore.train.losses import FusionTerms, fusion_terms
 from fusestore.train.settings import TrainSettings
 from fusestore.train.sparse_target import check_ids
+
+_Result = TypeVar("_Result")
 
 MANY_LOGITS = 1 << 28
 """Of a batch: above this, 1 GiB in float32, `auto` makes them in pieces."""
@@ -45,6 +47,9 @@ class Student(torch.nn.Module):
         self.objective = settings.fusion_objective(settings.lm_weights[0])
         self._width = output_width(model)
         logits = settings.batch_size * window_length * self._width
+        # FSDP asks what it wraps which blocks to shard by themselves; some models name others' too.
+        blocks = {type(module).__name__ for module in model.modules()}
+        self._no_split_modules = sorted(blocks & set(model._no_split_modules or ()))
         self._head: PlainHead | None = None
         if settings.logits == "pieces":
             self._head = plain_head(model)
@@ -75,6 +80,10 @@ class Student(torch.nn.Module):
             bias=output.bias,
             softcap=self._head.softcap,
         )
+
+    def with_model(self, function: Callable[[Any], _Result]) -> _Result:
+        """What a function makes of the model, whose weights are whole meanwhile."""
+        return function(self.model)
 
 
 class PlainHead(NamedTuple):

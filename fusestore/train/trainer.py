@@ -15,7 +15,7 @@ from typing import NamedTuple
 from fusestore.capture.models import model_digest
 from fusestore.data.dataset import FusedDataset
 from fusestore.data.order import batches_per_epoch
-from fusestore.errors import AlreadyExistsError, IncompatibleError, InvalidInputError
+from fusestore.errors import AlreadyExistsError, InvalidInputError
 from fusestore.storage.urls import Location
 from fusestore.train.checkpoint import TrainState, delete_checkpoint, load_state
 from fusestore.train.evaluation import Evaluation
@@ -25,6 +25,7 @@ from fusestore.train.loop import TrainingLoop, TrainingProgress
 from fusestore.train.manifest import TrainingManifest, TrainingPlan
 from fusestore.train.model_io import check_model_folder, load_trainable, publish_model
 from fusestore.train.settings import TrainSettings
+from fusestore.train.sharding import make_accelerator
 from fusestore.train.student import Student
 from fusestore.train.surroundings import deterministic, stop_signals
 
@@ -78,20 +79,13 @@ def train(
             documents are named, and the checkpoint before is kept.
         DivergedError: the loss rose by more than `settings.loss_spike`; likewise.
     """
-    from accelerate import Accelerator
-
     check_model_folder(model_path)
     if log_dir is not None:
         check_log_folder(log_dir, output)
     if dataset.sampled:
         objective = settings.fusion_objective(min(settings.lm_weights))
         objective.check_samples(f"fused dataset {dataset.folder.name}")
-    accelerator = Accelerator(mixed_precision="no")
-    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise IncompatibleError(
-            f"Training under {accelerator.distributed_type.value} is not supported: optimizer "
-            "states in pieces cannot be kept in checkpoints. Use plain data parallelism."
-        )
+    accelerator = make_accelerator()
     plan = _plan(model_path, dataset, settings, accelerator.num_processes)
     finished = _finished(output, plan)
     if finished is not None:

@@ -18,6 +18,7 @@ from fusestore.train.manifest import LossPoint, TrainingPlan
 from fusestore.train.optimizer import adamw
 from fusestore.train.processes import any_process, sum_over_processes
 from fusestore.train.schedules import learning_rate_at, lm_weight_at
+from fusestore.train.sharding import run_like_forward
 from fusestore.train.student import Student
 
 
@@ -52,6 +53,7 @@ class Updates:
         self._accelerator = accelerator
         self._plain_student = student
         self._student, self._prepared_optimizer = accelerator.prepare(student, self.optimizer)
+        run_like_forward(student, "with_model")
         self._dataset = dataset
         self._plan = plan
         self._settings = plan.settings

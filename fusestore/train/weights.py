@@ -1,7 +1,4 @@
-"""What a run changes, as plain tensors by name: trainable weights, buffers, AdamW's moments.
-
-Every function is called in all processes.
-"""
+"""What a run changes, by name: trainable weights, buffers, AdamW's moments."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+from fusestore.train.sharding import pieces_like, whole
 
 
 def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -23,25 +20,25 @@ def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def put_weights(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Set what `trained_weights` gives.
+    """Set what `trained_weights` gives, from whole tensors.
 
     Raises:
         KeyError, RuntimeError: weights are missing, or of another shape.
     """
     with torch.no_grad():
         for name, value in trained_weights(model).items():
-            value.copy_(weights[name])
+            value.copy_(pieces_like(weights[name], value))
 
 
 def moments(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """AdamW's states as `<moment>/<parameter>`.
+    """AdamW's states as `<moment>/<parameter>`, whole; all processes must ask.
 
     Args:
         optimizer: has made a step.
         names: of its parameters, in its order.
     """
     return {
-        f"{moment}/{names[index]}": value
+        f"{moment}/{names[index]}": whole(value)
         for index, entry in optimizer.state_dict()["state"].items()
         for moment, value in entry.items()
     }
@@ -56,8 +53,13 @@ def put_moments(
         KeyError, RuntimeError: some are missing, or of another shape.
     """
     content: dict[str, Any] = optimizer.state_dict()
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
     content["state"] = {
-        index: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
-        for index, name in enumerate(names)
+        index: {
+            "step": tensors[f"step/{name}"],
+            "exp_avg": pieces_like(tensors[f"exp_avg/{name}"], value),
+            "exp_avg_sq": pieces_like(tensors[f"exp_avg_sq/{name}"], value),
+        }
+        for index, (name, value) in enumerate(zip(names, parameters, strict=True))
     }
     optimizer.load_state_dict(content)
