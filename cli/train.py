@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,6 +85,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on text and fused distributions, or on the same text alone."""
+    from fusestore.progress import SilentReporter
     from fusestore.storage.settings import parse_settings
     from fusestore.storage.store import Store
     from fusestore.train.run import train_on_fused
@@ -127,6 +129,9 @@ def train(
     }
     settings = parse_settings(TrainSettings, values, "The command line")
     where = Store.open(store, storage_options(storage_option))
+    # Under a launcher every process runs this command; one of them speaks.
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    reporter = ConsoleReporter() if is_main_process else SilentReporter()
     manifest, built = train_on_fused(
         where,
         fused,
@@ -136,8 +141,10 @@ def train(
         evaluate=corpus_and_split(evaluate),
         work_dir=work_dir,
         log_dir=log_dir,
-        reporter=ConsoleReporter(),
+        reporter=reporter,
     )
+    if not is_main_process:
+        return
     if as_json:
         print_json({"model": name, "built": built, **manifest.model_dump(mode="json")})
         return

@@ -1,10 +1,15 @@
 """`fusestore train`: its losses, and what ends a run before it does harm."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from fusestore.storage.urls import Location
+from tests.cli.command import PROGRAM
 from tests.pipeline.tiny_job import hashes
 
 
@@ -102,3 +107,24 @@ def test_a_model_with_another_tokenizer_whose_ids_would_fit(command, job, store)
 def test_a_value_that_is_none(command, job, store, option):
     message = command.fails(*train(job, store, option, "-1"))
     assert option.removeprefix("--").replace("-", "_") in message
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_launcher_speak_once(job, store, tmp_path):
+    (tmp_path / "fusestore").write_text(PROGRAM)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = train(job, store, "--max-steps", "1", "--evaluate", "addresses/held_out")
+    ended = subprocess.run(
+        [sys.executable, *launcher, tmp_path / "fusestore", *arguments],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Trained new in") == 1
+    assert ended.stderr.count("Training new …") == 1
+    assert ended.stderr.count("Evaluating new …") == 2
+    manifest = json.loads((store / "models/new/manifest.json").read_bytes())
+    assert manifest["plan"]["world_size"] == 2
