@@ -151,5 +151,5 @@ def train(
     output.print(f"{'Trained' if built else 'Already there:'} {name} in {where.model(name)}")
     for point in manifest.evaluations:
         metrics = ", ".join(f"{key} {value:.4f}" for key, value in point.metrics.items())
-        kept = " (these weights are kept)" if point.step == manifest.result_step else ""
+        kept = " (published)" if point.step == manifest.result_step else ""
         output.print(f"  after step {point.step}: {metrics}{kept}")

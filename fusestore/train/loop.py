@@ -134,6 +134,10 @@ class TrainingLoop:
             updates = self._updates
             restore(self._work_dir, self._student.model, updates.optimizer, updates.parameter_names)
             self._kept = state
+            best = self._best_step
+            if best < self._step and self._accelerator.is_main_process:
+                # Missed now rather than when all the work is done.
+                load_best(self._work_dir, best)
 
     def _make_step(self, batches: list[dict[str, Tensor]]) -> None:
         self._step += 1
@@ -223,15 +227,20 @@ class TrainingLoop:
         return weights
 
     def _result(self) -> Trained:
-        weights, step = self._sound_weights(), self._step
-        if self._plan.settings.result == "best":
-            best = best_evaluation(self._evaluations)
-            step = step if best is None else best.step
+        weights, step = self._sound_weights(), self._best_step
         if step < self._step and self._accelerator.is_main_process:
             weights = load_best(self._work_dir, step)
         return Trained(
             weights, step, self._num_tokens, tuple(self._points), tuple(self._evaluations)
         )
+
+    @property
+    def _best_step(self) -> int:
+        """Of the weights to publish if the run ended here: this one, or the best before."""
+        best = None
+        if self._plan.settings.result == "best":
+            best = best_evaluation(self._evaluations)
+        return self._step if best is None else best.step
 
     @property
     def _kept_in_words(self) -> str:

@@ -6,6 +6,7 @@ pieces, guards, evaluation and checkpoints are those of full fine-tuning, over f
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def add_lora(model: Any, lora: LoraSettings) -> Any:  # noqa: ANN401 - transform
         target_modules=list(lora.target_modules) or "all-linear",
     )
     try:
-        handle = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft asks transformers by names that are on their way out.
+            warnings.simplefilter("ignore", FutureWarning)
+            handle = get_peft_model(model, config)
     except ValueError as error:
         raise _no_modules(lora, linear, str(error)) from error
     targeted = set(handle.targeted_module_names)

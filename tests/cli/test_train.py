@@ -33,7 +33,7 @@ def test_the_best_of_a_distillation_with_logs(command, job, store, tmp_path):
     options = ["--objective", "kd", "--result", "best", "--evaluate", "addresses/held_out"]
     options += ["--eval-every", "1", "--max-steps", "2", "--log-dir", tmp_path / "logs"]
     outcome = command.succeeds(*train(job, store, *options))
-    assert sum("(these weights are kept)" in line for line in outcome.out.splitlines()) == 1
+    assert sum("(published)" in line for line in outcome.out.splitlines()) == 1
     assert "bits/byte after 1" in outcome.err
     assert len(list((tmp_path / "logs").iterdir())) == 1
     told = command.succeeds(*train(job, store, *options, "--json")).json
