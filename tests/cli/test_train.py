@@ -67,6 +67,7 @@ def test_an_adapter_alone_is_no_model_to_go_on_with(command, job, store):
     options = ["--lora-rank", "2", "--adapter-only", "--max-steps", "1"]
     command.succeeds(*train(job, store, *options))
     command.succeeds("verify", "--store", store)
+    assert "LoRA adapter alone of rank 2" in command.succeeds("inspect", "--store", store).out
     message = command.fails(
         "train", store / "models" / "new", "--store", store, "--fused", "mince", "--name", "next"
     )
