@@ -160,6 +160,7 @@ def test_the_guards_see_adapters(tiny_model_path, dataset, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_the_adapters_bytes_do_not_hang_on_the_hash_seed(tiny_model_path, fused_folder, tmp_path):
     code = """
 import sys
