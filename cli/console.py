@@ -22,7 +22,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from fusestore.progress import Progress
+from fusestore.progress import MeasuredProgress, Progress
 
 _PIPE_WIDTH = 160
 """Columns when nobody's terminal says otherwise: a table in a log must not lose its figures."""
@@ -51,6 +51,12 @@ class ConsoleReporter:
     @contextlib.contextmanager
     def stage(self, title: str, unit: str) -> Iterator[Progress]:
         """A long step."""
+        with self.measured_stage(title, unit) as progress:
+            yield lambda done, total: progress(done, total, "")
+
+    @contextlib.contextmanager
+    def measured_stage(self, title: str, unit: str) -> Iterator[MeasuredProgress]:
+        """A long step whose line ends with what was measured."""
         if messages.is_terminal:
             columns: Sequence[str | ProgressColumn] = (
                 TextColumn("{task.description}", markup=False),
@@ -58,10 +64,13 @@ class ConsoleReporter:
                 MofNCompleteColumn(),
                 _RateColumn(),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[measured]}", markup=False),
             )
             with RichProgress(*columns, console=messages) as bars:
-                task = bars.add_task(title, total=None, unit=unit)
-                yield lambda done, total: bars.update(task, completed=done, total=total)
+                task = bars.add_task(title, total=None, unit=unit, measured="")
+                yield lambda done, total, measured: bars.update(
+                    task, completed=done, total=total, measured=measured
+                )
         else:
             yield _PlainLines(title, unit)
 
@@ -79,7 +88,7 @@ class _PlainLines:
         self.finished = False
         messages.print(Text(f"{title} …"))
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, measured: str) -> None:
         now = time.monotonic()
         if self.first is None:
             self.first, self.since = done, now
@@ -96,6 +105,8 @@ class _PlainLines:
             parts.append(f"in {_clock(now - self.began)}")
         elif rate > 0:
             parts.append(f"{_clock((total - done) / rate)} left")
+        if measured:
+            parts.append(measured)
         messages.print(Text(", ".join(parts)))
 
 

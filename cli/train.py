@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ from .options import (
     storage_options,
 )
 
+_LORA = "--lora-target/--adapter-only"
+
 
 def train(
     model: Annotated[
@@ -24,8 +27,13 @@ def train(
     store: StoreOption,
     fused: Annotated[str, typer.Option(help="Name of the fused dataset.")] = "fused",
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the trained model.")] = "model",
-    objective: Annotated[str, typer.Option(help="fuse, or clm for the plain baseline.")] = "fuse",
+    objective: Annotated[
+        str, typer.Option(help="fuse; kd: the distributions alone; clm: the text alone.")
+    ] = "fuse",
     lm_weight: Annotated[float, typer.Option(help="Weight of the text against the fusion.")] = 0.9,
+    final_lm_weight: Annotated[
+        float | None, typer.Option(help="Where it goes in a straight line; FuseLLM's decay: 1.")
+    ] = None,
     divergence: Annotated[
         str, typer.Option(help="cross_entropy, forward_kl, reverse_kl or jensen_shannon.")
     ] = "cross_entropy",
@@ -34,6 +42,17 @@ def train(
         str, typer.Option(help="What rows do not keep: renormalize or ghost.")
     ] = "renormalize",
     logits: Annotated[str, typer.Option(help="whole, pieces, or auto by their number.")] = "auto",
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, help="Train low-rank updates of this rank (LoRA).")
+    ] = None,
+    lora_alpha: Annotated[float, typer.Option(help="They are multiplied by alpha / rank.")] = 32.0,
+    lora_dropout: Annotated[float, typer.Option(help="Of what they are applied to.")] = 0.0,
+    lora_target: Annotated[
+        list[str] | None, typer.Option(help="Layer names (repeatable); all linear ones.")
+    ] = None,
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="Publish the LoRA updates, not merged.")
+    ] = False,
     learning_rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 2e-5,
     schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = "cosine",
     warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.05,
@@ -55,23 +74,43 @@ def train(
     evaluate: Annotated[
         str | None, typer.Option(help="CORPUS/SPLIT to score in bits per byte.")
     ] = None,
+    result: Annotated[
+        str, typer.Option(help="Publish the last step's weights, or the best by --evaluate.")
+    ] = "last",
     work_dir: Annotated[Path | None, typer.Option(help="Local folder for checkpoints.")] = None,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="Local folder for TensorBoard logs, outside the store.")
+    ] = None,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on text and fused distributions, or on the same text alone."""
+    from fusestore.progress import SilentReporter
     from fusestore.storage.settings import parse_settings
     from fusestore.storage.store import Store
     from fusestore.train.run import train_on_fused
     from fusestore.train.settings import TrainSettings
 
+    lora = None
+    if lora_rank is not None:
+        lora = {
+            "rank": lora_rank,
+            "alpha": lora_alpha,
+            "dropout": lora_dropout,
+            "target_modules": lora_target or (),
+            "merge": not adapter_only,
+        }
+    elif lora_target or adapter_only:
+        raise typer.BadParameter("says something of LoRA: give --lora-rank too", param_hint=_LORA)
     values: dict[str, Any] = {
         "objective": objective,
         "lm_weight": lm_weight,
+        "final_lm_weight": final_lm_weight,
         "divergence": divergence,
         "temperature": temperature,
         "tail": tail,
         "logits": logits,
+        "lora": lora,
         "learning_rate": learning_rate,
         "schedule": schedule,
         "warmup": warmup,
@@ -86,9 +125,13 @@ def train(
         "num_workers": num_workers,
         "checkpoint_every": checkpoint_every,
         "eval_every": eval_every,
+        "result": result,
     }
     settings = parse_settings(TrainSettings, values, "The command line")
     where = Store.open(store, storage_options(storage_option))
+    # Under a launcher every process runs this command; one of them speaks.
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    reporter = ConsoleReporter() if is_main_process else SilentReporter()
     manifest, built = train_on_fused(
         where,
         fused,
@@ -97,12 +140,16 @@ def train(
         settings,
         evaluate=corpus_and_split(evaluate),
         work_dir=work_dir,
-        reporter=ConsoleReporter(),
+        log_dir=log_dir,
+        reporter=reporter,
     )
+    if not is_main_process:
+        return
     if as_json:
         print_json({"model": name, "built": built, **manifest.model_dump(mode="json")})
         return
     output.print(f"{'Trained' if built else 'Already there:'} {name} in {where.model(name)}")
     for point in manifest.evaluations:
         metrics = ", ".join(f"{key} {value:.4f}" for key, value in point.metrics.items())
-        output.print(f"  after step {point.step}: {metrics}")
+        kept = " (published)" if point.step == manifest.result_step else ""
+        output.print(f"  after step {point.step}: {metrics}{kept}")

@@ -81,6 +81,7 @@ class FusionConfig(Frozen):
     fuse: FuseConfig
     train: dict[str, TrainConfig] = Field(default_factory=dict)
     evaluate_split: str | None = None
+    log_dir: str | None = None
 
     @property
     def captured(self) -> list[str]:

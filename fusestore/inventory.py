@@ -126,8 +126,11 @@ def how_made(manifest: dict[str, Any]) -> str:
     if "merge" in manifest:
         plan = manifest["merge"]
         return f"{plan['settings']['method']} merge of {len(plan['model_digests'])} models"
-    objective = manifest["plan"]["settings"]["objective"]
-    return f"{objective}, {manifest['num_tokens']:,} tokens trained"
+    plan, step = manifest["plan"], manifest["result_step"]
+    text = f"{plan['settings']['objective']}, {manifest['num_tokens']:,} tokens trained"
+    if lora := plan["settings"].get("lora"):
+        text += f", {'LoRA' if lora['merge'] else 'LoRA adapter alone'} of rank {lora['rank']}"
+    return text if step == plan["total_steps"] else f"{text}, weights of step {step:,}"
 
 
 def _model(manifest: dict[str, Any]) -> str:
@@ -135,7 +138,8 @@ def _model(manifest: dict[str, Any]) -> str:
     if "merge" in manifest:
         metrics = (manifest["evaluation"] or {"metrics": {}})["metrics"]
     else:
-        metrics = manifest["evaluations"][-1]["metrics"] if manifest["evaluations"] else {}
+        points = {point["step"]: point["metrics"] for point in manifest["evaluations"]}
+        metrics = points.get(manifest["result_step"], {})
     text = how_made(manifest)
     if "bits_per_byte" in metrics:
         text += f", held-out bits per byte {metrics['bits_per_byte']:.4f}"

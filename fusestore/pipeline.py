@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from fusestore.align.run import align_cache, alignment_name
@@ -166,6 +167,7 @@ def run_pipeline(
                 name,
                 run.settings,
                 evaluate=(corpus.name, config.evaluate_split) if config.evaluate_split else None,
+                log_dir=Path(config.log_dir) / name if config.log_dir is not None else None,
                 reporter=reporter,
                 tokenizer=tokenizers[run.model],
             ),

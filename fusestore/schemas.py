@@ -246,6 +246,7 @@ class FusionFile(FusionConfig):
         capture: shared by all models.
         models: by name.
         evaluate_split: split of the corpus on which trained models are scored.
+        log_dir: local folder outside the store for TensorBoard logs, a folder in it for each run.
     """
 
     capture: CaptureSettings = CaptureSettings()

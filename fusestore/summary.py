@@ -60,18 +60,13 @@ class ModelResult:
     @classmethod
     def of(cls, name: str, manifest: TrainingManifest) -> Self:
         """Gathered from the training manifest."""
-        scores = [
-            point.metrics["bits_per_byte"]
-            for point in manifest.evaluations
-            if "bits_per_byte" in point.metrics
-        ]
-        first = manifest.evaluations[0] if manifest.evaluations else None
+        started = [point.metrics for point in manifest.evaluations if point.step == 0]
         return cls(
             name=name,
             objective=manifest.plan.settings.objective,
             num_tokens=manifest.num_tokens,
-            bits_per_byte_before=scores[0] if first is not None and first.step == 0 else None,
-            bits_per_byte_after=scores[-1] if scores else None,
+            bits_per_byte_before=started[0].get("bits_per_byte") if started else None,
+            bits_per_byte_after=manifest.result_metrics.get("bits_per_byte"),
         )
 
 

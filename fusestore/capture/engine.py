@@ -36,7 +36,7 @@ def pad_batch(
     return input_ids.to(device), mask.to(device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logit_pieces(
     model: Any,  # noqa: ANN401 - transformers is untyped
     input_ids: torch.Tensor,
@@ -48,6 +48,8 @@ def logit_pieces(
     because the model's own `forward` makes them: its backbone is replaced, for the length of
     this call, by the result it has already computed. A model without `logits_to_keep` runs whole,
     in its own dtype, and is cut into pieces afterwards.
+
+    Not in inference mode: weights that FSDP gathers for a pass are written again by later ones.
     """
     batch, time = input_ids.shape
     backbone = getattr(model, model.base_model_prefix, None)

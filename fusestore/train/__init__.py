@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from fusestore.train.loop import TrainingProgress
     from fusestore.train.losses import FusionTerms, fusion_loss, fusion_terms
     from fusestore.train.objective import FusionObjective
-    from fusestore.train.settings import TrainSettings
+    from fusestore.train.settings import LoraSettings, TrainSettings
     from fusestore.train.trainer import TrainingResult, train
 
 __all__ = [
     "FusionObjective",
     "FusionTerms",
     "HeldOut",
+    "LoraSettings",
     "TrainSettings",
     "TrainingProgress",
     "TrainingResult",
@@ -33,6 +34,7 @@ _MODULES = {
     "FusionObjective": "objective",
     "FusionTerms": "losses",
     "HeldOut": "evaluate",
+    "LoraSettings": "settings",
     "TrainSettings": "settings",
     "TrainingProgress": "loop",
     "TrainingResult": "trainer",

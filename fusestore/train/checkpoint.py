@@ -2,7 +2,7 @@
 
 A folder `checkpoint` with safetensors (weights, AdamW's moments, random states) and JSON
 (counters, curves). It appears whole or not at all, and a newer one takes the place of the older.
-Nothing in it is pickled.
+Beside it lie the best weights so far, where they are wanted. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from fusestore.storage.manifest import Manifest
 from fusestore.storage.publish import TEMPORARY_PREFIX, sync_folder
 from fusestore.storage.urls import Location
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
+from fusestore.train.weights import put_moments, put_weights
 
 _FOLDER = "checkpoint"
+_WEIGHTS = "model.safetensors"
+_BEST = "best"
 _OLDER = f"{TEMPORARY_PREFIX}older-checkpoint"
 
 
@@ -54,31 +58,24 @@ class TrainState(Manifest):
 def save_checkpoint(
     work_dir: Path,
     state: TrainState,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    parameter_names: Sequence[str],
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
 ) -> None:
     """Write the checkpoint and drop the one before.
 
     Args:
         work_dir: made if need be.
         state: counters and curves.
-        model: its parameters and persistent buffers.
-        optimizer: AdamW.
-        parameter_names: of the optimizer's parameters, in its order.
+        weights: as `fusestore.train.weights` gives them.
+        moments: likewise.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     temporary = work_dir / f"{TEMPORARY_PREFIX}{_FOLDER}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    _save_tensors(temporary / "model.safetensors", _unshared(model.state_dict()))
-    moments = {
-        f"{name}/{parameter_names[index]}": value
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
-    _save_tensors(temporary / "optimizer.safetensors", moments)
-    _save_tensors(temporary / "random.safetensors", _random_states())
+    save_tensors(temporary / _WEIGHTS, weights)
+    save_tensors(temporary / "optimizer.safetensors", moments)
+    save_tensors(temporary / "random.safetensors", _random_states())
     state_file = temporary / "state.json"
     state_file.write_bytes(state.to_bytes())
     _sync_file(state_file)
@@ -136,33 +133,64 @@ def restore(
     try:
         if folder is None:
             raise FileNotFoundError(f"no checkpoint in {work_dir}")
-        weights = load_file(folder / "model.safetensors")
-        # Not strict: the other names of tied weights are not in the file.
-        names = _unshared(model.state_dict())
-        model.load_state_dict({name: weights[name] for name in names}, strict=False)
-        moments = load_file(folder / "optimizer.safetensors")
-        content: dict[str, Any] = optimizer.state_dict()
-        content["state"] = {
-            index: {
-                moment: moments[f"{moment}/{name}"] for moment in ("step", "exp_avg", "exp_avg_sq")
-            }
-            for index, name in enumerate(parameter_names)
-        }
-        optimizer.load_state_dict(content)
+        put_weights(model, load_file(folder / _WEIGHTS))
+        put_moments(optimizer, parameter_names, load_file(folder / "optimizer.safetensors"))
         _set_random_states(load_file(folder / "random.safetensors"))
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CorruptionError(
-            f"The checkpoint in {work_dir} cannot be read ({error}). "
-            f"Delete {work_dir} to start over."
-        ) from error
+        raise _damaged(work_dir, error) from error
+
+
+def save_best(work_dir: Path, step: int, weights: Mapping[str, Tensor]) -> None:
+    """Keep the best weights so far, beside those of steps before; see `drop_best_but`."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    temporary = work_dir / f"{TEMPORARY_PREFIX}{_BEST}"
+    save_tensors(temporary, weights)
+    temporary.replace(_best_file(work_dir, step))
+    sync_folder(work_dir)
+
+
+def load_best(work_dir: Path, step: int) -> dict[str, Tensor]:
+    """What `save_best` wrote after a step.
+
+    Raises:
+        CorruptionError: the file is missing or damaged.
+    """
+    try:
+        return load_file(_best_file(work_dir, step))
+    except (OSError, SafetensorError) as error:
+        raise _damaged(work_dir, error) from error
+
+
+def drop_best_but(work_dir: Path, steps: AbstractSet[int]) -> None:
+    """Drop the best weights of all other steps.
+
+    A run that is resumed makes the steps since its checkpoint again, and what was the best then
+    must still be there: so the checkpoint's best is among `steps`.
+    """
+    kept = {_best_file(work_dir, step) for step in steps}
+    for file in work_dir.glob(f"{_BEST}-*.safetensors"):
+        if file not in kept:
+            file.unlink()
 
 
 def delete_checkpoint(work_dir: Path) -> None:
-    """Remove what `save_checkpoint` left, and the folder itself when it is then empty."""
+    """Remove what was kept here, and the folder itself when it is then empty."""
     for name in (_FOLDER, _OLDER, f"{TEMPORARY_PREFIX}{_FOLDER}"):
         shutil.rmtree(work_dir / name, ignore_errors=True)
+    (work_dir / f"{TEMPORARY_PREFIX}{_BEST}").unlink(missing_ok=True)
+    drop_best_but(work_dir, set())
     if work_dir.is_dir() and not any(work_dir.iterdir()):
         work_dir.rmdir()
+
+
+def _best_file(work_dir: Path, step: int) -> Path:
+    return work_dir / f"{_BEST}-{step}.safetensors"
+
+
+def _damaged(work_dir: Path, error: Exception) -> CorruptionError:
+    return CorruptionError(
+        f"The checkpoint in {work_dir} cannot be read ({error}). Delete {work_dir} to start over."
+    )
 
 
 def _folder(work_dir: Path) -> Path | None:
@@ -172,20 +200,8 @@ def _folder(work_dir: Path) -> Path | None:
     return None
 
 
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One name for each tensor: tied weights (input and output embeddings) are kept once."""
-    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
-    kept = {}
-    for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and place in seen:
-            continue
-        seen.add(place)
-        kept[name] = tensor
-    return kept
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file that survives a power cut."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     _sync_file(path)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusestore.capture.models import output_width
 from fusestore.data.dataset import FusedDataset
@@ -122,18 +123,17 @@ def check_spike(
         )
 
 
-def check_weights(model: torch.nn.Module, step: int, kept: str) -> None:
-    """See, before they are kept, that the weights are numbers.
+def check_weights(name: str, value: Tensor, step: int, kept: str) -> None:
+    """See, before they are kept, that weights are numbers.
 
     Raises:
-        NonFiniteError: they are not; names the first one.
+        NonFiniteError: they are not.
     """
-    for name, value in model.named_parameters():
-        if not bool(torch.isfinite(value).all()):
-            raise NonFiniteError(
-                f"After step {step} the weights {name} are not finite and were not kept; {kept}. "
-                "Lower the learning rate."
-            )
+    if not bool(torch.isfinite(value).all()):
+        raise NonFiniteError(
+            f"After step {step} the weights {name} are not finite and were not kept; {kept}. "
+            "Lower the learning rate."
+        )
 
 
 def _described(windows: Sequence[int], dataset: FusedDataset) -> str:

@@ -1,33 +1,34 @@
-"""The training loop: plain PyTorch on accelerate, one optimizer step after the other."""
+"""The training loop: one optimizer step after the other, evaluated, kept, and stopped in order."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from fusestore.corpus.tokens import TokenTable
-from fusestore.data.collate import collate
 from fusestore.data.dataset import FusedDataset
-from fusestore.data.order import BatchOrder, batches_per_epoch
-from fusestore.train.checkpoint import TrainState, restore, save_checkpoint
-from fusestore.train.evaluate import autocast, bits_per_byte
-from fusestore.train.guards import SPIKE_HISTORY, check_spike, check_weights, not_finite
-from fusestore.train.losses import FusionTerms
+from fusestore.train.batches import step_batches
+from fusestore.train.checkpoint import (
+    TrainState,
+    drop_best_but,
+    load_best,
+    restore,
+    save_best,
+    save_checkpoint,
+)
+from fusestore.train.evaluation import Evaluation, Evaluator, best_evaluation
+from fusestore.train.guards import check_weights
+from fusestore.train.logs import TensorBoardLog
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
-from fusestore.train.optimizer import adamw
-from fusestore.train.settings import learning_rate_at
+from fusestore.train.processes import any_process
+from fusestore.train.sharding import whole
 from fusestore.train.student import Student
-from fusestore.train.surroundings import stop_signals
-
-Evaluation = Callable[[Any], Mapping[str, float]] | TokenTable
-"""A function from the model to metrics, or held-out documents to score in bits per byte."""
+from fusestore.train.surroundings import StopSignals
+from fusestore.train.updates import Updates
+from fusestore.train.weights import moments, trained_weights
 
 
 class TrainingProgress(NamedTuple):
@@ -37,13 +38,35 @@ class TrainingProgress(NamedTuple):
         step: steps done.
         total_steps: of the run.
         num_tokens: target tokens of this step, over all processes.
+        num_tokens_so_far: of all steps done, those before an interruption too.
         point: the step's losses.
+        evaluation: the last one.
     """
 
     step: int
     total_steps: int
     num_tokens: int
+    num_tokens_so_far: int
     point: LossPoint
+    evaluation: EvaluationPoint | None
+
+
+class Trained(NamedTuple):
+    """What a finished run publishes; see `TrainingManifest`.
+
+    Attributes:
+        weights: of `result_step`, as `fusestore.train.weights` gives them; in the main process.
+        result_step: the last, or that of the best evaluation.
+        num_tokens: of the run.
+        loss_curve: likewise.
+        evaluations: likewise.
+    """
+
+    weights: dict[str, Tensor]
+    result_step: int
+    num_tokens: int
+    loss_curve: tuple[LossPoint, ...]
+    evaluations: tuple[EvaluationPoint, ...]
 
 
 class TrainingLoop:
@@ -56,216 +79,172 @@ class TrainingLoop:
         dataset: FusedDataset,
         plan: TrainingPlan,
         work_dir: Path,
+        stops: StopSignals,
         evaluation: Evaluation | None,
         progress: Callable[[TrainingProgress], None] | None,
+        log: TensorBoardLog | None,
     ) -> None:
-        self.accelerator = accelerator
-        self.plain_model = student.model
-        self.dataset = dataset
-        self.plan = plan
-        self.settings = plan.settings
-        self.work_dir = work_dir
-        self.evaluation = evaluation
-        self.progress = progress
-        self.parameter_names, plain_optimizer = adamw(self.plain_model, self.settings)
-        self.plain_optimizer = plain_optimizer
-        self.student, self.optimizer = accelerator.prepare(student, plain_optimizer)
-        self.kept_step: int | None = None
+        self._accelerator = accelerator
+        self._student = student
+        self._dataset = dataset
+        self._plan = plan
+        self._work_dir = work_dir
+        self._stops = stops
+        self._progress = progress
+        self._log = log
+        self._evaluator = Evaluator(accelerator, evaluation, plan.settings, stops)
+        self._updates = Updates(accelerator, student, dataset, plan)
+        self._kept: TrainState | None = None
+        self._step = 0
+        self._num_tokens = 0
+        self._points: list[LossPoint] = []
+        self._evaluations: list[EvaluationPoint] = []
 
-    def to_the_end(self, state: TrainState) -> TrainState:
-        """Make all steps that are missing."""
-        if state.step > 0:
-            restore(self.work_dir, self.plain_model, self.plain_optimizer, self.parameter_names)
-            self.kept_step = state.step
-        total = self.plan.total_steps
-        # Curves grow in lists and are frozen into the state when it is kept.
-        points, evaluations = list(state.loss_curve), list(state.evaluations)
-        num_tokens = state.num_tokens
+    def to_the_end(self, state: TrainState) -> Trained:
+        """Make all steps and evaluations that are missing.
 
-        def frozen(step: int) -> TrainState:
-            return state.model_copy(
-                update={
-                    "step": step,
-                    "num_tokens": num_tokens,
-                    "loss_curve": tuple(points),
-                    "evaluations": tuple(evaluations),
-                }
-            )
-
-        if state.step == 0 and self.evaluation is not None:
-            evaluations.append(EvaluationPoint(step=0, metrics=self._evaluate()))
-        with stop_signals() as stop_asked, contextlib.closing(self._steps(state.step)) as steps:
-            for step in range(state.step + 1, total + 1):
-                point, step_tokens = self._step(step, next(steps), points)
-                points.append(point)
-                num_tokens += step_tokens
-                if self.progress is not None and self.accelerator.is_main_process:
-                    self.progress(TrainingProgress(step, total, step_tokens, point))
-                if self._evaluates_after(step):
-                    evaluations.append(EvaluationPoint(step=step, metrics=self._evaluate()))
-                stop = self._any_process(stop_asked())
-                every = self.settings.checkpoint_every
-                if step < total and (stop or (every is not None and step % every == 0)):
-                    self._keep(frozen(step))
-                if stop and step < total:
-                    raise KeyboardInterrupt(
-                        f"Stopped after step {step} of {total}; the same command goes on from "
-                        f"the checkpoint in {self.work_dir}."
-                    )
-        check_weights(self.plain_model, total, self._kept)
-        return frozen(total)
-
-    def _steps(self, steps_done: int) -> Generator[list[dict[str, Tensor]], None, None]:
-        """The batches of each optimizer step from `steps_done` on, epoch after epoch."""
-        settings, world_size = self.settings, self.plan.world_size
-        accumulation = settings.gradient_accumulation
-        batches = batches_per_epoch(len(self.dataset), settings.batch_size, world_size)
-        epoch, steps_into_epoch = divmod(steps_done, -(-batches // accumulation))
-        while True:
-            order = BatchOrder(
-                len(self.dataset),
-                settings.batch_size,
-                seed=settings.seed,
-                epoch=epoch,
-                first_batch=steps_into_epoch * accumulation,
-                rank=self.accelerator.process_index,
-                world_size=world_size,
-            )
-            loader = DataLoader(
-                self.dataset,
-                batch_sampler=order,
-                collate_fn=collate,
-                num_workers=settings.num_workers,
-                # A forked worker can hang once the parent has used Polars or s3fs.
-                multiprocessing_context="forkserver" if settings.num_workers else None,
-                # Without its own generator the loader would draw from the global one.
-                generator=torch.Generator(),
-            )
-            group: list[dict[str, Tensor]] = []
-            for number, batch in enumerate(loader, 1):
-                group.append(batch)
-                if len(group) == accumulation or number == len(order):
-                    yield group
-                    group = []
-            epoch, steps_into_epoch = epoch + 1, 0
-
-    def _step(
-        self, step: int, batches: list[dict[str, Tensor]], points: Sequence[LossPoint]
-    ) -> tuple[LossPoint, int]:
-        """One optimizer step over the batches; returns its losses and its number of tokens.
-
-        The guards have their say before the optimizer changes a weight.
+        Raises:
+            KeyboardInterrupt: a signal came; a checkpoint is kept, once a step is made.
         """
-        windows = sorted({int(window) for batch in batches for window in batch["window"]})
-        sums, grad_norm = self._backward(step, batches)
-        totals = self._sum_over_processes(sums)
-        loss, lm, fused = (float(value) / self.plan.world_size for value in totals[:3])
-        earlier = [point.loss for point in points[-SPIKE_HISTORY:]]
-        check_spike(
-            step, loss, earlier, self.settings.loss_spike, windows, self.dataset, self._kept
-        )
-        learning_rate = learning_rate_at(self.settings, step - 1, self.plan.total_steps)
-        for group in self.plain_optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        point = LossPoint(
-            step=step,
-            loss=loss,
-            lm=lm,
-            fused=fused if self.settings.fuses else None,
-            learning_rate=learning_rate,
-            grad_norm=grad_norm,
-        )
-        return point, int(totals[3])
+        self._go_on_from(state)
+        rank = self._accelerator.process_index
+        batches = step_batches(self._dataset, self._plan, rank, self._step)
+        with contextlib.closing(batches):
+            while True:
+                if self._evaluation_is_missing and not self._stop_is_asked:
+                    self._evaluate()
+                complete = self._step == self._plan.total_steps and not self._evaluation_is_missing
+                stop = self._stop_is_asked and not complete
+                if stop or self._checkpoint_is_due:
+                    self._keep()
+                if stop:
+                    raise KeyboardInterrupt(
+                        f"Stopped after step {self._step} of {self._plan.total_steps}; "
+                        f"{self._kept_in_words}. The same command goes on."
+                    )
+                if complete:
+                    return self._result()
+                self._make_step(next(batches))
 
-    def _backward(self, step: int, batches: list[dict[str, Tensor]]) -> tuple[Tensor, float]:
-        """Gradients of this process's batches, clipped; loss, lm, fused and tokens; their norm."""
-        sums = torch.zeros(4, dtype=torch.float64)
-        for number, batch in enumerate(batches, 1):
-            syncs = number == len(batches)
-            with contextlib.nullcontext() if syncs else self.accelerator.no_sync(self.student):
-                terms = self._forward(batch)
-                values = torch.stack([terms.loss.detach(), terms.lm, terms.fused]).double().cpu()
-                self._check_finite(float(values[0]), step, [batch])
-                self.accelerator.backward(terms.loss / len(batches))
-            sums[:3] += values / len(batches)
-            sums[3] += int(batch["attention_mask"].sum())
-        limit = self.settings.max_grad_norm
-        # An endless limit scales nothing: the norm is wanted in any case, to see that it is one.
-        norm = float(
-            self.accelerator.clip_grad_norm_(
-                self.student.parameters(), math.inf if limit is None else limit
+    def _go_on_from(self, state: TrainState) -> None:
+        self._step, self._num_tokens = state.step, state.num_tokens
+        # Curves grow in lists and are frozen into a state when it is kept.
+        self._points, self._evaluations = list(state.loss_curve), list(state.evaluations)
+        if state.step > 0:
+            updates = self._updates
+            restore(self._work_dir, self._student.model, updates.optimizer, updates.parameter_names)
+            self._kept = state
+            best = self._best_step
+            if best < self._step and self._accelerator.is_main_process:
+                # Missed now rather than when all the work is done.
+                load_best(self._work_dir, best)
+
+    def _make_step(self, batches: list[dict[str, Tensor]]) -> None:
+        self._step += 1
+        point, num_tokens = self._updates.step(
+            self._step, batches, self._points, self._kept_in_words
+        )
+        self._points.append(point)
+        self._num_tokens += num_tokens
+        if self._log is not None:
+            self._log.step(point, num_tokens)
+        if self._progress is not None and self._accelerator.is_main_process:
+            self._progress(
+                TrainingProgress(
+                    self._step,
+                    self._plan.total_steps,
+                    num_tokens,
+                    self._num_tokens,
+                    point,
+                    self._evaluations[-1] if self._evaluations else None,
+                )
             )
-        )
-        self._check_finite(norm, step, batches)
-        return sums, norm
-
-    def _forward(self, batch: Mapping[str, Tensor]) -> FusionTerms:
-        device = self.accelerator.device
-        moved = {
-            name: tensor.to(device)
-            for name, tensor in batch.items()
-            if self.settings.fuses or not name.startswith("fused_")
-        }
-        with autocast(device, self.settings.precision):
-            terms: FusionTerms = self.student(moved)
-        return terms
-
-    def _check_finite(self, value: float, step: int, batches: list[dict[str, Tensor]]) -> None:
-        if self._any_process(not math.isfinite(value)):
-            windows = sorted({int(window) for batch in batches for window in batch["window"]})
-            raise not_finite(value, step, windows, self.dataset, self._kept)
 
     @property
-    def _kept(self) -> str:
+    def _stop_is_asked(self) -> bool:
+        return any_process(self._accelerator, self._stops.asked)
+
+    @property
+    def _evaluation_is_missing(self) -> bool:
+        there = bool(self._evaluations) and self._evaluations[-1].step == self._step
+        return not there and self._evaluator.is_due(self._step, self._plan.total_steps)
+
+    def _evaluate(self) -> None:
+        point = self._evaluator.run(self._step, self._student)
+        if point is None:
+            return
+        self._evaluations.append(point)
+        if self._log is not None:
+            self._log.evaluation(point)
+        wanted = self._plan.settings.result == "best" and self._step < self._plan.total_steps
+        if wanted and best_evaluation(self._evaluations) == point:
+            weights = self._sound_weights()
+            if self._accelerator.is_main_process:
+                save_best(self._work_dir, self._step, weights)
+                self._drop_other_bests()
+
+    @property
+    def _checkpoint_is_due(self) -> bool:
+        every, step = self._plan.settings.checkpoint_every, self._step
+        return every is not None and (step % every == 0 or step == self._plan.total_steps)
+
+    def _keep(self) -> None:
+        """Write a checkpoint, unless there is nothing to keep, or nothing new."""
+        state = TrainState(
+            plan=self._plan,
+            step=self._step,
+            num_tokens=self._num_tokens,
+            loss_curve=tuple(self._points),
+            evaluations=tuple(self._evaluations),
+        )
+        if self._step == 0 or state == self._kept:
+            return
+        weights = self._sound_weights()
+        optimizer = moments(self._updates.optimizer, self._updates.parameter_names)
+        if self._accelerator.is_main_process:
+            save_checkpoint(self._work_dir, state, weights, optimizer)
+        self._kept = state
+        if self._accelerator.is_main_process:
+            self._drop_other_bests()
+        self._accelerator.wait_for_everyone()
+
+    def _drop_other_bests(self) -> None:
+        """Leave the best weights so far, and those of the checkpoint, which may be gone on from."""
+        if self._plan.settings.result != "best":
+            return
+        kept = () if self._kept is None else self._kept.evaluations
+        bests = [best_evaluation(points) for points in (self._evaluations, kept)]
+        drop_best_but(self._work_dir, {point.step for point in bests if point is not None})
+
+    def _sound_weights(self) -> dict[str, Tensor]:
+        """Whole weights, in the main process; all must ask."""
+        weights = {}
+        for name, value in trained_weights(self._student.model).items():
+            entire = whole(value)
+            check_weights(name, entire, self._step, self._kept_in_words)
+            if self._accelerator.is_main_process:
+                weights[name] = entire
+        return weights
+
+    def _result(self) -> Trained:
+        weights, step = self._sound_weights(), self._best_step
+        if step < self._step and self._accelerator.is_main_process:
+            weights = load_best(self._work_dir, step)
+        return Trained(
+            weights, step, self._num_tokens, tuple(self._points), tuple(self._evaluations)
+        )
+
+    @property
+    def _best_step(self) -> int:
+        """Of the weights to publish if the run ended here: this one, or the best before."""
+        best = None
+        if self._plan.settings.result == "best":
+            best = best_evaluation(self._evaluations)
+        return self._step if best is None else best.step
+
+    @property
+    def _kept_in_words(self) -> str:
         """What there is to go on from, for messages."""
-        if self.kept_step is None:
+        if self._kept is None:
             return "no checkpoint was kept yet (checkpoint_every says how often)"
-        return f"the checkpoint of step {self.kept_step} is kept in {self.work_dir}"
-
-    def _any_process(self, here: bool) -> bool:
-        if self.plan.world_size == 1:
-            return here
-        flag = torch.tensor([float(here)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item() > 0)
-
-    def _sum_over_processes(self, values: Tensor) -> Tensor:
-        if self.plan.world_size == 1:
-            return values
-        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-        return total.cpu()
-
-    def _evaluates_after(self, step: int) -> bool:
-        every = self.settings.eval_every
-        due = every is not None and step % every == 0
-        return self.evaluation is not None and (due or step == self.plan.total_steps)
-
-    def _evaluate(self) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        if self.accelerator.is_main_process:
-            if isinstance(self.evaluation, TokenTable):
-                held_out = bits_per_byte(
-                    self.plain_model, self.evaluation, precision=self.settings.precision
-                )
-                metrics = {
-                    "bits_per_byte": held_out.bits_per_byte,
-                    "nats_per_token": held_out.nats_per_token,
-                }
-            elif self.evaluation is not None:
-                self.plain_model.eval()
-                with torch.no_grad():
-                    found = self.evaluation(self.plain_model)
-                self.plain_model.train()
-                metrics = {name: float(value) for name, value in found.items()}
-        self.accelerator.wait_for_everyone()
-        return metrics
-
-    def _keep(self, state: TrainState) -> None:
-        check_weights(self.plain_model, state.step, self._kept)
-        if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.work_dir, state, self.plain_model, self.plain_optimizer, self.parameter_names
-            )
-        self.kept_step = state.step
-        self.accelerator.wait_for_everyone()
+        return f"the checkpoint of step {self._kept.step} is kept in {self._work_dir}"

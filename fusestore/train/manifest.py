@@ -14,7 +14,8 @@ class LossPoint(Frozen):
         step: from 1.
         loss: what was minimised.
         lm: cross-entropy of the text's next tokens.
-        fused: the fused term, by the settings' divergence, temperature and tail; None for `clm`.
+        fused: the fused term, by the settings' divergence, temperature and tail; None where λ is 1.
+        lm_weight: λ: `loss` is λ · `lm` + (1 − λ) · `fused`.
         learning_rate: of this step.
         grad_norm: before clipping.
     """
@@ -23,6 +24,7 @@ class LossPoint(Frozen):
     loss: float
     lm: float
     fused: float | None
+    lm_weight: float
     learning_rate: float
     grad_norm: float
 
@@ -66,15 +68,24 @@ class TrainingManifest(Manifest):
 
     Attributes:
         plan: what was run.
+        result_step: optimizer steps that the published weights have had: all, or those of the
+            best evaluation where `settings.result` is `best`.
         num_tokens: target tokens that went through the model, over all epochs and processes.
         loss_curve: one point per optimizer step.
         evaluations: by rising step; the first is of the model training started from, the last of
-            the finished one.
+            the run's end.
         files: size and checksum of the model folder's files, by name.
     """
 
     plan: TrainingPlan
+    result_step: int
     num_tokens: int
     loss_curve: tuple[LossPoint, ...]
     evaluations: tuple[EvaluationPoint, ...]
     files: dict[str, FileRecord]
+
+    @property
+    def result_metrics(self) -> dict[str, float]:
+        """Of the published model; empty where nothing was evaluated."""
+        points = {point.step: point.metrics for point in self.evaluations}
+        return points.get(self.result_step, {})

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusestore.errors import IncompatibleError, NotFoundError
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
+from fusestore.train.lora import add_lora, save_adapter
 from fusestore.train.settings import TrainSettings
+from fusestore.train.weights import put_weights
 
 _TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -44,9 +48,23 @@ def check_model_folder(model_path: Path) -> None:
 def load_trainable(model_path: Path, settings: TrainSettings) -> Any:  # noqa: ANN401
     """The causal language model of a local folder with float32 weights, in training mode.
 
+    With `settings.lora` its low-rank layers are in it, drawn from torch's global generator.
+
     Raises:
-        IncompatibleError: transformers cannot build it as a causal language model.
+        IncompatibleError: transformers cannot build it as a causal language model, or it has no
+            layers for LoRA.
+        MissingDependencyError: peft is needed and not installed.
     """
+    model = _load(model_path, settings)
+    if settings.lora is not None:
+        add_lora(model, settings.lora)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    return model
+
+
+def _load(model_path: Path, settings: TrainSettings) -> Any:  # noqa: ANN401
     from transformers import AutoModelForCausalLM
 
     options = {}
@@ -60,34 +78,41 @@ def load_trainable(model_path: Path, settings: TrainSettings) -> Any:  # noqa: A
         raise IncompatibleError(
             f"{model_path} cannot be loaded as a causal language model: {error}"
         ) from error
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
     return model
 
 
 def publish_model(
-    model: Any,  # noqa: ANN401
-    base_folder: Path,
+    weights: Mapping[str, Tensor],
+    model_path: Path,
+    settings: TrainSettings,
     output: Location,
     staging: Path,
-    dtype: str,
 ) -> dict[str, FileRecord]:
     """Publish weights, configuration and the base's tokenizer files, without the manifest.
 
     Args:
-        model: what was trained; converted to `dtype` in place.
-        base_folder: the folder it was loaded from.
+        weights: what was trained, as `fusestore.train.weights` gives them.
+        model_path: the folder that training started from.
+        settings: of the run.
         output: the model folder to make.
         staging: a local folder for the files meanwhile; removed.
-        dtype: of the published weights: float32, bfloat16 or float16.
 
     Returns:
         What each published file holds, by name.
     """
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        _save_folder(model, base_folder, staging, dtype)
+        # A copy of its own: what was trained may lie on devices, in pieces, or be another step's.
+        model = _load(model_path, settings)
+        handle = add_lora(model, settings.lora) if settings.lora is not None else None
+        put_weights(model, weights)
+        dtype = getattr(torch, settings.save_dtype)
+        if handle is not None and settings.lora is not None and not settings.lora.merge:
+            save_adapter(handle, staging, dtype)
+        else:
+            model = model if handle is None else handle.merge_and_unload()
+            model.to(dtype).save_pretrained(staging, max_shard_size=_MAX_SHARD_SIZE)
+        copy_tokenizer_files(model_path, staging)
         remove_abandoned(output)
         return publish_folder(staging, output)
     finally:
@@ -102,11 +127,6 @@ def publish_folder(folder: Path, output: Location) -> dict[str, FileRecord]:
         publish(output / path.name, content)
         files[path.name] = FileRecord.of(content)
     return files
-
-
-def _save_folder(model: Any, base_folder: Path, folder: Path, dtype: str) -> None:  # noqa: ANN401
-    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
-    copy_tokenizer_files(base_folder, folder)
 
 
 def copy_tokenizer_files(source: Path, folder: Path) -> None:

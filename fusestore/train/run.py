@@ -19,7 +19,9 @@ from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.store import Store
 from fusestore.storage.urls import Location
 from fusestore.train.evaluate import bits_per_byte
+from fusestore.train.evaluation import SCORE
 from fusestore.train.guards import check_tokenizer
+from fusestore.train.logs import check_log_folder
 from fusestore.train.loop import TrainingProgress
 from fusestore.train.manifest import TrainingManifest
 from fusestore.train.model_io import check_model_folder
@@ -37,6 +39,7 @@ def train_on_fused(
     evaluate: tuple[str, str] | None = None,
     output: Location | None = None,
     work_dir: Path | None = None,
+    log_dir: Path | None = None,
     reporter: Reporter | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> tuple[TrainingManifest, bool]:
@@ -51,6 +54,7 @@ def train_on_fused(
         evaluate: corpus and split to score in bits per byte, before, during and after.
         output: the model's folder; `models/<name>` in the store unless given.
         work_dir: local folder for checkpoints; below the user's cache unless given.
+        log_dir: local folder outside the store for TensorBoard logs; none unless given.
         reporter: hears the progress.
         tokenizer: the model's, where it is loaded already.
 
@@ -65,6 +69,8 @@ def train_on_fused(
         AlreadyExistsError: another model has this name.
     """
     reporter = reporter or SilentReporter()
+    if log_dir is not None:
+        check_log_folder(log_dir, store.location)
     dataset = open_fused(store.location.url, fused_name, dict(store.location.storage_options))
     folder = local_model_folder(model)
     check_model_folder(folder)
@@ -77,13 +83,11 @@ def train_on_fused(
     output = output or store.model(name)
     was_there = (output / "manifest.json").exists()
     work = work_dir or user_cache_folder() / "training" / f"{name}-{dataset.digest[:16]}"
-    with reporter.stage(f"Training {name}", "tokens") as progress:
-        seen = 0
+    with reporter.measured_stage(f"Training {name}", "tokens") as progress:
 
-        def step_done(state: TrainingProgress) -> None:
-            nonlocal seen
-            seen += state.num_tokens
-            progress(seen, round(seen * state.total_steps / state.step))
+        def step_done(report: TrainingProgress) -> None:
+            seen = report.num_tokens_so_far
+            progress(seen, round(seen * report.total_steps / report.step), _measured(report))
 
         result = train(
             folder,
@@ -93,8 +97,18 @@ def train_on_fused(
             work,
             evaluation=evaluation,
             progress=step_done,
+            log_dir=log_dir,
         )
     return result.manifest, not was_there
+
+
+def _measured(report: TrainingProgress) -> str:
+    """What the live line says: the loss, and the last evaluation."""
+    parts = [f"step {report.step:,}", f"loss {report.point.loss:.4f}"]
+    if report.evaluation is not None and SCORE in report.evaluation.metrics:
+        score = report.evaluation.metrics[SCORE]
+        parts.append(f"{score:.4f} bits/byte after {report.evaluation.step:,}")
+    return ", ".join(parts)
 
 
 def score(

@@ -1,8 +1,7 @@
-"""What a training run is told, and the learning rate it follows from that."""
+"""What a training run is told."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,14 +10,37 @@ from fusestore.storage.manifest import Frozen
 from fusestore.train.objective import Divergence, FusionObjective, TailMode
 
 
+class LoraSettings(Frozen):
+    """Low-rank adaptation: the model's weights stay, and updates of low rank are trained.
+
+    Attributes:
+        rank: of the update of each weight matrix.
+        alpha: the update is multiplied by alpha / rank.
+        dropout: of what the update is applied to, while training.
+        target_modules: names of the layers, or the ends of them (`q_proj`); empty: every linear
+            layer but the output head.
+        merge: publish the model with the updates added to its weights; otherwise the adapter
+            alone, for `PeftModel.from_pretrained(base, folder)`.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ()
+    merge: bool = True
+
+
 class TrainSettings(Frozen):
     """Everything about a run but its model, its data and where things lie.
 
     Attributes:
-        objective: `fuse` (text and fused distributions) or `clm` (the causal language modelling
-            baseline: the same tokens in the same order; distributions are not read into the
-            loss, and the settings of the fused term have no effect).
-        lm_weight: λ, the weight of the text's own next tokens against the fused distributions.
+        objective: `fuse` (text and fused distributions), `kd` (the distributions alone: λ is 0)
+            or `clm` (the text alone: λ is 1, and the settings of the fused term have no effect).
+            All three take the same tokens in the same order.
+        lm_weight: λ, the weight of the text's own next tokens against the fused distributions;
+            of `fuse` only.
+        final_lm_weight: where λ goes in a straight line, to be reached by the step after the last;
+            None: it stays. FuseLLM's code calls 1 `hard_and_decay`: the fused term fades.
         divergence: what the fused term measures; see docs/losses.md.
         temperature: T, applied to both distributions of the fused term.
         temperature_squared: whether the fused term is multiplied by T².
@@ -27,6 +49,7 @@ class TrainSettings(Frozen):
         logits: `whole` makes a batch's logits at once, `pieces` never more than one piece of
             them; `auto` takes pieces where whole would be more than 2^28 values and the model's
             logits are a plain product, soft-capped at most. Both are equal but for rounding.
+        lora: train low-rank updates (needs the extra `lora`); None: all weights.
         learning_rate: its peak.
         schedule: what follows the warm-up: `cosine` or `linear` down to
             `final_learning_rate`, or `constant`.
@@ -47,17 +70,23 @@ class TrainSettings(Frozen):
         gradient_checkpointing: recompute activations in the backward pass.
         attn_implementation: transformers' name (`sdpa`, `eager`, …); None: the model's default.
         num_workers: DataLoader processes that read windows ahead.
-        eval_every: steps between evaluations; None: at the end only.
-        checkpoint_every: steps between checkpoints; None: only when interrupted.
+        result: which weights are published: those of the `last` step, or the `best`, of the
+            evaluation with the fewest held-out bits per byte (the model that training started
+            from, if none did better).
+        eval_every: steps between evaluations; None: before the first step and at the end only.
+        checkpoint_every: steps between checkpoints, and one at the end, until the model is
+            published; None: only when interrupted.
     """
 
-    objective: Literal["fuse", "clm"] = "fuse"
+    objective: Literal["fuse", "kd", "clm"] = "fuse"
     lm_weight: float = Field(default=0.9, ge=0, le=1)
+    final_lm_weight: float | None = Field(default=None, ge=0, le=1)
     divergence: Divergence = "cross_entropy"
     temperature: float = Field(default=1.0, gt=0)
     temperature_squared: bool = True
     tail: TailMode = "renormalize"
     logits: Literal["auto", "whole", "pieces"] = "auto"
+    lora: LoraSettings | None = None
     learning_rate: float = Field(default=2e-5, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, le=1)
@@ -76,6 +105,7 @@ class TrainSettings(Frozen):
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
     num_workers: int = Field(default=0, ge=0)
+    result: Literal["last", "best"] = "last"
     eval_every: int | None = Field(default=None, ge=1)
     checkpoint_every: int | None = Field(default=None, ge=1)
 
@@ -86,37 +116,26 @@ class TrainSettings(Frozen):
         return self
 
     @property
-    def fuses(self) -> bool:
-        """Whether fused distributions take part in the loss."""
-        return self.objective == "fuse" and self.lm_weight < 1.0
+    def lm_weights(self) -> tuple[float, float]:
+        """λ of the first step, and where it goes."""
+        if self.objective == "clm":
+            return 1.0, 1.0
+        if self.objective == "kd":
+            return 0.0, 0.0
+        final = self.lm_weight if self.final_lm_weight is None else self.final_lm_weight
+        return self.lm_weight, final
 
     @property
-    def fusion_objective(self) -> FusionObjective:
-        """What is minimised."""
+    def fuses(self) -> bool:
+        """Whether fused distributions take part in the loss."""
+        return min(self.lm_weights) < 1.0
+
+    def fusion_objective(self, lm_weight: float) -> FusionObjective:
+        """What is minimised while λ is `lm_weight`."""
         return FusionObjective(
-            lm_weight=self.lm_weight if self.fuses else 1.0,
+            lm_weight=lm_weight,
             divergence=self.divergence,
             temperature=self.temperature,
             tail=self.tail,
             temperature_squared=self.temperature_squared,
         )
-
-
-def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:
-    """The learning rate of optimizer step `step` (from 0) out of `total_steps`.
-
-    Rises linearly over the warm-up and reaches the peak with its last step; then falls from the
-    peak towards `final_learning_rate`, which a step after the last would have.
-    """
-    warmup_steps = round(settings.warmup * total_steps)
-    if step < warmup_steps:
-        return settings.learning_rate * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    if settings.schedule == "constant":
-        share = 1.0
-    elif settings.schedule == "linear":
-        share = 1.0 - progress
-    else:
-        share = 0.5 * (1.0 + math.cos(math.pi * progress))
-    floor = settings.final_learning_rate
-    return settings.learning_rate * (floor + (1.0 - floor) * share)

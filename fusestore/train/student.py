@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from fusestore.train.losses import FusionTerms, fusion_terms
 from fusestore.train.settings import TrainSettings
 from fusestore.train.sparse_target import check_ids
 
+_Result = TypeVar("_Result")
+
 MANY_LOGITS = 1 << 28
 """Of a batch: above this, 1 GiB in float32, `auto` makes them in pieces."""
 
@@ -24,6 +26,7 @@ class Student(torch.nn.Module):
 
     Attributes:
         model: the causal language model.
+        objective: what is minimised; the loop changes it where λ does.
         in_pieces: whether logits are made and dropped piece by piece.
     """
 
@@ -41,9 +44,12 @@ class Student(torch.nn.Module):
         """
         super().__init__()
         self.model = model
-        self._objective = settings.fusion_objective
+        self.objective = settings.fusion_objective(settings.lm_weights[0])
         self._width = output_width(model)
         logits = settings.batch_size * window_length * self._width
+        # FSDP asks what it wraps which blocks to shard by themselves; some models name others' too.
+        blocks = {type(module).__name__ for module in model.modules()}
+        self._no_split_modules = sorted(blocks & set(model._no_split_modules or ()))
         self._head: PlainHead | None = None
         if settings.logits == "pieces":
             self._head = plain_head(model)
@@ -61,23 +67,23 @@ class Student(torch.nn.Module):
             IncompatibleError: the batch holds token ids that the model does not have.
         """
         check_ids(batch["input_ids"], self._width, "input_ids")
-        inputs = {
-            "input_ids": batch["input_ids"],
-            "attention_mask": _mask_if_needed(batch["attention_mask"]),
-            "use_cache": False,
-        }
+        inputs = _model_inputs(batch)
         if self._head is None:
-            return fusion_terms(self.model(**inputs).logits, batch, self._objective)
+            return fusion_terms(self.model(**inputs).logits, batch, self.objective)
         # The modules are looked up, not kept: they would be registered a second time.
         backbone, output = backbone_of(self.model), self.model.get_output_embeddings()
         return linear_fusion_terms(
             backbone(**inputs).last_hidden_state,
             output.weight,
             batch,
-            self._objective,
+            self.objective,
             bias=output.bias,
             softcap=self._head.softcap,
         )
+
+    def with_model(self, function: Callable[[Any], _Result]) -> _Result:
+        """What a function makes of the model, whose weights are whole meanwhile."""
+        return function(self.model)
 
 
 class PlainHead(NamedTuple):
@@ -149,6 +155,15 @@ def _no_plain_head(model: Any, why: str) -> IncompatibleError:  # noqa: ANN401
         "logits = 'whole' and, if memory is short, a smaller batch_size and more "
         "gradient_accumulation."
     )
+
+
+def _model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the model, or its backbone, is called with."""
+    return {
+        "input_ids": batch["input_ids"],
+        "attention_mask": _mask_if_needed(batch["attention_mask"]),
+        "use_cache": False,
+    }
 
 
 def _mask_if_needed(attention_mask: Tensor) -> Tensor | None:

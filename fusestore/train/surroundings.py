@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 
 import torch
+
+_ONE_CTRL_C_SECONDS = 2.0
+"""A launcher passes on to its processes a Ctrl-C that the terminal has sent them already."""
 
 
 @contextlib.contextmanager
@@ -25,22 +29,50 @@ def deterministic(seed: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether SIGINT or SIGTERM came; a second SIGINT raises at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
+class StopSignals:
+    """Whether SIGINT or SIGTERM came since `stop_signals`; a second Ctrl-C raises at once."""
 
-    def note(number: int, frame: object) -> None:
-        if asked.is_set():
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+        self._ends_at_once = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run shall end as soon as it can be gone on with."""
+        return self._asked_at is not None
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A signal raises KeyboardInterrupt here: nothing is lost that cannot be done again."""
+        self._ends_at_once = True
+        try:
+            yield
+        finally:
+            self._ends_at_once = False
+
+    def note(self, number: int, frame: object) -> None:
+        """The signal handler."""
+        del frame
+        now = time.monotonic()
+        first = self._asked_at
+        self._asked_at = now if first is None else first
+        again = first is not None and now - first > _ONE_CTRL_C_SECONDS
+        if self._ends_at_once or (again and number == signal.SIGINT):
             raise KeyboardInterrupt
-        asked.set()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """SIGINT and SIGTERM are noted instead of ending the process (in the main thread only)."""
+    stops = StopSignals()
+    if threading.current_thread() is not threading.main_thread():
+        yield stops
+        return
+    before = {
+        number: signal.signal(number, stops.note) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield asked.is_set
+        yield stops
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

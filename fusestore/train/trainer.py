@@ -1,8 +1,8 @@
 """`train`: from a model folder and a fused dataset to a trained model folder.
 
 Everything a step does follows from the plan and the step's number: its windows
-(`fusestore.data.order`), its learning rate (`settings.learning_rate_at`) and the random state,
-which checkpoints keep. So an interrupted and resumed run ends with the weights of an
+(`fusestore.data.order`), its learning rate and λ (`fusestore.train.schedules`) and the random
+state, which checkpoints keep. So an interrupted and resumed run ends with the weights of an
 uninterrupted one.
 """
 
@@ -15,17 +15,19 @@ from typing import NamedTuple
 from fusestore.capture.models import model_digest
 from fusestore.data.dataset import FusedDataset
 from fusestore.data.order import batches_per_epoch
-from fusestore.errors import AlreadyExistsError, IncompatibleError, InvalidInputError
-from fusestore.storage.shards import FileRecord
+from fusestore.errors import AlreadyExistsError, InvalidInputError
 from fusestore.storage.urls import Location
 from fusestore.train.checkpoint import TrainState, delete_checkpoint, load_state
+from fusestore.train.evaluation import Evaluation
 from fusestore.train.guards import check_vocabulary
-from fusestore.train.loop import Evaluation, TrainingLoop, TrainingProgress
+from fusestore.train.logs import check_log_folder, run_log
+from fusestore.train.loop import TrainingLoop, TrainingProgress
 from fusestore.train.manifest import TrainingManifest, TrainingPlan
 from fusestore.train.model_io import check_model_folder, load_trainable, publish_model
 from fusestore.train.settings import TrainSettings
+from fusestore.train.sharding import make_accelerator
 from fusestore.train.student import Student
-from fusestore.train.surroundings import deterministic
+from fusestore.train.surroundings import deterministic, stop_signals
 
 
 class TrainingResult(NamedTuple):
@@ -44,12 +46,14 @@ def train(
     *,
     evaluation: Evaluation | None = None,
     progress: Callable[[TrainingProgress], None] | None = None,
+    log_dir: Path | None = None,
 ) -> TrainingResult:
     """Continue training a model on a fused dataset and publish it as a Hugging Face folder.
 
     A checkpoint in `work_dir` of the same plan is resumed; so is a finished `output`, which is
-    returned as it is. Ctrl-C (or SIGTERM) ends the step, keeps a checkpoint and raises
-    KeyboardInterrupt; a second one stops at once.
+    returned as it is. Ctrl-C or SIGTERM ends the step (an evaluation at once), keeps a checkpoint
+    and raises KeyboardInterrupt; while the model is published, it waits for that. A second Ctrl-C
+    stops at once.
 
     Args:
         model_path: local Hugging Face folder of the target.
@@ -60,9 +64,13 @@ def train(
         evaluation: run before the first step, every `settings.eval_every` steps and at the end,
             in the main process.
         progress: called after every step in the main process.
+        log_dir: local folder for TensorBoard logs, outside of `output`; see `TensorBoardLog`.
 
     Raises:
         NotFoundError: `model_path` holds no model.
+        InvalidInputError: the dataset is too small, `log_dir` lies in `output`, or the best model
+            is wanted and nothing is evaluated that tells it.
+        MissingDependencyError: a package of an extra is needed and not installed.
         AlreadyExistsError: `output` holds the model of another plan.
         FingerprintMismatchError: `work_dir` holds a checkpoint of another plan.
         IncompatibleError: the dataset has token ids that the model lacks, or samples where the
@@ -71,33 +79,41 @@ def train(
             documents are named, and the checkpoint before is kept.
         DivergedError: the loss rose by more than `settings.loss_spike`; likewise.
     """
-    from accelerate import Accelerator
-
     check_model_folder(model_path)
+    if log_dir is not None:
+        check_log_folder(log_dir, output)
     if dataset.sampled:
-        settings.fusion_objective.check_samples(f"fused dataset {dataset.folder.name}")
-    accelerator = Accelerator(mixed_precision="no")
-    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise IncompatibleError(
-            f"Training under {accelerator.distributed_type.value} is not supported: optimizer "
-            "states in pieces cannot be kept in checkpoints. Use plain data parallelism."
-        )
+        objective = settings.fusion_objective(min(settings.lm_weights))
+        objective.check_samples(f"fused dataset {dataset.folder.name}")
+    accelerator = make_accelerator()
     plan = _plan(model_path, dataset, settings, accelerator.num_processes)
     finished = _finished(output, plan)
     if finished is not None:
         return TrainingResult(output, finished)
     state = load_state(work_dir, plan) or TrainState(plan=plan)
-    model = load_trainable(model_path, settings)
-    check_vocabulary(model, dataset, model_path)
-    student = Student(model, settings, dataset.window_length)
-    with deterministic(settings.seed):
-        loop = TrainingLoop(accelerator, student, dataset, plan, work_dir, evaluation, progress)
-        state = loop.to_the_end(state)
+    with (
+        deterministic(settings.seed),
+        run_log(log_dir if accelerator.is_main_process else None, state) as log,
+        stop_signals() as stops,
+    ):
+        model = load_trainable(model_path, settings)
+        check_vocabulary(model, dataset, model_path)
+        student = Student(model, settings, dataset.window_length)
+        loop = TrainingLoop(
+            accelerator, student, dataset, plan, work_dir, stops, evaluation, progress, log
+        )
+        trained = loop.to_the_end(state)
         if accelerator.is_main_process:
-            files = publish_model(
-                model, model_path, output, work_dir / "model", settings.save_dtype
+            files = publish_model(trained.weights, model_path, settings, output, work_dir / "model")
+            manifest = TrainingManifest(
+                plan=plan,
+                result_step=trained.result_step,
+                num_tokens=trained.num_tokens,
+                loss_curve=trained.loss_curve,
+                evaluations=trained.evaluations,
+                files=files,
             )
-            _manifest(state, files).save(output / "manifest.json")
+            manifest.save(output / "manifest.json")
             delete_checkpoint(work_dir)
         accelerator.wait_for_everyone()
     return TrainingResult(output, TrainingManifest.load(output / "manifest.json"))
@@ -132,13 +148,3 @@ def _finished(output: Location, plan: TrainingPlan) -> TrainingManifest | None:
             "Choose another name, or delete it first."
         )
     return manifest
-
-
-def _manifest(state: TrainState, files: dict[str, FileRecord]) -> TrainingManifest:
-    return TrainingManifest(
-        plan=state.plan,
-        num_tokens=state.num_tokens,
-        loss_curve=state.loss_curve,
-        evaluations=state.evaluations,
-        files=files,
-    )

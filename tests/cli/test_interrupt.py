@@ -1,5 +1,9 @@
-"""Ctrl-C at any moment: a word to the user, nothing torn, and the same bytes in the end."""
+"""Ctrl-C at any moment: a word to the user, nothing torn, and the same bytes in the end.
 
+SIGTERM, which schedulers send, does the same while a model is trained.
+"""
+
+import json
 import random
 import shutil
 import signal
@@ -56,6 +60,30 @@ def test_an_interrupted_run_goes_on(moment, job, store, first_store, tmp_path):
     assert code == 1
     check_end(code, said)
     check_finishes(fusion, store, first_store)
+
+
+def test_sigterm_keeps_a_checkpoint(command, job, store, tmp_path):
+    """What schedulers send; the same command goes on to the same bytes."""
+    work = tmp_path / "work"
+    train = ["train", job / "small", "--store", store, "--fused", "mince", "--max-steps", "100"]
+    train += ["--precision", "no", "--batch-size", "2", "--checkpoint-every", "3"]
+    stopped = [*train, "--name", "stopped", "--work-dir", work]
+    with start(*stopped) as process:
+        while not (work / "checkpoint" / "state.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        said = process.stderr.read()
+        assert process.wait(timeout=60) == 1
+    check_end(1, said)
+    assert 3 <= json.loads((work / "checkpoint" / "state.json").read_bytes())["step"] < 100
+    assert not (store / "models" / "stopped").exists()
+    for arguments in (stopped, [*train, "--name", "whole"]):
+        command.succeeds(*arguments)
+    names = ("stopped", "whole")
+    first, second = (hashes(Location.parse(store / "models" / name)) for name in names)
+    assert first == second
+    assert not work.exists()
 
 
 @pytest.mark.slow

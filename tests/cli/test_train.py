@@ -1,10 +1,15 @@
 """`fusestore train`: its losses, and what ends a run before it does harm."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from fusestore.storage.urls import Location
+from tests.cli.command import PROGRAM
 from tests.pipeline.tiny_job import hashes
 
 
@@ -22,6 +27,64 @@ def test_other_losses(command, job, store):
     assert (settings["temperature"], settings["temperature_squared"]) == (2.0, True)
     assert (settings["logits"], settings["loss_spike"]) == ("pieces", None)
     assert all(point["fused"] >= 0 for point in told["loss_curve"])
+
+
+def test_the_best_of_a_distillation_with_logs(command, job, store, tmp_path):
+    options = ["--objective", "kd", "--result", "best", "--evaluate", "addresses/held_out"]
+    options += ["--eval-every", "1", "--max-steps", "2", "--log-dir", tmp_path / "logs"]
+    outcome = command.succeeds(*train(job, store, *options))
+    assert sum("(published)" in line for line in outcome.out.splitlines()) == 1
+    assert "bits/byte after 1" in outcome.err
+    assert len(list((tmp_path / "logs").iterdir())) == 1
+    told = command.succeeds(*train(job, store, *options, "--json")).json
+    assert not told["built"]
+    assert all(point["loss"] == point["fused"] for point in told["loss_curve"])
+    scores = {point["step"]: point["metrics"]["bits_per_byte"] for point in told["evaluations"]}
+    assert told["result_step"] == min(scores, key=scores.get)
+
+
+def test_lora(command, job, store):
+    options = ["--lora-rank", "2", "--lora-alpha", "4", "--max-steps", "1", "--lora-target"]
+    message = command.fails(*train(job, store, *options, "wrong"))
+    assert "Its linear layers are called" in " ".join(message.split())
+    told = command.succeeds(*train(job, store, *options, "q_proj", "--json")).json
+    assert told["plan"]["settings"]["lora"] == {
+        "rank": 2,
+        "alpha": 4.0,
+        "dropout": 0.0,
+        "target_modules": ["q_proj"],
+        "merge": True,
+    }
+
+
+def test_an_option_of_lora_alone_is_wrong_usage(command, job, store):
+    outcome = command(*train(job, store, "--adapter-only"))
+    assert outcome.code == 2
+    assert "--lora-rank" in outcome.err
+
+
+def test_an_adapter_alone_is_no_model_to_go_on_with(command, job, store):
+    options = ["--lora-rank", "2", "--adapter-only", "--max-steps", "1"]
+    command.succeeds(*train(job, store, *options))
+    command.succeeds("verify", "--store", store)
+    assert "LoRA adapter alone of rank 2" in command.succeeds("inspect", "--store", store).out
+    message = command.fails(
+        "train", store / "models" / "new", "--store", store, "--fused", "mince", "--name", "next"
+    )
+    assert "config.json" in message
+    message = command.fails(
+        "merge", store / "models" / "new", store / "models" / "fused", "--store", store
+    )
+    assert message
+    message = command.fails("compare", "--store", store, "--evaluate", "addresses/held_out")
+    assert "new" in message
+
+
+def test_logs_do_not_go_into_the_store(command, job, store):
+    before = hashes(Location.parse(store))
+    message = command.fails(*train(job, store, "--log-dir", store / "logs"))
+    assert "every byte is accounted for" in " ".join(message.split())
+    assert hashes(Location.parse(store)) == before
 
 
 def test_a_run_that_goes_wrong(command, job, store):
@@ -45,3 +108,24 @@ def test_a_model_with_another_tokenizer_whose_ids_would_fit(command, job, store)
 def test_a_value_that_is_none(command, job, store, option):
     message = command.fails(*train(job, store, option, "-1"))
     assert option.removeprefix("--").replace("-", "_") in message
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_launcher_speak_once(job, store, tmp_path):
+    (tmp_path / "fusestore").write_text(PROGRAM)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = train(job, store, "--max-steps", "1", "--evaluate", "addresses/held_out")
+    ended = subprocess.run(
+        [sys.executable, *launcher, tmp_path / "fusestore", *arguments],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Trained new in") == 1
+    assert ended.stderr.count("Training new …") == 1
+    assert ended.stderr.count("Evaluating new …") == 2
+    manifest = json.loads((store / "models/new/manifest.json").read_bytes())
+    assert manifest["plan"]["world_size"] == 2

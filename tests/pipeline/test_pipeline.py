@@ -80,6 +80,21 @@ def test_baseline_and_fusion_see_the_same_tokens_in_the_same_order(first_store):
         assert left["lm"] == pytest.approx(right["lm"], rel=1e-2)
 
 
+def test_each_run_has_its_own_logs(store, job, tmp_path):
+    logs = tmp_path / "logs"
+    change = ('evaluate_split = "held_out"', f'evaluate_split = "held_out"\nlog_dir = "{logs}"')
+    fusion = write_fusion(tmp_path, job, str(store), change)
+    before = hashes(Location.parse(store))
+    shutil.rmtree(store / "models")
+    _, lines = run_fusion(fusion)
+    assert lines.built == [BASELINE, FUSED_MODEL]
+    assert {path.name: len(list(path.iterdir())) for path in logs.iterdir()} == {
+        "baseline": 1,
+        "fused": 1,
+    }
+    assert hashes(Location.parse(store)) == before
+
+
 def test_trained_models_load_in_transformers(store_url, first_store, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

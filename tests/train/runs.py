@@ -1,5 +1,8 @@
 """A short run of the tiny model, as most tests of the trainer want it."""
 
+import numpy as np
+
+from fusestore.corpus.tokens import TokenTable
 from fusestore.storage.urls import Location
 from fusestore.train import TrainSettings, train
 
@@ -17,3 +20,18 @@ SETTINGS = TrainSettings(
 def run(model_path, dataset, settings, folder, **options):
     output = Location.parse(folder / "model")
     return train(model_path, dataset, settings, output, folder / "work", **options)
+
+
+def folder_bytes(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def held_out():
+    rng = np.random.default_rng(1)
+    lengths = [5, 1, 12, 0, 9]
+    total = sum(lengths)
+    return TokenTable(
+        rng.integers(0, 100, total).astype(np.int32),
+        np.concatenate([np.arange(1, n + 1, dtype=np.int32) * 3 for n in lengths]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )

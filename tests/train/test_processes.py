@@ -1,12 +1,7 @@
 """Two processes over gloo make the steps of one with twice the batch, and stop together."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,52 +10,7 @@ from fusestore.data import FusedDataset
 from fusestore.storage.urls import Location
 from fusestore.train import TrainSettings, train
 from tests.data.fused_folder import random_arrays, write_fused
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from fusestore.data import FusedDataset
-from fusestore.storage.urls import Location
-from fusestore.train import TrainSettings, train
-
-model, data, folder, settings = sys.argv[1:]
-train(Path(model), FusedDataset(data), TrainSettings.model_validate_json(settings),
-      Location.parse(folder + "/model"), Path(folder) / "work")
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def two_processes(model_path, fused_folder, folder, settings):
-    """Train in two processes; their return codes and what they wrote to stderr."""
-    folder.mkdir()
-    (folder / "script.py").write_text(SCRIPT)
-    shared = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    arguments = [model_path, fused_folder, folder, settings.model_dump_json()]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, folder / "script.py", *map(str, arguments)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    return [process.returncode for process in processes], errors
+from tests.train.processes import two_processes
 
 
 @pytest.mark.slow

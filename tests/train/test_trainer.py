@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fusestore.corpus.tokens import TokenTable
 from fusestore.data import FusedDataset, collate
 from fusestore.errors import (
     AlreadyExistsError,
@@ -23,24 +22,9 @@ from fusestore.errors import (
 )
 from fusestore.storage.urls import Location
 from fusestore.train import TrainSettings, fusion_loss, train
-from fusestore.train.settings import learning_rate_at
+from fusestore.train.schedules import learning_rate_at
 from tests.data.fused_folder import random_arrays, write_fused
-from tests.train.runs import SETTINGS, run
-
-
-def folder_bytes(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def held_out():
-    rng = np.random.default_rng(1)
-    lengths = [5, 1, 12, 0, 9]
-    total = sum(lengths)
-    return TokenTable(
-        rng.integers(0, 100, total).astype(np.int32),
-        np.concatenate([np.arange(1, n + 1, dtype=np.int32) * 3 for n in lengths]),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )
+from tests.train.runs import SETTINGS, folder_bytes, held_out, run
 
 
 def test_learns_and_publishes_a_model_folder(tiny_model_path, dataset, tmp_path):

@@ -1,0 +1,108 @@
+"""What a run measures on its way: held-out bits per byte, or whatever a function says."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fusestore.corpus.tokens import TokenTable
+from fusestore.errors import InvalidInputError
+from fusestore.train.evaluate import bits_per_byte
+from fusestore.train.manifest import EvaluationPoint
+from fusestore.train.processes import of_main_process
+from fusestore.train.settings import TrainSettings
+from fusestore.train.sharding import is_sharded, reshard
+from fusestore.train.student import Student
+from fusestore.train.surroundings import StopSignals
+
+Evaluation = Callable[[Any], Mapping[str, float]] | TokenTable
+"""A function from the model to metrics, or held-out documents to score in bits per byte."""
+
+SCORE = "bits_per_byte"
+"""The metric that says which model is the best: the lowest."""
+
+
+def best_evaluation(points: Sequence[EvaluationPoint]) -> EvaluationPoint | None:
+    """The first one with the fewest bits per byte; None where there is none."""
+    return min(points, key=lambda point: point.metrics[SCORE], default=None)
+
+
+class Evaluator:
+    """Evaluates in the main process while the others wait, or in all where weights are in pieces.
+
+    Both the loss curve and the weights are the same with and without it.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,  # noqa: ANN401 - accelerate is untyped
+        evaluation: Evaluation | None,
+        settings: TrainSettings,
+        stops: StopSignals,
+    ) -> None:
+        """Take a run's evaluation.
+
+        Raises:
+            InvalidInputError: the best model is wanted and there is no evaluation to tell it.
+        """
+        if evaluation is None and settings.result == "best":
+            raise InvalidInputError(
+                "result is 'best', but nothing is evaluated, so no model is the best. Give "
+                "held-out text (`--evaluate CORPUS/SPLIT`, or evaluate_split in a fusion.toml), "
+                "or take the last."
+            )
+        self._accelerator = accelerator
+        self._evaluation = evaluation
+        self._settings = settings
+        self._stops = stops
+
+    def is_due(self, step: int, total_steps: int) -> bool:
+        """Whether the model is evaluated after `step` steps: first, at the end, and in between."""
+        every = self._settings.eval_every
+        return self._evaluation is not None and (
+            step in (0, total_steps) or (every is not None and step % every == 0)
+        )
+
+    def run(self, step: int, student: Student) -> EvaluationPoint | None:
+        """The metrics of a model, the same in every process; None where a signal ended it.
+
+        Raises:
+            InvalidInputError: the best model is wanted and the metrics do not tell it.
+        """
+        metrics = None
+        if is_sharded(student):
+            metrics = student.with_model(self._metrics)
+            reshard(student)
+        elif self._accelerator.is_main_process:
+            # While others wait it does no harm to leave off in the middle.
+            with contextlib.suppress(KeyboardInterrupt), self._stops.at_once():
+                metrics = student.with_model(self._metrics)
+        metrics = of_main_process(self._accelerator, metrics)
+        if metrics is None:
+            return None
+        if self._settings.result == "best" and SCORE not in metrics:
+            raise InvalidInputError(
+                f"result is 'best', which {SCORE} decides, but the evaluation gives "
+                f"{sorted(metrics)}. Give {SCORE} too, or take the last."
+            )
+        return EvaluationPoint(step=step, metrics=metrics)
+
+    def _metrics(self, model: Any) -> dict[str, float]:  # noqa: ANN401
+        if isinstance(self._evaluation, TokenTable):
+            held_out = bits_per_byte(model, self._evaluation, precision=self._settings.precision)
+            return {
+                "bits_per_byte": held_out.bits_per_byte,
+                "nats_per_token": held_out.nats_per_token,
+            }
+        if self._evaluation is None:
+            return {}
+        model.eval()
+        try:
+            with torch.no_grad():
+                found = self._evaluation(model)
+        finally:
+            model.train()
+        return {name: float(value) for name, value in found.items()}
