@@ -22,7 +22,10 @@ def train(
         str, typer.Argument(help="Model to start from: folder, hub id, .gguf, package:NAME.")
     ],
     store: StoreOption,
-    fused: Annotated[str, typer.Option(help="Name of the fused dataset.")] = "fused",
+    fused: Annotated[
+        list[str] | None,
+        typer.Option(help="The fused dataset; several, NAME or NAME=WEIGHT, are mixed."),
+    ] = None,
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the trained model.")] = "model",
     objective: Annotated[str, typer.Option(help="fuse, or clm for the plain baseline.")] = "fuse",
     lm_weight: Annotated[float, typer.Option(help="Weight of the text against the fusion.")] = 0.9,
@@ -91,7 +94,7 @@ def train(
     where = Store.open(store, storage_options(storage_option))
     manifest, built = train_on_fused(
         where,
-        fused,
+        _weights(fused or ["fused"]),
         model,
         name,
         settings,
@@ -106,3 +109,21 @@ def train(
     for point in manifest.evaluations:
         metrics = ", ".join(f"{key} {value:.4f}" for key, value in point.metrics.items())
         output.print(f"  after step {point.step}: {metrics}")
+
+
+def _weights(fused: list[str]) -> str | dict[str, float | None]:
+    """Names of fused datasets with their weights; of one without a weight, its name."""
+    if len(fused) == 1 and "=" not in fused[0]:
+        return fused[0]
+    weights: dict[str, float | None] = {}
+    for entry in fused:
+        name, given, weight = entry.partition("=")
+        if name in weights:
+            raise typer.BadParameter(f"{name} is named twice", param_hint="--fused")
+        try:
+            weights[name] = float(weight) if given else None
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"{entry!r}: expected NAME or NAME=WEIGHT", param_hint="--fused"
+            ) from error
+    return weights

@@ -3,17 +3,23 @@
 from fusestore.data.collate import collate
 from fusestore.data.dataset import FusedDataset, open_fused
 from fusestore.data.loader import StreamingLoader
+from fusestore.data.mixture import FusedMixture
+from fusestore.data.mixture_order import MixtureOrder
 from fusestore.data.on_demand import open_recipe
 from fusestore.data.order import BatchOrder, permutation
+from fusestore.data.stream_mixture import StreamingMixture
 from fusestore.data.stream_order import StreamOrder
 from fusestore.data.streaming import StreamingFusedDataset
 
 __all__ = [
     "BatchOrder",
     "FusedDataset",
+    "FusedMixture",
+    "MixtureOrder",
     "StreamOrder",
     "StreamingFusedDataset",
     "StreamingLoader",
+    "StreamingMixture",
     "collate",
     "open_fused",
     "open_recipe",

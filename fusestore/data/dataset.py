@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusestore.data.fill import ShardFiller
 from fusestore.data.mapped import MappedArray
+from fusestore.data.order import permutation
 from fusestore.data.windows import SAMPLE_ARRAYS, sample_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
 from fusestore.packages import user_cache_folder
@@ -119,6 +121,25 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
     def __getitems__(self, windows: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several windows, for a DataLoader's batch."""
         return [self[window] for window in windows]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.name
+
+    @property
+    def target(self) -> str:
+        """Digest of the target's tokenizer."""
+        return str(self.plan["recipe"]["target"])
+
+    def order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """The window at each position of an epoch, int64 [len(self)]."""
+        return permutation(len(self), seed, epoch)
+
+    def describe(self, windows: Sequence[int]) -> str:
+        """Windows and the documents they touch, for messages."""
+        documents = sorted({document for window in windows for document in self.documents(window)})
+        return f"windows {list(windows)} (documents {documents}) of {self.name}"
 
     def documents(self, window: int) -> list[int]:
         """Corpus document indices that the window touches, rising."""

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from fusestore.corpus.tokens import TokenTable
 from fusestore.data.collate import collate
-from fusestore.data.dataset import FusedDataset
+from fusestore.data.mixture import Fused
 from fusestore.data.order import BatchOrder, batches_per_epoch
 from fusestore.train.checkpoint import TrainState, restore, save_checkpoint
 from fusestore.train.evaluate import autocast, bits_per_byte
@@ -53,7 +53,7 @@ class TrainingLoop:
         self,
         accelerator: Any,  # noqa: ANN401 - accelerate is untyped
         student: Student,
-        dataset: FusedDataset,
+        dataset: Fused,
         plan: TrainingPlan,
         work_dir: Path,
         evaluation: Evaluation | None,
@@ -123,7 +123,7 @@ class TrainingLoop:
         epoch, steps_into_epoch = divmod(steps_done, -(-batches // accumulation))
         while True:
             order = BatchOrder(
-                len(self.dataset),
+                self.dataset,
                 settings.batch_size,
                 seed=settings.seed,
                 epoch=epoch,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusestore.capture.models import model_digest
-from fusestore.data.dataset import FusedDataset
+from fusestore.data.mixture import Fused
 from fusestore.data.order import batches_per_epoch
 from fusestore.errors import AlreadyExistsError, IncompatibleError, InvalidInputError
 from fusestore.storage.shards import FileRecord
@@ -37,7 +37,7 @@ class TrainingResult(NamedTuple):
 
 def train(
     model_path: Path,
-    dataset: FusedDataset,
+    dataset: Fused,
     settings: TrainSettings,
     output: Location,
     work_dir: Path,
@@ -75,7 +75,7 @@ def train(
 
     check_model_folder(model_path)
     if dataset.sampled:
-        settings.fusion_objective.check_samples(f"fused dataset {dataset.folder.name}")
+        settings.fusion_objective.check_samples(f"fused dataset {dataset.name}")
     accelerator = Accelerator(mixed_precision="no")
     if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise IncompatibleError(
@@ -104,7 +104,7 @@ def train(
 
 
 def _plan(
-    model_path: Path, dataset: FusedDataset, settings: TrainSettings, world_size: int
+    model_path: Path, dataset: Fused, settings: TrainSettings, world_size: int
 ) -> TrainingPlan:
     batches = batches_per_epoch(len(dataset), settings.batch_size, world_size)
     steps_per_epoch = -(-batches // settings.gradient_accumulation)
