@@ -52,6 +52,9 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
+    attend_within: Annotated[
+        str, typer.Option(help="window, or document: none sees another of its window.")
+    ] = "window",
     num_workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 0,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Steps.")] = None,
     eval_every: Annotated[int | None, typer.Option(min=1, help="Steps.")] = None,
@@ -86,6 +89,7 @@ def train(
         "seed": seed,
         "precision": precision,
         "gradient_checkpointing": gradient_checkpointing,
+        "attend_within": attend_within,
         "num_workers": num_workers,
         "checkpoint_every": checkpoint_every,
         "eval_every": eval_every,

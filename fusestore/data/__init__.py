@@ -1,6 +1,6 @@
 """Fused datasets as training reads them: memory-mapped or streamed windows, order, batches."""
 
-from fusestore.data.collate import collate
+from fusestore.data.collate import collate, model_inputs
 from fusestore.data.dataset import FusedDataset, open_fused
 from fusestore.data.loader import StreamingLoader
 from fusestore.data.mixture import FusedMixture
@@ -21,6 +21,7 @@ __all__ = [
     "StreamingLoader",
     "StreamingMixture",
     "collate",
+    "model_inputs",
     "open_fused",
     "open_recipe",
     "permutation",

@@ -43,9 +43,9 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 
     Each sample: `input_ids` int32 [l], `next_ids` int32 [l] (−100: none), `fused_ids` int32
     [l, k], `fused_logprobs` float32 [l, k] (−inf: unused entry), `fused_tail` float32 [l],
-    `fused_mask` bool [l] (whether the position is distilled), `fused_sampled` bool [] (whether
-    rows are samples), `window` int64 []. Widths that losses need are `fusestore.data.collate`'s
-    work.
+    `fused_mask` bool [l] (whether the position is distilled), `document_end` bool [l] (whether a
+    document ends with this token), `fused_sampled` bool [] (whether rows are samples), `window`
+    int64 []. Widths that losses need are `fusestore.data.collate`'s work.
 
     Files are mapped lazily in each process, so the dataset can be pickled and used by any number
     of DataLoader workers, forked or spawned.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +135,7 @@ class TrainingLoop:
             loader = DataLoader(
                 self.dataset,
                 batch_sampler=order,
-                collate_fn=collate,
+                collate_fn=partial(collate, documents_apart=settings.attend_within == "document"),
                 num_workers=settings.num_workers,
                 # A forked worker can hang once the parent has used Polars or s3fs.
                 multiprocessing_context="forkserver" if settings.num_workers else None,

@@ -46,6 +46,8 @@ class TrainSettings(Frozen):
         save_dtype: of the weights in the finished model's folder.
         gradient_checkpointing: recompute activations in the backward pass.
         attn_implementation: transformers' name (`sdpa`, `eager`, …); None: the model's default.
+        attend_within: `window` lets a position see all of its window before it, `document` only
+            its own document, read from position 0 as if it were alone.
         num_workers: DataLoader processes that read windows ahead.
         eval_every: steps between evaluations; None: at the end only.
         checkpoint_every: steps between checkpoints; None: only when interrupted.
@@ -75,6 +77,7 @@ class TrainSettings(Frozen):
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
+    attend_within: Literal["window", "document"] = "window"
     num_workers: int = Field(default=0, ge=0)
     eval_every: int | None = Field(default=None, ge=1)
     checkpoint_every: int | None = Field(default=None, ge=1)

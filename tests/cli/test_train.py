@@ -19,11 +19,13 @@ def train(job, store, *options, model="small"):
 def test_other_losses(command, job, store):
     options = ["--divergence", "reverse_kl", "--tail", "ghost", "--temperature", "2"]
     options += ["--logits", "pieces", "--loss-spike", "0", "--max-steps", "2"]
+    options += ["--attend-within", "document"]
     told = command.succeeds(*train(job, store, *options, "--json")).json
     settings = told["plan"]["settings"]
     assert (settings["divergence"], settings["tail"]) == ("reverse_kl", "ghost")
     assert (settings["temperature"], settings["temperature_squared"]) == (2.0, True)
     assert (settings["logits"], settings["loss_spike"]) == ("pieces", None)
+    assert settings["attend_within"] == "document"
     assert all(point["fused"] >= 0 for point in told["loss_curve"])
 
 
