@@ -10,9 +10,10 @@ from fusestore.data.dataset import FusedDataset
 from fusestore.data.stream import Identity, Stream
 from fusestore.data.stream_order import StreamOrder
 from fusestore.data.stream_reader import FetchingReader, LocalReader, WindowReader
-from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.fetch.job import FetchJob
 from fusestore.fetch.layout import ShardLayout
+from fusestore.fetch.window_table import read_window_starts
 from fusestore.fuse.layout import shared_rows
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.packages import user_cache_folder
@@ -68,8 +69,7 @@ class StreamingFusedDataset(Stream):
 
         Raises:
             NotFoundError: no complete fused dataset is there.
-            CorruptionError: its manifest is damaged.
-            IncompatibleError: its windows are packed by document.
+            CorruptionError: its manifest, or its table of windows, is damaged.
             InvalidInputError: it has no tokens; or `cache_limit` is below what the order needs.
         """
         super().__init__(batch_size, rank, world_size)
@@ -90,11 +90,6 @@ class StreamingFusedDataset(Stream):
                 f"Fused dataset {location} holds no tokens: there is nothing to train on. Fuse a "
                 "split with documents."
             )
-        if recipe.packing != "stream":
-            raise IncompatibleError(
-                f"Fused dataset {location} has packing {recipe.packing!r}; only datasets of "
-                "packing 'stream' can be streamed. Read it with open_fused, or fuse it again."
-            )
         self.order = StreamOrder(
             digest=self.digest,
             num_tokens=self.num_tokens,
@@ -103,6 +98,7 @@ class StreamingFusedDataset(Stream):
             rows_per_block=shared_rows(self.num_tokens, recipe.rows_per_shard),
             seed=seed,
             span=shuffle_span,
+            starts=read_window_starts(location, manifest) if recipe.packing == "document" else None,
         )
         self._layout = ShardLayout.of(manifest)
         base = (Path(cache_dir) if cache_dir is not None else user_cache_folder()).expanduser()
