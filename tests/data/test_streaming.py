@@ -133,7 +133,8 @@ def test_over_http_by_ranges(made, shared, expected, cache, monkeypatch):
         with pytest.raises(NotFoundError, match="STORE/fused/NAME"):
             stream(f"{site.url}/nowhere", cache)
     # Large files come in pieces. Only this process is told that they are small.
-    monkeypatch.setattr(download, "PIECE_BYTES", 1_000)
+    monkeypatch.setattr(download, "MIN_PIECE_BYTES", 100)
+    monkeypatch.setattr(download, "MAX_PIECE_BYTES", 1_000)
     with RangeServer(made) as site:
         dataset = stream(site.url, cache / "pieces")
         fetch_here(dataset, 0)
