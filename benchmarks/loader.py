@@ -3,11 +3,11 @@
 First part, one core: windows of one fused dataset (k = 32, 1,024 tokens) in one random order, in
 batches of 8 asked for by index, from files that lie in memory. Every side has the same content and
 gives the same arrays, checked; sides run in turns, medians of the turns. Second part: an epoch of
-the shared form from an HTTP server in a process of its own that sends at a fixed rate, against
-getting the same objects with as many connections and throwing them away.
+the shared form from an HTTP server in a process of its own that sends at a fixed rate, and from
+moto's S3 server, against getting the same objects with as many connections and throwing them away.
 
     pip install datasets litdata mosaicml-streaming
-    OMP_NUM_THREADS=1 python benchmarks/loader.py
+    OMP_NUM_THREADS=1 python benchmarks/loader.py            # `… streaming`: the second part alone
 
 Peers that are not installed are left out. Figures of the last run stand in docs/loading.md.
 """
@@ -20,7 +20,11 @@ import importlib.metadata
 import multiprocessing
 import os
 import re
+import shutil
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -30,12 +34,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import botocore.config
 import numpy as np
 import requests
 import torch
 
 from fusestore.data import FusedDataset, StreamingFusedDataset
-from fusestore.fetch.download import CONNECTIONS
+from fusestore.fetch.download import CONNECTIONS, Download
+from fusestore.fetch.layout import ShardLayout
 from fusestore.fuse.layout import fused_arrays
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.recipe import Recipe
@@ -53,9 +59,11 @@ STREAMED_SHARDS = 24
 BATCH = 8
 TURNS = 60
 RATES = (100e6, 250e6)
+RETRIES = {"max_attempts": 20, "mode": "standard"}
 
 Arrays = dict[str, np.ndarray]
 Read = Callable[[Sequence[int]], list[dict[str, Any]]]
+Get = Callable[[str], int]
 
 NAMES = {
     "input_ids": "input_ids",
@@ -69,8 +77,9 @@ NAMES = {
 
 def main() -> None:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        windows_per_second(Path(folder))
+    if "streaming" not in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as folder:
+            windows_per_second(Path(folder))
     with tempfile.TemporaryDirectory() as folder:
         streaming(Path(folder))
 
@@ -219,23 +228,45 @@ def mds_side(folder: Path, arrays: Arrays) -> Read:
 def streaming(folder: Path) -> None:
     write_dataset(folder / "local", make_arrays(STREAMED_SHARDS * SHARD))
     pack_fused(Location.parse(folder / "local"), Location.parse(folder / "shared"))
+    decoding = decoding_seconds(folder / "shared")
+    print(f"a shard is verified and decoded by one core in {decoding:.3f} s")
     for rate in RATES:
         with served(folder / "shared", rate) as url:
-            raw, ours, first, shard = [], [], [], []
-            for turn in range(3):
-                found, one_shard = download_all(url, folder / "shared")
-                raw.append(found)
-                shard.append(one_shard)
-                found, waited = stream_all(url, folder / "shared", folder / f"{rate}-{turn}")
-                ours.append(found)
-                first.append(waited)
-        fetched, streamed = statistics.median(raw), statistics.median(ours)
-        print(
-            f"link of {rate / 1e6:,.0f} MB/s: downloaded at {fetched / 1e6:,.0f} MB/s, streamed at "
-            f"{streamed / 1e6:,.0f} MB/s, ratio {streamed / fetched:.2f}; one shard arrives in "
-            f"{statistics.median(shard):.2f} s, the first sample after "
-            f"{statistics.median(first):.2f} s"
-        )
+            against_the_link(f"link of {rate / 1e6:,.0f} MB/s", url, folder, http_get(url))
+    with bucket(folder / "shared") as (url, get):
+        against_the_link("moto's S3 server", url, folder, get)
+
+
+def against_the_link(name: str, url: str, folder: Path, get: Get) -> None:
+    """Downloading and streaming in turns."""
+    raw, ours, first, shard = [], [], [], []
+    for turn in range(5):
+        found, one_shard = download_all(get, folder / "shared")
+        raw.append(found)
+        shard.append(one_shard)
+        found, waited = stream_all(url, folder / "shared", folder / f"{name}-{turn}")
+        ours.append(found)
+        first.append(waited)
+        shutil.rmtree(folder / f"{name}-{turn}")
+    fetched, streamed = statistics.median(raw), statistics.median(ours)
+    print(
+        f"{name}: downloaded at {fetched / 1e6:,.0f} MB/s, streamed at {streamed / 1e6:,.0f} MB/s, "
+        f"ratio {streamed / fetched:.2f}; one shard arrives in {statistics.median(shard):.2f} s, "
+        f"the first sample {statistics.median(first):.2f} s after the stream is opened"
+    )
+
+
+def decoding_seconds(folder: Path) -> float:
+    """What lies between a shard's arrival and its use."""
+    manifest = FusedManifest.load(Location.parse(folder / "manifest.json"))
+    download, layout = Download(Location.parse(folder), manifest), ShardLayout.of(manifest)
+    found = []
+    for shard in range(STREAMED_SHARDS):
+        content = np.zeros(layout.num_bytes, np.uint8)
+        began = time.perf_counter()
+        download.fetch(shard, content)
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
 
 
 def objects(folder: Path) -> list[list[str]]:
@@ -248,8 +279,7 @@ def objects(folder: Path) -> list[list[str]]:
     ]
 
 
-def download_all(url: str, folder: Path) -> tuple[float, float]:
-    """Bytes per second of getting every object, and seconds until the first shard is there."""
+def http_get(url: str) -> Get:
     sessions = threading.local()
 
     def get(name: str) -> int:
@@ -257,6 +287,11 @@ def download_all(url: str, folder: Path) -> tuple[float, float]:
             sessions.own = requests.Session()
         return len(sessions.own.get(f"{url}/{name}").content)
 
+    return get
+
+
+def download_all(get: Get, folder: Path) -> tuple[float, float]:
+    """Bytes per second of getting every object, and seconds until the first shard is there."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         began = time.perf_counter()
         listed = objects(folder)
@@ -296,6 +331,43 @@ def served(folder: Path, rate: float) -> Iterator[str]:
     process.join()
 
 
+@contextlib.contextmanager
+def bucket(folder: Path) -> Iterator[tuple[str, Get]]:
+    """A bucket with the folder's files, in a server in a process of its own; and boto3's GET."""
+    import boto3
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    try:
+        client = boto3.client(
+            "s3", config=botocore.config.Config(max_pool_connections=CONNECTIONS, retries=RETRIES)
+        )
+        client.create_bucket(Bucket="benchmark")
+        for path in folder.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), "benchmark", path.relative_to(folder).as_posix())
+
+        def get(name: str) -> int:
+            return len(client.get_object(Bucket="benchmark", Key=name)["Body"].read())
+
+        yield "s3://benchmark", get
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def serve(folder: str, rate: float, port: Any) -> None:
     lock = threading.Lock()
     free_at = 0.0
@@ -309,6 +381,8 @@ def serve(folder: str, rate: float, port: Any) -> None:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # As servers of files do: otherwise a small file waits 40 ms for its header's receipt.
+        disable_nagle_algorithm = True
 
         def log_message(self, *_: object) -> None:
             pass

@@ -22,9 +22,10 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 VOCABULARY, WIDTH, LAYERS, WINDOW = 8_192, 192, 4, 256
@@ -59,8 +60,8 @@ class Experiment(NamedTuple):
     """
 
     question: str
-    fuse: dict[str, Any] = {}
-    train: dict[str, Any] = {}
+    fuse: Mapping[str, Any] = MappingProxyType({})
+    train: Mapping[str, Any] = MappingProxyType({})
     vocabulary: str = "prefix"
 
 
@@ -177,7 +178,7 @@ def make_student(corpus: Any, folder: Path, seed: int) -> None:
         bos_token_id=None,
         eos_token_id=0,
     )
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>").save_pretrained(folder)  # noqa: S106
+    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>").save_pretrained(folder)
     LlamaForCausalLM(config).save_pretrained(folder)
 
 

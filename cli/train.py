@@ -25,7 +25,10 @@ def train(
         str, typer.Argument(help="Model to start from: folder, hub id, .gguf, package:NAME.")
     ],
     store: StoreOption,
-    fused: Annotated[str, typer.Option(help="Name of the fused dataset.")] = "fused",
+    fused: Annotated[
+        list[str] | None,
+        typer.Option(help="The fused dataset; several, NAME or NAME=WEIGHT, are mixed."),
+    ] = None,
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the trained model.")] = "model",
     objective: Annotated[
         str, typer.Option(help="fuse; kd: the distributions alone; clm: the text alone.")
@@ -68,6 +71,9 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
+    attend_within: Annotated[
+        str, typer.Option(help="window, or document: none sees another of its window.")
+    ] = "window",
     num_workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 0,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Steps.")] = None,
     eval_every: Annotated[int | None, typer.Option(min=1, help="Steps.")] = None,
@@ -122,6 +128,7 @@ def train(
         "seed": seed,
         "precision": precision,
         "gradient_checkpointing": gradient_checkpointing,
+        "attend_within": attend_within,
         "num_workers": num_workers,
         "checkpoint_every": checkpoint_every,
         "eval_every": eval_every,
@@ -134,7 +141,7 @@ def train(
     reporter = ConsoleReporter() if is_main_process else SilentReporter()
     manifest, built = train_on_fused(
         where,
-        fused,
+        _weights(fused or ["fused"]),
         model,
         name,
         settings,
@@ -153,3 +160,21 @@ def train(
         metrics = ", ".join(f"{key} {value:.4f}" for key, value in point.metrics.items())
         kept = " (published)" if point.step == manifest.result_step else ""
         output.print(f"  after step {point.step}: {metrics}{kept}")
+
+
+def _weights(fused: list[str]) -> str | dict[str, float | None]:
+    """Names of fused datasets with their weights; of one without a weight, its name."""
+    if len(fused) == 1 and "=" not in fused[0]:
+        return fused[0]
+    weights: dict[str, float | None] = {}
+    for entry in fused:
+        name, given, weight = entry.partition("=")
+        if name in weights:
+            raise typer.BadParameter(f"{name} is named twice", param_hint="--fused")
+        try:
+            weights[name] = float(weight) if given else None
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"{entry!r}: expected NAME or NAME=WEIGHT", param_hint="--fused"
+            ) from error
+    return weights

@@ -1,20 +1,27 @@
 """Fused datasets as training reads them: memory-mapped or streamed windows, order, batches."""
 
-from fusestore.data.collate import collate
+from fusestore.data.collate import collate, model_inputs
 from fusestore.data.dataset import FusedDataset, open_fused
 from fusestore.data.loader import StreamingLoader
+from fusestore.data.mixture import FusedMixture
+from fusestore.data.mixture_order import MixtureOrder
 from fusestore.data.on_demand import open_recipe
 from fusestore.data.order import BatchOrder, permutation
+from fusestore.data.stream_mixture import StreamingMixture
 from fusestore.data.stream_order import StreamOrder
 from fusestore.data.streaming import StreamingFusedDataset
 
 __all__ = [
     "BatchOrder",
     "FusedDataset",
+    "FusedMixture",
+    "MixtureOrder",
     "StreamOrder",
     "StreamingFusedDataset",
     "StreamingLoader",
+    "StreamingMixture",
     "collate",
+    "model_inputs",
     "open_fused",
     "open_recipe",
     "permutation",

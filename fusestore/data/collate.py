@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,23 +19,29 @@ _FIELDS = {
     "fused_logprobs",
     "fused_tail",
     "fused_mask",
+    "document_end",
     "fused_sampled",
     "window",
 }
 
 
-def collate(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def collate(
+    samples: Sequence[Mapping[str, Tensor]], *, documents_apart: bool = False
+) -> dict[str, Tensor]:
     """Stack B windows, padding shorter ones on the right to the longest, L.
 
     Args:
         samples: as `FusedDataset` gives them.
+        documents_apart: whether models are to read each document of a window as if it were alone;
+            adds `position_ids`, and is the work of `model_inputs`.
 
     Returns:
         `input_ids` int64 [B, L] (0 in padding), `attention_mask` int64 [B, L], `next_ids` int64
         [B, L] (already shifted: `logits[:, i]` is scored against `next_ids[:, i]`; −100 where
         there is none), `fused_ids` int64 [B, L, k], `fused_logprobs` float32 [B, L, k] (−inf:
         unused), `fused_tail` float32 [B, L], `fused_mask` bool [B, L], `fused_sampled` bool [B],
-        `window` int64 [B].
+        `window` int64 [B]; and if asked `position_ids` int64 [B, L], which begin at 0 with every
+        document, with the window, and with its padding.
 
     Raises:
         InvalidInputError: no samples, or some without what `FusedDataset` gave them.
@@ -50,7 +57,7 @@ def collate(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         )
     lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
     real = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
-    return {
+    batch = {
         "input_ids": _stack(samples, "input_ids", real, 0).long(),
         "attention_mask": real.long(),
         "next_ids": _stack(samples, "next_ids", real, IGNORED_LABEL).long(),
@@ -61,6 +68,41 @@ def collate(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         "fused_sampled": torch.stack([sample["fused_sampled"] for sample in samples]),
         "window": torch.stack([sample["window"] for sample in samples]),
     }
+    if documents_apart:
+        batch["position_ids"] = _position_ids(_stack(samples, "document_end", real, 0), lengths)
+    return batch
+
+
+def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a causal language model of transformers is called with.
+
+    With `position_ids`, the model gets these and no mask: transformers then finds where documents
+    begin and keeps attention (`sdpa`, `eager`, `flex_attention`; `flash_attention_2` for one
+    window at a time) to the document, if no cache is used. `fusestore.train.check_apart` sees
+    whether a model does.
+
+    Args:
+        batch: from `collate`.
+    """
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+    if "position_ids" in batch:
+        return {**inputs, "position_ids": batch["position_ids"]}
+    # Attention is faster without a mask.
+    mask = batch["attention_mask"]
+    return {**inputs, "attention_mask": None if bool(mask.all()) else mask}
+
+
+def _position_ids(document_end: Tensor, lengths: Tensor) -> Tensor:
+    """Distance from where the document, or the padding, begins in the window: int64 [B, L].
+
+    Args:
+        document_end: bool [B, L].
+        lengths: int64 [B] of the windows without padding.
+    """
+    place = torch.arange(document_end.shape[1]).expand(document_end.shape)
+    begins = torch.roll(document_end, 1, dims=1) | (place == lengths[:, None])
+    begins[:, 0] = True
+    return place - torch.where(begins, place, 0).cummax(1).values
 
 
 def _stack(

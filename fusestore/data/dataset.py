@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusestore.data.fill import ShardFiller
 from fusestore.data.mapped import MappedArray
+from fusestore.data.order import permutation
 from fusestore.data.windows import SAMPLE_ARRAYS, sample_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
 from fusestore.packages import user_cache_folder
@@ -41,9 +43,9 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 
     Each sample: `input_ids` int32 [l], `next_ids` int32 [l] (−100: none), `fused_ids` int32
     [l, k], `fused_logprobs` float32 [l, k] (−inf: unused entry), `fused_tail` float32 [l],
-    `fused_mask` bool [l] (whether the position is distilled), `fused_sampled` bool [] (whether
-    rows are samples), `window` int64 []. Widths that losses need are `fusestore.data.collate`'s
-    work.
+    `fused_mask` bool [l] (whether the position is distilled), `document_end` bool [l] (whether a
+    document ends with this token), `fused_sampled` bool [] (whether rows are samples), `window`
+    int64 []. Widths that losses need are `fusestore.data.collate`'s work.
 
     Files are mapped lazily in each process, so the dataset can be pickled and used by any number
     of DataLoader workers, forked or spawned.
@@ -119,6 +121,25 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
     def __getitems__(self, windows: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several windows, for a DataLoader's batch."""
         return [self[window] for window in windows]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.name
+
+    @property
+    def target(self) -> str:
+        """Digest of the target's tokenizer."""
+        return str(self.plan["recipe"]["target"])
+
+    def order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """The window at each position of an epoch, int64 [len(self)]."""
+        return permutation(len(self), seed, epoch)
+
+    def describe(self, windows: Sequence[int]) -> str:
+        """Windows and the documents they touch, for messages."""
+        documents = sorted({document for window in windows for document in self.documents(window)})
+        return f"windows {list(windows)} (documents {documents}) of {self.name}"
 
     def documents(self, window: int) -> list[int]:
         """Corpus document indices that the window touches, rising."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fusestore.data.collate import collate
-from fusestore.data.streaming import StreamingFusedDataset
+from fusestore.data.stream import Stream
 from fusestore.errors import InvalidInputError
 
 _REFUSED = {
@@ -32,7 +32,7 @@ class StreamingLoader(DataLoader[dict[str, Tensor]]):
 
     def __init__(
         self,
-        dataset: StreamingFusedDataset,
+        dataset: Stream,
         batch_size: int = 1,
         *,
         num_workers: int = 0,
@@ -80,5 +80,5 @@ class StreamingLoader(DataLoader[dict[str, Tensor]]):
         return self._stream.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go where `state_dict` was taken; see `StreamingFusedDataset.load_state_dict`."""
+        """Go where `state_dict` was taken; see `Stream.load_state_dict`."""
         self._stream.load_state_dict(state)

@@ -1,12 +1,13 @@
 """Which window comes when: pure functions of integers, the same on every machine.
 
-`order(n, seed, epoch)` is a permutation; batches are consecutive pieces of it. Position, rank,
+`permutation(n, seed, epoch)` is an order; batches are consecutive pieces of it. Position, rank,
 batch size and number of workers choose where one stands in the order, never the order itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,20 +37,33 @@ def batches_per_epoch(num_windows: int, batch_size: int, world_size: int = 1) ->
     return num_windows // per_step + (num_windows % per_step >= world_size)
 
 
+class Ordered(Protocol):
+    """A dataset that says in which order its windows come."""
+
+    def __len__(self) -> int:
+        """Windows in an epoch."""
+        ...
+
+    def order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """The window at each position of an epoch, int64 [len(self)]."""
+        ...
+
+
 class BatchOrder:
     """A `batch_sampler` for `torch.utils.data.DataLoader`: one epoch's batches of one rank.
 
-    Step s takes the windows `[s · B · W, (s + 1) · B · W)` of the permutation, and of these rank r
+    Step s takes the windows `[s · B · W, (s + 1) · B · W)` of the order, and of these rank r
     takes every W-th. The last step may be smaller; when it has fewer windows than ranks, those
     (at most W − 1) are left out of this epoch, so that every rank makes the same number of steps.
 
     Attributes:
+        windows: whose order it is, a dataset or a mixture; of a plain number, `permutation`'s.
         first_batch: batches to leave out at the start, to go on in the middle of an epoch.
     """
 
     def __init__(
         self,
-        num_windows: int,
+        windows: int | Ordered,
         batch_size: int,
         *,
         seed: int,
@@ -64,7 +78,8 @@ class BatchOrder:
                 f"first_batch={first_batch}: expected batch_size ≥ 1, 0 ≤ rank < world_size and "
                 "first_batch ≥ 0."
             )
-        self.num_windows = num_windows
+        self.windows = windows
+        self.num_windows = windows if isinstance(windows, int) else len(windows)
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = epoch
@@ -77,7 +92,10 @@ class BatchOrder:
         return max(0, total - self.first_batch)
 
     def __iter__(self) -> Iterator[list[int]]:
-        windows = permutation(self.num_windows, self.seed, self.epoch)
+        if isinstance(self.windows, int):
+            windows = permutation(self.windows, self.seed, self.epoch)
+        else:
+            windows = self.windows.order(self.seed, self.epoch)
         per_step = self.batch_size * self.world_size
         for step in range(self.first_batch, self.first_batch + len(self)):
             shared = windows[step * per_step : (step + 1) * per_step]

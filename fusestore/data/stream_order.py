@@ -11,7 +11,7 @@ the order, never the order itself.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,8 @@ class StreamOrder:
         digest: the dataset's (of its plan): another dataset has another order.
         num_tokens: T.
         window_length: tokens per window; the last window may be shorter.
+        starts: int64 [n + 1] the first position of each window, and T, where windows are not cut
+            every `window_length` tokens; else None.
         rows_per_block: tokens that the windows of one block begin in.
         seed: another seed is another order.
         span: places that windows are mixed over; 1 keeps a shard's windows together and in order.
@@ -43,6 +45,8 @@ class StreamOrder:
     rows_per_block: int
     seed: int
     span: int
+    # A part of what `digest` stands for.
+    starts: _Indices | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63 or not 1 <= self.span < _MAX_PLACES:
@@ -59,7 +63,16 @@ class StreamOrder:
     @property
     def num_windows(self) -> int:
         """Windows in an epoch, n."""
+        if self.starts is not None:
+            return len(self.starts) - 1
         return -(-self.num_tokens // self.window_length)
+
+    def bounds(self, window: int) -> tuple[int, int]:
+        """A window's positions: the first, and the one behind the last."""
+        if self.starts is not None:
+            return int(self.starts[window]), int(self.starts[window + 1])
+        start = window * self.window_length
+        return start, min(start + self.window_length, self.num_tokens)
 
     def windows(self, epoch: int) -> _Indices:
         """The window at each position of an epoch, int64 [n]; every window once."""
@@ -100,7 +113,11 @@ class StreamOrder:
         Returns:
             int64 [blocks] each: the first shard, and the last one, included.
         """
-        edges = np.minimum(self._block_starts() * self.window_length, self.num_tokens)
+        blocks = self._block_starts()
+        if self.starts is not None:
+            edges = self.starts[blocks]
+        else:
+            edges = np.minimum(blocks * self.window_length, self.num_tokens)
         return edges[:-1] // rows_per_shard, (edges[1:] - 1) // rows_per_shard
 
     def working_set(self, rows_per_shard: int) -> int:
@@ -119,7 +136,10 @@ class StreamOrder:
     def _block_starts(self) -> _Indices:
         """First window of each block, and n; blocks without windows are left out."""
         tokens = np.arange(0, self.num_tokens, self.rows_per_block, dtype=np.int64)
-        starts = -(-tokens // self.window_length)
+        if self.starts is not None:
+            starts = np.searchsorted(self.starts, tokens)
+        else:
+            starts = -(-tokens // self.window_length)
         return np.unique(np.append(np.minimum(starts, self.num_windows), self.num_windows))
 
     def _random(self, epoch: int, purpose: str, count: int) -> npt.NDArray[np.uint64]:

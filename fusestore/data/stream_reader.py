@@ -110,9 +110,7 @@ class FetchingReader:
         """See `WindowReader`."""
         self._move(position)
         window = int(self._windows[position])
-        start = window * self._order.window_length
-        stop = min(start + self._order.window_length, self._order.num_tokens)
-        rows = self._shards.read(start, stop, SAMPLE_ARRAYS)
+        rows = self._shards.read(*self._order.bounds(window), SAMPLE_ARRAYS)
         return sample_of(rows, window, sampled=self._sampled)
 
     def _move(self, position: int) -> None:

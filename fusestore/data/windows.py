@@ -41,6 +41,7 @@ def sample_of(
         "fused_logprobs": tensor(rows["logprobs"]),
         "fused_tail": tensor(rows["tail"]),
         "fused_mask": tensor(rows["kind"] != _NO_DISTILLATION),
+        "document_end": tensor(rows["next_ids"] == NO_LABEL),
         "fused_sampled": tensor(np.array(sampled)),
         "window": tensor(np.array(window)),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -19,11 +20,13 @@ from fusestore.storage.arrays import ArraySpec
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 
-PIECE_BYTES = 8 * 2**20
-"""A larger file is asked for in pieces of this size."""
-
 CONNECTIONS = 8
 """Pieces asked for at one time by a process."""
+
+MIN_PIECE_BYTES = 2**19
+MAX_PIECE_BYTES = 2**23
+"""A file is asked for in as many pieces as there are connections, of a size between these. So files
+arrive one after the other, not all at the same time, and one is decoded while the next arrives."""
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -42,12 +45,13 @@ class Download:
     manifest: FusedManifest
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CONNECTIONS))
 
-    def fetch(self, shard: int, content: _Bytes) -> None:
+    def fetch(self, shard: int, content: _Bytes, begun: Callable[[], None] = lambda: None) -> None:
         """Fill a shard's file.
 
         Args:
             shard: its number.
             content: uint8 [`ShardLayout.num_bytes`], all zeros.
+            begun: called when all requests stand in the pool's line.
 
         Raises:
             CorruptionError: a file is missing, or is not what the manifest says.
@@ -62,6 +66,7 @@ class Download:
             for array in layout.arrays
         ]
         requests = [self._request(*pair, shard) for pair in zip(layout.arrays, files, strict=True)]
+        begun()
         try:
             for array, file, listed in zip(layout.arrays, files, requests, strict=True):
                 for request in listed:
@@ -99,9 +104,10 @@ class Download:
     def _request(self, array: ArraySpec, file: _Bytes, shard: int) -> list[Future[None]]:
         self._record(array, shard)
         where = self.source / array.file_name(shard)
+        size = min(max(-(-len(file) // CONNECTIONS), MIN_PIECE_BYTES), MAX_PIECE_BYTES)
         return [
-            self.pool.submit(_read_into, where, start, file[start : start + PIECE_BYTES])
-            for start in range(0, len(file), PIECE_BYTES)
+            self.pool.submit(_read_into, where, start, file[start : start + size])
+            for start in range(0, len(file), size)
         ]
 
     def _check(self, array: ArraySpec, shard: int, file: _Bytes) -> None:

@@ -54,9 +54,15 @@ def decode_file(
     """
     opened = _OpenShard(folder, spec, shard, content=content)
     start, stop = spec.rows_of(shard)
-    for chunk in range(-(-(stop - start) // spec.rows_per_chunk)):
-        values = opened.decode(chunk, *opened.fetch_chunks(chunk, chunk + 1))
-        _place(spec, values, chunk * spec.rows_per_chunk, out, 0)
+    rows = spec.rows_per_chunk
+    in_place = spec.chunks_across == 1 and out.dtype == spec.dtype and out.flags.c_contiguous
+    for chunk in range(-(-(stop - start) // rows)):
+        here = out[chunk * rows : (chunk + 1) * rows]
+        whole = in_place and len(here) == rows
+        fetched = opened.fetch_chunks(chunk, chunk + 1)
+        values = opened.decode(chunk, *fetched, here.reshape(1, -1) if whole else None)
+        if not np.may_share_memory(values, here):
+            _place(spec, values, chunk * rows, out, 0)
 
 
 def _place(spec: ArraySpec, values: _Values, first: int, out: _Values, start: int) -> None:
@@ -252,15 +258,20 @@ class _OpenShard:
         end = max(self.offsets[part] + self.lengths[part] for part in parts)
         return begin, self.fetch(begin, end)
 
-    def decode(self, chunk: int, begin: int, data: npt.NDArray[np.uint8]) -> _Values:
-        """Values of a chunk of rows, from what `fetch_chunks` gave; shape as in `chunks`."""
+    def decode(
+        self, chunk: int, begin: int, data: npt.NDArray[np.uint8], out: _Values | None = None
+    ) -> _Values:
+        """Values of a chunk of rows, from what `fetch_chunks` gave; shape as in `chunks`.
+
+        What has to be decoded is decoded into `out` [chunks across, values], if it is given.
+        """
         spec, count = self.spec, self.values_per_chunk
         if spec.codec == "raw":
             piece = self._piece(chunk, begin, data)
             if len(piece) != count * self.dtype.itemsize:
                 raise self.corrupt(f"holds {len(piece):,} bytes in chunk {chunk}")
             return piece.view(self.dtype.newbyteorder("<")).reshape(1, *spec.chunk_shape)
-        values = np.empty((spec.chunks_across, count), dtype=self.dtype)
+        values = np.empty((spec.chunks_across, count), self.dtype) if out is None else out
         for part, target in enumerate(values, chunk * spec.chunks_across):
             piece = self._piece(part, begin, data)
             try:

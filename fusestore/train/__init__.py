@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fusestore.train.apart import check_apart
     from fusestore.train.evaluate import HeldOut, bits_per_byte
     from fusestore.train.linear_loss import linear_fusion_loss, linear_fusion_terms
     from fusestore.train.loop import TrainingProgress
@@ -23,6 +24,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingResult",
     "bits_per_byte",
+    "check_apart",
     "fusion_loss",
     "fusion_terms",
     "linear_fusion_loss",
@@ -39,6 +41,7 @@ _MODULES = {
     "TrainingProgress": "loop",
     "TrainingResult": "trainer",
     "bits_per_byte": "evaluate",
+    "check_apart": "apart",
     "fusion_loss": "losses",
     "fusion_terms": "losses",
     "linear_fusion_loss": "linear_loss",

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fusestore.data.collate import collate
-from fusestore.data.dataset import FusedDataset
+from fusestore.data.mixture import Fused
 from fusestore.data.order import BatchOrder, batches_per_epoch
 from fusestore.train.manifest import TrainingPlan
 
 
 def step_batches(
-    dataset: FusedDataset, plan: TrainingPlan, rank: int, steps_done: int
+    dataset: Fused, plan: TrainingPlan, rank: int, steps_done: int
 ) -> Generator[list[dict[str, Tensor]], None, None]:
     """The batches of each optimizer step from `steps_done` on, epoch after epoch, for ever.
 
@@ -31,7 +32,7 @@ def step_batches(
     epoch, steps_into_epoch = divmod(steps_done, -(-batches // accumulation))
     while True:
         order = BatchOrder(
-            len(dataset),
+            dataset,
             settings.batch_size,
             seed=settings.seed,
             epoch=epoch,
@@ -42,7 +43,7 @@ def step_batches(
         loader = DataLoader(
             dataset,
             batch_sampler=order,
-            collate_fn=collate,
+            collate_fn=partial(collate, documents_apart=settings.attend_within == "document"),
             num_workers=settings.num_workers,
             # A forked worker can hang once the parent has used Polars or s3fs.
             multiprocessing_context="forkserver" if settings.num_workers else None,

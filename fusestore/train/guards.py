@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusestore.capture.models import output_width
-from fusestore.data.dataset import FusedDataset
+from fusestore.data.mixture import Fused
 from fusestore.errors import DivergedError, IncompatibleError, NonFiniteError
 
 SPIKE_HISTORY = 20
@@ -21,7 +21,7 @@ SPIKE_HISTORY = 20
 
 def check_vocabulary(
     model: Any,  # noqa: ANN401 - transformers is untyped
-    dataset: FusedDataset,
+    dataset: Fused,
     model_path: Path,
 ) -> None:
     """See, before the first step, that the model has every token id of the dataset.
@@ -35,13 +35,13 @@ def check_vocabulary(
     largest = dataset.largest_token_id()
     if largest >= width:
         raise IncompatibleError(
-            f"Fused dataset {dataset.folder.name} has token id {largest}, but the model in "
+            f"Fused dataset {dataset.name} has token id {largest}, but the model in "
             f"{model_path} has {width} ids: they do not belong together. Train the target that "
             "the dataset was fused for."
         )
 
 
-def check_tokenizer(digest: str, dataset: FusedDataset, model: str) -> None:
+def check_tokenizer(digest: str, dataset: Fused, model: str) -> None:
     """See that the model's tokenizer is the one whose ids the dataset holds.
 
     Args:
@@ -52,10 +52,10 @@ def check_tokenizer(digest: str, dataset: FusedDataset, model: str) -> None:
     Raises:
         IncompatibleError: it is another one, even if all ids would fit.
     """
-    expected = dataset.plan["recipe"]["target"]
+    expected = dataset.target
     if digest != expected:
         raise IncompatibleError(
-            f"Fused dataset {dataset.folder.name} holds tokens of the tokenizer with digest "
+            f"Fused dataset {dataset.name} holds tokens of the tokenizer with digest "
             f"{expected[:16]}, but that of {model} has digest {digest[:16]}: the same ids would "
             f"stand for other text. Train the target that the dataset was fused for, or fuse for "
             f"{model}."
@@ -63,7 +63,7 @@ def check_tokenizer(digest: str, dataset: FusedDataset, model: str) -> None:
 
 
 def not_finite(
-    value: float, step: int, windows: Sequence[int], dataset: FusedDataset, kept: str
+    value: float, step: int, windows: Sequence[int], dataset: Fused, kept: str
 ) -> NonFiniteError:
     """The error to raise when some process met a loss or gradient that is not a number.
 
@@ -80,7 +80,7 @@ def not_finite(
             f"names the documents. No weights were changed by this step; {kept}."
         )
     return NonFiniteError(
-        f"Step {step}: the loss or its gradient is {value} for {_described(windows, dataset)}. "
+        f"Step {step}: the loss or its gradient is {value} for {dataset.describe(windows)}. "
         f"No weights were changed by this step; {kept}. Lower the learning rate, use precision "
         "'no', or look at these documents' distributions with `fusestore inspect`."
     )
@@ -92,7 +92,7 @@ def check_spike(
     earlier: Sequence[float],
     limit: float | None,
     windows: Sequence[int],
-    dataset: FusedDataset,
+    dataset: Fused,
     kept: str,
 ) -> None:
     """See that a step's loss is in keeping with the steps before it.
@@ -116,7 +116,7 @@ def check_spike(
         raise DivergedError(
             f"Step {step}: the loss is {loss:.4g}, {loss - usual:.4g} above the median "
             f"of the {len(earlier)} steps before ({usual:.4g}); loss_spike allows {limit:g}. "
-            f"It was computed on {_described(windows, dataset)}. No weights were changed by this "
+            f"It was computed on {dataset.describe(windows)}. No weights were changed by this "
             f"step; {kept}. Lower the learning rate or lengthen the warm-up; look at these "
             "documents with `fusestore inspect`; or raise loss_spike and run again, which goes "
             "on from the checkpoint if there is one."
@@ -134,8 +134,3 @@ def check_weights(name: str, value: Tensor, step: int, kept: str) -> None:
             f"After step {step} the weights {name} are not finite and were not kept; {kept}. "
             "Lower the learning rate."
         )
-
-
-def _described(windows: Sequence[int], dataset: FusedDataset) -> str:
-    documents = sorted({document for window in windows for document in dataset.documents(window)})
-    return f"windows {list(windows)} (documents {documents}) of {dataset.folder.name}"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fusestore.data.dataset import FusedDataset
+from fusestore.data.mixture import Fused
 from fusestore.train.batches import step_batches
 from fusestore.train.checkpoint import (
     TrainState,
@@ -76,7 +76,7 @@ class TrainingLoop:
         self,
         accelerator: Any,  # noqa: ANN401 - accelerate is untyped
         student: Student,
-        dataset: FusedDataset,
+        dataset: Fused,
         plan: TrainingPlan,
         work_dir: Path,
         stops: StopSignals,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,9 @@ from fusestore.corpus.build import open_corpus
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
 from fusestore.corpus.tokens import TokenTable
-from fusestore.data.dataset import open_fused
+from fusestore.data.dataset import FusedDataset, open_fused
+from fusestore.data.mixture import Fused, FusedMixture
+from fusestore.errors import InvalidInputError
 from fusestore.packages import user_cache_folder
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.store import Store
@@ -31,7 +34,7 @@ from fusestore.train.trainer import train
 
 def train_on_fused(
     store: Store,
-    fused_name: str,
+    fused: str | Mapping[str, float | None],
     model: str,
     name: str,
     settings: TrainSettings,
@@ -47,7 +50,8 @@ def train_on_fused(
 
     Args:
         store: holds the fused dataset.
-        fused_name: the fused dataset.
+        fused: the fused dataset; or several, each with its weight or, all of them, with None: see
+            `fusestore.data.FusedMixture`.
         model: the model to start from; its tokenizer is the dataset's.
         name: of the trained model.
         settings: of the run.
@@ -71,7 +75,7 @@ def train_on_fused(
     reporter = reporter or SilentReporter()
     if log_dir is not None:
         check_log_folder(log_dir, store.location)
-    dataset = open_fused(store.location.url, fused_name, dict(store.location.storage_options))
+    dataset = _open(store, fused)
     folder = local_model_folder(model)
     check_model_folder(folder)
     tokenizer = tokenizer or load_tokenizer(str(folder))
@@ -109,6 +113,21 @@ def _measured(report: TrainingProgress) -> str:
         score = report.evaluation.metrics[SCORE]
         parts.append(f"{score:.4f} bits/byte after {report.evaluation.step:,}")
     return ", ".join(parts)
+
+
+def _open(store: Store, fused: str | Mapping[str, float | None]) -> Fused:
+    def one(name: str) -> FusedDataset:
+        return open_fused(store.location.url, name, dict(store.location.storage_options))
+
+    if isinstance(fused, str):
+        return one(fused)
+    weights = [weight for weight in fused.values() if weight is not None]
+    if 0 < len(weights) < len(fused):
+        raise InvalidInputError(
+            f"Some of the fused datasets {', '.join(fused)} have weights and some have none: give "
+            "each a weight, as in NAME=0.7, or none."
+        )
+    return FusedMixture([one(name) for name in fused], weights or None)
 
 
 def score(

@@ -69,6 +69,8 @@ class TrainSettings(Frozen):
         save_dtype: of the weights in the finished model's folder.
         gradient_checkpointing: recompute activations in the backward pass.
         attn_implementation: transformers' name (`sdpa`, `eager`, …); None: the model's default.
+        attend_within: `window` lets a position see all of its window before it, `document` only
+            its own document, read from position 0 as if it were alone.
         num_workers: DataLoader processes that read windows ahead.
         result: which weights are published: those of the `last` step, or the `best`, of the
             evaluation with the fewest held-out bits per byte (the model that training started
@@ -104,6 +106,7 @@ class TrainSettings(Frozen):
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
+    attend_within: Literal["window", "document"] = "window"
     num_workers: int = Field(default=0, ge=0)
     result: Literal["last", "best"] = "last"
     eval_every: int | None = Field(default=None, ge=1)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fusestore.capture.models import output_width
+from fusestore.data.collate import model_inputs
 from fusestore.errors import IncompatibleError
+from fusestore.train.apart import check_apart
 from fusestore.train.linear_loss import linear_fusion_terms
 from fusestore.train.losses import FusionTerms, fusion_terms
 from fusestore.train.settings import TrainSettings
@@ -40,10 +42,13 @@ class Student(torch.nn.Module):
 
         Raises:
             IncompatibleError: `settings.logits` is `pieces` and the model's logits are no plain
-                product of hidden states and output embeddings.
+                product of hidden states and output embeddings; or attention is to be kept within
+                documents, and this model does not do that.
         """
         super().__init__()
         self.model = model
+        if settings.attend_within == "document":
+            check_apart(model, min(settings.batch_size, 2))
         self.objective = settings.fusion_objective(settings.lm_weights[0])
         self._width = output_width(model)
         logits = settings.batch_size * window_length * self._width
@@ -67,7 +72,7 @@ class Student(torch.nn.Module):
             IncompatibleError: the batch holds token ids that the model does not have.
         """
         check_ids(batch["input_ids"], self._width, "input_ids")
-        inputs = _model_inputs(batch)
+        inputs = model_inputs(batch)
         if self._head is None:
             return fusion_terms(self.model(**inputs).logits, batch, self.objective)
         # The modules are looked up, not kept: they would be registered a second time.
@@ -155,17 +160,3 @@ def _no_plain_head(model: Any, why: str) -> IncompatibleError:  # noqa: ANN401
         "logits = 'whole' and, if memory is short, a smaller batch_size and more "
         "gradient_accumulation."
     )
-
-
-def _model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the model, or its backbone, is called with."""
-    return {
-        "input_ids": batch["input_ids"],
-        "attention_mask": _mask_if_needed(batch["attention_mask"]),
-        "use_cache": False,
-    }
-
-
-def _mask_if_needed(attention_mask: Tensor) -> Tensor | None:
-    """None where nothing is padded: attention is faster without a mask."""
-    return None if bool(attention_mask.all()) else attention_mask

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusestore.capture.models import model_digest
-from fusestore.data.dataset import FusedDataset
+from fusestore.data.mixture import Fused
 from fusestore.data.order import batches_per_epoch
 from fusestore.errors import AlreadyExistsError, InvalidInputError
 from fusestore.storage.urls import Location
@@ -39,7 +39,7 @@ class TrainingResult(NamedTuple):
 
 def train(
     model_path: Path,
-    dataset: FusedDataset,
+    dataset: Fused,
     settings: TrainSettings,
     output: Location,
     work_dir: Path,
@@ -84,7 +84,7 @@ def train(
         check_log_folder(log_dir, output)
     if dataset.sampled:
         objective = settings.fusion_objective(min(settings.lm_weights))
-        objective.check_samples(f"fused dataset {dataset.folder.name}")
+        objective.check_samples(f"fused dataset {dataset.name}")
     accelerator = make_accelerator()
     plan = _plan(model_path, dataset, settings, accelerator.num_processes)
     finished = _finished(output, plan)
@@ -120,7 +120,7 @@ def train(
 
 
 def _plan(
-    model_path: Path, dataset: FusedDataset, settings: TrainSettings, world_size: int
+    model_path: Path, dataset: Fused, settings: TrainSettings, world_size: int
 ) -> TrainingPlan:
     batches = batches_per_epoch(len(dataset), settings.batch_size, world_size)
     steps_per_epoch = -(-batches // settings.gradient_accumulation)

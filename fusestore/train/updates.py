@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusestore.data.dataset import FusedDataset
+from fusestore.data.mixture import Fused
 from fusestore.train.evaluate import autocast
 from fusestore.train.guards import SPIKE_HISTORY, check_spike, not_finite
 from fusestore.train.losses import FusionTerms
@@ -46,7 +46,7 @@ class Updates:
         self,
         accelerator: Any,  # noqa: ANN401 - accelerate is untyped
         student: Student,
-        dataset: FusedDataset,
+        dataset: Fused,
         plan: TrainingPlan,
     ) -> None:
         self.parameter_names, self.optimizer = adamw(student.model, plan.settings)

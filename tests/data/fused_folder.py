@@ -32,7 +32,16 @@ def random_arrays(num_tokens, k=4, vocab_size=100, seed=0, document_length=23):
     }
 
 
-def write_fused(folder: Path, arrays, *, window_length, chunk_rows, vocab_size=100, sampled=False):
+def write_fused(
+    folder: Path,
+    arrays,
+    *,
+    window_length,
+    chunk_rows,
+    vocab_size=100,
+    sampled=False,
+    target="1" * 64,
+):
     group = zarr.create_group(store=folder)
     for name, values in arrays.items():
         array = group.create_array(
@@ -46,7 +55,7 @@ def write_fused(folder: Path, arrays, *, window_length, chunk_rows, vocab_size=1
             config={"write_empty_chunks": True},
         )
         array[:] = values
-    recipe = {"window_length": window_length, "packing": "stream"}
+    recipe = {"window_length": window_length, "packing": "stream", "target": target}
     plan = {"recipe": recipe, "vocab_size": vocab_size, "sampled": sampled}
     manifest = {"format_version": 1, "plan": plan}
     checksum = digest_bytes(canonical_json(manifest))

@@ -15,6 +15,7 @@ def sample(length, window):
         "fused_logprobs": torch.full((length, 2), -1.0),
         "fused_tail": torch.full((length,), -2.0),
         "fused_mask": torch.ones(length, dtype=torch.bool),
+        "document_end": torch.arange(length) == length - 1,
         "fused_sampled": torch.tensor(window == 1),
         "window": torch.tensor(window),
     }

@@ -1,5 +1,8 @@
 """The order of a stream: each window once, never far from its shard's place, the same forever."""
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +10,9 @@ from hypothesis import strategies as st
 
 from fusestore.data import StreamOrder
 from fusestore.errors import InvalidInputError
+from fusestore.fuse.windows import window_starts
 
-orders = st.builds(
+even = st.builds(
     StreamOrder,
     digest=st.sampled_from(["a" * 64, "b" * 64]),
     num_tokens=st.integers(1, 400),
@@ -17,6 +21,19 @@ orders = st.builds(
     seed=st.integers(0, 2**63 - 1),
     span=st.integers(1, 60),
 )
+
+
+@st.composite
+def by_documents(draw):
+    """Windows as packing `document` cuts them."""
+    stream = draw(even)
+    lengths = draw(st.lists(st.integers(0, 90), min_size=1, max_size=12).filter(any))
+    offsets = np.cumsum([0, *lengths])
+    starts = window_starts(offsets, stream.window_length, "document")
+    return dataclasses.replace(stream, num_tokens=int(offsets[-1]), starts=starts)
+
+
+orders = st.one_of(even, by_documents())
 epochs = st.integers(0, 9)
 
 
@@ -25,10 +42,22 @@ def order(**changes):
     return StreamOrder(**{"digest": "d" * 64, "num_tokens": 100, **settings, **changes})
 
 
+def starts_of(stream):
+    return np.array([stream.bounds(window)[0] for window in range(stream.num_windows)])
+
+
 def blocks_of(stream):
     """The plain definition: a window belongs to the block that its first token lies in."""
-    starts = np.arange(stream.num_windows) * stream.window_length
-    return starts // stream.rows_per_block
+    return starts_of(stream) // stream.rows_per_block
+
+
+@given(orders)
+def test_windows_follow_each_other(stream):
+    bounds = [stream.bounds(window) for window in range(stream.num_windows)]
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == stream.num_tokens
+    assert all(0 < stop - start <= stream.window_length for start, stop in bounds)
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(bounds))
 
 
 def test_the_order_never_changes():
@@ -51,7 +80,7 @@ def test_every_window_once_an_epoch(stream, epoch):
 
 @given(orders, epochs)
 def test_blocks_stay_together_but_for_the_span(stream, epoch):
-    still = StreamOrder(**{**stream.__dict__, "span": 1}).windows(epoch)
+    still = dataclasses.replace(stream, span=1).windows(epoch)
     blocks = blocks_of(stream)[still]
     assert np.count_nonzero(np.diff(blocks)) == len(set(blocks.tolist())) - 1
     for block in set(blocks.tolist()):
@@ -82,8 +111,7 @@ def test_shards_are_those_of_the_plain_definition(stream, rows_per_shard):
     blocks = blocks_of(stream)
     for number, block in enumerate(sorted(set(blocks.tolist()))):
         windows = np.flatnonzero(blocks == block)
-        end = min((windows[-1] + 1) * stream.window_length, stream.num_tokens)
-        tokens = np.arange(windows[0] * stream.window_length, end)
+        tokens = np.arange(stream.bounds(windows[0])[0], stream.bounds(windows[-1])[1])
         assert set(range(low[number], high[number] + 1)) == set((tokens // rows_per_shard).tolist())
 
 

@@ -1,6 +1,7 @@
 """Streams from every storage: what arrives, what is kept, and what happens when things fail."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -12,18 +13,19 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fusestore.data import StreamingFusedDataset, StreamingLoader
 from fusestore.errors import (
     CorruptionError,
-    IncompatibleError,
     InvalidInputError,
     NotFoundError,
     StorageError,
 )
 from fusestore.fetch import download, server
 from fusestore.fuse.manifest import FusedManifest
+from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
 from tests.capture.test_storage_failures import Disk
 from tests.data.range_server import RangeServer
@@ -80,12 +82,15 @@ def assert_epoch(dataset, expected):
 
 
 def kept(cache):
-    """Sizes of the fetched shards, unfinished ones too, by name."""
+    """Sizes of the fetched shards, unfinished ones too, by name, as of one moment."""
     sizes = {}
-    for path in (cache / "stream").glob("*/*"):
-        if re.fullmatch(r"(\.tmp-)?\d{6}", path.name):
-            with contextlib.suppress(FileNotFoundError):  # renamed at this moment
-                sizes[path.name] = path.stat().st_size
+    with (cache / "stream" / ".lock").open("ab") as lock:
+        # Fetching threads evict, allocate and rename under it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in (cache / "stream").glob("*/*"):
+            if re.fullmatch(r"(\.tmp-)?\d{6}", path.name):
+                with contextlib.suppress(FileNotFoundError):  # given up at this moment
+                    sizes[path.name] = path.stat().st_size
     return sizes
 
 
@@ -132,7 +137,8 @@ def test_over_http_by_ranges(made, shared, expected, cache, monkeypatch):
         with pytest.raises(NotFoundError, match="STORE/fused/NAME"):
             stream(f"{site.url}/nowhere", cache)
     # Large files come in pieces. Only this process is told that they are small.
-    monkeypatch.setattr(download, "PIECE_BYTES", 1_000)
+    monkeypatch.setattr(download, "MIN_PIECE_BYTES", 100)
+    monkeypatch.setattr(download, "MAX_PIECE_BYTES", 1_000)
     with RangeServer(made) as site:
         dataset = stream(site.url, cache / "pieces")
         fetch_here(dataset, 0)
@@ -417,12 +423,68 @@ def test_nothing_is_fetched_that_is_local(made, expected, cache):
     assert not cache.exists()
 
 
-def test_windows_by_document_are_refused(tmp_path, cache):
+@pytest.fixture(scope="module")
+def by_document(tmp_path_factory):
+    """Both forms of a dataset whose documents of 23 tokens each begin a window."""
+    root = tmp_path_factory.mktemp("document")
     made, _ = write_dataset(
-        tmp_path / "x", num_tokens=40, window_length=8, rows_per_shard=16, packing="document"
+        root / "local", num_tokens=9_001, window_length=16, rows_per_shard=1_000, packing="document"
     )
-    with pytest.raises(IncompatibleError, match=r"packing 'document'.*open_fused"):
-        stream(made, cache)
+    share(made, Location.parse(root / "shared"))
+    return {"local": root / "local", "shared": root / "shared"}
+
+
+def test_windows_by_document(by_document, cache):
+    expected = windows_of(by_document["local"])
+    assert [len(window["input_ids"]) for window in expected[:4]] == [16, 7, 16, 7]
+    assert len(expected) == 783
+    assert_epoch(stream(by_document["local"], cache), expected)
+    states = []
+    for form, folder in by_document.items():
+        dataset = stream(f"local://{folder}", cache)
+        assert len(dataset) == 783
+        for _ in range(2):
+            assert_epoch(dataset, expected)
+        states.append(dataset.state_dict())
+        assert form == "local" or states[0] == states[1]
+    with RangeServer(by_document["shared"]) as site:
+        loader = StreamingLoader(stream(site.url, cache / "http"), 4)
+        assert [n for batch in loader for n in batch["window"].tolist()] == (
+            loader.dataset.order.windows(0).tolist()
+        )
+
+
+@pytest.mark.parametrize("form", ["local", "shared"])
+def test_a_damaged_table_of_windows(by_document, cache, tmp_path, form):
+    folder = shutil.copytree(by_document[form], tmp_path / "copy")
+    path = folder / ("local" if form == "shared" else "") / "window_starts/c/0"
+    good = path.read_bytes()
+    for damaged, message in (
+        (good[:8] + b"\1" + good[9:], "window_starts/c/0 does not match its checksum"),
+        (good[:-1], "window_starts/c/0 does not match its checksum"),
+        (None, "window_starts/c/0 is missing"),
+    ):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        with pytest.raises(CorruptionError, match=message):
+            stream(f"local://{folder}", cache)
+        path.write_bytes(good)
+    manifest = FusedManifest.load(Location.parse(folder / "manifest.json"))
+    name = "window_starts/c/0" if form == "local" else "local/window_starts/c/0"
+    # Whoever made a table can make its checksum: what it says is looked at, too.
+    hostile = np.frombuffer(good[:-4], "<i8").copy()
+    hostile[3] = hostile[2]
+    path.write_bytes(hostile.tobytes() + good[-4:])
+    listed = {**manifest.files, name: FileRecord.of(path.read_bytes())}
+    (folder / "manifest.json").write_bytes(manifest.model_copy(update={"files": listed}).to_bytes())
+    with pytest.raises(CorruptionError, match="does not divide"):
+        stream(f"local://{folder}", cache)
+    huge = {**manifest.files, name: FileRecord(num_bytes=2**50, sha256="0" * 64)}
+    for changes in ({"files": huge}, {"num_windows": 2**47}, {"num_windows": 9_002}):
+        (folder / "manifest.json").write_bytes(manifest.model_copy(update=changes).to_bytes())
+        with pytest.raises(CorruptionError, match=r"bytes of .*window_starts"):
+            stream(f"local://{folder}", cache)
 
 
 def test_no_tokens(shared, cache, tmp_path):

@@ -1,10 +1,13 @@
 """A complete fused dataset of random arrays, with the manifest that fusing would write."""
 
+import numpy as np
+
 from fusestore.data.dataset import FusedDataset
 from fusestore.fuse.layout import fused_arrays
 from fusestore.fuse.manifest import FusedManifest, FusionPlan, ShardReceipt
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shared import pack_fused
+from fusestore.fuse.windows import window_files, window_starts
 from fusestore.storage.arrays import array_metadata, encode_shard, group_metadata
 from fusestore.storage.publish import publish
 from fusestore.storage.shards import FileRecord
@@ -54,6 +57,10 @@ def write_dataset(
         for shard in range(array.num_files):
             rows = slice(*array.rows_of(shard))
             files[array.file_name(shard)] = encode_shard(array, shard, arrays[array.name][rows])
+    offsets = np.flatnonzero(np.diff(arrays["document"], prepend=-1)).astype(np.int64)
+    starts = window_starts(np.append(offsets, num_tokens), window_length, packing)
+    if packing == "document":
+        files |= window_files(starts)
     shards = fused_arrays(num_tokens, k, rows_per_shard)[0]
     for shard in range(shards.num_files):
         start, stop = shards.rows_of(shard)
@@ -75,7 +82,7 @@ def write_dataset(
         recipe_digest=plan.recipe.digest,
         num_tokens=num_tokens,
         num_documents=1,
-        num_windows=-(-num_tokens // window_length),
+        num_windows=len(starts) - 1,
         kinds={},
         sources=(),
         num_bytes=sum(len(data) for name, data in files.items() if "/c/" in name),

@@ -100,6 +100,27 @@ def test_accelerate_with_two_processes_makes_the_steps_of_one(first_store, job, 
     check_trained(tmp_path / "two", job / "small")
 
 
+@pytest.mark.slow
+def test_lightning_goes_on_in_the_middle_of_an_epoch(first_store, job, tmp_path):
+    def told(out, steps):
+        return losses(
+            run(EXAMPLES / "lightning_loop.py", first_store, "mince", job / "small", out, steps)
+        )
+
+    per_epoch = -(-len(fs.open_fused(first_store, "mince")) // 4)
+    assert 5 % per_epoch != 0
+    assert per_epoch < STEPS
+    whole = told(tmp_path / "one", STEPS)
+    assert len(whole) == STEPS
+    assert sum(whole[-3:]) < sum(whole[:3])
+    parts = [told(tmp_path / "two", steps) for steps in (5, STEPS)]
+    assert len(parts[0]) == 5
+    assert parts[0] + parts[1] == whole
+    check_trained(tmp_path / "one", job / "small")
+    weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
 def test_a_loader_with_workers_gives_the_same_batches(first_store):
     dataset = fs.open_fused(first_store, "mince")
     order = fs.data.BatchOrder(len(dataset), 2, seed=1, epoch=0)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fusestore.data import FusedDataset, collate
+from fusestore.data import FusedDataset, FusedMixture, collate
 from fusestore.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -24,6 +24,7 @@ from fusestore.storage.urls import Location
 from fusestore.train import TrainSettings, fusion_loss, train
 from fusestore.train.schedules import learning_rate_at
 from tests.data.fused_folder import random_arrays, write_fused
+from tests.data.whole_dataset import write_dataset
 from tests.train.runs import SETTINGS, folder_bytes, held_out, run
 
 
@@ -110,6 +111,26 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(
     run(tiny_model_path, dataset, settings, broken, evaluation=held_out())
     assert folder_bytes(whole / "model") == folder_bytes(broken / "model")
     assert not (broken / "work").exists()
+
+
+def test_a_mixture_is_resumed_exactly_and_only_with_its_weights(tiny_model_path, dataset, tmp_path):
+    other, _ = write_dataset(
+        tmp_path / "other", num_tokens=300, window_length=32, rows_per_shard=128, seed=3
+    )
+    mixed = FusedMixture([dataset, FusedDataset(other)], [0.7, 0.3])
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(tiny_model_path, mixed, SETTINGS, whole)
+
+    def interrupt(report):
+        if report.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model_path, mixed, SETTINGS, broken, progress=interrupt)
+    with pytest.raises(FingerprintMismatchError, match="dataset_digest"):
+        run(tiny_model_path, FusedMixture(mixed.datasets, [0.6, 0.4]), SETTINGS, broken)
+    run(tiny_model_path, mixed, SETTINGS, broken)
+    assert folder_bytes(whole / "model") == folder_bytes(broken / "model")
 
 
 def test_gradient_checkpointing_and_workers_change_nothing(tiny_model_path, dataset, tmp_path):
