@@ -111,7 +111,7 @@ def test_the_loss_is_that_of_each_document_alone(tiny_model_path, tmp_path, logi
     rows = torch.zeros(*batch["input_ids"].shape, 100)
     for row, here in pieces(batch):
         rows[row, here] = model(batch["input_ids"][row : row + 1, here]).logits[0]
-    expected = fusion_terms(rows, batch, settings.fusion_objective)
+    expected = fusion_terms(rows, batch, settings.fusion_objective(settings.lm_weight))
     for name in ("loss", "lm", "fused"):
         assert float(getattr(found, name).detach()) == pytest.approx(
             float(getattr(expected, name).detach()), 1e-5
