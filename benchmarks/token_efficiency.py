@@ -37,14 +37,14 @@ MODELS = {
 }
 TRAIN: dict[str, Any] = {
     "batch_size": BATCH,
-    "learning_rate": 2e-3,
+    "learning_rate": 1e-3,
     "schedule": "constant",
     "warmup": 0.02,
     "weight_decay": 0.1,
     "lm_weight": 0.1,
     "precision": "bf16",
     "loss_spike": None,
-    "max_steps": 900,
+    "max_steps": 1_000,
     "eval_every": 50,
 }
 
@@ -206,7 +206,12 @@ def fuse(work: Path, name: str) -> str:
     from fusestore.storage.store import Store
 
     experiment = EXPERIMENTS[name]
-    choices = {"sources": tuple(MODELS), "strategy": "mince", **experiment.fuse}
+    choices = {
+        "sources": tuple(MODELS),
+        "strategy": "mince",
+        "granularity": "token",
+        **experiment.fuse,
+    }
     dataset = "-".join([*choices["sources"], choices["strategy"], experiment.vocabulary])
     config = FuseConfig(name=dataset, target="student", window_length=WINDOW, **choices)
     target = load_tokenizer(str(work / "student-0"))
