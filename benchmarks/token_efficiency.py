@@ -11,7 +11,7 @@ causal-LM training reaches its best within the hour. Everything but what an expe
 same: windows and their order, first weights (one draw per seed), learning rate, steps.
 
 WORK keeps corpus, caches and runs; what is there is not made again, and a run that was stopped goes
-on. Figures of the last whole run stand in docs/token_efficiency.md.
+on. First figures stand in docs/token_efficiency.md.
 """
 
 from __future__ import annotations
