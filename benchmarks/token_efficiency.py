@@ -17,7 +17,6 @@ on. First figures stand in docs/token_efficiency.md.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -91,7 +90,7 @@ def main() -> None:
     if not arguments.report:
         prepare(arguments.work, arguments.seeds)
         run_all(arguments.work, names, arguments.seeds, arguments.jobs)
-    text = report(arguments.work)
+    text = report(arguments.work, arguments.seeds)
     print(text)
     if arguments.report:
         arguments.report.write_text(text)
@@ -226,36 +225,45 @@ def fuse(work: Path, name: str) -> str:
 
 
 def run(work: Path, name: str, seed: int) -> None:
-    """One training run; its held-out curve goes to `WORK/curves`."""
+    """One training run; a finished one is left as it is."""
     from fusestore.storage.store import Store
     from fusestore.train.run import train_on_fused
     from fusestore.train.settings import TrainSettings
 
-    curve = work / "curves" / f"{name}-{seed}.json"
-    if curve.exists():
-        return
-    store = Store.open(work / "store")
-    folder = work / f"student-{seed}"
-    run_name = f"{name.replace(', ', '-').replace(' ', '-').lower()}-{seed}"
-    manifest, _ = train_on_fused(
-        store,
+    train_on_fused(
+        Store.open(work / "store"),
         fuse(work, name),
-        str(folder),
-        run_name,
+        str(work / f"student-{seed}"),
+        run_name(name, seed),
         TrainSettings(**{**TRAIN, **EXPERIMENTS[name].train, "seed": seed}),
         evaluate=("addresses", "held_out"),
-        work_dir=work / "unfinished" / run_name,
+        work_dir=work / "unfinished" / run_name(name, seed),
     )
-    points = [
+    print(f"{name}, seed {seed}: done", flush=True)
+
+
+def run_name(name: str, seed: int) -> str:
+    return f"{name.replace(', ', '-').replace(' ', '-').lower()}-{seed}"
+
+
+def held_out_curve(work: Path, name: str, seed: int) -> list[tuple[int, float]] | None:
+    """Tokens and held-out bits per byte of each evaluation of a finished run."""
+    from fusestore.errors import NotFoundError
+    from fusestore.storage.store import Store
+    from fusestore.train.manifest import TrainingManifest
+
+    model = Store.open(work / "store").model(run_name(name, seed))
+    try:
+        manifest = TrainingManifest.load(model / "manifest.json")
+    except NotFoundError:
+        return None
+    return [
         (point.step * BATCH * WINDOW, point.metrics["bits_per_byte"])
         for point in manifest.evaluations
     ]
-    curve.parent.mkdir(exist_ok=True)
-    curve.write_text(json.dumps(points))
-    print(f"{name}, seed {seed}: best {min(value for _, value in points):.4f}", flush=True)
 
 
-def report(work: Path) -> str:
+def report(work: Path, seeds: int) -> str:
     """For each experiment: its best, and the tokens to the best of causal-LM training."""
     lines = [
         "| experiment | seeds | best bits per byte | at tokens | tokens to CLM's best | ratio |",
@@ -263,12 +271,13 @@ def report(work: Path) -> str:
     ]
     for name in EXPERIMENTS:
         bests, reached, ratios = [], [], []
-        for file in sorted((work / "curves").glob(f"{name}-*.json")):
-            plain = work / "curves" / f"clm-{file.stem.rpartition('-')[2]}.json"
-            curve = json.loads(file.read_text())
+        for seed in range(seeds):
+            curve, plain = (held_out_curve(work, each, seed) for each in (name, "clm"))
+            if curve is None:
+                continue
             bests.append(best(curve))
-            if plain.exists():
-                tokens, value = best(json.loads(plain.read_text()))
+            if plain is not None:
+                tokens, value = best(plain)
                 reached.append(next((at for at, bits in curve if bits <= value), None))
                 ratios.append(tokens / reached[-1] if reached[-1] else None)
         if bests:

@@ -1,5 +1,8 @@
 """A short run of the tiny model, as most tests of the trainer want it."""
 
+import os
+import signal
+
 import numpy as np
 
 from fusestore.corpus.tokens import TokenTable
@@ -20,6 +23,16 @@ SETTINGS = TrainSettings(
 def run(model_path, dataset, settings, folder, **options):
     output = Location.parse(folder / "model")
     return train(model_path, dataset, settings, output, folder / "work", **options)
+
+
+def signal_after(*steps, number=signal.SIGINT):
+    """A `progress` that sends this process a signal after each of these steps."""
+
+    def progress(report):
+        if report.step in steps:
+            os.kill(os.getpid(), number)
+
+    return progress
 
 
 def folder_bytes(folder):

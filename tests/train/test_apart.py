@@ -1,8 +1,6 @@
 """Documents packed into one window are read as if each were alone; with real models."""
 
 import itertools
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from fusestore.train import check_apart, fusion_terms
 from fusestore.train.student import Student
 from tests.data.fused_folder import random_arrays, write_fused
 from tests.pipeline.tiny_job import paragraphs
-from tests.train.runs import SETTINGS, run
+from tests.train.runs import SETTINGS, run, signal_after
 
 
 def documents_dataset(folder, documents, window_length, k=4):
@@ -126,12 +124,8 @@ def test_training_with_it_is_another_run_and_resumes_exactly(tiny_model_path, da
     joined = run(tiny_model_path, dataset, SETTINGS, tmp_path / "joined")
     assert apart.manifest.loss_curve[0].loss != joined.manifest.loss_curve[0].loss
 
-    def interrupt(report):
-        if report.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_model_path, dataset, settings, broken, progress=interrupt)
+        run(tiny_model_path, dataset, settings, broken, progress=signal_after(2))
     with pytest.raises(FingerprintMismatchError, match="attend_within: 'document' there"):
         run(tiny_model_path, dataset, SETTINGS, broken)
     run(tiny_model_path, dataset, settings, broken)

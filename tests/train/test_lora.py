@@ -17,7 +17,7 @@ from fusestore.errors import IncompatibleError, MissingDependencyError, NonFinit
 from fusestore.storage.urls import Location
 from fusestore.train import LoraSettings, TrainSettings, fusion_loss, train
 from fusestore.train.student import plain_head
-from tests.train.runs import SETTINGS, folder_bytes, held_out, run
+from tests.train.runs import SETTINGS, folder_bytes, held_out, run, signal_after
 
 LORA = LoraSettings(rank=4, alpha=8.0, dropout=0.1)
 SETTINGS = SETTINGS.model_copy(update={"lora": LORA})
@@ -86,10 +86,6 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(tiny_model_path, dataset, settings, whole, evaluation=held_out())
 
-    def interrupt(report):
-        if report.step in (2, 4):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(
@@ -98,7 +94,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
                 settings,
                 broken,
                 evaluation=held_out(),
-                progress=interrupt,
+                progress=signal_after(2, 4, number=signal.SIGTERM),
             )
     kept = load_file(broken / "work" / "checkpoint" / "model.safetensors")
     assert all("lora_" in name for name in kept)

@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ from fusestore.train import TrainSettings, fusion_loss, train
 from fusestore.train.schedules import learning_rate_at
 from tests.data.fused_folder import random_arrays, write_fused
 from tests.data.whole_dataset import write_dataset
-from tests.train.runs import SETTINGS, folder_bytes, held_out, run
+from tests.train.runs import SETTINGS, folder_bytes, held_out, run, signal_after
 
 
 def test_learns_and_publishes_a_model_folder(tiny_model_path, dataset, tmp_path):
@@ -91,10 +89,6 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(tiny_model_path, dataset, settings, whole, evaluation=held_out())
 
-    def interrupt(report):
-        if report.step in (2, 4):
-            os.kill(os.getpid(), signal.SIGINT)
-
     # Step 3 ends the first epoch (16 windows, 3 · 2 per step): one stop inside each epoch.
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt, match="goes on"):
@@ -104,7 +98,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(
                 settings,
                 broken,
                 evaluation=held_out(),
-                progress=interrupt,
+                progress=signal_after(2, 4),
             )
         assert (broken / "work" / "checkpoint").is_dir()
         assert not (broken / "model").exists()
@@ -121,12 +115,8 @@ def test_a_mixture_is_resumed_exactly_and_only_with_its_weights(tiny_model_path,
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(tiny_model_path, mixed, SETTINGS, whole)
 
-    def interrupt(report):
-        if report.step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_model_path, mixed, SETTINGS, broken, progress=interrupt)
+        run(tiny_model_path, mixed, SETTINGS, broken, progress=signal_after(5))
     with pytest.raises(FingerprintMismatchError, match="dataset_digest"):
         run(tiny_model_path, FusedMixture(mixed.datasets, [0.6, 0.4]), SETTINGS, broken)
     run(tiny_model_path, mixed, SETTINGS, broken)
