@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from fusestore.errors import StorageError
+from fusestore.storage.file_lock import lock_file, locked, unlock_file
 from fusestore.storage.publish import TEMPORARY_PREFIX
 
 _SHARD_NAME = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)})?\d{{6,}}")
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -67,9 +67,9 @@ class ShardFolder:
             file = self._file(shard).open("rb")
         except FileNotFoundError:
             return None
-        _lock(file, fcntl.LOCK_SH)
+        lock_file(file, fcntl.LOCK_SH)
         if os.fstat(file.fileno()).st_nlink == 0:
-            file.close()
+            self.close(file)
             return None
         with contextlib.suppress(OSError):
             os.utime(file.fileno())
@@ -77,7 +77,8 @@ class ShardFolder:
 
     def close(self, file: BinaryIO) -> None:
         """Give up a file of `open`; maps of it stay valid, and the shard may be evicted."""
-        _lock(file, fcntl.LOCK_UN)
+        # A map of the file, too, would keep the lock otherwise.
+        unlock_file(file)
         file.close()
 
     def discard(self, shard: int) -> None:
@@ -94,12 +95,13 @@ class ShardFolder:
         """
         temporary = self._temporary(shard)
         self.path.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC), "r+b") as file:
-            if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                yield None
-                return
+        opened = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        with (
+            os.fdopen(opened, "r+b") as file,
+            locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB) as held,
+        ):
             # The one before may have renamed or removed what was opened here.
-            if not _is_at(file, temporary):
+            if not held or not _is_at(file, temporary):
                 yield None
                 return
             try:
@@ -108,8 +110,6 @@ class ShardFolder:
             finally:
                 if _is_at(file, temporary):
                     temporary.unlink()
-                # A map keeps the lock otherwise.
-                _lock(file, fcntl.LOCK_UN)
 
     def reserve(self, file: BinaryIO, needed: Collection[int]) -> None:
         """Give a claimed file its size on the disk, evicting the shards used longest ago.
@@ -149,8 +149,7 @@ class ShardFolder:
     @contextlib.contextmanager
     def _root_lock(self) -> Iterator[None]:
         """Held by whoever counts, evicts or renames shards below the root."""
-        with (self.root / ".lock").open("ab") as file:
-            _lock(file, fcntl.LOCK_EX)
+        with (self.root / ".lock").open("ab") as file, locked(file):
             yield
 
     def _file(self, shard: int) -> Path:
@@ -179,18 +178,6 @@ class _Entry(NamedTuple):
     num_bytes: int
 
 
-def _lock(file: BinaryIO, how: int) -> bool:
-    """Whether the lock was had; a filesystem without locks always says yes."""
-    try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
-
-
 def _is_at(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -201,8 +188,8 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 def _evict(path: Path) -> bool:
     """Remove the file unless somebody holds it; whether it is gone."""
     try:
-        with path.open("rb") as file:
-            if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with path.open("rb") as file, locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+            if not held:
                 return False
             path.unlink()
     except FileNotFoundError:

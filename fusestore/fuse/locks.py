@@ -8,18 +8,15 @@ paid for twice, but it is never torn.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from fusestore.packages import user_cache_folder
+from fusestore.storage.file_lock import locked
 from fusestore.storage.publish import TEMPORARY_PREFIX
 from fusestore.storage.urls import Location
-
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
@@ -34,12 +31,7 @@ def shard_lock(folder: Location, shard: int) -> Iterator[None]:
     """
     path = lock_folder(folder) / f"{shard:05d}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+    with path.open("ab") as file, locked(file):
         yield
         # Only after success: whoever waits now finds the shard, by whichever file it waits.
         path.unlink(missing_ok=True)

@@ -1,0 +1,90 @@
+"""Locks end with their block, even when another thread forked this process meanwhile."""
+
+import contextlib
+import fcntl
+import os
+import signal
+
+from fusestore.fetch.folder import ShardFolder
+from fusestore.fuse.locks import shard_lock
+from fusestore.storage.file_lock import lock_file, locked
+from fusestore.storage.urls import Location
+
+NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
+
+
+@contextlib.contextmanager
+def forking():
+    """A function that forks this process, as a DataLoader does; the children do nothing."""
+    children = []
+
+    def fork(*_):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+        children.append(child)
+
+    try:
+        yield fork
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def can_be_locked(path):
+    with path.open("ab") as file, locked(file, NOW) as held:
+        return held
+
+
+def test_a_lock_ends_with_its_block(tmp_path):
+    path = tmp_path / "lock"
+    with forking() as fork:
+        with path.open("ab") as file, locked(file) as held:
+            assert held
+            fork()
+            assert not can_be_locked(path)
+        assert can_be_locked(path)
+        # This is what it is for: a file that is only closed stays locked by the child.
+        with path.open("ab") as file:
+            lock_file(file)
+            fork()
+        assert not can_be_locked(path)
+
+
+def test_a_shard_can_be_claimed_and_room_made_afterwards(tmp_path, monkeypatch):
+    folder = ShardFolder(root=tmp_path, dataset="one", shard_bytes=100, limit=250)
+    with forking() as fork:
+        allocate = os.posix_fallocate
+
+        def forking_allocate(*arguments):
+            fork()
+            allocate(*arguments)
+
+        # It is called while the root is locked, and the claimed file is.
+        monkeypatch.setattr(os, "posix_fallocate", forking_allocate)
+        for shard in range(4):
+            with folder.claim(shard) as file:
+                folder.reserve(file, needed=[])
+                folder.keep(shard)
+            assert can_be_locked(tmp_path / ".lock")
+            assert can_be_locked(folder.path / f"{shard:06d}")
+            used = folder.open(shard)
+            fork()
+            folder.close(used)
+        assert not folder.has(0)
+        assert not folder.has(1)
+        with folder.claim(0) as file:
+            fork()
+        with folder.claim(0) as file:
+            assert file is not None
+
+
+def test_the_lock_of_a_shard_that_is_made(tmp_path):
+    with forking() as fork:
+        with contextlib.suppress(ZeroDivisionError), shard_lock(Location.parse(tmp_path), 3):
+            fork()
+            1 / 0  # noqa: B018 - the one who made it failed
+        (path,) = tmp_path.glob("*/00003")
+        assert can_be_locked(path)
