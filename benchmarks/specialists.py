@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from token_efficiency import make_student, spread
+from learning_curves import spread
+from token_efficiency import make_student
 
 if TYPE_CHECKING:
     from fusestore.corpus.build import Corpus

@@ -2,7 +2,7 @@
 
     python benchmarks/token_efficiency.py WORK                  # hours on two cores; goes on
     python benchmarks/token_efficiency.py WORK clm both --seeds 1
-    python benchmarks/token_efficiency.py WORK --report FILE    # tables of what is finished
+    python benchmarks/token_efficiency.py WORK --write docs     # curves of what is finished
 
 A small Llama with a tokenizer of its own learns presidential addresses from nothing: once from the
 text alone, and once from the text with the distributions of SmolLM2-135M and Gemma-3-270M, which
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -28,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from learning_curves import Curve, csv, plot, table
 
 if TYPE_CHECKING:
     from fusestore.storage.store import Store
@@ -107,6 +108,8 @@ EXPERIMENTS = {
     ),
 }
 
+RIVALS = ("clm", "clm, best settings")
+
 
 def main() -> None:
     arguments = parse()
@@ -115,14 +118,16 @@ def main() -> None:
         run(arguments.work, arguments.one, arguments.seed)
         return
     names = arguments.names or list(EXPERIMENTS)
-    if not arguments.report:
+    if arguments.write is None:
         sources = {source for name in names for source in choices(name)["sources"]}
         prepare(arguments.work, arguments.seeds, sources)
         run_all(arguments.work, names, arguments.seeds, arguments.jobs)
-    text = report(arguments.work, arguments.seeds)
-    print(text)
-    if arguments.report:
-        arguments.report.write_text(text)
+    curves = finished_curves(arguments.work, arguments.seeds)
+    print(table(curves, RIVALS))
+    if arguments.write is not None:
+        (arguments.write / "token_efficiency.csv").write_text(csv(curves))
+        headline = {name: curves[name] for name in (*RIVALS, "both") if name in curves}
+        (arguments.write / "token_efficiency.svg").write_text(plot(headline, highest=1.8))
 
 
 def parse() -> argparse.Namespace:
@@ -131,7 +136,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", choices=[[], *EXPERIMENTS])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--report", type=Path, help="write the tables of what is finished")
+    parser.add_argument("--write", type=Path, help="folder for what is finished; nothing is run")
     parser.add_argument("--one", choices=EXPERIMENTS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -330,8 +335,21 @@ def run_name(name: str, seed: int) -> str:
     return f"{name.replace(', ', '-').replace(' ', '-').lower()}-{seed}"
 
 
-def held_out_curve(work: Path, name: str, seed: int) -> list[tuple[int, float]] | None:
-    """Tokens and held-out bits per byte of each evaluation of a finished run."""
+def finished_curves(work: Path, seeds: int) -> dict[str, dict[int, Curve]]:
+    """The curves of all finished runs, by experiment and seed."""
+    found = {
+        name: {seed: held_out_curve(work, name, seed) for seed in range(seeds)}
+        for name in EXPERIMENTS
+    }
+    there = {
+        name: {seed: curve for seed, curve in by_seed.items() if curve}
+        for name, by_seed in found.items()
+    }
+    return {name: by_seed for name, by_seed in there.items() if by_seed}
+
+
+def held_out_curve(work: Path, name: str, seed: int) -> Curve:
+    """Tokens and bits per byte of each evaluation of a run; none if it is not finished."""
     from fusestore.errors import NotFoundError
     from fusestore.storage.store import Store
     from fusestore.train.manifest import TrainingManifest
@@ -341,65 +359,11 @@ def held_out_curve(work: Path, name: str, seed: int) -> list[tuple[int, float]] 
     try:
         manifest = TrainingManifest.load(model / "manifest.json")
     except NotFoundError:
-        return None
+        return []
     return [
         (point.step * batch * WINDOW, point.metrics["bits_per_byte"])
         for point in manifest.evaluations
     ]
-
-
-def report(work: Path, seeds: int) -> str:
-    """For each experiment its best, and the tokens to the best of training on text alone."""
-    plain = [name for name in EXPERIMENTS if name.startswith("clm")]
-    lines = [
-        "| experiment | seeds | best bits per byte | at tokens "
-        + "".join(f"| fewer tokens than `{name}` " for name in plain)
-        + "|",
-        "|---|---|---|---|" + "---|" * len(plain),
-    ]
-    for name in EXPERIMENTS:
-        curves = {seed: held_out_curve(work, name, seed) for seed in range(seeds)}
-        bests = [best(curve) for curve in curves.values() if curve is not None]
-        if not bests:
-            continue
-        cells = [
-            spread([bits for _, bits in bests], ".4f"),
-            spread([tokens for tokens, _ in bests], ",.0f"),
-        ]
-        for rival in plain:
-            ratios = [
-                ratio(curve, rival_curve)
-                for seed, curve in curves.items()
-                if curve is not None
-                and (rival_curve := held_out_curve(work, rival, seed)) is not None
-            ]
-            cells.append(spread(ratios, ".2f"))
-        lines.append(f"| {name} | {len(bests)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def ratio(curve: list[tuple[int, float]], rival: list[tuple[int, float]]) -> float | None:
-    """Tokens at a rival's best over the tokens that reach the same; None if nothing does."""
-    tokens, value = best(rival)
-    reached = next((at for at, bits in curve if bits <= value), None)
-    return tokens / reached if reached else None
-
-
-def best(curve: list[tuple[int, float]]) -> tuple[int, float]:
-    """Tokens and bits per byte where the held-out text was predicted best."""
-    return min(curve, key=lambda point: (point[1], point[0]))
-
-
-def spread(values: Sequence[float | None], form: str) -> str:
-    """Mean of what was reached, with smallest and largest."""
-    there = [value for value in values if value is not None]
-    if not there:
-        return "never" if values else ""
-    missed = f", {len(values) - len(there)} never" if len(there) < len(values) else ""
-    mean = format(statistics.mean(there), form)
-    if len(there) == 1:
-        return mean + missed
-    return f"{mean} ({min(there):{form}} to {max(there):{form}}){missed}"
 
 
 if __name__ == "__main__":
