@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from learning_curves import Curve, csv, plot, table
 
 if TYPE_CHECKING:
+    from fusestore.align.kinds import AlignmentMethod, MapMethod
     from fusestore.storage.store import Store
     from fusestore.train.settings import TrainSettings
 
@@ -72,13 +73,15 @@ class Experiment(NamedTuple):
         question: the part of the report it belongs to.
         fuse: settings of the fused dataset.
         train: settings of the training.
+        alignment: method of the token alignments.
         vocabulary: method of the vocabulary maps.
     """
 
     question: str
     fuse: Mapping[str, Any] = MappingProxyType({})
     train: Mapping[str, Any] = MappingProxyType({})
-    vocabulary: str = "prefix"
+    alignment: AlignmentMethod = "hybrid"
+    vocabulary: MapMethod = "prefix"
 
 
 # Which sources a dataset has does not change its windows; the text is all that these read.
@@ -100,14 +103,18 @@ EXPERIMENTS = {
     "smollm2": Experiment("sources", TEXT_ALONE),
     "gemma3": Experiment("sources", {"sources": ("gemma3",), "strategy": "single"}),
     "three": Experiment("sources", {"sources": ("smollm2", "gemma3", TUNED)}),
-    "both, mined map": Experiment("alignment", vocabulary="mined"),
-    "both, exact map": Experiment("alignment", vocabulary="exact"),
+    # The paper's alignment, and its baseline: tokens and vocabularies by the same rule.
+    "both, MinED": Experiment(
+        "alignment", {"kinds": ("span", "mined")}, alignment="mined", vocabulary="mined"
+    ),
+    "both, EM": Experiment("alignment", alignment="exact", vocabulary="exact"),
     "both, MinCE": Experiment("combination", {"strategy": "mince"}),
     "both, MinCE by token": Experiment(
         "combination", {"strategy": "mince", "granularity": "token"}
     ),
 }
 
+ALIGNMENTS = sorted({(each.alignment, each.vocabulary) for each in EXPERIMENTS.values()})
 RIVALS = ("clm", "clm, best settings")
 
 
@@ -146,6 +153,11 @@ def cache_name(source: str) -> str:
     return f"{source}-{KEPT}"
 
 
+def target_name(alignment: AlignmentMethod) -> str:
+    """What the student is called in the names of its alignments of one method."""
+    return f"student-{alignment}"
+
+
 def prepare(work: Path, seeds: int, sources: Collection[str]) -> None:
     """Corpus, students, caches and alignments."""
     from fusestore.align.run import align_cache
@@ -181,8 +193,15 @@ def prepare(work: Path, seeds: int, sources: Collection[str]) -> None:
     for name, folder in folders.items():
         print(f"capturing and aligning {name}", flush=True)
         capture(store, corpus, folder, cache_name(name), settings)
-        for vocabulary in ("prefix", "mined", "exact"):
-            align_cache(store, cache_name(name), target, "student", vocabulary=vocabulary)
+        for method, vocabulary in ALIGNMENTS:
+            align_cache(
+                store,
+                cache_name(name),
+                target,
+                target_name(method),
+                method=method,
+                vocabulary=vocabulary,
+            )
 
 
 def tune(store: Store, folder: str) -> str:
@@ -281,12 +300,17 @@ def fuse(work: Path, name: str) -> str:
     from fusestore.fuse.run import fuse_caches
     from fusestore.storage.store import Store
 
-    vocabulary = EXPERIMENTS[name].vocabulary
+    experiment = EXPERIMENTS[name]
     chosen = choices(name)
-    by = [chosen["strategy"], chosen["granularity"], vocabulary]
+    by = [
+        chosen["strategy"],
+        chosen["granularity"],
+        experiment.alignment,
+        experiment.vocabulary,
+    ]
     config = FuseConfig(
         name="-".join([*chosen["sources"], *by]),
-        target="student",
+        target=target_name(experiment.alignment),
         window_length=WINDOW,
         top_k=KEPT,
         **{**chosen, "sources": tuple(map(cache_name, chosen["sources"]))},
@@ -297,7 +321,8 @@ def fuse(work: Path, name: str) -> str:
         config,
         target,
         "addresses",
-        vocabulary_method=vocabulary,
+        alignment_method=experiment.alignment,
+        vocabulary_method=experiment.vocabulary,
     )
     return config.name
 
