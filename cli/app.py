@@ -93,22 +93,35 @@ def main() -> NoReturn:
 
 
 def run_command() -> NoReturn:
-    """Run the command in `sys.argv`; always ends with `SystemExit`."""
+    """Run the command in `sys.argv`; ends with `SystemExit`, or with `KeyboardInterrupt`."""
     # Both of these only ever add noise between our progress lines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
-    except FusestoreError as error:
-        _fail(str(error))
     except Exception as error:
+        if _comes_from_interrupt(error):
+            raise KeyboardInterrupt from error
+        if isinstance(error, FusestoreError):
+            _fail(str(error))
         _fail(
             f"Unexpected {type(error).__name__}: {error}\n"
             "This is a defect of fusestore: please report it with the output of "
             "`fusestore --debug …`."
         )
     sys.exit(0)
+
+
+def _comes_from_interrupt(error: BaseException) -> bool:
+    """Whether a Ctrl-C began what ended so: compiled libraries answer it with errors of their own.
+
+    A SystemError, "… returned a result with an exception set", is the commonest.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
 
 
 def _fail(message: str) -> NoReturn:

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from cli import app
+from fusestore.errors import StorageError
 from fusestore.storage.urls import Location
 from tests.cli.command import start
 from tests.pipeline.tiny_job import hashes, run_fusion, write_fusion
@@ -42,6 +44,21 @@ def check_end(code, said):
     assert "Traceback" not in said
     assert "Interrupted" in said.splitlines()[-1]
     assert "run the same command again" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "error", [SystemError("returned a result with an exception set"), StorageError("half of it")]
+)
+def test_libraries_may_answer_it_with_errors_of_their_own(error, monkeypatch, capsys):
+    def command():
+        error.__cause__ = KeyboardInterrupt()
+        raise error
+
+    monkeypatch.setattr(app, "app", command)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    check_end(ended.value.code, capsys.readouterr().err)
 
 
 def check_finishes(fusion, store, first_store):
