@@ -100,7 +100,9 @@ def run_command() -> NoReturn:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
-    except Exception as error:
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # A panic of Rust code is no Exception.
         if _comes_from_interrupt(error):
             raise KeyboardInterrupt from error
         if isinstance(error, FusestoreError):
