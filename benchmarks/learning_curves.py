@@ -44,7 +44,7 @@ def table(curves: Curves, rivals: Collection[str]) -> str:
     """For each experiment its best, and the tokens that its rivals' best takes it, seed by seed."""
     lines = [
         "| experiment | seeds | best bits per byte | at tokens "
-        + "".join(f"| fewer tokens than `{rival}` " for rival in rivals)
+        + "".join(f"| times fewer tokens than `{rival}` " for rival in rivals)
         + "|",
         "|---|---|---|---|" + "---|" * len(rivals),
     ]
