@@ -41,7 +41,7 @@ def spread(values: Sequence[float | None], form: str) -> str:
 
 
 def table(curves: Curves, rivals: Collection[str]) -> str:
-    """For each experiment its best, and the tokens that its rivals' best takes it, seed by seed."""
+    """For each experiment its best, and its `ratio` to each rival of the same seed."""
     lines = [
         "| experiment | seeds | best bits per byte | at tokens "
         + "".join(f"| times fewer tokens than `{rival}` " for rival in rivals)

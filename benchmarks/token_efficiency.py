@@ -70,48 +70,39 @@ class Experiment(NamedTuple):
     """What a run has of its own; the rest is as in `both`.
 
     Attributes:
-        question: the part of the report it belongs to.
         fuse: settings of the fused dataset.
         train: settings of the training.
         alignment: method of the token alignments.
         vocabulary: method of the vocabulary maps.
     """
 
-    question: str
     fuse: Mapping[str, Any] = MappingProxyType({})
     train: Mapping[str, Any] = MappingProxyType({})
     alignment: AlignmentMethod = "hybrid"
     vocabulary: MapMethod = "prefix"
 
 
-# Which sources a dataset has does not change its windows; the text is all that these read.
-TEXT_ALONE = {"sources": ("smollm2",), "strategy": "single"}
+SMOLLM2_ALONE = {"sources": ("smollm2",), "strategy": "single"}
 
 EXPERIMENTS = {
-    "clm": Experiment(
-        "fusion or text alone",
-        TEXT_ALONE,
-        {"objective": "clm", "max_steps": 3_600},
-    ),
+    # Which sources a dataset has does not change its windows; the text is all that these two read.
+    "clm": Experiment(SMOLLM2_ALONE, {"objective": "clm", "max_steps": 3_600}),
     # The best of the batch sizes 1, 2, 4 and learning rates 5e-4 to 2e-3 that were tried.
     "clm, best settings": Experiment(
-        "fusion or text alone",
-        TEXT_ALONE,
+        SMOLLM2_ALONE,
         {"objective": "clm", "batch_size": 4, "max_steps": 900, "eval_every": 25},
     ),
-    "both": Experiment("fusion or text alone"),
-    "smollm2": Experiment("sources", TEXT_ALONE),
-    "gemma3": Experiment("sources", {"sources": ("gemma3",), "strategy": "single"}),
-    "three": Experiment("sources", {"sources": ("smollm2", "gemma3", TUNED)}),
+    "both": Experiment(),
+    # One source, and three.
+    "smollm2": Experiment(SMOLLM2_ALONE),
+    "gemma3": Experiment({"sources": ("gemma3",), "strategy": "single"}),
+    "three": Experiment({"sources": ("smollm2", "gemma3", TUNED)}),
     # The paper's alignment, and its baseline: tokens and vocabularies by the same rule.
-    "both, MinED": Experiment(
-        "alignment", {"kinds": ("span", "mined")}, alignment="mined", vocabulary="mined"
-    ),
-    "both, EM": Experiment("alignment", alignment="exact", vocabulary="exact"),
-    "both, MinCE": Experiment("combination", {"strategy": "mince"}),
-    "both, MinCE by token": Experiment(
-        "combination", {"strategy": "mince", "granularity": "token"}
-    ),
+    "both, MinED": Experiment({"kinds": ("span", "mined")}, alignment="mined", vocabulary="mined"),
+    "both, EM": Experiment(alignment="exact", vocabulary="exact"),
+    # Other strategies.
+    "both, MinCE": Experiment({"strategy": "mince"}),
+    "both, MinCE by token": Experiment({"strategy": "mince", "granularity": "token"}),
 }
 
 ALIGNMENTS = sorted({(each.alignment, each.vocabulary) for each in EXPERIMENTS.values()})
@@ -343,14 +334,14 @@ def run(work: Path, name: str, seed: int) -> None:
         fuse(work, name),
         str(work / f"student-{seed}"),
         run_name(name, seed),
-        settings(name, seed),
+        train_settings(name, seed),
         evaluate=("addresses", "held_out"),
         work_dir=work / "unfinished" / run_name(name, seed),
     )
     print(f"{name}, seed {seed}: done", flush=True)
 
 
-def settings(name: str, seed: int) -> TrainSettings:
+def train_settings(name: str, seed: int) -> TrainSettings:
     from fusestore.train.settings import TrainSettings
 
     return TrainSettings(**{**TRAIN, **EXPERIMENTS[name].train, "seed": seed})
@@ -379,7 +370,7 @@ def held_out_curve(work: Path, name: str, seed: int) -> Curve:
     from fusestore.storage.store import Store
     from fusestore.train.manifest import TrainingManifest
 
-    batch = settings(name, seed).batch_size
+    batch = train_settings(name, seed).batch_size
     model = Store.open(work / "store").model(run_name(name, seed))
     try:
         manifest = TrainingManifest.load(model / "manifest.json")
