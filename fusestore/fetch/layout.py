@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fusestore.fuse.layout import fused_arrays, shared_rows
 from fusestore.fuse.manifest import FusedManifest
-from fusestore.storage.arrays import ArraySpec, crc32c
+from fusestore.storage.arrays import ArraySpec, crc32c, ends_in_crc32c
 
 _CHECKSUM_BYTES = 4
 
@@ -88,8 +88,7 @@ class ShardLayout:
     def is_sound(self, content: npt.NDArray[np.uint8]) -> bool:
         """Whether the file is whole and every array matches its checksum."""
         return len(content) == self.num_bytes and all(
-            crc32c(section[:-_CHECKSUM_BYTES]) == section[-_CHECKSUM_BYTES:].tobytes()
-            for section in self.sections(content).values()
+            ends_in_crc32c(section) for section in self.sections(content).values()
         )
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pcodec import standalone  # type: ignore[import-untyped]
 
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.storage.arrays import ABSENT_CHUNK, ArraySpec, crc32c
+from fusestore.storage.arrays import ABSENT_CHUNK, ArraySpec, ends_in_crc32c
 from fusestore.storage.urls import Location
 
 MAX_OPEN_SHARDS = 64
@@ -108,12 +108,22 @@ class ArrayReader:
         """Rows `[start, stop)`, which must lie inside the array: a new array of its dtype."""
         spec = self.spec
         out = np.empty((max(0, stop - start), *spec.shape[1:]), dtype=spec.dtype)
-        for first, values in self.chunks(start, stop):
-            _place(spec, values, first, out, start)
+        in_place = out if len(spec.shape) == 1 else None
+        for first, values in self.chunks(start, stop, in_place):
+            if values.base is not out:
+                _place(spec, values, first, out, start)
         return out
 
-    def chunks(self, start: int, stop: int) -> Iterator[tuple[int, _Values]]:
+    def chunks(
+        self, start: int, stop: int, out: _Values | None = None
+    ) -> Iterator[tuple[int, _Values]]:
         """Every chunk that overlaps rows `[start, stop)`, in order.
+
+        Args:
+            start: the first row.
+            stop: one past the last.
+            out: of an array of one axis, where these rows go, of the array's dtype: chunks that
+                lie inside and have to be decoded are decoded there.
 
         Yields:
             The array's row that the chunk begins with, and its values, not to be written to:
@@ -145,8 +155,13 @@ class ArrayReader:
             for chunk in inside:
                 values = recent.get(chunk)
                 if values is None:
-                    values = opened.decode(chunk - begin, *piece)
-                    if chunk * rows < start or (chunk + 1) * rows > stop:
+                    first = chunk * rows
+                    whole = start <= first and first + rows <= stop
+                    here = None
+                    if whole and out is not None:
+                        here = out[first - start : first - start + rows].reshape(1, -1)
+                    values = opened.decode(chunk - begin, *piece, here)
+                    if not whole:
                         self._remember(chunk, values)
                 yield chunk * rows, values
 
@@ -185,6 +200,7 @@ class _OpenShard:
         self.file = folder / spec.file_name(shard)
         self.dtype = np.dtype(spec.dtype)
         self.values_per_chunk = math.prod(spec.chunk_shape)
+        self.chunks_across = spec.chunks_across
         self.mapped = content
         try:
             if content is not None:
@@ -224,7 +240,7 @@ class _OpenShard:
 
     def checked(self, data: npt.NDArray[np.uint8], what: str) -> npt.NDArray[np.uint8]:
         """The data without its trailing CRC-32C, which must match."""
-        if len(data) < 4 or crc32c(data[:-4]) != data[-4:].tobytes():
+        if not ends_in_crc32c(data):
             raise self.corrupt(f"does not match its checksum in {what}")
         return data[:-4]
 
@@ -249,13 +265,14 @@ class _OpenShard:
         Returns:
             The byte of the file it begins with, and the bytes.
         """
-        across = self.spec.chunks_across
+        across = self.chunks_across
         parts = range(first * across, stop * across)
-        for part in parts:
-            if self.offsets[part] == ABSENT_CHUNK:
-                raise self.corrupt(f"holds no chunk {part}")
-        begin = min(self.offsets[part] for part in parts)
-        end = max(self.offsets[part] + self.lengths[part] for part in parts)
+        begins = self.offsets[parts.start : parts.stop]
+        if ABSENT_CHUNK in begins:
+            raise self.corrupt(f"holds no chunk {parts.start + begins.index(ABSENT_CHUNK)}")
+        # In whatever order they lie.
+        lengths = self.lengths[parts.start : parts.stop]
+        begin, end = min(begins), max(map(sum, zip(begins, lengths, strict=True)))
         return begin, self.fetch(begin, end)
 
     def decode(
@@ -265,24 +282,24 @@ class _OpenShard:
 
         What has to be decoded is decoded into `out` [chunks across, values], if it is given.
         """
-        spec, count = self.spec, self.values_per_chunk
-        if spec.codec == "raw":
-            piece = self._piece(chunk, begin, data)
+        shape, count = self.spec.chunk_shape, self.values_per_chunk
+        if self.spec.codec == "raw":
+            start = self.offsets[chunk] - begin
+            piece = self.checked(data[start : start + self.lengths[chunk]], f"chunk {chunk}")
             if len(piece) != count * self.dtype.itemsize:
                 raise self.corrupt(f"holds {len(piece):,} bytes in chunk {chunk}")
-            return piece.view(self.dtype.newbyteorder("<")).reshape(1, *spec.chunk_shape)
-        values = np.empty((spec.chunks_across, count), self.dtype) if out is None else out
-        for part, target in enumerate(values, chunk * spec.chunks_across):
-            piece = self._piece(part, begin, data)
+            return piece.view(self.dtype.newbyteorder("<")).reshape(1, *shape)
+        values = np.empty((self.chunks_across, count), self.dtype) if out is None else out
+        for part, target in enumerate(values, chunk * self.chunks_across):
+            start = self.offsets[part] - begin
+            # As bytes, which the decoder wants; it stops before the checksum by itself.
+            encoded = data[start : start + self.lengths[part]].tobytes()
+            if not ends_in_crc32c(encoded):
+                raise self.corrupt(f"does not match its checksum in chunk {part}")
             try:
-                progress = standalone.simple_decompress_into(piece.tobytes(), target)
+                progress = standalone.simple_decompress_into(encoded, target)
             except (RuntimeError, TypeError, ValueError) as error:
                 raise self.corrupt(f"cannot be decoded in chunk {part} ({error})") from error
             if progress.n_processed != count or not progress.finished:
                 raise self.corrupt(f"holds {progress.n_processed} values in chunk {part}")
-        return values.reshape(-1, *spec.chunk_shape)
-
-    def _piece(self, part: int, begin: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The bytes of one chunk of the index, checked."""
-        start = self.offsets[part] - begin
-        return self.checked(data[start : start + self.lengths[part]], f"chunk {part}")
+        return values.reshape(-1, *shape)

@@ -26,6 +26,9 @@ PCODEC_LEVEL = 8
 ABSENT_CHUNK = 2**64 - 1
 """Offset and length that a shard index gives for a chunk that is not stored."""
 
+_CRC32C_RESIDUE = 0x48674BC7
+"""The CRC-32C of any bytes that end in their own CRC-32C, little-endian."""
+
 Codec = Literal["pcodec", "raw"]
 
 
@@ -230,3 +233,11 @@ def _chunk_regions(spec: ArraySpec) -> Iterator[tuple[slice, ...]]:
 def crc32c(data: bytes | npt.NDArray[np.uint8]) -> bytes:
     """The checksum that ends a chunk: four bytes, little-endian."""
     return struct.pack("<I", google_crc32c.value(data))
+
+
+def ends_in_crc32c(data: bytes | npt.NDArray[np.uint8]) -> bool:
+    """Whether the last four bytes are the checksum of the rest.
+
+    The CRC of anything together with its own CRC is one constant: no need to part the two.
+    """
+    return len(data) >= 4 and google_crc32c.value(data) == _CRC32C_RESIDUE
