@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusestore.data.fill import ShardFiller
-from fusestore.data.mapped import MappedArray
+from fusestore.data.mapped import MappedArray, chunk_parts
 from fusestore.data.order import permutation
-from fusestore.data.windows import SAMPLE_ARRAYS, sample_of
+from fusestore.data.windows import SAMPLE_ARRAYS, WIDE_ARRAYS, empty_rows, samples_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
 from fusestore.packages import user_cache_folder
 from fusestore.storage.manifest import canonical_json, digest_bytes, manifest_content
@@ -85,24 +85,36 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         self._fill = fill
         self._there: set[int] = set()
         self._arrays = {name: MappedArray(self.folder / name) for name in _READ}
-        rows = {name: len(array) for name, array in self._arrays.items()}
-        if (
-            len(set(rows.values())) != 1
-            or self._arrays["ids"].shape != self._arrays["logprobs"].shape
-        ):
-            raise CorruptionError(
-                f"The arrays of {self.folder} differ in length: {rows}. Fuse it again."
-            )
+        self._check_arrays()
         self._starts = None
         if self.plan["recipe"]["packing"] == "document":
             self._starts = MappedArray(self.folder / "window_starts")
-        self.num_tokens = rows["input_ids"]
+        self.num_tokens = len(self._arrays["input_ids"])
         self.top_k = self._arrays["ids"].shape[1]
+        self._rows_per_chunk = self._arrays["input_ids"].rows_per_chunk
         if self.num_tokens == 0 or self.window_length < 1:
             raise InvalidInputError(
                 f"Fused dataset {self.folder} holds {self.num_tokens} tokens in windows of "
                 f"{self.window_length}: there is nothing to train on. Fuse a split with documents."
             )
+
+    def _check_arrays(self) -> None:
+        """Refuse arrays that do not belong together."""
+        arrays = self._arrays
+        lengths = {name: (len(array), array.rows_per_chunk) for name, array in arrays.items()}
+        columns = {arrays[name].shape[1:] for name in WIDE_ARRAYS}
+        if len(set(lengths.values())) != 1 or len(columns) != 1:
+            raise CorruptionError(
+                f"The arrays of {self.folder} differ in length (rows, and those of a chunk): "
+                f"{lengths}. Fuse it again."
+            )
+        for name, dtype in SAMPLE_ARRAYS.items():
+            found, axes = arrays[name].dtype, len(arrays[name].shape)
+            if found != dtype or axes != (2 if name in WIDE_ARRAYS else 1):
+                raise CorruptionError(
+                    f"{self.folder / name} has {axes} axes of {found}; expected "
+                    f"{2 if name in WIDE_ARRAYS else 1} of {dtype}. Fuse it again."
+                )
 
     def __len__(self) -> int:
         """Windows."""
@@ -111,16 +123,21 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         return -(-self.num_tokens // self.window_length)
 
     def __getitem__(self, window: int) -> dict[str, Tensor]:
-        start, stop = self._bounds(window)
-        if self._fill is not None:
-            self._need(start, stop)
-        arrays = self._arrays
-        rows = {name: arrays[name].read(start, stop) for name in SAMPLE_ARRAYS}
-        return sample_of(rows, window % len(self), sampled=self.sampled)
+        return self.__getitems__([window])[0]
 
     def __getitems__(self, windows: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Several windows, for a DataLoader's batch."""
-        return [self[window] for window in windows]
+        """Several windows, for a DataLoader's batch. They are views of one piece of memory."""
+        bounds = [self._bounds(window) for window in windows]
+        if self._fill is not None:
+            for start, stop in bounds:
+                self._need(start, stop)
+        lengths = [stop - start for start, stop in bounds]
+        parts = chunk_parts(bounds, self._rows_per_chunk)
+        rows = empty_rows(sum(lengths), self.top_k)
+        for name, values in rows.items():
+            self._arrays[name].gather(parts, values)
+        count = len(self)
+        return samples_of(rows, lengths, [i % count for i in windows], sampled=self.sampled)
 
     @property
     def name(self) -> str:
@@ -161,7 +178,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         """See that the shards of these positions are there."""
         if self._fill is None:
             return
-        rows = self._arrays["input_ids"].rows_per_chunk
+        rows = self._rows_per_chunk
         for shard in range(start // rows, -(-stop // rows)):
             if shard not in self._there:
                 if not self._finished(shard):

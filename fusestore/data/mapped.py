@@ -8,7 +8,7 @@ never fill values. Knows neither zarr nor anything remote, so it is safe in Data
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fusestore.errors import CorruptionError, NotFoundError
 _CHECKSUM_BYTES = 4
 
 _MAX_OPEN_MAPS = 128
-"""Per array and process: every map holds a file descriptor."""
+"""Per array and process: every map holds a file descriptor. The oldest is closed first."""
 
 _DTYPES = {
     name: np.dtype(code)
@@ -33,6 +33,18 @@ _DTYPES = {
         "float32": "<f4",
     }.items()
 }
+
+
+def chunk_parts(bounds: Iterable[tuple[int, int]], rows_per_chunk: int) -> list[tuple[int, slice]]:
+    """Where rows `[start, stop)` of each pair lie, in order: a chunk, and rows of it."""
+    parts = []
+    for start, stop in bounds:
+        while start < stop:
+            chunk, low = divmod(start, rows_per_chunk)
+            high = min(low + stop - start, rows_per_chunk)
+            parts.append((chunk, slice(low, high)))
+            start += high - low
+    return parts
 
 
 class MappedArray:
@@ -56,11 +68,11 @@ class MappedArray:
         """
         self.folder = folder
         self.shape, self.dtype, self.rows_per_chunk = _read_metadata(folder / "zarr.json")
-        self._maps: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
+        self._maps: dict[int, npt.NDArray[Any]] = {}
         self._checked: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": OrderedDict(), "_checked": set()}
+        return {**self.__dict__, "_maps": {}, "_checked": set()}
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -71,27 +83,34 @@ class MappedArray:
         Raises:
             CorruptionError: a chunk is missing, cut, or does not match its checksum.
         """
-        chunk = start // self.rows_per_chunk
-        low = start - chunk * self.rows_per_chunk
-        high = low + stop - start
-        if low < high <= self.rows_per_chunk:
-            return self._map(chunk)[low:high].copy()
         rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        for chunk in range(start // self.rows_per_chunk, -(-stop // self.rows_per_chunk)):
-            first = chunk * self.rows_per_chunk
-            low, high = max(start, first), min(stop, first + self.rows_per_chunk)
-            rows[low - start : high - start] = self._map(chunk)[low - first : high - first]
+        self.gather(chunk_parts([(start, stop)], self.rows_per_chunk), rows)
         return rows
 
-    def _map(self, chunk: int) -> npt.NDArray[Any]:
+    def gather(self, parts: Sequence[tuple[int, slice]], out: npt.NDArray[Any]) -> None:
+        """Copy parts of chunks to `out`, one after the other.
+
+        Args:
+            parts: of `chunk_parts`.
+            out: [rows of all parts] or [rows of all parts, columns], of the array's dtype.
+
+        Raises:
+            CorruptionError: a chunk is missing, cut, or does not match its checksum.
+        """
         maps = self._maps
-        values = maps.get(chunk)
-        if values is not None:
-            maps.move_to_end(chunk)
-            return values
-        values = maps[chunk] = self._open(chunk)
-        if len(maps) > _MAX_OPEN_MAPS:
-            maps.popitem(last=False)
+        try:
+            pieces = [maps[chunk][rows] for chunk, rows in parts]
+        except KeyError:
+            pieces = [self._map(chunk)[rows] for chunk, rows in parts]
+        if pieces:
+            np.concatenate(pieces, out=out)
+
+    def _map(self, chunk: int) -> npt.NDArray[Any]:
+        values = self._maps.get(chunk)
+        if values is None:
+            if len(self._maps) == _MAX_OPEN_MAPS:
+                del self._maps[next(iter(self._maps))]
+            values = self._maps[chunk] = self._open(chunk)
         return values
 
     def _open(self, chunk: int) -> npt.NDArray[Any]:

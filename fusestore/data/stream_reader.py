@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusestore.data.dataset import FusedDataset
 from fusestore.data.stream_order import StreamOrder
-from fusestore.data.windows import SAMPLE_ARRAYS, sample_of
+from fusestore.data.windows import SAMPLE_ARRAYS, samples_of
 from fusestore.fetch.client import FetchedShards
 from fusestore.fetch.job import FetchJob
 from fusestore.fetch.layout import ShardLayout
@@ -111,7 +111,7 @@ class FetchingReader:
         self._move(position)
         window = int(self._windows[position])
         rows = self._shards.read(*self._order.bounds(window), SAMPLE_ARRAYS)
-        return sample_of(rows, window, sampled=self._sampled)
+        return samples_of(rows, [len(rows["kind"])], [window], sampled=self._sampled)[0]
 
     def _move(self, position: int) -> None:
         """Blocks that begin or end before this position: ask for shards, and let go of others."""

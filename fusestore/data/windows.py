@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,31 +10,73 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-SAMPLE_ARRAYS = ("input_ids", "next_ids", "ids", "logprobs", "tail", "kind")
-"""What of a fused dataset goes into a sample."""
+SAMPLE_ARRAYS: dict[str, np.dtype[Any]] = {
+    "input_ids": np.dtype(np.int32),
+    "next_ids": np.dtype(np.int32),
+    "ids": np.dtype(np.int32),
+    "logprobs": np.dtype(np.float32),
+    "tail": np.dtype(np.float32),
+    "kind": np.dtype(np.uint8),
+}
+"""What of a fused dataset goes into a sample, and its dtype."""
+
+WIDE_ARRAYS = ("ids", "logprobs")
+"""Those of `top_k` columns; the others have one value a position."""
 
 NO_LABEL = -100
 NO_WINDOW = -1
 """`window` of a filler."""
 
+_CACHE_LINE = 64
+"""Bytes."""
+
 _NO_DISTILLATION = 0
 """Value of `kind` where a position has no fused distribution."""
 
 
-def sample_of(
-    rows: Mapping[str, npt.NDArray[Any]], window: int, *, sampled: bool
-) -> dict[str, Tensor]:
-    """The sample of window `window`, as `FusedDataset` describes it.
+def empty_rows(num_rows: int, top_k: int) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of so many positions, uninitialised: `SAMPLE_ARRAYS` by name.
+
+    All in one piece of memory, which an allocator hands out again as it is; several large ones it
+    gives back to the system, to get them cleared page by page, which takes longer than filling
+    them. And each begins on a line of the processor's cache: rows are copied from the beginnings of
+    pages, and to a place a few bytes into a page that takes up to six times as long.
+    """
+    memory = np.empty(_memory_for(num_rows, top_k), np.uint8)
+    begin = -memory.ctypes.data % _CACHE_LINE
+    arrays = {}
+    for name, dtype in SAMPLE_ARRAYS.items():
+        shape = (num_rows, top_k) if name in WIDE_ARRAYS else (num_rows,)
+        values = arrays[name] = np.ndarray(shape, dtype, memory, begin)
+        begin += values.nbytes + -values.nbytes % _CACHE_LINE
+    return arrays
+
+
+def _memory_for(num_rows: int, top_k: int) -> int:
+    """Bytes of `empty_rows`: each array on a line of its own, wherever the memory begins."""
+    narrow = sum(dtype.itemsize for dtype in SAMPLE_ARRAYS.values())
+    wide = sum(SAMPLE_ARRAYS[name].itemsize for name in WIDE_ARRAYS)
+    return num_rows * (narrow + (top_k - 1) * wide) + (len(SAMPLE_ARRAYS) + 1) * _CACHE_LINE
+
+
+def samples_of(
+    rows: Mapping[str, npt.NDArray[Any]],
+    lengths: Sequence[int],
+    windows: Sequence[int],
+    *,
+    sampled: bool,
+) -> list[dict[str, Tensor]]:
+    """The samples of some windows, as `FusedDataset` describes them.
 
     Args:
-        rows: arrays of the store by name, cut to the window's l positions; writable, and the
-            sample's own from now on.
-        window: its number.
+        rows: `SAMPLE_ARRAYS` by name, the positions of one window after those of another;
+            writable, and the samples' own from now on.
+        lengths: positions of each window.
+        windows: their numbers.
         sampled: whether rows of any source are samples.
     """
-    # `torch.tensor` takes several times as long as `from_numpy`.
     tensor = torch.from_numpy
-    return {
+    together = {
         "input_ids": tensor(rows["input_ids"]),
         "next_ids": tensor(rows["next_ids"]),
         "fused_ids": tensor(rows["ids"]),
@@ -42,9 +84,13 @@ def sample_of(
         "fused_tail": tensor(rows["tail"]),
         "fused_mask": tensor(rows["kind"] != _NO_DISTILLATION),
         "document_end": tensor(rows["next_ids"] == NO_LABEL),
-        "fused_sampled": tensor(np.array(sampled)),
-        "window": tensor(np.array(window)),
     }
+    # Without the bookkeeping for gradients, which takes as long again.
+    apart = [torch.unsafe_split_with_sizes(values, lengths) for values in together.values()]
+    apart.append(tensor(np.full(len(windows), sampled)).unbind())
+    apart.append(tensor(np.array(windows, np.int64)).unbind())
+    names = (*together, "fused_sampled", "window")
+    return [dict(zip(names, values, strict=True)) for values in zip(*apart, strict=True)]
 
 
 def filler(top_k: int, *, sampled: bool) -> dict[str, Tensor]:
@@ -57,4 +103,4 @@ def filler(top_k: int, *, sampled: bool) -> dict[str, Tensor]:
         "tail": np.zeros(1, np.float32),
         "kind": np.full(1, _NO_DISTILLATION, np.uint8),
     }
-    return sample_of(rows, NO_WINDOW, sampled=sampled)
+    return samples_of(rows, [1], [NO_WINDOW], sampled=sampled)[0]

@@ -68,14 +68,39 @@ def test_windows_are_the_arrays(folder, arrays):
     num_tokens=st.integers(1, 90),
     window_length=st.integers(1, 100),
     chunk_rows=st.integers(1, 100),
+    chosen=st.lists(st.integers(0, 89), min_size=1, max_size=9),
 )
-def test_any_chunking(tmp_path_factory, num_tokens, window_length, chunk_rows):
+def test_any_chunking(tmp_path_factory, num_tokens, window_length, chunk_rows, chosen):
     arrays = random_arrays(num_tokens, k=2, vocab_size=9)
     folder = tmp_path_factory.mktemp("fused") / "x"
     write_fused(folder, arrays, window_length=window_length, chunk_rows=chunk_rows)
     dataset = FusedDataset(folder)
     for window in range(len(dataset)):
         assert_window(dataset[window], arrays, window, window_length)
+    # Of any lengths, and any of them twice.
+    chosen = [window % len(dataset) for window in chosen]
+    for window, sample in zip(chosen, dataset.__getitems__(chosen), strict=True):
+        assert_window(sample, arrays, window, window_length)
+
+
+def test_windows_of_a_batch_are_independent(folder, arrays):
+    dataset = FusedDataset(folder)
+    first, second, again = dataset.__getitems__([3, 4, 3])
+    for value in second.values():
+        value.zero_()
+    for window, sample in ((3, first), (3, again), (4, dataset[4])):
+        assert_window(sample, arrays, window, 32)
+
+
+def test_more_files_than_are_kept_open(tmp_path, monkeypatch):
+    arrays = random_arrays(64)
+    write_fused(tmp_path / "x", arrays, window_length=4, chunk_rows=2)
+    monkeypatch.setattr("fusestore.data.mapped._MAX_OPEN_MAPS", 3)
+    dataset = FusedDataset(tmp_path / "x")
+    for windows in ([0, 15, 7], [15, 0, 3], [7, 7, 8]):
+        for window, sample in zip(windows, dataset.__getitems__(windows), strict=True):
+            assert_window(sample, arrays, window, 4)
+    assert all(len(array._maps) <= 3 for array in dataset._arrays.values())
 
 
 def test_reading_a_window_copies_only_what_it_returns(tmp_path):
@@ -160,6 +185,9 @@ def test_incomplete_and_wrong_folders(folder, tmp_path):
         FusedDataset(folder)
     metadata.write_text(good.replace("500", "499"))
     with pytest.raises(CorruptionError, match="differ in length"):
+        FusedDataset(folder)
+    metadata.write_text(good.replace("float32", "int32"))
+    with pytest.raises(CorruptionError, match="1 axes of int32; expected 1 of float32"):
         FusedDataset(folder)
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(CorruptionError, match="manifest"):
