@@ -3,9 +3,9 @@
 First part: windows of one fused dataset (k = 32, 1,024 tokens) in one random order, in batches of 8
 asked for by index, from files that lie in memory. Every side has the same content and gives the
 same arrays, checked, in a process of its own with one thread; they read in turns, medians of the
-turns. Second part: an epoch of the shared form from an HTTP server in a process of its own that
-sends at a fixed rate, and from moto's S3 server, against getting the same objects with as many
-connections and throwing them away.
+turns. Second part: an epoch of each form from an HTTP server in a process of its own that sends at
+a fixed rate, and from moto's S3 server, against getting the same objects with as many connections
+and throwing them away.
 
     pip install datasets litdata mosaicml-streaming
     OMP_NUM_THREADS=1 python benchmarks/loader.py            # `… streaming`: the second part alone
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.metadata
+import itertools
 import multiprocessing
 import os
 import re
@@ -277,26 +278,29 @@ SIDES = {
 def streaming(folder: Path) -> None:
     write_dataset(folder / "local", make_arrays(STREAMED_SHARDS * SHARD))
     pack_fused(Location.parse(folder / "local"), Location.parse(folder / "shared"))
-    decoding = decoding_seconds(folder / "shared")
-    print(f"a shard is verified and decoded by one core in {decoding:.3f} s")
-    for rate in RATES:
-        with served(folder / "shared", rate) as url:
-            against_the_link(f"link of {rate / 1e6:,.0f} MB/s", url, folder, http_get(url))
-    with bucket(folder / "shared") as (url, get):
-        against_the_link("moto's S3 server", url, folder, get)
+    for form in ("shared", "local"):
+        seconds = decoding_seconds(folder / form)
+        print(f"{form} form: a shard is read, verified and decoded by one core in {seconds:.3f} s")
+    for form, rate in itertools.product(("shared", "local"), RATES):
+        with served(folder / form, rate) as url:
+            name = f"{form} form, link of {rate / 1e6:,.0f} MB/s"
+            against_the_link(name, url, folder / form, http_get(url))
+    for form in ("shared", "local"):
+        with bucket(folder / form, form) as (url, get):
+            against_the_link(f"{form} form, moto's S3 server", url, folder / form, get)
 
 
 def against_the_link(name: str, url: str, folder: Path, get: Get) -> None:
-    """Downloading and streaming in turns."""
+    """Downloading and streaming the dataset of `folder` in turns."""
     raw, ours, first, shard = [], [], [], []
-    for turn in range(5):
-        found, one_shard = download_all(get, folder / "shared")
+    for _ in range(5):
+        found, one_shard = download_all(get, folder)
         raw.append(found)
         shard.append(one_shard)
-        found, waited = stream_all(url, folder / "shared", folder / f"{name}-{turn}")
+        found, waited = stream_all(url, folder, folder.with_name("cache"))
         ours.append(found)
         first.append(waited)
-        shutil.rmtree(folder / f"{name}-{turn}")
+        shutil.rmtree(folder.with_name("cache"))
     fetched, streamed = statistics.median(raw), statistics.median(ours)
     print(
         f"{name}: downloaded at {fetched / 1e6:,.0f} MB/s, streamed at {streamed / 1e6:,.0f} MB/s, "
@@ -381,13 +385,12 @@ def served(folder: Path, rate: float) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def bucket(folder: Path) -> Iterator[tuple[str, Get]]:
+def bucket(folder: Path, name: str) -> Iterator[tuple[str, Get]]:
     """A bucket with the folder's files, in a server in a process of its own; and boto3's GET."""
     import boto3
 
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    # One port: an open filesystem keeps the address it was made with.
+    port = int(os.environ.get("AWS_ENDPOINT_URL", ":0").rsplit(":", 1)[1]) or free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-p", str(port)],
         stdout=subprocess.DEVNULL,
@@ -403,18 +406,24 @@ def bucket(folder: Path) -> Iterator[tuple[str, Get]]:
         client = boto3.client(
             "s3", config=botocore.config.Config(max_pool_connections=CONNECTIONS, retries=RETRIES)
         )
-        client.create_bucket(Bucket="benchmark")
+        client.create_bucket(Bucket=name)
         for path in folder.rglob("*"):
             if path.is_file():
-                client.upload_file(str(path), "benchmark", path.relative_to(folder).as_posix())
+                client.upload_file(str(path), name, path.relative_to(folder).as_posix())
 
-        def get(name: str) -> int:
-            return len(client.get_object(Bucket="benchmark", Key=name)["Body"].read())
+        def get(key: str) -> int:
+            return len(client.get_object(Bucket=name, Key=key)["Body"].read())
 
-        yield "s3://benchmark", get
+        yield f"s3://{name}", get
     finally:
         server.terminate()
         server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def serve(folder: str, rate: float, port: Any) -> None:

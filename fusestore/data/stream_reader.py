@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusestore.data.dataset import FusedDataset
 from fusestore.data.stream_order import StreamOrder
-from fusestore.data.windows import SAMPLE_ARRAYS, samples_of
+from fusestore.data.windows import empty_rows, sample_of
 from fusestore.fetch.client import FetchedShards
 from fusestore.fetch.job import FetchJob
 from fusestore.fetch.layout import ShardLayout
@@ -87,6 +87,7 @@ class FetchingReader:
         self._order = order
         self._windows = windows
         self._sampled = sampled
+        self._top_k = layout.top_k
         first, last = order.uses(windows[start:])
         self._first, self._last = first + start, last + start
         used = np.flatnonzero(last >= 0)
@@ -110,8 +111,10 @@ class FetchingReader:
         """See `WindowReader`."""
         self._move(position)
         window = int(self._windows[position])
-        rows = self._shards.read(*self._order.bounds(window), SAMPLE_ARRAYS)
-        return samples_of(rows, [len(rows["kind"])], [window], sampled=self._sampled)[0]
+        start, stop = self._order.bounds(window)
+        rows = empty_rows(stop - start, self._top_k)
+        self._shards.read(start, stop, rows)
+        return sample_of(rows, window, sampled=self._sampled)
 
     def _move(self, position: int) -> None:
         """Blocks that begin or end before this position: ask for shards, and let go of others."""

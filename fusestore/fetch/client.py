@@ -57,8 +57,13 @@ class FetchedShards:
             self._fetcher.close()
             self._fetcher = None
 
-    def read(self, start: int, stop: int, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
-        """Copies of positions `[start, stop)` of the named arrays; waits for what is missing.
+    def read(self, start: int, stop: int, out: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Copy positions `[start, stop)` of some arrays; waits for what is missing.
+
+        Args:
+            start: the first position.
+            stop: one past the last.
+            out: where they go, by the array's name: [positions] or [positions, k].
 
         Raises:
             CorruptionError: what the storage has is not what the manifest says.
@@ -69,9 +74,8 @@ class FetchedShards:
         for shard in range(start // rows, -(-stop // rows)):
             low = max(start - shard * rows, 0)
             pieces.append((self._values(shard), slice(low, min(stop - shard * rows, rows))))
-        return {
-            name: np.concatenate([values[name][part] for values, part in pieces]) for name in names
-        }
+        for name, copied in out.items():
+            np.concatenate([values[name][part] for values, part in pieces], out=copied)
 
     def expect(self, shards: Sequence[int]) -> None:
         """Say what will be needed, in this order; replaces what was said before."""

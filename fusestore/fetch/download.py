@@ -25,8 +25,9 @@ CONNECTIONS = 8
 
 MIN_PIECE_BYTES = 2**19
 MAX_PIECE_BYTES = 2**23
-"""A file is asked for in as many pieces as there are connections, of a size between these. So files
-arrive one after the other, not all at the same time, and one is decoded while the next arrives."""
+"""A file is asked for in pieces of at most the larger size. One that is waited for, with nothing
+else under way, is asked for in as many pieces as there are connections, but for none below the
+smaller size: requests take time of the processor on both sides."""
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -45,13 +46,21 @@ class Download:
     manifest: FusedManifest
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CONNECTIONS))
 
-    def fetch(self, shard: int, content: _Bytes, begun: Callable[[], None] = lambda: None) -> None:
+    def fetch(
+        self,
+        shard: int,
+        content: _Bytes,
+        begun: Callable[[], None] = lambda: None,
+        *,
+        alone: bool = False,
+    ) -> None:
         """Fill a shard's file.
 
         Args:
             shard: its number.
-            content: uint8 [`ShardLayout.num_bytes`], all zeros.
+            content: uint8 [`ShardLayout.num_bytes`], whatever it holds.
             begun: called when all requests stand in the pool's line.
+            alone: whether all connections are free for this shard.
 
         Raises:
             CorruptionError: a file is missing, or is not what the manifest says.
@@ -65,7 +74,10 @@ class Download:
             self._new_file(array, shard) if shared else sections[array.name]
             for array in layout.arrays
         ]
-        requests = [self._request(*pair, shard) for pair in zip(layout.arrays, files, strict=True)]
+        requests = [
+            self._request(array, file, shard, alone)
+            for array, file in zip(layout.arrays, files, strict=True)
+        ]
         begun()
         try:
             for array, file, listed in zip(layout.arrays, files, requests, strict=True):
@@ -101,10 +113,14 @@ class Download:
     def _new_file(self, array: ArraySpec, shard: int) -> _Bytes:
         return np.empty(self._record(array, shard).num_bytes, np.uint8)
 
-    def _request(self, array: ArraySpec, file: _Bytes, shard: int) -> list[Future[None]]:
+    def _request(
+        self, array: ArraySpec, file: _Bytes, shard: int, alone: bool
+    ) -> list[Future[None]]:
         self._record(array, shard)
         where = self.source / array.file_name(shard)
-        size = min(max(-(-len(file) // CONNECTIONS), MIN_PIECE_BYTES), MAX_PIECE_BYTES)
+        size = MAX_PIECE_BYTES
+        if alone:
+            size = min(max(-(-len(file) // CONNECTIONS), MIN_PIECE_BYTES), size)
         return [
             self.pool.submit(_read_into, where, start, file[start : start + size])
             for start in range(0, len(file), size)
@@ -126,8 +142,9 @@ class Download:
         stored = shared_arrays(layout.num_tokens, layout.top_k, layout.rows_per_shard)
         (spec,) = (each for each in stored if each.name == array.name)
         start, stop = array.rows_of(shard)
-        values = layout.values(content)[array.name][: stop - start]
-        decode_file(self.source, spec, shard, file, values)
+        values = layout.values(content)[array.name]
+        values[stop - start :] = 0
+        decode_file(self.source, spec, shard, file, values[: stop - start])
         layout.seal(content, array.name)
 
 

@@ -24,6 +24,7 @@ from fusestore.errors import (
     StorageError,
 )
 from fusestore.fetch import download, server
+from fusestore.fetch.layout import ShardLayout
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.storage.shards import FileRecord
 from fusestore.storage.urls import Location
@@ -144,6 +145,35 @@ def test_over_http_by_ranges(made, shared, expected, cache, monkeypatch):
         fetch_here(dataset, 0)
         pieces = [asked for path, asked in site.requests if path == "/ids/c/0/0"]
         assert len(pieces) == -(-(ROWS * 4 * 4 + 4) // 1_000)
+
+
+@pytest.mark.parametrize("form", ["local", "shared"])
+def test_a_shard_in_memory_that_was_used(made, shared, form):
+    folder = Location.parse(made if form == "local" else shared)
+    manifest = FusedManifest.load(folder / "manifest.json")
+    layout = ShardLayout.of(manifest)
+    fetched = download.Download(folder, manifest)
+    # The last one is short.
+    for shard in (0, NUM_SHARDS - 1):
+        new, used = (np.full(layout.num_bytes, value, np.uint8) for value in (0, 255))
+        fetched.fetch(shard, new, alone=True)
+        fetched.fetch(shard, used)
+        assert layout.is_sound(used)
+        assert np.array_equal(used, new)
+
+
+def test_only_a_shard_that_comes_alone_takes_all_connections(made, monkeypatch):
+    monkeypatch.setattr(download, "MIN_PIECE_BYTES", 100)
+    with RangeServer(made) as site:
+        origin = Location.parse(site.url)
+        manifest = FusedManifest.load(origin / "manifest.json")
+        fetched = download.Download(origin, manifest)
+        content = np.empty(ShardLayout.of(manifest).num_bytes, np.uint8)
+        for shard, alone in ((0, True), (1, False)):
+            fetched.fetch(shard, content, alone=alone)
+        asked = [path for path, _ in site.requests]
+    assert asked.count("/ids/c/0/0") == download.CONNECTIONS
+    assert asked.count("/ids/c/1/0") == 1
 
 
 def fetch_here(dataset, shard):
