@@ -24,7 +24,7 @@ CONNECTIONS = 8
 """Pieces asked for at one time by a process."""
 
 MIN_PIECE_BYTES = 2**19
-MAX_PIECE_BYTES = 2**23
+MAX_PIECE_BYTES = 2**22
 """A file is asked for in pieces of at most the larger size. One that is waited for, with nothing
 else under way, is asked for in as many pieces as there are connections, but for none below the
 smaller size: requests take time of the processor on both sides."""
