@@ -1,11 +1,11 @@
 """Reading windows: against a plain memory map and other loaders, and streaming against the link.
 
 First part: windows of one fused dataset (k = 32, 1,024 tokens) in one random order, in batches of 8
-asked for by index, from files that lie in memory. Every side has the same content and gives the
-same arrays, checked, in a process of its own with one thread; they read in turns, medians of the
-turns. Second part: an epoch of each form from an HTTP server in a process of its own that sends at
-a fixed rate, and from moto's S3 server, against getting the same objects with as many connections
-and throwing them away.
+asked for by index, from files that lie in memory: as samples, each by itself, and stacked to one
+batch, as training takes them. Every side has the same content and gives the same arrays, checked,
+in a process of its own with one thread; they read in turns, medians of the turns. Second part: an
+epoch of each form from an HTTP server in a process of its own that sends at a fixed rate, and from
+moto's S3 server, against getting the same objects with as many connections and throwing them away.
 
     pip install datasets litdata mosaicml-streaming
     OMP_NUM_THREADS=1 python benchmarks/loader.py            # `… streaming`: the second part alone
@@ -65,6 +65,9 @@ RETRIES = {"max_attempts": 20, "mode": "standard"}
 
 Arrays = dict[str, np.ndarray]
 Read = Callable[[Sequence[int]], list[dict[str, Any]]]
+ReadBatch = Callable[[Sequence[int]], dict[str, Any]]
+Side = tuple[Read, ReadBatch]
+TurnOf = Callable[[str, int, int], float]
 Get = Callable[[str], int]
 
 NAMES = {
@@ -99,28 +102,36 @@ def windows_per_second(folder: Path) -> None:
             title: stack.enter_context(beside(side, folder / side))
             for side, title in titles.items()
         }
-        rates: dict[str, list[float]] = {title: [] for title in sides}
-        for turn in range(TURNS):
-            for title, turn_of in sides.items():
-                # Short turns, so that what else the machine does falls on all alike. A slow side
-                # has fewer and shorter ones.
-                slow = bool(rates[title]) and rates[title][0] < 200
-                if not slow or turn % 10 == 0:
-                    rates[title].append(turn_of(turn, 1 if slow else 16))
-    ours = statistics.median(rates["fusestore"])
-    for title, found in rates.items():
-        median = statistics.median(found)
-        print(
-            f"{title:28} {median:10,.0f} windows/s   fusestore is {ours / median:6.2f} times that"
-        )
+        for what in ("samples", "batch"):
+            rates = in_turns(sides, what)
+            ours = statistics.median(rates["fusestore"])
+            print({"samples": "as separate samples", "batch": "stacked to batches"}[what])
+            for title, found in rates.items():
+                median = statistics.median(found)
+                ratio = f"fusestore is {ours / median:6.2f} times that"
+                print(f"  {title:28} {median:10,.0f} windows/s   {ratio}")
+
+
+def in_turns(sides: dict[str, TurnOf], what: str) -> dict[str, list[float]]:
+    """Windows per second of each side, turn by turn."""
+    rates: dict[str, list[float]] = {title: [] for title in sides}
+    for turn in range(TURNS):
+        for title, turn_of in sides.items():
+            # Short turns, so that what else the machine does falls on all alike. A slow side
+            # has fewer and shorter ones.
+            slow = bool(rates[title]) and rates[title][0] < 200
+            if not slow or turn % 10 == 0:
+                rates[title].append(turn_of(what, turn, 1 if slow else 16))
+    return rates
 
 
 @contextlib.contextmanager
-def beside(side: str, folder: Path) -> Iterator[Callable[[int, int], float]]:
+def beside(side: str, folder: Path) -> Iterator[TurnOf]:
     """A side in a process of its own: what one loads or keeps is nobody else's burden.
 
     Yields:
-        Given the turn and a number of batches, reads these there; windows per second.
+        Given "samples" or "batch", the turn, and a number of batches, reads these there; windows
+        per second.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -128,8 +139,8 @@ def beside(side: str, folder: Path) -> Iterator[Callable[[int, int], float]]:
     process.start()
     there.close()
 
-    def turn_of(turn: int, num_batches: int) -> float:
-        here.send((turn, num_batches))
+    def turn_of(what: str, turn: int, num_batches: int) -> float:
+        here.send((what, turn, num_batches))
         return float(here.recv())
 
     try:
@@ -144,30 +155,50 @@ def beside(side: str, folder: Path) -> Iterator[Callable[[int, int], float]]:
 def read_when_asked(side: str, folder: str, pipe: Any) -> None:
     torch.set_num_threads(1)
     arrays = make_arrays(WINDOWS * WINDOW)
-    read = SIDES[side](Path(folder), arrays)
+    samples, batch = SIDES[side](Path(folder), arrays)
     order = np.random.default_rng(1).permutation(WINDOWS)
     batches = [order[i : i + BATCH].tolist() for i in range(0, WINDOWS, BATCH)]
-    check(side, arrays, read(batches[0]), batches[0])
-    del arrays
+    check(side, arrays, samples(batches[0]), batches[0])
+    stacked = batch(batches[0])
+    parts = [{name: values[i] for name, values in stacked.items()} for i in range(BATCH)]
+    check(side, arrays, parts, batches[0])
+    del arrays, stacked, parts
     gc.collect()
     pipe.send(None)
     while True:
         try:
-            turn, num_batches = pipe.recv()
+            what, turn, num_batches = pipe.recv()
         except EOFError:
             return
+        read: Callable[[Sequence[int]], object] = batch if what == "batch" else samples
         # The first batch of a turn finds other sides' data in the processor's caches.
         asked = [batches[(turn * num_batches + i) % len(batches)] for i in range(num_batches)]
         read(asked[-1])
         began = time.perf_counter()
-        for batch in asked:
-            read(batch)
+        for windows in asked:
+            read(windows)
         pipe.send(num_batches * BATCH / (time.perf_counter() - began))
 
 
-def our_side(folder: Path, arrays: Arrays) -> Read:
+def our_side(folder: Path, arrays: Arrays) -> Side:
     write_dataset(folder, arrays)
-    return FusedDataset(folder).__getitems__
+    dataset = FusedDataset(folder)
+
+    def batch(windows: Sequence[int]) -> dict[str, Any]:
+        together = dataset.__getitems__(windows)
+        return {field: together.stacked(field, 0) for field in NAMES.values()}
+
+    return lambda windows: list(dataset.__getitems__(windows)), batch
+
+
+def stacks(samples: Read, stack: Callable[[list[Any]], Any]) -> ReadBatch:
+    """Batches of a side that gives samples."""
+
+    def batch(windows: Sequence[int]) -> dict[str, Any]:
+        found = samples(windows)
+        return {name: stack([sample[name] for sample in found]) for name in found[0]}
+
+    return batch
 
 
 def check(name: str, arrays: Arrays, samples: list[dict[str, Any]], windows: list[int]) -> None:
@@ -182,7 +213,7 @@ def check(name: str, arrays: Arrays, samples: list[dict[str, Any]], windows: lis
                 raise SystemExit(f"{name} reads {array} of window {window} wrongly")
 
 
-def memmap_side(folder: Path, arrays: Arrays) -> Read:
+def memmap_side(folder: Path, arrays: Arrays) -> Side:
     folder.mkdir()
     maps = {}
     for name, values in arrays.items():
@@ -195,7 +226,13 @@ def memmap_side(folder: Path, arrays: Arrays) -> Read:
             for i in windows
         ]
 
-    return read
+    def batch(windows: Sequence[int]) -> dict[str, Any]:
+        return {
+            name: np.stack([values[i * WINDOW : (i + 1) * WINDOW] for i in windows])
+            for name, values in maps.items()
+        }
+
+    return read, batch
 
 
 def samples_of(arrays: Arrays) -> Iterator[Arrays]:
@@ -204,7 +241,7 @@ def samples_of(arrays: Arrays) -> Iterator[Arrays]:
         yield {name: values[rows] for name, values in arrays.items()}
 
 
-def datasets_side(folder: Path, arrays: Arrays) -> Read:
+def datasets_side(folder: Path, arrays: Arrays) -> Side:
     """Arrow lists, memory-mapped, in NumPy's format."""
     import datasets
     import pyarrow as pa
@@ -229,15 +266,18 @@ def datasets_side(folder: Path, arrays: Arrays) -> Read:
             for i in range(len(windows))
         ]
 
-    return read
+    def batch(windows: Sequence[int]) -> dict[str, Any]:
+        return {name: stacked(values) for name, values in loaded[list(windows)].items()}
+
+    return read, batch
 
 
 def stacked(value: np.ndarray) -> np.ndarray:
     """Lists of lists come as arrays of arrays where their lengths could differ."""
-    return np.stack(list(value)) if value.dtype == object else value
+    return np.stack([stacked(each) for each in value]) if value.dtype == object else value
 
 
-def litdata_side(folder: Path, arrays: Arrays) -> Read:
+def litdata_side(folder: Path, arrays: Arrays) -> Side:
     from litdata import StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
@@ -248,10 +288,14 @@ def litdata_side(folder: Path, arrays: Arrays) -> Read:
     writer.done()
     writer.merge()
     dataset = StreamingDataset(str(folder))
-    return lambda windows: [dataset[i] for i in windows]
+
+    def read(windows: Sequence[int]) -> list[dict[str, Any]]:
+        return [dataset[i] for i in windows]
+
+    return read, stacks(read, torch.stack)
 
 
-def mds_side(folder: Path, arrays: Arrays) -> Read:
+def mds_side(folder: Path, arrays: Arrays) -> Side:
     from streaming import MDSWriter
     from streaming.base.local import LocalDataset
 
@@ -263,7 +307,11 @@ def mds_side(folder: Path, arrays: Arrays) -> Read:
         for sample in samples_of(arrays):
             writer.write({name: np.ascontiguousarray(values) for name, values in sample.items()})
     dataset = LocalDataset(str(folder))
-    return lambda windows: [dataset[i] for i in windows]
+
+    def read(windows: Sequence[int]) -> list[dict[str, Any]]:
+        return [dataset[i] for i in windows]
+
+    return read, stacks(read, np.stack)
 
 
 SIDES = {

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusestore.data.windows import Windows
 from fusestore.errors import InvalidInputError
 
 IGNORED_LABEL = -100
@@ -31,7 +32,8 @@ def collate(
     """Stack B windows, padding shorter ones on the right to the longest, L.
 
     Args:
-        samples: as `FusedDataset` gives them.
+        samples: as `FusedDataset` gives them; those that it read together are not copied again,
+            but where a dtype changes.
         documents_apart: whether models are to read each document of a window as if it were alone;
             adds `position_ids`, and is the work of `model_inputs`.
 
@@ -48,28 +50,23 @@ def collate(
     """
     if not samples:
         raise InvalidInputError("A batch needs at least one window.")
-    missing = _FIELDS - samples[0].keys()
-    if missing:
-        raise InvalidInputError(
-            f"Samples came without {', '.join(sorted(missing))}: something took it out between the "
-            "dataset and collate. transformers' Trainer does, unless it is told "
-            "remove_unused_columns=False."
-        )
-    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+    together = samples if isinstance(samples, Windows) else _Separate(samples)
+    lengths = torch.tensor(together.lengths)
     real = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    stacked = together.stacked
     batch = {
-        "input_ids": _stack(samples, "input_ids", real, 0).long(),
+        "input_ids": stacked("input_ids", 0).long(),
         "attention_mask": real.long(),
-        "next_ids": _stack(samples, "next_ids", real, IGNORED_LABEL).long(),
-        "fused_ids": _stack(samples, "fused_ids", real, 0).long(),
-        "fused_logprobs": _stack(samples, "fused_logprobs", real, -torch.inf),
-        "fused_tail": _stack(samples, "fused_tail", real, -torch.inf),
-        "fused_mask": _stack(samples, "fused_mask", real, 0),
-        "fused_sampled": torch.stack([sample["fused_sampled"] for sample in samples]),
-        "window": torch.stack([sample["window"] for sample in samples]),
+        "next_ids": stacked("next_ids", IGNORED_LABEL).long(),
+        "fused_ids": stacked("fused_ids", 0).long(),
+        "fused_logprobs": stacked("fused_logprobs", -torch.inf),
+        "fused_tail": stacked("fused_tail", -torch.inf),
+        "fused_mask": stacked("fused_mask", 0),
+        "fused_sampled": stacked("fused_sampled", 0),
+        "window": stacked("window", 0),
     }
     if documents_apart:
-        batch["position_ids"] = _position_ids(_stack(samples, "document_end", real, 0), lengths)
+        batch["position_ids"] = _position_ids(stacked("document_end", 0), lengths)
     return batch
 
 
@@ -105,14 +102,27 @@ def _position_ids(document_end: Tensor, lengths: Tensor) -> Tensor:
     return place - torch.where(begins, place, 0).cummax(1).values
 
 
-def _stack(
-    samples: Sequence[Mapping[str, Tensor]], name: str, real: Tensor, filler: float
-) -> Tensor:
-    """[B, L, …] of one field; `real` bool [B, L] says which positions are not padding."""
-    values = [sample[name] for sample in samples]
-    if bool(real.all()):
-        return torch.stack(values)
-    stacked = values[0].new_full((*real.shape, *values[0].shape[1:]), filler)
-    for row, value in zip(stacked, values, strict=True):
-        row[: len(value)] = value
-    return stacked
+class _Separate:
+    """Samples that come one by one, as `Windows` has those that were read together."""
+
+    def __init__(self, samples: Sequence[Mapping[str, Tensor]]) -> None:
+        missing = _FIELDS - samples[0].keys()
+        if missing:
+            raise InvalidInputError(
+                f"Samples came without {', '.join(sorted(missing))}: something took it out between "
+                "the dataset and collate. transformers' Trainer does, unless it is told "
+                "remove_unused_columns=False."
+            )
+        self.lengths = [len(sample["input_ids"]) for sample in samples]
+        self._samples = samples
+
+    def stacked(self, name: str, filler: float) -> Tensor:
+        """See `Windows.stacked`."""
+        values = [sample[name] for sample in self._samples]
+        if values[0].ndim == 0 or min(self.lengths) == max(self.lengths):
+            return torch.stack(values)
+        shape = (len(values), max(self.lengths), *values[0].shape[1:])
+        padded = values[0].new_full(shape, filler)
+        for row, value in zip(padded, values, strict=True):
+            row[: len(value)] = value
+        return padded

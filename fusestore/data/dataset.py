@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from fusestore.data.fill import ShardFiller
 from fusestore.data.mapped import MappedArray, chunk_parts
 from fusestore.data.order import permutation
-from fusestore.data.windows import SAMPLE_ARRAYS, WIDE_ARRAYS, empty_rows, samples_of
+from fusestore.data.windows import SAMPLE_ARRAYS, WIDE_ARRAYS, Windows, empty_rows, sample_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
 from fusestore.packages import user_cache_folder
 from fusestore.storage.manifest import canonical_json, digest_bytes, manifest_content
@@ -123,21 +123,29 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         return -(-self.num_tokens // self.window_length)
 
     def __getitem__(self, window: int) -> dict[str, Tensor]:
-        return self.__getitems__([window])[0]
+        rows = self._rows([self._bounds(window)])
+        return sample_of(rows, window % len(self), sampled=self.sampled)
 
-    def __getitems__(self, windows: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Several windows, for a DataLoader's batch. They are views of one piece of memory."""
+    def __getitems__(self, windows: Sequence[int]) -> Windows:
+        """Several windows, for a DataLoader's batch: a sequence of samples.
+
+        They share one memory, from which `fusestore.data.collate` takes the batch as it is.
+        """
         bounds = [self._bounds(window) for window in windows]
+        lengths, count = [stop - start for start, stop in bounds], len(self)
+        numbers = [window % count for window in windows]
+        return Windows(self._rows(bounds), lengths, numbers, sampled=self.sampled)
+
+    def _rows(self, bounds: Sequence[tuple[int, int]]) -> dict[str, npt.NDArray[Any]]:
+        """Positions `[start, stop)` of each pair, one after the other: `SAMPLE_ARRAYS`."""
         if self._fill is not None:
             for start, stop in bounds:
                 self._need(start, stop)
-        lengths = [stop - start for start, stop in bounds]
+        rows = empty_rows(sum(stop - start for start, stop in bounds), self.top_k)
         parts = chunk_parts(bounds, self._rows_per_chunk)
-        rows = empty_rows(sum(lengths), self.top_k)
         for name, values in rows.items():
             self._arrays[name].gather(parts, values)
-        count = len(self)
-        return samples_of(rows, lengths, [i % count for i in windows], sampled=self.sampled)
+        return rows
 
     @property
     def name(self) -> str:

@@ -1,9 +1,9 @@
-"""A window's rows as the sample that training code gets."""
+"""Rows of windows as the samples that training code gets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -77,28 +77,77 @@ def sample_of(
     }
 
 
-def samples_of(
-    rows: Mapping[str, npt.NDArray[Any]],
-    lengths: Sequence[int],
-    windows: Sequence[int],
-    *,
-    sampled: bool,
-) -> list[dict[str, Tensor]]:
-    """The samples of some windows; as `sample_of` for each, and faster for several.
+class Windows(Sequence[dict[str, Tensor]]):
+    """Several windows that were read together: samples in order, cut when they are asked for.
 
-    Args:
-        rows: `SAMPLE_ARRAYS` by name, the positions of one window after those of another.
+    Samples, and what `stacked` gives, are views of one memory.
+
+    Attributes:
         lengths: positions of each window.
-        windows: their numbers.
-        sampled: whether rows of any source are samples.
     """
-    together = _by_position(rows)
-    # Without the bookkeeping for gradients, which takes as long again.
-    apart = [torch.unsafe_split_with_sizes(values, lengths) for values in together.values()]
-    apart.append(torch.from_numpy(np.full(len(windows), sampled)).unbind())
-    apart.append(torch.from_numpy(np.array(windows, np.int64)).unbind())
-    names = (*together, "fused_sampled", "window")
-    return [dict(zip(names, values, strict=True)) for values in zip(*apart, strict=True)]
+
+    def __init__(
+        self,
+        rows: Mapping[str, npt.NDArray[Any]],
+        lengths: Sequence[int],
+        windows: Sequence[int],
+        *,
+        sampled: bool,
+    ) -> None:
+        """Samples as `sample_of` makes them.
+
+        Args:
+            rows: `SAMPLE_ARRAYS` by name, the positions of one window after those of another;
+                writable, and the samples' own from now on.
+            lengths: positions of each window.
+            windows: their numbers.
+            sampled: whether rows of any source are samples.
+        """
+        self.lengths = list(lengths)
+        self._positions = _by_position(rows)
+        self._scalars = {
+            "fused_sampled": torch.from_numpy(np.full(len(windows), sampled)),
+            "window": torch.from_numpy(np.array(windows, np.int64)),
+        }
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        # Without the bookkeeping for gradients, which takes as long again.
+        split = torch.unsafe_split_with_sizes
+        parts = [split(values, self.lengths) for values in self._positions.values()]
+        parts += [values.unbind() for values in self._scalars.values()]
+        names = (*self._positions, *self._scalars)
+        for values in zip(*parts, strict=True):
+            yield dict(zip(names, values, strict=True))
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        return list(self)[index]
+
+    def stacked(self, name: str, filler: float) -> Tensor:
+        """A field of all samples, [B, L, …] with L of the longest, or [B]; padded on the right.
+
+        Args:
+            name: of the field.
+            filler: what shorter windows are padded with.
+        """
+        if name in self._scalars:
+            return self._scalars[name]
+        values, longest = self._positions[name], max(self.lengths)
+        if min(self.lengths) == longest:
+            return values.view(len(self), longest, *values.shape[1:])
+        padded = values.new_full((len(self), longest, *values.shape[1:]), filler)
+        windows = torch.unsafe_split_with_sizes(values, self.lengths)
+        for row, window in zip(padded, windows, strict=True):
+            row[: len(window)] = window
+        return padded
 
 
 def _by_position(rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:

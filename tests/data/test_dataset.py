@@ -79,8 +79,32 @@ def test_any_chunking(tmp_path_factory, num_tokens, window_length, chunk_rows, c
         assert_window(dataset[window], arrays, window, window_length)
     # Of any lengths, and any of them twice.
     chosen = [window % len(dataset) for window in chosen]
-    for window, sample in zip(chosen, dataset.__getitems__(chosen), strict=True):
+    together = dataset.__getitems__(chosen)
+    for window, sample in zip(chosen, together, strict=True):
         assert_window(sample, arrays, window, window_length)
+    for apart in (False, True):
+        batch = collate(together, documents_apart=apart)
+        expected = collate([dataset[window] for window in chosen], documents_apart=apart)
+        assert batch.keys() == expected.keys()
+        for name, values in expected.items():
+            assert batch[name].dtype == values.dtype
+            assert torch.equal(batch[name], values), name
+
+
+def test_windows_of_a_batch_are_a_sequence(folder, arrays):
+    together = FusedDataset(folder).__getitems__([5, -1, 0])
+    assert len(together) == 3
+    assert_window(together[0], arrays, 5, 32)
+    assert_window(together[-1], arrays, 0, 32)
+    assert [int(sample["window"]) for sample in together[:2]] == [5, 15]
+    with pytest.raises(IndexError):
+        together[3]
+    # As from a worker whose collate_fn leaves them alone.
+    for window, sample in zip((5, 15, 0), pickle.loads(pickle.dumps(together)), strict=True):
+        assert_window(sample, arrays, window, 32)
+    default = torch.utils.data.default_collate(FusedDataset(folder).__getitems__([5, 0]))
+    assert default["window"].tolist() == [5, 0]
+    assert default["fused_ids"].shape == (2, 32, 4)
 
 
 def test_windows_of_a_batch_are_independent(folder, arrays):
