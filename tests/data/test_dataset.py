@@ -100,7 +100,8 @@ def test_windows_of_a_batch_are_a_sequence(folder, arrays):
     with pytest.raises(IndexError):
         together[3]
     # As from a worker whose collate_fn leaves them alone.
-    for window, sample in zip((5, 15, 0), pickle.loads(pickle.dumps(together)), strict=True):
+    copied = pickle.loads(pickle.dumps(together))  # noqa: S301
+    for window, sample in zip((5, 15, 0), copied, strict=True):
         assert_window(sample, arrays, window, 32)
     default = torch.utils.data.default_collate(FusedDataset(folder).__getitems__([5, 0]))
     assert default["window"].tolist() == [5, 0]
