@@ -50,7 +50,11 @@ def collate(
     """
     if not samples:
         raise InvalidInputError("A batch needs at least one window.")
-    together = samples if isinstance(samples, Windows) else _Separate(samples)
+    together: Windows | _Separate
+    if isinstance(samples, Windows) and not samples.is_cut:
+        together = samples
+    else:
+        together = _Separate(samples)
     lengths = torch.tensor(together.lengths)
     real = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
     stacked = together.stacked

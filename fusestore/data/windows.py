@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -78,7 +79,7 @@ def sample_of(
 
 
 class Windows(Sequence[dict[str, Tensor]]):
-    """Several windows that were read together: samples in order, cut when they are asked for.
+    """Several windows that were read together: a sequence of samples, cut when one is asked for.
 
     Samples, and what `stacked` gives, are views of one memory.
 
@@ -110,17 +111,25 @@ class Windows(Sequence[dict[str, Tensor]]):
             "window": torch.from_numpy(np.array(windows, np.int64)),
         }
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    @cached_property
+    def _samples(self) -> list[dict[str, Tensor]]:
         # Without the bookkeeping for gradients, which takes as long again.
         split = torch.unsafe_split_with_sizes
         parts = [split(values, self.lengths) for values in self._positions.values()]
         parts += [values.unbind() for values in self._scalars.values()]
         names = (*self._positions, *self._scalars)
-        for values in zip(*parts, strict=True):
-            yield dict(zip(names, values, strict=True))
+        return [dict(zip(names, values, strict=True)) for values in zip(*parts, strict=True)]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a sample was asked for; who has it may have put other tensors into it."""
+        return "_samples" in self.__dict__
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self._samples)
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Tensor]: ...
@@ -129,14 +138,14 @@ class Windows(Sequence[dict[str, Tensor]]):
     def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
 
     def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        return list(self)[index]
+        return self._samples[index]
 
     def stacked(self, name: str, filler: float) -> Tensor:
-        """A field of all samples, [B, L, …] with L of the longest, or [B]; padded on the right.
+        """A field of all windows as they were read: [B, L, …] with L of the longest, or [B].
 
         Args:
             name: of the field.
-            filler: what shorter windows are padded with.
+            filler: what shorter windows are padded with, on the right.
         """
         if name in self._scalars:
             return self._scalars[name]

@@ -103,6 +103,12 @@ def test_windows_of_a_batch_are_a_sequence(folder, arrays):
     copied = pickle.loads(pickle.dumps(together))  # noqa: S301
     for window, sample in zip((5, 15, 0), copied, strict=True):
         assert_window(sample, arrays, window, 32)
+    # What was put into a sample counts, and so does what was written into its tensors.
+    together[1]["next_ids"] = torch.full((len(together[1]["next_ids"]),), -100)
+    together[0]["fused_mask"][3] = False
+    batch = collate(together)
+    assert (batch["next_ids"][1] == -100).all()
+    assert not batch["fused_mask"][0, 3]
     default = torch.utils.data.default_collate(FusedDataset(folder).__getitems__([5, 0]))
     assert default["window"].tolist() == [5, 0]
     assert default["fused_ids"].shape == (2, 32, 4)
