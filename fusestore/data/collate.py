@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusestore.data.windows import Windows
+from fusestore.data.windows import Windows, pad_right
 from fusestore.errors import InvalidInputError
 
 IGNORED_LABEL = -100
@@ -125,8 +125,4 @@ class _Separate:
         values = [sample[name] for sample in self._samples]
         if values[0].ndim == 0 or min(self.lengths) == max(self.lengths):
             return torch.stack(values)
-        shape = (len(values), max(self.lengths), *values[0].shape[1:])
-        padded = values[0].new_full(shape, filler)
-        for row, value in zip(padded, values, strict=True):
-            row[: len(value)] = value
-        return padded
+        return pad_right(values, filler)

@@ -110,10 +110,11 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
             )
         for name, dtype in SAMPLE_ARRAYS.items():
             found, axes = arrays[name].dtype, len(arrays[name].shape)
-            if found != dtype or axes != (2 if name in WIDE_ARRAYS else 1):
+            expected = 2 if name in WIDE_ARRAYS else 1
+            if found != dtype or axes != expected:
                 raise CorruptionError(
-                    f"{self.folder / name} has {axes} axes of {found}; expected "
-                    f"{2 if name in WIDE_ARRAYS else 1} of {dtype}. Fuse it again."
+                    f"{self.folder / name} has {axes} axes of {found}; expected {expected} of "
+                    f"{dtype}. Fuse it again."
                 )
 
     def __len__(self) -> int:

@@ -152,11 +152,16 @@ class Windows(Sequence[dict[str, Tensor]]):
         values, longest = self._positions[name], max(self.lengths)
         if min(self.lengths) == longest:
             return values.view(len(self), longest, *values.shape[1:])
-        padded = values.new_full((len(self), longest, *values.shape[1:]), filler)
-        windows = torch.unsafe_split_with_sizes(values, self.lengths)
-        for row, window in zip(padded, windows, strict=True):
-            row[: len(window)] = window
-        return padded
+        return pad_right(torch.unsafe_split_with_sizes(values, self.lengths), filler)
+
+
+def pad_right(windows: Sequence[Tensor], filler: float) -> Tensor:
+    """One field of B windows of different lengths, [l, …] each, as [B, L, …] with L the longest."""
+    longest = max(map(len, windows))
+    padded = windows[0].new_full((len(windows), longest, *windows[0].shape[1:]), filler)
+    for row, window in zip(padded, windows, strict=True):
+        row[: len(window)] = window
+    return padded
 
 
 def _by_position(rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:

@@ -108,7 +108,7 @@ class ArrayReader:
         """Rows `[start, stop)`, which must lie inside the array: a new array of its dtype."""
         spec = self.spec
         out = np.empty((max(0, stop - start), *spec.shape[1:]), dtype=spec.dtype)
-        in_place = out if len(spec.shape) == 1 else None
+        in_place = out if spec.chunks_across == 1 else None
         for first, values in self.chunks(start, stop, in_place):
             if values.base is not out:
                 _place(spec, values, first, out, start)
@@ -122,8 +122,8 @@ class ArrayReader:
         Args:
             start: the first row.
             stop: one past the last.
-            out: of an array of one axis, where these rows go, of the array's dtype: chunks that
-                lie inside and have to be decoded are decoded there.
+            out: of an array whose chunks hold whole rows, where these rows go, of the array's
+                dtype: chunks that lie inside and have to be decoded are decoded there.
 
         Yields:
             The array's row that the chunk begins with, and its values, not to be written to:
@@ -153,9 +153,9 @@ class ArrayReader:
                 opened = self._open(shard)
                 piece = opened.fetch_chunks(missing[0] - begin, missing[-1] + 1 - begin)
             for chunk in inside:
+                first = chunk * rows
                 values = recent.get(chunk)
                 if values is None:
-                    first = chunk * rows
                     whole = start <= first and first + rows <= stop
                     here = None
                     if whole and out is not None:
@@ -163,7 +163,7 @@ class ArrayReader:
                     values = opened.decode(chunk - begin, *piece, here)
                     if not whole:
                         self._remember(chunk, values)
-                yield chunk * rows, values
+                yield first, values
 
     def _remember(self, chunk: int, values: _Values) -> None:
         # A raw chunk costs nothing but its checksum, and is checked each time.
@@ -265,13 +265,11 @@ class _OpenShard:
         Returns:
             The byte of the file it begins with, and the bytes.
         """
-        across = self.chunks_across
-        parts = range(first * across, stop * across)
-        begins = self.offsets[parts.start : parts.stop]
+        parts = slice(first * self.chunks_across, stop * self.chunks_across)
+        begins, lengths = self.offsets[parts], self.lengths[parts]
         if ABSENT_CHUNK in begins:
             raise self.corrupt(f"holds no chunk {parts.start + begins.index(ABSENT_CHUNK)}")
         # In whatever order they lie.
-        lengths = self.lengths[parts.start : parts.stop]
         begin, end = min(begins), max(map(sum, zip(begins, lengths, strict=True)))
         return begin, self.fetch(begin, end)
 

@@ -79,11 +79,12 @@ def test_any_chunking(tmp_path_factory, num_tokens, window_length, chunk_rows, c
         assert_window(dataset[window], arrays, window, window_length)
     # Of any lengths, and any of them twice.
     chosen = [window % len(dataset) for window in chosen]
-    together = dataset.__getitems__(chosen)
-    for window, sample in zip(chosen, together, strict=True):
+    for window, sample in zip(chosen, dataset.__getitems__(chosen), strict=True):
         assert_window(sample, arrays, window, window_length)
     for apart in (False, True):
+        together = dataset.__getitems__(chosen)
         batch = collate(together, documents_apart=apart)
+        assert not together.is_cut
         expected = collate([dataset[window] for window in chosen], documents_apart=apart)
         assert batch.keys() == expected.keys()
         for name, values in expected.items():
