@@ -7,9 +7,10 @@ Beside it lie the best weights so far, where they are wanted. Nothing is pickled
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from fusestore.errors import (
 from fusestore.storage.manifest import Manifest
 from fusestore.storage.publish import TEMPORARY_PREFIX, sync_folder
 from fusestore.storage.urls import Location
+from fusestore.train.engine import Engine
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
-from fusestore.train.weights import put_moments, put_weights
+from fusestore.train.weights import put_weights
 
 _FOLDER = "checkpoint"
 _WEIGHTS = "model.safetensors"
+_MOMENTS = "optimizer.safetensors"
 _BEST = "best"
 _OLDER = f"{TEMPORARY_PREFIX}older-checkpoint"
 
@@ -67,14 +70,14 @@ def save_checkpoint(
         work_dir: made if need be.
         state: counters and curves.
         weights: as `fusestore.train.weights` gives them.
-        moments: likewise.
+        moments: as the engine gives them.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     temporary = work_dir / f"{TEMPORARY_PREFIX}{_FOLDER}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     save_tensors(temporary / _WEIGHTS, weights)
-    save_tensors(temporary / "optimizer.safetensors", moments)
+    save_tensors(temporary / _MOMENTS, moments)
     save_tensors(temporary / "random.safetensors", _random_states())
     state_file = temporary / "state.json"
     state_file.write_bytes(state.to_bytes())
@@ -118,24 +121,35 @@ def load_state(work_dir: Path, plan: TrainingPlan) -> TrainState | None:
     return state.model_copy(update={"plan": plan})
 
 
-def restore(
-    work_dir: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    parameter_names: Sequence[str],
-) -> None:
-    """Put weights, optimizer and random states back as `save_checkpoint` found them.
+def restore_weights(work_dir: Path, model: torch.nn.Module) -> None:
+    """Put weights back as `save_checkpoint` found them, in a model that is not cut in pieces.
 
     Raises:
         CorruptionError: files are missing, cut, or of another model.
     """
+    with _readable(work_dir) as folder:
+        put_weights(model, load_file(folder / _WEIGHTS))
+
+
+def restore_moments(work_dir: Path, engine: Engine) -> None:
+    """Put optimizer and random states back as `save_checkpoint` found them.
+
+    Raises:
+        CorruptionError: files are missing, cut, or of another model.
+    """
+    with _readable(work_dir) as folder:
+        engine.put_moments(load_file(folder / _MOMENTS))
+        _set_random_states(load_file(folder / "random.safetensors"))
+
+
+@contextlib.contextmanager
+def _readable(work_dir: Path) -> Iterator[Path]:
+    """The checkpoint's folder; what reading it raises is damage."""
     folder = _folder(work_dir)
     try:
         if folder is None:
             raise FileNotFoundError(f"no checkpoint in {work_dir}")
-        put_weights(model, load_file(folder / _WEIGHTS))
-        put_moments(optimizer, parameter_names, load_file(folder / "optimizer.safetensors"))
-        _set_random_states(load_file(folder / "random.safetensors"))
+        yield folder
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise _damaged(work_dir, error) from error
 

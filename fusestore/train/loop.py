@@ -15,7 +15,7 @@ from fusestore.train.checkpoint import (
     TrainState,
     drop_best_but,
     load_best,
-    restore,
+    restore_moments,
     save_best,
     save_checkpoint,
 )
@@ -28,7 +28,7 @@ from fusestore.train.sharding import whole
 from fusestore.train.student import Student
 from fusestore.train.surroundings import StopSignals
 from fusestore.train.updates import Updates
-from fusestore.train.weights import moments, trained_weights
+from fusestore.train.weights import trained_weights
 
 
 class TrainingProgress(NamedTuple):
@@ -101,7 +101,7 @@ class TrainingLoop:
         self._evaluations: list[EvaluationPoint] = []
 
     def to_the_end(self, state: TrainState) -> Trained:
-        """Make all steps and evaluations that are missing.
+        """Make all steps and evaluations that are missing; the student has the state's weights.
 
         Raises:
             KeyboardInterrupt: a signal came; a checkpoint is kept, once a step is made.
@@ -131,8 +131,7 @@ class TrainingLoop:
         # Curves grow in lists and are frozen into a state when it is kept.
         self._points, self._evaluations = list(state.loss_curve), list(state.evaluations)
         if state.step > 0:
-            updates = self._updates
-            restore(self._work_dir, self._student.model, updates.optimizer, updates.parameter_names)
+            restore_moments(self._work_dir, self._updates.engine)
             self._kept = state
             best = self._best_step
             if best < self._step and self._accelerator.is_main_process:
@@ -200,9 +199,9 @@ class TrainingLoop:
         if self._step == 0 or state == self._kept:
             return
         weights = self._sound_weights()
-        optimizer = moments(self._updates.optimizer, self._updates.parameter_names)
+        moments = self._updates.engine.moments()
         if self._accelerator.is_main_process:
-            save_checkpoint(self._work_dir, state, weights, optimizer)
+            save_checkpoint(self._work_dir, state, weights, moments)
         self._kept = state
         if self._accelerator.is_main_process:
             self._drop_other_bests()

@@ -1,74 +1,17 @@
-"""Processes as accelerate's configuration has them: one, data parallel, or FSDP2's pieces.
+"""Weights of which every process holds a piece: FSDP2's `DTensor`s, or ZeRO 3's parameters.
 
-Under FSDP every process holds a piece of each weight and moment (a `DTensor`). Checkpoints and
-models are written whole, so that they do not know how the weights were cut.
+Checkpoints and models are written whole, so that they do not know how the weights were cut.
 """
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 import torch
 from torch import Tensor
-
-from fusestore.errors import IncompatibleError
-
-
-def make_accelerator() -> Any:  # noqa: ANN401 - accelerate is untyped
-    """The accelerator that the launcher's configuration asks for; autocast is ours.
-
-    Raises:
-        IncompatibleError: it asks for DeepSpeed, Megatron-LM, FSDP1, or pieces by size.
-    """
-    from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
-    from accelerate.utils import disable_fsdp_ram_efficient_loading
-
-    for name, value in (("DeepSpeed", "DEEPSPEED"), ("Megatron-LM", "MEGATRON_LM")):
-        if _asks_for(f"ACCELERATE_USE_{value}"):
-            raise IncompatibleError(
-                f"Training under {name} is not supported: its engine makes steps of its own, which "
-                "the guards, the checkpoints and an exact resume know nothing of. Use FSDP "
-                "(fsdp_version: 2) or plain data parallelism in accelerate's configuration."
-            )
-    if not _asks_for("ACCELERATE_USE_FSDP"):
-        return Accelerator(mixed_precision="no")
-    # Every process looks at the whole model once before it is cut in pieces.
-    disable_fsdp_ram_efficient_loading()
-    accelerator = Accelerator(mixed_precision="no")
-    if accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # accelerate reads its FSDP configuration on devices only; torch shards on CPUs as well.
-        accelerator.state.distributed_type = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    if accelerator.distributed_type == DistributedType.FSDP:
-        check_fsdp(accelerator.state.fsdp_plugin)
-    return accelerator
-
-
-def check_fsdp(plugin: Any) -> None:  # noqa: ANN401
-    """See that accelerate's FSDP settings are ones that the trainer can follow.
-
-    Raises:
-        IncompatibleError: FSDP1, or units by size.
-    """
-    from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
-
-    if plugin.fsdp_version != 2:
-        raise IncompatibleError(
-            "Training under FSDP1 is not supported: it flattens weights, so that checkpoints could "
-            "not name them. Set fsdp_version: 2 in accelerate's configuration."
-        )
-    if plugin.auto_wrap_policy is size_based_auto_wrap_policy:
-        raise IncompatibleError(
-            "FSDP units by size could part the output head from the loss, which needs its weights "
-            "whole. Set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP in accelerate's "
-            "configuration."
-        )
 
 
 def is_sharded(module: torch.nn.Module) -> bool:
     """Whether its weights are in pieces, so that a forward pass takes all processes."""
-    return any(_is_piece(value) for value in module.parameters())
+    return any(_is_piece(value) or _is_zero3(value) for value in module.parameters())
 
 
 def reshard(module: torch.nn.Module) -> None:
@@ -89,6 +32,11 @@ def run_like_forward(module: torch.nn.Module, method: str) -> None:
 
 def whole(value: Tensor) -> Tensor:
     """A tensor that is in pieces as one, on the CPU; any other as it is. All processes must ask."""
+    if _is_zero3(value):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([value]):
+            return value.detach().cpu().clone()
     if not _is_piece(value):
         return value
     entire: Tensor = value.full_tensor()  # type: ignore[attr-defined]
@@ -116,5 +64,6 @@ def _is_piece(value: Tensor) -> bool:
     return isinstance(value, DTensor)
 
 
-def _asks_for(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("1", "true")
+def _is_zero3(value: Tensor) -> bool:
+    # DeepSpeed's own test; ZeRO 1 and 2 leave parameters whole.
+    return hasattr(value, "ds_id")

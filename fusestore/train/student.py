@@ -12,6 +12,7 @@ from fusestore.capture.models import output_width
 from fusestore.data.collate import model_inputs
 from fusestore.errors import IncompatibleError
 from fusestore.train.apart import check_apart
+from fusestore.train.evaluate import autocast
 from fusestore.train.linear_loss import linear_fusion_terms
 from fusestore.train.losses import FusionTerms, fusion_terms
 from fusestore.train.settings import TrainSettings
@@ -50,6 +51,9 @@ class Student(torch.nn.Module):
         if settings.attend_within == "document":
             check_apart(model, min(settings.batch_size, 2))
         self.objective = settings.fusion_objective(settings.lm_weights[0])
+        self._precision = settings.precision
+        # DeepSpeed's sizes that are "auto" are taken from here.
+        self.config = model.config.get_text_config()
         self._width = output_width(model)
         logits = settings.batch_size * window_length * self._width
         # FSDP asks what it wraps which blocks to shard by themselves; some models name others' too.
@@ -72,6 +76,11 @@ class Student(torch.nn.Module):
             IncompatibleError: the batch holds token ids that the model does not have.
         """
         check_ids(batch["input_ids"], self._width, "input_ids")
+        # In here: DeepSpeed's engine would end a context that it is called in.
+        with autocast(batch["input_ids"].device, self._precision):
+            return self._terms(batch)
+
+    def _terms(self, batch: Mapping[str, Tensor]) -> FusionTerms:
         inputs = model_inputs(batch)
         if self._head is None:
             return fusion_terms(self.model(**inputs).logits, batch, self.objective)

@@ -17,15 +17,15 @@ from fusestore.data.mixture import Fused
 from fusestore.data.order import batches_per_epoch
 from fusestore.errors import AlreadyExistsError, InvalidInputError
 from fusestore.storage.urls import Location
-from fusestore.train.checkpoint import TrainState, delete_checkpoint, load_state
+from fusestore.train.checkpoint import TrainState, delete_checkpoint, load_state, restore_weights
 from fusestore.train.evaluation import Evaluation
 from fusestore.train.guards import check_vocabulary
+from fusestore.train.launch import make_accelerator
 from fusestore.train.logs import check_log_folder, run_log
 from fusestore.train.loop import TrainingLoop, TrainingProgress
 from fusestore.train.manifest import TrainingManifest, TrainingPlan
 from fusestore.train.model_io import check_model_folder, load_trainable, publish_model
 from fusestore.train.settings import TrainSettings
-from fusestore.train.sharding import make_accelerator
 from fusestore.train.student import Student
 from fusestore.train.surroundings import deterministic, stop_signals
 
@@ -85,7 +85,7 @@ def train(
     if dataset.sampled:
         objective = settings.fusion_objective(min(settings.lm_weights))
         objective.check_samples(f"fused dataset {dataset.name}")
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(settings)
     plan = _plan(model_path, dataset, settings, accelerator.num_processes)
     finished = _finished(output, plan)
     if finished is not None:
@@ -97,6 +97,8 @@ def train(
         stop_signals() as stops,
     ):
         model = load_trainable(model_path, settings)
+        if state.step > 0:
+            restore_weights(work_dir, model)
         check_vocabulary(model, dataset, model_path)
         student = Student(model, settings, dataset.window_length)
         loop = TrainingLoop(

@@ -1,9 +1,13 @@
 """A short run of the tiny model, as most tests of the trainer want it."""
 
+import json
 import os
 import signal
 
 import numpy as np
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from fusestore.corpus.tokens import TokenTable
 from fusestore.storage.urls import Location
@@ -48,3 +52,22 @@ def held_out():
         np.concatenate([np.arange(1, n + 1, dtype=np.int32) * 3 for n in lengths]),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
+
+
+def manifest(folder):
+    return json.loads((folder / "model" / "manifest.json").read_bytes())
+
+
+def check_same_course(folder, other):
+    """Of two runs of two processes: equal but for rounding."""
+    found, expected = manifest(folder), manifest(other)
+    assert found["plan"] == expected["plan"]
+    assert found["num_tokens"] == expected["num_tokens"]
+    for one, two in zip(found["loss_curve"], expected["loss_curve"], strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+    for one, two in zip(found["evaluations"], expected["evaluations"], strict=True):
+        assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-5)
+    weights, others = (load_file(path / "model/model.safetensors") for path in (folder, other))
+    assert weights.keys() == others.keys()
+    assert all((weights[name] - others[name]).abs().max() < 1e-4 for name in others)
+    AutoModelForCausalLM.from_pretrained(folder / "model")
