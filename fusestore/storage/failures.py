@@ -27,6 +27,12 @@ ATTEMPTS = 6
 FIRST_WAIT_S = 0.2
 """Mean wait before the second attempt; each later one is twice as long: six seconds in all."""
 
+_HUB_ATTEMPTS = 2
+"""Instead, on `hf://`: its client repeats most requests itself, for twenty seconds."""
+
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "httpx", "httpx2")
+"""Packages whose errors derive from Exception alone; importing them costs a second."""
+
 _PERMANENT = {errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE}
 """What a storage will answer again however often it is asked."""
 
@@ -44,6 +50,8 @@ def patient(
         location: Location, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
     ) -> _Result:
         attempts = 1 if location.is_local else ATTEMPTS
+        if location.url.startswith("hf://"):
+            attempts = _HUB_ATTEMPTS
         wait = FIRST_WAIT_S
         while True:
             attempts -= 1
@@ -77,18 +85,16 @@ def storage_errors(location: Location) -> Iterator[None]:
             ) from error
         raise NotFoundError(f"{location.url} does not exist.") from error
     except PermissionError as error:
-        raise AccessDeniedError(
-            f"Access to {location.url} was denied ({error}). "
-            "Check the permissions; for object storage, the AWS_* variables or --storage-option."
-        ) from error
+        raise _denied(location, error) from error
     except OSError as error:
         if isinstance(error, FileExistsError):
             raise
+        # huggingface_hub's, which says so by the status alone.
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise _denied(location, error) from error
         raise StorageError(f"{location.url} could not be read or written: {error}") from error
     except Exception as error:
-        # botocore's errors derive from Exception alone, and importing them costs a second.
-        module = type(error).__module__.split(".", 1)[0]
-        if module not in ("botocore", "aiobotocore", "aiohttp"):
+        if type(error).__module__.split(".", 1)[0] not in _CLIENTS:
             raise
         if "Credentials" in type(error).__name__:
             raise AccessDeniedError(
@@ -96,3 +102,10 @@ def storage_errors(location: Location) -> Iterator[None]:
                 "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use --storage-option."
             ) from error
         raise StorageError(f"{location.url} could not be reached: {error}") from error
+
+
+def _denied(location: Location, error: Exception) -> AccessDeniedError:
+    return AccessDeniedError(
+        f"Access to {location.url} was denied ({error}). Check the permissions; for object "
+        "storage, the AWS_* variables or --storage-option; for hf://, HF_TOKEN."
+    )

@@ -10,10 +10,10 @@ from pathlib import Path
 class RangeServer:
     """A context that serves a folder; `url` is where, `requests` what was asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, handler: type | None = None) -> None:
         self.folder = folder
         self.requests: list[tuple[str, str | None]] = []
-        handler = type("Handler", (_Handler,), {"server_of": self})
+        handler = type("Handler", (handler or _Handler,), {"server_of": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -23,6 +23,10 @@ class RangeServer:
         return self
 
     def __exit__(self, *_):
+        self.stop()
+
+    def stop(self) -> None:
+        """Serve no more; nothing happens when it was stopped."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -41,11 +45,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(send=False)
 
     def _answer(self, send):
+        self._answer_file(self.path.lstrip("/"), send)
+
+    def _answer_file(self, name, send):
         asked = self.headers.get("Range")
         if send:
             self.server_of.requests.append((self.path, asked))
         try:
-            data = (self.server_of.folder / self.path.lstrip("/")).read_bytes()
+            data = (self.server_of.folder / name).read_bytes()
         except (FileNotFoundError, IsADirectoryError):
             return self._reply(404, b"", send)
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", asked or "")
