@@ -23,12 +23,13 @@ from fusestore.train.student import Student
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def check_deepspeed(config: dict[str, Any], settings: TrainSettings) -> None:
+def check_deepspeed(config: dict[str, Any], settings: TrainSettings, num_processes: int) -> None:
     """See that a DeepSpeed configuration leaves to the settings what is theirs, and fill it in.
 
     Args:
         config: DeepSpeed's, as accelerate has it; `auto` and what is missing are set.
         settings: of the run.
+        num_processes: of the run.
 
     Raises:
         IncompatibleError: it has an optimizer, a schedule or a precision of its own, another
@@ -60,30 +61,30 @@ def check_deepspeed(config: dict[str, Any], settings: TrainSettings) -> None:
                 f"DeepSpeed's configuration has {section} on nvme: checkpoints cannot read what "
                 "lies there. Offload to the CPU instead."
             )
+    accumulation = settings.gradient_accumulation
     _fill(config, "train_micro_batch_size_per_gpu", settings.batch_size, "batch_size")
-    if config.get("gradient_accumulation_steps") == 1:
-        # What accelerate says where nobody said anything.
-        config["gradient_accumulation_steps"] = "auto"
+    if config.get("gradient_accumulation_steps") != 1:
+        # 1 is what accelerate says where nobody said anything.
+        _fill(config, "gradient_accumulation_steps", accumulation, "gradient_accumulation")
     _fill(
         config,
-        "gradient_accumulation_steps",
-        settings.gradient_accumulation,
-        "gradient_accumulation",
+        "train_batch_size",
+        settings.batch_size * accumulation * num_processes,
+        "batch_size · gradient_accumulation · processes",
     )
-    # The mean over the passes of a step is made outside, as in the other engines.
-    config["gradient_accumulation_steps"] = 1
     # 0 is DeepSpeed's word for no limit.
     _fill(config, "gradient_clipping", settings.max_grad_norm or 0.0, "max_grad_norm")
-    # It follows from the others.
-    config.pop("train_batch_size", None)
+    # The mean over the passes of a step is made outside, as in the other engines.
+    config["gradient_accumulation_steps"] = 1
+    del config["train_batch_size"]
 
 
 def _fill(config: dict[str, Any], key: str, value: float, setting: str) -> None:
     found = config.get(key, "auto")
     if found not in ("auto", value):
         raise IncompatibleError(
-            f"DeepSpeed's configuration has {key}: {found}, but {setting} in the training "
-            f"settings is {value}. Make them equal, or set {key} to 'auto'."
+            f"DeepSpeed's configuration has {key}: {found}, but {setting}, by the training "
+            f"settings, is {value}. Make them equal, or set {key} to 'auto'."
         )
     config[key] = value
 
@@ -97,12 +98,8 @@ class DeepSpeedEngine:
         student: Student,
         settings: TrainSettings,
     ) -> None:
-        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
         # DeepSpeed's own business, said at every step.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-        # Else transformers would cut, under ZeRO 3, every model that it loads.
-        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
         names, optimizer = adamw(student.model, settings)
         parameters = [value for group in optimizer.param_groups for value in group["params"]]
         self._parameters = dict(zip(names, parameters, strict=True))

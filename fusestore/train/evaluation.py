@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fusestore.corpus.tokens import TokenTable
-from fusestore.errors import InvalidInputError
+from fusestore.errors import FusestoreError, InvalidInputError
 from fusestore.train.evaluate import bits_per_byte
 from fusestore.train.manifest import EvaluationPoint
 from fusestore.train.processes import of_main_process
@@ -71,16 +71,27 @@ class Evaluator:
 
         Raises:
             InvalidInputError: the best model is wanted and the metrics do not tell it.
+            FusestoreError: it failed in the main process, where the error is the evaluation's own.
         """
-        metrics = None
+        metrics, failure = None, None
         if is_sharded(student):
             metrics = student.with_model(self._metrics)
             reshard(student)
         elif self._accelerator.is_main_process:
             # While others wait it does no harm to leave off in the middle.
-            with contextlib.suppress(KeyboardInterrupt), self._stops.at_once():
-                metrics = student.with_model(self._metrics)
-        metrics = of_main_process(self._accelerator, metrics)
+            try:
+                with contextlib.suppress(KeyboardInterrupt), self._stops.at_once():
+                    metrics = student.with_model(self._metrics)
+            except Exception as error:
+                # Raised when the others know.
+                failure = error
+        metrics, failed = of_main_process(self._accelerator, (metrics, failure is not None))
+        if failure is not None:
+            raise failure
+        if failed:
+            raise FusestoreError(
+                f"The evaluation after step {step} failed in the main process, which says why."
+            )
         if metrics is None:
             return None
         if self._settings.result == "best" and SCORE not in metrics:

@@ -48,12 +48,18 @@ def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelera
     if on_cpus and _asks_for("ACCELERATE_USE_DEEPSPEED"):
         plugin = DeepSpeedPlugin()
         plugin.set_mixed_precision("no")
+        plugin.select(_from_accelerator_state=True)
         state.distributed_type = DistributedType.DEEPSPEED
         state.deepspeed_plugins = plugin
     if state.distributed_type == DistributedType.FSDP:
         check_fsdp(state.fsdp_plugin)
     if state.distributed_type == DistributedType.DEEPSPEED:
-        check_deepspeed(state.deepspeed_plugin.deepspeed_config, settings)
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        # Else transformers would cut, under ZeRO 3, every model that it loads.
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+        config = state.deepspeed_plugin.deepspeed_config
+        check_deepspeed(config, settings, accelerator.num_processes)
     return accelerator
 
 

@@ -44,11 +44,16 @@ if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
     from deepspeed.ops import __compatible_ops__
     __compatible_ops__["deepspeed_shm_comm"] = False
 
+def failing(model):
+    raise LookupError("no such text")
+
+evaluation = failing if "FAIL_EVALUATION" in os.environ else held_out()
+
 from fusestore.train import trainer
 trainer.Student = Watched
 try:
     train(Path(model), FusedDataset(data), TrainSettings.model_validate_json(settings),
-        Location.parse(folder + "/model"), Path(folder) / "work", evaluation=held_out(),
+        Location.parse(folder + "/model"), Path(folder) / "work", evaluation=evaluation,
         progress=told)
 finally:
     if "before" in seen:
@@ -140,11 +145,17 @@ def _environment(**variables: str) -> dict[str, str]:
     }
 
 
-def two_processes(model_path, fused_folder, folder, settings: TrainSettings, stop_after=-1):
+def two_processes(
+    model_path, fused_folder, folder, settings: TrainSettings, stop_after=-1, **variables: str
+):
     """Train data parallel; the processes' return codes and what they wrote to stderr."""
     arguments = _arguments(model_path, fused_folder, folder, settings, stop_after)
     shared = _environment(
-        WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+        **variables,
     )
     processes = [
         subprocess.Popen(

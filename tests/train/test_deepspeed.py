@@ -94,12 +94,12 @@ def test_a_configuration_is_filled_in():
         # What accelerate writes where nothing is said.
         gradient_accumulation_steps=1,
     )
-    check_deepspeed(config, SETTINGS)
+    check_deepspeed(config, SETTINGS, 2)
     assert config["train_micro_batch_size_per_gpu"] == SETTINGS.batch_size
     assert config["gradient_clipping"] == SETTINGS.max_grad_norm
     assert "train_batch_size" not in config
     config = config_of()
-    check_deepspeed(config, SETTINGS.model_copy(update={"max_grad_norm": None}))
+    check_deepspeed(config, SETTINGS.model_copy(update={"max_grad_norm": None}), 2)
     assert config["gradient_clipping"] == 0.0
 
 
@@ -117,12 +117,13 @@ def test_a_configuration_is_filled_in():
         ),
         ({"train_micro_batch_size_per_gpu": 16}, "per_gpu: 16, but batch_size.*is 3"),
         ({"gradient_accumulation_steps": 4}, "steps: 4, but gradient_accumulation.*is 2"),
+        ({"train_batch_size": 32}, "train_batch_size: 32, but batch_size.*is 12"),
         ({"gradient_clipping": 0.5}, "clipping: 0.5, but max_grad_norm.*is 1.0"),
     ],
 )
 def test_other_configurations_are_refused(others, message):
     with pytest.raises(IncompatibleError, match=message):
-        check_deepspeed(config_of(**others), SETTINGS)
+        check_deepspeed(config_of(**others), SETTINGS, 2)
 
 
 def test_without_deepspeed_the_extra_is_named(tiny_model_path, dataset, tmp_path, monkeypatch):

@@ -58,3 +58,19 @@ def test_nan_in_one_process_stops_both_and_one_names_the_documents(tiny_model_pa
     [names] = [message for message in messages if "documents [" in message]
     assert str(document) in names.partition("documents")[2]
     assert not (tmp_path / "two" / "model").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_fails_in_the_main_process_ends_both(
+    tiny_model_path, fused_folder, tmp_path
+):
+    settings = TrainSettings(batch_size=2, precision="no", epochs=1)
+    codes, errors = two_processes(
+        tiny_model_path, fused_folder, tmp_path / "two", settings, FAIL_EVALUATION="true"
+    )
+    assert all(codes), errors
+    assert sum("LookupError: no such text" in error for error in errors) == 1
+    assert (
+        sum("FusestoreError: The evaluation after step 0 failed" in error for error in errors) == 1
+    )
+    assert not (tmp_path / "two" / "model").exists()
