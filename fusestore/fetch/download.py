@@ -150,15 +150,14 @@ class Download:
 
 def _read_into(where: Location, start: int, target: _Bytes) -> None:
     try:
-        data = where.read_range(start, start + len(target))
+        there = where.read_into(start, target.data)
     except NotFoundError as error:
         raise CorruptionError(
             f"{where} is missing. Run `fusestore verify` on its store, then share the dataset "
             "again."
         ) from error
-    if len(data) != len(target):
+    if there != len(target):
         raise CorruptionError(
-            f"{where} ends at byte {start + len(data):,}; its manifest says more. Share the "
+            f"{where} ends at byte {start + there:,}; its manifest says more. Share the "
             "dataset again."
         )
-    target[:] = np.frombuffer(data, np.uint8)

@@ -17,20 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
+from fusestore.storage import s3
 from fusestore.storage.failures import patient
 
 _REMOTE_FILESYSTEMS: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
 """Open remote filesystems by (process id, protocol, options): never shared across a fork."""
 
-_S3_SCHEMES = ("s3://", "s3a://")
-
 _BYTES_PER_REQUEST = 32 * 2**20
 """A larger S3 object is read in pieces of this size, several at a time."""
-
-_REQUEST_ATTEMPTS = 3
-_CONNECT_TIMEOUT_S = 10
-_READ_TIMEOUT_S = 60
-"""For each request to S3; every verb is tried again besides (`storage.failures`)."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +163,23 @@ class Location:
         return data
 
     @patient
+    def read_into(self, start: int, target: memoryview) -> int:
+        """Fill memory with the file's bytes from `start`.
+
+        Returns:
+            How many bytes there were: fewer than asked for only where the file ends before.
+
+        Raises:
+            NotFoundError: no such file.
+            StorageError: fewer bytes came back than the file has there, again and again.
+        """
+        if s3.can_read_into(self.url, self.storage_options):
+            return s3.read_into(self.url, self.storage_options, start, target)
+        data = self.read_range(start, start + len(target))
+        target[: len(data)] = data
+        return len(data)
+
+    @patient
     def read_prefix(self, limit: int) -> bytes:
         """The file's first bytes, `limit` at most, in one request.
 
@@ -193,7 +204,7 @@ class Location:
 
     @property
     def _is_s3(self) -> bool:
-        return self.url.startswith(_S3_SCHEMES)
+        return self.url.startswith(s3.SCHEMES)
 
     def list_recursive(self) -> list[str]:
         """Paths of all files below the folder, relative to it, sorted."""
@@ -263,14 +274,10 @@ def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: AN
         settings = {
             "use_listings_cache": False,
             "skip_instance_cache": True,
-            "config_kwargs": {
-                "retries": {"mode": "standard", "total_max_attempts": _REQUEST_ATTEMPTS},
-                "connect_timeout": _CONNECT_TIMEOUT_S,
-                "read_timeout": _READ_TIMEOUT_S,
-            },
+            "config_kwargs": dict(s3.REQUEST_SETTINGS),
             **settings,
         }
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = s3.endpoint_of_environment()
         if endpoint and "endpoint_url" not in settings:
             settings["endpoint_url"] = endpoint
     try:

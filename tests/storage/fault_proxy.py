@@ -20,9 +20,10 @@ cut answer: the connection ends in the middle of the answer's body.
 lost answer: the server does what it is asked, and the connection ends before it says so.
 hang (only when asked for): no answer for as long as `hang_s`.
 short (only when asked for): an answer that claims to be whole and is not.
+403 (only when asked for): access is denied.
 """
 
-_ANSWERS = {"500": "InternalError", "503": "SlowDown"}
+_ANSWERS = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
 
 
 class FaultProxy:

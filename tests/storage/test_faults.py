@@ -6,8 +6,8 @@ import uuid
 import pytest
 import s3fs
 
-from fusestore.errors import AlreadyExistsError, NotFoundError, StorageError
-from fusestore.storage import failures, urls
+from fusestore.errors import AccessDeniedError, AlreadyExistsError, NotFoundError, StorageError
+from fusestore.storage import failures, s3, urls
 from fusestore.storage.publish import publish, publish_new
 from fusestore.storage.urls import Location
 from tests.storage.fault_proxy import FAULTS, FaultProxy
@@ -29,11 +29,20 @@ def root(s3_url, proxy):
 @pytest.fixture
 def _once(monkeypatch):
     """The libraries' own repetitions hide faults, and wait for seconds."""
-    monkeypatch.setattr(urls, "_REQUEST_ATTEMPTS", 1)
+    retries = {"mode": "standard", "total_max_attempts": 1}
+    monkeypatch.setitem(s3.REQUEST_SETTINGS, "retries", retries)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
 
 
 pytestmark = pytest.mark.usefixtures("_once")
+
+
+def filled(file, start, size):
+    """What `read_into` gives."""
+    target = bytearray(size)
+    there = file.read_into(start, memoryview(target))
+    assert target[there:] == bytes(size - there)
+    return bytes(target[:there])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -57,6 +66,9 @@ def test_each_verb_survives_each_fault(root, proxy, fault):
     assert with_fault(lambda: file.read_range(100, 300)) == data[100:300]
     assert with_fault(lambda: file.read_range(10_000, 99_999)) == data[10_000:]
     assert with_fault(lambda: file.read_range(99_999, 100_000)) == b""
+    assert with_fault(lambda: filled(file, 100, 200)) == data[100:300]
+    assert with_fault(lambda: filled(file, 10_000, 89_999)) == data[10_000:]
+    assert with_fault(lambda: filled(file, 99_999, 1)) == b""
     assert with_fault(lambda: file.read_prefix(10**6)) == data
     assert with_fault(file.exists)
     assert not with_fault((root / "a/y").exists)
@@ -66,23 +78,30 @@ def test_each_verb_survives_each_fault(root, proxy, fault):
     assert with_fault((root / "b").list) == []
     with pytest.raises(NotFoundError):
         with_fault((root / "b").read_bytes)
+    with pytest.raises(NotFoundError):
+        with_fault(lambda: filled(root / "b", 0, 10))
     with_fault((root / "a").delete)
     assert root.sizes() == {}
-    assert proxy.happened[fault] == 18
+    assert proxy.happened[fault] == 22
 
 
-@pytest.mark.parametrize("verb", ["read_bytes", "read_range"])
+@pytest.mark.parametrize("verb", ["read_bytes", "read_range", "read_into"])
 def test_reads_that_come_back_short_are_repeated(root, proxy, verb):
     file = root / "x"
     data = bytes(range(256)) * 40
     publish(file, data)
-    arguments = () if verb == "read_bytes" else (0, len(data))
+
+    def read():
+        if verb == "read_into":
+            return filled(file, 0, len(data))
+        return file.read_bytes() if verb == "read_bytes" else file.read_range(0, len(data))
+
     # The HEAD of a whole read comes first, and has no body to cut.
     proxy.plan("short", "short", "short", "short")
-    assert getattr(file, verb)(*arguments) == data
+    assert read() == data
     proxy.rate, proxy.kinds = 1.0, ("short",)
     with pytest.raises(StorageError, match=r"came back as|checksum"):
-        getattr(file, verb)(*arguments)
+        read()
 
 
 def test_large_objects_are_read_in_pieces(root, proxy, monkeypatch):
@@ -93,6 +112,23 @@ def test_large_objects_are_read_in_pieces(root, proxy, monkeypatch):
     assert (root / "x").read_bytes() == data
     publish(root / "empty", b"")
     assert (root / "empty").read_bytes() == b""
+
+
+def test_options_that_s3fs_alone_knows(root):
+    data = bytes(range(256)) * 4
+    publish(root / "x", data)
+    other = Location(root.url, (*root.storage_options, ("requester_pays", "")))
+    assert s3.can_read_into(root.url, root.storage_options)
+    assert not s3.can_read_into(other.url, other.storage_options)
+    assert filled(other / "x", 5, 100) == data[5:105]
+
+
+def test_a_refusal_is_not_repeated(root, proxy):
+    publish(root / "x", b"1")
+    proxy.plan("403")
+    with pytest.raises(AccessDeniedError, match=str(root / "x")):
+        filled(root / "x", 0, 1)
+    assert proxy.happened["403"] == 1
 
 
 def test_a_storage_that_never_recovers_is_an_error_and_no_answer(root, proxy):
@@ -107,6 +143,7 @@ def test_a_storage_that_never_recovers_is_an_error_and_no_answer(root, proxy):
             root.list,
             (root / "x").delete,
             lambda: (root / "x").read_range(0, 1),
+            lambda: filled(root / "x", 0, 1),
             lambda: publish(root / "x", b"2"),
             lambda: publish_new(root / "y", b"2"),
         ):
@@ -131,11 +168,13 @@ def test_a_lost_answer_to_the_last_attempt_is_a_success(root, proxy):
 
 
 def test_a_server_that_hangs_is_asked_again(root, proxy, monkeypatch):
-    monkeypatch.setattr(urls, "_READ_TIMEOUT_S", 0.5)
+    monkeypatch.setitem(s3.REQUEST_SETTINGS, "read_timeout", 0.5)
     publish(root / "x", b"1")
     proxy.plan("hang")
     assert (root / "x").read_bytes() == b"1"
-    assert proxy.happened["hang"] == 1
+    proxy.plan("hang")
+    assert filled(root / "x", 0, 1) == b"1"
+    assert proxy.happened["hang"] == 2
 
 
 def test_a_server_that_is_gone_is_told_with_limits(s3_url, monkeypatch):
@@ -159,7 +198,9 @@ def test_many_faults_never_a_wrong_answer(root, proxy):
         elif name in known:
             start = choice.randrange(3000)
             assert (root / name).read_bytes() == known[name]
-            assert (root / name).read_range(start, start + 500) == known[name][start : start + 500]
+            some = known[name][start : start + 500]
+            assert (root / name).read_range(start, start + 500) == some
+            assert filled(root / name, start, 500) == some
         else:
             unique = root / uuid.UUID(int=choice.getrandbits(128)).hex
             publish_new(unique, data)
