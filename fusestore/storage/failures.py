@@ -30,7 +30,7 @@ FIRST_WAIT_S = 0.2
 _HUB_ATTEMPTS = 2
 """Instead, on `hf://`: its client repeats most requests itself, for twenty seconds."""
 
-_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "httpx", "httpx2")
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "httpx", "httpx2", "urllib3")
 """Packages whose errors derive from Exception alone; importing them costs a second."""
 
 _PERMANENT = {errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE}

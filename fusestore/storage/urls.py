@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
-from fusestore.storage import s3
+from fusestore.storage import ranges, s3
 from fusestore.storage.failures import patient
 
 _REMOTE_FILESYSTEMS: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
@@ -173,8 +173,8 @@ class Location:
             NotFoundError: no such file.
             StorageError: fewer bytes came back than the file has there, again and again.
         """
-        if s3.can_read_into(self.url, self.storage_options):
-            return s3.read_into(self.url, self.storage_options, start, target)
+        if ranges.can_read_into(self.url, self.storage_options):
+            return ranges.read_into(self.url, self.storage_options, start, target)
         data = self.read_range(start, start + len(target))
         target[: len(data)] = data
         return len(data)

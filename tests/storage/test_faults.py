@@ -118,8 +118,8 @@ def test_options_that_s3fs_alone_knows(root):
     data = bytes(range(256)) * 4
     publish(root / "x", data)
     other = Location(root.url, (*root.storage_options, ("requester_pays", "")))
-    assert s3.can_read_into(root.url, root.storage_options)
-    assert not s3.can_read_into(other.url, other.storage_options)
+    assert s3.knows(root.url, root.storage_options)
+    assert not s3.knows(other.url, other.storage_options)
     assert filled(other / "x", 5, 100) == data[5:105]
 
 

@@ -1,0 +1,123 @@
+"""Ranges over HTTP: what arrives, and what servers answer instead."""
+
+import contextlib
+import random
+
+import pytest
+
+from fusestore.errors import AccessDeniedError, NotFoundError, StorageError
+from fusestore.storage import failures, ranges
+from fusestore.storage.urls import Location
+from tests.data.range_server import RangeServer, _Handler
+
+DATA = random.Random(5).randbytes(700_001)  # noqa: S311 - any bytes
+
+
+class OddHandler(_Handler):
+    """Answers as the server's `plan` says, as long as there is one; then as it should."""
+
+    def _answer(self, send):
+        plan = self.server_of.plan
+        answer = plan.pop(0) if plan else None
+        if isinstance(answer, int):
+            return self._reply(answer, b"no", send)
+        if answer == "redirect":
+            return self._reply(302, b"", send, ("Location", f"{self.server_of.url}/x"))
+        if answer == "whole":
+            return self._reply(200, DATA, send)
+        if answer == "elsewhere":
+            where = ("Content-Range", f"bytes 7-16/{len(DATA)}")
+            return self._reply(206, DATA[7:17], send, where)
+        if answer == "short":
+            where = ("Content-Range", f"bytes 100-199/{len(DATA)}")
+            return self._reply(206, DATA[100:150], send, where)
+        if answer == "cut":
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes 100-199/{len(DATA)}")
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(DATA[100:150])
+            self.close_connection = True
+            return None
+        return super()._answer(send)
+
+    def _answer_file(self, name, send):
+        if (asked := self.headers.get("Range")) is not None:
+            start = int(asked.removeprefix("bytes=").split("-")[0])
+            if name == "x" and start >= len(DATA):
+                return self._reply(416, b"", send)
+        return super()._answer_file(name, send)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    monkeypatch.setattr(failures, "FIRST_WAIT_S", 0.002)
+    (tmp_path / "x").write_bytes(DATA)
+    with RangeServer(tmp_path, OddHandler) as server:
+        server.plan = []
+        yield server
+
+
+def filled(url, start, size):
+    target = bytearray(size)
+    there = Location.parse(url).read_into(start, memoryview(target))
+    assert target[there:] == bytes(size - there)
+    return bytes(target[:there])
+
+
+def test_any_range(site):
+    choice = random.Random(6)  # noqa: S311 - repeatable
+    spans = [(0, len(DATA)), (0, 1), (len(DATA) - 1, 1), (len(DATA) - 5, 50), (len(DATA), 9)]
+    spans += [(choice.randrange(len(DATA)), choice.randrange(1, 400_000)) for _ in range(20)]
+    for start, size in spans:
+        assert filled(f"{site.url}/x", start, size) == DATA[start : start + size]
+    asked = [wanted for _, wanted in site.requests]
+    # Beyond the end nothing is sent; all else is asked for once, exactly.
+    assert asked == [
+        f"bytes={start}-{start + size - 1}" for start, size in spans if start < 700_001
+    ]
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, "elsewhere", "short", "cut"])
+def test_what_fails_in_passing_is_asked_for_again(site, fault):
+    site.plan += [fault, fault]
+    assert filled(f"{site.url}/x", 100, 100) == DATA[100:200]
+    site.plan += [fault] * failures.ATTEMPTS
+    with pytest.raises(StorageError, match=f"{site.url}/x"):
+        filled(f"{site.url}/x", 100, 100)
+    assert not site.plan
+
+
+def test_redirections_are_followed(site):
+    site.plan += ["redirect"]
+    assert filled(f"{site.url}/elsewhere", 100, 100) == DATA[100:200]
+
+
+def test_a_server_without_ranges_serves_small_files_only(site):
+    site.plan += ["whole"]
+    assert filled(f"{site.url}/x", 0, 100) == DATA[:100]
+    site.plan += ["whole"] * failures.ATTEMPTS
+    with pytest.raises(StorageError, match="does not understand ranges"):
+        filled(f"{site.url}/x", 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(404, NotFoundError), (410, NotFoundError), (403, AccessDeniedError)]
+)
+def test_refusals_are_not_repeated(site, status, error):
+    site.plan += [status]
+    with pytest.raises(error, match=f"{site.url}/x"):
+        filled(f"{site.url}/x", 0, 10)
+    assert not site.plan
+
+
+def test_a_server_that_is_gone(site):
+    site.stop()
+    with pytest.raises(StorageError, match="could not be reached"):
+        filled(f"{site.url}/x", 0, 10)
+
+
+def test_options_are_fsspecs_business(site):
+    assert not ranges.can_read_into(site.url, (("block_size", "100"),))
+    assert ranges.can_read_into(site.url, ())
