@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 from fusestore.errors import StorageError
 from fusestore.storage.answer import Answer, bytes_announced
@@ -21,8 +22,10 @@ _MAKING = threading.Lock()
 
 
 def knows(url: str, options: tuple[tuple[str, str], ...]) -> bool:
-    """Whether this is HTTP, without an option that fsspec alone understands."""
-    return url.startswith(("http://", "https://")) and not options
+    """Whether this is HTTP, without an option or a password that fsspec alone understands."""
+    if options or not url.startswith(("http://", "https://")):
+        return False
+    return urlsplit(url).username is None
 
 
 def get_range(

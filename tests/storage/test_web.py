@@ -120,4 +120,5 @@ def test_a_server_that_is_gone(site):
 
 def test_options_are_fsspecs_business(site):
     assert not ranges.can_read_into(site.url, (("block_size", "100"),))
+    assert not ranges.can_read_into(site.url.replace("//", "//me:secret@"), ())
     assert ranges.can_read_into(site.url, ())
