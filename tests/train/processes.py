@@ -30,8 +30,13 @@ class Watched(student.Student):
         seen["whole"] = not any(type(value) is DTensor or value.numel() == 0 for value in layers)
         terms = super().forward(batch)
         if "SPOIL_GRADIENT" in os.environ:
-            seen["before"] = {name: value.clone() for name, value in self.named_parameters()}
-            seen["after"] = dict(self.named_parameters())
+            # Of ZeRO 3 this process's piece.
+            pieces = {
+                name: getattr(value, "ds_tensor", value)
+                for name, value in self.named_parameters()
+            }
+            seen["before"] = {name: value.clone() for name, value in pieces.items()}
+            seen["after"] = pieces
             terms.loss.register_hook(lambda gradient: gradient * float("nan"))
         return terms
 

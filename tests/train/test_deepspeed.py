@@ -64,13 +64,16 @@ def test_lora_begun_under_zero_goes_on_data_parallel(tiny_model_path, fused_fold
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_no_number_changes_nothing(tiny_model_path, fused_folder, tmp_path):
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_gradient_that_is_no_number_changes_nothing(
+    tiny_model_path, fused_folder, tmp_path, stage
+):
     code, said = launch(
         tiny_model_path,
         fused_folder,
         tmp_path / "run",
         SETTINGS,
-        configuration=zero(2),
+        configuration=zero(stage),
         SPOIL_GRADIENT="true",
     )
     assert code != 0
