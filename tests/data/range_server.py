@@ -13,7 +13,7 @@ class RangeServer:
     def __init__(self, folder: Path, handler: type | None = None) -> None:
         self.folder = folder
         self.requests: list[tuple[str, str | None]] = []
-        handler = type("Handler", (handler or _Handler,), {"server_of": self})
+        handler = type("Handler", (handler or RangeHandler,), {"server_of": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -31,7 +31,7 @@ class RangeServer:
         self._server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class RangeHandler(BaseHTTPRequestHandler):
     server_of: RangeServer
     protocol_version = "HTTP/1.1"
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.data.range_server import RangeServer, _Handler
+from tests.data.range_server import RangeHandler, RangeServer
 
 COMMIT = "0" * 40
 
@@ -26,7 +26,7 @@ class HubServer(RangeServer):
         self.denies = False
 
 
-class _HubHandler(_Handler):
+class _HubHandler(RangeHandler):
     def do_POST(self):
         length = int(self.headers["Content-Length"])
         form = parse_qs(self.rfile.read(length).decode())

@@ -11,6 +11,7 @@ from fusestore.storage import failures, s3, urls
 from fusestore.storage.publish import publish, publish_new
 from fusestore.storage.urls import Location
 from tests.storage.fault_proxy import FAULTS, FaultProxy
+from tests.storage.filled import filled
 
 
 @pytest.fixture
@@ -35,14 +36,6 @@ def _once(monkeypatch):
 
 
 pytestmark = pytest.mark.usefixtures("_once")
-
-
-def filled(file, start, size):
-    """What `read_into` gives."""
-    target = bytearray(size)
-    there = file.read_into(start, memoryview(target))
-    assert target[there:] == bytes(size - there)
-    return bytes(target[:there])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -133,6 +126,7 @@ def test_a_refusal_is_not_repeated(root, proxy):
 
 def test_a_storage_that_never_recovers_is_an_error_and_no_answer(root, proxy):
     publish(root / "x", b"1")
+    by_s3fs = Location(root.url, (*root.storage_options, ("requester_pays", "")))
     for kind in ("503", "reset"):
         proxy.rate, proxy.kinds = 1.0, (kind,)
         for verb in (
@@ -144,6 +138,7 @@ def test_a_storage_that_never_recovers_is_an_error_and_no_answer(root, proxy):
             (root / "x").delete,
             lambda: (root / "x").read_range(0, 1),
             lambda: filled(root / "x", 0, 1),
+            lambda: filled(by_s3fs / "x", 0, 1),
             lambda: publish(root / "x", b"2"),
             lambda: publish_new(root / "y", b"2"),
         ):

@@ -84,7 +84,7 @@ def test_workers(hub, tmp_path, method):
     assert sorted(seen) == list(range(-(-230_000 // 512)))
 
 
-def test_a_dataset_is_copied_here_and_opened(repository, hub, tmp_path, monkeypatch):
+def test_a_dataset_is_copied_here_and_opened(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("FUSESTORE_HOME", str(tmp_path))
     dataset = open_fused(hub.hf, "shared", hub.options)
     assert len(dataset) == -(-230_000 // 512)

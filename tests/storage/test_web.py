@@ -8,12 +8,13 @@ import pytest
 from fusestore.errors import AccessDeniedError, NotFoundError, StorageError
 from fusestore.storage import failures, ranges
 from fusestore.storage.urls import Location
-from tests.data.range_server import RangeServer, _Handler
+from tests.data.range_server import RangeHandler, RangeServer
+from tests.storage.filled import filled
 
 DATA = random.Random(5).randbytes(700_001)  # noqa: S311 - any bytes
 
 
-class OddHandler(_Handler):
+class OddHandler(RangeHandler):
     """Answers as the server's `plan` says, as long as there is one; then as it should."""
 
     def _answer(self, send):
@@ -59,19 +60,12 @@ def site(tmp_path, monkeypatch):
         yield server
 
 
-def filled(url, start, size):
-    target = bytearray(size)
-    there = Location.parse(url).read_into(start, memoryview(target))
-    assert target[there:] == bytes(size - there)
-    return bytes(target[:there])
-
-
 def test_any_range(site):
     choice = random.Random(6)  # noqa: S311 - repeatable
     spans = [(0, len(DATA)), (0, 1), (len(DATA) - 1, 1), (len(DATA) - 5, 50), (len(DATA), 9)]
     spans += [(choice.randrange(len(DATA)), choice.randrange(1, 400_000)) for _ in range(20)]
     for start, size in spans:
-        assert filled(f"{site.url}/x", start, size) == DATA[start : start + size]
+        assert filled(Location.parse(f"{site.url}/x"), start, size) == DATA[start : start + size]
     asked = [wanted for _, wanted in site.requests]
     # Beyond the end nothing is sent; all else is asked for once, exactly.
     assert asked == [
@@ -82,24 +76,24 @@ def test_any_range(site):
 @pytest.mark.parametrize("fault", [500, 503, 429, "elsewhere", "short", "cut"])
 def test_what_fails_in_passing_is_asked_for_again(site, fault):
     site.plan += [fault, fault]
-    assert filled(f"{site.url}/x", 100, 100) == DATA[100:200]
+    assert filled(Location.parse(f"{site.url}/x"), 100, 100) == DATA[100:200]
     site.plan += [fault] * failures.ATTEMPTS
     with pytest.raises(StorageError, match=f"{site.url}/x"):
-        filled(f"{site.url}/x", 100, 100)
+        filled(Location.parse(f"{site.url}/x"), 100, 100)
     assert not site.plan
 
 
 def test_redirections_are_followed(site):
     site.plan += ["redirect"]
-    assert filled(f"{site.url}/elsewhere", 100, 100) == DATA[100:200]
+    assert filled(Location.parse(f"{site.url}/elsewhere"), 100, 100) == DATA[100:200]
 
 
 def test_a_server_without_ranges_serves_small_files_only(site):
     site.plan += ["whole"]
-    assert filled(f"{site.url}/x", 0, 100) == DATA[:100]
+    assert filled(Location.parse(f"{site.url}/x"), 0, 100) == DATA[:100]
     site.plan += ["whole"] * failures.ATTEMPTS
     with pytest.raises(StorageError, match="does not understand ranges"):
-        filled(f"{site.url}/x", 100, 100)
+        filled(Location.parse(f"{site.url}/x"), 100, 100)
 
 
 @pytest.mark.parametrize(
@@ -108,14 +102,14 @@ def test_a_server_without_ranges_serves_small_files_only(site):
 def test_refusals_are_not_repeated(site, status, error):
     site.plan += [status]
     with pytest.raises(error, match=f"{site.url}/x"):
-        filled(f"{site.url}/x", 0, 10)
+        filled(Location.parse(f"{site.url}/x"), 0, 10)
     assert not site.plan
 
 
 def test_a_server_that_is_gone(site):
     site.stop()
     with pytest.raises(StorageError, match="could not be reached"):
-        filled(f"{site.url}/x", 0, 10)
+        filled(Location.parse(f"{site.url}/x"), 0, 10)
 
 
 def test_options_are_fsspecs_business(site):
