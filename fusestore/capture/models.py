@@ -198,8 +198,7 @@ def output_width(model: Any) -> int:  # noqa: ANN401 - transformers is untyped
     """How many ids the model's output head has; a padded vocabulary's may exceed the tokens'."""
     head = model.get_output_embeddings()
     # A linear layer says it itself; under ZeRO 3 its weight may be elsewhere.
-    width: int = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
-    return int(width)
+    return int(head.out_features if hasattr(head, "out_features") else head.weight.shape[0])
 
 
 def check_width(width: int, tokenizer_length: int, name: str) -> None:

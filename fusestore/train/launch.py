@@ -33,6 +33,8 @@ def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelera
     try:
         accelerator = Accelerator(mixed_precision="no")
     except ImportError as error:
+        if not _asks_for("ACCELERATE_USE_DEEPSPEED"):
+            raise
         raise MissingDependencyError(
             "accelerate's configuration asks for DeepSpeed: pip install 'fusestore[deepspeed]', "
             f"or use FSDP (fsdp_version: 2) ({error})."
