@@ -13,6 +13,7 @@ import errno
 import functools
 import random
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
@@ -32,6 +33,9 @@ _HUB_ATTEMPTS = 2
 
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "httpx", "httpx2", "urllib3")
 """Packages whose errors derive from Exception alone; importing them costs a second."""
+
+_HUB_CLIENTS = ("huggingface_hub", "httpx", "httpx2")
+"""Packages that read `hf://`."""
 
 _PERMANENT = {errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE}
 """What a storage will answer again however often it is asked."""
@@ -94,7 +98,9 @@ def storage_errors(location: Location) -> Iterator[None]:
             raise _denied(location, error) from error
         raise StorageError(f"{location.url} could not be read or written: {error}") from error
     except Exception as error:
-        if type(error).__module__.split(".", 1)[0] not in _CLIENTS:
+        if type(error).__module__.split(".", 1)[0] not in _CLIENTS and not (
+            location.url.startswith("hf://") and _lost_session(error)
+        ):
             raise
         if "Credentials" in type(error).__name__:
             raise AccessDeniedError(
@@ -102,6 +108,16 @@ def storage_errors(location: Location) -> Iterator[None]:
                 "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use --storage-option."
             ) from error
         raise StorageError(f"{location.url} could not be reached: {error}") from error
+
+
+def _lost_session(error: Exception) -> bool:
+    """Whether huggingface_hub's session was closed under the thread that was about to ask.
+
+    All threads share it, and one that could not connect closes it and sets it to None.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    package = str(frame.f_globals["__name__"]).split(".", 1)[0]
+    return isinstance(error, RuntimeError | AttributeError) and package in _HUB_CLIENTS
 
 
 def _denied(location: Location, error: Exception) -> AccessDeniedError:

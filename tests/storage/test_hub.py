@@ -15,6 +15,7 @@ from fusestore.storage.urls import Location
 from fusestore.version import FORMAT_VERSION
 from tests.data.whole_dataset import share, windows_of, write_dataset
 from tests.pipeline.tiny_job import hashes
+from tests.storage.filled import filled
 from tests.storage.hub_server import HubServer
 
 
@@ -114,6 +115,26 @@ def test_a_repository_that_refuses(hub, tmp_path):
     hub.denies = True
     with pytest.raises(AccessDeniedError, match=r"(?s)me/x.* was denied.*HF_TOKEN"):
         stream(hub, "shared", tmp_path)
+
+
+def closed_session():
+    session = hub_http.get_session()
+    hub_http.close_session()
+    return session
+
+
+@pytest.mark.parametrize("lost", [closed_session, lambda: None])
+def test_a_session_that_another_thread_closed(repository, hub, monkeypatch, lost):
+    """The client's threads share one, and close it when they cannot connect."""
+    file = Location.parse(f"{hub.hf}/fused/shared/manifest.json", hub.options)
+    expected = (repository / "fused" / "shared" / "manifest.json").read_bytes()
+    assert filled(file, 5, 100) == expected[5:105]
+    get_session, sessions = hub_http.get_session, [lost()]
+    monkeypatch.setattr(
+        hub_http, "get_session", lambda: sessions.pop() if sessions else get_session()
+    )
+    assert filled(file, 5, 100) == expected[5:105]
+    assert not sessions
 
 
 def test_a_hub_that_is_gone(hub, tmp_path, monkeypatch):
