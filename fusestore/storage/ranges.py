@@ -21,7 +21,12 @@ def can_read_into(url: str, options: tuple[tuple[str, str], ...]) -> bool:
 
 
 def read_into(
-    url: str, options: tuple[tuple[str, str], ...], start: int, target: memoryview
+    url: str,
+    options: tuple[tuple[str, str], ...],
+    start: int,
+    target: memoryview,
+    *,
+    whole: bool = False,
 ) -> int:
     """Fill memory with a file's bytes from `start`, in one request.
 
@@ -30,6 +35,7 @@ def read_into(
         options: the fsspec filesystem's; `can_read_into` approves of both.
         start: the first byte.
         target: of bytes, writable.
+        whole: whether it is as large as the file should be: no range is asked for then.
 
     Returns:
         How many bytes there were: fewer than asked for only where the file ends before.
@@ -40,7 +46,7 @@ def read_into(
         The clients' own errors: the request failed.
     """
     client = s3 if s3.knows(url, options) else web
-    answer = client.get_range(url, options, start, len(target))
+    answer = client.get_range(url, options, start, len(target), whole=whole)
     if answer is None:
         return 0
     filled = _fill(target[: answer.num_bytes], answer)

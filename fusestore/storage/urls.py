@@ -167,8 +167,14 @@ class Location:
         return data
 
     @patient
-    def read_into(self, start: int, target: memoryview) -> int:
+    def read_into(self, start: int, target: memoryview, *, whole: bool = False) -> int:
         """Fill memory with the file's bytes from `start`.
+
+        Args:
+            start: the first byte.
+            target: of bytes, writable.
+            whole: whether it is as large as the file should be. No range is asked for then, which
+                is less work for some servers; a file that is larger is read as far.
 
         Returns:
             How many bytes there were: fewer than asked for only where the file ends before.
@@ -178,7 +184,7 @@ class Location:
             StorageError: fewer bytes came back than the file has there, again and again.
         """
         if ranges.can_read_into(self.url, self.storage_options):
-            return ranges.read_into(self.url, self.storage_options, start, target)
+            return ranges.read_into(self.url, self.storage_options, start, target, whole=whole)
         data = self._read_whole_range(start, start + len(target))
         target[: len(data)] = data
         return len(data)

@@ -8,7 +8,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fusestore.errors import StorageError
-from fusestore.storage.answer import Answer, bytes_announced
+from fusestore.storage.answer import (
+    Answer,
+    body_of,
+    bytes_announced,
+    bytes_of_whole,
+    range_header,
+)
 
 _CONNECTIONS = 16
 _CONNECT_TIMEOUT_S = 10
@@ -29,9 +35,16 @@ def knows(url: str, options: tuple[tuple[str, str], ...]) -> bool:
 
 
 def get_range(
-    url: str, options: tuple[tuple[str, str], ...], start: int, wanted: int
+    url: str, options: tuple[tuple[str, str], ...], start: int, wanted: int, *, whole: bool
 ) -> Answer | None:
     """Ask for some bytes of a file; None where it ends before they begin.
+
+    Args:
+        url: of the file.
+        options: none: see `knows`.
+        start: the first byte.
+        wanted: how many.
+        whole: whether these are supposed to be all that the file has.
 
     Raises:
         FileNotFoundError, PermissionError: the server says so.
@@ -43,7 +56,10 @@ def get_range(
     response = _pool().request(
         "GET",
         url,
-        headers={"Range": f"bytes={start}-{start + wanted - 1}", "Accept-Encoding": "identity"},
+        headers={
+            "Accept-Encoding": "identity",
+            **({} if whole else range_header(start, wanted)),
+        },
         preload_content=False,
         decode_content=False,
     )
@@ -55,7 +71,7 @@ def get_range(
     if num_bytes is None:
         response.close()
         return None
-    return Answer(response, num_bytes)
+    return Answer(body_of(response), num_bytes)
 
 
 def _announced(response: Any, url: str, start: int, wanted: int) -> int | None:  # noqa: ANN401
@@ -63,9 +79,8 @@ def _announced(response: Any, url: str, start: int, wanted: int) -> int | None: 
     if response.status == 206:
         return bytes_announced(response.headers.get("Content-Range"), url, start, wanted)
     if response.status == 200 and start == 0:
-        # The whole file: what is wanted comes first.
-        length = response.headers.get("Content-Length", "")
-        return min(wanted, int(length)) if length.isdecimal() else wanted
+        # What is wanted comes first.
+        return bytes_of_whole(response.headers, wanted)
     if response.status == 200:
         raise StorageError(
             f"The server of {url} does not understand ranges: it sends the whole file. Use another "

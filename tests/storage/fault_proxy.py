@@ -21,9 +21,17 @@ lost answer: the server does what it is asked, and the connection ends before it
 hang (only when asked for): no answer for as long as `hang_s`.
 short (only when asked for): an answer that claims to be whole and is not.
 403 (only when asked for): access is denied.
+301, 307, 400 (only when asked for): the bucket lies in another region.
 """
 
-_ANSWERS = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
+_ANSWERS = {
+    "500": "InternalError",
+    "503": "SlowDown",
+    "403": "AccessDenied",
+    "301": "PermanentRedirect",
+    "307": "TemporaryRedirect",
+    "400": "AuthorizationHeaderMalformed",
+}
 
 
 class FaultProxy:

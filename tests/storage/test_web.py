@@ -112,6 +112,24 @@ def test_a_server_that_is_gone(site):
         filled(Location.parse(f"{site.url}/x"), 0, 10)
 
 
+def test_a_whole_file_is_asked_for_without_a_range(site):
+    file = Location.parse(f"{site.url}/x")
+    assert filled(file, 0, len(DATA), whole=True) == DATA
+    # It may have grown, or shrunk, since somebody said how large it is.
+    assert filled(file, 0, 1_000, whole=True) == DATA[:1_000]
+    assert filled(file, 0, len(DATA) + 9, whole=True) == DATA
+    assert [asked for _, asked in site.requests] == [None] * 3
+
+
+def test_connections_are_used_again(site):
+    opened = []
+    handler = site._server.RequestHandlerClass
+    handler.setup = lambda self: (opened.append(1), super(handler, self).setup())
+    for number in range(10):
+        assert filled(Location.parse(f"{site.url}/x"), 0, len(DATA), whole=number < 5) == DATA
+    assert opened == [1]
+
+
 def test_options_are_fsspecs_business(site):
     assert not ranges.can_read_into(site.url, (("block_size", "100"),))
     assert not ranges.can_read_into(site.url.replace("//", "//me:secret@"), ())
