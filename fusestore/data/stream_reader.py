@@ -65,6 +65,10 @@ class LocalReader:
 class FetchingReader:
     """From fetched shards: asks for what comes next, and lets go of what is not needed any more.
 
+    A sample of one shard is a view of the shard's map: nothing is copied before a batch is made of
+    it. Every reader has maps of its own and gives each window once, so what is changed in a sample
+    is seen by nobody else, and not in another epoch.
+
     Args:
         job: what is fetched.
         layout: of its shards.
@@ -112,8 +116,13 @@ class FetchingReader:
         self._move(position)
         window = int(self._windows[position])
         start, stop = self._order.bounds(window)
-        rows = empty_rows(stop - start, self._top_k)
-        self._shards.read(start, stop, rows)
+        rows, *others = self._shards.pieces(start, stop)
+        if others:
+            # A sample is one piece of memory.
+            pieces = [rows, *others]
+            rows = empty_rows(stop - start, self._top_k)
+            for name, values in rows.items():
+                np.concatenate([piece[name] for piece in pieces], out=values)
         return sample_of(rows, window, sampled=self._sampled)
 
     def _move(self, position: int) -> None:
@@ -123,6 +132,8 @@ class FetchingReader:
             begun += 1
         while ended < len(self._by_last) and self._last[self._by_last[ended]] < position:
             ended += 1
+        if (begun, ended) == (self._num_begun, self._num_ended):
+            return
         soon = self._by_first[: begun + BLOCKS_AHEAD]
         needed = self._shards_in(soon[self._last[soon] >= position])
         if ended != self._num_ended:

@@ -57,25 +57,29 @@ class FetchedShards:
             self._fetcher.close()
             self._fetcher = None
 
-    def read(self, start: int, stop: int, out: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Copy positions `[start, stop)` of some arrays; waits for what is missing.
+    def pieces(self, start: int, stop: int) -> list[_Values]:
+        """Positions `[start, stop)`, shard by shard; waits for what is missing.
 
         Args:
             start: the first position.
             stop: one past the last.
-            out: where they go, by the array's name: [positions] or [positions, k].
+
+        Returns:
+            For each shard that they lie in, views of its map by the array's name: [positions] or
+            [positions, k]. They stay valid after `release`. What is written to them goes to a copy
+            of the page, of this process and this map alone.
 
         Raises:
             CorruptionError: what the storage has is not what the manifest says.
             AccessDeniedError, StorageError: the storage failed, or there is no room.
         """
         rows = self._layout.rows_per_shard
-        pieces: list[tuple[_Values, slice]] = []
+        found: list[_Values] = []
         for shard in range(start // rows, -(-stop // rows)):
-            low = max(start - shard * rows, 0)
-            pieces.append((self._values(shard), slice(low, min(stop - shard * rows, rows))))
-        for name, copied in out.items():
-            np.concatenate([values[name][part] for values, part in pieces], out=copied)
+            part = slice(max(start - shard * rows, 0), min(stop - shard * rows, rows))
+            values = self._values(shard)
+            found.append({name: array[part] for name, array in values.items()})
+        return found
 
     def expect(self, shards: Sequence[int]) -> None:
         """Say what will be needed, in this order; replaces what was said before."""
@@ -98,9 +102,11 @@ class FetchedShards:
                 self._ask(now=shard).wait(shard)
                 continue
             size = os.fstat(file.fileno()).st_size
-            content = np.memmap(file, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+            # "c": written to, a page is copied first.
+            content = np.memmap(file, np.uint8, mode="c") if size else np.empty(0, np.uint8)
             content = content.view(np.ndarray)
-            if self._layout.is_sound(content):
+            just_written = self._fetcher is not None and self._fetcher.wrote(shard, file)
+            if just_written or self._layout.is_sound(content):
                 self._open[shard] = (file, self._layout.values(content))
                 return self._open[shard][1]
             # Written by a machine that lost power, or by a disk that fails.
@@ -135,6 +141,10 @@ class _Fetcher(Protocol):
         """Until the shard that was wanted now is there; raises what went wrong."""
         ...
 
+    def wrote(self, shard: int, file: BinaryIO) -> bool:
+        """Whether the shard's open file was written from memory of this very process."""
+        ...
+
     def close(self) -> None:
         """End it."""
         ...
@@ -152,6 +162,7 @@ class _Threads:
         self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._server = FetchServer(job, self._answers.put)
         self.want = self._server.want
+        self.wrote = self._server.wrote
         self.close = self._server.close
 
     def wait(self, shard: int) -> None:
@@ -191,6 +202,9 @@ class _Helper:
         if problem is not None:
             kind = getattr(errors, problem[0], FusestoreError)
             raise kind(problem[1])
+
+    def wrote(self, shard: int, file: BinaryIO) -> bool:
+        return False
 
     def close(self) -> None:
         # A process forked from this one may still hold the pipe, which then does not end.

@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
@@ -24,7 +26,7 @@ CONNECTIONS = 8
 """Pieces asked for at one time by a process."""
 
 MIN_PIECE_BYTES = 2**19
-MAX_PIECE_BYTES = 2**22
+MAX_PIECE_BYTES = 2**24
 """A file is asked for in pieces of at most the larger size. One that is waited for, with nothing
 else under way, is asked for in as many pieces as there are connections, but for none below the
 smaller size: requests take time of the processor on both sides."""
@@ -46,6 +48,18 @@ class Download:
     manifest: FusedManifest
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CONNECTIONS))
 
+    @cached_property
+    def layout(self) -> ShardLayout:
+        """Of the shards' files on this machine."""
+        return ShardLayout.of(self.manifest)
+
+    @cached_property
+    def _stored(self) -> dict[str, ArraySpec]:
+        """The arrays as the shared form has them, by name."""
+        layout = self.layout
+        arrays = shared_arrays(layout.num_tokens, layout.top_k, layout.rows_per_shard)
+        return {array.name: array for array in arrays}
+
     def fetch(
         self,
         shard: int,
@@ -66,7 +80,7 @@ class Download:
             CorruptionError: a file is missing, or is not what the manifest says.
             AccessDeniedError, StorageError: the storage failed.
         """
-        layout = ShardLayout.of(self.manifest)
+        layout = self.layout
         sections = layout.sections(content)
         shared = self.manifest.form == "shared"
         # A file of the local form is its section as it stands.
@@ -85,7 +99,7 @@ class Download:
                     request.result()
                 self._check(array, shard, file)
                 if shared:
-                    self._decode(array, shard, file, layout, content)
+                    self._decode(array, shard, file, content)
         finally:
             # Nothing may be written into `content` after this. What could be cancelled does not
             # run, and is not waited for: a pool that was shut down never says so.
@@ -121,8 +135,9 @@ class Download:
         size = MAX_PIECE_BYTES
         if alone:
             size = min(max(-(-len(file) // CONNECTIONS), MIN_PIECE_BYTES), size)
+        whole = len(file) <= size
         return [
-            self.pool.submit(_read_into, where, start, file[start : start + size])
+            self.pool.submit(_read_into, where, start, file[start : start + size], whole)
             for start in range(0, len(file), size)
         ]
 
@@ -136,21 +151,21 @@ class Download:
                 "share the dataset again."
             )
 
-    def _decode(
-        self, array: ArraySpec, shard: int, file: _Bytes, layout: ShardLayout, content: _Bytes
-    ) -> None:
-        stored = shared_arrays(layout.num_tokens, layout.top_k, layout.rows_per_shard)
-        (spec,) = (each for each in stored if each.name == array.name)
+    def _decode(self, array: ArraySpec, shard: int, file: _Bytes, content: _Bytes) -> None:
         start, stop = array.rows_of(shard)
-        values = layout.values(content)[array.name]
-        values[stop - start :] = 0
-        decode_file(self.source, spec, shard, file, values[: stop - start])
-        layout.seal(content, array.name)
+        values = self.layout.values(content)[array.name]
+        spec, checksum = self._stored[array.name], 0
+        for rows in decode_file(self.source, spec, shard, file, values[: stop - start]):
+            checksum = google_crc32c.extend(checksum, rows.view(np.uint8))
+        padding = values[stop - start :]
+        padding[:] = 0
+        checksum = google_crc32c.extend(checksum, padding.view(np.uint8))
+        self.layout.seal(content, array.name, checksum)
 
 
-def _read_into(where: Location, start: int, target: _Bytes) -> None:
+def _read_into(where: Location, start: int, target: _Bytes, whole: bool) -> None:
     try:
-        there = where.read_into(start, target.data)
+        there = where.read_into(start, target.data, whole=whole)
     except NotFoundError as error:
         raise CorruptionError(
             f"{where} is missing. Run `fusestore verify` on its store, then share the dataset "

@@ -121,6 +121,9 @@ class ShardFolder:
         Raises:
             NoRoomError: what is left is in use.
         """
+        # Without a limit the shards are looked at only when the disk is full.
+        if self.limit is None and _allocate(file, self.shard_bytes):
+            return
         spared = {self._file(shard) for shard in needed}
         with self._root_lock():
             present = sorted(self._present(file))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fusestore.fuse.layout import fused_arrays, shared_rows
 from fusestore.fuse.manifest import FusedManifest
-from fusestore.storage.arrays import ArraySpec, crc32c, ends_in_crc32c
+from fusestore.storage.arrays import ArraySpec, ends_in_crc32c
 
 _CHECKSUM_BYTES = 4
 
@@ -57,18 +57,22 @@ class ShardLayout:
         return tuple(by_name[name] for name in _IN_ORDER)
 
     @cached_property
+    def _bounds(self) -> dict[str, tuple[int, int]]:
+        bounds, position = {}, 0
+        for array in self.arrays:
+            values = prod(array.chunk_shape) * np.dtype(array.dtype).itemsize
+            bounds[array.name] = position, position + values + _CHECKSUM_BYTES
+            position += values + _CHECKSUM_BYTES
+        return bounds
+
+    @cached_property
     def num_bytes(self) -> int:
         """Bytes of every shard's file."""
-        return sum(_section_bytes(array) for array in self.arrays)
+        return max(stop for _, stop in self._bounds.values())
 
     def sections(self, content: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.uint8]]:
         """Views of a file's bytes, uint8 [num_bytes], by array: values and checksum."""
-        sections, position = {}, 0
-        for array in self.arrays:
-            stop = position + _section_bytes(array)
-            sections[array.name] = content[position:stop]
-            position = stop
-        return sections
+        return {name: content[start:stop] for name, (start, stop) in self._bounds.items()}
 
     def values(self, content: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """Views of a file's bytes by array: its values, [rows] or [rows, k]."""
@@ -80,17 +84,13 @@ class ShardLayout:
             for array in self.arrays
         }
 
-    def seal(self, content: npt.NDArray[np.uint8], name: str) -> None:
-        """Write the checksum of an array's values behind them."""
+    def seal(self, content: npt.NDArray[np.uint8], name: str, checksum: int) -> None:
+        """Write the CRC-32C of an array's values behind them."""
         section = self.sections(content)[name]
-        section[-_CHECKSUM_BYTES:] = np.frombuffer(crc32c(section[:-_CHECKSUM_BYTES]), np.uint8)
+        section[-_CHECKSUM_BYTES:].view("<u4")[0] = checksum
 
     def is_sound(self, content: npt.NDArray[np.uint8]) -> bool:
         """Whether the file is whole and every array matches its checksum."""
         return len(content) == self.num_bytes and all(
             ends_in_crc32c(section) for section in self.sections(content).values()
         )
-
-
-def _section_bytes(array: ArraySpec) -> int:
-    return prod(array.chunk_shape) * np.dtype(array.dtype).itemsize + _CHECKSUM_BYTES

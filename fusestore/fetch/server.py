@@ -5,9 +5,11 @@ Used within the process that reads (`fetch.client`), or in a helper process (`fe
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,7 @@ class FetchServer:
         self._now: int | None = None
         self._ahead: list[int] = []
         self._under_way: set[int] = set()
+        self._written: dict[int, int] = {}
         self._first_is_done = False
         self._beginning = False
         self._closed = False
@@ -61,6 +64,10 @@ class FetchServer:
             self._now = now if now is not None else self._now
             self._ahead = ahead if ahead is not None else self._ahead
             self._changed.notify_all()
+
+    def wrote(self, shard: int, file: BinaryIO) -> bool:
+        """Whether the shard's open file is one that this server has written."""
+        return self._written.get(shard) == os.fstat(file.fileno()).st_ino
 
     def close(self) -> None:
         """End; what is under way is given up."""
@@ -142,6 +149,7 @@ class FetchServer:
             self._download.fetch(shard, content, self._begun, alone=not self._first_is_done)
             file.write(content.data)
             file.flush()
+            self._written[shard] = os.fstat(file.fileno()).st_ino
             self._folder.keep(shard)
         return True
 

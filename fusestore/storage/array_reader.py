@@ -39,8 +39,8 @@ def read_rows(folder: Location, spec: ArraySpec, start: int, stop: int) -> _Valu
 
 def decode_file(
     folder: Location, spec: ArraySpec, shard: int, content: npt.NDArray[np.uint8], out: _Values
-) -> None:
-    """Decode a whole file of the array from its bytes; every chunk is checked.
+) -> Iterator[_Values]:
+    """Decode a whole file of the array from its bytes, chunk by chunk; every chunk is checked.
 
     Args:
         folder: the group, for messages.
@@ -48,6 +48,9 @@ def decode_file(
         shard: which file.
         content: the file's bytes, uint8.
         out: where the rows of `spec.rows_of(shard)` go; cast to its dtype.
+
+    Yields:
+        The rows of `out` that a chunk has just filled, while the processor's caches have them.
 
     Raises:
         CorruptionError: the file is cut, or does not match its checksums.
@@ -61,8 +64,9 @@ def decode_file(
         whole = in_place and len(here) == rows
         fetched = opened.fetch_chunks(chunk, chunk + 1)
         values = opened.decode(chunk, *fetched, here.reshape(1, -1) if whole else None)
-        if not np.may_share_memory(values, here):
+        if not whole:
             _place(spec, values, chunk * rows, out, 0)
+        yield here
 
 
 def _place(spec: ArraySpec, values: _Values, first: int, out: _Values, start: int) -> None:
