@@ -59,11 +59,12 @@ def decode_file(
     start, stop = spec.rows_of(shard)
     rows = spec.rows_per_chunk
     in_place = spec.chunks_across == 1 and out.dtype == spec.dtype and out.flags.c_contiguous
+    # For its check that all are there; the bytes are `content`.
+    opened.fetch_chunks(0, -(-(stop - start) // rows))
     for chunk in range(-(-(stop - start) // rows)):
         here = out[chunk * rows : (chunk + 1) * rows]
         whole = in_place and len(here) == rows
-        fetched = opened.fetch_chunks(chunk, chunk + 1)
-        values = opened.decode(chunk, *fetched, here.reshape(1, -1) if whole else None)
+        values = opened.decode(chunk, 0, content, here.reshape(1, -1) if whole else None)
         if not whole:
             _place(spec, values, chunk * rows, out, 0)
         yield here
