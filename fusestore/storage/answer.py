@@ -71,7 +71,7 @@ def range_header(start: int, wanted: int) -> dict[str, str]:
 
 def bytes_of_whole(headers: Mapping[str, str], wanted: int) -> int:
     """How many of a file's first bytes are coming, where the answer is the whole file."""
-    length = headers.get("Content-Length", "")
+    length = headers.get("content-length", "")
     return min(wanted, int(length)) if length.isdecimal() else wanted
 
 

@@ -80,7 +80,7 @@ def get_range(
     asked = {} if whole else range_header(start, wanted)
     client, named = _client(options), {"Bucket": bucket, "Key": key}
     try:
-        status, headers, body = _send_signed(client, named, asked)
+        status, headers, body = _send_signed(url, client, named, asked)
         if status in _ELSEWHERE:
             body.close()
             response = client.get_object(**named, **asked)
@@ -100,6 +100,7 @@ def get_range(
 
 
 def _send_signed(
+    where: str,
     client: Any,  # noqa: ANN401 - botocore is untyped
     named: dict[str, str],
     asked: dict[str, str],
@@ -108,16 +109,21 @@ def _send_signed(
 
     Raises:
         ClientError: S3 refused, as `get_object` would raise it.
-        botocore's: the request failed.
+        StorageError: the request failed.
     """
     from botocore.awsrequest import AWSRequest
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import create_parser
 
     url = client.generate_presigned_url("get_object", Params=named)
     request = AWSRequest("GET", url, headers=asked, stream_output=True).prepare()
-    # There is no public way to the session that the client made of its configuration.
-    response = client._endpoint.http_session.send(request)
+    try:
+        # There is no public way to the session that the client made of its configuration.
+        response = client._endpoint.http_session.send(request)
+    except BotoCoreError as error:
+        # Whoever reads a signed URL in a log can use it; and it may hold a session's token.
+        problem = str(error).replace(url, url.split("?", 1)[0])
+        raise StorageError(f"{where} could not be reached: {problem}") from None
     status = response.status_code
     if status < 300 or status in _ELSEWHERE:
         return status, response.headers, body_of(response.raw)

@@ -1,6 +1,7 @@
 """Ranges of S3 objects by URLs that botocore signs: what arrives, and what S3 answers instead."""
 
 import random
+import traceback
 import uuid
 
 import pytest
@@ -65,6 +66,22 @@ def test_a_bucket_in_another_region_is_botocores_to_find(root, proxy, monkeypatc
     assert not proxy.planned
     proxy.plan(status)
     assert filled(root / "x", 0, len(DATA), whole=True) == DATA
+
+
+def test_what_was_signed_is_not_told(root, proxy, monkeypatch):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "secret-of-a-session")
+    monkeypatch.setattr(s3, "_CLIENTS", {})
+    monkeypatch.setitem(s3.REQUEST_SETTINGS, "read_timeout", 0.2)
+    publish(root / "x", DATA)
+    expected = f"{root}/x could not be reached: .*{proxy.url}/"
+    for fault in ("reset", "hang"):
+        proxy.plan(*[fault] * failures.ATTEMPTS)
+        with pytest.raises(StorageError, match=expected) as raised:
+            filled(root / "x", 0, 1)
+        told = "".join(traceback.format_exception(raised.value))
+        assert "secret-of-a-session" not in told
+        assert "X-Amz-Signature" not in told
+        assert not proxy.planned
 
 
 def test_refusals_say_what_was_refused(root, proxy, monkeypatch):
