@@ -10,26 +10,16 @@ from fusestore.errors import AccessDeniedError, AlreadyExistsError, NotFoundErro
 from fusestore.storage import failures, s3, urls
 from fusestore.storage.publish import publish, publish_new
 from fusestore.storage.urls import Location
-from tests.storage.fault_proxy import FAULTS, FaultProxy
+from tests.storage.fault_proxy import FAULTS
 from tests.storage.filled import filled
 
 
 @pytest.fixture
-def proxy(s3_endpoint, monkeypatch):
-    monkeypatch.setattr(failures, "FIRST_WAIT_S", 0.002)
-    with FaultProxy(s3_endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def root(s3_url, proxy):
-    """The bucket through the proxy, each request sent once: what is tested is our own patience."""
-    return Location.parse(s3_url, {"endpoint_url": proxy.url}) / "store"
-
-
-@pytest.fixture
 def _once(monkeypatch):
-    """The libraries' own repetitions hide faults, and wait for seconds."""
+    """Each request is sent once: what is tested is our own patience.
+
+    The libraries' own repetitions hide faults, and wait for seconds.
+    """
     retries = {"mode": "standard", "total_max_attempts": 1}
     monkeypatch.setitem(s3.REQUEST_SETTINGS, "retries", retries)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)

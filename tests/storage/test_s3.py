@@ -10,22 +10,9 @@ from fusestore.errors import AccessDeniedError, NotFoundError, StorageError
 from fusestore.storage import failures, s3
 from fusestore.storage.publish import publish
 from fusestore.storage.urls import Location
-from tests.storage.fault_proxy import FaultProxy
 from tests.storage.filled import filled
 
 DATA = random.Random(7).randbytes(300_001)  # noqa: S311 - any bytes
-
-
-@pytest.fixture
-def proxy(s3_endpoint, monkeypatch):
-    monkeypatch.setattr(failures, "FIRST_WAIT_S", 0.002)
-    with FaultProxy(s3_endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def root(s3_url, proxy):
-    return Location.parse(s3_url, {"endpoint_url": proxy.url}) / "store"
 
 
 @pytest.mark.parametrize("name", ["x", "a b+c", "ü%20#?&=", "deep/er/../x"])
