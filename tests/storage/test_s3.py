@@ -56,10 +56,10 @@ def test_a_bucket_in_another_region_is_botocores_to_find(root, proxy, monkeypatc
 
 
 def test_what_was_signed_is_not_told(root, proxy, monkeypatch):
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "secret-of-a-session")
-    monkeypatch.setattr(s3, "_CLIENTS", {})
-    monkeypatch.setitem(s3.REQUEST_SETTINGS, "read_timeout", 0.2)
     publish(root / "x", DATA)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "secret-of-a-session")
+    monkeypatch.setitem(s3.REQUEST_SETTINGS, "read_timeout", 0.2)
+    monkeypatch.setattr(s3, "_CLIENTS", {})
     expected = f"{root}/x could not be reached: .*{proxy.url}/"
     for fault in ("reset", "hang"):
         proxy.plan(*[fault] * failures.ATTEMPTS)
@@ -68,7 +68,6 @@ def test_what_was_signed_is_not_told(root, proxy, monkeypatch):
         told = "".join(traceback.format_exception(raised.value))
         assert "secret-of-a-session" not in told
         assert "X-Amz-Signature" not in told
-        assert not proxy.planned
 
 
 def test_refusals_say_what_was_refused(root, proxy, monkeypatch):
