@@ -65,7 +65,7 @@ def decode_file(
         here = out[chunk * rows : (chunk + 1) * rows]
         whole = in_place and len(here) == rows
         values = opened.decode(chunk, 0, content, here.reshape(1, -1) if whole else None)
-        if not whole:
+        if not np.may_share_memory(values, here):
             _place(spec, values, chunk * rows, out, 0)
         yield here
 

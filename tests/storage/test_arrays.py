@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import CorruptionError, InvalidInputError
-from fusestore.storage.array_reader import ArrayReader, read_rows
+from fusestore.storage.array_reader import ArrayReader, decode_file, read_rows
 from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 from fusestore.storage.publish import publish
 from fusestore.storage.urls import Location
@@ -87,6 +87,26 @@ def test_one_reader_reads_the_same_however_often(tmp_path_factory, spec, reads):
     for bounds in reads:
         start, stop = sorted(min(bound, spec.shape[0]) for bound in bounds)
         assert reader.read(start, stop).tobytes() == values[start:stop].tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(spec=specs(), other=st.booleans())
+def test_a_file_in_memory_is_decoded_chunk_by_chunk(tmp_path_factory, spec, other):
+    values = some_values(spec)
+    root = write(tmp_path_factory.mktemp("group"), spec, values)
+    for shard in range(spec.num_files):
+        content = np.frombuffer((root / spec.file_name(shard)).read_bytes(), np.uint8)
+        expected = values[slice(*spec.rows_of(shard))]
+        # What it held before is overwritten; where dtypes differ, values are cast.
+        out = np.full_like(expected, 77, dtype=np.float64 if other else None)
+        done = 0
+        for rows in decode_file(root, spec, shard, content, out):
+            assert len(rows) <= spec.rows_per_chunk
+            assert np.shares_memory(rows, out)
+            piece = expected[done : done + len(rows)]
+            assert np.array_equal(rows, piece.astype(out.dtype), equal_nan=spec.dtype == "float32")
+            done += len(rows)
+        assert done == len(expected)
 
 
 def test_chunks_come_as_they_were_cut(tmp_path):
