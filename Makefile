@@ -29,7 +29,7 @@ format: $(VENV)/installed
 	$(RUN)/ruff format .
 
 schemas: $(VENV)/installed
-	$(RUN)/python -m fusestore.schemas schemas
+	$(RUN)/python -m tools.schemas schemas
 
 lock: $(VENV)/installed
 	$(RUN)/python requirements/make_lock.py

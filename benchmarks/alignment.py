@@ -28,10 +28,10 @@ import numpy as np
 
 from fusestore.align.edit_distance import text_of
 from fusestore.align.kinds import ALIGNMENT_METHODS
-from fusestore.align.tokens import align_table, align_tokens
-from fusestore.capture.models import local_model_folder
-from fusestore.corpus.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
-from fusestore.packages import resolve_path
+from fusestore.align.tokens.pairing import align_table, align_tokens
+from fusestore.models.loading import local_model_folder
+from fusestore.storage.packages import resolve_path
+from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer, load_tokenizer
 
 Result = TypeVar("Result")
 

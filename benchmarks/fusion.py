@@ -25,14 +25,14 @@ import numpy.typing as npt
 import torch
 
 from fusestore.cache.rows import Rows
-from fusestore.corpus.tokens import TokenTable
 from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.fusion import Fusion, prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.tokenizers.token_table import TokenTable
 
 K = 32
 TARGET_VOCABULARY = 49_152

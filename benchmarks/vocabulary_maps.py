@@ -34,11 +34,11 @@ from tiktoken.load import load_tiktoken_bpe
 
 from fusestore.align.edit_distance import text_of
 from fusestore.align.kinds import MAP_MINED
-from fusestore.align.vocabulary import map_vocabulary
-from fusestore.capture.models import local_model_folder
-from fusestore.corpus.tokenizers import as_tokenizer
-from fusestore.corpus.vocabulary import Vocabulary
-from fusestore.packages import resolve_path
+from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
+from fusestore.models.loading import local_model_folder
+from fusestore.storage.packages import resolve_path
+from fusestore.tokenizers.tokenizer import as_tokenizer
+from fusestore.tokenizers.vocabulary import Vocabulary
 
 Result = TypeVar("Result")
 

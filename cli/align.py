@@ -62,15 +62,15 @@ def align(
 
     With --inspect or --text nothing is written: two tokenizations are shown above each other.
     """
-    from fusestore.config import AlignConfig
-    from fusestore.storage.settings import parse_settings
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
+    from fusestore.store.settings_file import parse_settings
+    from fusestore.workflows.fusion_config import AlignConfig
 
     config = parse_settings(
         AlignConfig, {"method": method, "vocabulary": vocabulary}, "The command line"
     )
     if text is not None:
-        from fusestore.align.inspection import text_alignment
+        from fusestore.align.report.inspection import text_alignment
 
         from .alignments import print_document
 
@@ -82,7 +82,7 @@ def align(
     where = Store.open(_needed(store, "--store"), storage_options(storage_option))
     cache = _needed(cache, "CACHE")
     if inspect is not None:
-        from fusestore.align.inspection import stored_alignment
+        from fusestore.align.report.inspection import stored_alignment
         from fusestore.align.run import alignment_name
 
         from .alignments import print_document

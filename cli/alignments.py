@@ -12,7 +12,7 @@ from rich.text import Text
 from .console import output, print_json, print_table
 
 if TYPE_CHECKING:
-    from fusestore.align.show import AlignedDocument, Cell, Column
+    from fusestore.align.report.columns import AlignedDocument, Cell, Column
     from fusestore.align.stored import Alignment
 
 _STYLES = {"span": "green", "mined": "yellow", "none": "red"}
@@ -24,7 +24,7 @@ def alignment_summary(alignment: Alignment, num_unmatched: int) -> dict[str, Any
     """What `align` and `inspect` give as JSON, with the most frequent unmatched tokens."""
     import polars as pl
 
-    from fusestore.align.tables import read_unmatched
+    from fusestore.align.report.unmatched import read_unmatched
 
     manifest = alignment.manifest
     table = read_unmatched(alignment).drop("bytes")
@@ -42,7 +42,7 @@ def alignment_summary(alignment: Alignment, num_unmatched: int) -> dict[str, Any
 
 def print_alignment(alignment: Alignment) -> None:
     """The summary, for people."""
-    from fusestore.align.show import shown_text
+    from fusestore.align.report.columns import shown_text
 
     manifest = alignment.manifest
     summary = alignment_summary(alignment, _UNMATCHED_SHOWN)
@@ -94,7 +94,7 @@ def print_document(
         count: target tokens to show.
         as_json: print the positions as JSON instead.
     """
-    from fusestore.align.show import explain, window
+    from fusestore.align.report.columns import explain, window
 
     num_tokens = len(document.target_ids)
     first = 0 if around is None else min(max(0, around - count // 2), max(0, num_tokens - count))

@@ -58,8 +58,8 @@ def cache(
     from fusestore.capture.run import capture
     from fusestore.capture.settings import CaptureSettings
     from fusestore.corpus.build import open_corpus
-    from fusestore.storage.settings import parse_settings
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
+    from fusestore.store.settings_file import parse_settings
 
     settings = parse_settings(
         CaptureSettings,

@@ -36,9 +36,9 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare the store's models, others, and ensembles of caches, on the same held-out text."""
-    from fusestore.comparison import compare as compare_all
-    from fusestore.fuse.api import analyze
-    from fusestore.storage.store import Store
+    from fusestore.forecast.api import analyze
+    from fusestore.store.layout import Store
+    from fusestore.workflows.comparison import compare as compare_all
 
     if bool(source) != (target is not None):
         raise typer.BadParameter("--source and --target go together", param_hint="--source")

@@ -48,10 +48,10 @@ def corpus(
     as_json: JsonOption = False,
 ) -> None:
     """Read text, split long documents where all tokenizers agree, and keep the result."""
-    from fusestore.config import CorpusConfig
     from fusestore.corpus.run import make_corpus
-    from fusestore.storage.settings import parse_settings
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
+    from fusestore.store.settings_file import parse_settings
+    from fusestore.workflows.fusion_config import CorpusConfig
 
     config = parse_settings(
         CorpusConfig,

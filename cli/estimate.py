@@ -14,7 +14,7 @@ from .options import JsonOption, StorageOption, StoreOption, storage_options
 
 if TYPE_CHECKING:
     from fusestore.capture.estimate import CaptureEstimate
-    from fusestore.config import FusionConfig
+    from fusestore.workflows.fusion_config import FusionConfig
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -70,8 +70,8 @@ def estimate(
     from fusestore.capture.estimate import Prices, estimate_capture
     from fusestore.capture.settings import CaptureSettings
     from fusestore.corpus.build import open_corpus
-    from fusestore.storage.settings import parse_settings
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
+    from fusestore.store.settings_file import parse_settings
 
     where = Store.open(store, storage_options(storage_option))
     result = estimate_capture(
@@ -123,7 +123,7 @@ def print_fusion_estimate(
 ) -> None:
     """What the captures of a fusion.toml will take, one line each, and all together."""
     from fusestore.capture.estimate import Prices
-    from fusestore.estimation import estimate_fusion
+    from fusestore.workflows.estimation import estimate_fusion
 
     prices = Prices(price_per_hour, price_per_gb_month)
     results = estimate_fusion(config, options, prices=prices, reporter=ConsoleReporter())

@@ -12,9 +12,9 @@ from .options import JsonOption, StorageOption, StoreOption, storage_options
 from .tokenizers import tokenizer_of
 
 if TYPE_CHECKING:
+    from fusestore.forecast.forecast import Forecast
     from fusestore.fuse.folder import FusedFolder
-    from fusestore.fuse.forecast import Forecast
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
 
 
 def fuse(
@@ -96,7 +96,7 @@ def fuse(
     Without --materialize only the definition is written: the shards are made when they are read.
     With --name alone, a dataset that was begun goes on.
     """
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
 
     if recipe and source:
         raise typer.BadParameter("give a recipe or --source, not both", param_hint="RECIPE")
@@ -114,11 +114,11 @@ def fuse(
         _unpack(Store.open(from_, options), where, name or "fused", as_json)
         return
 
-    from fusestore.config import AlignConfig, FuseConfig
     from fusestore.fuse.recipe import load_recipe
     from fusestore.fuse.run import fill, find_inputs, forecast, place, recipe_of, reopen
-    from fusestore.storage.settings import parse_settings
-    from fusestore.storage.urls import Location
+    from fusestore.storage.location import Location
+    from fusestore.store.settings_file import parse_settings
+    from fusestore.workflows.fusion_config import AlignConfig, FuseConfig
 
     tokenizer = None if target is None else tokenizer_of(target)
     chosen = None

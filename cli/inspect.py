@@ -24,8 +24,8 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """List a store, print the manifest of one thing, or look at a cache's rows."""
-    from fusestore.inventory import describe, find_thing, list_things
-    from fusestore.storage.store import Store
+    from fusestore.store.inventory import describe, find_thing, list_things
+    from fusestore.store.layout import Store
 
     where = Store.open(store, storage_options(storage_option))
     if thing is None:
@@ -59,7 +59,7 @@ def inspect(
         return
     if found.kind != "cache":
         raise typer.BadParameter("only a cache has rows of a document", param_hint="--document")
-    from fusestore.cache.show import document_rows
+    from fusestore.cache.document_rows import document_rows
 
     columns, lines = document_rows(where, found.name, document, rows)
     if as_json:

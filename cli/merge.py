@@ -48,8 +48,8 @@ def merge(
     """Merge the weights of models of one architecture and one tokenizer."""
     from fusestore.merge.run import merge_models
     from fusestore.merge.settings import MergeSettings
-    from fusestore.storage.settings import parse_settings
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
+    from fusestore.store.settings_file import parse_settings
 
     values: dict[str, Any] = {
         "method": method,

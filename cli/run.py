@@ -28,9 +28,9 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Do everything a fusion.toml says, skipping what is there already."""
-    from fusestore.config import load_config
-    from fusestore.pipeline import run_pipeline
-    from fusestore.storage.urls import Location
+    from fusestore.storage.location import Location
+    from fusestore.workflows.fusion_config import load_config
+    from fusestore.workflows.pipeline import run_pipeline
 
     if not estimate and (price_per_hour, price_per_gb_month) != (None, None):
         raise typer.BadParameter("prices are for --estimate", param_hint="--price-per-…")

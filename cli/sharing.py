@@ -11,8 +11,8 @@ from .console import ConsoleReporter, output, print_json
 from .options import JsonOption, storage_options
 
 if TYPE_CHECKING:
-    from fusestore.sharing import Shared
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
+    from fusestore.workflows.sharing import Shared
 
 _Things = Annotated[
     list[str] | None,
@@ -99,7 +99,7 @@ def sync(
     as_json: JsonOption = False,
 ) -> None:
     """Give each of two stores what only the other one has."""
-    from fusestore.sharing import sync_stores
+    from fusestore.workflows.sharing import sync_stores
 
     one = _store(from_store, from_storage_option, "--from-storage-option")
     other = _store(to_store, to_storage_option, "--to-storage-option")
@@ -118,7 +118,7 @@ def _copy(
     check: bool,
     as_json: bool,
 ) -> None:
-    from fusestore.sharing import copy_things
+    from fusestore.workflows.sharing import copy_things
 
     reporter = ConsoleReporter()
     results = copy_things(
@@ -135,7 +135,7 @@ def _wanted(things: list[str] | None, everything: bool) -> list[str] | None:
 
 
 def _store(url: str, pairs: list[str] | None, hint: str) -> Store:
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
 
     return Store.open(url, storage_options(pairs, hint))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusestore.corpus.tokenizers import Tokenizer
+    from fusestore.tokenizers.tokenizer import Tokenizer
 
 
 def tokenizer_of(spec: str) -> Tokenizer:
@@ -14,9 +14,9 @@ def tokenizer_of(spec: str) -> Tokenizer:
 
     A file is given by its path or as `package:NAME/PATH`.
     """
-    from fusestore.capture.models import local_model_folder
-    from fusestore.corpus.tokenizers import load_tokenizer
-    from fusestore.packages import SCHEME, resolve_path
+    from fusestore.models.loading import local_model_folder
+    from fusestore.storage.packages import SCHEME, resolve_path
+    from fusestore.tokenizers.tokenizer import load_tokenizer
 
     in_package = spec.startswith(SCHEME) and "/" in spec
     path = Path(resolve_path(spec) if in_package else spec).expanduser()

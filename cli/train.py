@@ -92,8 +92,8 @@ def train(
 ) -> None:
     """Train a model on text and fused distributions, or on the same text alone."""
     from fusestore.progress import SilentReporter
-    from fusestore.storage.settings import parse_settings
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
+    from fusestore.store.settings_file import parse_settings
     from fusestore.train.run import train_on_fused
     from fusestore.train.settings import TrainSettings
 

@@ -11,7 +11,7 @@ from .console import ConsoleReporter, output, print_json
 from .options import JsonOption, StorageOption, StoreOption, storage_options
 
 if TYPE_CHECKING:
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
 
 
 def verify(
@@ -43,7 +43,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check checksums, sizes and meanings; exit code 1 when anything is wrong and stays so."""
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
 
     if repair and quick:
         raise typer.BadParameter("--repair reads everything; leave out --quick.")
@@ -60,8 +60,8 @@ def verify(
 
 
 def _verify(store: Store, thing: str | None, quick: bool, as_json: bool) -> int:
-    from fusestore.repair import remedy
-    from fusestore.verification import verify_store
+    from fusestore.workflows.repair import remedy
+    from fusestore.workflows.verification import verify_store
 
     checked = verify_store(store, thing, quick=quick)
     if as_json:
@@ -84,8 +84,8 @@ def _repair(
     store: Store, thing: str | None, models: list[str], how: dict[str, Any], as_json: bool
 ) -> int:
     from fusestore.capture.settings import CaptureSettings
-    from fusestore.repair import repair_store
-    from fusestore.storage.settings import parse_settings
+    from fusestore.store.settings_file import parse_settings
+    from fusestore.workflows.repair import repair_store
 
     settings = parse_settings(CaptureSettings, how, "The command line")
     repairs = repair_store(store, thing, models=models, how=settings, reporter=ConsoleReporter())

@@ -20,14 +20,15 @@ from fusestore.errors import FusestoreError
 from fusestore.version import __version__
 
 if TYPE_CHECKING:
-    from fusestore import align, data, sharing, train
+    from fusestore import align, data, train
     from fusestore.cache.reader import Cache, open_cache
     from fusestore.corpus.build import Corpus, open_corpus
     from fusestore.data.dataset import FusedDataset, open_fused
     from fusestore.data.on_demand import open_recipe
-    from fusestore.data.streaming import StreamingFusedDataset
-    from fusestore.fuse.api import analyze
-    from fusestore.fuse.forecast import Forecast
+    from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
+    from fusestore.forecast.api import analyze
+    from fusestore.forecast.forecast import Forecast
+    from fusestore.workflows import sharing
 
 __all__ = [
     "Cache",
@@ -48,14 +49,19 @@ __all__ = [
     "train",
 ]
 
-_SUBPACKAGES = frozenset({"align", "data", "sharing", "train"})
+_SUBPACKAGES = {
+    "align": "fusestore.align",
+    "data": "fusestore.data",
+    "sharing": "fusestore.workflows.sharing",
+    "train": "fusestore.train",
+}
 _HOMES = {
     "Cache": "fusestore.cache.reader",
     "Corpus": "fusestore.corpus.build",
-    "Forecast": "fusestore.fuse.forecast",
+    "Forecast": "fusestore.forecast.forecast",
     "FusedDataset": "fusestore.data.dataset",
-    "StreamingFusedDataset": "fusestore.data.streaming",
-    "analyze": "fusestore.fuse.api",
+    "StreamingFusedDataset": "fusestore.data.streaming.streaming_dataset",
+    "analyze": "fusestore.forecast.api",
     "open_cache": "fusestore.cache.reader",
     "open_corpus": "fusestore.corpus.build",
     "open_fused": "fusestore.data.dataset",
@@ -65,7 +71,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
     if name in _SUBPACKAGES:
-        return importlib.import_module(f"fusestore.{name}")
+        return importlib.import_module(_SUBPACKAGES[name])
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'fusestore' has no attribute {name!r}")

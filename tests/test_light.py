@@ -29,7 +29,8 @@ def imported_by(code):
         "import fusestore",
         "import fusestore; dir(fusestore)",
         "import fusestore; fusestore.align; fusestore.train",
-        "import fusestore.config, fusestore.inventory, fusestore.fuse.recipe",
+        "import fusestore.workflows.fusion_config, fusestore.store.inventory",
+        "import fusestore.fuse.recipe",
     ],
 )
 def test_importing_is_light(code):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fusestore.errors import NotFoundError
-from fusestore.packages import packaged_gguf, resolve_path, user_cache_folder
+from fusestore.storage.packages import packaged_gguf, resolve_path, user_cache_folder
 
 
 @pytest.fixture

@@ -10,18 +10,18 @@ import jsonschema
 import polars as pl
 import pytest
 
-from fusestore import schemas
-from fusestore.config import load_config
 from fusestore.fuse.shared import pack_fused
 from fusestore.merge.run import merge_models
 from fusestore.merge.settings import MergeSettings
-from fusestore.pipeline import run_pipeline
-from fusestore.storage.manifest import Manifest
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from fusestore.store.manifest import Manifest
 from fusestore.train.checkpoint import TrainState
 from fusestore.train.manifest import TrainingManifest
-from tests.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
+from fusestore.workflows.fusion_config import load_config
+from fusestore.workflows.pipeline import run_pipeline
+from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
+from tools import schemas
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "schemas"

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 
 from fusestore.align.kinds import ALIGNMENT_KINDS, AlignmentMethod, MapMethod, TieBreak
-from fusestore.align.statistics import count_pairs
-from fusestore.align.tokens import align_table
-from fusestore.align.vocabulary import map_vocabulary
-from fusestore.corpus.tokenizers import as_tokenizer
+from fusestore.align.tokens.pairing import align_table
+from fusestore.align.vocabulary.statistics import count_pairs
+from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
+from fusestore.tokenizers.tokenizer import as_tokenizer
 
 
 def vocabulary_map(

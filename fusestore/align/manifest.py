@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from fusestore.align.kinds import AlignmentMethod
-from fusestore.storage.manifest import Frozen, Manifest
-from fusestore.storage.shards import FileRecord, ShardPlan
+from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.receipts import FileRecord, ShardPlan
 
 LAYOUT_PART = "layout"
 """Receipt of what is known before anything is aligned: metadata and document offsets."""

@@ -6,22 +6,22 @@ from collections.abc import Iterator
 
 from fusestore.align.kinds import MapMethod
 from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
-from fusestore.align.map_tables import (
+from fusestore.align.vocabulary.statistics import count_pairs
+from fusestore.align.vocabulary.stored_map import (
     CountedCorpus,
     VocabularyMapManifest,
     load_vocabulary_map,
     stored_vocabulary_map,
 )
-from fusestore.align.statistics import count_pairs
-from fusestore.align.vocabulary import VocabularyMap
+from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
 from fusestore.align.writer import write_alignment
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.corpus.repair import find_corpus
 from fusestore.corpus.tokenize import find_corpus_tokens, find_tokens
-from fusestore.corpus.vocabulary_table import load_vocabulary
 from fusestore.errors import CorruptionError, FusestoreError, NotFoundError
-from fusestore.storage.manifest import check_repaired
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
+from fusestore.store.manifest import check_repaired
+from fusestore.tokenizers.vocabulary_table import load_vocabulary
 
 
 def repair_vocabulary_map(store: Store, name: str) -> None:

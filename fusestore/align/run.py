@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusestore.align.kinds import AlignmentMethod, MapMethod
-from fusestore.align.map_tables import (
+from fusestore.align.stored import Alignment
+from fusestore.align.vocabulary.statistics import count_pairs
+from fusestore.align.vocabulary.stored_map import (
     CountedCorpus,
     stored_vocabulary_map,
     vocabulary_map_folder,
 )
-from fusestore.align.statistics import count_pairs
-from fusestore.align.stored import Alignment
-from fusestore.align.vocabulary import VocabularyMap
+from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
 from fusestore.align.writer import write_alignment
 from fusestore.cache.reader import open_cache
 from fusestore.corpus.build import open_corpus
 from fusestore.corpus.tokenize import store_corpus_tokens
-from fusestore.corpus.tokenizers import Tokenizer
-from fusestore.corpus.vocabulary_table import load_vocabulary, save_vocabulary
 from fusestore.errors import IncompatibleError
 from fusestore.progress import Reporter, SilentReporter
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
+from fusestore.tokenizers.tokenizer import Tokenizer
+from fusestore.tokenizers.vocabulary_table import load_vocabulary, save_vocabulary
 
 
 @dataclass(frozen=True)

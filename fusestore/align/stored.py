@@ -24,10 +24,10 @@ import numpy.typing as npt
 from fusestore.align.kinds import ALIGNMENT_KINDS
 from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
 from fusestore.errors import CorruptionError, NotFoundError
-from fusestore.storage.array_reader import ArrayReader
-from fusestore.storage.arrays import ArraySpec
-from fusestore.storage.shards import FileRecord
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.array_reader import ArrayReader
+from fusestore.store.arrays import ArraySpec
+from fusestore.store.receipts import FileRecord
 
 
 def alignment_arrays(fingerprint: AlignmentFingerprint) -> tuple[ArraySpec, ArraySpec, ArraySpec]:

@@ -17,13 +17,11 @@ import numpy.typing as npt
 
 from fusestore.align.kinds import ALIGNMENT_KINDS, AlignmentMethod
 from fusestore.align.manifest import LAYOUT_PART, AlignmentFingerprint, AlignmentManifest
+from fusestore.align.report.sample import AlignmentTotals, compare_methods, document_blocks
+from fusestore.align.report.unmatched import UNMATCHED_FILE, unmatched_table
 from fusestore.align.stored import Alignment, AlignmentRows, alignment_arrays, open_alignment
-from fusestore.align.summary import AlignmentTotals, compare_methods, document_blocks
-from fusestore.align.tables import UNMATCHED_FILE, unmatched_table
-from fusestore.align.tokens import align_table, check_method, check_tokens
-from fusestore.align.vocabulary import VocabularyMap
-from fusestore.corpus.tokens import TokenReader, document_range
-from fusestore.corpus.vocabulary import Vocabulary
+from fusestore.align.tokens.pairing import align_table, check_method, check_tokens
+from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
 from fusestore.errors import (
     FingerprintMismatchError,
     FusestoreError,
@@ -31,10 +29,12 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.progress import Progress, ignore_progress
-from fusestore.storage.arrays import array_metadata, encode_shard, group_metadata
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
-from fusestore.storage.shards import FileRecord, Receipt, shard_part
-from fusestore.storage.urls import Location
+from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
+from fusestore.store.receipts import FileRecord, Receipt, shard_part
+from fusestore.tokenizers.token_table import TokenReader, document_range
+from fusestore.tokenizers.vocabulary import Vocabulary
 
 ROWS_PER_SHARD = 2**18
 """Target tokens in a shard: 1.3 MB of files, and some ten times that while it is made."""

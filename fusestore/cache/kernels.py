@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.storage.codec import ABSENT
+from fusestore.store.codec import ABSENT
 
 SOUND = -1
 """What a kernel returns when no row is bad."""

@@ -17,8 +17,8 @@ from fusestore.cache.kernels import SOUND, code_ties, number_ids
 from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.rows import Rows
 from fusestore.errors import InvalidInputError, NonFiniteError
-from fusestore.storage.arrays import ArraySpec, Codec
-from fusestore.storage.codec import (
+from fusestore.store.arrays import ArraySpec, Codec
+from fusestore.store.codec import (
     ABSENT,
     POSITIVE_TOLERANCE,
     TAIL_STEP,

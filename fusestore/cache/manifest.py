@@ -9,9 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from fusestore.cache.rule import Rule, RuleName
 from fusestore.errors import FingerprintMismatchError
-from fusestore.storage.codec import MAX_DRAWS, MAX_STEP, MIN_STEP
-from fusestore.storage.manifest import Frozen, Manifest, digest_bytes
-from fusestore.storage.shards import Receipt, ShardPlan
+from fusestore.store.codec import MAX_DRAWS, MAX_STEP, MIN_STEP
+from fusestore.store.manifest import Frozen, Manifest, digest_bytes
+from fusestore.store.receipts import Receipt, ShardPlan
 
 DEFAULT_LOGPROB_STEP = 1 / 16
 DEFAULT_ROWS_PER_CHUNK = 2048

@@ -19,14 +19,14 @@ from fusestore.cache.kernels import SOUND, decode_gaps, decode_grid, decode_numb
 from fusestore.cache.layout import cache_arrays
 from fusestore.cache.manifest import CacheManifest, Fingerprint
 from fusestore.cache.rows import Rows
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.storage.array_reader import ArrayReader
-from fusestore.storage.arrays import ArraySpec
-from fusestore.storage.codec import TAIL_STEP, logprobs_of_counts
-from fusestore.storage.shards import Receipt, shard_part
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.array_reader import ArrayReader
+from fusestore.store.arrays import ArraySpec
+from fusestore.store.codec import TAIL_STEP, logprobs_of_counts
+from fusestore.store.layout import Store
+from fusestore.store.receipts import Receipt, shard_part
+from fusestore.tokenizers.token_table import TokenTable
 
 _Ids = npt.NDArray[np.int32]
 _Logs = npt.NDArray[np.float32]

@@ -25,10 +25,10 @@ from fusestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from fusestore.storage.codec import POSITIVE_TOLERANCE, TAIL_STEP
-from fusestore.storage.manifest import Manifest, digest_bytes
-from fusestore.storage.shards import Receipt, shard_part
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.codec import POSITIVE_TOLERANCE, TAIL_STEP
+from fusestore.store.manifest import Manifest, digest_bytes
+from fusestore.store.receipts import Receipt, shard_part
 
 ROWS_AT_ONCE = 65_536
 

@@ -27,7 +27,6 @@ from fusestore.cache.manifest import (
 )
 from fusestore.cache.reader import RowReader
 from fusestore.cache.rows import Rows
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -36,12 +35,13 @@ from fusestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from fusestore.storage.arrays import array_metadata, encode_shard, group_metadata
-from fusestore.storage.claims import Claims, remove_claims
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, publish_new, remove_abandoned
-from fusestore.storage.shards import FileRecord, Receipt, shard_part
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
+from fusestore.store.layout import Store
+from fusestore.store.leases import Claims, remove_claims
+from fusestore.store.receipts import FileRecord, Receipt, shard_part
+from fusestore.tokenizers.token_table import TokenTable
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often a writer that has nothing left to do looks how the others are doing."""

@@ -12,11 +12,11 @@ import torch
 
 from fusestore.cache.rows import Rows, blank_rows
 from fusestore.cache.rule import Rule
-from fusestore.capture.engine import is_out_of_memory, logit_pieces, pad_batch
 from fusestore.capture.selection import Selection, select
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import OutOfMemoryError
+from fusestore.models.logits import is_out_of_memory, logit_pieces, pad_batch
 from fusestore.progress import Progress
+from fusestore.tokenizers.token_table import TokenTable
 
 _TOKENS_PER_BATCH = {"cpu": 4_096}
 _TOKENS_PER_ACCELERATOR_BATCH = 32_768

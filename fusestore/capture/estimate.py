@@ -28,13 +28,13 @@ from fusestore.capture.batches import RowCapturer
 from fusestore.capture.run import load_planned, plan_capture, settle_order
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import Corpus
-from fusestore.corpus.tokenizers import Tokenizer
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import InvalidInputError, NonFiniteError
 from fusestore.progress import Reporter, SilentReporter, ignore_progress
-from fusestore.storage.arrays import ArraySpec
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.arrays import ArraySpec
+from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = {"cpu": 4_096}
 SAMPLE_TOKENS_OF_ACCELERATOR = 65_536

@@ -9,12 +9,12 @@ from fusestore.cache.verify import Finding
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.repair import find_corpus
-from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.errors import CorruptionError
 from fusestore.progress import Reporter
-from fusestore.storage.shards import Receipt, shard_part
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from fusestore.store.receipts import Receipt, shard_part
+from fusestore.tokenizers.tokenizer import Tokenizer
 
 
 def trusted_fingerprint(location: Location) -> Fingerprint:

@@ -16,26 +16,26 @@ from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.writer import CacheWriter, stored_order
 from fusestore.capture.batches import RowCapturer
-from fusestore.capture.models import (
+from fusestore.capture.sample import order_of_sample, sample_tokens
+from fusestore.capture.settings import CaptureSettings, wants_bos
+from fusestore.capture.shard_queue import ShardQueue
+from fusestore.corpus.build import Corpus
+from fusestore.corpus.tokenize import corpus_tokens
+from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
+from fusestore.models.loading import (
     check_width,
     check_widths,
     load_model,
     local_model_folder,
     model_digest,
 )
-from fusestore.capture.process_rank import process_rank
-from fusestore.capture.sample import order_of_sample, sample_tokens
-from fusestore.capture.settings import CaptureSettings, wants_bos
-from fusestore.capture.shard_queue import ShardQueue
-from fusestore.corpus.build import Corpus
-from fusestore.corpus.tokenize import corpus_tokens
-from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
-from fusestore.corpus.tokens import TokenTable
-from fusestore.corpus.vocabulary_table import save_vocabulary
-from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
+from fusestore.process_rank import process_rank
 from fusestore.progress import Progress, Reporter, SilentReporter
-from fusestore.storage.shards import Receipt
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
+from fusestore.store.receipts import Receipt
+from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from fusestore.tokenizers.vocabulary_table import save_vocabulary
 
 
 def capture(

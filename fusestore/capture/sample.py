@@ -11,7 +11,7 @@ import numpy as np
 
 from fusestore.cache.id_order import IdOrder, learn_order
 from fusestore.cache.rows import Rows
-from fusestore.corpus.tokens import TokenTable
+from fusestore.tokenizers.token_table import TokenTable
 
 MAX_SAMPLE_ROWS = 8_192
 """Twice as many would make the ids 1 % smaller."""

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from fusestore.cache.manifest import DEFAULT_LOGPROB_STEP, Profile, check_profile
 from fusestore.cache.rule import Rule, RuleName
 from fusestore.errors import IncompatibleError
-from fusestore.storage.codec import MAX_STEP, MIN_STEP
-from fusestore.storage.manifest import Frozen
+from fusestore.store.codec import MAX_STEP, MIN_STEP
+from fusestore.store.manifest import Frozen
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -23,7 +23,6 @@ from fusestore.corpus.ingest import read_documents
 from fusestore.corpus.manifest import CorpusManifest, Segmentation, SplitSize
 from fusestore.corpus.segment import segment_text
 from fusestore.corpus.splits import HeldOut, limit_documents
-from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.errors import (
     CorruptionError,
     FingerprintMismatchError,
@@ -31,10 +30,11 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.progress import Progress, ignore_progress
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
-from fusestore.storage.shards import FileRecord, Receipt
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.store.layout import Store
+from fusestore.store.receipts import FileRecord, Receipt
+from fusestore.tokenizers.tokenizer import Tokenizer
 
 DOCUMENTS_SCHEMA = pl.Schema(
     {

@@ -20,7 +20,7 @@ import polars as pl
 
 from fusestore.corpus.splits import HeldOut, assign_split
 from fusestore.errors import FusestoreError, InvalidInputError, NotFoundError, StorageError
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet", ".csv")
 """The kinds of file that are read."""

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from fusestore.corpus.build import Corpus, documents_bytes, open_corpus, publish_documents
 from fusestore.corpus.tokenize import store_corpus_tokens
-from fusestore.corpus.tokenizers import Tokenizer
-from fusestore.corpus.vocabulary_table import receipt_file, save_vocabulary
 from fusestore.errors import FusestoreError, IncompatibleError, NotFoundError
-from fusestore.storage.shards import FileRecord, Receipt
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
+from fusestore.store.receipts import FileRecord, Receipt
+from fusestore.tokenizers.tokenizer import Tokenizer
+from fusestore.tokenizers.vocabulary_table import receipt_file, save_vocabulary
 
 TokenizerOf = Callable[[str], Tokenizer]
 """The tokenizer of a digest, or of its first 16 digits; NotFoundError where none was given."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fusestore.config import CorpusConfig
 from fusestore.corpus.build import Corpus, build_corpus
 from fusestore.corpus.splits import HeldOut
-from fusestore.corpus.tokenizers import Tokenizer
-from fusestore.packages import resolve_path
 from fusestore.progress import Reporter, SilentReporter
-from fusestore.storage.store import Store
+from fusestore.storage.packages import resolve_path
+from fusestore.store.layout import Store
+from fusestore.tokenizers.tokenizer import Tokenizer
+from fusestore.workflows.fusion_config import CorpusConfig
 
 
 def make_corpus(

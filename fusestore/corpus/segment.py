@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.corpus.end_offsets import byte_offsets_of_characters
-from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.errors import InvalidInputError
+from fusestore.tokenizers.end_offsets import byte_offsets_of_characters
+from fusestore.tokenizers.tokenizer import Tokenizer
 
 _SEARCHED_SHARE = 1 / 3
 """A cut is looked for in this last share of the longest piece that fits."""

@@ -15,7 +15,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from fusestore.errors import InvalidInputError
-from fusestore.storage.manifest import Frozen
+from fusestore.store.manifest import Frozen
 
 TRAIN_SPLIT = "train"
 """The split of whatever no rule claims."""

@@ -18,15 +18,15 @@ import numpy.typing as npt
 
 from fusestore.corpus.build import Corpus, open_corpus
 from fusestore.corpus.manifest import TokensManifest
-from fusestore.corpus.tokenizers import Tokenizer
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.storage.array_reader import ArrayReader
-from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
-from fusestore.storage.shards import FileRecord
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.store.array_reader import ArrayReader
+from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
+from fusestore.store.layout import Store
+from fusestore.store.receipts import FileRecord
+from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.tokenizer import Tokenizer
 
 _TOKENS_PER_CHUNK = 8_192
 _TOKENS_PER_SHARD = 1_048_576

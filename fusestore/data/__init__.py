@@ -2,14 +2,14 @@
 
 from fusestore.data.collate import collate, model_inputs
 from fusestore.data.dataset import FusedDataset, open_fused
-from fusestore.data.loader import StreamingLoader
 from fusestore.data.mixture import FusedMixture
 from fusestore.data.mixture_order import MixtureOrder
 from fusestore.data.on_demand import open_recipe
 from fusestore.data.order import BatchOrder, permutation
-from fusestore.data.stream_mixture import StreamingMixture
-from fusestore.data.stream_order import StreamOrder
-from fusestore.data.streaming import StreamingFusedDataset
+from fusestore.data.streaming.loader import StreamingLoader
+from fusestore.data.streaming.stream_mixture import StreamingMixture
+from fusestore.data.streaming.stream_order import StreamOrder
+from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
 
 __all__ = [
     "BatchOrder",

@@ -24,10 +24,10 @@ from fusestore.data.mapped import MappedArray, chunk_parts
 from fusestore.data.order import permutation
 from fusestore.data.windows import SAMPLE_ARRAYS, WIDE_ARRAYS, Windows, empty_rows, sample_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
-from fusestore.packages import user_cache_folder
-from fusestore.storage.manifest import canonical_json, digest_bytes, manifest_content
+from fusestore.storage.location import Location
+from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX, publish
-from fusestore.storage.urls import Location
+from fusestore.store.manifest import canonical_json, digest_bytes, manifest_content
 
 _READ = (*SAMPLE_ARRAYS, "document")
 _ARRAYS = (*_READ, "source")

@@ -2,8 +2,8 @@
 
 Making a shard needs Polars, zarr and perhaps s3fs, and a process that was *forked* after those were
 used hangs in them. So a forked process, such as a DataLoader's worker on Linux, never makes a shard
-itself: it starts `fusestore.data.helper`, a fresh interpreter that serves this one process and ends
-with it. The main process, and workers that were spawned, make shards themselves.
+itself: it starts `fusestore.data.fill_helper`, a fresh interpreter that serves this one process and
+ends with it. The main process, and workers that were spawned, make shards themselves.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class ShardMaker:
     def make(self, shard: int) -> None:
         """Make the shard unless it is there, and the manifest when it was the last; see above."""
         from fusestore.fuse.run import is_current, reopen
-        from fusestore.storage.store import Store
-        from fusestore.storage.urls import Location
+        from fusestore.storage.location import Location
+        from fusestore.store.layout import Store
 
         store = Store.open(self._filler.store, dict(self._filler.storage_options))
         # An input may have been made anew since it was opened. Opening again says what differs.
@@ -100,7 +100,7 @@ class _Helper:
     def __init__(self, filler: ShardFiller) -> None:
         self._filler = filler
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fusestore.data.helper"],
+            [sys.executable, "-m", "fusestore.data.fill_helper"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -16,7 +16,7 @@ from fusestore.data.mixable import check_mixable
 from fusestore.data.mixture_order import MixtureOrder, integer_weights
 from fusestore.data.order import permutation
 from fusestore.errors import InvalidInputError
-from fusestore.storage.manifest import canonical_json, digest_bytes
+from fusestore.store.manifest import canonical_json, digest_bytes
 
 
 class FusedMixture(Dataset[dict[str, Tensor]]):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from fusestore.data.dataset import FusedDataset, open_fused, open_unfinished
 from fusestore.fuse.recipe import Recipe, load_recipe
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 
 if TYPE_CHECKING:
-    from fusestore.corpus.tokenizers import Tokenizer
+    from fusestore.tokenizers.tokenizer import Tokenizer
 
 
 def open_recipe(
@@ -46,7 +46,7 @@ def open_recipe(
         FingerprintMismatchError: `name` is a dataset made from something else.
     """
     from fusestore.fuse.run import find_inputs, place
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
 
     opened = Store.open(store, storage_options)
     if isinstance(recipe, Mapping):

@@ -27,12 +27,12 @@ from fusestore.fuse.manifest import (
     SourceStatistics,
     SourceTotals,
 )
+from fusestore.fuse.packing import window_files
 from fusestore.fuse.shard import fuse_rows
-from fusestore.fuse.windows import window_files
-from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
-from fusestore.storage.shards import FileRecord
-from fusestore.storage.urls import Location
+from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
+from fusestore.store.receipts import FileRecord
 
 PLAN_FILE = "recipe.json"
 MANIFEST_FILE = "manifest.json"

@@ -13,12 +13,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.corpus.tokens import TokenReader, TokenTable, read_documents
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.fuse.inputs import SourceInput, check_same_tokens
+from fusestore.fuse.packing import window_starts
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.strategies import get_strategy
-from fusestore.fuse.windows import window_starts
+from fusestore.tokenizers.token_table import TokenReader, TokenTable, read_documents
 
 _ONE_SOURCE_A_POSITION = frozenset({"mince", "single"})
 """Strategies that never mix."""

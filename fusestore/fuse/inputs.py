@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import CorruptionError, IncompatibleError
+from fusestore.tokenizers.token_table import TokenTable
 
 SPAN = 1
 

@@ -1,7 +1,7 @@
 """A fused dataset's arrays on disk, in both forms.
 
 The local form is uncompressed Zarr v3, one chunk per file: a file is the raw little-endian values
-followed by 4 bytes of CRC-32C (the `raw` form of `fusestore.storage.arrays`), so it can be
+followed by 4 bytes of CRC-32C (the `raw` form of `fusestore.store.arrays`), so it can be
 memory-mapped as it lies and is read by any Zarr implementation. The last file is padded with zeros
 to the size of the others. The shared form has the same arrays, compressed, in shards of about as
 many positions.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fusestore.storage.arrays import ArraySpec
+from fusestore.store.arrays import ArraySpec
 
 _COLUMNS = {
     "input_ids": "int32",

@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fusestore.packages import user_cache_folder
 from fusestore.storage.file_lock import locked
+from fusestore.storage.location import Location
+from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX
-from fusestore.storage.urls import Location
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from typing import Literal, Self
 from pydantic import Field
 
 from fusestore.fuse.recipe import Recipe
-from fusestore.storage.manifest import Frozen, Manifest
-from fusestore.storage.shards import FileRecord
+from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.receipts import FileRecord
 
 KIND_NAMES = ("none", "span", "mined", "label", "target", "fusellm")
 """Names of the codes in the array `kind`; `none` is a position without distillation."""

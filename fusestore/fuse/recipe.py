@@ -20,11 +20,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fusestore.align.kinds import AlignmentMethod, MapMethod
+from fusestore.fuse.packing import Packing
 from fusestore.fuse.unaligned import UnalignedPolicy
-from fusestore.fuse.windows import Packing
-from fusestore.storage.manifest import Frozen, canonical_json, digest_bytes
-from fusestore.storage.settings import check_keys, parse_settings, read_settings_file
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.manifest import Frozen, canonical_json, digest_bytes
+from fusestore.store.settings_file import check_keys, parse_settings, read_settings_file
 
 Score = Literal["bits_per_byte", "aligned_ce", "token_ce"]
 Granularity = Literal["document", "window", "token"]
@@ -64,7 +64,7 @@ class Recipe(Frozen):
         unaligned: what stands where no source may supervise.
         top_k: entries kept per position, k′.
         window_length: target tokens per window.
-        packing: whether a window may hold several documents; see `fusestore.fuse.windows`.
+        packing: whether a window may hold several documents; see `fusestore.fuse.packing`.
         target_cache: the target's own distribution cache, for `unaligned = "target"`.
         vocabulary_method: how the vocabulary maps were made.
         alignment_method: how the token alignments were made.

@@ -7,10 +7,10 @@ from fusestore.fuse.folder import MANIFEST_FILE, PLAN_FILE, FusedFolder
 from fusestore.fuse.manifest import FusedManifest, FusionPlan, ShardReceipt
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.run import find_inputs
-from fusestore.storage.manifest import check_repaired
-from fusestore.storage.shards import FileRecord
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from fusestore.store.manifest import check_repaired
+from fusestore.store.receipts import FileRecord
 
 
 def repair_fused(store: Store, name: str) -> None:

@@ -9,28 +9,28 @@ from pathlib import Path
 
 from fusestore.align.kinds import AlignmentMethod, MapMethod
 from fusestore.align.manifest import AlignmentManifest
-from fusestore.align.map_tables import load_vocabulary_map, vocabulary_map_folder
 from fusestore.align.run import alignment_name
 from fusestore.align.stored import Alignment, open_alignment
+from fusestore.align.vocabulary.stored_map import load_vocabulary_map, vocabulary_map_folder
 from fusestore.cache.reader import Cache, open_cache
-from fusestore.config import FuseConfig
 from fusestore.corpus.build import Corpus, open_corpus
 from fusestore.corpus.tokenize import StoredTokens, find_corpus_tokens, store_corpus_tokens
-from fusestore.corpus.tokenizers import Tokenizer
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.fuse.analysis import GRANULARITIES, STRATEGIES, analyze_fusion
+from fusestore.forecast.analysis import GRANULARITIES, STRATEGIES, analyze_fusion
+from fusestore.forecast.forecast import Forecast
 from fusestore.fuse.folder import PLAN_FILE, FusedFolder, plan_of
-from fusestore.fuse.forecast import Forecast
 from fusestore.fuse.fusion import Fusion, prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Granularity, Recipe, RecipeSource
-from fusestore.packages import user_cache_folder
 from fusestore.progress import Reporter, SilentReporter
-from fusestore.storage.shards import Receipt
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.storage.packages import user_cache_folder
+from fusestore.store.layout import Store
+from fusestore.store.receipts import Receipt
+from fusestore.tokenizers.tokenizer import Tokenizer
+from fusestore.workflows.fusion_config import FuseConfig
 
 
 def fuse_caches(

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import NonFiniteError
 from fusestore.fuse.project import Float32Array, Float64Array, Int32Array
+from fusestore.tokenizers.token_table import TokenTable
 
 _IMPOSSIBLE_NATS = 1e6
 """What a token of probability 0 counts: +inf would swallow a document and all differences."""

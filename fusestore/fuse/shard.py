@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.fuse.combine import mix
 from fusestore.fuse.fusion import Fusion
@@ -31,6 +30,7 @@ from fusestore.fuse.scores import (
 )
 from fusestore.fuse.strategies import get_strategy, normalize_rows
 from fusestore.fuse.unaligned import one_hot_rows
+from fusestore.tokenizers.token_table import TokenTable
 
 _Sparse = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 

@@ -15,17 +15,17 @@ from fusestore.fuse.folder import MANIFEST_FILE, PLAN_FILE, claim, metadata_file
 from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.progress import Progress, ignore_progress
-from fusestore.storage.array_reader import ArrayReader
-from fusestore.storage.arrays import (
+from fusestore.storage.location import Location
+from fusestore.storage.publish import publish
+from fusestore.store.array_reader import ArrayReader
+from fusestore.store.arrays import (
     ArraySpec,
     array_metadata,
     encode_shard,
     group_metadata,
 )
-from fusestore.storage.copy import matches
-from fusestore.storage.publish import publish
-from fusestore.storage.shards import FileRecord, Receipt, shard_part
-from fusestore.storage.urls import Location
+from fusestore.store.copy import matches
+from fusestore.store.receipts import FileRecord, Receipt, shard_part
 
 _LOCAL = "local"
 

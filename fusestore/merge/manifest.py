@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fusestore.merge.settings import MergeSettings
-from fusestore.storage.manifest import Frozen, Manifest
-from fusestore.storage.shards import FileRecord
+from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.receipts import FileRecord
 
 
 class MergePlan(Manifest):

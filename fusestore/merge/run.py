@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fusestore.capture.models import local_model_folder, model_digest
 from fusestore.corpus.build import open_corpus
-from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
 from fusestore.errors import AlreadyExistsError, IncompatibleError, InvalidInputError
 from fusestore.merge.manifest import MergeEvaluation, MergeManifest, MergePlan
 from fusestore.merge.settings import MergeSettings
 from fusestore.merge.weights import ModelWeights, check_mergeable
 from fusestore.merge.write import write_merged
+from fusestore.models.loading import local_model_folder, model_digest
 from fusestore.progress import Reporter, SilentReporter
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fusestore.train.model_io import publish_folder
 from fusestore.train.run import held_out_tokens, score
 

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from fusestore.storage.manifest import Frozen
+from fusestore.store.manifest import Frozen
 
 MergeMethod = Literal["linear", "slerp", "task_arithmetic", "ties"]
 

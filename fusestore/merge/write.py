@@ -14,7 +14,7 @@ from fusestore.merge.rules import linear, magnitude_threshold, slerp, task_arith
 from fusestore.merge.settings import MergeSettings
 from fusestore.merge.weights import ModelWeights
 from fusestore.progress import Progress
-from fusestore.storage.manifest import canonical_json
+from fusestore.store.manifest import canonical_json
 from fusestore.train.model_io import copy_tokenizer_files
 
 MAX_FILE_BYTES = 512 * 2**20

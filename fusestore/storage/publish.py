@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fusestore.errors import AlreadyExistsError, StorageError
-from fusestore.storage.failures import patient, storage_errors
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.storage.retries import patient, storage_errors
 
 TEMPORARY_PREFIX = ".tmp-"
 """Files of this prefix are unfinished; readers ignore them and a later writer may remove them."""

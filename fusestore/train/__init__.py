@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusestore.train.apart import check_apart
+    from fusestore.losses.linear_loss import linear_fusion_loss, linear_fusion_terms
+    from fusestore.losses.logit_loss import FusionTerms, fusion_loss, fusion_terms
+    from fusestore.losses.objective import FusionObjective
+    from fusestore.train.document_masking import check_apart
     from fusestore.train.evaluate import HeldOut, bits_per_byte
-    from fusestore.train.linear_loss import linear_fusion_loss, linear_fusion_terms
     from fusestore.train.loop import TrainingProgress
-    from fusestore.train.losses import FusionTerms, fusion_loss, fusion_terms
-    from fusestore.train.objective import FusionObjective
     from fusestore.train.settings import LoraSettings, TrainSettings
     from fusestore.train.trainer import TrainingResult, train
 
@@ -33,24 +33,24 @@ __all__ = [
 ]
 
 _MODULES = {
-    "FusionObjective": "objective",
-    "FusionTerms": "losses",
-    "HeldOut": "evaluate",
-    "LoraSettings": "settings",
-    "TrainSettings": "settings",
-    "TrainingProgress": "loop",
-    "TrainingResult": "trainer",
-    "bits_per_byte": "evaluate",
-    "check_apart": "apart",
-    "fusion_loss": "losses",
-    "fusion_terms": "losses",
-    "linear_fusion_loss": "linear_loss",
-    "linear_fusion_terms": "linear_loss",
-    "train": "trainer",
+    "FusionObjective": "fusestore.losses.objective",
+    "FusionTerms": "fusestore.losses.logit_loss",
+    "HeldOut": "fusestore.train.evaluate",
+    "LoraSettings": "fusestore.train.settings",
+    "TrainSettings": "fusestore.train.settings",
+    "TrainingProgress": "fusestore.train.loop",
+    "TrainingResult": "fusestore.train.trainer",
+    "bits_per_byte": "fusestore.train.evaluate",
+    "check_apart": "fusestore.train.document_masking",
+    "fusion_loss": "fusestore.losses.logit_loss",
+    "fusion_terms": "fusestore.losses.logit_loss",
+    "linear_fusion_loss": "fusestore.losses.linear_loss",
+    "linear_fusion_terms": "fusestore.losses.linear_loss",
+    "train": "fusestore.train.trainer",
 }
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -26,10 +26,10 @@ from fusestore.errors import (
     FormatVersionError,
     FusestoreError,
 )
-from fusestore.storage.manifest import Manifest
+from fusestore.storage.location import Location
 from fusestore.storage.publish import TEMPORARY_PREFIX, sync_folder
-from fusestore.storage.urls import Location
-from fusestore.train.engine import Engine
+from fusestore.store.manifest import Manifest
+from fusestore.train.distributed.engine import Engine
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
 from fusestore.train.weights import put_weights
 

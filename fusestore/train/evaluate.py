@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fusestore.capture.engine import logit_pieces, pad_batch
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import InvalidInputError, NonFiniteError
+from fusestore.models.logits import logit_pieces, pad_batch
+from fusestore.tokenizers.token_table import TokenTable
 
 
 class HeldOut(NamedTuple):

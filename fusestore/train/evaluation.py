@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import FusestoreError, InvalidInputError
+from fusestore.tokenizers.token_table import TokenTable
+from fusestore.train.distributed.processes import of_main_process
+from fusestore.train.distributed.sharding import is_sharded, reshard
 from fusestore.train.evaluate import bits_per_byte
 from fusestore.train.manifest import EvaluationPoint
-from fusestore.train.processes import of_main_process
 from fusestore.train.settings import TrainSettings
-from fusestore.train.sharding import is_sharded, reshard
 from fusestore.train.student import Student
 from fusestore.train.surroundings import StopSignals
 

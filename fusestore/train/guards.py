@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusestore.capture.models import output_width
 from fusestore.data.mixture import Fused
 from fusestore.errors import DivergedError, IncompatibleError, NonFiniteError
+from fusestore.models.loading import output_width
 
 SPIKE_HISTORY = 20
 """Steps whose median loss the next one is held against."""

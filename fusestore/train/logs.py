@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fusestore.errors import InvalidInputError, MissingDependencyError
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 from fusestore.train.checkpoint import TrainState
 from fusestore.train.manifest import EvaluationPoint, LossPoint
 

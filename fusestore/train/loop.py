@@ -19,12 +19,12 @@ from fusestore.train.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from fusestore.train.distributed.processes import any_process
+from fusestore.train.distributed.sharding import whole
 from fusestore.train.evaluation import Evaluation, Evaluator, best_evaluation
 from fusestore.train.guards import check_weights
 from fusestore.train.logs import TensorBoardLog
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
-from fusestore.train.processes import any_process
-from fusestore.train.sharding import whole
 from fusestore.train.student import Student
 from fusestore.train.surroundings import StopSignals
 from fusestore.train.updates import Updates

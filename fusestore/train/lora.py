@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from fusestore.errors import IncompatibleError, MissingDependencyError
-from fusestore.storage.manifest import canonical_json
+from fusestore.store.manifest import canonical_json
 from fusestore.train.settings import LoraSettings
 
 

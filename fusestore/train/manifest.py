@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fusestore.storage.manifest import Frozen, Manifest
-from fusestore.storage.shards import FileRecord
+from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.receipts import FileRecord
 from fusestore.train.settings import TrainSettings
 
 

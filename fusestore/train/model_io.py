@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fusestore.errors import IncompatibleError, NotFoundError
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
-from fusestore.storage.shards import FileRecord
-from fusestore.storage.urls import Location
+from fusestore.store.receipts import FileRecord
 from fusestore.train.lora import add_lora, save_adapter
 from fusestore.train.settings import TrainSettings
 from fusestore.train.weights import put_weights

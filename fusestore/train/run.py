@@ -9,18 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusestore.capture.models import local_model_folder
 from fusestore.corpus.build import open_corpus
 from fusestore.corpus.tokenize import corpus_tokens
-from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
-from fusestore.corpus.tokens import TokenTable
 from fusestore.data.dataset import FusedDataset, open_fused
 from fusestore.data.mixture import Fused, FusedMixture
 from fusestore.errors import InvalidInputError
-from fusestore.packages import user_cache_folder
+from fusestore.models.loading import local_model_folder
 from fusestore.progress import Reporter, SilentReporter
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.storage.packages import user_cache_folder
+from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fusestore.train.evaluate import bits_per_byte
 from fusestore.train.evaluation import SCORE
 from fusestore.train.guards import check_tokenizer

@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from fusestore.storage.manifest import Frozen
-from fusestore.train.objective import Divergence, FusionObjective, TailMode
+from fusestore.losses.objective import Divergence, FusionObjective, TailMode
+from fusestore.store.manifest import Frozen
 
 
 class LoraSettings(Frozen):

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fusestore.capture.models import output_width
 from fusestore.data.collate import model_inputs
 from fusestore.errors import IncompatibleError
-from fusestore.train.apart import check_apart
+from fusestore.losses.linear_loss import linear_fusion_terms
+from fusestore.losses.logit_loss import FusionTerms, fusion_terms
+from fusestore.losses.sparse_target import check_ids
+from fusestore.models.loading import output_width
+from fusestore.train.document_masking import check_apart
 from fusestore.train.evaluate import autocast
-from fusestore.train.linear_loss import linear_fusion_terms
-from fusestore.train.losses import FusionTerms, fusion_terms
 from fusestore.train.settings import TrainSettings
-from fusestore.train.sparse_target import check_ids
 
 _Result = TypeVar("_Result")
 

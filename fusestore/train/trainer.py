@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from fusestore.capture.models import model_digest
 from fusestore.data.mixture import Fused
 from fusestore.data.order import batches_per_epoch
 from fusestore.errors import AlreadyExistsError, InvalidInputError
-from fusestore.storage.urls import Location
+from fusestore.models.loading import model_digest
+from fusestore.storage.location import Location
 from fusestore.train.checkpoint import TrainState, delete_checkpoint, load_state, restore_weights
+from fusestore.train.distributed.launch import make_accelerator
 from fusestore.train.evaluation import Evaluation
 from fusestore.train.guards import check_vocabulary
-from fusestore.train.launch import make_accelerator
 from fusestore.train.logs import check_log_folder, run_log
 from fusestore.train.loop import TrainingLoop, TrainingProgress
 from fusestore.train.manifest import TrainingManifest, TrainingPlan

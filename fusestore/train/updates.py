@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fusestore.data.mixture import Fused
-from fusestore.train.engine import make_engine
+from fusestore.train.distributed.engine import make_engine
+from fusestore.train.distributed.processes import any_process, sum_over_processes
 from fusestore.train.guards import SPIKE_HISTORY, check_spike, not_finite
 from fusestore.train.manifest import LossPoint, TrainingPlan
-from fusestore.train.processes import any_process, sum_over_processes
 from fusestore.train.schedules import learning_rate_at, lm_weight_at
 from fusestore.train.student import Student
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import fusestore.align
 from fusestore.align.kinds import ALIGNMENT_METHODS
-from fusestore.align.tokens import align_table
-from fusestore.corpus.tokenizers import as_tokenizer, load_tokenizer
+from fusestore.align.tokens.pairing import align_table
+from fusestore.tokenizers.tokenizer import as_tokenizer, load_tokenizer
 
 UNKNOWN = "[UNK]"
 LINES = [
@@ -180,7 +180,7 @@ def test_mined_map_of_real_tokenizers_equals_brute_force_on_a_sample(tokenizers)
     from rapidfuzz.process import cdist
 
     from fusestore.align.edit_distance import text_of
-    from fusestore.align.nearest import nearest
+    from fusestore.align.vocabulary.nearest import nearest
 
     texts = [text_of(b) for b in tokenizers["deepseek"].vocabulary.token_bytes if b]
     queries = texts[1000::4000]

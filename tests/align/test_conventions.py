@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusestore.align.tokens import align_table, align_tokens
-from fusestore.corpus.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
-from fusestore.packages import resolve_path
+from fusestore.align.tokens.pairing import align_table, align_tokens
+from fusestore.storage.packages import resolve_path
+from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer, load_tokenizer
 from tests.align.test_api import deepseek, unigram, word_piece
 from tests.align.test_dtw import plain_anchored
 from tests.align.test_tokens import plain_pairs

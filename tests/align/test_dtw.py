@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
 from fusestore.align.kinds import MINED, NONE, SPAN
-from fusestore.align.token_distance import code_texts, text_distance
+from fusestore.align.tokens.token_distance import code_texts, text_distance
 from tests.align.test_tokens import POINTS, align, cut, plain_pairs, plain_warp, two_cuts
 
 

@@ -12,8 +12,8 @@ import resource, sys
 import numpy as np
 from fusestore.align.stored import open_alignment
 from fusestore.align.writer import write_alignment
-from fusestore.corpus.vocabulary import Vocabulary
-from fusestore.storage.urls import Location
+from fusestore.tokenizers.vocabulary import Vocabulary
+from fusestore.storage.location import Location
 
 LENGTH = 2000
 WORDS = tuple(bytes([97 + i % 26]) * (1 + i % 5) for i in range(1000))

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from fusestore.align import nearest as module
 from fusestore.align.edit_distance import common_prefix, text_of
-from fusestore.align.nearest import nearest
-from fusestore.corpus.tokenizers import load_tokenizer
+from fusestore.align.vocabulary.nearest import nearest
+from fusestore.align.vocabulary.vocabulary_map import nearest as module
+from fusestore.tokenizers.tokenizer import load_tokenizer
 
 SHORT = st.text(alphabet="ab é中😀\udc80", max_size=6)
 LONG = st.text(alphabet="ab", min_size=60, max_size=70)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.align.kinds import ALIGNMENT_METHODS
-from fusestore.align.show import AlignedDocument, columns, explain, shown_text, window
-from fusestore.align.tokens import align_tokens
+from fusestore.align.report.columns import AlignedDocument, columns, explain, shown_text, window
+from fusestore.align.tokens.pairing import align_tokens
 from tests.align.test_tokens import Pieces, cut
 
 

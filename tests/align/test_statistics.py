@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusestore.align import statistics
 from fusestore.align.kinds import MAP_KINDS
-from fusestore.align.statistics import PairCounts, count_pairs
-from fusestore.align.vocabulary import map_vocabulary
-from fusestore.corpus.tokens import TokenTable
-from fusestore.corpus.vocabulary import Vocabulary
+from fusestore.align.vocabulary.statistics import PairCounts, count_pairs
+from fusestore.align.vocabulary.vocabulary_map import map_vocabulary, statistics
 from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.vocabulary import Vocabulary
 
 DOCUMENTS = st.lists(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=12))
 

@@ -11,29 +11,29 @@ import polars as pl
 import pytest
 
 from fusestore.align.kinds import ALIGNMENT_KINDS, ALIGNMENT_METHODS
-from fusestore.align.map_tables import (
+from fusestore.align.report.sample import document_blocks
+from fusestore.align.report.unmatched import ALIGNMENT_SCHEMA, alignment_table, read_unmatched
+from fusestore.align.stored import open_alignment
+from fusestore.align.tokens.pairing import align_table
+from fusestore.align.vocabulary.statistics import count_pairs
+from fusestore.align.vocabulary.stored_map import (
     CountedCorpus,
     load_vocabulary_map,
     stored_vocabulary_map,
     vocabulary_map_folder,
 )
-from fusestore.align.statistics import count_pairs
-from fusestore.align.stored import open_alignment
-from fusestore.align.summary import document_blocks
-from fusestore.align.tables import ALIGNMENT_SCHEMA, alignment_table, read_unmatched
-from fusestore.align.tokens import align_table
-from fusestore.align.vocabulary import map_vocabulary
+from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
 from fusestore.align.writer import write_alignment
-from fusestore.corpus.tokens import TokenTable
-from fusestore.corpus.vocabulary import Vocabulary
 from fusestore.errors import (
     CorruptionError,
     FingerprintMismatchError,
     IncompatibleError,
     NotFoundError,
 )
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.vocabulary import Vocabulary
 
 WORDS = (b" a", b"b", b"cd", b" ef", b"abcd")
 SOURCE = Vocabulary("a" * 64, WORDS, ("text",) * 5, ())
@@ -122,7 +122,7 @@ def test_reading_needs_neither_polars_nor_numba_nor_zarr(tmp_path):
     write(Location.parse(tmp_path / "x"))
     code = (
         "import sys; from fusestore.align.stored import open_alignment; "
-        "from fusestore.storage.urls import Location; "
+        "from fusestore.storage.location import Location; "
         "position, kind = open_alignment(Location.parse(sys.argv[1])).for_documents(0, 12); "
         "heavy = {'polars', 'numba', 'zarr', 's3fs', 'torch'}; "
         "print(len(position), sorted(heavy & {*sys.modules}))"

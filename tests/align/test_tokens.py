@@ -12,11 +12,11 @@ from rapidfuzz.distance import Levenshtein
 
 from fusestore.align.edit_distance import text_of
 from fusestore.align.kinds import ALIGNMENT_METHODS, MINED, NONE, SPAN
-from fusestore.align.tokens import align_table, align_tokens
-from fusestore.align.vocabulary import map_vocabulary
-from fusestore.corpus.tokens import TokenTable
-from fusestore.corpus.vocabulary import Vocabulary
+from fusestore.align.tokens.pairing import align_table, align_tokens
+from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.vocabulary import Vocabulary
 
 
 class Pieces:

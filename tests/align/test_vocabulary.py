@@ -9,9 +9,9 @@ from rapidfuzz.distance import Levenshtein
 
 from fusestore.align.edit_distance import text_of
 from fusestore.align.kinds import MAP_KINDS
-from fusestore.align.vocabulary import map_vocabulary
-from fusestore.corpus.vocabulary import Vocabulary
+from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
 from fusestore.errors import InvalidInputError
+from fusestore.tokenizers.vocabulary import Vocabulary
 
 TEXTS = st.text(alphabet="ab é中😀", max_size=6)
 

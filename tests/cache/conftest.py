@@ -9,7 +9,7 @@ from fusestore.cache.id_order import IdOrder, learn_order
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
-from fusestore.corpus.tokens import TokenTable
+from fusestore.tokenizers.token_table import TokenTable
 
 
 @dataclass(frozen=True)

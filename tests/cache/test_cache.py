@@ -24,10 +24,10 @@ from fusestore.errors import (
     NonFiniteError,
     NotFoundError,
 )
-from fusestore.storage.array_reader import ArrayReader
-from fusestore.storage.codec import TAIL_STEP
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.array_reader import ArrayReader
+from fusestore.store.codec import TAIL_STEP
+from fusestore.store.layout import Store
 
 
 @pytest.fixture

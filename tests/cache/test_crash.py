@@ -16,14 +16,14 @@ import pytest
 from fusestore.cache.reader import open_cache
 from fusestore.cache.verify import verify_cache
 from fusestore.errors import NotFoundError
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
 
 
 class Writer:
     """A process that writes caches in children of its own."""
 
     def __init__(self):
-        script = Path(__file__).parent / "writer_process.py"
+        script = Path(__file__).parents[1] / "helpers/cache_writer_process.py"
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(script)],
             stdin=subprocess.PIPE,

@@ -14,7 +14,7 @@ from fusestore.cache.kernels import (
     decode_numbers,
     number_ids,
 )
-from fusestore.storage.codec import ABSENT, quantize_logprobs
+from fusestore.store.codec import ABSENT, quantize_logprobs
 
 
 def make_order(generator, vocab_size, classes, head):

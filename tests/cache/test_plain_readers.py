@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fusestore.cache.reader import open_cache
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
 from tests.kept_store.plain_cache import read_rows
 
 PROFILES = [

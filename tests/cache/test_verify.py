@@ -11,7 +11,7 @@ from fusestore.cache.reader import open_cache
 from fusestore.cache.rows import Rows
 from fusestore.cache.verify import row_problems, verify_cache
 from fusestore.errors import NotFoundError
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
 
 FILES = sorted(
     [

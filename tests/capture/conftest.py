@@ -3,9 +3,9 @@
 import pytest
 
 from fusestore.corpus.build import build_corpus
-from fusestore.storage.store import Store
-from tests.capture.processes import CaptureProcesses
-from tests.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
+from fusestore.store.layout import Store
+from tests.helpers.capture_processes import CaptureProcesses
+from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 
 VOCABULARY_SIZE = 300
 

@@ -15,7 +15,6 @@ from fusestore.capture import batches, selection
 from fusestore.capture.run import capture, skipped_documents
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import build_corpus
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import (
     FingerprintMismatchError,
     IncompatibleError,
@@ -25,9 +24,10 @@ from fusestore.errors import (
     OutOfMemoryError,
     StorageError,
 )
-from fusestore.storage.codec import TAIL_STEP
-from fusestore.storage.store import Store
-from tests.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
+from fusestore.store.codec import TAIL_STEP
+from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
+from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 
 VOCAB_SIZE = 300
 TOP_K = 7

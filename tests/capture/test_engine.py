@@ -12,7 +12,7 @@ from transformers import (
     OPTConfig,
 )
 
-from fusestore.capture import engine
+from fusestore.models import logits as engine
 
 _SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = [

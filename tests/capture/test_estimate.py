@@ -20,13 +20,13 @@ from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import build_corpus, open_corpus
 from fusestore.corpus.splits import HeldOut
-from fusestore.corpus.tokenizers import load_tokenizer
 from fusestore.errors import InvalidInputError, NonFiniteError, NotFoundError
-from fusestore.packages import resolve_path
-from fusestore.storage.store import Store
-from tests.cli.command import Command
-from tests.pipeline.tiny_job import hashes, paragraphs
-from tests.tiny_models import make_llama, save_model, train_tokenizer
+from fusestore.storage.packages import resolve_path
+from fusestore.store.layout import Store
+from fusestore.tokenizers.tokenizer import load_tokenizer
+from tests.helpers.command import Command
+from tests.helpers.tiny_job import hashes, paragraphs
+from tests.helpers.tiny_models import make_llama, save_model, train_tokenizer
 
 NEAR = 0.15
 

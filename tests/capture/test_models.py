@@ -5,7 +5,13 @@ import sys
 import pytest
 import torch
 
-from fusestore.capture.models import (
+from fusestore.errors import (
+    IncompatibleError,
+    InvalidInputError,
+    MissingDependencyError,
+    NotFoundError,
+)
+from fusestore.models.loading import (
     check_widths,
     convert_gguf,
     load_model,
@@ -13,13 +19,7 @@ from fusestore.capture.models import (
     model_digest,
     pick_device,
 )
-from fusestore.errors import (
-    IncompatibleError,
-    InvalidInputError,
-    MissingDependencyError,
-    NotFoundError,
-)
-from tests.tiny_models import make_llama, save_model
+from tests.helpers.tiny_models import make_llama, save_model
 
 
 @pytest.fixture(scope="module")

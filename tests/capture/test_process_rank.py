@@ -2,7 +2,7 @@
 
 import pytest
 
-from fusestore.capture.process_rank import local_rank, process_rank
+from fusestore.process_rank import local_rank, process_rank
 
 
 @pytest.fixture(autouse=True)

@@ -5,16 +5,16 @@ import polars as pl
 import pytest
 import torch
 
+from fusestore.cache.document_rows import document_rows
 from fusestore.cache.rule import Rule
-from fusestore.cache.show import document_rows
 from fusestore.cache.verify import verify_cache
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import build_corpus
 from fusestore.errors import FingerprintMismatchError
-from fusestore.storage.store import Store
-from tests.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
+from fusestore.store.layout import Store
+from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 
 VOCAB_SIZE = 300
 DRAWS = 40

@@ -13,11 +13,11 @@ from fusestore.capture.run import capture
 from fusestore.capture.sample import MAX_SAMPLE_ROWS, sample_stretches, sample_tokens
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import build_corpus
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import FingerprintMismatchError
 from fusestore.progress import SilentReporter
-from fusestore.storage.store import Store
-from tests.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
+from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
+from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 
 SETTINGS = CaptureSettings(top_k=7, rows_per_shard=16, rows_per_chunk=8)
 

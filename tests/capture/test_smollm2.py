@@ -10,9 +10,9 @@ import torch
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import build_corpus
-from fusestore.packages import resolve_path
-from fusestore.storage.codec import TAIL_STEP
-from fusestore.storage.store import Store
+from fusestore.storage.packages import resolve_path
+from fusestore.store.codec import TAIL_STEP
+from fusestore.store.layout import Store
 
 pytestmark = pytest.mark.slow
 

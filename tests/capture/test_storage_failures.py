@@ -12,10 +12,10 @@ from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import open_corpus
 from fusestore.errors import FusestoreError, StorageError
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
 from tests.capture.conftest import contents
 from tests.capture.test_crash import check_nothing_torn
-from tests.storage.fault_proxy import FAULTS, FaultProxy
+from tests.helpers.fault_proxy import FAULTS, FaultProxy
 
 
 class Disk:

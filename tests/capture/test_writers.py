@@ -10,7 +10,7 @@ from fusestore.cache.reader import open_cache
 from fusestore.cache.verify import verify_cache
 from fusestore.capture.shard_queue import WRITERS
 from tests.capture.conftest import contents
-from tests.capture.processes import kill
+from tests.helpers.capture_processes import kill
 
 
 @pytest.fixture(params=["local", "s3"])

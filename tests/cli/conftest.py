@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.cli.command import Command
+from tests.helpers.command import Command
 from tests.pipeline.conftest import _own_home, first_store, job, store
 
 __all__ = ["_own_home", "command", "first_store", "job", "store"]

@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM
 import fusestore as fs
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.config import CorpusConfig
 from fusestore.corpus.run import make_corpus
 from fusestore.corpus.tokenize import corpus_tokens
-from fusestore.corpus.tokenizers import load_tokenizer
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from fusestore.tokenizers.tokenizer import load_tokenizer
 from fusestore.train.evaluate import bits_per_byte
-from tests.pipeline.tiny_job import hashes, paragraphs
+from fusestore.workflows.fusion_config import CorpusConfig
+from tests.helpers.tiny_job import hashes, paragraphs
 
 SCHEMA = Path(__file__).parent.parent.parent / "schemas" / "forecast.json"
 

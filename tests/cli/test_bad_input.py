@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from fusestore.corpus.build import open_corpus
-from fusestore.storage.manifest import canonical_json, digest_bytes
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.manifest import canonical_json, digest_bytes
 from tests.cli.test_verbs import stages
-from tests.pipeline.tiny_job import NUM_DOCUMENTS, hashes, save_llama, write_fusion
+from tests.helpers.tiny_job import NUM_DOCUMENTS, hashes, save_llama, write_fusion
 from tests.storage.test_publish import set_free_requests
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from fusestore import open_fused
-from fusestore.storage.urls import Location
-from tests.pipeline.tiny_job import hashes
+from fusestore.storage.location import Location
+from tests.helpers.tiny_job import hashes
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 
 from cli import app
 from fusestore.errors import StorageError
-from fusestore.storage.urls import Location
-from tests.cli.command import start
-from tests.pipeline.tiny_job import hashes, run_fusion, write_fusion
+from fusestore.storage.location import Location
+from tests.helpers.command import start
+from tests.helpers.tiny_job import hashes, run_fusion, write_fusion
 
 
 def interrupted(arguments, moment, delay):

@@ -1,7 +1,7 @@
 """`fusestore merge`: the same model merged, fused and trained plainly, in one listing or table."""
 
 import fusestore as fs
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
 
 
 def test_merged_and_trained_models_are_listed_with_their_scores(command, store):

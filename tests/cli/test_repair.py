@@ -5,13 +5,13 @@ import shutil
 import pytest
 
 from fusestore.cache.writer import CacheWriter
-from fusestore.inventory import KINDS
-from fusestore.repair import repair_store
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
-from fusestore.verification import verify_store
+from fusestore.storage.location import Location
+from fusestore.store.inventory import KINDS
+from fusestore.store.layout import Store
+from fusestore.workflows.repair import repair_store
+from fusestore.workflows.verification import verify_store
 from tests.cli.test_verify import kinds
-from tests.pipeline.tiny_job import hashes
+from tests.helpers.tiny_job import hashes
 
 FROM_OUTSIDE = ("corpora/addresses/documents.parquet", "corpora/addresses/manifest.json", "models/")
 """What no store can recompute."""

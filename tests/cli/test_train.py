@@ -10,9 +10,9 @@ import pytest
 
 from fusestore import open_fused, open_recipe
 from fusestore.data import FusedMixture
-from fusestore.storage.urls import Location
-from tests.cli.command import PROGRAM
-from tests.pipeline.tiny_job import hashes
+from fusestore.storage.location import Location
+from tests.helpers.command import PROGRAM
+from tests.helpers.tiny_job import hashes
 
 
 def train(job, store, *options, model="small"):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fusestore.storage.urls import Location
-from tests.pipeline.tiny_job import TOP_K, hashes, write_fusion
+from fusestore.storage.location import Location
+from tests.helpers.tiny_job import TOP_K, hashes, write_fusion
 
 
 def stages(job, store):

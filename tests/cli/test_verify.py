@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from fusestore.inventory import KINDS
-from fusestore.storage.store import Store
-from fusestore.verification import verify_store
-from tests.pipeline.tiny_job import write_fusion
+from fusestore.store.inventory import KINDS
+from fusestore.store.layout import Store
+from fusestore.workflows.verification import verify_store
+from tests.helpers.tiny_job import write_fusion
 
 
 def test_a_sound_store(command, store):

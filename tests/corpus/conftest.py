@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fusestore.corpus.tokenizers import Tokenizer, load_tokenizer
-from fusestore.packages import resolve_path
+from fusestore.storage.packages import resolve_path
+from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="session")

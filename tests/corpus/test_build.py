@@ -10,19 +10,19 @@ from fusestore.corpus import tokenize
 from fusestore.corpus.build import build_corpus, open_corpus
 from fusestore.corpus.splits import HeldOut
 from fusestore.corpus.tokenize import corpus_tokens, find_corpus_tokens, store_corpus_tokens
-from fusestore.corpus.tokenizers import Tokenizer
-from fusestore.corpus.tokens import read_documents
-from fusestore.corpus.vocabulary_table import load_vocabulary, save_vocabulary
 from fusestore.errors import (
     CorruptionError,
     FingerprintMismatchError,
     InvalidInputError,
     NotFoundError,
 )
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.storage.shards import FileRecord, Receipt
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.store.layout import Store
+from fusestore.store.receipts import FileRecord, Receipt
+from fusestore.tokenizers.token_table import read_documents
+from fusestore.tokenizers.tokenizer import Tokenizer
+from fusestore.tokenizers.vocabulary_table import load_vocabulary, save_vocabulary
 
 
 @pytest.fixture(params=["local", "s3"])

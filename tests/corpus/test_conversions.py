@@ -13,11 +13,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 
-from fusestore.corpus import conversions
-from fusestore.corpus.sentencepiece_model import parse_sentencepiece
-from fusestore.corpus.tokenizers import as_tokenizer, load_tokenizer
 from fusestore.errors import IncompatibleError, InvalidInputError, MissingDependencyError
-from fusestore.packages import resolve_path
+from fusestore.storage.packages import resolve_path
+from fusestore.tokenizers import conversions
+from fusestore.tokenizers.sentencepiece_model import parse_sentencepiece
+from fusestore.tokenizers.tokenizer import as_tokenizer, load_tokenizer
 
 TEXT = st.text(
     st.one_of(

@@ -10,8 +10,8 @@ import pytest
 from fusestore.corpus.ingest import read_documents
 from fusestore.corpus.splits import HeldOut, limit_documents
 from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.storage.urls import Location
 
 TEXTS = ["first\r\nline", "zwei\u2028漢字 🦜", ' "quoted", with commas\n']
 

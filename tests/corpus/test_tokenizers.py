@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fusestore.corpus.end_offsets import byte_offsets_of_characters, converted_end_offsets
-from fusestore.corpus.tokenizers import Tokenizer, as_tokenizer, load_tokenizer
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.tokenizers.end_offsets import byte_offsets_of_characters, converted_end_offsets
+from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer, load_tokenizer
 
 ODD_TEXT = st.text(
     st.one_of(

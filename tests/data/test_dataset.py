@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from fusestore.data import BatchOrder, FusedDataset, collate, open_fused
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.storage.urls import Location
-from tests.data.fused_folder import random_arrays, write_fused
+from fusestore.storage.location import Location
+from tests.helpers.fused_folder import random_arrays, write_fused
 
 FIELDS = {
     "input_ids": "input_ids",
@@ -175,7 +175,7 @@ def test_pickles_without_open_files(folder, arrays):
 
 def test_workers_import_no_polars_zarr_or_s3fs():
     code = (
-        "import sys, fusestore.data, fusestore.data.on_demand, fusestore.data.helper;"
+        "import sys, fusestore.data, fusestore.data.on_demand, fusestore.data.fill_helper;"
         "heavy = {'polars', 'zarr', 's3fs', 'numba', 'transformers'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fusestore.storage.urls import Location
-from tests.data.whole_dataset import share, write_dataset
+from fusestore.storage.location import Location
+from tests.helpers.whole_dataset import share, write_dataset
 
 PAGE = Path(__file__).parents[2] / "docs" / "loading.md"
 

@@ -17,9 +17,9 @@ from fusestore.data import (
     collate,
 )
 from fusestore.errors import IncompatibleError, InvalidInputError
-from fusestore.storage.urls import Location
-from tests.data.fused_folder import random_arrays, write_fused
-from tests.data.whole_dataset import plain, share, windows_of, write_dataset
+from fusestore.storage.location import Location
+from tests.helpers.fused_folder import random_arrays, write_fused
+from tests.helpers.whole_dataset import plain, share, windows_of, write_dataset
 
 # The order must hold for more workers than this machine has cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

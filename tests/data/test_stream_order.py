@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fusestore.data import StreamOrder
 from fusestore.errors import InvalidInputError
-from fusestore.fuse.windows import window_starts
+from fusestore.fuse.packing import window_starts
 
 even = st.builds(
     StreamOrder,

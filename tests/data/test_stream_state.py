@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import fusestore as fs
 from fusestore.data import StreamingFusedDataset, StreamingLoader, collate
 from fusestore.errors import IncompatibleError, InvalidInputError
-from tests.data.whole_dataset import plain, windows_of, write_dataset
+from tests.helpers.whole_dataset import plain, windows_of, write_dataset
 
 ROOT = Path(__file__).parents[2]
 NUM_WINDOWS = 21

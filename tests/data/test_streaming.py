@@ -17,21 +17,21 @@ import numpy as np
 import pytest
 
 from fusestore.data import StreamingFusedDataset, StreamingLoader
+from fusestore.data.shard_cache import download, server
+from fusestore.data.shard_cache.layout import ShardLayout
 from fusestore.errors import (
     CorruptionError,
     InvalidInputError,
     NotFoundError,
     StorageError,
 )
-from fusestore.fetch import download, server
-from fusestore.fetch.layout import ShardLayout
 from fusestore.fuse.manifest import FusedManifest
-from fusestore.storage.shards import FileRecord
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.receipts import FileRecord
 from tests.capture.test_storage_failures import Disk
-from tests.data.range_server import RangeServer
-from tests.data.whole_dataset import plain, share, windows_of, write_dataset
-from tests.storage.fault_proxy import FaultProxy
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.range_server import RangeServer
+from tests.helpers.whole_dataset import plain, share, windows_of, write_dataset
 
 ROOT = Path(__file__).parents[2]
 ROWS = 2_048
@@ -571,7 +571,7 @@ def test_no_tokens(shared, cache, tmp_path):
 
 def test_the_helper_imports_nothing_heavy():
     code = (
-        "import sys, json, fusestore.fetch.helper;"
+        "import sys, json, fusestore.data.shard_cache.fetch_helper;"
         "heavy = {'torch', 'polars', 'zarr', 's3fs', 'numba', 'transformers'};"
         "print(json.dumps(sorted(heavy & set(sys.modules))))"
     )

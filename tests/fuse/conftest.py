@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fusestore.cache.rows import Rows
-from fusestore.corpus.tokens import TokenTable
+from fusestore.tokenizers.token_table import TokenTable
 
 
 @dataclass

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import zarr
 
-from fusestore.align.vocabulary import map_vocabulary
+from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
 from fusestore.align.writer import write_alignment
 from fusestore.cache.id_order import learn_order
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import open_cache
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
-from fusestore.corpus.tokenizers import load_tokenizer
 from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.fusion import prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
+from fusestore.tokenizers.tokenizer import load_tokenizer
 
 TEXTS = [
     "The union of these States is perpetual, and no State can lawfully get out of it.",

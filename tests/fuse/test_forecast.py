@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import InvalidInputError
-from fusestore.fuse import analysis, observation
-from fusestore.fuse.analysis import analyze_fusion
-from fusestore.fuse.divergence import divergence, same_top
+from fusestore.forecast import analysis, observation
+from fusestore.forecast.analysis import analyze_fusion
+from fusestore.forecast.divergence import divergence, same_top
 from fusestore.fuse.fusion import prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.recipe import Recipe

@@ -19,7 +19,7 @@ from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
 from fusestore.progress import ignore_progress
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 
 VOCAB = 20
 ARRAYS = {

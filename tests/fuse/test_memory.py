@@ -13,7 +13,7 @@ sys.path.insert(0, "benchmarks")
 import fusion as synthetic
 from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.materialize import materialize
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 
 folder = FusedFolder(
     Location.parse(tempfile.mkdtemp()), synthetic.make_fusion(int(sys.argv[1]) * synthetic.SHARD)

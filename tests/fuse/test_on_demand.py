@@ -31,9 +31,9 @@ from fusestore.fuse.locks import lock_folder, shard_lock
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.run import find_inputs, reopen
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
-from tests.fuse.small_store import ROWS_PER_SHARD, make_small_store
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from tests.helpers.small_store import ROWS_PER_SHARD, make_small_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,7 +126,7 @@ def test_a_changed_input_is_another_dataset_and_never_reads_old_shards(small):
     named = fs.open_recipe(small.root, small.recipe(), "demo")
     named[0]
     from fusestore.corpus.tokenize import corpus_tokens
-    from tests.fuse.small_store import write_cache
+    from tests.helpers.small_store import write_cache
 
     corpus = fs.open_corpus(small.root, "c")
     small.store.cache("own").delete()
@@ -300,7 +300,7 @@ COUNTING = """
 import sys
 from fusestore.fuse import folder as module
 from fusestore.fuse.run import reopen
-from fusestore.storage.store import Store
+from fusestore.store.layout import Store
 
 write = module.FusedFolder._write
 
@@ -414,8 +414,8 @@ def test_two_alignments_that_fit_have_to_be_told_apart(small):
 
 
 def test_a_vocabulary_map_for_other_tokenizers_is_refused(small):
-    from fusestore.align.map_tables import stored_vocabulary_map
-    from fusestore.corpus.vocabulary_table import load_vocabulary
+    from fusestore.align.vocabulary.stored_map import stored_vocabulary_map
+    from fusestore.tokenizers.vocabulary_table import load_vocabulary
 
     (name,) = small.store.names("vocabulary_maps")
     folder = small.store.location / "vocabulary_maps" / name

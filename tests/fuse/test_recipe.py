@@ -6,7 +6,7 @@ import pytest
 
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.fuse.recipe import Recipe, load_recipe
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 
 MINIMAL = {"corpus": "c", "split": "train", "target": "t" * 64, "sources": [{"cache": "a"}]}
 

@@ -18,10 +18,10 @@ from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.run import find_inputs
 from fusestore.fuse.shared import pack_fused, unpack_fused
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
-from fusestore.verification import verify_store
-from tests.fuse.small_store import make_small_store
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from fusestore.workflows.verification import verify_store
+from tests.helpers.small_store import make_small_store
 
 ARRAYS = ("input_ids", "next_ids", "ids", "logprobs", "tail", "kind", "source", "document")
 

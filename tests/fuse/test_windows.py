@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 import fusestore as fs
 from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.materialize import materialize
+from fusestore.fuse.packing import window_starts
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.run import find_inputs, reopen
 from fusestore.fuse.shared import pack_fused, unpack_fused
-from fusestore.fuse.windows import window_starts
-from fusestore.repair import repair_store
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
-from fusestore.verification import verify_store
-from tests.fuse.small_store import make_small_store
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from fusestore.workflows.repair import repair_store
+from fusestore.workflows.verification import verify_store
+from tests.helpers.small_store import make_small_store
 
 LENGTH = 7
 

@@ -27,15 +27,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fusestore as fs
-from fusestore.align.map_tables import load_vocabulary_map
+from fusestore.align.report.unmatched import read_unmatched
 from fusestore.align.run import align_cache
 from fusestore.align.stored import open_alignment
-from fusestore.align.tables import read_unmatched
+from fusestore.align.vocabulary.stored_map import load_vocabulary_map
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.config import load_config
 from fusestore.corpus.tokenize import find_corpus_tokens
-from fusestore.corpus.tokenizers import load_tokenizer
 from fusestore.data.mapped import MappedArray
 from fusestore.fuse.layout import fused_arrays
 from fusestore.fuse.run import fuse_caches
@@ -43,12 +41,14 @@ from fusestore.fuse.shared import pack_fused
 from fusestore.merge.manifest import MergeManifest
 from fusestore.merge.run import merge_models
 from fusestore.merge.settings import MergeSettings
-from fusestore.pipeline import run_pipeline
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+from fusestore.tokenizers.tokenizer import load_tokenizer
 from fusestore.train.manifest import TrainingManifest
-from tests.pipeline import tiny_job
-from tests.tiny_models import save_model, train_tokenizer
+from fusestore.workflows.fusion_config import load_config
+from fusestore.workflows.pipeline import run_pipeline
+from tests.helpers import tiny_job
+from tests.helpers.tiny_models import save_model, train_tokenizer
 
 NUM_DOCUMENTS = 2
 NUM_CHARACTERS = 90

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import fusestore as fs
-from fusestore.corpus.vocabulary_table import load_vocabulary
-from fusestore.schemas import MANIFESTS
-from fusestore.storage.store import Store
-from fusestore.verification import verify_store
+from fusestore.store.layout import Store
+from fusestore.tokenizers.vocabulary_table import load_vocabulary
+from fusestore.workflows.verification import verify_store
 from tests.kept_store import plain_reader
 from tests.kept_store.make import digest_of, make, read_with_fusestore
+from tools.schemas import MANIFESTS
 
 HERE = Path(__file__).parent
 KEPT = sorted(path.name for path in HERE.glob("format-*"))

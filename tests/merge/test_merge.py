@@ -9,9 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from fusestore.capture.models import model_digest
 from fusestore.corpus.build import build_corpus
-from fusestore.corpus.tokenizers import load_tokenizer
 from fusestore.errors import (
     AlreadyExistsError,
     IncompatibleError,
@@ -19,17 +17,19 @@ from fusestore.errors import (
     NonFiniteError,
     NotFoundError,
 )
-from fusestore.inventory import describe, find_thing
 from fusestore.merge import write
 from fusestore.merge.run import merge_models
 from fusestore.merge.settings import MergeSettings
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.models.loading import model_digest
+from fusestore.storage.location import Location
+from fusestore.store.inventory import describe, find_thing
+from fusestore.store.layout import Store
+from fusestore.tokenizers.tokenizer import load_tokenizer
 from fusestore.train.evaluate import bits_per_byte
 from fusestore.train.run import held_out_tokens
-from fusestore.verification import verify_store
-from tests.pipeline.tiny_job import hashes
-from tests.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
+from fusestore.workflows.verification import verify_store
+from tests.helpers.tiny_job import hashes
+from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 
 VOCAB = 300
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.tiny_job import run_fusion, write_fusion, write_job
+from tests.helpers.tiny_job import run_fusion, write_fusion, write_job
 
 
 @pytest.fixture(scope="session")

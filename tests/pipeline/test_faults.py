@@ -2,13 +2,13 @@
 
 import pytest
 
-from fusestore.config import load_config
 from fusestore.errors import FusestoreError
-from fusestore.pipeline import run_pipeline
-from fusestore.storage.urls import Location
-from fusestore.verification import verify_store
-from tests.pipeline.tiny_job import hashes, write_fusion
-from tests.storage.fault_proxy import FaultProxy
+from fusestore.storage.location import Location
+from fusestore.workflows.fusion_config import load_config
+from fusestore.workflows.pipeline import run_pipeline
+from fusestore.workflows.verification import verify_store
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.tiny_job import hashes, write_fusion
 
 
 @pytest.mark.slow
@@ -31,7 +31,7 @@ def test_a_fusion_behind_a_faulty_network(s3_url, s3_endpoint, job, first_store,
 @pytest.mark.slow
 def test_verifying_behind_a_faulty_network_finds_nothing_wrong(s3_url, s3_endpoint, first_store):
     from fusestore.storage.publish import publish
-    from fusestore.storage.store import Store
+    from fusestore.store.layout import Store
 
     local = Location.parse(first_store)
     for name in local.list_recursive():

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fusestore.errors import FingerprintMismatchError
-from fusestore.storage.urls import Location
-from tests.pipeline.tiny_job import (
+from fusestore.storage.location import Location
+from tests.helpers.tiny_job import (
     TOP_K,
     hashes,
     run_fusion,

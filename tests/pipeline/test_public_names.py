@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import fusestore as fs
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.storage.urls import Location
-from tests.pipeline.tiny_job import TOP_K, VOCABULARY_SIZE, WINDOW_LENGTH
+from tests.helpers.tiny_job import TOP_K, VOCABULARY_SIZE, WINDOW_LENGTH
 
 
 @pytest.fixture(params=["local", "s3"])

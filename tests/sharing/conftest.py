@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from fusestore.fuse.shared import unpack_fused
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
 from fusestore.version import FORMAT_VERSION
-from tests.pipeline.tiny_job import hashes
+from tests.helpers.tiny_job import hashes
 
 PLACES = ["local", "s3", "memory"]
 

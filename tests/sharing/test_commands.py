@@ -8,9 +8,9 @@ import pytest
 
 from fusestore.cache.reader import open_cache
 from fusestore.errors import NotFoundError
-from fusestore.storage.store import Store
-from tests.cli.command import Command, start
-from tests.pipeline.tiny_job import hashes
+from fusestore.store.layout import Store
+from tests.helpers.command import Command, start
+from tests.helpers.tiny_job import hashes
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from fusestore.errors import CorruptionError
-from fusestore.storage import copy
-from fusestore.storage.copy import copy_file, matches
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.storage.shards import FileRecord
-from fusestore.storage.urls import Location
+from fusestore.store import copy
+from fusestore.store.copy import copy_file, matches
+from fusestore.store.receipts import FileRecord
 from tests.sharing.conftest import PLACES
 
 DATA = bytes(range(256)) * 3

@@ -11,13 +11,13 @@ from fusestore.errors import AlreadyExistsError, CorruptionError, NotFoundError
 from fusestore.fuse import shared as fused_shared
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.shared import pack_fused, unpack_fused
-from fusestore.sharing import copy_things
-from fusestore.sharing.things import names_in
-from fusestore.storage.manifest import canonical_json, digest_bytes
-from fusestore.storage.shards import FileRecord
-from fusestore.storage.store import Store
-from fusestore.verification import verify_store
-from tests.pipeline.tiny_job import hashes
+from fusestore.store.layout import Store
+from fusestore.store.manifest import canonical_json, digest_bytes
+from fusestore.store.receipts import FileRecord
+from fusestore.workflows.sharing import copy_things
+from fusestore.workflows.sharing.things import names_in
+from fusestore.workflows.verification import verify_store
+from tests.helpers.tiny_job import hashes
 
 MIXED = ["fused/mixed"]
 

@@ -14,13 +14,13 @@ from fusestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from fusestore.sharing import copy_things, sync_stores
-from fusestore.sharing import run as sharing_run
-from fusestore.sharing.things import folder_of, names_in, read_thing
-from fusestore.storage.manifest import canonical_json, digest_bytes
-from fusestore.storage.store import Store
-from fusestore.verification import verify_store
-from tests.pipeline.tiny_job import hashes
+from fusestore.store.layout import Store
+from fusestore.store.manifest import canonical_json, digest_bytes
+from fusestore.workflows.sharing import copy_things, sync_stores
+from fusestore.workflows.sharing import run as sharing_run
+from fusestore.workflows.sharing.things import folder_of, names_in, read_thing
+from fusestore.workflows.verification import verify_store
+from tests.helpers.tiny_job import hashes
 from tests.sharing.conftest import PLACES
 
 
@@ -186,7 +186,7 @@ def test_another_encoding_of_the_same_content_is_left_alone(source, tmp_path, fi
     """Another version of Polars writes the same vocabulary in other bytes."""
     import polars as pl
 
-    from fusestore.storage.shards import FileRecord
+    from fusestore.store.receipts import FileRecord
 
     other = Store.open(shutil.copytree(first_store, tmp_path / "other"))
     name = next(name for name in names_in(source) if name.startswith("vocabulary/"))

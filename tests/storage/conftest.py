@@ -2,9 +2,9 @@
 
 import pytest
 
-from fusestore.storage import failures
-from fusestore.storage.urls import Location
-from tests.storage.fault_proxy import FaultProxy
+from fusestore.storage import retries as failures
+from fusestore.storage.location import Location
+from tests.helpers.fault_proxy import FaultProxy
 
 
 @pytest.fixture

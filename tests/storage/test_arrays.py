@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import CorruptionError, InvalidInputError
-from fusestore.storage.array_reader import ArrayReader, decode_file, read_rows
-from fusestore.storage.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.storage.urls import Location
+from fusestore.store.array_reader import ArrayReader, decode_file, read_rows
+from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 
 
 @st.composite

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from fusestore.storage import claims
-from fusestore.storage.claims import Claims, remove_claims
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.storage.urls import Location
+from fusestore.store import leases as claims
+from fusestore.store.leases import Claims, remove_claims
 
 
 @pytest.fixture(params=["local", "s3"])

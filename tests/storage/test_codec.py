@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fusestore.errors import CorruptionError, InvalidInputError, NonFiniteError
-from fusestore.storage.codec import (
+from fusestore.store.codec import (
     ABSENT,
     LARGEST,
     MAX_DRAWS,

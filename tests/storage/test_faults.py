@@ -7,11 +7,13 @@ import pytest
 import s3fs
 
 from fusestore.errors import AccessDeniedError, AlreadyExistsError, NotFoundError, StorageError
-from fusestore.storage import failures, s3, urls
+from fusestore.storage import location as urls
+from fusestore.storage import retries as failures
+from fusestore.storage import s3
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, publish_new
-from fusestore.storage.urls import Location
-from tests.storage.fault_proxy import FAULTS
-from tests.storage.filled import filled
+from tests.helpers.fault_proxy import FAULTS
+from tests.helpers.filled import filled
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import fcntl
 import os
 import signal
 
-from fusestore.fetch.folder import ShardFolder
+from fusestore.data.shard_cache.cache_folder import ShardFolder
 from fusestore.fuse.locks import shard_lock
 from fusestore.storage.file_lock import lock_file, locked
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 
 NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 

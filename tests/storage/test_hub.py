@@ -9,14 +9,14 @@ import pytest
 
 from fusestore.data import StreamingFusedDataset, StreamingLoader, open_fused
 from fusestore.errors import AccessDeniedError, NotFoundError, StorageError
-from fusestore.sharing import copy_things
-from fusestore.storage.store import Store
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
 from fusestore.version import FORMAT_VERSION
-from tests.data.whole_dataset import share, windows_of, write_dataset
-from tests.pipeline.tiny_job import hashes
-from tests.storage.filled import filled
-from tests.storage.hub_server import HubServer
+from fusestore.workflows.sharing import copy_things
+from tests.helpers.filled import filled
+from tests.helpers.hub_server import HubServer
+from tests.helpers.tiny_job import hashes
+from tests.helpers.whole_dataset import share, windows_of, write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from fusestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from fusestore.storage import manifest as manifest_module
-from fusestore.storage.manifest import Manifest, canonical_json, digest_bytes
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.storage.urls import Location
+from fusestore.store import manifest as manifest_module
+from fusestore.store.manifest import Manifest, canonical_json, digest_bytes
 
 
 class Example(Manifest):

@@ -18,8 +18,8 @@ from fusestore.errors import (
     NotFoundError,
     StorageError,
 )
+from fusestore.storage.location import Location
 from fusestore.storage.publish import MACHINE, publish, publish_new, remove_abandoned
-from fusestore.storage.urls import Location
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -7,10 +7,11 @@ import uuid
 import pytest
 
 from fusestore.errors import AccessDeniedError, NotFoundError, StorageError
-from fusestore.storage import failures, s3
+from fusestore.storage import retries as failures
+from fusestore.storage import s3
+from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.storage.urls import Location
-from tests.storage.filled import filled
+from tests.helpers.filled import filled
 
 DATA = random.Random(7).randbytes(300_001)  # noqa: S311 - any bytes
 

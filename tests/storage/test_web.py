@@ -6,10 +6,11 @@ import random
 import pytest
 
 from fusestore.errors import AccessDeniedError, NotFoundError, StorageError
-from fusestore.storage import failures, ranges
-from fusestore.storage.urls import Location
-from tests.data.range_server import RangeHandler, RangeServer
-from tests.storage.filled import filled
+from fusestore.storage import ranges
+from fusestore.storage import retries as failures
+from fusestore.storage.location import Location
+from tests.helpers.filled import filled
+from tests.helpers.range_server import RangeHandler, RangeServer
 
 DATA = random.Random(5).randbytes(700_001)  # noqa: S311 - any bytes
 

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusestore.data import FusedDataset
-from tests.data.fused_folder import random_arrays, write_fused
+from tests.helpers.fused_folder import random_arrays, write_fused
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from fusestore.data import FusedDataset, collate, model_inputs
 from fusestore.errors import FingerprintMismatchError, IncompatibleError
 from fusestore.train import check_apart, fusion_terms
 from fusestore.train.student import Student
-from tests.data.fused_folder import random_arrays, write_fused
-from tests.pipeline.tiny_job import paragraphs
-from tests.train.runs import SETTINGS, run, signal_after
+from tests.helpers.fused_folder import random_arrays, write_fused
+from tests.helpers.tiny_job import paragraphs
+from tests.helpers.train_runs import SETTINGS, run, signal_after
 
 
 def documents_dataset(folder, documents, window_length, k=4):

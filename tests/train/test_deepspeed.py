@@ -6,9 +6,9 @@ import pytest
 
 from fusestore.errors import IncompatibleError, MissingDependencyError
 from fusestore.train import LoraSettings
-from fusestore.train.deepspeed_engine import check_deepspeed
-from tests.train.processes import launch, two_processes, zero, zero3_of_file
-from tests.train.runs import SETTINGS, check_same_course, folder_bytes, run
+from fusestore.train.distributed.deepspeed_engine import check_deepspeed
+from tests.helpers.train_processes import launch, two_processes, zero, zero3_of_file
+from tests.helpers.train_runs import SETTINGS, check_same_course, folder_bytes, run
 
 SETTINGS = SETTINGS.model_copy(
     update={

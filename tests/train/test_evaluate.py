@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
-from fusestore.capture import engine
-from fusestore.corpus.tokens import TokenTable
 from fusestore.errors import InvalidInputError, NonFiniteError
+from fusestore.models import logits as engine
+from fusestore.tokenizers.token_table import TokenTable
 from fusestore.train.evaluate import bits_per_byte, document_nats
 
 

@@ -16,9 +16,9 @@ from fusestore.errors import (
     NonFiniteError,
 )
 from fusestore.train.guards import check_spike, check_tokenizer
-from tests.data.fused_folder import random_arrays, write_fused
-from tests.train import runs
-from tests.train.runs import run
+from tests.helpers import train_runs as runs
+from tests.helpers.fused_folder import random_arrays, write_fused
+from tests.helpers.train_runs import run
 
 SETTINGS = runs.SETTINGS.model_copy(update={"checkpoint_every": 1})
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.losses import linear_loss as linear_loss_module
+from fusestore.losses.row_losses import PIECE_LOGITS
 from fusestore.train import FusionObjective, fusion_terms, linear_fusion_loss, linear_fusion_terms
-from fusestore.train import linear_loss as linear_loss_module
-from fusestore.train.row_losses import PIECE_LOGITS
-from tests.train.dense_losses import DIVERGENCES, dense_loss, full_batch, random_batch
+from tests.helpers.dense_losses import DIVERGENCES, dense_loss, full_batch, random_batch
 from tests.train.test_losses import objectives
 
 

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from fusestore.errors import InvalidInputError, MissingDependencyError
-from tests.train.runs import SETTINGS, held_out, run
+from tests.helpers.train_runs import SETTINGS, held_out, run
 
 SETTINGS = SETTINGS.model_copy(update={"epochs": 3, "eval_every": 2, "checkpoint_every": 3})
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from fusestore.data import collate
 from fusestore.errors import IncompatibleError, MissingDependencyError, NonFiniteError
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 from fusestore.train import LoraSettings, TrainSettings, fusion_loss, train
 from fusestore.train.student import plain_head
-from tests.train.runs import SETTINGS, folder_bytes, held_out, run, signal_after
+from tests.helpers.train_runs import SETTINGS, folder_bytes, held_out, run, signal_after
 
 LORA = LoraSettings(rank=4, alpha=8.0, dropout=0.1)
 SETTINGS = SETTINGS.model_copy(update={"lora": LORA})
@@ -162,7 +162,7 @@ def test_the_adapters_bytes_do_not_hang_on_the_hash_seed(tiny_model_path, fused_
 import sys
 from pathlib import Path
 from fusestore.data import FusedDataset
-from tests.train.runs import run
+from tests.helpers.train_runs import run
 from tests.train.test_lora import LORA, changed
 settings = changed(LORA.model_copy(update={"merge": False}), max_steps=1)
 run(Path(sys.argv[1]), FusedDataset(sys.argv[2]), settings, Path(sys.argv[3]))
@@ -180,7 +180,7 @@ run(Path(sys.argv[1]), FusedDataset(sys.argv[2]), settings, Path(sys.argv[3]))
 def test_smollm2_in_bf16(smollm2_path, tmp_path):
     """A real model: the loss falls, and the head stays plain under LoRA."""
     from fusestore.data import FusedDataset
-    from tests.data.fused_folder import random_arrays, write_fused
+    from tests.helpers.fused_folder import random_arrays, write_fused
 
     arrays = random_arrays(400, vocab_size=2000)
     folder = write_fused(tmp_path / "f", arrays, window_length=64, chunk_rows=128, vocab_size=49152)

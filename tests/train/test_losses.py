@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import IncompatibleError, InvalidInputError
-from fusestore.train import FusionObjective, fusion_loss, fusion_terms, row_losses
-from tests.train.dense_losses import DIVERGENCES, dense_loss, full_batch, random_batch
+from fusestore.losses import row_losses
+from fusestore.train import FusionObjective, fusion_loss, fusion_terms
+from tests.helpers.dense_losses import DIVERGENCES, dense_loss, full_batch, random_batch
 
 TAILS = ("renormalize", "ghost")
 

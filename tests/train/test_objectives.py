@@ -9,8 +9,8 @@ from fusestore.data import FusedDataset, collate, permutation
 from fusestore.errors import IncompatibleError
 from fusestore.train import TrainSettings, fusion_loss
 from fusestore.train.schedules import lm_weight_at
-from tests.data.fused_folder import random_arrays, write_fused
-from tests.train.runs import SETTINGS, run
+from tests.helpers.fused_folder import random_arrays, write_fused
+from tests.helpers.train_runs import SETTINGS, run
 
 
 def changed(**fields):

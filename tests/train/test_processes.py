@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from fusestore.data import FusedDataset
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 from fusestore.train import TrainSettings, train
-from tests.data.fused_folder import random_arrays, write_fused
-from tests.train.processes import two_processes
+from tests.helpers.fused_folder import random_arrays, write_fused
+from tests.helpers.train_processes import two_processes
 
 
 @pytest.mark.slow

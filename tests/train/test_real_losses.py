@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fusestore.corpus.tokenizers import load_tokenizer
+from fusestore.losses.linear_loss import PRODUCT_LOGITS
+from fusestore.tokenizers.tokenizer import load_tokenizer
 from fusestore.train import FusionObjective, TrainSettings, fusion_terms
-from fusestore.train.linear_loss import PRODUCT_LOGITS
 from fusestore.train.model_io import load_trainable
 from fusestore.train.student import Student
 

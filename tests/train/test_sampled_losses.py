@@ -9,7 +9,7 @@ import torch
 from fusestore.capture.sampling import tally, uniforms
 from fusestore.errors import IncompatibleError
 from fusestore.train import fusion_loss
-from tests.train.dense_losses import full_batch
+from tests.helpers.dense_losses import full_batch
 
 
 @pytest.mark.parametrize("divergence", ["cross_entropy", "forward_kl"])

@@ -7,9 +7,9 @@ from accelerate import FullyShardedDataParallelPlugin
 
 from fusestore.errors import IncompatibleError
 from fusestore.train import LoraSettings
-from fusestore.train.launch import check_fsdp
-from tests.train.processes import launch, two_processes
-from tests.train.runs import SETTINGS, check_same_course, folder_bytes, run
+from fusestore.train.distributed.launch import check_fsdp
+from tests.helpers.train_processes import launch, two_processes
+from tests.helpers.train_runs import SETTINGS, check_same_course, folder_bytes, run
 
 SETTINGS = SETTINGS.model_copy(update={"learning_rate": 1e-3, "eval_every": 2, "max_steps": 5})
 

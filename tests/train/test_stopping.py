@@ -7,7 +7,7 @@ import pytest
 
 from fusestore.train import surroundings
 from fusestore.train.surroundings import stop_signals
-from tests.train.runs import SETTINGS, folder_bytes, held_out, run
+from tests.helpers.train_runs import SETTINGS, folder_bytes, held_out, run
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

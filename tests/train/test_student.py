@@ -16,8 +16,9 @@ from transformers import (
 
 from fusestore.data import collate
 from fusestore.errors import IncompatibleError
-from fusestore.storage.urls import Location
-from fusestore.train import TrainSettings, linear_loss, train
+from fusestore.losses import linear_loss
+from fusestore.storage.location import Location
+from fusestore.train import TrainSettings, train
 from fusestore.train import student as student_module
 from fusestore.train.student import Student, plain_head
 

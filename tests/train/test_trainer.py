@@ -18,12 +18,12 @@ from fusestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from fusestore.storage.urls import Location
+from fusestore.storage.location import Location
 from fusestore.train import TrainSettings, fusion_loss, train
 from fusestore.train.schedules import learning_rate_at
-from tests.data.fused_folder import random_arrays, write_fused
-from tests.data.whole_dataset import write_dataset
-from tests.train.runs import SETTINGS, folder_bytes, held_out, run, signal_after
+from tests.helpers.fused_folder import random_arrays, write_fused
+from tests.helpers.train_runs import SETTINGS, folder_bytes, held_out, run, signal_after
+from tests.helpers.whole_dataset import write_dataset
 
 
 def test_learns_and_publishes_a_model_folder(tiny_model_path, dataset, tmp_path):

@@ -1,0 +1,254 @@
+"""Two tokenizations of one text above each other, cut at every boundary of either.
+
+Pure: what is shown where, and why a position was or was not aligned. Colours and printing belong to
+the command.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.align.kinds import ALIGNMENT_KINDS, MINED, SPAN, AlignmentMethod
+from fusestore.tokenizers.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class AlignedDocument:
+    """One document as both sides read it, and its alignment.
+
+    Attributes:
+        name: what it is called.
+        text: its text as UTF-8.
+        source_ids: int32 [n], and `source_ends` int32 [n], its source tokens.
+        source_ends: see above.
+        target_ids: int32 [m], and `target_ends` int32 [m], its target tokens.
+        target_ends: see above.
+        source_vocab: what the source ids stand for.
+        target_vocab: what the target ids stand for.
+        method: how they were aligned.
+        source_pos: int32 [m], −1 for none.
+        kind: uint8 [m], index into `ALIGNMENT_KINDS`.
+    """
+
+    name: str
+    text: bytes
+    source_ids: npt.NDArray[np.int32]
+    source_ends: npt.NDArray[np.int32]
+    target_ids: npt.NDArray[np.int32]
+    target_ends: npt.NDArray[np.int32]
+    source_vocab: Vocabulary
+    target_vocab: Vocabulary
+    method: AlignmentMethod
+    source_pos: npt.NDArray[np.int32]
+    kind: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A part of one token.
+
+    Attributes:
+        text: what is shown; empty where the side has no token.
+        position: the token's position, −1 for none.
+        kind: name of the alignment kind of a target token; of a source token, that of the first
+            target token its row may supervise.
+        closes: whether the token ends here.
+    """
+
+    text: str
+    position: int
+    kind: str
+    closes: bool
+
+
+_NO_CELL = Cell("", -1, "none", closes=False)
+
+
+@dataclass(frozen=True)
+class Column:
+    """What both sides make of the bytes between two boundaries; `end` is the second."""
+
+    end: int
+    source: Cell
+    target: Cell
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One target position: how it was aligned, and why."""
+
+    target_pos: int
+    target_token: str
+    target_end: int
+    kind: str
+    source_pos: int | None
+    source_token: str | None
+    source_end: int | None
+    why: str
+
+
+def shown_text(data: bytes) -> str:
+    """Bytes as people can read them: spaces as ␣, controls and parts of characters escaped."""
+    shown = []
+    for character in data.decode("utf-8", "backslashreplace"):
+        if character == " ":
+            shown.append("␣")
+        elif unicodedata.category(character)[0] in "CZ" or unicodedata.combining(character):
+            shown.append(character.encode("unicode_escape").decode())
+        else:
+            shown.append(character)
+    return "".join(shown)
+
+
+def columns(document: AlignedDocument) -> list[Column]:
+    """The document cut at every end offset of either side, in order.
+
+    A character that a token holds whole stands where it begins, though the other side cuts it. A
+    token that ends where the one before it ends stands for no text: it gets a
+    column of its own, with its vocabulary's bytes in angle brackets.
+    """
+    text = document.text
+    source = _Side(
+        text,
+        document.source_ids,
+        document.source_ends,
+        document.source_vocab,
+        _source_kinds(document),
+    )
+    target = _Side(
+        text,
+        document.target_ids,
+        document.target_ends,
+        document.target_vocab,
+        [ALIGNMENT_KINDS[kind] for kind in document.kind],
+    )
+    result = []
+    start = 0
+    for end in np.union1d(document.source_ends, document.target_ends).tolist():
+        if end > start:
+            result.append(Column(end, source.part(start, end), target.part(start, end)))
+        left, right = source.without_text(end), target.without_text(end)
+        missing = len(left) - len(right)
+        # The last pairs with the last, as in `spans.py`.
+        left = [_NO_CELL] * -missing + left
+        right = [_NO_CELL] * missing + right
+        result += [Column(end, *pair) for pair in zip(left, right, strict=True)]
+        start = end
+    return result
+
+
+def window(document: AlignedDocument, first: int, last: int) -> list[Column]:
+    """The columns of target positions `[first, last)`."""
+    chosen = []
+    inside = first == 0
+    for column in columns(document):
+        position = column.target.position
+        if position >= 0:
+            inside = first <= position < last
+        if inside:
+            chosen.append(column)
+    return chosen
+
+
+def explain(document: AlignedDocument, position: int) -> Explanation:
+    """How and why a target position was aligned."""
+    end = int(document.target_ends[position])
+    partner = int(document.source_pos[position])
+    kind = int(document.kind[position])
+    found = partner >= 0
+    return Explanation(
+        position,
+        _token(document.target_vocab, document.target_ids[position]),
+        end,
+        ALIGNMENT_KINDS[kind],
+        partner if found else None,
+        _token(document.source_vocab, document.source_ids[partner]) if found else None,
+        int(document.source_ends[partner]) if found else None,
+        _why(document, position),
+    )
+
+
+def _why(document: AlignedDocument, position: int) -> str:
+    ends = document.target_ends
+    end, kind = int(ends[position]), document.kind[position]
+    if kind == SPAN:
+        return f"both end at byte {end}"
+    if kind == MINED:
+        return "their ends differ, but the path of least edit distance joins them and no others"
+    if position + 1 < len(ends) and ends[position + 1] == end:
+        return f"another target token ends at byte {end} too, and the last one is aligned"
+    after = int(np.searchsorted(document.source_ends, end, side="right"))
+    if after and document.source_ends[after - 1] == end:
+        if document.method == "exact":
+            return f"source token {after - 1} ends at byte {end} too, but begins elsewhere"
+        return (
+            f"source token {after - 1} ends at byte {end} too, but the path of least edit distance "
+            "does not join the two one-to-one"
+        )
+    around = document.source_ends[max(0, after - 1) : after + 1]
+    nearest = " and ".join(str(byte) for byte in around.tolist()) or "none"
+    return f"no source token ends at byte {end}; the nearest ends are {nearest}"
+
+
+def _token(vocabulary: Vocabulary, token: int | np.int32) -> str:
+    return shown_text(vocabulary.token_bytes[int(token)])
+
+
+def _source_kinds(document: AlignedDocument) -> list[str]:
+    kinds = ["none"] * len(document.source_ids)
+    for position, kind in zip(document.source_pos[::-1], document.kind[::-1], strict=True):
+        if position >= 0:
+            kinds[position] = ALIGNMENT_KINDS[kind]
+    return kinds
+
+
+class _Side:
+    """Walks the tokens of one side from boundary to boundary."""
+
+    def __init__(
+        self,
+        text: bytes,
+        ids: npt.NDArray[np.int32],
+        ends: npt.NDArray[np.int32],
+        vocabulary: Vocabulary,
+        kinds: Sequence[str],
+    ) -> None:
+        self.ids, self.ends, self.vocabulary, self.kinds = ids, ends, vocabulary, kinds
+        self.shown = _shown_bytes(text, ends)
+        self.next = 0
+
+    def part(self, start: int, end: int) -> Cell:
+        """The current token's bytes `[start, end)`."""
+        at = self.next
+        if at == len(self.ends):
+            return _NO_CELL
+        closes = bool(self.ends[at] == end)
+        self.next += closes
+        return Cell("".join(self.shown[start:end]), at, self.kinds[at], closes)
+
+    def without_text(self, end: int) -> list[Cell]:
+        """The tokens that end at `end` as well, after the one that brought the text."""
+        cells = []
+        while self.next < len(self.ends) and self.ends[self.next] == end:
+            at = self.next
+            text = f"⟨{_token(self.vocabulary, self.ids[at])}⟩"
+            cells.append(Cell(text, at, self.kinds[at], closes=True))
+            self.next += 1
+        return cells
+
+
+def _shown_bytes(text: bytes, ends: npt.NDArray[np.int32]) -> list[str]:
+    """What is shown for each byte: a character that lies in one token for its first byte."""
+    shown = []
+    start = 0
+    for end in np.unique(np.append(ends, len(text))).tolist():
+        for character in text[start:end].decode("utf-8", "surrogateescape"):
+            data = character.encode("utf-8", "surrogateescape")
+            shown += [shown_text(data), *[""] * (len(data) - 1)]
+        start = end
+    return shown

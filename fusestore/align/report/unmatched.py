@@ -1,0 +1,109 @@
+"""Alignments as Polars tables: the rows of documents, and the tokens that stay unmatched."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from fusestore.align.kinds import ALIGNMENT_KINDS
+from fusestore.align.stored import Alignment
+from fusestore.errors import CorruptionError, NotFoundError
+from fusestore.store.receipts import FileRecord
+from fusestore.tokenizers.vocabulary import Vocabulary
+
+UNMATCHED_FILE = "unmatched.parquet"
+
+ALIGNMENT_SCHEMA = pl.Schema(
+    {
+        "document": pl.Int32(),
+        "target_pos": pl.Int32(),
+        "source_pos": pl.Int32(),
+        "kind": pl.Enum(ALIGNMENT_KINDS),
+    }
+)
+"""One row per target token; `source_pos` is null where there is none."""
+
+UNMATCHED_SCHEMA = pl.Schema(
+    {
+        "side": pl.Enum(("source", "target")),
+        "token_id": pl.Int32(),
+        "bytes": pl.Binary(),
+        "text": pl.String(),
+        "unmatched": pl.Int64(),
+        "total": pl.Int64(),
+    }
+)
+"""One row per token id that stays unmatched somewhere: by side, then the most frequent first."""
+
+
+def alignment_table(alignment: Alignment, start: int, stop: int) -> pl.DataFrame:
+    """The alignment of documents `[start, stop)` as a table; see `ALIGNMENT_SCHEMA`.
+
+    Raises:
+        IndexError: not a range of the corpus's documents.
+        CorruptionError: a file is missing or not what was written.
+    """
+    position, kind = alignment.for_documents(start, stop)
+    lengths = np.diff(alignment.document_offsets[start : stop + 1])
+    starts = np.cumsum(lengths) - lengths
+    return pl.DataFrame(
+        {
+            "document": np.repeat(np.arange(start, stop, dtype=np.int32), lengths),
+            "target_pos": (np.arange(len(kind)) - np.repeat(starts, lengths)).astype(np.int32),
+            "source_pos": pl.Series(position, dtype=pl.Int32).replace(-1, None),
+            "kind": pl.Series(ALIGNMENT_KINDS, dtype=ALIGNMENT_SCHEMA["kind"]).gather(kind),
+        },
+        schema=ALIGNMENT_SCHEMA,
+    )
+
+
+def unmatched_table(
+    counts: dict[str, tuple[Vocabulary, npt.NDArray[np.int64], npt.NDArray[np.int64]]],
+) -> pl.DataFrame:
+    """The tokens that stay unmatched; see `UNMATCHED_SCHEMA`.
+
+    Args:
+        counts: by side: what the ids stand for, and for every id int64 [V] how often it is
+            unmatched and how often it occurs.
+    """
+    parts = [pl.DataFrame(schema=UNMATCHED_SCHEMA)]
+    for side, (vocabulary, unmatched, total) in counts.items():
+        ids = np.flatnonzero(unmatched)
+        ids = ids[np.argsort(-unmatched[ids], kind="stable")]
+        tokens = [vocabulary.token_bytes[i] for i in ids]
+        parts.append(
+            pl.DataFrame(
+                {
+                    "side": [side] * len(ids),
+                    "token_id": ids.astype(np.int32),
+                    "bytes": tokens,
+                    "text": [token.decode("utf-8", "backslashreplace") for token in tokens],
+                    "unmatched": unmatched[ids],
+                    "total": total[ids],
+                },
+                schema=UNMATCHED_SCHEMA,
+            )
+        )
+    return pl.concat(parts)
+
+
+def read_unmatched(alignment: Alignment) -> pl.DataFrame:
+    """The stored table of unmatched tokens; see `UNMATCHED_SCHEMA`.
+
+    Raises:
+        CorruptionError: it is missing or not what was written.
+    """
+    file = alignment.location / UNMATCHED_FILE
+    try:
+        data = file.read_bytes()
+    except NotFoundError as error:
+        raise CorruptionError(f"{file} is missing. {_REPAIR}") from error
+    if FileRecord.of(data) != alignment.manifest.files.get(UNMATCHED_FILE):
+        raise CorruptionError(f"{file} does not match its checksum. {_REPAIR}")
+    return pl.read_parquet(io.BytesIO(data))
+
+
+_REPAIR = "Delete the alignment's manifest.json and run `fusestore align` again."

@@ -1,0 +1,1 @@
+"""Token alignment: which source row may supervise which target position."""

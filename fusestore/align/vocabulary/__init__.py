@@ -1,0 +1,1 @@
+"""Vocabulary maps: source token id to target token id."""

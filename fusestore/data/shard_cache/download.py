@@ -1,0 +1,178 @@
+"""One shard from where the dataset lies: ranged GETs in parallel, SHA-256, decoded into place."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.data.shard_cache.layout import ShardLayout
+from fusestore.errors import CorruptionError, NotFoundError
+from fusestore.fuse.layout import shared_arrays
+from fusestore.fuse.manifest import FusedManifest
+from fusestore.storage.location import Location
+from fusestore.store.array_reader import decode_file
+from fusestore.store.arrays import ArraySpec
+from fusestore.store.receipts import FileRecord
+
+CONNECTIONS = 8
+"""Pieces asked for at one time by a process."""
+
+MIN_PIECE_BYTES = 2**19
+MAX_PIECE_BYTES = 2**24
+"""A file is asked for in pieces of at most the larger size. One that is waited for, with nothing
+else under way, is asked for in as many pieces as there are connections, but for none below the
+smaller size: requests take time of the processor on both sides."""
+
+_Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Download:
+    """A dataset to fetch shards of. Can be used by several threads at once.
+
+    Attributes:
+        source: the dataset's folder on any storage.
+        manifest: its manifest, which says in which form it is and what every file holds.
+        pool: makes the requests, first come first served.
+    """
+
+    source: Location
+    manifest: FusedManifest
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CONNECTIONS))
+
+    @cached_property
+    def layout(self) -> ShardLayout:
+        """Of the shards' files on this machine."""
+        return ShardLayout.of(self.manifest)
+
+    @cached_property
+    def _stored(self) -> dict[str, ArraySpec]:
+        """The arrays as the shared form has them, by name."""
+        layout = self.layout
+        arrays = shared_arrays(layout.num_tokens, layout.top_k, layout.rows_per_shard)
+        return {array.name: array for array in arrays}
+
+    def fetch(
+        self,
+        shard: int,
+        content: _Bytes,
+        begun: Callable[[], None] = lambda: None,
+        *,
+        alone: bool = False,
+    ) -> None:
+        """Fill a shard's file.
+
+        Args:
+            shard: its number.
+            content: uint8 [`ShardLayout.num_bytes`], whatever it holds.
+            begun: called when all requests stand in the pool's line.
+            alone: whether all connections are free for this shard.
+
+        Raises:
+            CorruptionError: a file is missing, or is not what the manifest says.
+            AccessDeniedError, StorageError: the storage failed.
+        """
+        layout = self.layout
+        sections = layout.sections(content)
+        shared = self.manifest.form == "shared"
+        # A file of the local form is its section as it stands.
+        files = [
+            self._new_file(array, shard) if shared else sections[array.name]
+            for array in layout.arrays
+        ]
+        requests = [
+            self._request(array, file, shard, alone)
+            for array, file in zip(layout.arrays, files, strict=True)
+        ]
+        begun()
+        try:
+            for array, file, listed in zip(layout.arrays, files, requests, strict=True):
+                for request in listed:
+                    request.result()
+                self._check(array, shard, file)
+                if shared:
+                    self._decode(array, shard, file, content)
+        finally:
+            # Nothing may be written into `content` after this. What could be cancelled does not
+            # run, and is not waited for: a pool that was shut down never says so.
+            wait([request for listed in requests for request in listed if not request.cancel()])
+
+    def _record(self, array: ArraySpec, shard: int) -> FileRecord:
+        name = array.file_name(shard)
+        record = self.manifest.files.get(name)
+        # The shared form is smaller than the values, or hardly larger: pcodec's worst case.
+        raw = math.prod(array.chunk_shape) * np.dtype(array.dtype).itemsize + 4
+        allowed = 2 * raw + 2**20 if self.manifest.form == "shared" else raw
+        if record is None or not 0 < record.num_bytes <= allowed:
+            found = "nothing" if record is None else f"{record.num_bytes:,} bytes"
+            raise CorruptionError(
+                f"The manifest of {self.source} says {found} of {name}; expected up to "
+                f"{allowed:,} bytes. Share the dataset again."
+            )
+        if self.manifest.form == "local" and record.num_bytes != raw:
+            raise CorruptionError(
+                f"The manifest of {self.source} says {record.num_bytes:,} bytes of {name}; "
+                f"expected {raw:,}. Fuse it again."
+            )
+        return record
+
+    def _new_file(self, array: ArraySpec, shard: int) -> _Bytes:
+        return np.empty(self._record(array, shard).num_bytes, np.uint8)
+
+    def _request(
+        self, array: ArraySpec, file: _Bytes, shard: int, alone: bool
+    ) -> list[Future[None]]:
+        self._record(array, shard)
+        where = self.source / array.file_name(shard)
+        size = MAX_PIECE_BYTES
+        if alone:
+            size = min(max(-(-len(file) // CONNECTIONS), MIN_PIECE_BYTES), size)
+        whole = len(file) <= size
+        return [
+            self.pool.submit(_read_into, where, start, file[start : start + size], whole)
+            for start in range(0, len(file), size)
+        ]
+
+    def _check(self, array: ArraySpec, shard: int, file: _Bytes) -> None:
+        found = hashlib.sha256(file.data).hexdigest()
+        expected = self._record(array, shard).sha256
+        if found != expected:
+            raise CorruptionError(
+                f"{self.source / array.file_name(shard)} is damaged: its SHA-256 is {found[:16]}…, "
+                f"the manifest says {expected[:16]}…. Run `fusestore verify` on its store, then "
+                "share the dataset again."
+            )
+
+    def _decode(self, array: ArraySpec, shard: int, file: _Bytes, content: _Bytes) -> None:
+        start, stop = array.rows_of(shard)
+        values = self.layout.values(content)[array.name]
+        spec, checksum = self._stored[array.name], 0
+        for rows in decode_file(self.source, spec, shard, file, values[: stop - start]):
+            checksum = google_crc32c.extend(checksum, rows.view(np.uint8))
+        padding = values[stop - start :]
+        padding[:] = 0
+        checksum = google_crc32c.extend(checksum, padding.view(np.uint8))
+        self.layout.seal(content, array.name, checksum)
+
+
+def _read_into(where: Location, start: int, target: _Bytes, whole: bool) -> None:
+    try:
+        there = where.read_into(start, target.data, whole=whole)
+    except NotFoundError as error:
+        raise CorruptionError(
+            f"{where} is missing. Run `fusestore verify` on its store, then share the dataset "
+            "again."
+        ) from error
+    if there != len(target):
+        raise CorruptionError(
+            f"{where} ends at byte {start + there:,}; its manifest says more. Share the "
+            "dataset again."
+        )

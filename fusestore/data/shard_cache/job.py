@@ -1,0 +1,47 @@
+"""What is fetched, from where, and to which folder of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from fusestore.data.shard_cache.cache_folder import ShardFolder
+
+
+@dataclass(frozen=True)
+class FetchJob:
+    """What is fetched and where to. Can be pickled; has no open files.
+
+    Attributes:
+        source: path or URL of the fused dataset's folder.
+        storage_options: for its filesystem.
+        root: folder of all datasets' shards on this machine.
+        dataset: digest of the manifest file; names the dataset's folder below the root.
+        shard_bytes: of each fetched shard.
+        limit: bytes for everything below the root; None: no limit.
+    """
+
+    source: str
+    storage_options: tuple[tuple[str, str], ...]
+    root: str
+    dataset: str
+    shard_bytes: int
+    limit: int | None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The job that `asdict` and JSON were made of."""
+        options = tuple((key, value) for key, value in content["storage_options"])
+        return cls(**{**content, "storage_options": options})
+
+    @property
+    def folder(self) -> ShardFolder:
+        """Where its shards are kept."""
+        return ShardFolder(Path(self.root), self.dataset, self.shard_bytes, self.limit)
+
+    @property
+    def manifest_file(self) -> Path:
+        """A copy of the manifest, so that every process reads the same one."""
+        return self.folder.path / "manifest.json"

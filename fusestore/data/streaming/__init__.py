@@ -1,0 +1,1 @@
+"""Fused datasets as streams from any storage."""

@@ -1,0 +1,148 @@
+"""Several streams as one, in fixed proportions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusestore.data.mixable import check_mixable
+from fusestore.data.mixture_order import MixtureOrder, integer_weights
+from fusestore.data.streaming.stream import Identity, Stream
+from fusestore.data.streaming.stream_reader import WindowReader
+from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
+from fusestore.errors import InvalidInputError
+
+
+class StreamingMixture(Stream):
+    """The windows of several fused datasets, each in the order of its own stream.
+
+    Whose turn it is says `MixtureOrder`; see there, and `FusedMixture`, for what an epoch is. The
+    streams are only asked for their orders and shards: ranks, batches and state are the mixture's.
+    Samples are those of `FusedDataset`, but for `window`: windows are numbered one dataset after
+    the other.
+
+    Attributes:
+        streams: in the order given.
+        weights: in the smallest integers.
+        target, window_length, vocab_size, top_k: as in every one of the streams.
+        sampled: whether rows of any source of any stream are samples.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[StreamingFusedDataset],
+        weights: Sequence[float] | None = None,
+        *,
+        batch_size: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        """Mix streams.
+
+        Args:
+            streams: of one target, window length and number of entries per row.
+            weights: how many windows of each, in proportion; None: as many as each has.
+            batch_size: see `Stream`, as for the next two.
+            rank: of this process.
+            world_size: processes that share the mixture.
+
+        Raises:
+            IncompatibleError: the streams do not belong together.
+            InvalidInputError: no streams, one twice, weights that are none, or a `cache_limit` that
+                is below what they need together.
+        """
+        super().__init__(batch_size, rank, world_size)
+        check_mixable(streams)
+        _check_limits(streams)
+        self.streams = tuple(streams)
+        sizes = tuple(stream.num_windows for stream in streams)
+        self.weights = integer_weights(weights, sizes)
+        self.target = streams[0].target
+        self.window_length = streams[0].window_length
+        self.vocab_size = streams[0].vocab_size
+        self.top_k = streams[0].top_k
+        self.sampled = any(stream.sampled for stream in streams)
+        self._turns = MixtureOrder(sizes, self.weights)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of all datasets."""
+        return self._turns.num_windows
+
+    def reader(self, epoch: int, start: int) -> WindowReader:
+        """Opens an epoch at a position."""
+        return _MixedReader(self.streams, self._turns, epoch)
+
+    def _identity(self) -> dict[str, Identity]:
+        orders = [stream.order for stream in self.streams]
+        return {
+            "datasets": Identity([stream.digest for stream in self.streams], "other datasets"),
+            "weights": Identity(list(self.weights), "a mixture of other weights"),
+            "seeds": Identity([order.seed for order in orders], "orders of other seeds"),
+            "shuffle_spans": Identity([o.span for o in orders], "orders of other shuffle_spans"),
+        }
+
+
+class _MixedReader:
+    """See `WindowReader`. Each stream's reader is opened when its turn comes."""
+
+    def __init__(
+        self, streams: Sequence[StreamingFusedDataset], order: MixtureOrder, epoch: int
+    ) -> None:
+        self._streams = streams
+        self._firsts = np.cumsum([0, *order.sizes])
+        self._turn, self._number = order.turns(epoch)
+        self._open: dict[int, tuple[int, WindowReader]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for _, reader in self._open.values():
+            reader.__exit__(kind, error, traceback)
+        self._open.clear()
+
+    def sample(self, position: int) -> dict[str, Tensor]:
+        """See `WindowReader`."""
+        turn = int(self._turn[position])
+        epoch, place = divmod(int(self._number[position]), self._streams[turn].num_windows)
+        sample = self._reader(turn, epoch, place).sample(place)
+        sample["window"] = torch.tensor(int(sample["window"]) + int(self._firsts[turn]))
+        return sample
+
+    def _reader(self, turn: int, epoch: int, place: int) -> WindowReader:
+        """That of a stream's own epoch; the one before is closed."""
+        if turn in self._open:
+            current, reader = self._open[turn]
+            if current == epoch:
+                return reader
+            del self._open[turn]
+            reader.__exit__(None, None, None)
+        reader = self._streams[turn].reader(epoch, place).__enter__()
+        self._open[turn] = epoch, reader
+        return reader
+
+
+def _check_limits(streams: Sequence[StreamingFusedDataset]) -> None:
+    """Streams that share a folder must have room in it together."""
+    needed: dict[str, int] = {}
+    for stream in streams:
+        needed[stream.cache_root] = needed.get(stream.cache_root, 0) + stream.needed_bytes
+    for stream in streams:
+        limit, total = stream.cache_limit, needed[stream.cache_root]
+        if limit is not None and limit < total:
+            raise InvalidInputError(
+                f"cache_limit={limit:,} bytes of {stream.name} is too small for the mixture: its "
+                f"datasets need up to {total:,} bytes of shards at a time. Raise it, lower "
+                "shuffle_span, or give the streams different folders as cache_dir."
+            )

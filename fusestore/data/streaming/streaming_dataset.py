@@ -1,0 +1,164 @@
+"""A fused dataset as a stream: from any storage, in an exact order, resumable anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from fusestore.data.dataset import FusedDataset
+from fusestore.data.shard_cache.job import FetchJob
+from fusestore.data.shard_cache.layout import ShardLayout
+from fusestore.data.shard_cache.window_table import read_window_starts
+from fusestore.data.streaming.stream import Identity, Stream
+from fusestore.data.streaming.stream_order import StreamOrder
+from fusestore.data.streaming.stream_reader import FetchingReader, LocalReader, WindowReader
+from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.fuse.layout import shared_rows
+from fusestore.fuse.manifest import FusedManifest
+from fusestore.storage.location import Location
+from fusestore.storage.packages import user_cache_folder
+from fusestore.storage.publish import publish
+from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes
+
+
+class StreamingFusedDataset(Stream):
+    """The windows of a fused dataset in the order of `StreamOrder`, epoch after epoch.
+
+    Samples are those of `FusedDataset`; how they are dealt out to ranks and workers says `Stream`.
+    Shards are fetched ahead from where the dataset lies, verified, and kept below `cache_dir`,
+    which all processes of the machine share; a local dataset in the local form is read where it is.
+
+    Attributes:
+        name: its URL or folder, for messages.
+        target: digest of the tokenizer whose tokens it holds.
+        digest: of the dataset's plan, as `FusedDataset.digest`.
+        window_length, vocab_size, sampled, num_tokens, top_k: as in `FusedDataset`.
+        order: which window comes when.
+        cache_root: folder of the fetched shards of all datasets.
+        cache_limit: bytes that these may take together.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | Location,
+        *,
+        storage_options: Mapping[str, str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int | None = None,
+        seed: int = 0,
+        shuffle_span: int = 1024,
+        batch_size: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        """Open a complete fused dataset, in the local or the shared form.
+
+        Args:
+            url: the dataset's folder: a path, `s3://`, `hf://`, `https://` or any fsspec URL.
+            storage_options: for the fsspec filesystem.
+            cache_dir: where fetched shards are kept; by default in the user's cache.
+            cache_limit: bytes that the fetched shards of all datasets below `cache_dir` may take;
+                None: as much as the disk has.
+            seed: of the order.
+            shuffle_span: windows that are mixed with each other; more mix better and need more
+                shards at one time.
+            batch_size: see `Stream`, as for the next two.
+            rank: of this process.
+            world_size: processes that share the stream.
+
+        Raises:
+            NotFoundError: no complete fused dataset is there.
+            CorruptionError: its manifest, or its table of windows, is damaged.
+            InvalidInputError: it has no tokens; or `cache_limit` is below what the order needs.
+        """
+        super().__init__(batch_size, rank, world_size)
+        location = Location.parse(url, storage_options)
+        content = _read_manifest(location)
+        manifest = FusedManifest.from_bytes(content, f"{location}/manifest.json")
+        recipe = manifest.plan.recipe
+        self.name = str(location)
+        self.digest = manifest.plan.digest
+        self.target = recipe.target
+        self.num_tokens = manifest.num_tokens
+        self.top_k = recipe.top_k
+        self.window_length = recipe.window_length
+        self.vocab_size = manifest.plan.vocab_size
+        self.sampled = manifest.plan.sampled
+        if self.num_tokens == 0:
+            raise InvalidInputError(
+                f"Fused dataset {location} holds no tokens: there is nothing to train on. Fuse a "
+                "split with documents."
+            )
+        self.order = StreamOrder(
+            digest=self.digest,
+            num_tokens=self.num_tokens,
+            window_length=self.window_length,
+            # The same in both forms, so that the order is.
+            rows_per_block=shared_rows(self.num_tokens, recipe.rows_per_shard),
+            seed=seed,
+            span=shuffle_span,
+            starts=read_window_starts(location, manifest) if recipe.packing == "document" else None,
+        )
+        self._layout = ShardLayout.of(manifest)
+        base = (Path(cache_dir) if cache_dir is not None else user_cache_folder()).expanduser()
+        self.cache_root = str(base.absolute() / "stream")
+        self.cache_limit = cache_limit
+        self._local: FusedDataset | None = None
+        if location.is_local and manifest.form == "local":
+            self._local = FusedDataset(location.path)
+            return
+        self._job = FetchJob(
+            source=location.url,
+            storage_options=location.storage_options,
+            root=self.cache_root,
+            dataset=digest_bytes(content)[:32],
+            shard_bytes=self._layout.num_bytes,
+            limit=cache_limit,
+        )
+        if cache_limit is not None and cache_limit < self.needed_bytes:
+            size = self._layout.num_bytes
+            raise InvalidInputError(
+                f"cache_limit={cache_limit:,} bytes is too small: mixing {shuffle_span:,} windows "
+                f"needs up to {self.needed_bytes // size} shards of {size:,} bytes at a time, "
+                f"{self.needed_bytes:,} bytes. Raise it, or lower shuffle_span."
+            )
+        publish(Location.parse(self._job.manifest_file), content)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of the dataset."""
+        return self.order.num_windows
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of fetched shards that an epoch needs at one time; 0 for a dataset that lies here."""
+        if self._local is not None:
+            return 0
+        # One more is on its way while the others are in use.
+        shards = self.order.working_set(self._layout.rows_per_shard) + 1
+        return shards * self._layout.num_bytes
+
+    def reader(self, epoch: int, start: int) -> WindowReader:
+        """Opens an epoch at a position."""
+        windows = self.order.windows(epoch)
+        if self._local is not None:
+            return LocalReader(self._local, windows)
+        return FetchingReader(self._job, self._layout, self.order, windows, start, self.sampled)
+
+    def _identity(self) -> dict[str, Identity]:
+        return {
+            "dataset": Identity(self.digest, "another fused dataset"),
+            "seed": Identity(self.order.seed, "an order of another seed"),
+            "shuffle_span": Identity(self.order.span, "an order of another shuffle_span"),
+        }
+
+
+def _read_manifest(folder: Location) -> bytes:
+    try:
+        return (folder / "manifest.json").read_prefix(MAX_MANIFEST_BYTES + 1)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"No complete fused dataset at {folder}: it has no manifest.json. Give the dataset's "
+            "own folder, STORE/fused/NAME; `fusestore fuse` makes one."
+        ) from error

@@ -1,0 +1,1 @@
+"""What fusing would bring, from the caches alone."""

@@ -1,0 +1,142 @@
+"""The analysis behind a forecast: which mixtures are looked at, over one pass or a few.
+
+A pass goes through the split part by part, so memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import get_args
+
+from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.forecast.forecast import Forecast, MixtureForecast
+from fusestore.forecast.observation import read_parts
+from fusestore.forecast.tallies import (
+    Mixture,
+    MixtureTally,
+    PairTally,
+    SourceTally,
+    SplitTally,
+    Tally,
+    mean,
+)
+from fusestore.fuse.fusion import Fusion
+from fusestore.fuse.recipe import Granularity
+from fusestore.fuse.strategies import get_strategy
+from fusestore.progress import Progress, ignore_progress
+
+MAX_SOURCES_FOR_SUBSETS = 4
+
+STRATEGIES = ("mince", "avgce", "packllm", "uniform")
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
+
+def analyze_fusion(
+    fusion: Fusion,
+    *,
+    strategies: Sequence[str] = STRATEGIES,
+    granularities: Sequence[Granularity] = GRANULARITIES,
+    progress: Progress = ignore_progress,
+) -> Forecast:
+    """Forecast a fusion.
+
+    Args:
+        fusion: what to look at; its recipe's strategy is looked at too.
+        strategies: names of registered strategies, other than `single`, for all sources together.
+        granularities: units to weigh them by.
+        progress: told the target tokens done. More than four sources take further passes, each
+            counted anew in the total.
+
+    Raises:
+        InvalidInputError: no such strategy.
+        IncompatibleError: a source's rows are samples: they are right in the mean, but say nothing
+            of a label that was not drawn.
+        NonFiniteError, CorruptionError: a cache is damaged.
+    """
+    count = len(fusion.sources)
+    recipe = fusion.recipe
+    for name in strategies:
+        get_strategy(name)
+    sampled = [source.name for source in fusion.sources if source.draws]
+    if sampled:
+        raise IncompatibleError(
+            f"The rows of {', '.join(sampled)} are samples, and a label that was not drawn is not "
+            "impossible: the log of its probability cannot be told from them. Forecast with caches "
+            "of selection top-k or top-p; one of the held-out split is enough."
+        )
+    if count > 1 and "single" in strategies:
+        raise InvalidInputError(
+            "Strategy 'single' is for one source; every source's figures alone are in the forecast."
+        )
+    everyone = tuple(range(count))
+    names = dict.fromkeys([*strategies, recipe.strategy]) if count > 1 else ()
+    units = dict.fromkeys([*granularities, recipe.granularity])
+    full = _unique(Mixture.of(name, unit, everyone) for name in names for unit in units)
+
+    def grown(members: Sequence[int]) -> Mixture:
+        return Mixture.of(recipe.strategy, recipe.granularity, tuple(members))
+
+    few = count <= MAX_SOURCES_FOR_SUBSETS
+    sizes = range(1, count + 1) if few else (1, count)
+    subsets = [grown(members) for size in sizes for members in combinations(everyone, size)]
+    later_passes = 0 if few else count - 2
+    run = _Passes(fusion, (1 + later_passes) * fusion.num_tokens, progress)
+
+    whole = SplitTally()
+    sources = [SourceTally(index) for index in everyone]
+    pairs = [PairTally(*pair) for pair in combinations(everyone, 2)]
+    mixtures = run.over(_unique([*full, *subsets]), [whole, *sources, *pairs])
+
+    growth: list[Mixture] = []
+    while len(growth) < count:
+        members = growth[-1].members if growth else ()
+        candidates = [
+            grown(sorted([*members, index])) for index in everyone if index not in members
+        ]
+        missing = [mixture for mixture in candidates if mixture not in mixtures]
+        if missing:
+            mixtures |= run.over(missing)
+        growth.append(min(candidates, key=lambda mixture: mixtures[mixture].rank))
+
+    def told(mixture: Mixture) -> MixtureForecast:
+        return mixtures[mixture].forecast(fusion, whole)
+
+    return Forecast(
+        recipe=recipe,
+        num_positions=fusion.num_tokens,
+        num_predicted=whole.predicted,
+        num_bytes=whole.num_bytes,
+        common=mean(whole.common, whole.predicted) or 0.0,
+        sources=tuple(
+            tally.forecast(fusion, whole, told(grown([tally.index]))) for tally in sources
+        ),
+        agreements=tuple(tally.forecast(fusion) for tally in pairs),
+        strategies=tuple(map(told, full)),
+        growth=tuple(map(told, growth)),
+        subsets=tuple(map(told, subsets)) if few else (),
+    )
+
+
+class _Passes:
+    """Goes over the split, each time filling what is to be known then."""
+
+    def __init__(self, fusion: Fusion, total: int, progress: Progress) -> None:
+        self._fusion, self._total, self._progress = fusion, total, progress
+        self._done = 0
+
+    def over(
+        self, mixtures: Sequence[Mixture], others: Sequence[Tally] = ()
+    ) -> dict[Mixture, MixtureTally]:
+        """One pass: the filled tallies of the mixtures; `others` are filled too."""
+        tallies = {mixture: MixtureTally(mixture) for mixture in mixtures}
+        for part in read_parts(self._fusion, [mixture.granularity for mixture in mixtures]):
+            for tally in [*others, *tallies.values()]:
+                tally.add(part)
+            self._done += part.num_positions
+            self._progress(self._done, self._total)
+        return tallies
+
+
+def _unique(mixtures: Iterable[Mixture]) -> list[Mixture]:
+    return list(dict.fromkeys(mixtures))

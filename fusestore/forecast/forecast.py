@@ -1,0 +1,233 @@
+"""`Forecast`: what caches alone tell about fusing them, before anything is trained.
+
+docs/fusion.md defines every number and says what none of them can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fusestore.fuse.recipe import Granularity, Recipe
+from fusestore.store.manifest import Frozen
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, column names, rows."""
+
+
+class MixtureForecast(Frozen):
+    """How well one way of fusing predicts the target's own next tokens.
+
+    A value is None where there is nothing to measure. `covered`, the next three and the last two
+    are over the positions that this mixture supervises; they are comparable between mixtures that
+    cover the same positions. `common_bits_per_byte` always is.
+
+    Attributes:
+        strategy: what weighs the sources; `single` for one.
+        granularity: the unit of weighting; None where that makes no difference.
+        sources: names of the caches.
+        covered: share of the predicted positions that have a distribution.
+        nats_per_token: mean of −log p(next token), before the mixture is cut to `top_k` entries.
+        bits_per_byte: the same by the bytes of those tokens.
+        stored_bits_per_byte: the same of the rows as they would be stored, a next token outside
+            the `top_k` entries having an even share of the tail.
+        common_bits_per_byte: `bits_per_byte` over the positions that every source may supervise.
+        label_in_tail: share of next tokens outside the stored entries.
+        tail_mass: mean mass outside the stored entries.
+    """
+
+    strategy: str
+    granularity: Granularity | None
+    sources: tuple[str, ...]
+    covered: float
+    nats_per_token: float | None
+    bits_per_byte: float | None
+    stored_bits_per_byte: float | None
+    common_bits_per_byte: float | None
+    label_in_tail: float | None
+    tail_mass: float | None
+
+
+class SourceForecast(Frozen):
+    """What one source brings. Shares lie in [0, 1]; None where nothing was measured.
+
+    Attributes:
+        cache: its name.
+        exact: whether it has the target's tokenizer, so that its figures are the model's own.
+        own_bits_per_byte: over its own tokens, whatever its tokenizer: the model's quality.
+        alone: what it teaches when it is the only source.
+        positions_span: share of target positions aligned to it by equal end offsets.
+        positions_mined: share aligned by minimum edit distance alone.
+        tail_mass: mean mass outside its cached entries, over the positions it may supervise.
+        unmapped_mass: mean mass lost because the vocabulary map sends its tokens nowhere.
+        label_guessed: share of next tokens whose probability its cache does not tell, so that they
+            count with an even share of the tail.
+        documents: documents it takes part in.
+        documents_won: share of the documents where its score is the lowest.
+        document_margin: mean of how much lower than the next best, over those.
+        tokens_won: share of the common positions where it finds the next token likeliest.
+        token_margin: mean of by how many bits more likely than the next best does, over those.
+    """
+
+    cache: str
+    exact: bool
+    own_bits_per_byte: float | None
+    alone: MixtureForecast
+    positions_span: float
+    positions_mined: float
+    tail_mass: float | None
+    unmapped_mass: float | None
+    label_guessed: float | None
+    documents: int
+    documents_won: float
+    document_margin: float | None
+    tokens_won: float | None
+    token_margin: float | None
+
+
+class Agreement(Frozen):
+    """How alike two sources are, over the positions that both may supervise.
+
+    Attributes:
+        first, second: names of the caches.
+        num_positions: how many positions those are.
+        divergence: mean KL(first ‖ second) of the projected distributions, in nats.
+        divergence_back: mean KL(second ‖ first).
+        same_top: share where both find the same target token likeliest.
+    """
+
+    first: str
+    second: str
+    num_positions: int
+    divergence: float | None
+    divergence_back: float | None
+    same_top: float | None
+
+
+class Forecast(Frozen):
+    """A forecast over one split.
+
+    Attributes:
+        recipe: the fusion that was looked at; its strategy and granularity are those of `growth`
+            and `subsets`.
+        num_positions: target tokens of the split.
+        num_predicted: those with a next token in their document.
+        num_bytes: bytes those next tokens stand for.
+        common: share of the predicted positions that every source may supervise.
+        sources: in the recipe's order.
+        agreements: of every two sources.
+        strategies: of all sources together.
+        growth: of 1, 2, … all sources, each time with the source that helps the common positions
+            most: what another source is worth.
+        subsets: of every choice of sources, smallest first; empty for more than four sources.
+    """
+
+    recipe: Recipe
+    num_positions: int
+    num_predicted: int
+    num_bytes: int
+    common: float
+    sources: tuple[SourceForecast, ...]
+    agreements: tuple[Agreement, ...]
+    strategies: tuple[MixtureForecast, ...]
+    growth: tuple[MixtureForecast, ...]
+    subsets: tuple[MixtureForecast, ...]
+
+    def tables(self) -> Iterator[Table]:
+        """What a person wants to see."""
+        yield (
+            f"Sources on {self.num_predicted:,} target tokens of split {self.recipe.split!r}; "
+            f"{_share(self.common)} are common to all",
+            [
+                *["source", "own bits/byte", "bits/byte", "stored", "common", "nats/token"],
+                *["documents won", "by", "tokens won", "by bits"],
+            ],
+            [
+                [
+                    source.cache,
+                    _number(source.own_bits_per_byte),
+                    _number(source.alone.bits_per_byte),
+                    _number(source.alone.stored_bits_per_byte),
+                    _number(source.alone.common_bits_per_byte),
+                    _number(source.alone.nats_per_token),
+                    _share(source.documents_won),
+                    _number(source.document_margin),
+                    _share(source.tokens_won),
+                    _number(source.token_margin),
+                ]
+                for source in self.sources
+            ],
+        )
+        yield (
+            "What the target can see of each source",
+            [
+                *["source", "span", "mined", "unaligned"],
+                *["unmapped", "tail", "label in tail", "label guessed"],
+            ],
+            [
+                [
+                    source.cache,
+                    _share(source.positions_span),
+                    _share(source.positions_mined),
+                    _share(1 - source.positions_span - source.positions_mined),
+                    _share(source.unmapped_mass),
+                    _share(source.tail_mass),
+                    _share(source.alone.label_in_tail),
+                    _share(source.label_guessed),
+                ]
+                for source in self.sources
+            ],
+        )
+        if self.strategies:
+            yield _mixture_table("Strategies over all sources", self.strategies)
+        if len(self.growth) > 1:
+            yield _mixture_table("One source more each time", self.growth)
+        if self.agreements:
+            yield (
+                "Agreement between sources",
+                ["sources", "positions", "KL nats", "KL back", "same top token"],
+                [
+                    [
+                        f"{pair.first} · {pair.second}",
+                        f"{pair.num_positions:,}",
+                        _number(pair.divergence),
+                        _number(pair.divergence_back),
+                        _share(pair.same_top),
+                    ]
+                    for pair in self.agreements
+                ],
+            )
+
+
+def _mixture_table(title: str, mixtures: tuple[MixtureForecast, ...]) -> Table:
+    return (
+        title,
+        [
+            *["strategy", "by", "sources", "covered", "bits/byte", "stored", "common"],
+            *["nats/token", "tail", "label in tail"],
+        ],
+        [
+            [
+                mixture.strategy,
+                mixture.granularity or "-",
+                " + ".join(mixture.sources),
+                _share(mixture.covered),
+                _number(mixture.bits_per_byte),
+                _number(mixture.stored_bits_per_byte),
+                _number(mixture.common_bits_per_byte),
+                _number(mixture.nats_per_token),
+                _share(mixture.tail_mass),
+                _share(mixture.label_in_tail),
+            ]
+            for mixture in mixtures
+        ],
+    )
+
+
+def _number(value: float | None) -> str:
+    """Four decimals, or a dash."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    """A percentage, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,220 @@
+"""Tallies: the sums that a forecast's figures are made of, part by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fusestore.forecast.divergence import MAX_NATS, divergence, same_top
+from fusestore.forecast.forecast import Agreement, MixtureForecast, SourceForecast
+from fusestore.forecast.observation import BoolArray, FloatArray, Part, is_kept
+from fusestore.fuse.combine import mix
+from fusestore.fuse.fusion import Fusion
+from fusestore.fuse.recipe import Granularity
+from fusestore.fuse.scores import label_nats
+from fusestore.fuse.shard import KIND, weigh
+from fusestore.fuse.strategies import SCORE_FREE, get_strategy
+
+
+class Tally(Protocol):
+    """Something that is counted over all parts of a split, once each."""
+
+    def add(self, part: Part) -> None:
+        """Count a part."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A strategy by a granularity over some of the sources, by index."""
+
+    strategy: str
+    granularity: Granularity
+    members: tuple[int, ...]
+
+    @classmethod
+    def of(cls, strategy: str, granularity: Granularity, members: tuple[int, ...]) -> Mixture:
+        """One name for what is the same: one source alone, or a strategy that needs no scores."""
+        if len(members) == 1:
+            strategy = "single"
+        return cls(strategy, "document" if strategy in SCORE_FREE else granularity, members)
+
+
+class SplitTally:
+    """Counts over the whole split."""
+
+    def __init__(self) -> None:
+        self.predicted = self.num_bytes = self.common = self.documents = 0
+
+    def add(self, part: Part) -> None:
+        """Count a part."""
+        self.predicted += int(part.predicted.sum())
+        self.num_bytes += int(part.label_bytes.sum())
+        self.common += int(part.common.sum())
+        self.documents += int(part.counted.sum())
+
+
+class MixtureTally:
+    """Sums over the positions that a mixture supervises."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+        self.covered = self.num_bytes = self.common_bytes = self.in_tail = 0
+        self.nats = self.stored_nats = self.common_nats = self.tail_mass = 0.0
+
+    def add(self, part: Part) -> None:
+        """Weigh, look up the next tokens, and mix as materialising would."""
+        fusion, mixture = part.fusion, self.mixture
+        members = list(mixture.members)
+        scores, unit = part.scores[mixture.granularity]
+        fixed = np.array([fusion.recipe.sources[index].weight for index in members])
+        weights = weigh(mixture.strategy, fixed, scores[:, members], unit, part.allowed[:, members])
+        covered = np.flatnonzero(part.predicted & (weights > 0).any(axis=1))
+        weights, rows = weights[covered], part.rows[covered[:, None], members]
+        labels, label_bytes = part.labels[covered], part.label_bytes[covered]
+        with np.errstate(divide="ignore"):
+            terms = np.log(weights) + part.label_logprob[covered[:, None], members]
+        nats = np.minimum(-np.logaddexp.reduce(terms, axis=1), MAX_NATS)
+        ids, logprobs, tail = mix(rows, weights, *part.projected, fusion.recipe.top_k)
+
+        common = part.common[covered]
+        self.covered += len(covered)
+        self.num_bytes += int(label_bytes.sum())
+        self.nats += float(nats.sum())
+        self.stored_nats += float(label_nats(ids, logprobs, tail, labels, fusion.vocab_size).sum())
+        self.in_tail += int((~is_kept(ids, logprobs, labels)).sum())
+        self.tail_mass += float(np.exp(tail.astype(np.float64)).sum())
+        self.common_nats += float(nats[common].sum())
+        self.common_bytes += int(label_bytes[common].sum())
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """What greedy growth minimises; what cannot be measured comes last."""
+        bits = _bits(self.common_nats, self.common_bytes)
+        return (True, 0.0) if bits is None else (False, bits)
+
+    def forecast(self, fusion: Fusion, whole: SplitTally) -> MixtureForecast:
+        """The figures."""
+        mixture = self.mixture
+        return MixtureForecast(
+            strategy=mixture.strategy,
+            granularity=None if mixture.strategy in SCORE_FREE else mixture.granularity,
+            sources=tuple(fusion.sources[index].name for index in mixture.members),
+            covered=mean(self.covered, whole.predicted) or 0.0,
+            nats_per_token=mean(self.nats, self.covered),
+            bits_per_byte=_bits(self.nats, self.num_bytes),
+            stored_bits_per_byte=_bits(self.stored_nats, self.num_bytes),
+            common_bits_per_byte=_bits(self.common_nats, self.common_bytes),
+            label_in_tail=mean(self.in_tail, self.covered),
+            tail_mass=mean(self.tail_mass, self.covered),
+        )
+
+
+class SourceTally:
+    """Sums over the documents of a source and over the positions it may supervise."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.documents = self.documents_won = self.documents_compared = 0
+        self.span = self.mined = self.allowed = self.labelled = self.guessed = 0
+        self.own_bytes = self.tokens_won = self.tokens_compared = 0
+        self.own_nats = self.unmapped = self.tail = 0.0
+        self.document_margin = self.token_margin = 0.0
+
+    def add(self, part: Part) -> None:
+        """Count a part; a document where it begins."""
+        index, kinds = self.index, part.kinds[:, self.index]
+        counted = part.counted & part.takes_part[:, index]
+        self.documents += int(counted.sum())
+        self.own_nats += float(part.amounts[index].nats[counted].sum())
+        self.own_bytes += int(part.amounts[index].num_bytes[counted].sum())
+        won, margin = _wins(part.document_scores[part.counted], index)
+        self.documents_won += int(won.sum())
+        self.documents_compared += int(np.isfinite(margin[won]).sum())
+        self.document_margin += float(margin[won & np.isfinite(margin)].sum())
+
+        rows = part.rows[part.allowed[:, index], index]
+        self.span += int((kinds == KIND["span"]).sum())
+        self.mined += int((kinds == KIND["mined"]).sum())
+        self.allowed += len(rows)
+        self.unmapped += float(part.unmapped[rows].sum())
+        self.tail += float(np.exp(part.projected[2][rows].astype(np.float64)).sum())
+        labelled = part.allowed[:, index] & part.predicted
+        self.labelled += int(labelled.sum())
+        self.guessed += int((~part.label_found[labelled, index]).sum())
+        won, margin = _wins(-part.label_logprob[part.common], index)
+        self.tokens_won += int(won.sum())
+        self.tokens_compared += int(np.isfinite(margin[won]).sum())
+        self.token_margin += float(margin[won & np.isfinite(margin)].sum())
+
+    def forecast(self, fusion: Fusion, whole: SplitTally, alone: MixtureForecast) -> SourceForecast:
+        """The figures, with those of the source as the only one."""
+        source = fusion.sources[self.index]
+        margin = mean(self.token_margin, self.tokens_compared)
+        # A projected row's tail is its cached tail and what the map sends nowhere.
+        tail = mean(max(0.0, self.tail - self.unmapped), self.allowed)
+        return SourceForecast(
+            cache=source.name,
+            exact=source.target_id is None and source.alignment is None,
+            own_bits_per_byte=_bits(self.own_nats, self.own_bytes),
+            alone=alone,
+            positions_span=self.span / fusion.num_tokens,
+            positions_mined=self.mined / fusion.num_tokens,
+            tail_mass=tail,
+            unmapped_mass=mean(self.unmapped, self.allowed),
+            label_guessed=mean(self.guessed, self.labelled),
+            documents=self.documents,
+            documents_won=mean(self.documents_won, whole.documents) or 0.0,
+            document_margin=mean(self.document_margin, self.documents_compared),
+            tokens_won=mean(self.tokens_won, whole.common),
+            token_margin=None if margin is None else margin / float(np.log(2.0)),
+        )
+
+
+def _wins(scores: FloatArray, index: int) -> tuple[BoolArray, FloatArray]:
+    """Where a source's score is the lowest, bool [n], and by how much; +inf or NaN if alone."""
+    won: BoolArray = get_strategy("mince")(scores, np.ones(scores.shape[1]))[:, index] > 0
+    others = np.where(np.isnan(scores), np.inf, scores)
+    others[:, index] = np.inf
+    with np.errstate(invalid="ignore"):
+        return won, others.min(axis=1, initial=np.inf) - scores[:, index]
+
+
+class PairTally:
+    """Sums over the positions that two sources may supervise."""
+
+    def __init__(self, first: int, second: int) -> None:
+        self.first, self.second = first, second
+        self.num_positions = self.same = 0
+        self.forth = self.back = 0.0
+
+    def add(self, part: Part) -> None:
+        """Compare the two at every position of a part."""
+        both = part.allowed[:, self.first] & part.allowed[:, self.second]
+        one = part.projected_rows(part.rows[both, self.first])
+        other = part.projected_rows(part.rows[both, self.second])
+        self.num_positions += int(both.sum())
+        self.forth += float(divergence(one, other, part.fusion.vocab_size).sum())
+        self.back += float(divergence(other, one, part.fusion.vocab_size).sum())
+        self.same += int(same_top(one, other).sum())
+
+    def forecast(self, fusion: Fusion) -> Agreement:
+        """The figures."""
+        return Agreement(
+            first=fusion.sources[self.first].name,
+            second=fusion.sources[self.second].name,
+            num_positions=self.num_positions,
+            divergence=mean(self.forth, self.num_positions),
+            divergence_back=mean(self.back, self.num_positions),
+            same_top=mean(self.same, self.num_positions),
+        )
+
+
+def mean(amount: float, count: int) -> float | None:
+    """`amount / count`, None where nothing was counted."""
+    return amount / count if count else None
+
+
+def _bits(nats: float, num_bytes: int) -> float | None:
+    return nats / float(np.log(2.0)) / num_bytes if num_bytes else None

@@ -1,0 +1,48 @@
+"""Where the windows of a fused dataset begin: how documents are packed into them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard
+
+Packing = Literal["stream", "document"]
+"""`stream`: documents lie end to end, cut every `window_length` tokens. `document`: no window holds
+tokens of two documents; each document's last window is as short as it comes out."""
+
+
+def window_starts(
+    document_offsets: npt.NDArray[np.int64], window_length: int, packing: Packing
+) -> npt.NDArray[np.int64]:
+    """The first position of each window, and the end of the last.
+
+    Args:
+        document_offsets: int64 [D + 1]: document i is positions `[value[i], value[i + 1])`.
+        window_length: most positions of a window.
+        packing: see `Packing`.
+
+    Returns:
+        int64 [W + 1], rising: window i is positions `[value[i], value[i + 1])`.
+    """
+    end = document_offsets[-1:]
+    if packing == "stream":
+        return np.concatenate([np.arange(0, end[0], window_length), end])
+    lengths = np.diff(document_offsets)
+    counts = -(-lengths // window_length)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    within = np.arange(int(counts.sum())) - first
+    starts = np.repeat(document_offsets[:-1], counts) + within * window_length
+    return np.concatenate([starts, end])
+
+
+def window_files(starts: npt.NDArray[np.int64]) -> dict[str, bytes]:
+    """The array `window_starts` as files, by path: it is kept where packing is `document`."""
+    rows = (len(starts),)
+    spec = ArraySpec("window_starts", rows, "int64", rows, None, "raw", dimension_names=("window",))
+    return {
+        "window_starts/zarr.json": array_metadata(spec),
+        spec.file_name(0): encode_shard(spec, 0, starts),
+    }

@@ -1,0 +1,1 @@
+"""Losses of sparse fused distributions; pure functions of tensors."""

@@ -1,0 +1,215 @@
+"""The fusion objective over hidden states: the output head and the loss in one, piece by piece.
+
+With a vocabulary of 262,144 the logits of 2,048 tokens take 2 GiB in float32, their gradient as
+much again. Here both exist for one piece of tokens at a time: its logits are made, turned into
+their gradient in place, and multiplied on to the hidden states and the head before the next piece.
+That is the arithmetic of the plain way, nothing is computed twice; only the products' gradients
+are kept, [N, H] and [V, H].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.losses.logit_loss import FusionTerms, scaled
+from fusestore.losses.objective import Divergence, FusionObjective, TailMode
+from fusestore.losses.row_losses import RowLosses, check_batch_shape, compute_dtype, pieces
+
+PRODUCT_LOGITS = {"cpu": 1 << 25}
+"""Logits of one matrix product: 128 MiB in float32, enough to read the head's weights seldom."""
+
+PRODUCT_LOGITS_ELSEWHERE = 1 << 28
+"""1 GiB: an accelerator wants few large products."""
+
+_BLOCK_WEIGHTS = 1 << 22
+
+
+class _Product(NamedTuple):
+    """How logits come about: `dtype` of the matrix products, cap c of c · tanh(logits / c)."""
+
+    dtype: torch.dtype
+    softcap: float | None
+
+
+def linear_fusion_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    batch: Mapping[str, Tensor],
+    lm_weight: float = 0.9,
+    temperature: float = 1.0,
+    tail: TailMode = "renormalize",
+    divergence: Divergence = "cross_entropy",
+    *,
+    temperature_squared: bool = True,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """`fusion_loss(hidden @ weight.T + bias, batch, …)` without the logits.
+
+    Args:
+        hidden: as in `linear_fusion_terms`, and so are `weight`, `batch`, `bias` and `softcap`.
+        weight: of the output head.
+        batch: as in `fusestore.losses.logit_loss.fusion_terms`.
+        lm_weight: λ, here and below as in `FusionObjective`.
+        temperature: T.
+        tail: `renormalize` or `ghost`.
+        divergence: `cross_entropy`, `forward_kl`, `reverse_kl` or `jensen_shannon`.
+        temperature_squared: whether the fused term is multiplied by T².
+        bias: of the output head.
+        softcap: of the logits.
+
+    Raises:
+        InvalidInputError: a setting outside its range.
+        IncompatibleError: the tensors or the settings do not fit each other.
+    """
+    objective = FusionObjective(lm_weight, temperature, tail, divergence, temperature_squared)
+    return linear_fusion_terms(hidden, weight, batch, objective, bias=bias, softcap=softcap).loss
+
+
+def linear_fusion_terms(
+    hidden: Tensor,
+    weight: Tensor,
+    batch: Mapping[str, Tensor],
+    objective: FusionObjective | None = None,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> FusionTerms:
+    """`fusion_terms(hidden @ weight.T + bias, batch, objective)` without the logits.
+
+    Under autocast the products run in its dtype, like those of a linear layer; the gradient of
+    the weights is added up in float32 over the pieces.
+
+    Args:
+        hidden: [B, L, H], what the output head reads.
+        weight: [V, H] of the output head; may be tied to the embeddings.
+        batch: as in `fusestore.losses.logit_loss.fusion_terms`.
+        objective: the default one unless given.
+        bias: [V] of the output head.
+        softcap: c; the logits are c · tanh(· / c), as in Gemma 2.
+
+    Raises:
+        InvalidInputError: a cap that is not a positive number.
+        IncompatibleError: the tensors do not fit each other, or products would run in float16,
+            where these gradients underflow.
+    """
+    check_batch_shape(batch, hidden.shape, "Hidden states")
+    if (
+        weight.dim() != 2
+        or weight.shape[1] != hidden.shape[2]
+        or (bias is not None and bias.shape != weight.shape[:1])
+    ):
+        raise IncompatibleError(
+            f"Hidden states of shape {tuple(hidden.shape)} do not fit a head of shape "
+            f"{tuple(weight.shape)} and a bias of shape "
+            f"{None if bias is None else tuple(bias.shape)}: expected [B, L, H], [V, H] and [V]."
+        )
+    if softcap is not None and not 0.0 < softcap < float("inf"):
+        raise InvalidInputError(f"softcap is {softcap}; it must be a positive number or None.")
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    if dtype == torch.float16:
+        raise IncompatibleError(
+            "The head's products would run in float16, in which the gradients of a mean over many "
+            "tokens underflow. Use bfloat16 or float32, or fusion_loss over the logits."
+        )
+    rows = RowLosses(batch, len(weight), objective or FusionObjective(), compute_dtype(dtype))
+    loss, lm, fused = _LinearFusionLoss.apply(  # type: ignore[no-untyped-call]
+        hidden.reshape(-1, hidden.shape[-1]), weight, bias, rows, _Product(dtype, softcap)
+    )
+    return FusionTerms(loss, lm, fused)
+
+
+class _LinearFusionLoss(torch.autograd.Function):
+    """Loss and gradients over flat hidden states [N, H]; ready after the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - autograd's context has no public type
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: RowLosses,
+        product: _Product,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        by_hidden, by_weight, by_bias = ctx.needs_input_grad[:3]
+        sums = compute_dtype(product.dtype)
+        grad_hidden = torch.empty_like(hidden, dtype=product.dtype) if by_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=sums) if by_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=sums) if by_bias and bias is not None else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            head = weight.to(product.dtype)
+            for here in _products(len(hidden), len(weight), hidden.device):
+                inputs = hidden[here].to(product.dtype)
+                logits = inputs @ head.T
+                if bias is not None:
+                    logits += bias.to(product.dtype)
+                gradient = _replace_by_gradient(logits.to(sums), rows, here.start, product.softcap)
+                if grad_bias is not None:
+                    grad_bias += gradient.sum(0)
+                gradient = gradient.to(product.dtype)
+                if grad_hidden is not None:
+                    torch.mm(gradient, head, out=grad_hidden[here])
+                if grad_weight is not None:
+                    _add_product(grad_weight, gradient, inputs)
+        # Saved this way autograd lets go of them as soon as they are used.
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        loss, lm, fused = rows.terms()
+        ctx.mark_non_differentiable(lm, fused)
+        return loss, lm, fused
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad_loss: Tensor,
+        _grad_lm: Tensor,
+        _grad_fused: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        hidden, weight, bias = (
+            None if gradient is None else scaled(gradient, grad_loss, dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return hidden, weight, bias, None, None
+
+
+def _products(num_rows: int, vocab_size: int, device: torch.device) -> list[slice]:
+    size = PRODUCT_LOGITS.get(device.type, PRODUCT_LOGITS_ELSEWHERE)
+    step = max(1, size // vocab_size)
+    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+
+
+def _replace_by_gradient(
+    logits: Tensor, rows: RowLosses, start: int, softcap: float | None
+) -> Tensor:
+    """Put d loss / d logits in the place of the logits of rows `start`… [n, V]."""
+    for here in pieces(logits):
+        piece = logits[here]
+        if softcap is None:
+            rows.replace_by_gradient(piece, start + here.start)
+        else:
+            piece.div_(softcap).tanh_()
+            # d (c · tanh(x / c)) / dx
+            slope = 1.0 - piece.square()
+            piece.mul_(softcap)
+            rows.replace_by_gradient(piece, start + here.start)
+            piece.mul_(slope)
+    return logits
+
+
+def _add_product(sums: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+    """Add gradient.T [V, n] @ inputs [n, H] to `sums` [V, H], in its dtype."""
+    if sums.dtype == gradient.dtype:
+        sums.addmm_(gradient.T, inputs)
+        return
+    step = max(1, _BLOCK_WEIGHTS // sums.shape[1])
+    for start in range(0, len(sums), step):
+        block = slice(start, start + step)
+        sums[block] += gradient[:, block].T @ inputs

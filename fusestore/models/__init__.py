@@ -1,0 +1,1 @@
+"""Models: found, converted, loaded, and their logits."""

@@ -1,7 +1,0 @@
-"""Sharing: copying things between stores, only what is missing, checked on the way."""
-
-from __future__ import annotations
-
-from fusestore.sharing.run import Shared, copy_things, sync_stores
-
-__all__ = ["Shared", "copy_things", "sync_stores"]

@@ -1,0 +1,304 @@
+"""`Location`: a file or folder, on local disk or behind any fsspec URL, with one set of verbs.
+
+Local paths go through `os` directly, because durability needs calls that fsspec does not offer
+(see `publish.py`). Remote filesystems are opened lazily and once per process, so a `Location`
+can be pickled and sent to workers, and nothing remote is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusestore.errors import InvalidInputError, NotFoundError, StorageError
+from fusestore.storage import ranges, s3
+from fusestore.storage.retries import patient
+
+_REMOTE_FILESYSTEMS: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
+"""Open remote filesystems by (process id, protocol, options): never shared across a fork."""
+
+_BYTES_PER_REQUEST = 32 * 2**20
+"""A larger S3 object is read in pieces of this size, several at a time."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder. `url` has no trailing slash; local ones are absolute paths.
+
+    Attributes:
+        url: an absolute local path, or `protocol://…`.
+        storage_options: passed to the fsspec filesystem, as sorted pairs; empty for local paths.
+    """
+
+    url: str
+    storage_options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def parse(
+        cls,
+        target: str | os.PathLike[str] | Location,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> Location:
+        """Make a `Location` of a path, a `file://` URL or any other fsspec URL."""
+        if isinstance(target, Location):
+            return target
+        text = os.fspath(target)
+        if not text:
+            raise InvalidInputError("A store path or URL is empty: give a folder or a URL.")
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        if "://" not in text:
+            return cls(str(Path(text).expanduser().absolute()))
+        options = tuple(sorted((storage_options or {}).items()))
+        return cls(text.rstrip("/"), options)
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(f"{self.url}/{name}", self.storage_options)
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Location:
+        """The folder this lies in."""
+        return Location(self.url.rsplit("/", 1)[0], self.storage_options)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of this machine's filesystem."""
+        return "://" not in self.url
+
+    @property
+    def path(self) -> Path:
+        """The local path.
+
+        Raises:
+            InvalidInputError: for a remote location.
+        """
+        if not self.is_local:
+            raise InvalidInputError(f"{self.url} is not a local path.")
+        return Path(self.url)
+
+    @property
+    def filesystem(self) -> Any:  # noqa: ANN401 - fsspec is untyped
+        """The fsspec filesystem of a remote location, opened on first use in this process."""
+        protocol = self.url.split("://", 1)[0]
+        key = (os.getpid(), protocol, self.storage_options)
+        if key not in _REMOTE_FILESYSTEMS:
+            _REMOTE_FILESYSTEMS[key] = _open_filesystem(protocol, dict(self.storage_options))
+        return _REMOTE_FILESYSTEMS[key]
+
+    @patient
+    def exists(self) -> bool:
+        """Whether a file or folder is here."""
+        if self.is_local:
+            return self.path.exists()
+        return bool(self.filesystem.exists(self.url))
+
+    @patient
+    def size(self) -> int:
+        """Bytes in the file.
+
+        Raises:
+            NotFoundError: no such file.
+        """
+        if self.is_local:
+            return self.path.stat().st_size
+        return int(self.filesystem.size(self.url))
+
+    @patient
+    def read_bytes(self) -> bytes:
+        """The whole file.
+
+        Raises:
+            NotFoundError: no such file.
+            AccessDeniedError: the storage refused.
+            StorageError: it came back shorter than the storage says it is, again and again.
+        """
+        if self.is_local:
+            return self.path.read_bytes()
+        if not self._is_s3:
+            return bytes(self.filesystem.cat_file(self.url))
+        entry = self.filesystem.info(self.url)
+        if entry["type"] != "file":
+            raise FileNotFoundError(self.url)
+        size = int(entry["size"])
+        starts = range(0, size, _BYTES_PER_REQUEST)
+        ends = [min(start + _BYTES_PER_REQUEST, size) for start in starts]
+        pieces = self.filesystem.cat_ranges(
+            [self.url] * len(starts), [*starts], ends, on_error="raise"
+        )
+        data = b"".join(pieces)
+        if len(data) != size:
+            raise StorageError(f"{self.url} came back as {len(data):,} of its {size:,} bytes.")
+        return data
+
+    @patient
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Bytes `[start, stop)` of the file; fewer only where the file ends before.
+
+        Raises:
+            NotFoundError: no such file.
+            StorageError: fewer bytes came back than the file has there, again and again.
+        """
+        return self._read_whole_range(start, stop)
+
+    def _read_whole_range(self, start: int, stop: int) -> bytes:
+        """What `read_range` gives, tried once."""
+        data = self._read_range(start, stop)
+        if len(data) != stop - start and not self.is_local:
+            expected = max(0, min(stop, int(self.filesystem.size(self.url))) - start)
+            if len(data) != expected:
+                raise StorageError(
+                    f"Bytes {start:,} to {stop:,} of {self.url} came back as {len(data):,} "
+                    f"instead of {expected:,}."
+                )
+        return data
+
+    @patient
+    def read_into(self, start: int, target: memoryview, *, whole: bool = False) -> int:
+        """Fill memory with the file's bytes from `start`.
+
+        Args:
+            start: the first byte.
+            target: of bytes, writable.
+            whole: whether it is as large as the file should be. No range is asked for then, which
+                is less work for some servers; a file that is larger is read as far.
+
+        Returns:
+            How many bytes there were: fewer than asked for only where the file ends before.
+
+        Raises:
+            NotFoundError: no such file.
+            StorageError: fewer bytes came back than the file has there, again and again.
+        """
+        if ranges.can_read_into(self.url, self.storage_options):
+            return ranges.read_into(self.url, self.storage_options, start, target, whole=whole)
+        data = self._read_whole_range(start, start + len(target))
+        target[: len(data)] = data
+        return len(data)
+
+    @patient
+    def read_prefix(self, limit: int) -> bytes:
+        """The file's first bytes, `limit` at most, in one request.
+
+        Only for files that tell by themselves whether they are whole, as manifests do.
+        """
+        return self._read_range(0, limit)
+
+    def _read_range(self, start: int, stop: int) -> bytes:
+        if self.is_local:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
+        # Files of huggingface_hub read 5 MiB further than they are asked to.
+        exactly = {"cache_type": "none"} if self.url.startswith("hf://") else {}
+        try:
+            return bytes(self.filesystem.cat_file(self.url, start=start, end=stop, **exactly))
+        except OSError as error:
+            # S3 refuses a range that begins at or after the end of the object.
+            if error.errno == errno.EINVAL and "range" in str(error):
+                return b""
+            raise
+
+    @property
+    def _is_s3(self) -> bool:
+        return self.url.startswith(s3.SCHEMES)
+
+    def list_recursive(self) -> list[str]:
+        """Paths of all files below the folder, relative to it, sorted."""
+        return sorted(self.sizes())
+
+    @patient
+    def sizes(self) -> dict[str, int]:
+        """Every file below the folder, by its path relative to it, with its bytes.
+
+        One listing on object storage. Empty when there is no folder; a file is listed alone,
+        under the empty name.
+        """
+        if self.is_local:
+            if self.path.is_file():
+                return {"": self.path.stat().st_size}
+            found = {}
+            for path in self.path.rglob("*"):
+                # A writer's temporary file may be gone by now.
+                with contextlib.suppress(FileNotFoundError):
+                    if path.is_file():
+                        found[path.relative_to(self.path).as_posix()] = path.stat().st_size
+            return found
+        filesystem = self.filesystem
+        own = filesystem._strip_protocol(self.url).rstrip("/")
+        return {
+            path.removeprefix(own).removeprefix("/"): int(entry["size"])
+            for path, entry in filesystem.find(self.url, detail=True).items()
+            if path == own or path.startswith(f"{own}/")
+        }
+
+    @patient
+    def _names(self) -> list[str]:
+        if self.is_local:
+            folder = self.path
+            return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        entries = self.filesystem.ls(self.url, detail=False)
+        names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
+        return sorted(names - {self.name, ""})
+
+    def list(self) -> list[str]:
+        """Names directly inside the folder, sorted; empty when there is no folder."""
+        try:
+            return self._names()
+        except NotFoundError:
+            return []
+
+    @patient
+    def delete(self) -> None:
+        """Remove the file or the whole folder; nothing happens when it is absent."""
+        if self.is_local:
+            if self.path.is_dir():
+                shutil.rmtree(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
+        elif self.filesystem.exists(self.url):
+            # Somebody else may have removed it in between.
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.rm(self.url, recursive=True)
+
+
+def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: ANN401
+    import fsspec
+
+    settings: dict[str, Any] = dict(options)
+    if protocol in ("s3", "s3a"):
+        # A listing cache would hide what other writers publish.
+        settings = {
+            "use_listings_cache": False,
+            "skip_instance_cache": True,
+            "config_kwargs": dict(s3.REQUEST_SETTINGS),
+            **settings,
+        }
+        endpoint = s3.endpoint_of_environment()
+        if endpoint and "endpoint_url" not in settings:
+            settings["endpoint_url"] = endpoint
+    try:
+        filesystem = fsspec.filesystem(protocol, **settings)
+    except (ImportError, ValueError) as error:
+        raise InvalidInputError(
+            f"{protocol}:// is not a storage that can be opened here ({error}). "
+            "Use a local path, s3://, or install the fsspec package for it."
+        ) from error
+    if protocol in ("s3", "s3a"):
+        # botocore repeats a request and we repeat the verb: a third loop in between would
+        # multiply the time until a storage that is gone is called so.
+        filesystem.retries = 1
+    return filesystem

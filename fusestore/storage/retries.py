@@ -1,0 +1,127 @@
+"""What storages raise becomes our errors, and what fails in passing is tried again.
+
+Object storage answers some requests with 500 or 503, drops connections and cuts bodies; none of
+that says anything about the data. Every verb on a remote `Location` is therefore repeated a few
+times. That is safe because each verb may be repeated: reading, listing, deleting, writing the same
+bytes, and create-only writing, which recognises its own earlier success by the bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from fusestore.errors import AccessDeniedError, FusestoreError, NotFoundError, StorageError
+
+if TYPE_CHECKING:
+    from fusestore.storage.location import Location
+
+ATTEMPTS = 6
+"""Times a verb on a remote location is tried before its failure is the caller's."""
+
+FIRST_WAIT_S = 0.2
+"""Mean wait before the second attempt; each later one is twice as long: six seconds in all."""
+
+_HUB_ATTEMPTS = 2
+"""Instead, on `hf://`: its client repeats most requests itself, for twenty seconds."""
+
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "httpx", "httpx2", "urllib3")
+"""Packages whose errors derive from Exception alone; importing them costs a second."""
+
+_HUB_CLIENTS = ("huggingface_hub", "httpx", "httpx2")
+"""Packages that read `hf://`."""
+
+_PERMANENT = {errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE}
+"""What a storage will answer again however often it is asked."""
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def patient(
+    verb: Callable[Concatenate[Location, _Parameters], _Result],
+) -> Callable[Concatenate[Location, _Parameters], _Result]:
+    """A verb on a location whose failures are our errors, tried again where that may help."""
+
+    @functools.wraps(verb)
+    def attempt(
+        location: Location, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> _Result:
+        attempts = 1 if location.is_local else ATTEMPTS
+        if location.url.startswith("hf://"):
+            attempts = _HUB_ATTEMPTS
+        wait = FIRST_WAIT_S
+        while True:
+            attempts -= 1
+            try:
+                with storage_errors(location):
+                    return verb(location, *args, **kwargs)
+            except StorageError as error:
+                if attempts == 0 or getattr(error.__cause__, "errno", None) in _PERMANENT:
+                    raise
+            # Spread, so that many writers do not come back all at once.
+            time.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            wait *= 2
+
+    return attempt
+
+
+@contextlib.contextmanager
+def storage_errors(location: Location) -> Iterator[None]:
+    """Turn what the operating system, fsspec and botocore raise into our error family."""
+    try:
+        yield
+    except FusestoreError:
+        raise
+    except FileNotFoundError as error:
+        detail = str(error)
+        if "bucket does not exist" in detail.lower() or "NoSuchBucket" in detail:
+            bucket = location.url.split("://", 1)[-1].split("/", 1)[0]
+            raise NotFoundError(
+                f"Bucket {bucket!r} of {location.url} does not exist. "
+                "Create it first; fusestore never creates buckets."
+            ) from error
+        raise NotFoundError(f"{location.url} does not exist.") from error
+    except PermissionError as error:
+        raise _denied(location, error) from error
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            raise
+        # huggingface_hub's, which says so by the status alone.
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise _denied(location, error) from error
+        raise StorageError(f"{location.url} could not be read or written: {error}") from error
+    except Exception as error:
+        if type(error).__module__.split(".", 1)[0] not in _CLIENTS and not (
+            location.url.startswith("hf://") and _lost_session(error)
+        ):
+            raise
+        if "Credentials" in type(error).__name__:
+            raise AccessDeniedError(
+                f"No usable credentials for {location.url} ({error}). "
+                "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use --storage-option."
+            ) from error
+        raise StorageError(f"{location.url} could not be reached: {error}") from error
+
+
+def _lost_session(error: Exception) -> bool:
+    """Whether huggingface_hub's session was closed under the thread that was about to ask.
+
+    All threads share it, and one that could not connect closes it and sets it to None.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    package = str(frame.f_globals["__name__"]).split(".", 1)[0]
+    return isinstance(error, RuntimeError | AttributeError) and package in _HUB_CLIENTS
+
+
+def _denied(location: Location, error: Exception) -> AccessDeniedError:
+    return AccessDeniedError(
+        f"Access to {location.url} was denied ({error}). Check the permissions; for object "
+        "storage, the AWS_* variables or --storage-option; for hf://, HF_TOKEN."
+    )

@@ -1,0 +1,1 @@
+"""What a store is made of: layout, manifests, receipts, arrays, leases, inventory."""

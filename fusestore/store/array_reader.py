@@ -1,0 +1,308 @@
+"""Reading the arrays that `arrays` writes: memory map or ranged reads, checksum, decode.
+
+Equal to zarr-python on every array both can read (a test holds it to that), and different in three
+ways: a missing file or chunk is an error instead of fill values, there is no event loop, and the
+chunks are handed out as they were decoded, so that what comes next can write its result in place.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pcodec import standalone  # type: ignore[import-untyped]
+
+from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
+from fusestore.storage.location import Location
+from fusestore.store.arrays import ABSENT_CHUNK, ArraySpec, ends_in_crc32c
+
+MAX_OPEN_SHARDS = 64
+"""Shards per array whose index (and, locally, memory map) a reader keeps."""
+
+RECENT_CHUNKS = 2
+"""Decoded chunks per array that a reader keeps: documents in order share them. One that was wanted
+whole is not kept, so that a long read decodes into the same few buffers, which stay in the
+processor's cache."""
+
+_Values = npt.NDArray[Any]
+
+
+def read_rows(folder: Location, spec: ArraySpec, start: int, stop: int) -> _Values:
+    """Rows `[start, stop)` of the array in the group at `folder`; see `ArrayReader`."""
+    return ArrayReader(folder, spec).read(start, stop)
+
+
+def decode_file(
+    folder: Location, spec: ArraySpec, shard: int, content: npt.NDArray[np.uint8], out: _Values
+) -> Iterator[_Values]:
+    """Decode a whole file of the array from its bytes, chunk by chunk; every chunk is checked.
+
+    Args:
+        folder: the group, for messages.
+        spec: the array.
+        shard: which file.
+        content: the file's bytes, uint8.
+        out: where the rows of `spec.rows_of(shard)` go; cast to its dtype.
+
+    Yields:
+        The rows of `out` that a chunk has just filled, while the processor's caches have them.
+
+    Raises:
+        CorruptionError: the file is cut, or does not match its checksums.
+    """
+    opened = _OpenShard(folder, spec, shard, content=content)
+    start, stop = spec.rows_of(shard)
+    rows = spec.rows_per_chunk
+    in_place = spec.chunks_across == 1 and out.dtype == spec.dtype and out.flags.c_contiguous
+    # For its check that all are there; the bytes are `content`.
+    opened.fetch_chunks(0, -(-(stop - start) // rows))
+    for chunk in range(-(-(stop - start) // rows)):
+        here = out[chunk * rows : (chunk + 1) * rows]
+        whole = in_place and len(here) == rows
+        values = opened.decode(chunk, 0, content, here.reshape(1, -1) if whole else None)
+        if not np.may_share_memory(values, here):
+            _place(spec, values, chunk * rows, out, 0)
+        yield here
+
+
+def _place(spec: ArraySpec, values: _Values, first: int, out: _Values, start: int) -> None:
+    """Copy what of a chunk lies in `out`: the chunk begins at row `first`, `out` at `start`."""
+    low, high = max(start, first), min(start + len(out), first + spec.rows_per_chunk)
+    target, rows = out[low - start : high - start], slice(low - first, high - first)
+    if len(spec.shape) == 1:
+        target[:] = values[0, rows]
+        return
+    width = spec.chunk_shape[1]
+    for number, part in enumerate(values):
+        columns = target[:, number * width : (number + 1) * width]
+        columns[:] = part[rows, : columns.shape[1]]
+
+
+class ArrayReader:
+    """Reads rows of one array, checking every chunk it decodes.
+
+    A file or chunk that is missing, cut or does not match its checksum is a `CorruptionError`
+    that names the file. Local files are memory-mapped; of a remote one the index is fetched once
+    and then one range per read and shard. Can be pickled: what is open is opened again where it
+    is used. Not safe for use by several threads at once.
+
+    Args:
+        folder: the group.
+        spec: the array.
+        file_size: bytes that the file of a shard must have, from its receipt; by default any.
+    """
+
+    def __init__(
+        self, folder: Location, spec: ArraySpec, file_size: Callable[[int], int] | None = None
+    ) -> None:
+        self.folder = folder
+        self.spec = spec
+        self._file_size = file_size
+        self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._recent: OrderedDict[int, _Values] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": OrderedDict(), "_recent": OrderedDict()}
+
+    def read(self, start: int, stop: int) -> _Values:
+        """Rows `[start, stop)`, which must lie inside the array: a new array of its dtype."""
+        spec = self.spec
+        out = np.empty((max(0, stop - start), *spec.shape[1:]), dtype=spec.dtype)
+        in_place = out if spec.chunks_across == 1 else None
+        for first, values in self.chunks(start, stop, in_place):
+            if values.base is not out:
+                _place(spec, values, first, out, start)
+        return out
+
+    def chunks(
+        self, start: int, stop: int, out: _Values | None = None
+    ) -> Iterator[tuple[int, _Values]]:
+        """Every chunk that overlaps rows `[start, stop)`, in order.
+
+        Args:
+            start: the first row.
+            stop: one past the last.
+            out: of an array whose chunks hold whole rows, where these rows go, of the array's
+                dtype: chunks that lie inside and have to be decoded are decoded there.
+
+        Yields:
+            The array's row that the chunk begins with, and its values, not to be written to:
+            [chunks across, rows per chunk] of an array of one axis, else
+            [chunks across, rows per chunk, columns per chunk]. The last chunk is as long as any.
+
+        Raises:
+            InvalidInputError: rows outside the array.
+            CorruptionError: what is stored is damaged.
+        """
+        spec = self.spec
+        if not 0 <= start <= stop <= spec.shape[0]:
+            raise InvalidInputError(
+                f"Rows {start} to {stop} are outside array {spec.name!r} of {spec.shape[0]} rows."
+            )
+        rows = spec.rows_per_chunk
+        per_file = spec.rows_per_file // rows
+        wanted = range(start // rows, -(-stop // rows) if stop > start else start // rows)
+        while wanted:
+            shard = wanted[0] // per_file
+            inside = wanted[: (shard + 1) * per_file - wanted[0]]
+            wanted = wanted[len(inside) :]
+            recent = {chunk: self._recent[chunk] for chunk in inside if chunk in self._recent}
+            missing = [chunk for chunk in inside if chunk not in recent]
+            if missing:
+                begin = shard * per_file
+                opened = self._open(shard)
+                piece = opened.fetch_chunks(missing[0] - begin, missing[-1] + 1 - begin)
+            for chunk in inside:
+                first = chunk * rows
+                values = recent.get(chunk)
+                if values is None:
+                    whole = start <= first and first + rows <= stop
+                    here = None
+                    if whole and out is not None:
+                        here = out[first - start : first - start + rows].reshape(1, -1)
+                    values = opened.decode(chunk - begin, *piece, here)
+                    if not whole:
+                        self._remember(chunk, values)
+                yield first, values
+
+    def _remember(self, chunk: int, values: _Values) -> None:
+        # A raw chunk costs nothing but its checksum, and is checked each time.
+        if self.spec.codec == "pcodec":
+            self._recent[chunk] = values
+            if len(self._recent) > RECENT_CHUNKS:
+                self._recent.popitem(last=False)
+
+    def _open(self, shard: int) -> _OpenShard:
+        opened = self._shards.get(shard)
+        if opened is None:
+            expected = None if self._file_size is None else self._file_size(shard)
+            opened = _OpenShard(self.folder, self.spec, shard, expected)
+            self._shards[shard] = opened
+            if len(self._shards) > MAX_OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(shard)
+        return opened
+
+
+class _OpenShard:
+    """One file, its size and its index; `content` is its bytes where they were read already."""
+
+    def __init__(
+        self,
+        folder: Location,
+        spec: ArraySpec,
+        shard: int,
+        expected_size: int | None = None,
+        content: npt.NDArray[np.uint8] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.file = folder / spec.file_name(shard)
+        self.dtype = np.dtype(spec.dtype)
+        self.values_per_chunk = math.prod(spec.chunk_shape)
+        self.chunks_across = spec.chunks_across
+        self.mapped = content
+        try:
+            if content is not None:
+                self.size = len(content)
+            elif self.file.is_local:
+                with self.file.path.open("rb") as file:
+                    self.size = file.seek(0, 2)
+                    if self.size:
+                        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                        self.mapped = np.frombuffer(mapped, dtype=np.uint8)
+            else:
+                # A wrong size shows itself: the index would not be where the receipt puts it.
+                self.size = self.file.size() if expected_size is None else expected_size
+        except (FileNotFoundError, NotFoundError) as error:
+            raise self.corrupt("is missing") from error
+        if expected_size is not None and self.size != expected_size:
+            raise self.corrupt(f"has {self.size:,} bytes, its receipt says {expected_size:,}")
+        self.offsets, self.lengths = self._read_index()
+
+    def corrupt(self, problem: str) -> CorruptionError:
+        return CorruptionError(
+            f"{self.file} {problem}. Run `fusestore verify` on {self.folder} to see what is "
+            "damaged, then make the damaged part again."
+        )
+
+    def fetch(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Bytes `[start, stop)`, all of them."""
+        if self.mapped is not None:
+            return self.mapped[start:stop]
+        try:
+            data = self.file.read_range(start, stop) if stop > start else b""
+        except NotFoundError as error:
+            raise self.corrupt("is missing") from error
+        if len(data) != stop - start:
+            raise self.corrupt(f"ends before byte {stop:,}")
+        return np.frombuffer(data, dtype=np.uint8)
+
+    def checked(self, data: npt.NDArray[np.uint8], what: str) -> npt.NDArray[np.uint8]:
+        """The data without its trailing CRC-32C, which must match."""
+        if not ends_in_crc32c(data):
+            raise self.corrupt(f"does not match its checksum in {what}")
+        return data[:-4]
+
+    def _read_index(self) -> tuple[list[int], list[int]]:
+        if self.spec.shard_shape is None:
+            return [0], [self.size]
+        index_bytes = self.spec.index_bytes
+        data_end = self.size - index_bytes
+        if data_end < 0:
+            raise self.corrupt(f"has {self.size:,} bytes, too few to hold its chunk index")
+        index = self.checked(self.fetch(data_end, self.size), "its chunk index")
+        table = np.frombuffer(index.tobytes(), dtype="<u8").reshape(-1, 2)
+        stored = table[table[:, 0] != ABSENT_CHUNK]
+        # Each alone first: a sum of two could wrap around.
+        if np.any(stored > data_end) or np.any(stored.sum(axis=1) > data_end):
+            raise self.corrupt("has a chunk index that points outside the file")
+        return table[:, 0].tolist(), table[:, 1].tolist()
+
+    def fetch_chunks(self, first: int, stop: int) -> tuple[int, npt.NDArray[np.uint8]]:
+        """One piece of the file with the chunks `[first, stop)`, counted down the rows.
+
+        Returns:
+            The byte of the file it begins with, and the bytes.
+        """
+        parts = slice(first * self.chunks_across, stop * self.chunks_across)
+        begins, lengths = self.offsets[parts], self.lengths[parts]
+        if ABSENT_CHUNK in begins:
+            raise self.corrupt(f"holds no chunk {parts.start + begins.index(ABSENT_CHUNK)}")
+        # In whatever order they lie.
+        begin, end = min(begins), max(map(sum, zip(begins, lengths, strict=True)))
+        return begin, self.fetch(begin, end)
+
+    def decode(
+        self, chunk: int, begin: int, data: npt.NDArray[np.uint8], out: _Values | None = None
+    ) -> _Values:
+        """Values of a chunk of rows, from what `fetch_chunks` gave; shape as in `chunks`.
+
+        What has to be decoded is decoded into `out` [chunks across, values], if it is given.
+        """
+        shape, count = self.spec.chunk_shape, self.values_per_chunk
+        if self.spec.codec == "raw":
+            start = self.offsets[chunk] - begin
+            piece = self.checked(data[start : start + self.lengths[chunk]], f"chunk {chunk}")
+            if len(piece) != count * self.dtype.itemsize:
+                raise self.corrupt(f"holds {len(piece):,} bytes in chunk {chunk}")
+            return piece.view(self.dtype.newbyteorder("<")).reshape(1, *shape)
+        values = np.empty((self.chunks_across, count), self.dtype) if out is None else out
+        for part, target in enumerate(values, chunk * self.chunks_across):
+            start = self.offsets[part] - begin
+            # As bytes, which the decoder wants; it stops before the checksum by itself.
+            encoded = data[start : start + self.lengths[part]].tobytes()
+            if not ends_in_crc32c(encoded):
+                raise self.corrupt(f"does not match its checksum in chunk {part}")
+            try:
+                progress = standalone.simple_decompress_into(encoded, target)
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise self.corrupt(f"cannot be decoded in chunk {part} ({error})") from error
+            if progress.n_processed != count or not progress.finished:
+                raise self.corrupt(f"holds {progress.n_processed} values in chunk {part}")
+        return values.reshape(-1, *shape)

@@ -1,0 +1,78 @@
+"""`Store`: the root folder or URL, and where each thing lies below it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fusestore.errors import InvalidInputError
+from fusestore.storage.location import Location
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def check_name(name: str) -> str:
+    """A name that is safe as one part of a path on every storage.
+
+    Raises:
+        InvalidInputError: empty, too long, or with other characters than letters, digits, `._-`.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidInputError(
+            f"{name!r} cannot be a name: use letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit, 128 characters at most."
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store's layout. Opening one reads nothing."""
+
+    location: Location
+
+    @classmethod
+    def open(
+        cls,
+        target: str | os.PathLike[str] | Location | Store,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> Store:
+        """The store at a path or URL; an open one is returned as it is."""
+        if isinstance(target, Store):
+            return target
+        return cls(Location.parse(target, storage_options))
+
+    def corpus(self, name: str) -> Location:
+        """Folder of a corpus."""
+        return self.location / "corpora" / check_name(name)
+
+    def cache(self, name: str) -> Location:
+        """Folder of a distribution cache."""
+        return self.location / "caches" / check_name(name)
+
+    def vocabulary(self, tokenizer_digest: str) -> Location:
+        """Parquet file of a tokenizer's vocabulary."""
+        return self.location / "vocabularies" / f"{tokenizer_digest[:16]}.parquet"
+
+    def vocabulary_map(self, source_digest: str, target_digest: str, method: str) -> Location:
+        """Folder of a vocabulary map, by the two tokenizers' digests."""
+        name = f"{source_digest[:16]}-{target_digest[:16]}-{check_name(method)}"
+        return self.location / "vocabulary_maps" / name
+
+    def alignment(self, name: str) -> Location:
+        """Folder of a token alignment."""
+        return self.location / "alignments" / check_name(name)
+
+    def fused(self, name: str) -> Location:
+        """Folder of a fused dataset."""
+        return self.location / "fused" / check_name(name)
+
+    def model(self, name: str) -> Location:
+        """Folder of a trained model."""
+        return self.location / "models" / check_name(name)
+
+    def names(self, kind: str) -> list[str]:
+        """Names of the things of one kind (`corpora`, `caches`, …), complete or not, sorted."""
+        return (self.location / kind).list()

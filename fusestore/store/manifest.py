@@ -1,0 +1,156 @@
+"""Manifests: small JSON documents that say what a thing is, and their digests.
+
+A manifest is frozen, validated where it is made, and written once. Its JSON is canonical (sorted
+keys, two-space indent, newline at the end), so the same content is the same bytes, and `digest`
+identifies it. In a file the key `checksum` holds that digest, computed without the key itself: a
+damaged manifest is recognised without anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fusestore.errors import (
+    CorruptionError,
+    FormatVersionError,
+    IncompatibleError,
+    InvalidInputError,
+    NotFoundError,
+)
+from fusestore.storage.location import Location
+from fusestore.storage.publish import publish_new
+from fusestore.version import FORMAT_VERSION
+
+MAX_MANIFEST_BYTES = 64 * 2**20
+"""A manifest from elsewhere larger than this is refused before it is parsed."""
+
+
+def canonical_json(value: Mapping[str, Any]) -> bytes:
+    """The one JSON form of a value: sorted keys, two-space indent, newline at the end."""
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def digest_bytes(data: bytes) -> str:
+    """SHA-256 of the bytes, as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Frozen(BaseModel):
+    """A validated, immutable value object; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _add_checksum_to_schema(schema: dict[str, Any]) -> None:
+    schema["properties"]["checksum"] = {
+        "description": "SHA-256 of this document's canonical JSON without this key.",
+        "pattern": "^[0-9a-f]{64}$",
+        "title": "Checksum",
+        "type": "string",
+    }
+
+
+class Manifest(Frozen):
+    """Base of all manifests: carries the format version and knows its own canonical bytes."""
+
+    model_config = ConfigDict(json_schema_extra=_add_checksum_to_schema)
+
+    format_version: int = FORMAT_VERSION
+
+    def to_bytes(self) -> bytes:
+        """The file: canonical JSON with the key `checksum`."""
+        return canonical_json({**self.model_dump(mode="json"), "checksum": self.digest})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON without `checksum`, as hexadecimal."""
+        return digest_bytes(canonical_json(self.model_dump(mode="json")))
+
+    def save(self, location: Location) -> None:
+        """Write the manifest, create-only: see `publish_new`."""
+        publish_new(location, self.to_bytes())
+
+    @classmethod
+    def load(cls, location: Location) -> Self:
+        """Read and validate a manifest.
+
+        Raises:
+            NotFoundError: no such file.
+            FormatVersionError: written by a newer version of the format.
+            CorruptionError: the content does not match its checksum.
+            InvalidInputError: not a manifest of this kind.
+        """
+        return cls.from_bytes(location.read_prefix(MAX_MANIFEST_BYTES + 1), str(location))
+
+    @classmethod
+    def load_if_sound(cls, location: Location) -> Self | None:
+        """Read a manifest; None where it is missing or damaged.
+
+        Raises:
+            AccessDeniedError, StorageError: the storage failed.
+        """
+        try:
+            return cls.load(location)
+        except (NotFoundError, CorruptionError, FormatVersionError, InvalidInputError):
+            return None
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Self:
+        """Validate the bytes of a manifest file; `name` is what messages call it. See `load`."""
+        try:
+            return cls.model_validate(manifest_content(data, name))
+        except ValidationError as error:
+            raise InvalidInputError(f"{name} is not a valid {cls.__name__}: {error}") from error
+
+
+def check_repaired(before: Manifest | None, after: Manifest, location: Location) -> None:
+    """See that what was made again is what it was, where a sound manifest told what that is.
+
+    Raises:
+        IncompatibleError: it is something else, which is sound by itself.
+    """
+    if before is not None and before != after:
+        raise IncompatibleError(
+            f"{location} was made again and is sound, but its bytes are not those of before: other "
+            "versions of fusestore or its libraries write it otherwise. Make again what was made "
+            "from it."
+        )
+
+
+def manifest_content(data: bytes, name: str) -> dict[str, Any]:
+    """What a manifest file of any kind says, its `checksum` checked and taken off.
+
+    For readers that must not import the kind's own class; errors as for `Manifest.load`.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise InvalidInputError(
+            f"{name} is larger than a manifest may be ({MAX_MANIFEST_BYTES:,} bytes); "
+            "it was not read."
+        )
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{name} is not valid JSON: {error}") from error
+    content: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
+    version = content.get("format_version")
+    if type(version) is not int:
+        raise InvalidInputError(f"{name} is not a fusestore manifest: no format_version.")
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{name} has store format {version}; this fusestore reads up to "
+            f"{FORMAT_VERSION}. Upgrade with `pip install -U fusestore`."
+        )
+    canonical = canonical_json(content)
+    checksum = content.pop("checksum", None)
+    # White space and the like can change without changing what the document says.
+    if checksum != digest_bytes(canonical_json(content)) or data != canonical:
+        raise CorruptionError(
+            f"{name} does not match its checksum: it was damaged or edited. "
+            "`fusestore verify` says what is damaged and how to repair it."
+        )
+    return content

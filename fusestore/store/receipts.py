@@ -1,0 +1,86 @@
+"""Shards: the unit of work, and the receipts that say a shard is whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from fusestore.errors import InvalidInputError
+from fusestore.store.manifest import Frozen, Manifest, digest_bytes
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """`num_rows` rows cut into shards of `rows_per_shard`; the last one may be shorter."""
+
+    num_rows: int
+    rows_per_shard: int
+
+    def __post_init__(self) -> None:
+        if self.num_rows < 0 or self.rows_per_shard < 1:
+            raise InvalidInputError(
+                f"{self.num_rows} rows in shards of {self.rows_per_shard} cannot be planned: "
+                "rows must not be negative, a shard holds at least one."
+            )
+
+    def __len__(self) -> int:
+        """The number of shards."""
+        return -(-self.num_rows // self.rows_per_shard)
+
+    def bounds(self, shard: int) -> tuple[int, int]:
+        """The shard's rows `[start, stop)`.
+
+        Raises:
+            InvalidInputError: no such shard.
+        """
+        if not 0 <= shard < len(self):
+            raise InvalidInputError(f"There is no shard {shard}; shards are 0 to {len(self) - 1}.")
+        start = shard * self.rows_per_shard
+        return start, min(start + self.rows_per_shard, self.num_rows)
+
+    def shards_of(self, start: int, stop: int) -> range:
+        """The shards that hold rows `[start, stop)`."""
+        if stop <= start:
+            return range(0)
+        return range(start // self.rows_per_shard, -(-stop // self.rows_per_shard))
+
+
+class FileRecord(Frozen):
+    """What a published file holds."""
+
+    num_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @classmethod
+    def of(cls, data: bytes) -> FileRecord:
+        """The record of these bytes."""
+        return cls(num_bytes=len(data), sha256=digest_bytes(data))
+
+
+class Receipt(Manifest):
+    """Says that the files of one part are published whole; written after them, never changed.
+
+    Attributes:
+        part: the shard's number in six digits, or the name of a part that is no shard.
+        start: first row of the part.
+        stop: one past its last row.
+        fingerprint_digest: digest of the fingerprint under which it was made.
+        files: path relative to the receipt's thing → what the file holds.
+    """
+
+    part: str
+    start: int = Field(ge=0)
+    stop: int = Field(ge=0)
+    fingerprint_digest: str
+    files: dict[str, FileRecord]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in all files together."""
+        return sum(record.num_bytes for record in self.files.values())
+
+
+def shard_part(shard: int) -> str:
+    """The name of a shard's receipt, without its extension."""
+    return f"{shard:06d}"

@@ -1,0 +1,65 @@
+"""Settings that people write: TOML or JSON files, checked, with help for a misspelt key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fusestore.errors import InvalidInputError
+from fusestore.storage.location import Location
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_settings_file(location: Location) -> dict[str, Any]:
+    """The content of a .json file, or of any other file as TOML.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidInputError: it is not valid JSON or TOML, or holds no table.
+    """
+    data = location.read_bytes()
+    try:
+        text = data.decode()
+        content = json.loads(text) if location.name.endswith(".json") else tomllib.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{location} is not valid TOML or JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidInputError(f"{location} holds no table of settings but a {type(content)}.")
+    return content
+
+
+def parse_settings(model: type[_Model], content: Mapping[str, Any], where: str) -> _Model:
+    """Validate settings, naming what is wrong in words a person can act on.
+
+    Raises:
+        InvalidInputError: an unknown key (the nearest known one is suggested), a missing one, or
+            a value that does not fit.
+    """
+    check_keys(content, list(model.model_fields), where)
+    try:
+        return model.model_validate(dict(content))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise InvalidInputError(f"{where} is not valid. {problems}.") from error
+
+
+def check_keys(content: Mapping[str, Any], known: list[str], where: str) -> None:
+    """Refuse a key that is not known, suggesting the nearest one that is.
+
+    Raises:
+        InvalidInputError: there is such a key.
+    """
+    for key in content:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Keys are: {', '.join(known)}."
+            raise InvalidInputError(f"{key!r} is not a key of {where}. {hint}")

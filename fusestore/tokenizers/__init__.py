@@ -1,0 +1,1 @@
+"""Tokenizers as bytes: tokens, end offsets, conversions, vocabularies."""

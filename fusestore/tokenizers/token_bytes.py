@@ -1,0 +1,153 @@
+"""Which bytes of text every token stands for, read off the tokenizer's own components.
+
+The convention follows from what the serialised tokenizer does (its decoder, pre-tokenizer and
+model), never from the name of its class, so a tokenizer of any family that the `tokenizers`
+library can express is understood: byte-level BPE, sentencepiece-style BPE and Unigram with `▁`
+and byte fallback, WordPiece.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from fusestore.tokenizers.vocabulary import Role, TokenKind, Vocabulary
+
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def vocabulary_of(
+    serialised: Mapping[str, Any], roles: Mapping[Role, int], digest: str
+) -> Vocabulary:
+    """The vocabulary of a tokenizer.
+
+    A WordPiece token that starts a word stands for its own text without a space: whether a space
+    precedes it is not knowable from the token. Added tokens that the model itself does not know
+    match the text literally, so they stand for their content as it is written.
+
+    Args:
+        serialised: the tokenizer as `tokenizers.Tokenizer.to_str` writes it, parsed.
+        roles: special ids by role; whatever has a role is of kind `special`.
+        digest: the tokenizer's digest.
+    """
+    model = serialised["model"]
+    to_bytes = _convention(serialised)
+    model_vocab = _model_vocab(model)
+    added = {int(token["id"]): token for token in serialised.get("added_tokens", ())}
+    length = 1 + max([-1, *model_vocab.values(), *added])
+    token_bytes = [b""] * length
+    kinds: list[TokenKind] = ["unused"] * length
+    byte_fallback = bool(model.get("byte_fallback")) or any(
+        part["type"] == "ByteFallback" for part in _parts(serialised.get("decoder"))
+    )
+    for token, token_id in model_vocab.items():
+        fallback = _BYTE_FALLBACK.fullmatch(token) if byte_fallback else None
+        if fallback:
+            token_bytes[token_id] = bytes([int(fallback[1], 16)])
+            kinds[token_id] = "byte"
+        else:
+            token_bytes[token_id] = to_bytes(token)
+            kinds[token_id] = "text"
+    special = {token_id for token_id, token in added.items() if token["special"]}
+    contents = {token_id: token["content"] for token_id, token in added.items()}
+    spelling = {token_id: token for token, token_id in model_vocab.items()}
+    for token_id in sorted(special | set(added) | set(roles.values())):
+        if kinds[token_id] == "byte":
+            continue
+        is_special = token_id in special or token_id in roles.values()
+        if is_special or kinds[token_id] == "unused":
+            content = contents.get(token_id, spelling.get(token_id, ""))
+            token_bytes[token_id] = content.encode()
+        kinds[token_id] = "special" if is_special else "text"
+    ordered = tuple(sorted(roles.items()))
+    return Vocabulary(digest, tuple(token_bytes), tuple(kinds), ordered)
+
+
+def model_unknown_id(serialised: Mapping[str, Any]) -> int | None:
+    """The id the model itself writes for text it does not know, if it has one."""
+    model = serialised["model"]
+    if model["type"] == "Unigram":
+        unknown = model.get("unk_id")
+        return None if unknown is None else int(unknown)
+    unknown = model.get("unk_token")
+    return None if unknown is None else _model_vocab(model).get(unknown)
+
+
+def _model_vocab(model: Mapping[str, Any]) -> dict[str, int]:
+    vocab = model["vocab"]
+    if isinstance(vocab, list):
+        return {piece: token_id for token_id, (piece, _) in enumerate(vocab)}
+    return dict(vocab)
+
+
+def _parts(component: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """The component, or the members of a `Sequence` of components."""
+    if component is None:
+        return
+    if component["type"] != "Sequence":
+        yield component
+        return
+    for key in ("normalizers", "pretokenizers", "decoders", "processors"):
+        for part in component.get(key, ()):
+            yield from _parts(part)
+
+
+def _convention(serialised: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """How a token of the model's vocabulary is written, undone."""
+    normalizers = list(_parts(serialised.get("normalizer")))
+    pre_tokenizers = list(_parts(serialised.get("pre_tokenizer")))
+    decoders = list(_parts(serialised.get("decoder")))
+    everywhere = [*normalizers, *pre_tokenizers, *decoders]
+    if any(part["type"] == "ByteLevel" for part in everywhere):
+        return _byte_level_bytes
+    replacements: list[tuple[str, str]] = [
+        (part["replacement"], " ")
+        for part in [*pre_tokenizers, *decoders]
+        if part["type"] == "Metaspace"
+    ]
+    replacements += [
+        (part["pattern"]["String"], part["content"])
+        for part in decoders
+        if part["type"] == "Replace" and "String" in part["pattern"]
+    ]
+    prefix = serialised["model"].get("continuing_subword_prefix") or ""
+    suffix = serialised["model"].get("end_of_word_suffix") or ""
+
+    def to_bytes(token: str) -> bytes:
+        # A piece that is nothing but the prefix is that text itself ("##" in BERT's vocabulary).
+        if prefix and len(token) > len(prefix):
+            token = token.removeprefix(prefix)
+        if suffix:
+            token = token.removesuffix(suffix)
+        for old, new in replacements:
+            token = token.replace(old, new)
+        return token.encode()
+
+    return to_bytes
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    try:
+        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+    except KeyError:
+        # A token that byte-level spelling cannot have written stands for itself.
+        return token.encode()
+
+
+def byte_level_text(token: bytes) -> str:
+    """Bytes as a byte-level tokenizer spells them, one character each."""
+    return "".join(map(_CHARACTER_OF_BYTE.__getitem__, token))
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's table: printable bytes are themselves, the others follow from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    table |= {chr(256 + index): byte for index, byte in enumerate(others)}
+    return table
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()
+_CHARACTER_OF_BYTE = {byte: character for character, byte in _BYTE_OF_CHARACTER.items()}

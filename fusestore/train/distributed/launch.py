@@ -1,0 +1,90 @@
+"""The processes of a run, as the launcher's configuration of accelerate asks for them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fusestore.errors import IncompatibleError, MissingDependencyError
+from fusestore.train.distributed.deepspeed_engine import check_deepspeed
+from fusestore.train.settings import TrainSettings
+
+
+def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelerate is untyped
+    """One process, data parallel ones, FSDP2, or DeepSpeed's ZeRO; autocast is ours.
+
+    Raises:
+        IncompatibleError: it asks for Megatron-LM, FSDP1, units by size, or for a DeepSpeed that
+            does what the settings do, or otherwise; or accelerate itself refuses it.
+        MissingDependencyError: it asks for DeepSpeed, which is not installed.
+    """
+    from accelerate import Accelerator, DeepSpeedPlugin, DistributedType
+    from accelerate import FullyShardedDataParallelPlugin as FsdpPlugin
+    from accelerate.utils import disable_fsdp_ram_efficient_loading
+
+    if _asks_for("ACCELERATE_USE_MEGATRON_LM"):
+        raise IncompatibleError(
+            "Training under Megatron-LM is not supported: it has models of its own. Use FSDP "
+            "(fsdp_version: 2), DeepSpeed, or plain data parallelism in accelerate's configuration."
+        )
+    # Every process looks at the whole model once before it is cut in pieces.
+    if _asks_for("ACCELERATE_USE_FSDP"):
+        disable_fsdp_ram_efficient_loading()
+    try:
+        accelerator = Accelerator(mixed_precision="no")
+    except ImportError as error:
+        if not _asks_for("ACCELERATE_USE_DEEPSPEED"):
+            raise
+        raise MissingDependencyError(
+            "accelerate's configuration asks for DeepSpeed: pip install 'fusestore[deepspeed]', "
+            f"or use FSDP (fsdp_version: 2) ({error})."
+        ) from error
+    except ValueError as error:
+        raise IncompatibleError(f"accelerate refuses its configuration: {error}") from error
+    state = accelerator.state
+    # accelerate reads these configurations on devices only; both work on CPUs as well.
+    on_cpus = state.distributed_type == DistributedType.MULTI_CPU
+    if on_cpus and _asks_for("ACCELERATE_USE_FSDP"):
+        state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FsdpPlugin()
+    if on_cpus and _asks_for("ACCELERATE_USE_DEEPSPEED"):
+        plugin = DeepSpeedPlugin()
+        plugin.set_mixed_precision("no")
+        plugin.select(_from_accelerator_state=True)
+        state.distributed_type = DistributedType.DEEPSPEED
+        state.deepspeed_plugins = plugin
+    if state.distributed_type == DistributedType.FSDP:
+        check_fsdp(state.fsdp_plugin)
+    if state.distributed_type == DistributedType.DEEPSPEED:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        # Else transformers would cut, under ZeRO 3, every model that it loads.
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+        config = state.deepspeed_plugin.deepspeed_config
+        check_deepspeed(config, settings, accelerator.num_processes)
+    return accelerator
+
+
+def check_fsdp(plugin: Any) -> None:  # noqa: ANN401
+    """See that accelerate's FSDP settings are ones that the trainer can follow.
+
+    Raises:
+        IncompatibleError: FSDP1, or units by size.
+    """
+    from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+
+    if plugin.fsdp_version != 2:
+        raise IncompatibleError(
+            "Training under FSDP1 is not supported: it flattens weights, so that checkpoints could "
+            "not name them. Set fsdp_version: 2 in accelerate's configuration."
+        )
+    if plugin.auto_wrap_policy is size_based_auto_wrap_policy:
+        raise IncompatibleError(
+            "FSDP units by size could part the output head from the loss, which needs its weights "
+            "whole. Set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP in accelerate's "
+            "configuration."
+        )
+
+
+def _asks_for(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("1", "true")

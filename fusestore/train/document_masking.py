@@ -1,0 +1,71 @@
+"""Whether a model reads the documents of a window apart when it is told where they begin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fusestore.errors import IncompatibleError
+from fusestore.models.loading import output_width
+
+_CUTS = (5, 7)
+"""Where the second document of each window begins that the model is tried with."""
+
+_LENGTH = 16
+_TOLERANCE = 1e-4
+"""Of the largest logit: far above rounding in float32, far below what other tokens change."""
+
+
+def check_apart(
+    model: Any,  # noqa: ANN401 - transformers is untyped
+    batch_size: int = 1,
+) -> None:
+    """See, by trying, that documents packed into windows give the logits they give alone.
+
+    transformers confines attention by `position_ids` in models that make their masks by its
+    `masking_utils`; others take the same arguments and do not.
+
+    Args:
+        model: a causal language model in float32.
+        batch_size: windows it is called with: 1, or more.
+
+    Raises:
+        IncompatibleError: they do not.
+    """
+    rows = min(batch_size, len(_CUTS))
+    width = min(output_width(model), model.get_input_embeddings().num_embeddings)
+    generator = torch.Generator().manual_seed(0)
+    device = model.get_input_embeddings().weight.device
+    ids = torch.randint(width, (rows, _LENGTH), generator=generator).to(device)
+    places = torch.arange(_LENGTH, device=device)
+    cuts = torch.tensor(_CUTS[:rows], device=device)[:, None]
+    position_ids = torch.where(places < cuts, places, places - cuts)
+    was_training = model.training
+    # Dropout would draw from the global generator.
+    model.eval()
+    try:
+        with torch.no_grad():
+            packed = model(input_ids=ids, position_ids=position_ids, use_cache=False).logits
+            alone = torch.stack(
+                [
+                    torch.cat(
+                        [model(input_ids=part[None], use_cache=False).logits[0] for part in parts]
+                    )
+                    for parts in (
+                        row.split([cut, _LENGTH - cut])
+                        for row, cut in zip(ids, _CUTS, strict=False)
+                    )
+                ]
+            )
+    finally:
+        model.train(was_training)
+    difference = float((packed - alone).abs().max())
+    if not difference <= _TOLERANCE * float(alone.abs().max()):
+        attention = getattr(model.config, "_attn_implementation", "?")
+        raise IncompatibleError(
+            f"{type(model).__name__} with attention {attention!r} does not keep documents of a "
+            f"window apart: their logits differ by up to {difference:.2g} from those of each "
+            "alone. Train with attend_within = 'window', with attn_implementation = 'sdpa' or "
+            "'eager', or on a dataset fused with packing = 'document'."
+        )

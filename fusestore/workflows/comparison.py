@@ -1,0 +1,156 @@
+"""`compare`: models however they were made, and ensembles of caches, on the same held-out text."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.forecast.forecast import Forecast
+from fusestore.models.loading import local_model_folder
+from fusestore.progress import Reporter, SilentReporter
+from fusestore.storage.location import Location
+from fusestore.store.inventory import how_made, list_things
+from fusestore.store.layout import Store
+from fusestore.store.manifest import Frozen
+from fusestore.tokenizers.tokenizer import load_tokenizer
+from fusestore.train.run import held_out_tokens
+from fusestore.train.run import score as score_model
+
+
+class ComparedRow(Frozen):
+    """One way of predicting the text.
+
+    Attributes:
+        name: `model/NAME` of the store, a model as it was given, `cache/NAME`, or `ensemble`.
+        made: how it came to be.
+        bits_per_byte: of the held-out text; lower is better.
+        covered: share of the tokens that it was measured on; below 1 for caches of another
+            tokenizer, whose figure does not compare.
+    """
+
+    name: str
+    made: str
+    bits_per_byte: float
+    covered: float
+
+
+class Comparison(Frozen):
+    """What predicts one split best.
+
+    Attributes:
+        corpus, split: the text.
+        rows: the best first.
+    """
+
+    corpus: str
+    split: str
+    rows: tuple[ComparedRow, ...]
+
+
+def compare(
+    store: Store,
+    corpus: str,
+    split: str,
+    models: Sequence[str] = (),
+    forecast: Forecast | None = None,
+    reporter: Reporter | None = None,
+) -> Comparison:
+    """Score models on a split, each by its own tokenizer, beside what caches say of ensembles.
+
+    Args:
+        store: holds the corpus, and the complete models that are compared.
+        corpus: its name.
+        split: the split.
+        models: further ones: folders, hub ids, `.gguf` files, `package:NAME`.
+        forecast: of caches on this split, for its sources and their uniform ensemble.
+        reporter: hears the progress.
+
+    Raises:
+        NotFoundError: no such corpus or model.
+        InvalidInputError: no such split, a forecast of another one, or nothing to compare.
+        IncompatibleError: a model that is no causal language model.
+    """
+    reporter = reporter or SilentReporter()
+    given = {spec: local_model_folder(spec) for spec in models}
+    rows = []
+    for thing in list_things(store):
+        if thing.kind == "model" and thing.manifest is not None:
+            name = f"model/{thing.name}"
+            with _local(thing.location) as folder:
+                score = _bits_per_byte(store, folder, corpus, split, name, reporter)
+            rows.append(_row(name, how_made(thing.manifest), score))
+    for spec, folder in given.items():
+        score = _bits_per_byte(store, folder, corpus, split, spec, reporter)
+        rows.append(_row(spec, "as given", score))
+    if not rows and forecast is None:
+        raise InvalidInputError(
+            f"There are no models in {store.location} to compare. Train or merge some, or name "
+            "others."
+        )
+    if forecast is not None:
+        if (forecast.recipe.corpus, forecast.recipe.split) != (corpus, split):
+            raise InvalidInputError(
+                f"The forecast is of {forecast.recipe.corpus}/{forecast.recipe.split}, not of "
+                f"{corpus}/{split}."
+            )
+        rows += _of_caches(forecast)
+    rows.sort(key=lambda row: (row.bits_per_byte, row.name))
+    return Comparison(corpus=corpus, split=split, rows=tuple(rows))
+
+
+def _row(name: str, made: str, bits_per_byte: float) -> ComparedRow:
+    return ComparedRow(name=name, made=made, bits_per_byte=bits_per_byte, covered=1.0)
+
+
+@contextlib.contextmanager
+def _local(location: Location) -> Iterator[Path]:
+    """The model's folder on this machine: its own, or for a while a copy."""
+    if location.is_local:
+        yield location.path
+        return
+    with tempfile.TemporaryDirectory(prefix="fusestore-compare-") as folder:
+        for name in location.list():
+            (Path(folder) / name).write_bytes((location / name).read_bytes())
+        yield Path(folder)
+
+
+def _bits_per_byte(
+    store: Store, folder: Path, corpus: str, split: str, name: str, reporter: Reporter
+) -> float:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokens = held_out_tokens(store, load_tokenizer(str(folder)), corpus, split)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise IncompatibleError(
+            f"{name} cannot be loaded as a causal language model: {error}"
+        ) from error
+    return score_model(tokens, "no", name, reporter, model)["bits_per_byte"]
+
+
+def _of_caches(forecast: Forecast) -> list[ComparedRow]:
+    """The sources alone, and the ensemble that sees nothing of the answer."""
+    found = [(f"cache/{s.cache}", "its cached rows", s.alone) for s in forecast.sources]
+    found += [
+        ("ensemble", f"uniform mixture of {', '.join(mixture.sources)}", mixture)
+        for mixture in forecast.strategies
+        if mixture.strategy == "uniform"
+    ]
+    return [
+        ComparedRow(
+            name=name,
+            made=made,
+            bits_per_byte=mixture.bits_per_byte,
+            covered=mixture.covered,
+        )
+        for name, made, mixture in found
+        if mixture.bits_per_byte is not None
+    ]

@@ -1,0 +1,200 @@
+"""Training in two processes on this machine, as a launcher starts them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from fusestore.train import TrainSettings
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+from fusestore.data import FusedDataset
+from fusestore.storage.location import Location
+from fusestore.train import TrainSettings, student, train
+from tests.helpers.train_runs import held_out
+
+model, data, folder, settings, stop_after = sys.argv[1:]
+seen = {}
+
+class Watched(student.Student):
+    def forward(self, batch):
+        # ZeRO 3 leaves nothing in a parameter that it has not gathered.
+        layers = self.model.model.layers.parameters()
+        seen["whole"] = not any(type(value) is DTensor or value.numel() == 0 for value in layers)
+        terms = super().forward(batch)
+        if "SPOIL_GRADIENT" in os.environ:
+            # Of ZeRO 3 this process's piece.
+            pieces = {
+                name: getattr(value, "ds_tensor", value)
+                for name, value in self.named_parameters()
+            }
+            seen["before"] = {name: value.clone() for name, value in pieces.items()}
+            seen["after"] = pieces
+            terms.loss.register_hook(lambda gradient: gradient * float("nan"))
+        return terms
+
+def told(report):
+    if report.step == int(stop_after):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    # What it compiles for processes of one machine needs a compiler, and changes no result.
+    from deepspeed.ops import __compatible_ops__
+    __compatible_ops__["deepspeed_shm_comm"] = False
+
+def failing(model):
+    raise LookupError("no such text")
+
+evaluation = failing if "FAIL_EVALUATION" in os.environ else held_out()
+
+from fusestore.train import trainer
+trainer.Student = Watched
+try:
+    train(Path(model), FusedDataset(data), TrainSettings.model_validate_json(settings),
+        Location.parse(folder + "/model"), Path(folder) / "work", evaluation=evaluation,
+        progress=told)
+finally:
+    if "before" in seen:
+        now = seen["after"]
+        same = all(torch.equal(now[name], value) for name, value in seen["before"].items())
+        sys.stderr.write("weights as before: " + str(same) + "\\n")
+sys.stderr.write("layers in pieces: " + str(not seen["whole"]) + "\\n")
+"""
+
+FSDP = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+use_cpu: true
+num_machines: 1
+num_processes: 2
+mixed_precision: 'no'
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_reshard_after_forward: true
+  fsdp_cpu_ram_efficient_loading: true
+"""
+
+DEEPSPEED = """
+compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+use_cpu: true
+num_machines: 1
+num_processes: 2
+deepspeed_config:
+"""
+
+
+def zero(stage: int) -> str:
+    """A configuration as `accelerate config` writes it."""
+    options = {
+        "zero_stage": stage,
+        "gradient_clipping": "auto",
+        "offload_optimizer_device": "none",
+        "offload_param_device": "none",
+        "zero3_init_flag": "true",
+    }
+    return DEEPSPEED + "".join(f"  {name}: {value}\n" for name, value in options.items())
+
+
+def zero3_of_file(file: Path) -> str:
+    """A configuration that names a file of DeepSpeed's own, which leaves all to be filled in."""
+    config = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": "auto",
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_gather_16bit_weights_on_model_save": "auto",
+        },
+    }
+    file.write_text(json.dumps(config))
+    return DEEPSPEED + f"  deepspeed_config_file: {file}\n"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _arguments(model_path, fused_folder, folder, settings, stop_after):
+    folder.mkdir(exist_ok=True)
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    return [script, model_path, fused_folder, folder, settings.model_dump_json(), str(stop_after)]
+
+
+def _environment(**variables: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        **variables,
+    }
+
+
+def two_processes(
+    model_path, fused_folder, folder, settings: TrainSettings, stop_after=-1, **variables: str
+):
+    """Train data parallel; the processes' return codes and what they wrote to stderr."""
+    arguments = _arguments(model_path, fused_folder, folder, settings, stop_after)
+    shared = _environment(
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+        **variables,
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+def launch(
+    model_path,
+    fused_folder,
+    folder,
+    settings: TrainSettings,
+    stop_after=-1,
+    configuration=FSDP,
+    **variables: str,
+):
+    """Train under `accelerate launch`; its return code, and stderr."""
+    arguments = _arguments(model_path, fused_folder, folder, settings, stop_after)
+    (folder / "config.yaml").write_text(configuration)
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", folder / "config.yaml", "--main_process_port", str(free_port())]
+    ended = subprocess.run(
+        [*command, *arguments],
+        env=_environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    return ended.returncode, ended.stderr
