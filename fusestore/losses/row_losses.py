@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from fusestore.data.collate import IGNORED_LABEL
+from fusestore.data.collation import IGNORED_LABEL
 from fusestore.errors import IncompatibleError
 from fusestore.losses.divergences import divergence
 from fusestore.losses.objective import FusionObjective

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fusestore.data.collate import collate
+from fusestore.data.collation import collate
 from fusestore.data.mixture import Fused
 from fusestore.data.order import BatchOrder, batches_per_epoch
 from fusestore.train.manifest import TrainingPlan

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fusestore.data.collate import model_inputs
+from fusestore.data.collation import model_inputs
 from fusestore.errors import IncompatibleError
 from fusestore.losses.linear_loss import linear_fusion_terms
 from fusestore.losses.logit_loss import FusionTerms, fusion_terms

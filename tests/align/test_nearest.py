@@ -10,8 +10,8 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
 from fusestore.align.edit_distance import common_prefix, text_of
+from fusestore.align.vocabulary import nearest as module
 from fusestore.align.vocabulary.nearest import nearest
-from fusestore.align.vocabulary.vocabulary_map import nearest as module
 from fusestore.tokenizers.tokenizer import load_tokenizer
 
 SHORT = st.text(alphabet="ab é中😀\udc80", max_size=6)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.align.kinds import MAP_KINDS
+from fusestore.align.vocabulary import statistics
 from fusestore.align.vocabulary.statistics import PairCounts, count_pairs
-from fusestore.align.vocabulary.vocabulary_map import map_vocabulary, statistics
+from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.vocabulary import Vocabulary

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fusestore.data.collate import collate
+from fusestore.data.collation import collate
 from fusestore.errors import InvalidInputError
 
 

@@ -1,9 +1,9 @@
 """`python -m fusestore.data.shard_cache.fetch_helper`: fetches for a process that must not.
 
-See `fusestore.data.shard_cache.client`, which starts it. Reads JSON lines: first a `FetchJob`, then
-the arguments of `FetchServer.want`. Answers each shard that was wanted now, when it is there, with a
-line: `null`, or `[error class, message]`. Ends at a line `null` or with its input, and so with the
-process it serves, even if that is killed.
+See `fusestore.data.shard_cache.client`, which starts it. Reads JSON lines: first a `FetchJob`,
+then the arguments of `FetchServer.want`. Answers each shard that was wanted now, when it is there,
+with a line: `null`, or `[error class, message]`. Ends at a line `null` or with its input, and so
+with the process it serves, even if that is killed.
 """
 
 from __future__ import annotations

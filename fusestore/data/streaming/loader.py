@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fusestore.data.collate import collate
+from fusestore.data.collation import collate
 from fusestore.data.streaming.stream import Stream
 from fusestore.errors import InvalidInputError
 
