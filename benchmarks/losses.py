@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--variants", action="store_true", help="step: other fused terms too")
-    parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     return parser.parse_args()
 
 

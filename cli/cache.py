@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,7 +34,13 @@ def cache(
         float | None,
         typer.Option(min=0, help="Grid of log-probabilities in nats; default 1/16."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(
+            help="Format the model runs in. auto: bfloat16 where the device has it in hardware, "
+            "else float32."
+        ),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Documents at a time; default: by a token budget.")

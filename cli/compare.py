@@ -9,6 +9,7 @@ import typer
 from .console import ConsoleReporter, print_json, print_table
 from .options import (
     JsonOption,
+    PrecisionOption,
     StorageOption,
     StoreOption,
     corpus_and_split,
@@ -32,6 +33,7 @@ def compare(
     target_name: Annotated[
         str, typer.Option(help="What alignments to the target are called.")
     ] = "target",
+    precision: PrecisionOption = "auto",
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -55,12 +57,14 @@ def compare(
             split=split,
             strategies=["uniform"],
         )
-    found = compare_all(where, corpus, split, models or (), forecast, ConsoleReporter())
+    found = compare_all(
+        where, corpus, split, models or (), forecast, ConsoleReporter(), precision=precision
+    )
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
     print_table(
-        f"{corpus}/{split}",
+        f"{corpus}/{split}, models in {found.precision}",
         ["what", "bits/byte", "of the text", "how it was made"],
         [
             [row.name, f"{row.bits_per_byte:.4f}", f"{row.covered:.1%}", row.made]

@@ -9,6 +9,7 @@ import typer
 from .console import ConsoleReporter, output, print_json
 from .options import (
     JsonOption,
+    PrecisionOption,
     StorageOption,
     StoreOption,
     corpus_and_split,
@@ -42,6 +43,7 @@ def merge(
     evaluate: Annotated[
         str | None, typer.Option(help="CORPUS/SPLIT to score in bits per byte.")
     ] = None,
+    precision: PrecisionOption = "auto",
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,6 +69,7 @@ def merge(
         parse_settings(MergeSettings, given, "The command line"),
         base=base,
         evaluate=corpus_and_split(evaluate),
+        precision=precision,
         reporter=ConsoleReporter(),
     )
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,13 @@ StorageOption = Annotated[
     typer.Option(
         "--storage-option",
         help="KEY=VALUE for the storage (repeatable); credentials: rather by AWS_* variables.",
+    ),
+]
+PrecisionOption = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(
+        help="Format of matrix products. auto: bfloat16 where the device has it in hardware, "
+        "else float32."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

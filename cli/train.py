@@ -11,6 +11,7 @@ import typer
 from .console import ConsoleReporter, output, print_json
 from .options import (
     JsonOption,
+    PrecisionOption,
     StorageOption,
     StoreOption,
     corpus_and_split,
@@ -67,7 +68,7 @@ def train(
         float, typer.Option(help="Nats above the usual loss that end the run; 0: none do.")
     ] = 3.0,
     seed: Annotated[int, typer.Option(help="Of the order of windows.")] = 0,
-    precision: Annotated[str, typer.Option(help="bf16 or no.")] = "bf16",
+    precision: PrecisionOption = "auto",
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,

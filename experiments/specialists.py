@@ -45,7 +45,7 @@ COMMON: dict[str, Any] = {
     "schedule": "cosine",
     "warmup": 0.02,
     "weight_decay": 0.1,
-    "precision": "bf16",
+    "precision": "bfloat16",
     "loss_spike": None,
 }
 FROM_NOTHING = {**COMMON, "learning_rate": 1e-3, "max_steps": 1_800}

@@ -52,7 +52,7 @@ TRAIN: dict[str, Any] = {
     "weight_decay": 0.1,
     "lm_weight": 0.1,
     "tail": "ghost",
-    "precision": "bf16",
+    "precision": "bfloat16",
     "loss_spike": None,
     "max_steps": 2_400,
     "eval_every": 100,
@@ -61,7 +61,7 @@ TUNING: dict[str, Any] = {
     "objective": "clm",
     "batch_size": 4,
     "learning_rate": 3e-5,
-    "precision": "bf16",
+    "precision": "bfloat16",
     "epochs": 1,
 }
 

@@ -53,7 +53,7 @@ top_k = 8
 
 [train]
 max_steps = 1
-precision = "no"
+precision = "float32"
 
 [train.runs.trained]
 """

@@ -56,7 +56,7 @@ class Fingerprint(Manifest):
         logprob_step: grid of the log-probabilities in nats; null (or 0 on input) keeps float32,
             and stands with sampled, whose counts are exact. Else `compact` needs one; `lossless`
             has none, `fast` may have one.
-        dtype: the dtype the model ran in.
+        dtype: the dtype the model ran in; what `auto` was settled as by the first writer.
         max_length: most tokens of a document.
         rows_per_shard, rows_per_chunk: rows per file, and per compressed piece of it.
         num_documents, num_tokens: D and T of the tokenised corpus.
@@ -75,7 +75,7 @@ class Fingerprint(Manifest):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     profile: Profile = "compact"
     logprob_step: float | None = DEFAULT_LOGPROB_STEP
-    dtype: str
+    dtype: Literal["float32", "bfloat16", "float16"]
     max_length: int = Field(ge=1)
     rows_per_shard: int = Field(default=DEFAULT_ROWS_PER_SHARD, ge=1)
     rows_per_chunk: int = Field(default=DEFAULT_ROWS_PER_CHUNK, ge=1)

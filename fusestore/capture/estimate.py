@@ -25,7 +25,7 @@ from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.batches import RowCapturer
-from fusestore.capture.run import load_planned, plan_capture, settle_order
+from fusestore.capture.run import load_planned, plan_capture, say_dtype, settle_order
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import Corpus
 from fusestore.errors import InvalidInputError, NonFiniteError
@@ -131,6 +131,7 @@ def estimate_capture(
     prices = prices or Prices()
     begun = time.perf_counter()
     plan = plan_capture(store, corpus, model, name, settings, tokenizer, keep_tokens=False)
+    say_dtype(plan, name, reporter)
     prepared = time.perf_counter()
     loaded = load_planned(plan, settings, name)
     ready = time.perf_counter()

@@ -21,14 +21,22 @@ from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.capture.shard_queue import ShardQueue
 from fusestore.corpus.build import Corpus
 from fusestore.corpus.tokenize import corpus_tokens
-from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
+from fusestore.errors import (
+    FingerprintMismatchError,
+    IncompatibleError,
+    InvalidInputError,
+    NonFiniteError,
+    NotFoundError,
+)
 from fusestore.models.loading import (
     check_width,
     check_widths,
     load_model,
     local_model_folder,
     model_digest,
+    pick_device,
 )
+from fusestore.models.precision import Dtype, choose_precision
 from fusestore.process_rank import process_rank
 from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.store.layout import Store
@@ -78,7 +86,14 @@ def capture(
     settings = settings or CaptureSettings()
     reporter = reporter or SilentReporter()
     plan = plan_capture(store, corpus, model, name, settings, tokenizer)
-    return _carry_out(store, corpus, plan, name, settings, reporter, redo)
+    try:
+        return _carry_out(store, corpus, plan, name, settings, reporter, redo)
+    except FingerprintMismatchError:
+        # Another writer, which chose another dtype, may have begun the cache meanwhile.
+        adopted = _adopt_dtype(store, name, plan, settings)
+        if adopted.fingerprint.dtype == plan.fingerprint.dtype:
+            raise
+        return _carry_out(store, corpus, adopted, name, settings, reporter, redo)
 
 
 class CapturePlan(NamedTuple):
@@ -89,12 +104,14 @@ class CapturePlan(NamedTuple):
         tokenizer: the model's.
         tokens: what the model reads.
         fingerprint: of the cache to make.
+        dtype_reason: why its dtype is what it is; None where the settings say so.
     """
 
     folder: Path
     tokenizer: Tokenizer
     tokens: TokenTable
     fingerprint: Fingerprint
+    dtype_reason: str | None
 
 
 def plan_capture(
@@ -135,6 +152,7 @@ def plan_capture(
     check_width(identity.vocab_size, len(tokenizer), name)
     tokens = corpus_tokens(store, corpus, tokenizer, add_bos, keep=keep_tokens)
     _check_lengths(tokens, context, name)
+    dtype, reason = _settle_dtype(store, name, settings)
     fingerprint = Fingerprint(
         source=name,
         model=identity,
@@ -148,7 +166,7 @@ def plan_capture(
         seed=settings.rule.seed,
         profile=settings.profile,
         logprob_step=settings.grid,
-        dtype=settings.dtype,
+        dtype=dtype,
         max_length=int(np.diff(tokens.document_offsets).max(initial=1)),
         on_nan=settings.on_nan,
         rows_per_shard=settings.rows_per_shard,
@@ -156,7 +174,40 @@ def plan_capture(
         num_documents=tokens.num_documents,
         num_tokens=tokens.num_tokens,
     )
-    return CapturePlan(folder, tokenizer, tokens, fingerprint)
+    return CapturePlan(folder, tokenizer, tokens, fingerprint, reason)
+
+
+def _settle_dtype(store: Store, name: str, settings: CaptureSettings) -> tuple[Dtype, str | None]:
+    """The dtype of a cache, and why it is that one where the settings leave it open."""
+    if settings.dtype != "auto":
+        return settings.dtype, None
+    begun = _begun_dtype(store, name)
+    if begun is not None:
+        return begun, "this cache was begun with it"
+    return choose_precision(pick_device(settings.device))
+
+
+def _begun_dtype(store: Store, name: str) -> Dtype | None:
+    """What the first writer of a cache settled; None where nothing is begun."""
+    try:
+        return Fingerprint.load(store.cache(name) / "fingerprint.json").dtype
+    except NotFoundError:
+        return None
+
+
+def _adopt_dtype(
+    store: Store, name: str, plan: CapturePlan, settings: CaptureSettings
+) -> CapturePlan:
+    """The plan in the dtype of the fingerprint that is there, if the settings leave it open."""
+    dtype, reason = _settle_dtype(store, name, settings)
+    fingerprint = plan.fingerprint.model_copy(update={"dtype": dtype})
+    return plan._replace(fingerprint=fingerprint, dtype_reason=reason)
+
+
+def say_dtype(plan: CapturePlan, name: str, reporter: Reporter) -> None:
+    """Say which dtype was settled for a capture, and why, where the settings do not say it."""
+    if plan.dtype_reason is not None:
+        reporter.line(f"{name}: dtype {plan.fingerprint.dtype} ({plan.dtype_reason})")
 
 
 def _carry_out(
@@ -169,8 +220,13 @@ def _carry_out(
     redo: Mapping[int, Receipt | None] | None,
 ) -> tuple[Cache, bool]:
     tokenizer, tokens, fingerprint = plan.tokenizer, plan.tokens, plan.fingerprint
-    # Loaded on first use: a cache that is complete needs no model.
-    load = cache(lambda: load_planned(plan, settings, name))
+
+    # On first use: a cache that is complete needs no model.
+    @cache
+    def load() -> Any:  # noqa: ANN401 - transformers is untyped
+        say_dtype(plan, name, reporter)
+        return load_planned(plan, settings, name)
+
     order = _order(store, name, fingerprint, tokens, settings, load, reporter)
     writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     save_vocabulary(store, tokenizer.vocabulary)
@@ -216,7 +272,7 @@ def load_planned(plan: CapturePlan, settings: CaptureSettings, name: str) -> Any
     """
     loaded = load_model(
         plan.folder,
-        dtype=settings.dtype,
+        dtype=plan.fingerprint.dtype,
         device=settings.device,
         attention=settings.attention,
         trust_remote_code=settings.trust_remote_code,

@@ -9,10 +9,9 @@ from pydantic import Field, model_validator
 from fusestore.cache.manifest import DEFAULT_LOGPROB_STEP, Profile, check_profile
 from fusestore.cache.rule import Rule, RuleName
 from fusestore.errors import IncompatibleError
+from fusestore.models.precision import DtypeSetting
 from fusestore.store.codec import MAX_STEP, MIN_STEP
 from fusestore.store.manifest import Frozen
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 BosPolicy = Literal["auto", "always", "never"]
 
@@ -41,8 +40,10 @@ class CaptureSettings(Frozen):
         description="Grid of stored log-probabilities in nats, 1/16 if not given; with the profile "
         "fast, 0 keeps float32. The profile lossless and the selection sampled have none.",
     )
-    dtype: str = Field(
-        default="float32", description="The model's dtype: float32, bfloat16 or float16."
+    dtype: DtypeSetting = Field(
+        default="auto",
+        description="The model's dtype: float32, bfloat16 or float16; auto: bfloat16 where the "
+        "device has it in hardware, else float32, and that of a cache that was begun.",
     )
     bos: BosPolicy = Field(
         default="auto", description="Begin documents with BOS; auto: as the tokenizer."
@@ -70,8 +71,6 @@ class CaptureSettings(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
         _ = self.rule
         if self.logprob_step and not MIN_STEP <= self.logprob_step <= MAX_STEP:
             raise ValueError(

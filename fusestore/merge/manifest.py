@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fusestore.merge.settings import MergeSettings
+from fusestore.models.precision import Precision
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 
@@ -29,11 +30,13 @@ class MergeEvaluation(Frozen):
     Attributes:
         corpus_digest: of the corpus.
         split: its split.
+        precision: what the model computed in.
         metrics: by name, `bits_per_byte` among them.
     """
 
     corpus_digest: str
     split: str
+    precision: Precision
     metrics: dict[str, float]
 
 

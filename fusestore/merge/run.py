@@ -15,12 +15,14 @@ from fusestore.merge.settings import MergeSettings
 from fusestore.merge.weights import ModelWeights, check_mergeable
 from fusestore.merge.write import write_merged
 from fusestore.models.loading import local_model_folder, model_digest
+from fusestore.models.precision import PrecisionSetting, settle_precision
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from fusestore.train.evaluate import score
 from fusestore.train.model_io import publish_folder
-from fusestore.train.run import held_out_tokens, score
+from fusestore.train.run import held_out_tokens
 
 
 def merge_models(
@@ -31,6 +33,7 @@ def merge_models(
     *,
     base: str | None = None,
     evaluate: tuple[str, str] | None = None,
+    precision: PrecisionSetting = "auto",
     reporter: Reporter | None = None,
 ) -> tuple[MergeManifest, bool]:
     """Merge models and publish the result as `models/<name>`.
@@ -42,6 +45,8 @@ def merge_models(
         settings: how.
         base: the model that the others were trained from, for task_arithmetic and ties.
         evaluate: corpus and split to score in bits per byte.
+        precision: what the merged model computes in while it is scored, on this machine's
+            processor; `auto`: bfloat16 where it has that in hardware.
         reporter: hears the progress.
 
     Returns:
@@ -84,7 +89,9 @@ def merge_models(
             )
         evaluation = None
         if evaluate is not None:
-            evaluation = _evaluate(store, staging, tokenizers[0], *evaluate, name, reporter)
+            evaluation = _evaluate(
+                store, staging, tokenizers[0], *evaluate, name, precision, reporter
+            )
         files = publish_folder(staging, output)
         shutil.rmtree(staging)
     manifest = MergeManifest(
@@ -139,6 +146,7 @@ def _evaluate(
     corpus_name: str,
     split: str,
     name: str,
+    precision: PrecisionSetting,
     reporter: Reporter,
 ) -> MergeEvaluation:
     import torch
@@ -154,8 +162,10 @@ def _evaluate(
         raise IncompatibleError(
             f"The merged model cannot be loaded as a causal language model: {error}"
         ) from error
+    settled = settle_precision(precision, "cpu", reporter)
     return MergeEvaluation(
         corpus_digest=corpus.manifest.digest,
         split=split,
-        metrics=score(tokens, "no", name, reporter, model),
+        precision=settled,
+        metrics=score(tokens, settled, name, reporter, model),
     )

@@ -13,13 +13,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fusestore.capture.settings import DTYPES
 from fusestore.errors import (
     IncompatibleError,
     InvalidInputError,
     MissingDependencyError,
     NotFoundError,
 )
+from fusestore.models.precision import DTYPES
 from fusestore.process_rank import local_rank
 from fusestore.storage.packages import SCHEME, packaged_gguf, user_cache_folder
 

@@ -93,11 +93,10 @@ def save_checkpoint(
     shutil.rmtree(older, ignore_errors=True)
 
 
-def load_state(work_dir: Path, plan: TrainingPlan) -> TrainState | None:
-    """The counters of the checkpoint in `work_dir`; None when there is none.
+def stored_state(work_dir: Path) -> TrainState | None:
+    """The counters of the checkpoint in `work_dir`, whatever its plan; None when there is none.
 
     Raises:
-        FingerprintMismatchError: it belongs to another plan; both are shown.
         FormatVersionError: a newer fusestore wrote it.
         CorruptionError: it cannot be read.
     """
@@ -105,13 +104,25 @@ def load_state(work_dir: Path, plan: TrainingPlan) -> TrainState | None:
     if folder is None:
         return None
     try:
-        state = TrainState.load(Location.parse(folder / "state.json"))
+        return TrainState.load(Location.parse(folder / "state.json"))
     except FormatVersionError:
         raise
     except FusestoreError as error:
         raise CorruptionError(
             f"Checkpoint {folder} cannot be read ({error}). Delete {work_dir} to start over."
         ) from error
+
+
+def load_state(work_dir: Path, plan: TrainingPlan) -> TrainState | None:
+    """The counters of the checkpoint in `work_dir`; None when there is none.
+
+    Raises:
+        FingerprintMismatchError: it belongs to another plan; both are shown.
+        FormatVersionError, CorruptionError: see `stored_state`.
+    """
+    state = stored_state(work_dir)
+    if state is None:
+        return None
     if not state.plan.leads_where(plan):
         before, now = state.plan.model_dump(mode="json"), plan.model_dump(mode="json")
         raise FingerprintMismatchError(

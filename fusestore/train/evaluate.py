@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ import torch
 
 from fusestore.errors import InvalidInputError, NonFiniteError
 from fusestore.models.logits import logit_pieces, pad_batch
+from fusestore.models.precision import PrecisionSetting, choose_precision
+from fusestore.progress import Reporter
 from fusestore.tokenizers.token_table import TokenTable
 
 
@@ -42,7 +44,7 @@ def bits_per_byte(
     *,
     max_length: int = 1024,
     batch_tokens: int = 4096,
-    precision: Literal["no", "bf16"] = "no",
+    precision: PrecisionSetting = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> HeldOut:
     """Score every document; see `document_nats` for the arguments.
@@ -82,7 +84,7 @@ def document_nats(
     *,
     max_length: int = 1024,
     batch_tokens: int = 4096,
-    precision: Literal["no", "bf16"] = "no",
+    precision: PrecisionSetting = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float64]:
     """−Σ log p(token i + 1 | tokens 0..i) of each document, float64 [D].
@@ -93,7 +95,8 @@ def document_nats(
         max_length: longer documents are read in windows of this many tokens, each without the
             text before it; their first tokens are predicted by the window before.
         batch_tokens: padded tokens per forward pass.
-        precision: `bf16` runs the model under autocast; log-softmax is float32 always.
+        precision: `bfloat16` runs the model under autocast, `auto` where its device has bfloat16
+            in hardware; log-softmax is float32 always.
         progress: told the number of tokens after every forward pass.
 
     Raises:
@@ -123,12 +126,39 @@ def document_nats(
 
 
 def autocast(
-    device: torch.device, precision: Literal["no", "bf16"]
+    device: torch.device, precision: PrecisionSetting
 ) -> contextlib.AbstractContextManager[Any]:
     """The context to run a model in: bfloat16 matrix products, or nothing."""
-    if precision == "no":
+    if precision == "auto":
+        precision = choose_precision(str(device)).value
+    if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def score(
+    held_out: TokenTable,
+    precision: PrecisionSetting,
+    name: str,
+    reporter: Reporter,
+    model: Any,  # noqa: ANN401
+) -> dict[str, float]:
+    """Metrics of a model on held-out documents, by name; see `bits_per_byte`."""
+    # A document's last token is read by nobody: nothing follows it.
+    total = int(np.maximum(np.diff(held_out.document_offsets) - 1, 0).sum())
+    done = 0
+    with reporter.stage(f"Evaluating {name}", "tokens") as progress:
+
+        def batch_done(num_tokens: int) -> None:
+            nonlocal done
+            done += num_tokens
+            progress(done, total)
+
+        result = bits_per_byte(model, held_out, precision=precision, progress=batch_done)
+    return {
+        "bits_per_byte": result.bits_per_byte,
+        "nats_per_token": result.nats_per_token,
+    }
 
 
 class _Window(NamedTuple):

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from fusestore.errors import FusestoreError, InvalidInputError
+from fusestore.progress import Reporter
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.train.distributed.processes import of_main_process
 from fusestore.train.distributed.sharding import is_sharded, reshard
-from fusestore.train.evaluate import bits_per_byte
+from fusestore.train.evaluate import score
 from fusestore.train.manifest import EvaluationPoint
 from fusestore.train.settings import TrainSettings
 from fusestore.train.student import Student
@@ -42,8 +43,10 @@ class Evaluator:
         evaluation: Evaluation | None,
         settings: TrainSettings,
         stops: StopSignals,
+        name: str,
+        reporter: Reporter,
     ) -> None:
-        """Take a run's evaluation.
+        """Take a run's evaluation; `name` is what the reporter calls the model.
 
         Raises:
             InvalidInputError: the best model is wanted and there is no evaluation to tell it.
@@ -58,6 +61,8 @@ class Evaluator:
         self._evaluation = evaluation
         self._settings = settings
         self._stops = stops
+        self._name = name
+        self._reporter = reporter
 
     def is_due(self, step: int, total_steps: int) -> bool:
         """Whether the model is evaluated after `step` steps: first, at the end, and in between."""
@@ -103,11 +108,8 @@ class Evaluator:
 
     def _metrics(self, model: Any) -> dict[str, float]:  # noqa: ANN401
         if isinstance(self._evaluation, TokenTable):
-            held_out = bits_per_byte(model, self._evaluation, precision=self._settings.precision)
-            return {
-                "bits_per_byte": held_out.bits_per_byte,
-                "nats_per_token": held_out.nats_per_token,
-            }
+            precision = self._settings.precision
+            return score(self._evaluation, precision, self._name, self._reporter, model)
         if self._evaluation is None:
             return {}
         model.eval()

@@ -82,7 +82,7 @@ def not_finite(
     return NonFiniteError(
         f"Step {step}: the loss or its gradient is {value} for {dataset.describe(windows)}. "
         f"No weights were changed by this step; {kept}. Lower the learning rate, use precision "
-        "'no', or look at these documents' distributions with `fusestore inspect`."
+        "'float32', or look at these documents' distributions with `fusestore inspect`."
     )
 
 

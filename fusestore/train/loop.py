@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fusestore.data.mixture import Fused
+from fusestore.progress import Reporter
 from fusestore.train.batches import step_batches
 from fusestore.train.checkpoint import (
     TrainState,
@@ -83,6 +84,8 @@ class TrainingLoop:
         evaluation: Evaluation | None,
         progress: Callable[[TrainingProgress], None] | None,
         log: TensorBoardLog | None,
+        name: str,
+        reporter: Reporter,
     ) -> None:
         self._accelerator = accelerator
         self._student = student
@@ -92,7 +95,7 @@ class TrainingLoop:
         self._stops = stops
         self._progress = progress
         self._log = log
-        self._evaluator = Evaluator(accelerator, evaluation, plan.settings, stops)
+        self._evaluator = Evaluator(accelerator, evaluation, plan.settings, stops, name, reporter)
         self._updates = Updates(accelerator, student, dataset, plan)
         self._kept: TrainState | None = None
         self._step = 0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Self
+
+from pydantic import model_validator
+
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.train.settings import TrainSettings
@@ -42,7 +46,7 @@ class TrainingPlan(Manifest):
     Attributes:
         dataset_digest: of the fused dataset's plan.
         base_model_digest: of the folder that training started from.
-        settings: of the run.
+        settings: of the run; its precision is settled, never `auto`.
         world_size: processes.
         total_steps: optimizer steps.
     """
@@ -52,6 +56,12 @@ class TrainingPlan(Manifest):
     settings: TrainSettings
     world_size: int
     total_steps: int
+
+    @model_validator(mode="after")
+    def _precision_is_settled(self) -> Self:
+        if self.settings.precision == "auto":
+            raise ValueError("the precision of a plan is settled before it is made; found auto")
+        return self
 
     def leads_where(self, other: TrainingPlan) -> bool:
         """Whether a run of this plan ends with the model of the other, if none is stopped."""

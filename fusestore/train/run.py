@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
 
 from fusestore.corpus.build import open_corpus
 from fusestore.corpus.tokenize import corpus_tokens
@@ -21,7 +17,6 @@ from fusestore.storage.packages import user_cache_folder
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from fusestore.train.evaluate import bits_per_byte
 from fusestore.train.evaluation import SCORE
 from fusestore.train.guards import check_tokenizer
 from fusestore.train.logs import check_log_folder
@@ -82,8 +77,7 @@ def train_on_fused(
     check_tokenizer(tokenizer.digest, dataset, model)
     evaluation = None
     if evaluate is not None:
-        held_out = held_out_tokens(store, tokenizer, *evaluate)
-        evaluation = partial(score, held_out, settings.precision, name, reporter)
+        evaluation = held_out_tokens(store, tokenizer, *evaluate)
     output = output or store.model(name)
     was_there = (output / "manifest.json").exists()
     work = work_dir or user_cache_folder() / "training" / f"{name}-{dataset.digest[:16]}"
@@ -102,6 +96,7 @@ def train_on_fused(
             evaluation=evaluation,
             progress=step_done,
             log_dir=log_dir,
+            reporter=reporter,
         )
     return result.manifest, not was_there
 
@@ -128,31 +123,6 @@ def _open(store: Store, fused: str | Mapping[str, float | None]) -> Fused:
             "each a weight, as in NAME=0.7, or none."
         )
     return FusedMixture([one(name) for name in fused], weights or None)
-
-
-def score(
-    held_out: TokenTable,
-    precision: Literal["no", "bf16"],
-    name: str,
-    reporter: Reporter,
-    model: Any,  # noqa: ANN401 - transformers is untyped
-) -> dict[str, float]:
-    """Metrics of a model on held-out documents, by name; see `bits_per_byte`."""
-    # A document's last token is read by nobody: nothing follows it.
-    total = int(np.maximum(np.diff(held_out.document_offsets) - 1, 0).sum())
-    done = 0
-    with reporter.stage(f"Evaluating {name}", "tokens") as progress:
-
-        def batch_done(num_tokens: int) -> None:
-            nonlocal done
-            done += num_tokens
-            progress(done, total)
-
-        result = bits_per_byte(model, held_out, precision=precision, progress=batch_done)
-    return {
-        "bits_per_byte": result.bits_per_byte,
-        "nats_per_token": result.nats_per_token,
-    }
 
 
 def held_out_tokens(store: Store, tokenizer: Tokenizer, corpus_name: str, split: str) -> TokenTable:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fusestore.losses.objective import Divergence, FusionObjective, TailMode
+from fusestore.models.precision import PrecisionSetting
 from fusestore.store.manifest import Frozen
 
 
@@ -65,7 +66,9 @@ class TrainSettings(Frozen):
         epochs: passes over the dataset; has no effect with `max_steps`.
         max_steps: optimizer steps, instead of `epochs`.
         seed: of the windows' order and of dropout.
-        precision: `bf16` runs the model under autocast on float32 weights; `no` is float32.
+        precision: `bfloat16` runs the model under autocast on float32 weights; `float32` does not;
+            `auto` is bfloat16 where the device has it in hardware, else float32. A run that was
+            begun keeps what `auto` was settled as.
         save_dtype: of the weights in the finished model's folder.
         gradient_checkpointing: recompute activations in the backward pass.
         attn_implementation: transformers' name (`sdpa`, `eager`, …); None: the model's default.
@@ -102,7 +105,7 @@ class TrainSettings(Frozen):
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    precision: Literal["no", "bf16"] = "bf16"
+    precision: PrecisionSetting = "auto"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None

@@ -10,15 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fusestore.data.mixture import Fused
 from fusestore.data.order import batches_per_epoch
 from fusestore.errors import AlreadyExistsError, InvalidInputError
 from fusestore.models.loading import model_digest
+from fusestore.models.precision import PrecisionChoice, choose_precision
+from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.location import Location
-from fusestore.train.checkpoint import TrainState, delete_checkpoint, load_state, restore_weights
+from fusestore.train.checkpoint import (
+    TrainState,
+    delete_checkpoint,
+    load_state,
+    restore_weights,
+    stored_state,
+)
 from fusestore.train.distributed.launch import make_accelerator
+from fusestore.train.distributed.processes import any_process
 from fusestore.train.evaluation import Evaluation
 from fusestore.train.guards import check_vocabulary
 from fusestore.train.logs import check_log_folder, run_log
@@ -47,6 +56,7 @@ def train(
     evaluation: Evaluation | None = None,
     progress: Callable[[TrainingProgress], None] | None = None,
     log_dir: Path | None = None,
+    reporter: Reporter | None = None,
 ) -> TrainingResult:
     """Continue training a model on a fused dataset and publish it as a Hugging Face folder.
 
@@ -62,9 +72,10 @@ def train(
         output: the model folder to make; its `manifest.json` comes last.
         work_dir: local folder for the checkpoint; removed when all is done.
         evaluation: run before the first step, every `settings.eval_every` steps and at the end,
-            in the main process.
+            in the main process; documents are scored in the run's precision.
         progress: called after every step in the main process.
         log_dir: local folder for TensorBoard logs, outside of `output`; see `TensorBoardLog`.
+        reporter: receives the precision that was settled, and the progress of evaluations.
 
     Raises:
         NotFoundError: `model_path` holds no model.
@@ -85,11 +96,18 @@ def train(
     if dataset.sampled:
         objective = settings.fusion_objective(min(settings.lm_weights))
         objective.check_samples(f"fused dataset {dataset.name}")
+    reporter = reporter or SilentReporter()
     accelerator = make_accelerator(settings)
+    reason = None
+    if settings.precision == "auto":
+        precision, reason = _settle_precision(accelerator, output, work_dir)
+        settings = settings.model_copy(update={"precision": precision})
     plan = _plan(model_path, dataset, settings, accelerator.num_processes)
     finished = _finished(output, plan)
     if finished is not None:
         return TrainingResult(output, finished)
+    if reason is not None and accelerator.is_main_process:
+        reporter.line(f"{output.name}: precision {settings.precision} ({reason})")
     state = load_state(work_dir, plan) or TrainState(plan=plan)
     with (
         deterministic(settings.seed),
@@ -102,7 +120,17 @@ def train(
         check_vocabulary(model, dataset, model_path)
         student = Student(model, settings, dataset.window_length)
         loop = TrainingLoop(
-            accelerator, student, dataset, plan, work_dir, stops, evaluation, progress, log
+            accelerator,
+            student,
+            dataset,
+            plan,
+            work_dir,
+            stops,
+            evaluation,
+            progress,
+            log,
+            output.name,
+            reporter,
         )
         trained = loop.to_the_end(state)
         if accelerator.is_main_process:
@@ -119,6 +147,29 @@ def train(
             delete_checkpoint(work_dir)
         accelerator.wait_for_everyone()
     return TrainingResult(output, TrainingManifest.load(output / "manifest.json"))
+
+
+def _settle_precision(
+    accelerator: Any,  # noqa: ANN401 - accelerate is untyped
+    output: Location,
+    work_dir: Path,
+) -> PrecisionChoice:
+    """What `auto` stands for in this run, the same in every process.
+
+    A run that was begun keeps its precision on whatever machine it goes on. A new one computes in
+    bfloat16 where the devices of all its processes do.
+    """
+    plan = None
+    if (output / "manifest.json").exists():
+        plan = TrainingManifest.load(output / "manifest.json").plan
+    elif (state := stored_state(work_dir)) is not None:
+        plan = state.plan
+    if plan is not None and plan.settings.precision != "auto":
+        return PrecisionChoice(plan.settings.precision, "this run was begun with it")
+    choice = choose_precision(str(accelerator.device))
+    if any_process(accelerator, choice.value == "float32") and choice.value != "float32":
+        return PrecisionChoice("float32", "another process has no bfloat16 in hardware")
+    return choice
 
 
 def _plan(

@@ -11,14 +11,15 @@ from typing import Any
 from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.forecast.forecast import Forecast
 from fusestore.models.loading import local_model_folder
+from fusestore.models.precision import Precision, PrecisionSetting, settle_precision
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.location import Location
 from fusestore.store.inventory import how_made, list_things
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
 from fusestore.tokenizers.tokenizer import load_tokenizer
+from fusestore.train.evaluate import score as score_model
 from fusestore.train.run import held_out_tokens
-from fusestore.train.run import score as score_model
 
 
 class ComparedRow(Frozen):
@@ -43,11 +44,13 @@ class Comparison(Frozen):
 
     Attributes:
         corpus, split: the text.
+        precision: what the models computed in.
         rows: the best first.
     """
 
     corpus: str
     split: str
+    precision: Precision
     rows: tuple[ComparedRow, ...]
 
 
@@ -58,6 +61,8 @@ def compare(
     models: Sequence[str] = (),
     forecast: Forecast | None = None,
     reporter: Reporter | None = None,
+    *,
+    precision: PrecisionSetting = "auto",
 ) -> Comparison:
     """Score models on a split, each by its own tokenizer, beside what caches say of ensembles.
 
@@ -68,6 +73,8 @@ def compare(
         models: further ones: folders, hub ids, `.gguf` files, `package:NAME`.
         forecast: of caches on this split, for its sources and their uniform ensemble.
         reporter: hears the progress.
+        precision: what the models compute in, on this machine's processor; `auto`: bfloat16 where
+            it has that in hardware.
 
     Raises:
         NotFoundError: no such corpus or model.
@@ -75,16 +82,17 @@ def compare(
         IncompatibleError: a model that is no causal language model.
     """
     reporter = reporter or SilentReporter()
+    settled = settle_precision(precision, "cpu", reporter)
     given = {spec: local_model_folder(spec) for spec in models}
     rows = []
     for thing in list_things(store):
         if thing.kind == "model" and thing.manifest is not None:
             name = f"model/{thing.name}"
             with _local(thing.location) as folder:
-                score = _bits_per_byte(store, folder, corpus, split, name, reporter)
+                score = _bits_per_byte(store, folder, corpus, split, name, settled, reporter)
             rows.append(_row(name, how_made(thing.manifest), score))
     for spec, folder in given.items():
-        score = _bits_per_byte(store, folder, corpus, split, spec, reporter)
+        score = _bits_per_byte(store, folder, corpus, split, spec, settled, reporter)
         rows.append(_row(spec, "as given", score))
     if not rows and forecast is None:
         raise InvalidInputError(
@@ -99,7 +107,7 @@ def compare(
             )
         rows += _of_caches(forecast)
     rows.sort(key=lambda row: (row.bits_per_byte, row.name))
-    return Comparison(corpus=corpus, split=split, rows=tuple(rows))
+    return Comparison(corpus=corpus, split=split, precision=settled, rows=tuple(rows))
 
 
 def _row(name: str, made: str, bits_per_byte: float) -> ComparedRow:
@@ -119,7 +127,13 @@ def _local(location: Location) -> Iterator[Path]:
 
 
 def _bits_per_byte(
-    store: Store, folder: Path, corpus: str, split: str, name: str, reporter: Reporter
+    store: Store,
+    folder: Path,
+    corpus: str,
+    split: str,
+    name: str,
+    precision: Precision,
+    reporter: Reporter,
 ) -> float:
     import torch
     from transformers import AutoModelForCausalLM
@@ -133,7 +147,7 @@ def _bits_per_byte(
         raise IncompatibleError(
             f"{name} cannot be loaded as a causal language model: {error}"
         ) from error
-    return score_model(tokens, "no", name, reporter, model)["bits_per_byte"]
+    return score_model(tokens, precision, name, reporter, model)["bits_per_byte"]
 
 
 def _of_caches(forecast: Forecast) -> list[ComparedRow]:

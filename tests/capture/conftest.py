@@ -32,7 +32,11 @@ def _texts():
 @pytest.fixture(scope="session")
 def captures(tiny_folder):
     """Captures with shards small enough that there are dozens of them."""
-    processes = CaptureProcesses(tiny_folder, top_k=7, rows_per_shard=64, rows_per_chunk=16)
+    # float32 is what the weights lie in: to convert them while it loads them, transformers would
+    # need torch's thread pool, which does not survive the server's fork.
+    processes = CaptureProcesses(
+        tiny_folder, top_k=7, rows_per_shard=64, rows_per_chunk=16, dtype="float32"
+    )
     yield processes
     processes.close()
 

@@ -31,7 +31,7 @@ from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_token
 
 VOCAB_SIZE = 300
 TOP_K = 7
-EXACT = CaptureSettings(top_k=TOP_K, profile="lossless")
+EXACT = CaptureSettings(top_k=TOP_K, profile="lossless", dtype="float32")
 SMALL_SHARDS = EXACT.model_copy(update={"rows_per_shard": 16, "rows_per_chunk": 8})
 ROUNDING = 2e-5
 """Nats by which float32 logits of this model move with the shape of the batch."""
@@ -114,7 +114,7 @@ def check_document(model, cache, index, error, tail_error):
 def test_rows_equal_float64_reference(
     store, corpus, model, model_path, profile, step, error, tail_error
 ):
-    settings = CaptureSettings(top_k=TOP_K, profile=profile, logprob_step=step)
+    settings = CaptureSettings(top_k=TOP_K, profile=profile, logprob_step=step, dtype="float32")
     cache, computed = capture(store, corpus, str(model_path), "tiny", settings)
     assert computed
     assert len(cache) == cache.tokens.num_tokens

@@ -222,7 +222,7 @@ def test_smollm2_on_the_demo_corpus(smollm2_path, gemma3_path, tmp_path):
         max_length=512,
         tokenizers=[load_tokenizer(str(path)) for path in (smollm2_path, gemma3_path)],
     )
-    settings = CaptureSettings(dtype="bfloat16", device="cpu")
+    settings = CaptureSettings(device="cpu")
     estimate = estimate_capture(store, corpus, str(smollm2_path), settings=settings)
     cache, _ = capture(store, corpus, str(smollm2_path), "smollm2", settings)
     assert estimate.sampled_tokens < 0.3 * len(cache)

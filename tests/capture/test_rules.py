@@ -18,8 +18,8 @@ from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_token
 
 VOCAB_SIZE = 300
 DRAWS = 40
-SAMPLED = CaptureSettings(selection="sampled", top_k=DRAWS, seed=4)
-TOP_P = CaptureSettings(selection="top-p", top_k=50, top_p=0.8, profile="lossless")
+SAMPLED = CaptureSettings(selection="sampled", top_k=DRAWS, seed=4, dtype="float32")
+TOP_P = CaptureSettings(selection="top-p", top_k=50, top_p=0.8, profile="lossless", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_sampled_rows_are_shares_of_the_draws(store, corpus, model, model_path):
     np.testing.assert_allclose(counts, np.rint(counts), atol=1e-5)
     assert (np.rint(counts).sum(axis=1) == DRAWS).all()
     assert np.isneginf(rows.tail).all()
-    exact, _ = capture(store, corpus, model_path, "exact", CaptureSettings(profile="lossless"))
+    exact, _ = capture(
+        store, corpus, model_path, "exact", CaptureSettings(profile="lossless", dtype="float32")
+    )
     np.testing.assert_allclose(rows.label_logprob, exact[:].label_logprob, atol=2e-6, rtol=0)
     assert verify_cache(cache.location) == []
 

@@ -19,7 +19,7 @@ from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
 from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 
-SETTINGS = CaptureSettings(top_k=7, rows_per_shard=16, rows_per_chunk=8)
+SETTINGS = CaptureSettings(top_k=7, rows_per_shard=16, rows_per_chunk=8, dtype="float32")
 
 
 def table(lengths):

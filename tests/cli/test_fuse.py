@@ -64,7 +64,7 @@ def test_a_recipe_is_defined_at_once_and_filled_when_asked(command, store, recip
 
 def test_training_on_a_dataset_that_was_only_defined(command, job, store, recipe):
     command.succeeds("fuse", recipe, "--store", store, "--name", "again")
-    train = ["--lr", "1e-3", "--batch-size", "4", "--max-steps", "4", "--precision", "no"]
+    train = ["--lr", "1e-3", "--batch-size", "4", "--max-steps", "4", "--precision", "float32"]
     command.succeeds(
         *["train", f"{job}/small", "--name", "late", "--fused", "again", *train],
         *["--evaluate", "addresses/held_out", "--store", store],

@@ -83,7 +83,7 @@ def test_sigterm_keeps_a_checkpoint(command, job, store, tmp_path):
     """What schedulers send; the same command goes on to the same bytes."""
     work = tmp_path / "work"
     train = ["train", job / "small", "--store", store, "--fused", "mince", "--max-steps", "100"]
-    train += ["--precision", "no", "--batch-size", "2", "--checkpoint-every", "3"]
+    train += ["--precision", "float32", "--batch-size", "2", "--checkpoint-every", "3"]
     stopped = [*train, "--name", "stopped", "--work-dir", work]
     with start(*stopped) as process:
         while not (work / "checkpoint" / "state.json").exists():

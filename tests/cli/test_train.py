@@ -17,7 +17,7 @@ from tests.helpers.tiny_job import hashes
 
 def train(job, store, *options, model="small"):
     arguments = ["train", f"{job}/{model}", "--name", "new", "--fused", "mince", "--store", store]
-    return [*arguments, "--batch-size", "4", "--precision", "no", *options]
+    return [*arguments, "--batch-size", "4", "--precision", "float32", *options]
 
 
 def test_other_losses(command, job, store):
@@ -111,7 +111,7 @@ def test_a_model_with_another_tokenizer_whose_ids_would_fit(command, job, store)
 def test_a_mixture(command, job, store):
     recipe = json.loads((store / "fused/mince/recipe.json").read_text())["recipe"]
     open_recipe(store, {**recipe, "strategy": "uniform"}, "mean")
-    base = ["train", f"{job}/small", "--store", store, "--precision", "no", "--max-steps", "2"]
+    base = ["train", f"{job}/small", "--store", store, "--precision", "float32", "--max-steps", "2"]
     several = ["--fused", "mince=0.75", "--fused", "mean=0.25"]
     told = command.succeeds(*base, "--name", "mixed", *several, "--json").json
     mixed = FusedMixture([open_fused(store, "mince"), open_fused(store, "mean")], [3, 1])

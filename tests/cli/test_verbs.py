@@ -12,7 +12,7 @@ def stages(job, store):
     """The tiny fusion as single commands, by the stage's name."""
     shards = ["--top-k", str(TOP_K)]
     train = ["--fused", "mince", "--lr", "1e-3", "--batch-size", "4", "--max-steps", "4"]
-    train += ["--precision", "no", "--evaluate", "addresses/held_out"]
+    train += ["--precision", "float32", "--evaluate", "addresses/held_out"]
     cache = [*shards, "--corpus", "addresses"]
     commands = {
         "corpus": [

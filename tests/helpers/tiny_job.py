@@ -124,6 +124,7 @@ licence = "Apache License 2.0"
 
 [capture]
 top_k = {TOP_K}
+dtype = "float32"
 rows_per_shard = 1024
 rows_per_chunk = 256
 
@@ -139,7 +140,7 @@ rows_per_shard = 1024
 learning_rate = 1e-3
 batch_size = 4
 max_steps = 4
-precision = "no"
+precision = "float32"
 
 [train.runs.baseline]
 objective = "clm"

@@ -19,7 +19,7 @@ SETTINGS = TrainSettings(
     batch_size=3,
     gradient_accumulation=2,
     epochs=2,
-    precision="no",
+    precision="float32",
     seed=5,
 )
 

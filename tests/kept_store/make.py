@@ -113,6 +113,7 @@ top_k = 8
 rows_per_shard = {rows_per_shard}
 rows_per_chunk = 32
 device = "cpu"
+dtype = "float32"
 
 [fuse]
 name = "{fused}"
@@ -125,7 +126,7 @@ rows_per_shard = {rows_per_shard}
 [train]
 learning_rate = 1e-3
 max_steps = 2
-precision = "no"
+precision = "float32"
 
 [train.runs.fused]
 """
@@ -221,6 +222,7 @@ def _write_store(job: Path, folder: Path) -> None:
         MERGED,
         MergeSettings(weights=(1.0, 3.0)),
         evaluate=(corpus.name, "held_out"),
+        precision="float32",
     )
 
 

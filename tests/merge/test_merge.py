@@ -314,11 +314,13 @@ def test_evaluation_is_kept_and_listed(store, folders, tmp_path):
         "scored",
         settings_of(),
         evaluate=("texts", "held_out"),
+        precision="float32",
     )
     folder = store.model("scored").path
     tokens = held_out_tokens(store, load_tokenizer(folder), "texts", "held_out")
     exact = bits_per_byte(AutoModelForCausalLM.from_pretrained(folder), tokens)
     assert manifest.evaluation.split == "held_out"
+    assert manifest.evaluation.precision == "float32"
     assert manifest.evaluation.metrics["bits_per_byte"] == exact.bits_per_byte
     told = describe(find_thing(store, "model/scored"))
     assert told == f"linear merge of 2 models, held-out bits per byte {exact.bits_per_byte:.4f}"

@@ -119,10 +119,10 @@ def test_nothing_to_predict(model):
 
 
 @pytest.mark.slow
-def test_smollm2_in_bf16_is_close_to_float32(smollm2_path):
+def test_smollm2_in_bfloat16_is_close_to_float32(smollm2_path):
     model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32)
     tokens = table([40, 25], vocab_size=49152)
     exact = document_nats(model, tokens)
     expected = [plain_nats(model, tokens.document(i)[0], 100) for i in range(2)]
     np.testing.assert_allclose(exact, expected, rtol=1e-4)
-    np.testing.assert_allclose(document_nats(model, tokens, precision="bf16"), exact, rtol=0.02)
+    np.testing.assert_allclose(document_nats(model, tokens, precision="bfloat16"), exact, rtol=0.02)

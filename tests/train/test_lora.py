@@ -78,7 +78,7 @@ def test_the_adapter_alone_is_the_merged_model_with_its_base(tiny_model_path, da
         assert str(tiny_model_path).encode() not in content
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tiny_model_path, dataset, tmp_path, precision
 ):
@@ -177,7 +177,7 @@ run(Path(sys.argv[1]), FusedDataset(sys.argv[2]), settings, Path(sys.argv[3]))
 
 
 @pytest.mark.slow
-def test_smollm2_in_bf16(smollm2_path, tmp_path):
+def test_smollm2(smollm2_path, tmp_path):
     """A real model: the loss falls, and the head stays plain under LoRA."""
     from fusestore.data import FusedDataset
     from tests.helpers.fused_folder import random_arrays, write_fused

@@ -22,7 +22,7 @@ def test_two_processes_follow_one(tiny_model_path, fused_folder, tmp_path):
     (model_path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
     # 16 windows of 32 tokens: the last one is shorter, so only its step may differ.
     settings = TrainSettings(
-        batch_size=2, precision="no", learning_rate=1e-3, epochs=2, logits="pieces"
+        batch_size=2, precision="float32", learning_rate=1e-3, epochs=2, logits="pieces"
     )
     codes, errors = two_processes(model_path, fused_folder, tmp_path / "two", settings)
     assert codes == [0, 0], errors
@@ -47,7 +47,7 @@ def test_nan_in_one_process_stops_both_and_one_names_the_documents(tiny_model_pa
     arrays["next_ids"][100] = 0
     arrays["logprobs"][100] = np.nan
     folder = write_fused(tmp_path / "bad", arrays, window_length=32, chunk_rows=64)
-    settings = TrainSettings(batch_size=2, precision="no", epochs=1)
+    settings = TrainSettings(batch_size=2, precision="float32", epochs=1)
     codes, errors = two_processes(tiny_model_path, folder, tmp_path / "two", settings)
     assert all(codes), errors
     messages = sorted(
@@ -64,7 +64,7 @@ def test_nan_in_one_process_stops_both_and_one_names_the_documents(tiny_model_pa
 def test_an_evaluation_that_fails_in_the_main_process_ends_both(
     tiny_model_path, fused_folder, tmp_path
 ):
-    settings = TrainSettings(batch_size=2, precision="no", epochs=1)
+    settings = TrainSettings(batch_size=2, precision="float32", epochs=1)
     codes, errors = two_processes(
         tiny_model_path, fused_folder, tmp_path / "two", settings, FAIL_EVALUATION="true"
     )

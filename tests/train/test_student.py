@@ -22,7 +22,7 @@ from fusestore.train import TrainSettings, train
 from fusestore.train import student as student_module
 from fusestore.train.student import Student, plain_head
 
-SETTINGS = TrainSettings(lm_weight=0.5, precision="no", tail="ghost", batch_size=3)
+SETTINGS = TrainSettings(lm_weight=0.5, precision="float32", tail="ghost", batch_size=3)
 SHAPE = {
     "vocab_size": 100,
     "hidden_size": 32,
@@ -68,7 +68,7 @@ def few_logits_at_a_time(monkeypatch):
 
 @pytest.mark.usefixtures("few_logits_at_a_time")
 @pytest.mark.parametrize("make", [gemma2, gptj, gpt2])
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_pieces_have_the_loss_and_gradients_of_the_whole(make, precision, dataset):
     torch.manual_seed(0)
     model = make().eval()
@@ -83,7 +83,7 @@ def test_pieces_have_the_loss_and_gradients_of_the_whole(make, precision, datase
         terms.loss.backward()
         gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
         found[logits] = (terms, gradients)
-    tolerance = 1e-5 if precision == "no" else 0.03
+    tolerance = 1e-5 if precision == "float32" else 0.03
     whole, pieces = found["whole"], found["pieces"]
     torch.testing.assert_close(whole[0], pieces[0], rtol=tolerance, atol=tolerance)
     for name, expected in whole[1].items():
@@ -91,7 +91,7 @@ def test_pieces_have_the_loss_and_gradients_of_the_whole(make, precision, datase
 
 
 def student_autocast(precision):
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def test_a_head_that_does_more_is_refused_and_auto_takes_the_whole(monkeypatch, dataset):

@@ -81,7 +81,7 @@ def test_first_step_is_the_loss_of_its_windows(tiny_model_path, dataset, tmp_pat
     assert result.manifest.loss_curve[0].loss == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_interrupted_run_ends_like_an_uninterrupted_one(
     tiny_model_path, dataset, tmp_path, precision
 ):
