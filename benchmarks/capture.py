@@ -2,7 +2,7 @@
 
 The bare side runs the same batches through the model and drops the logits, in whichever of two
 forms is faster here: whole, or with the output head on pieces of the sequence as a capture has it.
-The capture is everything `fusestore cache` does after loading the model: padding, forward pass,
+The capture is everything `fusestore capture` does after loading the model: padding, forward pass,
 log-softmax, selection, transfer, encoding and writing to a local disk, the last shard included. The
 sample that settles the order of ids is timed apart: a cache takes it once, whatever its size, of at
 most 8,192 tokens and a sixteenth of the corpus.
@@ -163,7 +163,7 @@ def bare(model: Any, tokens: TokenTable, *, whole: bool) -> None:
 
 
 def sampled_order(model: Any, tokens: TokenTable, rule: Rule) -> IdOrder:
-    """What `fusestore cache` does before the first shard."""
+    """What `fusestore capture` does before the first shard."""
     sample = sample_tokens(tokens)
     rows, _ = RowCapturer(model, sample, rule, None).rows(0, sample.num_tokens, ignore_progress)
     return order_of_sample(output_width(model), tokens, rows)

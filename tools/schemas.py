@@ -40,6 +40,9 @@ from fusestore.train.settings import TrainSettings
 from fusestore.version import FORMAT_VERSION
 from fusestore.workflows.fusion_config import FusionConfig
 
+_COMMAND_LINE_KEYS = ("panel", "short", "names", "metavar")
+"""Of a field's `json_schema_extra`: they say how its option looks, nothing about its values."""
+
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 MANIFESTS: dict[str, tuple[type[Manifest], str]] = {
@@ -192,6 +195,8 @@ class _Generator(GenerateJsonSchema):
         for name, content in result["properties"].items():
             if name in attributes:
                 content.setdefault("description", attributes[name])
+            for key in _COMMAND_LINE_KEYS:
+                content.pop(key, None)
         return result
 
 

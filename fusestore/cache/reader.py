@@ -56,13 +56,13 @@ def open_cache(
         if (location / "fingerprint.json").exists():
             raise NotFoundError(
                 f"Cache {name!r} in {opened.location} is not complete: its capture was stopped. "
-                "Run the `fusestore cache` command that began it again; it continues."
+                "Run the `fusestore capture` command that began it again; it continues."
             ) from error
         names = opened.names("caches")
         there = f"It has: {', '.join(names)}." if names else "It has no caches."
         raise NotFoundError(
             f"There is no cache {name!r} in {opened.location}. {there} "
-            "Make one with `fusestore cache`."
+            "Make one with `fusestore capture`."
         ) from error
     if manifest.fingerprint.digest != manifest.fingerprint_digest:
         raise CorruptionError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from fusestore.cache.manifest import DEFAULT_LOGPROB_STEP, Profile, check_profile
 from fusestore.cache.rule import Rule, RuleName
@@ -16,57 +16,106 @@ from fusestore.store.manifest import Frozen
 BosPolicy = Literal["auto", "always", "never"]
 
 
+_ROWS: dict[str, JsonValue] = {"panel": "Rows kept"}
+_MODEL: dict[str, JsonValue] = {"panel": "Model"}
+_WORK: dict[str, JsonValue] = {"panel": "Work"}
+
+
 class CaptureSettings(Frozen):
     """Choices for one capture; those up to `on_nan` change what is stored, the rest only how."""
 
     selection: RuleName = Field(
         default="top-k",
-        description="top-k; top-p: of these as few as reach mass top_p; sampled: top_k draws.",
+        description="Rule that selects the kept entries: the most probable top_k; as few of these "
+        "as reach the mass top_p; or top_k random draws.",
+        json_schema_extra=_ROWS,
     )
-    top_k: int = Field(default=32, ge=1, description="Most entries kept of each distribution.")
+    top_k: int = Field(
+        default=32,
+        ge=1,
+        description="Most entries kept of each distribution; number of draws if sampled.",
+        json_schema_extra={**_ROWS, "short": "-k"},
+    )
     top_p: float | None = Field(
-        default=None, gt=0, lt=1, description="Mass that kept entries reach; needed for top-p."
+        default=None,
+        gt=0,
+        lt=1,
+        description="Probability mass that the kept entries reach; required by top-p.",
+        json_schema_extra=_ROWS,
     )
     seed: int | None = Field(
-        default=None, ge=0, lt=2**63, description="Of the draws; for sampled: 0 unless given."
+        default=None,
+        ge=0,
+        lt=2**63,
+        description="Seed of the random draws if sampled; 0 unless given.",
+        json_schema_extra=_ROWS,
     )
     profile: Profile = Field(
         default="compact",
-        description="compact: smallest; lossless: exact float32; fast: not compressed.",
+        description="Storage profile: compact is smallest, lossless keeps exact float32, fast is "
+        "not compressed.",
+        json_schema_extra=_ROWS,
     )
     logprob_step: float | None = Field(
         default=None,
         ge=0,
-        description="Grid of stored log-probabilities in nats, 1/16 if not given; with the profile "
-        "fast, 0 keeps float32. The profile lossless and the selection sampled have none.",
+        description="Grid of stored log-probabilities in nats, 1/16 if not given; 0 with the "
+        "profile fast keeps float32. The profile lossless and the selection sampled have no grid.",
+        json_schema_extra=_ROWS,
     )
     dtype: DtypeSetting = Field(
         default="auto",
-        description="The model's dtype: float32, bfloat16 or float16; auto: bfloat16 where the "
-        "device has it in hardware, else float32, and that of a cache that was begun.",
+        description="Data type that the model runs in. auto is bfloat16 where the device has it in "
+        "hardware, else float32; a cache that was begun keeps its own.",
+        json_schema_extra=_MODEL,
     )
     bos: BosPolicy = Field(
-        default="auto", description="Begin documents with BOS; auto: as the tokenizer."
+        default="auto",
+        description="Whether documents begin with the BOS token; auto does as the tokenizer does.",
+        json_schema_extra=_MODEL,
     )
     on_nan: Literal["stop", "skip"] = Field(
-        default="stop", description="What to do about a document whose logits are not finite."
+        default="stop",
+        description="What happens to a document with logits that are not finite: the capture "
+        "stops, or the document is skipped.",
+        json_schema_extra=_WORK,
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, …")
+    device: str = Field(
+        default="auto",
+        description="Device that runs the model: auto, cpu, cuda, cuda:1, mps.",
+        json_schema_extra=_WORK,
+    )
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="Documents at a time; none: by a token budget, halved if it must.",
+        description="Documents in one forward pass; by a token budget unless given, which is "
+        "halved when memory is short.",
+        json_schema_extra=_WORK,
     )
     attention: str | None = Field(
-        default=None, description="transformers' attention implementation."
+        default=None,
+        description="Attention implementation of transformers: sdpa, eager, flash_attention_2.",
+        json_schema_extra=_MODEL,
     )
-    revision: str | None = Field(default=None, description="Commit or tag of a hub model.")
-    trust_remote_code: bool = Field(default=False, description="Run code the model folder carries.")
+    revision: str | None = Field(
+        default=None, description="Commit or tag of a hub model.", json_schema_extra=_MODEL
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run the Python code in the model's folder.",
+        json_schema_extra=_MODEL,
+    )
     rows_per_shard: int = Field(
-        default=262_144, ge=1, description="Rows that are written as one unit."
+        default=262_144,
+        ge=1,
+        description="Rows that are written as one unit.",
+        json_schema_extra=_WORK,
     )
     rows_per_chunk: int = Field(
-        default=2_048, ge=1, description="Rows that are decoded as one unit."
+        default=2_048,
+        ge=1,
+        description="Rows that are decoded as one unit.",
+        json_schema_extra=_WORK,
     )
 
     @model_validator(mode="after")

@@ -14,10 +14,11 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from fusestore import errors
 from fusestore.errors import FusestoreError, StorageError
+from fusestore.plugins import child_environment, expect_plugins, plugin_names
 
 if TYPE_CHECKING:
     from fusestore.fuse.folder import FusedFolder
@@ -39,6 +40,14 @@ class ShardFiller:
     store: str
     storage_options: tuple[tuple[str, str], ...]
     folder: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"fields": self.__dict__, "plugins": plugin_names()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state["fields"])
+        # A worker has a registry of its own, without the strategies registered by plugins.
+        expect_plugins(state["plugins"])
 
     def __call__(self, shard: int) -> None:
         """Make the shard unless it is there.
@@ -103,6 +112,7 @@ class _Helper:
             [sys.executable, "-m", "fusestore.data.fill_helper"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=child_environment(),
         )
         # Options may hold credentials: not on the command line, which everyone can read.
         self._send([filler.store, list(filler.storage_options), filler.folder])

@@ -123,7 +123,7 @@ def prepare(
             raise NotFoundError(
                 f"The recipe names source {wanted.cache!r}, which was not given "
                 f"(there are: {', '.join(sorted(by_name)) or 'none'}). Capture it with "
-                f"`fusestore cache`, or take it out of the recipe."
+                f"`fusestore capture`, or take it out of the recipe."
             )
     ordered = tuple(by_name[wanted.cache] for wanted in recipe.sources)
     if recipe.target_cache is not None:

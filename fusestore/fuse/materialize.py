@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from fusestore.errors import InvalidInputError, StorageError
 from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.manifest import FusedManifest
+from fusestore.plugins import expect_plugins, plugin_names
 from fusestore.progress import Progress, ignore_progress
 
 
@@ -75,7 +76,10 @@ def _fill(folder: FusedFolder, shards: Sequence[int], jobs: int) -> Iterator[int
             yield shard
         return
     pool = ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), initializer=_start, initargs=(folder,)
+        jobs,
+        multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(folder, plugin_names()),
     )
     try:
         filled = {pool.submit(_fill_one, shard): shard for shard in shards}
@@ -96,8 +100,9 @@ _folder: FusedFolder
 """In a spawned process: what it makes shards of."""
 
 
-def _start(folder: FusedFolder) -> None:
+def _start(folder: FusedFolder, plugins: Sequence[str]) -> None:
     global _folder
+    expect_plugins(plugins)
     # A Ctrl-C reaches every process of the terminal; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _folder = folder

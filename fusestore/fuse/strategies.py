@@ -6,17 +6,20 @@ A strategy is a pure function of arrays. Register one of your own with
     def best_two(scores, fixed_weights):
         ...
 
-and name it in a recipe. A unit is a document, a window or a token, as the recipe's granularity
-says.
+and name it in a recipe. Helper processes, such as a DataLoader's workers, import the module that
+registers it: see `fusestore.plugins`. A unit is a document, a window or a token, as the recipe's
+granularity says.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
+from fusestore import plugins
 from fusestore.errors import InvalidInputError
 
 FloatArray = npt.NDArray[np.float64]
@@ -48,6 +51,7 @@ def strategy(name: str) -> Callable[[Strategy], Strategy]:
         if name in _STRATEGIES:
             raise InvalidInputError(f"A strategy named {name!r} exists already; choose another.")
         _STRATEGIES[name] = function
+        plugins.record(function)
         return function
 
     return register
@@ -59,16 +63,23 @@ def strategy_names() -> list[str]:
 
 
 def get_strategy(name: str) -> Strategy:
-    """The strategy of this name.
+    """The strategy of this name; plugins are imported if none has it yet.
 
     Raises:
         InvalidInputError: none has it.
     """
+    problems = [] if name in _STRATEGIES else plugins.load_expected_plugins()
     if name not in _STRATEGIES:
-        raise InvalidInputError(
-            f"No strategy is named {name!r}; there are {', '.join(strategy_names())}. "
-            "Register your own with @fusestore.fuse.strategies.strategy."
-        )
+        nearest = difflib.get_close_matches(name, strategy_names(), n=1)
+        told = [
+            f"No strategy is named {name!r}"
+            + (f"; did you mean {nearest[0]!r}?" if nearest else ".")
+            + f" There are {', '.join(strategy_names())}.",
+            "Register your own with @fusestore.fuse.strategies.strategy in a module that helper "
+            "processes can import, and name the module with --plugin or FUSESTORE_PLUGINS: what a "
+            "script or a notebook registers itself does not reach every helper process.",
+        ]
+        raise InvalidInputError(" ".join([*told, *problems]))
     return _STRATEGIES[name]
 
 

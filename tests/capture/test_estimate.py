@@ -174,10 +174,10 @@ def test_the_command(command, store, model_path):
 
 
 def test_whatever_can_be_captured_can_be_estimated():
-    from fusestore_cli.cache import cache
+    from fusestore_cli.capture import capture as capture_command
     from fusestore_cli.estimate import estimate
 
-    options = set(inspect.signature(cache).parameters) - {"name"}
+    options = set(inspect.signature(capture_command).parameters) - {"name"}
     assert options <= set(inspect.signature(estimate).parameters)
 
 

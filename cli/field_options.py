@@ -1,0 +1,168 @@
+"""Options of a settings class, one for each field: names, type, default, bounds, help and panel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from annotated_types import Ge, Le
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+_SCALARS = (bool, int, float, str, Path)
+_NONE = "none"
+
+
+@dataclass(frozen=True)
+class SettingOption:
+    """One option of one field.
+
+    Attributes:
+        path: the field's place in the settings: its name, after that of the table it lies in.
+        flags: `--top-k`, `-k`; for a pair of flags `--tail/--no-tail`.
+        annotation: the type that Typer parses.
+        default: the value shown; `inspect.Parameter.empty` where the option is required.
+        option: what Typer is told.
+        pairs: whether values are KEY=VALUE.
+        can_be_none: whether the word `none` stands for None.
+    """
+
+    path: tuple[str, ...]
+    flags: tuple[str, ...]
+    annotation: Any
+    default: Any
+    option: Any
+    pairs: bool
+    can_be_none: bool
+
+    @property
+    def parameter(self) -> str:
+        """Name of the function's parameter."""
+        return "_".join(self.path)
+
+    @property
+    def name(self) -> str:
+        """The long flag, as messages name it."""
+        return self.flags[0].partition("/")[0]
+
+    def value(self, typed: Any) -> Any:  # noqa: ANN401 - a value of any setting
+        """The setting's value for what Typer parsed.
+
+        Raises:
+            ValueError: a value is not KEY=VALUE.
+        """
+        if self.can_be_none and typed == _NONE:
+            return None
+        if not self.pairs:
+            return typed
+        values: dict[str, str] = {}
+        for pair in typed:
+            key, separator, value = pair.partition("=")
+            if not separator or not key:
+                raise ValueError(f"{pair!r} is not KEY=VALUE.")
+            if key in values:
+                raise ValueError(f"{key!r} is given twice.")
+            values[key] = value
+        return values
+
+
+def setting_options(
+    settings: type[BaseModel],
+    *,
+    panel: str | None = None,
+    skip: Collection[str] = (),
+    path: tuple[str, ...] = (),
+) -> Iterator[SettingOption]:
+    """The options of a settings class, in the order of its fields."""
+    for name, field in settings.model_fields.items():
+        if name in skip:
+            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        own_panel = str(extra["panel"]) if "panel" in extra else panel
+        kind, optional = _without_none(field.annotation)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from setting_options(kind, panel=own_panel, path=(*path, name))
+        else:
+            yield _setting_option((*path, name), field, kind, optional, own_panel, extra)
+
+
+def _setting_option(
+    path: tuple[str, ...],
+    field: FieldInfo,
+    kind: Any,  # noqa: ANN401 - a type of any form
+    optional: bool,
+    panel: str | None,
+    extra: Mapping[str, Any],
+) -> SettingOption:
+    where = ".".join(path)
+    if not field.description:
+        raise TypeError(f"The setting {where} has no description, so its option has no help.")
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    annotation, pairs = _command_line_type(kind, where)
+    metavar = extra.get("metavar") or ("KEY=VALUE" if pairs else None)
+    can_be_none = optional and default is not None
+    if can_be_none:
+        metavar = metavar or f"<{getattr(kind, '__name__', 'value')}|{_NONE}>"
+        annotation = str
+    flags = tuple(extra.get("names") or [f"--{'-'.join(path).replace('_', '-')}"])
+    if annotation is bool and default is not False:
+        flags = (f"{flags[0]}/--no-{flags[0].removeprefix('--')}", *flags[1:])
+    if "short" in extra:
+        flags = (*flags, str(extra["short"]))
+    minimum, maximum = _bounds(field) if annotation in (int, float) else (None, None)
+    option = typer.Option(
+        *flags,
+        help=field.description,
+        rich_help_panel=panel,
+        metavar=metavar,
+        min=minimum,
+        max=maximum,
+    )
+    if get_origin(annotation) is list:
+        default = list(default) if default and not pairs else None
+    elif can_be_none:
+        default = str(default)
+    if field.is_required():
+        default = inspect.Parameter.empty
+    return SettingOption(path, flags, annotation, default, option, pairs, can_be_none)
+
+
+def _bounds(field: FieldInfo) -> tuple[Any, Any]:
+    """The values of `ge` and `le`, or None; pydantic checks the other bounds."""
+    minimum: Any = None
+    maximum: Any = None
+    for bound in field.metadata:
+        if isinstance(bound, Ge):
+            minimum = bound.ge
+        elif isinstance(bound, Le):
+            maximum = bound.le
+    return minimum, maximum
+
+
+def _command_line_type(kind: Any, where: str) -> tuple[Any, bool]:  # noqa: ANN401 - any type
+    """What Typer parses for a type, and whether its values are KEY=VALUE."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _command_line_type(arguments[0], where)
+    if kind in _SCALARS or origin is Literal:
+        return kind, False
+    if origin in (list, frozenset, set) or (origin is tuple and arguments[1:] == (...,)):
+        return list[_command_line_type(arguments[0], where)[0]], False  # type: ignore[misc]
+    if origin is tuple:
+        return tuple[tuple(_command_line_type(part, where)[0] for part in arguments)], False  # type: ignore[misc]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return list[str], True
+    raise TypeError(f"The setting {where} is a {kind}, which no option can express; skip it.")
+
+
+def _without_none(annotation: Any) -> tuple[Any, bool]:  # noqa: ANN401 - any type
+    """The type without `| None`, and whether it had that."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation, False
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    return (kinds[0] if len(kinds) == 1 else annotation), NoneType in get_args(annotation)

@@ -1,0 +1,202 @@
+"""Command-line options made of a settings class: one definition per setting.
+
+The pattern, as `cli/capture.py` follows it:
+
+1. The settings class stands beside its stage. Each field has a `description` that is a whole
+   phrase, bounds (`ge`, `le`, …) and a type; `Literal` makes choices. What only the command line
+   needs stands in `json_schema_extra={"panel": "Rows kept", "short": "-k", "names": ["--lr"],
+   "metavar": "SPLIT=NUMBER"}`; `names` replaces the name made of the field's.
+2. The command takes `settings: CaptureSettings` and is decorated with
+   `@settings_options(CaptureSettings)`. Typer sees one option per field in its place.
+3. A command that lays options over a file takes `settings: Given[CaptureSettings]` instead, and
+   calls `settings.over(table)`. Fields the options cannot express (tables, lists of tables) are
+   listed in `skip`, and the command passes them to `over`.
+4. No option of a setting is written by hand. Defaults are the class's: only what the user typed
+   is passed on. A value that the class refuses ends with exit code 2 and the option's name.
+5. `cli/commands.py` holds the command's panel, its one-line help and two examples.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from fusestore.errors import InvalidInputError
+from fusestore.store.settings_file import parse_settings
+
+from .field_options import SettingOption, setting_options
+
+_Settings = TypeVar("_Settings", bound=BaseModel)
+_Command = Callable[..., None]
+
+_CONTEXT = "_settings_context"
+
+
+@dataclass(frozen=True)
+class Given(Generic[_Settings]):
+    """The settings that the user typed, and only those.
+
+    Attributes:
+        settings: the settings class.
+        values: what was typed, by field; a table's values in a dictionary of their own.
+    """
+
+    settings: type[_Settings]
+    values: Mapping[str, Any]
+    options: tuple[SettingOption, ...]
+    context: typer.Context
+
+    def over(self, base: Mapping[str, Any] | None = None, where: str = "The options") -> _Settings:
+        """Validated settings: what was typed, laid over `base`, over the class's defaults.
+
+        Args:
+            base: values by field, such as a TOML file's table.
+            where: name of `base` for messages.
+
+        Raises:
+            typer.BadParameter: a value does not fit, and an option was typed; exit code 2.
+            InvalidInputError: `base` alone is not valid.
+        """
+        merged = dict(base or {})
+        for key, value in self.values.items():
+            below = merged.get(key)
+            if isinstance(value, Mapping) and isinstance(below, Mapping):
+                merged[key] = {**below, **value}
+            else:
+                merged[key] = value
+        try:
+            return parse_settings(self.settings, merged, where)
+        except InvalidInputError as error:
+            if not self.values or not isinstance(error.__cause__, ValidationError):
+                raise
+            raise self._refusal(error.__cause__) from error
+
+    def _refusal(self, error: ValidationError) -> typer.BadParameter:
+        problems, names = [], []
+        for item in error.errors():
+            option = self._option(item["loc"])
+            message = item["msg"].removeprefix("Value error, ").rstrip(".")
+            if option is None:
+                place = ".".join(map(str, item["loc"]))
+                problems.append(f"{place}: {message}" if place else self._with_flags(message))
+                continue
+            names.append(option.name)
+            problems.append(f"{message}, not {_shown(item['input'])}")
+        hint = ", ".join(dict.fromkeys(names)) or None
+        return typer.BadParameter("; ".join(problems) + ".", ctx=self.context, param_hint=hint)
+
+    def _option(self, place: tuple[int | str, ...]) -> SettingOption | None:
+        """The option of the setting in which an error lies."""
+        matching = [option for option in self.options if place[: len(option.path)] == option.path]
+        return matching[0] if matching else None
+
+    def _with_flags(self, message: str) -> str:
+        """A message about several settings, with their options' names.
+
+        A name of one word may also be a word of the sentence, and is left as it is.
+        """
+        flags = {option.parameter: option.name for option in self.options if len(option.path) == 1}
+        names = [re.escape(name) for name in flags if "_" in name]
+        if not names:
+            return message
+        return re.sub(rf"\b({'|'.join(names)})\b", lambda match: flags[match[1]], message)
+
+
+def settings_options(
+    settings: type[BaseModel],
+    *,
+    parameter: str = "settings",
+    panel: str | None = None,
+    skip: Collection[str] = (),
+) -> Callable[[_Command], _Command]:
+    """Give a Typer command one option for each field of a settings class.
+
+    The command's own `parameter` receives a validated instance of the class, or a `Given` where
+    it is annotated so. A field whose type is another settings class, or None, becomes prefixed
+    options (`--lora-rank`); the field is set when one of them is typed.
+
+    Args:
+        settings: the class.
+        parameter: name of the command's parameter.
+        panel: of the fields that name none.
+        skip: fields without an option.
+
+    Raises:
+        TypeError: a field's type has no form on the command line, or has no description, or the
+            command has no such parameter.
+    """
+    options = tuple(setting_options(settings, panel=panel, skip=skip))
+
+    def decorate(command: _Command) -> _Command:
+        own = dict(inspect.signature(command, eval_str=True).parameters)
+        if parameter not in own:
+            raise TypeError(f"{command.__name__} has no parameter {parameter!r}.")
+        annotation = own[parameter].annotation
+        only_given = annotation is Given or get_origin(annotation) is Given
+        contexts = [name for name, p in own.items() if p.annotation is typer.Context]
+
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:  # noqa: ANN401 - what the user typed
+            context = arguments[contexts[0]] if contexts else arguments.pop(_CONTEXT)
+            typed = [(option, arguments.pop(option.parameter)) for option in options]
+            given = Given(settings, _given(context, typed), options, context)
+            arguments[parameter] = given if only_given else given.over()
+            command(**arguments)
+
+        parameters: list[inspect.Parameter] = []
+        for name, taken in own.items():
+            new = _parameters(options) if name == parameter else [taken]
+            parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in new]
+        if not contexts:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(_CONTEXT, kind, annotation=typer.Context))
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.setting_options = options  # type: ignore[attr-defined]
+        run.__annotations__ = {taken.name: taken.annotation for taken in parameters}
+        return run
+
+    return decorate
+
+
+def _parameters(options: tuple[SettingOption, ...]) -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(
+            option.parameter,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default,
+            annotation=Annotated[option.annotation | None, option.option]
+            if option.default is None
+            else Annotated[option.annotation, option.option],
+        )
+        for option in options
+    ]
+
+
+def _given(context: typer.Context, typed: list[tuple[SettingOption, Any]]) -> dict[str, Any]:
+    """The values that were typed, by field."""
+    values: dict[str, Any] = {}
+    for option, value in typed:
+        source = context.get_parameter_source(option.parameter)
+        if source is None or source.name in ("DEFAULT", "DEFAULT_MAP"):
+            continue
+        *tables, name = option.path
+        place = values
+        for table in tables:
+            place = place.setdefault(table, {})
+        try:
+            place[name] = option.value(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), ctx=context, param_hint=option.name) from error
+    return values
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
