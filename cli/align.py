@@ -8,7 +8,6 @@ import typer
 
 from .console import ConsoleReporter, output, print_json
 from .options import JsonOption, StorageOption, storage_options
-from .tokenizers import tokenizer_of
 
 _UNMATCHED_IN_JSON = 50
 
@@ -62,6 +61,7 @@ def align(
 
     With --inspect or --text nothing is written: two tokenizations are shown above each other.
     """
+    from fusestore.models.target import open_tokenizer
     from fusestore.store.layout import Store
     from fusestore.store.settings_file import parse_settings
     from fusestore.workflows.fusion_config import AlignConfig
@@ -74,8 +74,8 @@ def align(
 
         from .alignments import print_document
 
-        left = tokenizer_of(_needed(source, "--source"))
-        right = tokenizer_of(_needed(target, "--target"))
+        left = open_tokenizer(_needed(source, "--source"))
+        right = open_tokenizer(_needed(target, "--target"))
         document = text_alignment(text, left, right, config.method)
         print_document(document, around, width, as_json=as_json)
         return
@@ -99,7 +99,7 @@ def align(
     result, built = align_cache(
         where,
         cache,
-        tokenizer_of(_needed(target, "--target")),
+        open_tokenizer(_needed(target, "--target")),
         target_name,
         method=config.method,
         vocabulary=config.vocabulary,

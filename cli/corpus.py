@@ -8,7 +8,6 @@ import typer
 
 from .console import ConsoleReporter, output, print_json
 from .options import JsonOption, StorageOption, StoreOption, counts, storage_options
-from .tokenizers import tokenizer_of
 
 
 def corpus(
@@ -70,7 +69,9 @@ def corpus(
         "The command line",
     )
     where = Store.open(store, storage_options(storage_option))
-    tokenizers = [tokenizer_of(spec) for spec in tokenizer]
+    from fusestore.models.target import open_tokenizer
+
+    tokenizers = [open_tokenizer(spec) for spec in tokenizer]
     result, built = make_corpus(where, config, tokenizers, ConsoleReporter())
     if as_json:
         print_json({"corpus": name, "built": built, **result.manifest.model_dump(mode="json")})

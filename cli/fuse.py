@@ -9,7 +9,6 @@ import typer
 
 from .console import ConsoleReporter, output, print_json, print_table
 from .options import JsonOption, StorageOption, StoreOption, storage_options
-from .tokenizers import tokenizer_of
 
 if TYPE_CHECKING:
     from fusestore.forecast.forecast import Forecast
@@ -116,11 +115,12 @@ def fuse(
 
     from fusestore.fuse.recipe import load_recipe
     from fusestore.fuse.run import fill, find_inputs, forecast, place, recipe_of, reopen
+    from fusestore.models.target import open_tokenizer
     from fusestore.storage.location import Location
     from fusestore.store.settings_file import parse_settings
     from fusestore.workflows.fusion_config import AlignConfig, FuseConfig
 
-    tokenizer = None if target is None else tokenizer_of(target)
+    tokenizer = None if target is None else open_tokenizer(target)
     chosen = None
     if recipe:
         chosen = load_recipe(Location.parse(recipe))

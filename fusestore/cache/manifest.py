@@ -158,6 +158,8 @@ class CacheManifest(Manifest):
         skipped_documents: corpus indices of documents without distributions, rising.
         num_bytes: bytes of all files that receipts list.
         content_digest: what identifies the content; see `content_digest`.
+        model_spec: what opens the model on any machine, `package:NAME` or `HUB_ID@COMMIT`; null
+            where it was a folder. No part of the content: the fingerprint has the model's digest.
     """
 
     fingerprint_digest: str
@@ -166,6 +168,7 @@ class CacheManifest(Manifest):
     skipped_documents: tuple[int, ...]
     num_bytes: int = Field(ge=0)
     content_digest: str
+    model_spec: str | None = None
 
 
 def content_digest(receipts: Iterable[Receipt]) -> str:

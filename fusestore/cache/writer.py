@@ -197,13 +197,18 @@ class CacheWriter:
         return receipt
 
     def finish(
-        self, scores: Mapping[str, float], skipped_documents: Sequence[int]
+        self,
+        scores: Mapping[str, float],
+        skipped_documents: Sequence[int],
+        model_spec: str | None = None,
     ) -> CacheManifest:
         """Write the manifest: from now on the cache can be opened.
 
         Args:
             scores: sums over the corpus, by name.
             skipped_documents: corpus indices of documents whose rows are `blank_rows`.
+            model_spec: what opens the model on any machine, if something does. Of several writers
+                that were given the model in different ways, the first one to finish settles it.
 
         Raises:
             InvalidInputError: a shard is missing.
@@ -227,8 +232,16 @@ class CacheWriter:
             skipped_documents=tuple(sorted(int(index) for index in set(skipped_documents))),
             num_bytes=sum(receipt.num_bytes for receipt in receipts),
             content_digest=content_digest(receipts),
+            model_spec=model_spec,
         )
-        manifest.save(self.location / "manifest.json")
+        file = self.location / "manifest.json"
+        try:
+            manifest.save(file)
+        except AlreadyExistsError:
+            existing = CacheManifest.load(file)
+            if existing.model_copy(update={"model_spec": model_spec}) != manifest:
+                raise
+            return existing
         return manifest
 
     def clear_up(self) -> None:

@@ -7,7 +7,6 @@ GGUF files are dequantised once and the result is kept, which turns 30 s of load
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +20,7 @@ from fusestore.errors import (
 )
 from fusestore.models.precision import DTYPES
 from fusestore.process_rank import local_rank
+from fusestore.storage.memory import file_digest, folder_digest
 from fusestore.storage.packages import SCHEME, packaged_gguf, user_cache_folder
 
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -77,7 +77,7 @@ def convert_gguf(gguf: Path) -> Path:
     The folder is kept by the file's SHA-256 below the user cache, in float32 (the values a GGUF
     reader computes; rounding them to less is the caller's choice when loading).
     """
-    folder = user_cache_folder() / "models" / f"{gguf.stem}-{_file_digest(gguf)[:16]}"
+    folder = user_cache_folder() / "models" / f"{gguf.stem}-{file_digest(gguf)[:16]}"
     if folder.is_dir():
         return folder
     try:
@@ -121,21 +121,15 @@ def convert_gguf(gguf: Path) -> Path:
 
 
 def model_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of the model's configuration and weights, hexadecimal."""
-    files = sorted(
+    """SHA-256 over the names and bytes of the model's configuration and weights, hexadecimal.
+
+    What large files hold is remembered by their size and time of change.
+    """
+    return folder_digest(
         path
         for path in folder.iterdir()
         if path.name == "config.json" or path.suffix in (".safetensors", ".bin")
     )
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode() + b"\0" + bytes.fromhex(_file_digest(path)))
-    return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(

@@ -13,13 +13,18 @@ from fusestore.storage.location import Location
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
+def is_name(text: str) -> bool:
+    """Whether an artifact can be called so; see `check_name`."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_name(name: str) -> str:
     """A name that is safe as one part of a path on every storage.
 
     Raises:
         InvalidInputError: empty, too long, or with other characters than letters, digits, `._-`.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise InvalidInputError(
             f"{name!r} cannot be a name: use letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit, 128 characters at most."

@@ -1,0 +1,318 @@
+"""`Model`: one handle for a model, however it was named; everything about it is computed once.
+
+Opening a model finds out what a name means and reads nothing else. The folder, the tokenizer, the
+digest and the configuration follow when they are first asked for, and what takes long about them
+is remembered between processes by size and time of the files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import os
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.models.loading import load_model, local_model_folder, model_digest
+from fusestore.models.stored import CachedModel, cached_model, stored_model_folder
+from fusestore.storage.memory import file_digest, remembered
+from fusestore.storage.packages import SCHEME
+from fusestore.store.layout import Store, is_name
+from fusestore.tokenizers.remembered import folder_tokenizer
+from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+class _Facts(NamedTuple):
+    """What of a configuration stages ask for."""
+
+    architecture: str
+    vocab_size: int
+    context: int | None
+
+
+class Model:
+    """A causal language model with its tokenizer; made by `open`.
+
+    Attributes:
+        spec: what it was opened by.
+        name: a short name for messages and for artifacts that are made of it.
+        trust_remote_code: whether code in its folder may run.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        name: str,
+        locate: Callable[[], Path],
+        *,
+        hub_id: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Use `open` instead.
+
+        Args:
+            spec: what it was opened by.
+            name: what messages call it.
+            locate: finds the local folder; called once, when the folder is needed.
+            hub_id: of the repository, for a model of the hub.
+            trust_remote_code: run code that the folder carries.
+        """
+        self.spec = spec
+        self.name = name
+        self.trust_remote_code = trust_remote_code
+        self._locate = locate
+        self._hub_id = hub_id
+
+    @classmethod
+    def open(
+        cls,
+        spec: str | os.PathLike[str] | Model,
+        *,
+        store: Store | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Model:
+        """Find out which model is meant; an open one is returned as it is.
+
+        A name without `/` means, in this order: a complete model of the store; the model that a
+        complete cache of the store was captured from; a folder of this name; a hub id. So a folder
+        that is called like an artifact is meant only when it is written as `./NAME`. A path, a
+        `.gguf` file, `package:NAME` and `OWNER/NAME` never mean an artifact of the store, and with
+        a `revision` the hub's model is meant.
+
+        Args:
+            spec: folder, hub id (`OWNER/NAME` or `OWNER/NAME@REVISION`), `.gguf` file,
+                `package:NAME`, or the name of a trained or merged model or of a cache.
+            store: where names of artifacts are looked up; none are unless given.
+            revision: commit, branch or tag of a hub model.
+            trust_remote_code: run code that the model folder carries. Only for code you have read.
+
+        Raises:
+            NotFoundError: the name is that of a cache, and nothing tells where its model is.
+            InvalidInputError: code of a model that a store names must not be trusted unseen.
+            CorruptionError: the artifact's manifest is damaged.
+        """
+        if isinstance(spec, Model):
+            return spec
+        if not isinstance(spec, str):
+            spec = str(Path(spec).expanduser().absolute())
+        if store is not None and revision is None and may_name_artifact(spec):
+            found = cls._in_store(spec, store, trust_remote_code)
+            if found is not None:
+                return found
+        return cls._elsewhere(spec, store, revision, trust_remote_code)
+
+    @classmethod
+    def _in_store(cls, name: str, store: Store, trust_remote_code: bool) -> Model | None:
+        if (store.model(name) / "manifest.json").exists():
+            return cls(
+                name,
+                name,
+                lambda: stored_model_folder(store, name),
+                trust_remote_code=trust_remote_code,
+            )
+        cached = cached_model(store, name)
+        if cached is None:
+            return None
+        if trust_remote_code:
+            raise InvalidInputError(
+                f"{name!r} is a cache, and its store says which model it was captured from. Code "
+                "that a store chooses is not trusted: give the model's folder or hub id instead."
+            )
+        if cached.spec is None:
+            raise NotFoundError(
+                f"Cache {name!r} in {store.location} was captured from a folder of another place: "
+                f"the model with digest {cached.digest[:16]}. Give that folder instead of the "
+                f"cache's name (a folder called {name} as ./{name})."
+            )
+        return cls._of_cache(name, cached, cached.spec)
+
+    @classmethod
+    def _of_cache(cls, name: str, cached: CachedModel, spec: str) -> Model:
+        origin = cls._elsewhere(spec, None, None, False)
+
+        def locate() -> Path:
+            if origin.digest != cached.digest:
+                raise IncompatibleError(
+                    f"Cache {name!r} was captured from {spec} with digest {cached.digest[:16]}, "
+                    f"but {spec} now has digest {origin.digest[:16]}. Give the folder of the model "
+                    "that it was captured from."
+                )
+            return origin.folder
+
+        model = cls(spec, name, locate)
+        model._hub_id = origin._hub_id
+        return model
+
+    @classmethod
+    def _elsewhere(
+        cls, spec: str, store: Store | None, revision: str | None, trust_remote_code: bool
+    ) -> Model:
+        hub_id = None
+        if _may_be_hub_id(spec) and not Path(spec).is_dir():
+            hub_id, separator, pinned = spec.partition("@")
+            if separator and revision is not None:
+                raise InvalidInputError(
+                    f"{spec} names revision {pinned} and revision {revision} was asked for; "
+                    "give one of them."
+                )
+            revision = pinned if separator else revision
+
+        def locate() -> Path:
+            try:
+                return local_model_folder(hub_id or spec, revision=revision)
+            except NotFoundError as error:
+                if store is None or not may_name_artifact(spec):
+                    raise
+                raise NotFoundError(f"{error} {_names_of(store, spec)}") from error
+
+        name = spec.removeprefix(SCHEME) if spec.startswith(SCHEME) else _short_name(hub_id or spec)
+        return cls(spec, name, locate, hub_id=hub_id, trust_remote_code=trust_remote_code)
+
+    def __repr__(self) -> str:
+        return f"Model({self.spec!r})"
+
+    @cached_property
+    def folder(self) -> Path:
+        """The local Hugging Face folder, downloaded or converted first if need be.
+
+        Raises:
+            NotFoundError, InvalidInputError, MissingDependencyError: as `local_model_folder`.
+            IncompatibleError: named by a cache, and not the model any more that it was made with.
+            CorruptionError: a model of a remote store that is not what its manifest says.
+        """
+        return self._locate()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; it is loaded when it encodes, its digest may be known without.
+
+        Raises:
+            NotFoundError, IncompatibleError, MissingDependencyError: as `load_tokenizer`.
+        """
+        if self.trust_remote_code:
+            return load_tokenizer(self.folder, trust_remote_code=True)
+        return folder_tokenizer(self.folder)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the names and bytes of configuration and weights, hexadecimal."""
+        return model_digest(self.folder)
+
+    @cached_property
+    def config(self) -> Any:  # noqa: ANN401 - transformers is untyped
+        """The transformers configuration.
+
+        Raises:
+            InvalidInputError: the folder has none that transformers can read.
+        """
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(
+                self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
+            )
+        except (OSError, ValueError, StrictDataclassError) as error:
+            raise InvalidInputError(
+                f"{self.folder} has no usable configuration: {error}"
+            ) from error
+
+    @property
+    def architecture(self) -> str:
+        """The class that the configuration names."""
+        return self._facts.architecture
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the output, padding included."""
+        return self._facts.vocab_size
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of a document; None where the configuration sets no limit."""
+        return self._facts.context
+
+    @cached_property
+    def portable_spec(self) -> str | None:
+        """What opens the same model on another machine: `package:NAME` or `HUB_ID@COMMIT`.
+
+        None for a folder or a file, whose path means nothing elsewhere.
+        """
+        if self.spec.startswith(SCHEME):
+            return self.spec
+        if self._hub_id is None or not _COMMIT.fullmatch(self.folder.name):
+            return None
+        # The hub's cache keeps each revision in a folder that is called by its commit.
+        return f"{self._hub_id}@{self.folder.name}"
+
+    def load(
+        self, *, dtype: str = "float32", device: str = "auto", attention: str | None = None
+    ) -> Any:  # noqa: ANN401 - transformers is untyped
+        """The model itself, in evaluation mode; see `load_model`, also for errors."""
+        return load_model(
+            self.folder,
+            dtype=dtype,
+            device=device,
+            attention=attention,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @cached_property
+    def _facts(self) -> _Facts:
+        def make() -> dict[str, Any]:
+            text = self.config.get_text_config()
+            context = getattr(text, "max_position_embeddings", None)
+            return {
+                "architecture": (self.config.architectures or [type(self.config).__name__])[0],
+                "vocab_size": int(text.vocab_size),
+                # BLOOM and others say -1 where positions are not counted.
+                "context": context if context is not None and context > 0 else None,
+            }
+
+        if self.trust_remote_code:
+            # The code in the folder has its say, and is no part of the key.
+            return _Facts(**make())
+        file = self.folder / "config.json"
+        key = f"config {importlib.metadata.version('transformers')} {file_digest(file)}"
+        return _Facts(**remembered(key, make, valid=_are_facts))
+
+
+def may_name_artifact(spec: str) -> bool:
+    """Whether a spec is a plain name, so that it may mean an artifact of a store."""
+    return is_name(spec) and not spec.endswith(".gguf")
+
+
+def _are_facts(value: dict[str, Any]) -> bool:
+    return (
+        value.keys() == set(_Facts._fields)
+        and isinstance(value["architecture"], str)
+        and type(value["vocab_size"]) is int
+        and (value["context"] is None or type(value["context"]) is int)
+    )
+
+
+def _may_be_hub_id(spec: str) -> bool:
+    return not (
+        spec.startswith((SCHEME, ".", "/", "~")) or spec.endswith(".gguf") or spec.count("/") > 1
+    )
+
+
+def _short_name(spec: str) -> str:
+    path = Path(spec).expanduser()
+    return path.stem if path.suffix == ".gguf" else path.absolute().name
+
+
+def _names_of(store: Store, wanted: str) -> str:
+    """The store's names that a model may be opened by, the nearest one first of all."""
+    names = [*store.names("models"), *store.names("caches")]
+    nearest = difflib.get_close_matches(wanted, names, n=1)
+    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    held = ", ".join(dict.fromkeys(names)) or "no models and no caches"
+    return f"{hint}{store.location} holds: {held}."

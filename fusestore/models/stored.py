@@ -1,0 +1,131 @@
+"""Models that a store knows by name: trained or merged ones, and those caches were captured from.
+
+A store may come from strangers: what it names is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.storage.location import Location
+from fusestore.storage.packages import user_cache_folder
+from fusestore.store.copy import copy_file
+from fusestore.store.layout import Store
+from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes, manifest_content
+from fusestore.store.receipts import FileRecord
+
+_PORTABLE_SPEC = re.compile(
+    r"package:[A-Za-z0-9][\w.-]*|([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*@[0-9a-f]{40}", re.ASCII
+)
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """What a complete cache says about the model that it was captured from.
+
+    Attributes:
+        spec: what opens the model anywhere; None where it was a folder.
+        digest: of the model.
+        tokenizer_digest: of its tokenizer.
+        tokenizer_length: ids that the tokenizer knows.
+        add_bos: whether the model read each document with BOS before it.
+    """
+
+    spec: str | None
+    digest: str
+    tokenizer_digest: str
+    tokenizer_length: int
+    add_bos: bool
+
+
+def cached_model(store: Store, name: str) -> CachedModel | None:
+    """The model of a complete cache; None where there is no such cache.
+
+    Raises:
+        CorruptionError, InvalidInputError, FormatVersionError: as `manifest_content`.
+    """
+    location = store.cache(name) / "manifest.json"
+    content = _manifest(location)
+    if content is None:
+        return None
+    try:
+        fingerprint = content["fingerprint"]
+        spec = content.get("model_spec")
+        return CachedModel(
+            spec=spec if isinstance(spec, str) and _PORTABLE_SPEC.fullmatch(spec) else None,
+            digest=str(fingerprint["model"]["spec_digest"]),
+            tokenizer_digest=str(fingerprint["tokenizer_digest"]),
+            tokenizer_length=int(fingerprint["tokenizer_length"]),
+            add_bos=bool(fingerprint["add_bos"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInputError(f"{location} is not the manifest of a cache.") from error
+
+
+def stored_model_folder(store: Store, name: str) -> Path:
+    """The local folder of a complete model of the store.
+
+    That of a remote store is copied below the user's cache once, checked against its manifest.
+
+    Raises:
+        NotFoundError: there is none, or it is a LoRA adapter alone.
+        CorruptionError: a file is missing or damaged.
+        InvalidInputError: the manifest names files that a model folder cannot hold.
+    """
+    location = store.model(name)
+    folder = location.path if location.is_local else _copied(location, name)
+    if not (folder / "config.json").is_file():
+        raise NotFoundError(
+            f"Model {name!r} in {store.location} has no config.json: it is a LoRA adapter alone. "
+            "Train with lora.merge, or give the folder of a whole model."
+        )
+    return folder
+
+
+def _copied(location: Location, name: str) -> Path:
+    data = (location / "manifest.json").read_prefix(MAX_MANIFEST_BYTES + 1)
+    records = _records(manifest_content(data, f"{location}/manifest.json"), location)
+    target = user_cache_folder() / "models" / f"{name}-{digest_bytes(data)[:16]}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=target.parent))
+    try:
+        for file, record in records.items():
+            copy_file(location / file, Location.parse(temporary / file), record)
+        try:
+            temporary.rename(target)
+        except OSError:
+            # Another process copied the same model meanwhile; its copy is as good.
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _records(content: dict[str, Any], location: Location) -> dict[str, FileRecord]:
+    files = content.get("files")
+    if not isinstance(files, dict) or not all(_FILE_NAME.fullmatch(name) for name in files):
+        raise InvalidInputError(
+            f"{location}/manifest.json names files that do not belong into a model folder."
+        )
+    try:
+        return {name: FileRecord.model_validate(record) for name, record in files.items()}
+    except ValueError as error:
+        raise InvalidInputError(f"{location}/manifest.json is not valid: {error}") from error
+
+
+def _manifest(location: Location) -> dict[str, Any] | None:
+    try:
+        data = location.read_prefix(MAX_MANIFEST_BYTES + 1)
+    except NotFoundError:
+        return None
+    return manifest_content(data, str(location))

@@ -1,0 +1,120 @@
+"""Results that take long to compute and follow from files alone, remembered between processes.
+
+One small JSON file below the user's cache folder holds two tables: the SHA-256 of large files, by
+path, size and time of change; and facts, by a key that names everything they follow from. It is a
+cache and nothing else: a damaged file counts as empty, and a folder that cannot be written to only
+costs time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from fusestore.storage.file_lock import locked
+from fusestore.storage.packages import user_cache_folder
+
+MAX_ENTRIES = 512
+"""Entries of each table; the oldest make room."""
+
+_MAX_BYTES = 4 * 2**20
+"""A larger file was not written here; it counts as damaged."""
+
+_WORTH_REMEMBERING = 2**20
+"""Bytes below which reading a file is as fast as looking it up."""
+
+_SETTLED_NS = 2 * 10**9
+"""A file changed this recently may change again without showing it: clocks of filesystems tick."""
+
+_FILES, _FACTS = "files", "facts"
+_NAME = "remembered.json"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal; remembered by path, size and times of change.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    stamp = _stamp(path)
+    key = str(path.absolute())
+    known = _read()[_FILES].get(key)
+    if isinstance(known, list) and known[:-1] == stamp and _is_digest(known[-1]):
+        return str(known[-1])
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size, modified, _ = stamp
+    settled = time.time_ns() - modified > _SETTLED_NS
+    if size >= _WORTH_REMEMBERING and settled and _stamp(path) == stamp:
+        _remember(_FILES, key, [*stamp, digest])
+    return digest
+
+
+def folder_digest(paths: Iterable[Path]) -> str:
+    """SHA-256 over the names and the bytes of files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + bytes.fromhex(file_digest(path)))
+    return digest.hexdigest()
+
+
+def remembered(
+    key: str, make: Callable[[], dict[str, Any]], *, valid: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """The fact that a key stands for; made and remembered if it is not known.
+
+    Args:
+        key: names everything that the fact follows from: versions, digests of files.
+        make: computes the fact, which JSON can hold.
+        valid: whether what was remembered is such a fact.
+    """
+    known = _read()[_FACTS].get(key)
+    if isinstance(known, dict) and valid(known):
+        return known
+    fact = make()
+    _remember(_FACTS, key, fact)
+    return fact
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    content: Any = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        with (user_cache_folder() / _NAME).open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        content = json.loads(data) if len(data) <= _MAX_BYTES else None
+    content = content if isinstance(content, dict) else {}
+    tables = {name: content.get(name) for name in (_FILES, _FACTS)}
+    return {name: table if isinstance(table, dict) else {} for name, table in tables.items()}
+
+
+def _remember(table: str, key: str, value: object) -> None:
+    """Add an entry to what other processes have added meanwhile; the file is replaced whole."""
+    folder = user_cache_folder()
+    temporary = folder / f".tmp-{_NAME}-{os.getpid()}-{os.urandom(4).hex()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{_NAME}.lock").open("ab") as lock, locked(lock):
+            content = _read()
+            content[table].pop(key, None)
+            entries = [*content[table].items(), (key, value)]
+            content[table] = dict(entries[-MAX_ENTRIES:])
+            try:
+                temporary.write_text(json.dumps(content))
+                temporary.replace(folder / _NAME)
+            finally:
+                temporary.unlink(missing_ok=True)

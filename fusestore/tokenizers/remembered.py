@@ -1,0 +1,103 @@
+"""Tokenizers of local folders, whose digest is known without loading them.
+
+Loading a tokenizer takes transformers and, for a large vocabulary, seconds. What stages ask first
+(its digest, its length, whether it adds BOS) follows from the folder's files, and is remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fusestore.errors import IncompatibleError
+from fusestore.storage.memory import folder_digest, remembered
+from fusestore.tokenizers import token_bytes
+from fusestore.tokenizers import tokenizer as tokenizer_module
+from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from fusestore.tokenizers.vocabulary import Vocabulary
+
+_WEIGHTS = {".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx"}
+"""Files that no tokenizer is read from."""
+
+
+def folder_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a local model folder, loaded when it has to encode or tell its tokens.
+
+    Raises:
+        NotFoundError, IncompatibleError, MissingDependencyError: as `load_tokenizer`.
+    """
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix not in _WEIGHTS]
+    loaded: list[Tokenizer] = []
+
+    def make() -> dict[str, Any]:
+        loaded.append(load_tokenizer(folder))
+        tokenizer = loaded[0]
+        return {
+            "digest": tokenizer.digest,
+            "length": len(tokenizer),
+            "bos_id": tokenizer.bos_id,
+            "adds_bos": tokenizer.adds_bos,
+        }
+
+    key = f"tokenizer {_versions()} {folder_digest(files)}"
+    facts = remembered(key, make, valid=_are_facts)
+    return loaded[0] if loaded else _FolderTokenizer(folder, facts)
+
+
+class _FolderTokenizer(Tokenizer):
+    """A tokenizer whose digest is remembered; everything else is loaded on first use."""
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        self.name = folder.name
+        self.bos_id = facts["bos_id"]
+        self.adds_bos = facts["adds_bos"]
+        self._folder = folder
+        self._length: int = facts["length"]
+        self._digest: str = facts["digest"]
+
+    def __len__(self) -> int:
+        return self._length
+
+    @cached_property
+    def digest(self) -> str:
+        return self._digest
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return self._loaded.vocabulary
+
+    def encode(self, texts: Any, add_bos: bool) -> TokenTable:  # noqa: ANN401 - as the base has it
+        return self._loaded.encode(texts, add_bos)
+
+    @cached_property
+    def _loaded(self) -> Tokenizer:
+        tokenizer = load_tokenizer(self._folder)
+        if tokenizer.digest != self._digest:
+            raise IncompatibleError(
+                f"The tokenizer in {self._folder} changed while it was used: it had digest "
+                f"{self._digest[:16]} and has {tokenizer.digest[:16]}. Run the command again."
+            )
+        return tokenizer
+
+
+def _versions() -> str:
+    """Everything but the files that a tokenizer's digest follows from, our own code included."""
+    code = hashlib.sha256()
+    for module in (tokenizer_module, token_bytes):
+        code.update(Path(str(module.__file__)).read_bytes())
+    libraries = ("transformers", "tokenizers")
+    versions = (f"{name}={importlib.metadata.version(name)}" for name in libraries)
+    return " ".join([*versions, code.hexdigest()[:16]])
+
+
+def _are_facts(value: dict[str, Any]) -> bool:
+    return (
+        isinstance(value.get("digest"), str)
+        and type(value.get("length")) is int
+        and (value.get("bos_id") is None or type(value.get("bos_id")) is int)
+        and type(value.get("adds_bos")) is bool
+    )
