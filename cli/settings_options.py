@@ -152,7 +152,7 @@ def settings_options(
 
         parameters: list[inspect.Parameter] = []
         for name, taken in own.items():
-            new = _parameters(options) if name == parameter else [taken]
+            new = _parameters(options, only_given) if name == parameter else [taken]
             parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in new]
         if not contexts:
             kind = inspect.Parameter.KEYWORD_ONLY
@@ -165,18 +165,23 @@ def settings_options(
     return decorate
 
 
-def _parameters(options: tuple[SettingOption, ...]) -> list[inspect.Parameter]:
-    return [
-        inspect.Parameter(
-            option.parameter,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=option.default,
-            annotation=Annotated[option.annotation | None, option.option]
-            if option.default is None
-            else Annotated[option.annotation, option.option],
+def _parameters(options: tuple[SettingOption, ...], only_given: bool) -> list[inspect.Parameter]:
+    parameters = []
+    for option in options:
+        default = option.default
+        if only_given and default is inspect.Parameter.empty:
+            # What the options are laid over may have it.
+            default = None
+        annotation = option.annotation | None if default is None else option.annotation
+        parameters.append(
+            inspect.Parameter(
+                option.parameter,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=Annotated[annotation, option.option],
+            )
         )
-        for option in options
-    ]
+    return parameters
 
 
 def _given(context: typer.Context, typed: list[tuple[SettingOption, Any]]) -> dict[str, Any]:

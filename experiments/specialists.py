@@ -121,25 +121,22 @@ class Experiment:
         self, age: str, decades: Sequence[str], specialists: Sequence[str]
     ) -> dict[str, float]:
         """What every model of the store, and the specialists' ensemble, predict of an age."""
-        from fusestore.forecast.api import analyze
+        from fusestore.forecast.run import forecast
+        from fusestore.forecast.settings import ForecastSettings
+        from fusestore.fuse.recipe import Recipe
+        from fusestore.models.model import Model
         from fusestore.workflows.comparison import compare
 
         corpus = f"unseen-{age}"
         self.corpus(corpus, decades, "5", held_out=100_000)
-        found = compare(
+        caches = [self.cache(model, corpus, KEPT) for model in specialists]
+        ensemble = forecast(
             self.store,
-            corpus,
-            "held_out",
-            forecast=analyze(
-                self.store,
-                [self.cache(model, corpus, KEPT) for model in specialists],
-                self.student,
-                target_name="student",
-                corpus=corpus,
-                split="held_out",
-                strategies=["uniform"],
-            ),
+            Recipe.parse({"sources": caches}),
+            ForecastSettings(strategies=("uniform",)),
+            target=Model.open(self.student),
         )
+        found = compare(self.store, corpus, "held_out", forecast=ensemble)
         return {
             row.name.removeprefix("model/"): row.bits_per_byte
             for row in found.rows
@@ -166,35 +163,35 @@ class Experiment:
 
     def cache(self, model: str, corpus: str, top_k: int) -> str:
         """The distributions of a model over a corpus, and their alignment to the student."""
-        from fusestore.align.run import align_cache
+        from fusestore.align.run import align
         from fusestore.capture.run import capture
         from fusestore.capture.settings import CaptureSettings
         from fusestore.corpus.build import open_corpus
-        from fusestore.tokenizers.tokenizer import load_tokenizer
+        from fusestore.models.model import Model
 
         name = f"{Path(model).name}-on-{corpus}"
         settings = CaptureSettings(top_k=top_k)
         capture(self.store, open_corpus(self.store, corpus), model, name, settings)
-        align_cache(self.store, name, load_tokenizer(self.student), "student")
+        align(self.store, name, Model.open(self.student))
         return name
 
     def fuse(self, caches: Sequence[str], strategy: str) -> str:
         """The fused dataset of caches of one corpus."""
-        from fusestore.fuse.run import fuse_caches
-        from fusestore.tokenizers.tokenizer import load_tokenizer
-        from fusestore.workflows.fusion_config import FuseConfig
+        from fusestore.fuse.recipe import Recipe
+        from fusestore.fuse.run import fuse
+        from fusestore.models.model import Model
 
-        corpus = caches[0].partition("-on-")[2]
-        config = FuseConfig(
-            name=f"{corpus}-{strategy}",
-            target="student",
-            sources=tuple(caches),
-            strategy=strategy,
-            top_k=KEPT,
-            window_length=WINDOW,
+        recipe = Recipe.parse(
+            {
+                "sources": list(caches),
+                "strategy": strategy,
+                "top_k": KEPT,
+                "window_length": WINDOW,
+            }
         )
-        fuse_caches(self.store, config, load_tokenizer(self.student), corpus)
-        return config.name
+        name = f"{caches[0].partition('-on-')[2]}-{strategy}"
+        fuse(self.store, name, recipe, target=Model.open(self.student))
+        return name
 
     def train(self, name: str, model: str, corpus: str, settings: Mapping[str, Any]) -> str:
         """Trained on a corpus alone: windows are those of a cache, whose rows are not read."""

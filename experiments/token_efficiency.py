@@ -151,11 +151,13 @@ def target_name(alignment: AlignmentMethod) -> str:
 
 def prepare(work: Path, seeds: int, sources: Collection[str]) -> None:
     """Corpus, students, caches and alignments."""
-    from fusestore.align.run import align_cache
+    from fusestore.align.run import align
+    from fusestore.align.settings import AlignSettings
     from fusestore.capture.run import capture
     from fusestore.capture.settings import CaptureSettings
     from fusestore.corpus.run import make_corpus
     from fusestore.models.loading import local_model_folder
+    from fusestore.models.target import Target
     from fusestore.store.layout import Store
     from fusestore.tokenizers.tokenizer import load_tokenizer
     from fusestore.workflows.fusion_config import CorpusConfig
@@ -185,27 +187,25 @@ def prepare(work: Path, seeds: int, sources: Collection[str]) -> None:
         print(f"capturing and aligning {name}", flush=True)
         capture(store, corpus, folder, cache_name(name), settings)
         for method, vocabulary in ALIGNMENTS:
-            align_cache(
+            align(
                 store,
                 cache_name(name),
-                target,
-                target_name(method),
-                method=method,
-                vocabulary=vocabulary,
+                Target.of_tokenizer(target, target_name(method)),
+                AlignSettings(method=method, vocabulary=vocabulary),
             )
 
 
 def tune(store: Store, folder: str) -> str:
     """SmolLM2 trained on other addresses; its folder."""
-    from fusestore.align.run import align_cache
     from fusestore.capture.run import capture
     from fusestore.capture.settings import CaptureSettings
     from fusestore.corpus.run import make_corpus
-    from fusestore.fuse.run import fuse_caches
+    from fusestore.fuse.recipe import Recipe
+    from fusestore.fuse.run import fuse as fuse_recipe
     from fusestore.tokenizers.tokenizer import load_tokenizer
     from fusestore.train.run import train_on_fused
     from fusestore.train.settings import TrainSettings
-    from fusestore.workflows.fusion_config import CorpusConfig, FuseConfig
+    from fusestore.workflows.fusion_config import CorpusConfig
 
     tokenizer = load_tokenizer(folder)
     config = CorpusConfig(
@@ -219,15 +219,10 @@ def tune(store: Store, folder: str) -> str:
     # Training reads windows of a fused dataset, and of this one nothing but its text.
     settings = CaptureSettings(top_k=1, dtype="bfloat16")
     capture(store, corpus, folder, "smollm2-on-tuning", settings, tokenizer=tokenizer)
-    align_cache(store, "smollm2-on-tuning", tokenizer, "smollm2")
-    windows = FuseConfig(
-        name="tuning",
-        target="smollm2",
-        sources=("smollm2-on-tuning",),
-        strategy="single",
-        window_length=WINDOW,
+    windows = Recipe.parse(
+        {"sources": ["smollm2-on-tuning"], "strategy": "single", "window_length": WINDOW}
     )
-    fuse_caches(store, windows, tokenizer, "tuning")
+    fuse_recipe(store, "tuning", windows)
     train_on_fused(store, "tuning", folder, TUNED, TrainSettings(**TUNING))
     return str(store.model(TUNED).path)
 
@@ -286,10 +281,11 @@ def run_all(work: Path, names: Sequence[str], seeds: int, jobs: int) -> None:
 
 def fuse(work: Path, name: str) -> str:
     """The fused dataset of an experiment, made if it is not there; its name."""
-    from fusestore.fuse.run import fuse_caches
+    from fusestore.align.run import alignment_name
+    from fusestore.fuse.recipe import Recipe
+    from fusestore.fuse.run import fuse as fuse_recipe
+    from fusestore.models.model import Model
     from fusestore.store.layout import Store
-    from fusestore.tokenizers.tokenizer import load_tokenizer
-    from fusestore.workflows.fusion_config import FuseConfig
 
     experiment = EXPERIMENTS[name]
     chosen = choices(name)
@@ -299,23 +295,26 @@ def fuse(work: Path, name: str) -> str:
         experiment.alignment,
         experiment.vocabulary,
     ]
-    config = FuseConfig(
-        name="-".join([*chosen["sources"], *by]),
-        target=target_name(experiment.alignment),
-        window_length=WINDOW,
-        top_k=KEPT,
-        **{**chosen, "sources": tuple(map(cache_name, chosen["sources"]))},
+    target = target_name(experiment.alignment)
+    sources = [
+        {"cache": cache_name(source), "alignment": alignment_name(cache_name(source), target)}
+        for source in chosen["sources"]
+    ]
+    recipe = Recipe.parse(
+        {
+            **chosen,
+            "corpus": "addresses",
+            "sources": sources,
+            "window_length": WINDOW,
+            "top_k": KEPT,
+            "alignment_method": experiment.alignment,
+            "vocabulary_method": experiment.vocabulary,
+        }
     )
-    target = load_tokenizer(str(work / "student-0"))
-    fuse_caches(
-        Store.open(work / "store"),
-        config,
-        target,
-        "addresses",
-        alignment_method=experiment.alignment,
-        vocabulary_method=experiment.vocabulary,
-    )
-    return config.name
+    dataset = "-".join([*chosen["sources"], *by])
+    student = Model.open(work / "student-0")
+    fuse_recipe(Store.open(work / "store"), dataset, recipe, target=student)
+    return dataset
 
 
 def choices(name: str) -> dict[str, Any]:

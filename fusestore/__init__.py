@@ -21,25 +21,36 @@ from fusestore.version import __version__
 
 if TYPE_CHECKING:
     from fusestore import align, data, train
+    from fusestore.align.settings import AlignSettings
+    from fusestore.align.stored import Alignment
     from fusestore.cache.reader import Cache, open_cache
     from fusestore.corpus.build import Corpus, open_corpus
     from fusestore.data.dataset import FusedDataset, open_fused
+    from fusestore.data.fused import Fused
     from fusestore.data.on_demand import open_recipe
     from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
-    from fusestore.forecast.api import analyze
     from fusestore.forecast.forecast import Forecast
+    from fusestore.forecast.settings import ForecastSettings
+    from fusestore.fuse.recipe import Recipe, RecipeSource
+    from fusestore.store.result import StageResult
     from fusestore.workflows import sharing
 
 __all__ = [
+    "AlignSettings",
+    "Alignment",
     "Cache",
     "Corpus",
     "Forecast",
+    "ForecastSettings",
+    "Fused",
     "FusedDataset",
     "FusestoreError",
+    "Recipe",
+    "RecipeSource",
+    "StageResult",
     "StreamingFusedDataset",
     "__version__",
     "align",
-    "analyze",
     "data",
     "open_cache",
     "open_corpus",
@@ -56,12 +67,18 @@ _SUBPACKAGES = {
     "train": "fusestore.train",
 }
 _HOMES = {
+    "AlignSettings": "fusestore.align.settings",
+    "Alignment": "fusestore.align.stored",
     "Cache": "fusestore.cache.reader",
     "Corpus": "fusestore.corpus.build",
     "Forecast": "fusestore.forecast.forecast",
+    "ForecastSettings": "fusestore.forecast.settings",
+    "Fused": "fusestore.data.fused",
     "FusedDataset": "fusestore.data.dataset",
+    "Recipe": "fusestore.fuse.recipe",
+    "RecipeSource": "fusestore.fuse.recipe",
+    "StageResult": "fusestore.store.result",
     "StreamingFusedDataset": "fusestore.data.streaming.streaming_dataset",
-    "analyze": "fusestore.forecast.api",
     "open_cache": "fusestore.cache.reader",
     "open_corpus": "fusestore.corpus.build",
     "open_fused": "fusestore.data.dataset",

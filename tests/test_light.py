@@ -38,7 +38,7 @@ def test_importing_is_light(code):
 
 
 COMMANDS = ["run", "corpus", "capture", "align", "fuse", "train", "merge", "inspect", "verify"]
-COMMANDS += ["push", "pull", "sync", "estimate", "compare"]
+COMMANDS += ["forecast", "push", "pull", "sync", "estimate", "compare"]
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from tests.helpers.small_store import make_small_store
 
 MODULE = """
 import numpy as np
-from fusestore.fuse.strategies import strategy
+from fusestore.fuse.strategies import register
 
-@strategy("{name}")
+@register("{name}")
 def last(scores, fixed_weights):
     weights = np.zeros_like(scores)
     weights[:, -1] = 1.0

@@ -169,7 +169,7 @@ def generate() -> dict[str, bytes]:
     schemas = {name: _manifest_schema(*entry) for name, entry in MANIFESTS.items()}
     schemas["recipe"] = _schema(Recipe, "what is fused, and how: .toml or .json", "validation")
     schemas["forecast"] = _schema(
-        Forecast, "what `fusestore fuse --analyze --json` prints", "serialization"
+        Forecast, "what `fusestore forecast --json` prints", "serialization"
     )
     schemas["fusion"] = _fusion_file_schema()
     schemas["tables"] = {name: _columns(table) for name, table in tables().items()}
@@ -227,6 +227,19 @@ class ModelTable(CaptureSettings):
     licence: str | None = None
 
 
+class FuseTable(Recipe):
+    """What is fused, and into which model's tokens: a recipe, and the dataset's name.
+
+    Attributes:
+        name: of the fused dataset.
+        target: the model whose tokens are supervised, one of [models]; the source, if it is one.
+        corpus: that of [corpus]; need not be given.
+        alignment_method, vocabulary_method: those of [align]; need not be given.
+    """
+
+    name: str = "fused"
+
+
 class TrainRunTable(TrainSettings):
     """One training run; what is not said here stands in [train].
 
@@ -256,6 +269,7 @@ class FusionFile(FusionConfig):
 
     capture: CaptureSettings = CaptureSettings()
     models: dict[str, ModelTable]  # type: ignore[assignment]
+    fuse: FuseTable  # type: ignore[assignment]
     train: TrainTable = TrainTable()  # type: ignore[assignment]
 
 

@@ -1,35 +1,28 @@
-"""`align_cache`: align one cache of a store to a target tokenizer."""
+"""`align`: align one cache of a store to a target's tokenizer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from fusestore.align.kinds import AlignmentMethod, MapMethod
+from fusestore.align.settings import AlignSettings
 from fusestore.align.stored import Alignment
+from fusestore.align.target_tokens import target_tokens
 from fusestore.align.vocabulary.statistics import count_pairs
 from fusestore.align.vocabulary.stored_map import (
     CountedCorpus,
     stored_vocabulary_map,
     vocabulary_map_folder,
 )
-from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
 from fusestore.align.writer import write_alignment
-from fusestore.cache.reader import open_cache
+from fusestore.cache.reader import Cache, open_cache
 from fusestore.corpus.build import open_corpus
-from fusestore.corpus.tokenize import store_corpus_tokens
-from fusestore.errors import IncompatibleError
+from fusestore.errors import IncompatibleError, NotFoundError
+from fusestore.models.model import Model
+from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.store.layout import Store
+from fusestore.store.result import StageResult
 from fusestore.tokenizers.tokenizer import Tokenizer
+from fusestore.tokenizers.vocabulary import Vocabulary
 from fusestore.tokenizers.vocabulary_table import load_vocabulary, save_vocabulary
-
-
-@dataclass(frozen=True)
-class AlignedCache:
-    """A cache's alignment to a target, and the vocabulary map that goes with it."""
-
-    alignment: Alignment
-    vocabulary_map: VocabularyMap
 
 
 def alignment_name(cache: str, target: str) -> str:
@@ -37,84 +30,97 @@ def alignment_name(cache: str, target: str) -> str:
     return f"{cache}--{target}"
 
 
-def align_cache(
+def align(
     store: Store,
-    cache_name: str,
-    target: Tokenizer,
-    target_name: str,
+    source: str | Cache,
+    target: Model | Tokenizer | Target | str,
+    settings: AlignSettings | None = None,
     *,
-    method: AlignmentMethod = "hybrid",
-    vocabulary: MapMethod = "mined",
-    corpus_name: str | None = None,
     name: str | None = None,
+    corpus: str | None = None,
     reporter: Reporter | None = None,
-) -> tuple[AlignedCache, bool]:
-    """Align a cache's tokens and vocabulary to the target tokenizer's.
+) -> StageResult[Alignment]:
+    """Align a cache's tokens and vocabulary to the target's tokenizer.
 
     Args:
-        store: holds the cache; the alignment goes there.
-        cache_name: the cache.
-        target: the target's tokenizer.
-        target_name: what the target is called.
-        method: of the token alignment.
-        vocabulary: method of the vocabulary map.
-        corpus_name: the corpus the target reads; the cache's own unless given.
-        name: of the alignment; `alignment_name` unless given.
-        reporter: hears the progress.
+        store: holds the cache; alignment and vocabulary map go there.
+        source: the cache, or its name.
+        target: the target; or a name that the store knows, a model, or a tokenizer's digest.
+        settings: methods; the defaults unless given.
+        name: of the alignment; `alignment_name` of source and target unless given.
+        corpus: name of the corpus the target reads; the cache's own unless given.
+        reporter: receives progress updates.
 
     Returns:
-        Alignment and map, and whether anything had to be computed.
+        The alignment. It was created if the alignment or its vocabulary map was.
 
     Raises:
-        NotFoundError: no such cache or corpus.
+        NotFoundError: no such cache, corpus, or target.
         IncompatibleError: cache and target read different corpora.
+        InvalidInputError: the target's digest alone does not say whether documents begin with BOS.
         FingerprintMismatchError: an alignment of this name was made with other settings.
     """
+    settings = settings or AlignSettings()
     reporter = reporter or SilentReporter()
-    cache = open_cache(store, cache_name)
+    cache = open_cache(store, source) if isinstance(source, str) else source
+    source_name = cache.location.name
+    opened = Target.open(target, store=store)
     identity = cache.fingerprint.corpus
-    corpus = open_corpus(store, corpus_name or identity.name)
-    if corpus.manifest.digest != identity.digest:
+    text = open_corpus(store, corpus or identity.name)
+    if text.manifest.digest != identity.digest:
         raise IncompatibleError(
-            f"Cache {cache_name!r} was captured from corpus {identity.name!r} "
-            f"({identity.digest[:16]}), but corpus {corpus.name!r} is another one "
-            f"({corpus.manifest.digest[:16]}). Capture the cache again from that corpus, "
+            f"Cache {source_name!r} was captured from corpus {identity.name!r} "
+            f"({identity.digest[:16]}), but corpus {text.name!r} is another one "
+            f"({text.manifest.digest[:16]}). Capture the cache again from that corpus, "
             "or align it within its own."
         )
-    tokens = store_corpus_tokens(store, corpus, target, target.adds_bos)
-    save_vocabulary(store, target.vocabulary)
+    tokens = target_tokens(store, text, opened)
+    target_vocabulary = _target_vocabulary(store, opened)
     source_vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
     map_folder = vocabulary_map_folder(
-        store, cache.fingerprint.tokenizer_digest, target.digest, vocabulary, identity.digest
+        store,
+        cache.fingerprint.tokenizer_digest,
+        opened.digest,
+        settings.vocabulary,
+        identity.digest,
     )
     counted = None
-    if vocabulary == "statistical":
+    if settings.vocabulary == "statistical":
         counted = CountedCorpus(identity.digest, lambda: count_pairs(cache, tokens))
-    map_was_there = (map_folder / "manifest.json").exists()
+    map_existed = (map_folder / "manifest.json").exists()
     with reporter.stage(
-        f"Mapping {cache_name}'s vocabulary to {target_name}'s", "tokens"
+        f"Mapping {source_name}'s vocabulary to {opened.name}'s", "tokens"
     ) as mapped:
-        vocabulary_map = stored_vocabulary_map(
+        stored_vocabulary_map(
             map_folder,
             source_vocabulary,
-            target.vocabulary,
-            vocabulary,
+            target_vocabulary,
+            settings.vocabulary,
             progress=mapped,
             corpus=counted,
         )
-    folder = store.alignment(name or alignment_name(cache_name, target_name))
-    was_there = (folder / "manifest.json").exists()
-    with reporter.stage(f"Aligning {cache_name} to {target_name}", "tokens") as progress:
+    folder = store.alignment(name or alignment_name(source_name, opened.name))
+    existed = (folder / "manifest.json").exists()
+    with reporter.stage(f"Aligning {source_name} to {opened.name}", "tokens") as progress:
         alignment = write_alignment(
             folder,
             cache,
             tokens,
             source_vocabulary,
-            target.vocabulary,
+            target_vocabulary,
             source_cache_digest=cache.digest,
             source_corpus_digest=identity.digest,
-            target_corpus_digest=corpus.manifest.digest,
-            method=method,
+            target_corpus_digest=text.manifest.digest,
+            method=settings.method,
             progress=progress,
         )
-    return AlignedCache(alignment, vocabulary_map), not (was_there and map_was_there)
+    return StageResult(alignment, created=not (existed and map_existed))
+
+
+def _target_vocabulary(store: Store, target: Target) -> Vocabulary:
+    """The target's vocabulary as the store has it, which loads no tokenizer; kept there if new."""
+    try:
+        return load_vocabulary(store, target.digest)
+    except NotFoundError:
+        save_vocabulary(store, target.vocabulary)
+        return target.vocabulary

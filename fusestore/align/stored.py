@@ -125,6 +125,14 @@ class Alignment(AlignmentRows):
         super().__init__(location, manifest.fingerprint, manifest.files)
         self.manifest = manifest
 
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{kind} {share:.1%}" for kind, share in self.coverage.items())
+        made = self.manifest.fingerprint
+        return (
+            f"Alignment({self.location.name!r} in {self.location.parent.parent}: method "
+            f"{made.method}, {made.num_target_tokens:,} target tokens, {shares})"
+        )
+
     @property
     def coverage(self) -> dict[str, float]:
         """Share of target tokens by kind; all zero when there are no tokens."""

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from fusestore.store.codec import TAIL_STEP, logprobs_of_counts
 from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt, shard_part
 from fusestore.tokenizers.token_table import TokenTable
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _Ids = npt.NDArray[np.int32]
 _Logs = npt.NDArray[np.float32]
@@ -299,7 +302,7 @@ class _ReceiptSize:
 class Cache:
     """A complete distribution cache: `cache[a:b]` and `cache.document(i)` give `Rows`.
 
-    Slow: `tokens` reads all tokens on first use. Neighbouring rows are cheap together, single
+    Slow: `tokens` reads all tokens on first use. Neighboring rows are cheap together, single
     ones are not: a chunk is decoded whole. Can be pickled, and used after a fork.
     """
 
@@ -313,7 +316,12 @@ class Cache:
         return self.fingerprint.num_tokens
 
     def __repr__(self) -> str:
-        return f"Cache({str(self.location)!r}, {len(self):,} rows, k={self.k})"
+        made = self.fingerprint
+        return (
+            f"Cache({self.location.name!r} in {self.location.parent.parent}: {len(self):,} rows of "
+            f"{self.k} entries, {made.num_documents:,} documents of corpus {made.corpus.name!r}, "
+            f"{made.model.architecture} with {made.tokenizer_length:,} tokens)"
+        )
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -375,3 +383,27 @@ class Cache:
             )
         offsets = self.document_offsets
         return self.reader.rows(int(offsets[index]), int(offsets[index + 1]))
+
+    def to_polars(self, document: int | None = None, *, decode: bool = False) -> pl.DataFrame:
+        """The rows as a table, one row a token. Slow for a whole cache: it reads everything.
+
+        Args:
+            document: index of the one document to read; None for all.
+            decode: add the columns `token` and `tokens`, the text of `token_id` and of `ids`.
+                Bytes that are no characters are shown in hexadecimal.
+
+        Returns:
+            document, position, token_id, end_offset: int32; ids: list of int32 and logprobs: list
+            of float32, the kept entries by falling log-probability; tail: float32; label_logprob:
+            float32, null in a document's last row. With `decode` also token: string and tokens:
+            list of string; null for ids that no token has.
+
+        Raises:
+            InvalidInputError: no such document.
+            NotFoundError: `decode`, and the store has no vocabulary of the cache's tokenizer.
+            CorruptionError: stored bytes are damaged.
+        """
+        # Here, because workers read caches and must not import Polars.
+        from fusestore.cache.table import rows_table
+
+        return rows_table(self, document, decode=decode)

@@ -77,7 +77,7 @@ class ShardMaker:
 
     def make(self, shard: int) -> None:
         """Make the shard unless it is there, and the manifest when it was the last; see above."""
-        from fusestore.fuse.run import is_current, reopen
+        from fusestore.fuse.begin import is_current, reopen
         from fusestore.storage.location import Location
         from fusestore.store.layout import Store
 

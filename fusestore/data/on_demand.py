@@ -6,11 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fusestore.data.dataset import FusedDataset, open_fused, open_unfinished
+from fusestore.data.fused import Fused
 from fusestore.fuse.recipe import Recipe, load_recipe
 from fusestore.storage.location import Location
+from fusestore.store.layout import Store
 
 if TYPE_CHECKING:
+    from fusestore.data.dataset import FusedDataset
+    from fusestore.models.model import Model
+    from fusestore.models.target import Target
     from fusestore.tokenizers.tokenizer import Tokenizer
 
 
@@ -21,7 +25,7 @@ def open_recipe(
     *,
     storage_options: Mapping[str, str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    target: Tokenizer | None = None,
+    target: Model | Tokenizer | Target | None = None,
 ) -> FusedDataset:
     """Open the fused dataset that a recipe stands for, computing nothing yet.
 
@@ -37,7 +41,7 @@ def open_recipe(
             `cache_dir`.
         storage_options: for the fsspec filesystem of a remote store.
         cache_dir: where datasets of remote stores are kept; by default the user's cache.
-        target: the target's tokenizer, where the store does not have the target's tokens.
+        target: the target, where it is open already; found by the recipe's `target` unless given.
 
     Raises:
         NotFoundError: something the recipe names is not there; says which command makes it.
@@ -45,18 +49,12 @@ def open_recipe(
         InvalidInputError: the recipe is not valid.
         FingerprintMismatchError: `name` is a dataset made from something else.
     """
-    from fusestore.fuse.run import find_inputs, place
-    from fusestore.store.layout import Store
+    from fusestore.fuse.run import fuse
 
     opened = Store.open(store, storage_options)
     if isinstance(recipe, Mapping):
         recipe = Recipe.parse(recipe)
     elif not isinstance(recipe, Recipe):
         recipe = load_recipe(Location.parse(recipe))
-    folder = place(opened, find_inputs(opened, recipe, target), name, cache_dir)
-    folder.begin()
-    if name is not None or opened.location.is_local:
-        return open_fused(opened.location, folder.location.name, cache_dir=cache_dir)
-    if folder.manifest() is not None:
-        return FusedDataset(folder.location.path)
-    return open_unfinished(opened.location, folder.location, folder.location.path)
+    begun = fuse(opened, name, recipe, target=target, materialize=False, cache_dir=cache_dir)
+    return Fused(opened, begun.artifact.location).dataset(cache_dir)

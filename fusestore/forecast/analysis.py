@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import get_args
 
 from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.forecast.forecast import Forecast, MixtureForecast
 from fusestore.forecast.observation import read_parts
+from fusestore.forecast.settings import ForecastSettings
 from fusestore.forecast.tallies import (
     Mixture,
     MixtureTally,
@@ -21,22 +21,21 @@ from fusestore.forecast.tallies import (
     Tally,
     mean,
 )
+from fusestore.fuse.choices import Granularity
 from fusestore.fuse.fusion import Fusion
-from fusestore.fuse.recipe import Granularity
 from fusestore.fuse.strategies import get_strategy
 from fusestore.progress import Progress, ignore_progress
 
 MAX_SOURCES_FOR_SUBSETS = 4
 
-STRATEGIES = ("mince", "avgce", "packllm", "uniform")
-GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+_DEFAULTS = ForecastSettings()
 
 
 def analyze_fusion(
     fusion: Fusion,
     *,
-    strategies: Sequence[str] = STRATEGIES,
-    granularities: Sequence[Granularity] = GRANULARITIES,
+    strategies: Sequence[str] = _DEFAULTS.strategies,
+    granularities: Sequence[Granularity] = _DEFAULTS.granularities,
     progress: Progress = ignore_progress,
 ) -> Forecast:
     """Forecast a fusion.
@@ -45,7 +44,7 @@ def analyze_fusion(
         fusion: what to look at; its recipe's strategy is looked at too.
         strategies: names of registered strategies, other than `single`, for all sources together.
         granularities: units to weigh them by.
-        progress: told the target tokens done. More than four sources take further passes, each
+        progress: receives the target tokens done. More than four sources take further passes, each
             counted anew in the total.
 
     Raises:
@@ -62,8 +61,8 @@ def analyze_fusion(
     if sampled:
         raise IncompatibleError(
             f"The rows of {', '.join(sampled)} are samples, and a label that was not drawn is not "
-            "impossible: the log of its probability cannot be told from them. Forecast with caches "
-            "of selection top-k or top-p; one of the held-out split is enough."
+            "impossible: the log of its probability does not follow from them. Forecast with "
+            "caches of selection top-k or top-p; one of the held-out split is enough."
         )
     if count > 1 and "single" in strategies:
         raise InvalidInputError(
@@ -99,7 +98,7 @@ def analyze_fusion(
             mixtures |= run.over(missing)
         growth.append(min(candidates, key=lambda mixture: mixtures[mixture].rank))
 
-    def told(mixture: Mixture) -> MixtureForecast:
+    def forecast_of(mixture: Mixture) -> MixtureForecast:
         return mixtures[mixture].forecast(fusion, whole)
 
     return Forecast(
@@ -109,12 +108,12 @@ def analyze_fusion(
         num_bytes=whole.num_bytes,
         common=mean(whole.common, whole.predicted) or 0.0,
         sources=tuple(
-            tally.forecast(fusion, whole, told(grown([tally.index]))) for tally in sources
+            tally.forecast(fusion, whole, forecast_of(grown([tally.index]))) for tally in sources
         ),
         agreements=tuple(tally.forecast(fusion) for tally in pairs),
-        strategies=tuple(map(told, full)),
-        growth=tuple(map(told, growth)),
-        subsets=tuple(map(told, subsets)) if few else (),
+        strategies=tuple(map(forecast_of, full)),
+        growth=tuple(map(forecast_of, growth)),
+        subsets=tuple(map(forecast_of, subsets)) if few else (),
     )
 
 

@@ -21,21 +21,21 @@ SparseRows = tuple[Int32Array, Float32Array, Float32Array]
 """`(ids int32 [n, k], logprobs float32 [n, k], tail float32 [n])` in the form of `project`."""
 
 
-def divergence(one: SparseRows, other: SparseRows, vocab_size: int) -> Float64Array:
-    """KL(one ‖ other) in nats of n pairs of rows over `vocab_size` tokens, float64 [n].
+def divergence(left: SparseRows, right: SparseRows, vocab_size: int) -> Float64Array:
+    """KL(left ‖ right) in nats of n pairs of rows over `vocab_size` tokens, float64 [n].
 
-    A token that `other` holds impossible counts as one of log-probability −10⁶.
+    A token that `right` holds impossible counts as one of log-probability −10⁶.
     """
     slots = np.full(vocab_size, -1, np.int32)
-    result = np.empty(len(one[2]), np.float64)
-    _divergence(*one, *other, slots, result)
+    result = np.empty(len(left[2]), np.float64)
+    _divergence(*left, *right, slots, result)
     return result
 
 
-def same_top(one: SparseRows, other: SparseRows) -> npt.NDArray[np.bool_]:
+def same_top(left: SparseRows, right: SparseRows) -> npt.NDArray[np.bool_]:
     """Where the likeliest tokens are the same, bool [n]; a row without entries has none."""
-    there = np.isfinite(one[1][:, 0]) & np.isfinite(other[1][:, 0])
-    result: npt.NDArray[np.bool_] = there & (one[0][:, 0] == other[0][:, 0])
+    both_kept = np.isfinite(left[1][:, 0]) & np.isfinite(right[1][:, 0])
+    result: npt.NDArray[np.bool_] = both_kept & (left[0][:, 0] == right[0][:, 0])
     return result
 
 

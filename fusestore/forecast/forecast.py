@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fusestore.fuse.recipe import Granularity, Recipe
+from fusestore.fuse.choices import Granularity
+from fusestore.fuse.recipe import Recipe
 from fusestore.store.manifest import Frozen
 
 Table = tuple[str, list[str], list[list[str]]]

@@ -1,6 +1,6 @@
 """Observing a fusion: what every source says at each position of the split, part by part.
 
-Projection and scores are the very functions that materialising uses; what is added here is
+Projection and scores are the very functions that materializing uses; what is added here is
 looking up the next token.
 """
 
@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.forecast.divergence import MAX_NATS, SparseRows
+from fusestore.fuse.choices import Granularity
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.project import project_and_measure
-from fusestore.fuse.recipe import Granularity
 from fusestore.fuse.scores import Amounts, document_amounts, label_nats
 from fusestore.fuse.shard import (
     NO_LABEL,
@@ -106,15 +106,15 @@ def _read_part(fusion: Fusion, start: int, stop: int, granularities: Sequence[Gr
     spans = [load_span(source, stretch.documents, stretch.tokens) for source in fusion.sources]
     amounts = [document_amounts(span.tokens, span.rows.label_logprob) for span in spans]
     per_document = document_scores(fusion, stretch, spans, amounts)
-    here = stretch.here
+    asked = stretch.asked
     scores = {}
     for granularity in dict.fromkeys(granularities):
         of_units, unit = score_units(fusion, stretch, spans, per_document, granularity)
-        scores[granularity] = (of_units, unit[here])
+        scores[granularity] = (of_units, unit[asked])
 
-    labels = stretch.next_ids[here]
+    labels = stretch.next_ids[asked]
     predicted = labels != NO_LABEL
-    allowed = np.stack([accepted(fusion.recipe, span)[here] for span in spans], axis=1)
+    allowed = np.stack([accepted(fusion.recipe, span)[asked] for span in spans], axis=1)
     rows = np.full(allowed.shape, -1, np.int64)
     label_logprob = np.zeros(allowed.shape)
     label_found = np.zeros(allowed.shape, np.bool_)
@@ -122,14 +122,14 @@ def _read_part(fusion: Fusion, start: int, stop: int, granularities: Sequence[Gr
     projections = []
     count = 0
     for index, span in enumerate(spans):
-        where = np.flatnonzero(allowed[:, index])
-        cached = span.row[here][where]
+        positions = np.flatnonzero(allowed[:, index])
+        cached = span.row[asked][positions]
         *projection, lost = _project(fusion, index, span, cached, width)
         projections.append((*projection, lost))
-        rows[where, index] = count + np.arange(len(where))
-        count += len(where)
-        followed = predicted[where]
-        at = where[followed]
+        rows[positions, index] = count + np.arange(len(positions))
+        count += len(positions)
+        followed = predicted[positions]
+        at = positions[followed]
         label_logprob[at, index], label_found[at, index] = _look_up(
             fusion,
             index,
@@ -147,8 +147,8 @@ def _read_part(fusion: Fusion, start: int, stop: int, granularities: Sequence[Gr
         fusion=fusion,
         predicted=predicted,
         labels=labels,
-        label_bytes=(stretch.next_ends - stretch.tokens.end_offsets)[here].astype(np.int64),
-        kinds=np.stack([span.kind[here] for span in spans], axis=1),
+        label_bytes=(stretch.next_ends - stretch.tokens.end_offsets)[asked].astype(np.int64),
+        kinds=np.stack([span.kind[asked] for span in spans], axis=1),
         allowed=allowed,
         rows=rows,
         projected=(ids, logprobs, tail),
@@ -156,8 +156,8 @@ def _read_part(fusion: Fusion, start: int, stop: int, granularities: Sequence[Gr
         label_logprob=label_logprob,
         label_found=label_found,
         scores=scores,
-        counted=(starts >= here.start)
-        & (starts < here.stop)
+        counted=(starts >= asked.start)
+        & (starts < asked.stop)
         & (np.diff(stretch.tokens.document_offsets) > 0),
         document_scores=per_document,
         amounts=amounts,

@@ -10,9 +10,9 @@ import numpy as np
 from fusestore.forecast.divergence import MAX_NATS, divergence, same_top
 from fusestore.forecast.forecast import Agreement, MixtureForecast, SourceForecast
 from fusestore.forecast.observation import BoolArray, FloatArray, Part, is_kept
+from fusestore.fuse.choices import Granularity
 from fusestore.fuse.combine import mix
 from fusestore.fuse.fusion import Fusion
-from fusestore.fuse.recipe import Granularity
 from fusestore.fuse.scores import label_nats
 from fusestore.fuse.shard import KIND, weigh
 from fusestore.fuse.strategies import SCORE_FREE, get_strategy
@@ -64,7 +64,7 @@ class MixtureTally:
         self.nats = self.stored_nats = self.common_nats = self.tail_mass = 0.0
 
     def add(self, part: Part) -> None:
-        """Weigh, look up the next tokens, and mix as materialising would."""
+        """Weigh, look up the next tokens, and mix as materializing would."""
         fusion, mixture = part.fusion, self.mixture
         members = list(mixture.members)
         scores, unit = part.scores[mixture.granularity]
@@ -192,12 +192,12 @@ class PairTally:
     def add(self, part: Part) -> None:
         """Compare the two at every position of a part."""
         both = part.allowed[:, self.first] & part.allowed[:, self.second]
-        one = part.projected_rows(part.rows[both, self.first])
-        other = part.projected_rows(part.rows[both, self.second])
+        left = part.projected_rows(part.rows[both, self.first])
+        right = part.projected_rows(part.rows[both, self.second])
         self.num_positions += int(both.sum())
-        self.forth += float(divergence(one, other, part.fusion.vocab_size).sum())
-        self.back += float(divergence(other, one, part.fusion.vocab_size).sum())
-        self.same += int(same_top(one, other).sum())
+        self.forth += float(divergence(left, right, part.fusion.vocab_size).sum())
+        self.back += float(divergence(right, left, part.fusion.vocab_size).sum())
+        self.same += int(same_top(left, right).sum())
 
     def forecast(self, fusion: Fusion) -> Agreement:
         """The figures."""

@@ -167,13 +167,13 @@ def load_span(
             parts.append(cache[flat])
         ids.append(own_ids)
         ends.append(own_ends)
-        here = slice(int(target.document_offsets[first]), int(target.document_offsets[stop]))
+        rows = slice(int(target.document_offsets[first]), int(target.document_offsets[stop]))
         target_lengths = np.diff(target.document_offsets[first : stop + 1])
         base = np.repeat(offsets[first:stop], target_lengths)
         if source.alignment is None:
-            check_same_tokens(source, own_ids, target.token_ids[here])
-            row[here] = base + _counts_within(target_lengths)
-            kind[here] = SPAN
+            check_same_tokens(source, own_ids, target.token_ids[rows])
+            row[rows] = base + _counts_within(target_lengths)
+            kind[rows] = SPAN
             continue
         position, found = source.alignment.for_documents(start, end)
         length = np.repeat(lengths[first:stop], target_lengths)
@@ -184,8 +184,8 @@ def load_span(
                 "Align again with `fusestore align`."
             )
         aligned = (position >= 0) & (found > 0)
-        row[here] = np.where(aligned, base + position, -1)
-        kind[here] = np.where(aligned, found, 0)
+        row[rows] = np.where(aligned, base + position, -1)
+        kind[rows] = np.where(aligned, found, 0)
     if not parts:
         parts, ids, ends = [cache[0:0]], *([np.empty(0, np.int32)] for _ in range(2))
     table = TokenTable(np.concatenate(ids), np.concatenate(ends), offsets)

@@ -8,11 +8,11 @@ so the manifest of an interrupted run equals that of an uninterrupted one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from fusestore.fuse.recipe import Recipe
+from fusestore.fuse.recipe import KEPT, Recipe
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 
@@ -33,7 +33,7 @@ class FusionPlan(Manifest):
     """Everything that determines a fused dataset's bytes; kept as `recipe.json`.
 
     Attributes:
-        recipe: the recipe.
+        recipe: the whole recipe: corpus, the target's whole digest and every alignment are named.
         corpus_digest: of the corpus that all caches and the target's tokens belong to.
         inputs: what each of the recipe's sources comes from, in its order.
         target_cache_digest: for `unaligned = "target"`.
@@ -56,6 +56,23 @@ class FusionPlan(Manifest):
     num_documents: int
     tokens_digest: str
     documents_digest: str
+
+    @property
+    def target_digest(self) -> str:
+        """Digest of the target's tokenizer, 64 hexadecimal digits."""
+        return str(self.recipe.target)
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _recipe_is_kept(cls, value: Any) -> Any:  # noqa: ANN401 - what a file says
+        return Recipe.model_validate(value, context=KEPT) if isinstance(value, dict) else value
+
+    @field_validator("recipe")
+    @classmethod
+    def _recipe_is_whole(cls, recipe: Recipe) -> Recipe:
+        if recipe.corpus is None or recipe.target_digest is None:
+            raise ValueError("the recipe names no corpus or no target digest")
+        return recipe
 
 
 class SourceTotals(Frozen):

@@ -1,4 +1,4 @@
-"""Materialising: making every shard of a fused dataset that is missing, by one process or several.
+"""Materializing: making every shard of a fused dataset that is missing, by one process or several.
 
 A killed run continues where it stopped, and several runs at once share the work: see
 `fusestore.fuse.folder` and `fusestore.fuse.locks`. Memory depends on the shard's rows, on k and on
@@ -29,7 +29,7 @@ def materialize(
         folder: the fused dataset.
         jobs: processes that make shards. More than one are spawned, so a script that asks for
             them needs the usual `if __name__ == "__main__":`.
-        progress: told the target tokens done: first those found, then after every shard.
+        progress: receives the target tokens done: first those found, then after every shard.
 
     Raises:
         FingerprintMismatchError: the folder holds a fused dataset made from something else.

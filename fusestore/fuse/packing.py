@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.fuse.choices import Packing
 from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard
-
-Packing = Literal["stream", "document"]
-"""`stream`: documents lie end to end, cut every `window_length` tokens. `document`: no window holds
-tokens of two documents; each document's last window is as short as it comes out."""
 
 
 def window_starts(

@@ -1,97 +1,182 @@
 """`Recipe`: the complete, hashable description of a fusion.
 
-corpus = "sotu"
-split = "train"
-target = "4f1c…"            # tokenizer digest, or its first 16 digits
+sources = ["smollm2", "gemma3"]   # or [[sources]] tables, to name an alignment or a weight
+target = "smollm2"                # a name the store knows, a model, or a tokenizer's digest
 strategy = "mince"
 
-[[sources]]
-cache = "smollm2"
-
-[[sources]]
-cache = "gemma3"
+What a recipe leaves out is found in the store (`fusestore.fuse.resolve`). The whole recipe, with
+every name and digest in it, is kept with the fused dataset.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from fusestore.align.kinds import AlignmentMethod, MapMethod
-from fusestore.fuse.packing import Packing
-from fusestore.fuse.unaligned import UnalignedPolicy
+from fusestore.align.settings import (
+    DEFAULT_METHOD,
+    DEFAULT_VOCABULARY,
+    TokenMethod,
+    VocabularyMethod,
+)
+from fusestore.fuse.choices import AcceptedKind, Granularity, Packing, Score, UnalignedPolicy
 from fusestore.storage.location import Location
 from fusestore.store.manifest import Frozen, canonical_json, digest_bytes
 from fusestore.store.settings_file import check_keys, parse_settings, read_settings_file
 
-Score = Literal["bits_per_byte", "aligned_ce", "token_ce"]
-Granularity = Literal["document", "window", "token"]
-AcceptedKind = Literal["span", "mined"]
-
 _WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "packllm", "uniform", "single"})
+_DIGEST = re.compile(r"[0-9a-f]{16,64}")
+
+_INPUTS: dict[str, JsonValue] = {"panel": "What is fused"}
+_WEIGHTING: dict[str, JsonValue] = {"panel": "Weighting"}
+_POSITIONS: dict[str, JsonValue] = {"panel": "Positions"}
+_OUTPUT: dict[str, JsonValue] = {"panel": "Fused dataset"}
+
+KEPT = {"kept": True}
+"""Validation context of a recipe that a store keeps: its strategy may be registered elsewhere."""
 
 
 class RecipeSource(Frozen):
-    """One source of a fusion.
+    """One source of a fusion."""
 
-    Attributes:
-        cache: name of its distribution cache.
-        alignment: name of its alignment to the target. Where there is only one of the recipe's
-            `alignment_method`, or the tokenizer is the target's own, it need not be named.
-        weight: its share for the strategy `weighted`, relative to the others'.
-    """
+    cache: str = Field(min_length=1, description="Name of the source's distribution cache.")
+    alignment: str | None = Field(
+        default=None,
+        description="Name of the cache's alignment to the target. Needed only if there are several "
+        "by the recipe's method.",
+    )
+    weight: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="Share of the source for strategy weighted, relative to the other sources'.",
+    )
 
-    cache: str = Field(min_length=1)
-    alignment: str | None = None
-    weight: float = Field(default=1.0, ge=0.0)
+
+def _source_of(value: Any) -> Any:  # noqa: ANN401 - pydantic validates what comes out
+    """A source that is written as text: `NAME`, or `NAME=WEIGHT`."""
+    if not isinstance(value, str):
+        return value
+    cache, equals, weight = value.partition("=")
+    return {"cache": cache, "weight": weight} if equals else {"cache": cache}
+
+
+SourceEntry = Annotated[
+    RecipeSource, BeforeValidator(_source_of, json_schema_input_type=str | RecipeSource)
+]
+"""A source as people write it: a table, `NAME`, or `NAME=WEIGHT`."""
 
 
 class Recipe(Frozen):
-    """What is fused, and how. See docs/fusion.md for the meaning of every choice.
+    """What is fused, and how. See docs/fusion.md for the meaning of every choice."""
 
-    Attributes:
-        corpus: name of the corpus.
-        split: its split that is fused.
-        target: digest of the target's tokenizer, or its first 16 digits.
-        sources: in order; a tie between scores goes to the first.
-        strategy: a name registered in `fusestore.fuse.strategies`.
-        score: what strategies compare.
-        granularity: the unit over which sources are scored and weighted.
-        kinds: alignment kinds that may supervise. `span` alone is the default: equal end offsets
-            are the only pairs where both models have read the same text. The paper's is both.
-        unaligned: what stands where no source may supervise.
-        top_k: entries kept per position, k′.
-        window_length: target tokens per window.
-        packing: whether a window may hold several documents; see `fusestore.fuse.packing`.
-        target_cache: the target's own distribution cache, for `unaligned = "target"`.
-        vocabulary_method: how the vocabulary maps were made.
-        alignment_method: how the token alignments were made.
-        rows_per_shard: positions per file.
-    """
-
-    corpus: str = Field(min_length=1)
-    split: str = Field(min_length=1)
-    target: str = Field(min_length=1)
-    sources: tuple[RecipeSource, ...] = Field(min_length=1)
-    strategy: str = "mince"
-    score: Score = "bits_per_byte"
-    granularity: Granularity = "document"
-    kinds: tuple[AcceptedKind, ...] = Field(default=("span",), min_length=1)
-    unaligned: UnalignedPolicy = "skip"
-    top_k: int = Field(default=32, ge=1)
-    window_length: int = Field(default=1024, ge=1)
-    packing: Packing = "stream"
-    target_cache: str | None = None
-    vocabulary_method: MapMethod = "mined"
-    alignment_method: AlignmentMethod = "hybrid"
-    rows_per_shard: int = Field(default=65536, ge=1)
+    sources: tuple[SourceEntry, ...] = Field(
+        min_length=1,
+        description="Distribution caches to fuse, each with its weight for strategy weighted. A "
+        "tie between scores goes to the cache that is listed first.",
+        json_schema_extra={**_INPUTS, "names": ["--source"], "metavar": "NAME[=WEIGHT] ..."},
+    )
+    target: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Model whose tokens are supervised: a name that the store knows, a model, or a "
+        "tokenizer's digest. Default: the sources' tokenizer, if they share one.",
+        json_schema_extra={**_INPUTS, "short": "-t"},
+    )
+    corpus: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of the corpus. Default: the corpus of the sources.",
+        json_schema_extra=_INPUTS,
+    )
+    split: str = Field(
+        default="train",
+        min_length=1,
+        description="Split of the corpus that is fused.",
+        json_schema_extra=_INPUTS,
+    )
+    strategy: str = Field(
+        default="mince",
+        description="How sources are weighted by their scores: mince, avgce, packllm, weighted, "
+        "uniform, single, or one that a plugin registers.",
+        json_schema_extra=_WEIGHTING,
+    )
+    score: Score = Field(
+        default="bits_per_byte",
+        description="Score that the strategy compares; smaller is better.",
+        json_schema_extra=_WEIGHTING,
+    )
+    granularity: Granularity = Field(
+        default="document",
+        description="Unit over which sources are scored and weighted.",
+        json_schema_extra=_WEIGHTING,
+    )
+    # `span` alone: equal end offsets are the only pairs where both models have read the same text.
+    kinds: tuple[AcceptedKind, ...] = Field(
+        default=("span",),
+        min_length=1,
+        description="Alignment kinds that may supervise a position; the paper accepts both.",
+        json_schema_extra={**_POSITIONS, "names": ["--kind"]},
+    )
+    unaligned: UnalignedPolicy = Field(
+        default="skip",
+        description="Distribution at positions that no source supervises: none, the label, the "
+        "target's own, or the token itself as FuseLLM's code has it.",
+        json_schema_extra=_POSITIONS,
+    )
+    target_cache: str | None = Field(
+        default=None,
+        description="The target's own distribution cache, for unaligned = target. Default: the "
+        "target, if that is a cache's name.",
+        json_schema_extra=_POSITIONS,
+    )
+    top_k: int = Field(
+        default=32,
+        ge=1,
+        description="Entries kept of each fused distribution.",
+        json_schema_extra={**_OUTPUT, "short": "-k"},
+    )
+    window_length: int = Field(
+        default=1024,
+        ge=1,
+        description="Target tokens of one window.",
+        json_schema_extra=_OUTPUT,
+    )
+    packing: Packing = Field(
+        default="stream",
+        description="Windows cut from the documents laid end to end, or windows that never hold "
+        "two documents.",
+        json_schema_extra=_OUTPUT,
+    )
+    vocabulary_method: VocabularyMethod = DEFAULT_VOCABULARY
+    alignment_method: TokenMethod = DEFAULT_METHOD
+    rows_per_shard: int = Field(
+        default=65_536,
+        ge=1,
+        description="Positions of one file.",
+        json_schema_extra=_OUTPUT,
+    )
 
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as hexadecimal."""
         return digest_bytes(canonical_json(self.model_dump(mode="json")))
+
+    @property
+    def target_digest(self) -> str | None:
+        """The target where it is a tokenizer's digest, whole or its first 16 digits or more."""
+        if self.target is not None and _DIGEST.fullmatch(self.target):
+            return self.target
+        return None
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], where: str = "the recipe") -> Self:
@@ -107,13 +192,29 @@ class Recipe(Frozen):
                 check_keys(source, list(RecipeSource.model_fields), f"source {number} of {where}")
         return parse_settings(cls, content, where)
 
+    @field_validator("strategy")
+    @classmethod
+    def _strategy_is_registered(cls, name: str, info: ValidationInfo) -> str:
+        if info.context != KEPT:
+            # Here, because it imports NumPy.
+            from fusestore.fuse.strategies import get_strategy
+
+            get_strategy(name)
+        return name
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds_in_order(cls, kinds: tuple[AcceptedKind, ...]) -> tuple[AcceptedKind, ...]:
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("kinds lists a kind twice")
+        # Their order means nothing, so it must not change the digest.
+        return tuple(kind for kind in get_args(AcceptedKind) if kind in kinds)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [source.cache for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError("a cache is listed twice among the sources")
-        if len(set(self.kinds)) < len(self.kinds):
-            raise ValueError("kinds lists a kind twice")
         if self.strategy == "single" and len(names) != 1:
             raise ValueError(f"strategy 'single' takes one source, not {len(names)}")
         weights = [source.weight for source in self.sources]
@@ -124,11 +225,13 @@ class Recipe(Frozen):
                 f"strategy {self.strategy!r} does not use weights; "
                 "remove them or choose strategy 'weighted'"
             )
-        if (self.unaligned == "target") != (self.target_cache is not None):
+        if self.target_cache is not None and self.unaligned != "target":
+            raise ValueError("target_cache is only used with unaligned = 'target'")
+        # Another target may be a cache's name, which only the store knows.
+        digest_only = self.target is None or self.target_digest is not None
+        if self.unaligned == "target" and self.target_cache is None and digest_only:
             raise ValueError(
                 "unaligned = 'target' and target_cache go together: name the target's cache"
-                if self.target_cache is None
-                else "target_cache is only used with unaligned = 'target'"
             )
         return self
 
@@ -141,3 +244,8 @@ def load_recipe(location: Location) -> Recipe:
         InvalidInputError: it is neither, or holds no valid recipe.
     """
     return Recipe.parse(read_settings_file(location), f"the recipe {location}")
+
+
+def as_recipe(recipe: Recipe | Mapping[str, Any]) -> Recipe:
+    """The recipe; plain values are validated first, see `Recipe.parse`."""
+    return recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)

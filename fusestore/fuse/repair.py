@@ -6,7 +6,7 @@ from fusestore.errors import CorruptionError, IncompatibleError, NotFoundError
 from fusestore.fuse.folder import MANIFEST_FILE, PLAN_FILE, FusedFolder
 from fusestore.fuse.manifest import FusedManifest, FusionPlan, ShardReceipt
 from fusestore.fuse.materialize import materialize
-from fusestore.fuse.run import find_inputs
+from fusestore.fuse.resolve import find_inputs
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.store.manifest import check_repaired

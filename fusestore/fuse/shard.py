@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.errors import IncompatibleError, NonFiniteError
+from fusestore.fuse.choices import Granularity
 from fusestore.fuse.combine import mix
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.manifest import KIND_NAMES, SourceTotals
 from fusestore.fuse.project import empty_rows, project, project_into
-from fusestore.fuse.recipe import Granularity, Recipe
+from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.scores import (
     Amounts,
     document_amounts,
@@ -74,7 +75,7 @@ class _Stretch:
         document: int64 [n] which of the D documents a position is in.
         next_ids: int32 [n] the token after each, −100 where a document ends.
         next_ends: int32 [n] the byte at which that token ends; its own end for a document's last.
-        here: the asked positions among the n.
+        asked: the asked positions among the n.
     """
 
     tokens: TokenTable
@@ -83,7 +84,7 @@ class _Stretch:
     document: npt.NDArray[np.int64]
     next_ids: npt.NDArray[np.int32]
     next_ends: npt.NDArray[np.int32]
-    here: slice
+    asked: slice
 
 
 def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[SourceTotals]]:
@@ -97,20 +98,20 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
     spans = [load_span(source, stretch.documents, stretch.tokens) for source in fusion.sources]
     amounts = [document_amounts(span.tokens, span.rows.label_logprob) for span in spans]
     scores = document_scores(fusion, stretch, spans, amounts)
-    weights = _position_weights(fusion, stretch, spans, scores)[stretch.here]
+    weights = _position_weights(fusion, stretch, spans, scores)[stretch.asked]
 
     rows, unmapped = _mix_sources(fusion, stretch, spans, weights)
     rows = _fill_unaligned(fusion, stretch, rows)
 
     starts = stretch.tokens.document_offsets[:-1]
-    counted = (starts >= stretch.here.start) & (starts < stretch.here.stop)
+    counted = (starts >= stretch.asked.start) & (starts < stretch.asked.stop)
     counted &= np.diff(stretch.tokens.document_offsets) > 0
     winners = get_strategy("mince")(scores, np.ones(len(spans)))
     totals = []
     for index, span in enumerate(spans):
         part = counted & span.takes_part
         scored = part & np.isfinite(scores[:, index])
-        kinds = span.kind[stretch.here]
+        kinds = span.kind[stretch.asked]
         totals.append(
             SourceTotals(
                 documents=int(part.sum()),
@@ -330,9 +331,11 @@ def _mix_sources(
     unmapped = [0.0] * len(spans)
     alone = np.full(len(weights), -1, np.int16)
     for index, span in enumerate(spans):
-        here = np.flatnonzero(used[:, index] & (contributors == 1))
-        alone[here] = index
-        unmapped[index] += _project(fusion, index, span, span.row[stretch.here][here], here, fused)
+        positions = np.flatnonzero(used[:, index] & (contributors == 1))
+        alone[positions] = index
+        unmapped[index] += _project(
+            fusion, index, span, span.row[stretch.asked][positions], positions, fused
+        )
 
     mixed = np.flatnonzero(contributors > 1)
     if len(mixed):
@@ -347,7 +350,7 @@ def _mix_sources(
             places = count + np.arange(len(part))
             chosen[part, index] = places
             count += len(part)
-            own = span.row[stretch.here][mixed[part]]
+            own = span.row[stretch.asked][mixed[part]]
             unmapped[index] += _project(fusion, index, span, own, places, projected)
         for whole, values in zip(
             fused, mix(chosen, weights[mixed], *projected, top_k), strict=True
@@ -358,16 +361,16 @@ def _mix_sources(
     # A mixture is as good as its worst part, and MINED is the larger code.
     kind = np.zeros(len(weights), np.uint8)
     for index, span in enumerate(spans):
-        np.maximum(kind, span.kind[stretch.here] * used[:, index], out=kind)
+        np.maximum(kind, span.kind[stretch.asked] * used[:, index], out=kind)
     rows = FusedRows(
-        input_ids=stretch.tokens.token_ids[stretch.here],
-        next_ids=stretch.next_ids[stretch.here],
+        input_ids=stretch.tokens.token_ids[stretch.asked],
+        next_ids=stretch.next_ids[stretch.asked],
         ids=ids,
         logprobs=logprobs,
         tail=tail,
         kind=kind,
         source=alone,
-        document=stretch.documents[stretch.document[stretch.here]].astype(np.int32),
+        document=stretch.documents[stretch.document[stretch.asked]].astype(np.int32),
     )
     return rows, unmapped
 
@@ -381,7 +384,7 @@ def _fill_unaligned(fusion: Fusion, stretch: _Stretch, rows: FusedRows) -> Fused
     top_k = fusion.recipe.top_k
     if fusion.target_cache is not None:
         span = load_span(fusion.target_cache, stretch.documents, stretch.tokens)
-        own = span.row[stretch.here][empty]
+        own = span.row[stretch.asked][empty]
         empty, own = empty[own >= 0], own[own >= 0]
         filled = project(
             span.rows.ids[own],

@@ -38,7 +38,7 @@ def pack_fused(
     Args:
         local: the folder of the local form.
         shared: the folder of the shared form, on any storage.
-        progress: told the positions done.
+        progress: receives the positions done.
 
     Returns:
         The manifest of the shared form.
@@ -91,7 +91,7 @@ def unpack_fused(
     Args:
         shared: the folder of the shared form, on any storage.
         local: the folder of the local form.
-        progress: told the positions done.
+        progress: receives the positions done.
 
     Returns:
         The manifest of the local form.
@@ -138,13 +138,13 @@ def unpack_fused(
 def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
     """The manifest of the local form, which is to be written: none of its paths is trusted."""
     path = f"{_LOCAL}/{MANIFEST_FILE}"
-    where = f"{shared}/{path}"
+    file = f"{shared}/{path}"
     if path not in packed.files:
         raise CorruptionError(f"The manifest of {shared} does not list {path}. Share it again.")
-    manifest = FusedManifest.from_bytes(_checked(shared, path, packed.files[path]), where)
+    manifest = FusedManifest.from_bytes(_checked(shared, path, packed.files[path]), file)
     if manifest.form != "local" or manifest.plan != packed.plan:
         raise CorruptionError(
-            f"{where} is not that of the dataset that {shared} holds in the shared form. Share it "
+            f"{file} is not that of the dataset that {shared} holds in the shared form. Share it "
             "again."
         )
     arrays = fused_arrays(*_size(manifest))
@@ -159,7 +159,7 @@ def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
     if manifest.files.keys() != expected:
         name = min(manifest.files.keys() ^ expected)
         raise CorruptionError(
-            f"{where} {'lists' if name in manifest.files else 'does not list'} {name!r}, other "
+            f"{file} {'lists' if name in manifest.files else 'does not list'} {name!r}, other "
             "than the local form of its plan. Share it again."
         )
     return manifest

@@ -1,19 +1,18 @@
 """Strategies: from the scores of several sources to the weights they are mixed with.
 
-A strategy is a pure function of arrays. Register one of your own with
+A strategy is a pure function of arrays, see `Strategy`. Register one of your own with
 
-    @strategy("best_two")
+    @register("best_two")
     def best_two(scores, fixed_weights):
         ...
 
-and name it in a recipe. Helper processes, such as a DataLoader's workers, import the module that
-registers it: see `fusestore.plugins`. A unit is a document, a window or a token, as the recipe's
-granularity says.
+and name it in a recipe: `strategy = "best_two"`. Name the module that holds it with `--plugin`.
+Helper processes, such as a DataLoader's workers, import that module: see `fusestore.plugins`. A
+unit is a document, a window or a token, as the recipe's granularity says.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from fusestore import plugins
 from fusestore.errors import InvalidInputError
+from fusestore.store.settings_file import did_you_mean
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -40,21 +40,23 @@ SCORE_FREE = frozenset({"weighted", "uniform", "single"})
 """Strategies that do not look at scores: granularity makes no difference to them."""
 
 
-def strategy(name: str) -> Callable[[Strategy], Strategy]:
+def register(name: str) -> Callable[[Strategy], Strategy]:
     """Register the decorated function as the strategy of this name.
 
     Raises:
         InvalidInputError: another function has the name.
     """
 
-    def register(function: Strategy) -> Strategy:
+    def add(function: Strategy) -> Strategy:
         if name in _STRATEGIES:
-            raise InvalidInputError(f"A strategy named {name!r} exists already; choose another.")
+            raise InvalidInputError(
+                f"A strategy named {name!r} is registered already; choose another name."
+            )
         _STRATEGIES[name] = function
         plugins.record(function)
         return function
 
-    return register
+    return add
 
 
 def strategy_names() -> list[str]:
@@ -66,24 +68,21 @@ def get_strategy(name: str) -> Strategy:
     """The strategy of this name; plugins are imported if none has it yet.
 
     Raises:
-        InvalidInputError: none has it.
+        InvalidInputError: none has it; the nearest names are suggested.
     """
     problems = [] if name in _STRATEGIES else plugins.load_expected_plugins()
     if name not in _STRATEGIES:
-        nearest = difflib.get_close_matches(name, strategy_names(), n=1)
-        told = [
-            f"No strategy is named {name!r}"
-            + (f"; did you mean {nearest[0]!r}?" if nearest else ".")
-            + f" There are {', '.join(strategy_names())}.",
-            "Register your own with @fusestore.fuse.strategies.strategy in a module that helper "
-            "processes can import, and name the module with --plugin or FUSESTORE_PLUGINS: what a "
-            "script or a notebook registers itself does not reach every helper process.",
-        ]
-        raise InvalidInputError(" ".join([*told, *problems]))
+        raise InvalidInputError(
+            f"No strategy is named {name!r}. {did_you_mean(name, strategy_names())} Strategies "
+            f"are: {', '.join(strategy_names())}. Register your own with "
+            "@fusestore.fuse.strategies.register in a module that helper processes can import, and "
+            "name the module with --plugin or FUSESTORE_PLUGINS: what a script or a notebook "
+            f"registers does not reach every helper process. {' '.join(problems)}".rstrip()
+        )
     return _STRATEGIES[name]
 
 
-@strategy("mince")
+@register("mince")
 def mince(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """MinCE (FuseLLM, section 3.3): the lowest score takes all; a tie goes to the first listed."""
     del fixed_weights
@@ -96,7 +95,7 @@ def mince(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     return np.where(takes_part, weights, 0.0)
 
 
-@strategy("avgce")
+@register("avgce")
 def avgce(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """AvgCE (FuseLLM, section 3.3) by the public code's rule: softmax of the rewards exp(−score).
 
@@ -109,7 +108,7 @@ def avgce(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     return normalize_rows(np.where(takes_part, np.exp(rewards), 0.0))
 
 
-@strategy("packllm")
+@register("packllm")
 def packllm(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """PackLLM-sim (arXiv 2404.11531, section 4.1): softmax of −score, that is of −log perplexity.
 
@@ -124,20 +123,20 @@ def packllm(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     return normalize_rows(np.where(takes_part, np.exp(lowest[:, None] - capped), 0.0))
 
 
-@strategy("weighted")
+@register("weighted")
 def weighted(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """The recipe's fixed weights, over the sources that take part."""
     return normalize_rows(np.where(np.isnan(scores), 0.0, fixed_weights))
 
 
-@strategy("uniform")
+@register("uniform")
 def uniform(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """Equal weights over the sources that take part: the ensemble baseline."""
     del fixed_weights
     return normalize_rows(np.where(np.isnan(scores), 0.0, 1.0))
 
 
-@strategy("single")
+@register("single")
 def single(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """One source alone: the distillation baseline. A recipe with it names exactly one source."""
     del fixed_weights

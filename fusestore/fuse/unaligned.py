@@ -7,14 +7,8 @@ stands on token i + 1. The public FuseLLM code puts it on token i itself, which 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
-
-UnalignedPolicy = Literal["skip", "label", "target", "fusellm"]
-"""skip: no distillation there. label: one-hot on the next target token (a document's last token
-has none: skip). target: the target's own cached row. fusellm: one-hot on the token itself."""
 
 
 def one_hot_rows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -60,6 +60,11 @@ def check_keys(content: Mapping[str, Any], known: list[str], where: str) -> None
     """
     for key in content:
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Keys are: {', '.join(known)}."
+            hint = did_you_mean(key, known) or f"Keys are: {', '.join(known)}."
             raise InvalidInputError(f"{key!r} is not a key of {where}. {hint}")
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A sentence that suggests the known names nearest to an unknown one; empty if none is near."""
+    nearest = difflib.get_close_matches(name, known, n=2)
+    return f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""

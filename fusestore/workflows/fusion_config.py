@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from fusestore.align.kinds import AlignmentMethod
+from fusestore.align.settings import AlignSettings
 from fusestore.capture.settings import CaptureSettings
 from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.fuse.recipe import Recipe
 from fusestore.storage.location import Location
 from fusestore.store.manifest import Frozen
 from fusestore.store.settings_file import parse_settings, read_settings_file
@@ -30,30 +31,11 @@ class CorpusConfig(Frozen):
     sample_seed: int | None = None
 
 
-class AlignConfig(Frozen):
-    """How tokens and vocabularies are aligned."""
-
-    method: AlignmentMethod = "hybrid"
-    vocabulary: Literal["mined", "exact", "prefix", "statistical"] = "mined"
-
-
 class FuseConfig(Frozen):
-    """What is fused, and into which model's tokens."""
+    """One fused dataset: its name and its recipe, in which target and corpus are named."""
 
-    name: str = "fused"
-    target: str
-    sources: tuple[str, ...] = Field(min_length=1)
-    weights: tuple[float, ...] = ()
-    split: str = "train"
-    strategy: str = "mince"
-    score: Literal["bits_per_byte", "aligned_ce", "token_ce"] = "bits_per_byte"
-    granularity: Literal["document", "window", "token"] = "document"
-    kinds: tuple[Literal["span", "mined"], ...] = ("span",)
-    unaligned: Literal["skip", "label", "target", "fusellm"] = "skip"
-    top_k: int = Field(default=32, ge=1)
-    window_length: int = Field(default=1024, ge=2)
-    packing: Literal["stream", "document"] = "stream"
-    rows_per_shard: int = Field(default=65_536, ge=1)
+    name: str
+    recipe: Recipe
 
 
 class ModelConfig(Frozen):
@@ -77,7 +59,7 @@ class FusionConfig(Frozen):
     store: str
     corpus: CorpusConfig
     models: dict[str, ModelConfig]
-    align: AlignConfig = AlignConfig()
+    align: AlignSettings = AlignSettings()
     fuse: FuseConfig
     train: dict[str, TrainConfig] = Field(default_factory=dict)
     evaluate_split: str | None = None
@@ -86,19 +68,23 @@ class FusionConfig(Frozen):
     @property
     def captured(self) -> list[str]:
         """Models whose distributions the fusion needs, in the order of the file."""
-        needed = set(self.fuse.sources)
-        if self.fuse.unaligned == "target":
-            needed.add(self.fuse.target)
+        recipe = self.fuse.recipe
+        needed = {recipe.target_cache, *(source.cache for source in recipe.sources)}
         return [name for name in self.models if name in needed]
+
+    @property
+    def target(self) -> str:
+        """The model whose tokens are supervised, one of `models`."""
+        return str(self.fuse.recipe.target)
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         known = ", ".join(self.models)
-        wanted = {self.fuse.target, *self.fuse.sources, *(run.model for run in self.train.values())}
+        recipe = self.fuse.recipe
+        wanted = {self.target, *(source.cache for source in recipe.sources)}
+        wanted |= {run.model for run in self.train.values()}
         for name in sorted(wanted - set(self.models)):
             raise ValueError(f"model {name!r} is not among [models]: {known}")
-        if self.fuse.weights and len(self.fuse.weights) != len(self.fuse.sources):
-            raise ValueError("fuse.weights needs one number for each of fuse.sources")
         return self
 
 
@@ -134,7 +120,14 @@ def load_config(location: Location, store: str | None = None) -> FusionConfig:
     }
     train = _table(content.pop("train", {}), "train", where)
     runs = _table(train.pop("runs", {}), "train.runs", where)
-    target = content.get("fuse", {}).get("target", "")
+    corpus = _table(content.get("corpus", {}), "corpus", where)
+    align = _table(content.get("align", {}), "align", where)
+    content["align"] = parse_settings(AlignSettings, align, f"[align] of {where}")
+    if "fuse" in content:
+        table = _table(content["fuse"], "fuse", where)
+        name = str(corpus.get("name", CorpusConfig.model_fields["name"].default))
+        content["fuse"] = _fuse(table, name, content["align"], f"[fuse] of {where}")
+    target = content["fuse"].recipe.target if "fuse" in content else ""
     content["train"] = {
         name: _run(
             _table(run, f"train.runs.{name}", where),
@@ -144,10 +137,8 @@ def load_config(location: Location, store: str | None = None) -> FusionConfig:
         )
         for name, run in runs.items()
     }
-    for key, model in (("corpus", CorpusConfig), ("align", AlignConfig), ("fuse", FuseConfig)):
-        if key in content:
-            table = _table(content[key], key, where)
-            content[key] = parse_settings(model, table, f"[{key}] of {where}")
+    if "corpus" in content:
+        content["corpus"] = parse_settings(CorpusConfig, corpus, f"[corpus] of {where}")
     return parse_settings(FusionConfig, content, where)
 
 
@@ -161,6 +152,37 @@ def _model(table: dict[str, Any], shared: dict[str, Any], where: str) -> ModelCo
     own: dict[str, Any] = {key: table.pop(key) for key in ("model", "licence") if key in table}
     capture = parse_settings(CaptureSettings, {**shared, **table}, where)
     return parse_settings(ModelConfig, {**own, "capture": capture}, where)
+
+
+def _fuse(table: dict[str, Any], corpus: str, align: AlignSettings, where: str) -> FuseConfig:
+    """The recipe that [fuse] is, with the values that other tables of the file settle."""
+    settled = {
+        "corpus": ("[corpus] name", corpus),
+        "alignment_method": ("[align] method", align.method),
+        "vocabulary_method": ("[align] vocabulary", align.vocabulary),
+    }
+    for key, (place, value) in settled.items():
+        if table.get(key, value) != value:
+            raise InvalidInputError(
+                f"{key} in {where} is {table[key]!r}, but {place} is {value!r}. Remove {key}: a "
+                f"fusion.toml settles it by {place}."
+            )
+        table[key] = value
+    name = table.pop("name", "fused")
+    recipe = Recipe.parse(table, where)
+    changes: dict[str, Any] = {}
+    if recipe.target is None:
+        if len(recipe.sources) > 1:
+            known = ", ".join(source.cache for source in recipe.sources)
+            raise InvalidInputError(
+                f"{where} names several sources, {known}, and no target. Add the model whose "
+                f"tokens are supervised, as in target = {recipe.sources[0].cache!r}."
+            )
+        changes["target"] = recipe.sources[0].cache
+    if recipe.unaligned == "target" and recipe.target_cache is None:
+        changes["target_cache"] = changes.get("target", recipe.target)
+    recipe = recipe.model_copy(update=changes)
+    return parse_settings(FuseConfig, {"name": name, "recipe": recipe}, where)
 
 
 def _run(table: dict[str, Any], shared: dict[str, Any], target: str, where: str) -> TrainConfig:

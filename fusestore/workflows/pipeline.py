@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from fusestore.align.run import align_cache, alignment_name
+from fusestore.align.run import align, alignment_name
 from fusestore.cache.reader import Cache
 from fusestore.capture.run import capture
 from fusestore.corpus.run import make_corpus
-from fusestore.fuse.run import fuse_caches
-from fusestore.models.loading import local_model_folder
+from fusestore.fuse.folder import MANIFEST_FILE
+from fusestore.fuse.manifest import FusedManifest
+from fusestore.fuse.run import fuse
+from fusestore.models.model import Model
+from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.report.summary import ModelResult, SourceResult, Summary
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
-from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from fusestore.store.result import StageResult
+from fusestore.tokenizers.tokenizer import Tokenizer
 from fusestore.train.manifest import TrainingManifest
 from fusestore.train.run import train_on_fused
 from fusestore.workflows.fusion_config import FusionConfig
@@ -41,18 +45,18 @@ class _Stages:
         name: str,
         after: Iterable[str],
         output: Location,
-        make: Callable[[], tuple[_Result, bool]],
+        make: Callable[[], StageResult[_Result]],
     ) -> _Result:
-        """Run one stage: `make` returns its result and whether it had to be built."""
+        """Run one stage; `make` is its function."""
         if self._built.intersection(after):
             # The manifest goes first: what a deletion that is cut short leaves is unfinished.
             (output / "manifest.json").delete()
             output.delete()
-        result, built = make()
-        if built:
+        result = make()
+        if result.created:
             self._built.add(name)
-        self._reporter.line(f"{name}: {'done' if built else 'already there'}")
-        return result
+        self._reporter.line(f"{name}: {'done' if result.created else 'already there'}")
+        return result.artifact
 
 
 def run_pipeline(
@@ -65,7 +69,7 @@ def run_pipeline(
     Args:
         config: the file's content.
         storage_options: for a remote store.
-        reporter: hears what is going on.
+        reporter: receives progress updates.
 
     Returns:
         What came out, as the tables that `fusestore run` ends with show it.
@@ -77,23 +81,26 @@ def run_pipeline(
     store = Store.open(config.store, storage_options)
     stages = _Stages(reporter)
     _say_licences(config, reporter)
-    # Stages are given the folder, not the name: what a hub's name and revision stand for is
-    # settled here, once.
+    # What a hub's name and revision mean is found out here, once.
     folders: dict[str, str] = {}
     tokenizers: dict[str, Tokenizer] = {}
     for name, model in config.models.items():
         reporter.line(f"model {name}: {model.model}")
-        folders[name] = str(local_model_folder(model.model, revision=model.capture.revision))
-        tokenizers[name] = load_tokenizer(
-            folders[name], trust_remote_code=model.capture.trust_remote_code
+        opened = Model.open(
+            model.model,
+            revision=model.capture.revision,
+            trust_remote_code=model.capture.trust_remote_code,
         )
+        folders[name], tokenizers[name] = str(opened.folder), opened.tokenizer
 
     corpus_stage = f"corpus {config.corpus.name}"
     corpus = stages.run(
         corpus_stage,
         (),
         store.corpus(config.corpus.name),
-        lambda: make_corpus(store, config.corpus, list(tokenizers.values()), reporter),
+        lambda: StageResult(
+            *make_corpus(store, config.corpus, list(tokenizers.values()), reporter)
+        ),
     )
 
     caches: dict[str, Cache] = {}
@@ -103,7 +110,7 @@ def run_pipeline(
             (corpus_stage,),
             store.cache(name),
             partial(
-                capture,
+                _capture,
                 store,
                 corpus,
                 folders[name],
@@ -114,44 +121,37 @@ def run_pipeline(
             ),
         )
 
-    target = config.fuse.target
-    for name in config.fuse.sources:
-        if tokenizers[name].digest == tokenizers[target].digest:
+    recipe = config.fuse.recipe
+    target = Target.of_tokenizer(tokenizers[config.target], config.target)
+    aligned: list[str] = []
+    for source in recipe.sources:
+        if tokenizers[source.cache].digest == target.digest:
             continue
+        alignment = source.alignment or alignment_name(source.cache, target.name)
+        aligned.append(f"alignment {alignment}")
         stages.run(
-            f"alignment {alignment_name(name, target)}",
-            (f"cache {name}", corpus_stage),
-            store.alignment(alignment_name(name, target)),
+            aligned[-1],
+            (f"cache {source.cache}", corpus_stage),
+            store.alignment(alignment),
             partial(
-                align_cache,
+                align,
                 store,
-                name,
-                tokenizers[target],
+                source.cache,
                 target,
-                method=config.align.method,
-                vocabulary=config.align.vocabulary,
+                config.align,
+                name=alignment,
                 reporter=reporter,
             ),
         )
 
     fused_stage = f"fused dataset {config.fuse.name}"
-    fused = stages.run(
+    folder = stages.run(
         fused_stage,
-        [
-            *(f"cache {name}" for name in caches),
-            *(f"alignment {alignment_name(name, target)}" for name in config.fuse.sources),
-        ],
+        [*(f"cache {name}" for name in caches), *aligned],
         store.fused(config.fuse.name),
-        lambda: fuse_caches(
-            store,
-            config.fuse,
-            tokenizers[target],
-            corpus.name,
-            alignment_method=config.align.method,
-            vocabulary_method=config.align.vocabulary,
-            reporter=reporter,
-        ),
+        lambda: fuse(store, config.fuse.name, recipe, target=target, reporter=reporter),
     )
+    fused = FusedManifest.load(folder.location / MANIFEST_FILE)
 
     trained: dict[str, TrainingManifest] = {}
     for name, run in config.train.items():
@@ -160,7 +160,7 @@ def run_pipeline(
             (fused_stage,),
             store.model(name),
             partial(
-                train_on_fused,
+                _train,
                 store,
                 config.fuse.name,
                 folders[run.model],
@@ -180,6 +180,14 @@ def run_pipeline(
         num_tokens=fused.num_tokens,
         kinds=fused.kinds,
     )
+
+
+def _capture(*arguments: Any) -> StageResult[Cache]:  # noqa: ANN401
+    return StageResult(*capture(*arguments))
+
+
+def _train(*arguments: Any, **options: Any) -> StageResult[TrainingManifest]:  # noqa: ANN401
+    return StageResult(*train_on_fused(*arguments, **options))
 
 
 def _say_licences(config: FusionConfig, reporter: Reporter) -> None:

@@ -114,7 +114,7 @@ def _verify_begun(store: Store, thing: Thing, quick: bool) -> Iterator[Finding]:
     """A fused dataset whose shards are made when they are read: those that are made are checked."""
     from fusestore.fuse.folder import FusedFolder, metadata_files
     from fusestore.fuse.manifest import FusionPlan, ShardReceipt
-    from fusestore.fuse.run import find_inputs
+    from fusestore.fuse.resolve import find_inputs
 
     found: list[Finding] = []
     plan = load_or_tell(FusionPlan, thing.location, "recipe.json", found)

@@ -1,4 +1,4 @@
-"""What tokenizers do differently, on real ones: spaces, BOS, normalisers, cut characters."""
+"""What tokenizers do differently, on real ones: spaces, BOS, normalizers, cut characters."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_bos_of_one_side_alone_changes_nothing_else(tokenizers, method):
     assert both[0] == 0, "BOS is aligned with BOS"
 
 
-def test_text_that_a_normaliser_changes(tokenizers):
+def test_text_that_a_normalizer_changes(tokenizers):
     """Lowercasing (WordPiece) and NFKC (Unigram) leave the offsets those of the text itself."""
     word_piece, unigram = tokenizers["word_piece"], tokenizers["unigram"]
     shouted = by_text(tokenizers["smollm2"], word_piece, "THE PEOPLE of the Senate")

@@ -76,7 +76,7 @@ def test_anchored_is_the_plain_programme_between_anchors(cuts):
 @settings(max_examples=150, deadline=None)
 @given(st.text("ab é", min_size=1, max_size=20), POINTS, POINTS, st.integers(0, 6))
 def test_sides_that_end_apart_are_warped_to_the_end(text, left, right, lost):
-    """As where a tokenizer's normaliser drops the end of the text."""
+    """As where a tokenizer's normalizer drops the end of the text."""
     data = text.encode()
     source = [piece for piece in cut(data, left) if piece]
     target = [piece for piece in cut(data[: max(1, len(data) - lost)], right) if piece]

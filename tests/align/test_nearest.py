@@ -46,7 +46,7 @@ def check(queries, candidates, prefer_prefix):
 def test_nearest_is_the_brute_force_minimum(max_common, queries, candidates, prefer_prefix):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_MAX_COMMON", max_common)
-        patch.setattr(module, "_NEIGHBOURS", 1)
+        patch.setattr(module, "_NEIGHBORS", 1)
         check(queries, candidates, prefer_prefix)
 
 

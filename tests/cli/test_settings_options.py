@@ -230,8 +230,6 @@ def settings_classes():
 NOT_YET_DESCRIBED = {
     "LoraSettings",
     "MergeSettings",
-    "Recipe",
-    "RecipeSource",
     "TrainSettings",
 }
 

@@ -13,7 +13,7 @@ def stages(job, store):
     shards = ["--top-k", str(TOP_K)]
     train = ["--fused", "mince", "--lr", "1e-3", "--batch-size", "4", "--max-steps", "4"]
     train += ["--precision", "float32", "--evaluate", "addresses/held_out"]
-    cache = [*shards, "--corpus", "addresses"]
+    cache = [*shards, "--corpus", "addresses", "--dtype", "float32"]
     commands = {
         "corpus": [
             *["corpus", f"{job}/texts.jsonl", "--name", "addresses"],
@@ -22,10 +22,10 @@ def stages(job, store):
         ],
         "small": ["capture", f"{job}/small", "--name", "small", *cache],
         "wide": ["capture", f"{job}/wide", "--name", "wide", *cache],
-        "align": ["align", "wide", "--target", f"{job}/small", "--target-name", "small"],
+        "align": ["align", "wide", "--target", f"{job}/small"],
         "fuse": [
-            *["fuse", "--source", "small", "--source", "wide", "--target", f"{job}/small"],
-            *["--target-name", "small", "--name", "mince", "--corpus", "addresses", *shards],
+            *["fuse", "--source", "small", "--source", "wide", "--target", "small"],
+            *["--name", "mince", *shards],
             *["--window-length", "64", "--materialize"],
         ],
         "baseline": ["train", f"{job}/small", "--name", "baseline", "--objective", "clm", *train],
@@ -93,6 +93,7 @@ def test_help_names_every_verb(command):
         "capture",
         "align",
         "fuse",
+        "forecast",
         "train",
         "merge",
         "run",
@@ -151,4 +152,7 @@ def test_a_statistical_map_is_made_used_and_kept(command, job, store):
     assert inputs[1]["vocabulary_map_digest"] == made["content_digest"]
     command.succeeds("verify", "--store", store)
     fuse[fuse.index("statistical")] = "nearest"
-    assert "'mined', 'exact', 'prefix' or 'statistical'" in command.fails(*fuse)
+    refused = command(*fuse)
+    assert refused.code == 2
+    for choice in ("'mined'", "'exact'", "'prefix'", "'statistical'"):
+        assert choice in refused.err

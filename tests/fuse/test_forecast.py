@@ -1,4 +1,4 @@
-"""Forecasts against a dense float64 reference, and against what materialising makes."""
+"""Forecasts against a dense float64 reference, and against what materializing makes."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.scores import label_nats
 from fusestore.fuse.shard import fuse_rows
-from fusestore.fuse.strategies import strategy, strategy_names
+from fusestore.fuse.strategies import register, strategy_names
 from tests.fuse.test_fuse_reference import (
     VOCAB,
     Reference,
@@ -227,7 +227,7 @@ def test_mixtures_equal_the_dense_reference_however_the_split_is_divided(
     part_rows=st.integers(1, 12),
     **CHOICES,
 )
-def test_stored_figures_are_those_of_the_materialised_rows(helpers, seed, part_rows, **choices):
+def test_stored_figures_are_those_of_the_materialized_rows(helpers, seed, part_rows, **choices):
     """The forecast's own mixing against `fuse_rows` of the recipe it stands for."""
     made = random_fusion(helpers, np.random.default_rng(seed), **choices)
     if made is None:
@@ -443,7 +443,7 @@ def test_a_strategy_of_ones_own_is_forecast_too(helpers):
     name = "worst_in_this_test"
     if name not in strategy_names():
 
-        @strategy(name)
+        @register(name)
         def worst(scores, fixed_weights):
             return (scores == np.nanmax(scores, axis=1, keepdims=True)).astype(float)
 

@@ -26,11 +26,12 @@ from fusestore.errors import (
     NotFoundError,
     StorageError,
 )
+from fusestore.fuse.begin import reopen
 from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.locks import lock_folder, shard_lock
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe
-from fusestore.fuse.run import find_inputs, reopen
+from fusestore.fuse.resolve import find_inputs
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from tests.helpers.small_store import ROWS_PER_SHARD, make_small_store
@@ -54,7 +55,7 @@ def small(made, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(made, tmp_path_factory):
-    """The same recipe, materialised by one process."""
+    """The same recipe, materialized by one process."""
     location = Location.parse(tmp_path_factory.mktemp("whole") / "fused")
     folder = FusedFolder(location, find_inputs(made.store, Recipe.parse(made.recipe())))
     materialize(folder)
@@ -299,7 +300,7 @@ def test_a_cache_damaged_midway_names_file_and_repair_and_goes_on_after_it(small
 COUNTING = """
 import sys
 from fusestore.fuse import folder as module
-from fusestore.fuse.run import reopen
+from fusestore.fuse.begin import reopen
 from fusestore.store.layout import Store
 
 write = module.FusedFolder._write
@@ -382,7 +383,7 @@ def test_locks_of_remote_folders_are_kept_here(tmp_path, monkeypatch):
         ({"corpus": "absent"}, NotFoundError, "absent"),
         ({"split": "absent"}, InvalidInputError, "no split 'absent'"),
         ({"target": "0" * 64}, NotFoundError, "knows no tokenizer 0000000000000000"),
-        ({"strategy": "absent"}, InvalidInputError, "there are avgce"),
+        ({"strategy": "absent"}, InvalidInputError, "Strategies are: avgce"),
         ({"alignment_method": "exact"}, NotFoundError, "fusestore align other.*--method exact"),
         ({"vocabulary_method": "exact"}, NotFoundError, "fusestore align.*--vocabulary exact"),
         ({"top_k": 9999}, InvalidInputError, "top_k is 9999"),
@@ -402,9 +403,9 @@ def test_a_recipe_that_cannot_be_opened_leaves_the_store_as_it_was(small, change
 
 
 def test_two_alignments_that_fit_have_to_be_told_apart(small):
-    from fusestore.align.run import align_cache
+    from fusestore.align.run import align
 
-    align_cache(small.store, "other", small.target, "target", name="other--again")
+    align(small.store, "other", small.target, name="other--again")
     with pytest.raises(InvalidInputError, match=r"2 alignments.*other--again, other--target"):
         fs.open_recipe(small.root, small.recipe())
     recipe = small.recipe(

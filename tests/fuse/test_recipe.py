@@ -5,10 +5,11 @@ import json
 import pytest
 
 from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.fuse.manifest import FusionPlan
 from fusestore.fuse.recipe import Recipe, load_recipe
 from fusestore.storage.location import Location
 
-MINIMAL = {"corpus": "c", "split": "train", "target": "t" * 64, "sources": [{"cache": "a"}]}
+MINIMAL = {"corpus": "c", "split": "train", "target": "f" * 64, "sources": [{"cache": "a"}]}
 
 TOML = """
 corpus = "c"
@@ -53,7 +54,7 @@ def test_toml_and_json_of_the_same_content_have_one_digest(tmp_path):
     [
         ({"granularty": "token"}, "'granularty' is not a key of the recipe. Did you mean 'granul"),
         ({"sources": [{"cahce": "a"}]}, "source 1 of the recipe. Did you mean 'cache'"),
-        ({"xyzzy": 1}, "Keys are: corpus, split"),
+        ({"xyzzy": 1}, "Keys are: sources, target, corpus, split"),
         ({"score": "perplexity"}, "score: .*bits_per_byte"),
         ({"kinds": ["label"]}, "kinds"),
         ({"kinds": []}, "kinds"),
@@ -73,8 +74,56 @@ def test_bad_recipes_say_what_is_wrong(change, message):
 
 
 def test_a_missing_key_is_named():
-    with pytest.raises(InvalidInputError, match="corpus: Field required"):
-        Recipe.parse({key: value for key, value in MINIMAL.items() if key != "corpus"})
+    with pytest.raises(InvalidInputError, match="sources: Field required"):
+        Recipe.parse({key: value for key, value in MINIMAL.items() if key != "sources"})
+
+
+def test_a_strategy_is_looked_up_when_a_recipe_is_made():
+    for make in (
+        lambda: Recipe.parse({**MINIMAL, "strategy": "mincee"}),
+        lambda: Recipe(sources=["a"], strategy="mincee"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"No strategy is named 'mincee'\. Did you mean 'mince'"
+        ):
+            make()
+
+
+def test_sources_may_be_names_and_names_with_weights():
+    recipe = Recipe(sources=["a", "b"])
+    assert recipe == Recipe.parse({"sources": [{"cache": "a"}, {"cache": "b"}]})
+    assert recipe.digest == Recipe.parse({"sources": ["a", {"cache": "b"}]}).digest
+    weighted = Recipe.parse({"sources": ["a=3", "b"], "strategy": "weighted"})
+    assert [(source.cache, source.weight) for source in weighted.sources] == [("a", 3), ("b", 1)]
+    with pytest.raises(InvalidInputError, match=r"sources\.0\.weight"):
+        Recipe.parse({"sources": ["a=much"], "strategy": "weighted"})
+
+
+def test_the_order_of_kinds_means_nothing():
+    digests = {
+        Recipe(sources=["a"], kinds=kinds).digest
+        for kinds in (["span", "mined"], ["mined", "span"])
+    }
+    assert len(digests) == 1
+
+
+def test_a_kept_plan_of_a_strategy_that_is_not_registered_is_readable():
+    recipe = {**Recipe.parse(MINIMAL).model_dump(mode="json"), "strategy": "somebody_elses"}
+    plan = FusionPlan.model_validate(
+        {
+            "recipe": recipe,
+            "corpus_digest": "c" * 64,
+            "inputs": [],
+            "target_cache_digest": None,
+            "vocab_size": 9,
+            "sampled": False,
+            "num_tokens": 1,
+            "num_documents": 1,
+            "tokens_digest": "",
+            "documents_digest": "",
+        }
+    )
+    assert plan.recipe.strategy == "somebody_elses"
 
 
 def test_files_that_are_no_recipe(tmp_path):

@@ -16,7 +16,7 @@ from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe
-from fusestore.fuse.run import find_inputs
+from fusestore.fuse.resolve import find_inputs
 from fusestore.fuse.shared import pack_fused, unpack_fused
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store

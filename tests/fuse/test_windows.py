@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fusestore as fs
+from fusestore.fuse.begin import reopen
 from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.packing import window_starts
 from fusestore.fuse.recipe import Recipe
-from fusestore.fuse.run import find_inputs, reopen
+from fusestore.fuse.resolve import find_inputs
 from fusestore.fuse.shared import pack_fused, unpack_fused
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store

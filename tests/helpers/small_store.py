@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusestore.align.run import align_cache
+from fusestore.align.run import align
 from fusestore.cache.id_order import learn_order
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.rows import Rows
@@ -59,7 +59,7 @@ def make_small_store(root: str | Path, folder: Path) -> SmallStore:
         save_vocabulary(store, tokenizer.vocabulary)
         tokens = corpus_tokens(store, corpus, tokenizer, tokenizer.adds_bos)
         write_cache(store, name, tokenizer, tokens, corpus.digest, seed)
-    align_cache(store, "other", target, "target")
+    align(store, "other", target)
     return SmallStore(store, target)
 
 

@@ -124,9 +124,9 @@ licence = "Apache License 2.0"
 
 [capture]
 top_k = {TOP_K}
-dtype = "float32"
 rows_per_shard = 1024
 rows_per_chunk = 256
+dtype = "float32"
 
 [fuse]
 name = "mince"

@@ -28,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import fusestore as fs
 from fusestore.align.report.unmatched import read_unmatched
-from fusestore.align.run import align_cache
+from fusestore.align.run import align
+from fusestore.align.settings import AlignSettings
 from fusestore.align.stored import open_alignment
 from fusestore.align.vocabulary.stored_map import load_vocabulary_map
 from fusestore.capture.run import capture
@@ -36,14 +37,14 @@ from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.tokenize import find_corpus_tokens
 from fusestore.data.mapped import MappedArray
 from fusestore.fuse.layout import fused_arrays
-from fusestore.fuse.run import fuse_caches
+from fusestore.fuse.recipe import Recipe
+from fusestore.fuse.run import fuse
 from fusestore.fuse.shared import pack_fused
 from fusestore.merge.manifest import MergeManifest
 from fusestore.merge.run import merge_models
 from fusestore.merge.settings import MergeSettings
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
-from fusestore.tokenizers.tokenizer import load_tokenizer
 from fusestore.train.manifest import TrainingManifest
 from fusestore.workflows.fusion_config import load_config
 from fusestore.workflows.pipeline import run_pipeline
@@ -84,9 +85,9 @@ SHARED = "mixed"
 
 SHARED_SETTINGS: dict[str, Any] = {
     "strategy": "single",
-    "sources": ("drawn",),
+    "sources": ["drawn"],
     "unaligned": "label",
-    "kinds": ("span", "mined"),
+    "kinds": ["span", "mined"],
     "top_k": 16,
     "packing": "document",
 }
@@ -204,16 +205,10 @@ def _write_store(job: Path, folder: Path) -> None:
     common = config.models["small"].capture.model_dump()
     for name, (model, changes) in CACHES.items():
         capture(store, corpus, str(job / model), name, CaptureSettings(**{**common, **changes}))
-    target = load_tokenizer(str(job / "small"))
-    align_cache(store, "drawn", target, "small", method="mined", vocabulary="statistical")
-    fuse_caches(
-        store,
-        config.fuse.model_copy(update={"name": "local", **SHARED_SETTINGS}),
-        target,
-        corpus.name,
-        alignment_method="mined",
-        vocabulary_method="statistical",
-    )
+    align(store, "drawn", "small", AlignSettings(method="mined", vocabulary="statistical"))
+    methods = {"alignment_method": "mined", "vocabulary_method": "statistical"}
+    common = config.fuse.recipe.model_dump(exclude={"sources", "target_cache"})
+    fuse(store, "local", Recipe.parse({**common, **SHARED_SETTINGS, **methods}))
     pack_fused(store.fused("local"), store.fused(SHARED))
     store.fused("local").delete()
     merge_models(

@@ -1,6 +1,6 @@
 """Two tokenizations of one text above each other, cut at every boundary of either.
 
-Pure: what is shown where, and why a position was or was not aligned. Colours and printing belong to
+Pure: what is shown where, and why a position was or was not aligned. Colors and printing belong to
 the command.
 """
 

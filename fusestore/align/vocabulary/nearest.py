@@ -30,8 +30,8 @@ from fusestore.progress import Progress, ignore_progress
 _QUERIES_PER_BLOCK = 4096
 """Queries that one call searches: enough to be worth a thread, few enough to show progress."""
 
-_NEIGHBOURS = 3
-"""Neighbours on each side, in order of beginnings and of endings, that give a first bound."""
+_NEIGHBORS = 3
+"""Neighbors on each side, in order of beginnings and of endings, that give a first bound."""
 
 _MAX_COMMON = 256
 """Characters that may have bit rows: at most 32 bytes per character of a candidate."""
@@ -90,15 +90,15 @@ def nearest(
     """
     if not queries:
         return np.empty(0, np.int64), np.empty(0, np.int32)
-    # Beginnings first, then (stably) lengths: within a length neighbours share cache lines.
+    # Beginnings first, then (stably) lengths: within a length neighbors share cache lines.
     order = np.array(sorted(range(len(candidates)), key=candidates.__getitem__), dtype=np.int64)
     lengths = np.fromiter(map(len, candidates), np.int64, len(candidates))
     by_length = order[np.argsort(lengths[order], kind="stable")]
     hints = np.concatenate(
         [
             _first_by_length(queries, lengths)[:, None],
-            _neighbours(queries, candidates, order),
-            _neighbours_by_ending(queries, candidates),
+            _neighbors(queries, candidates, order),
+            _neighbors_by_ending(queries, candidates),
         ],
         axis=1,
     )
@@ -145,26 +145,26 @@ def _first_by_length(
     return result
 
 
-def _neighbours(
+def _neighbors(
     queries: Sequence[str], candidates: Sequence[str], order: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """The candidates that sort next to each query, [Q, 2·neighbours]; `order` sorts them."""
+    """The candidates that sort next to each query, [Q, 2·neighbors]; `order` sorts them."""
     ordered = [candidates[i] for i in order]
     at = np.fromiter(
         (bisect.bisect_left(ordered, query) for query in queries), np.int64, len(queries)
     )
-    around = at[:, None] + np.arange(-_NEIGHBOURS, _NEIGHBOURS)[None, :]
+    around = at[:, None] + np.arange(-_NEIGHBORS, _NEIGHBORS)[None, :]
     result: npt.NDArray[np.int64] = order[np.clip(around, 0, len(candidates) - 1)]
     return result
 
 
-def _neighbours_by_ending(
+def _neighbors_by_ending(
     queries: Sequence[str], candidates: Sequence[str]
 ) -> npt.NDArray[np.int64]:
     """The candidates that sort next to each query when both are read backwards."""
     backwards = [text[::-1] for text in candidates]
     order = np.array(sorted(range(len(candidates)), key=backwards.__getitem__), dtype=np.int64)
-    return _neighbours([query[::-1] for query in queries], backwards, order)
+    return _neighbors([query[::-1] for query in queries], backwards, order)
 
 
 def _alphabet(texts: Texts) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

@@ -79,7 +79,7 @@ class StreamingFusedDataset(Stream):
         recipe = manifest.plan.recipe
         self.name = str(location)
         self.digest = manifest.plan.digest
-        self.target = recipe.target
+        self.target = manifest.plan.target_digest
         self.num_tokens = manifest.num_tokens
         self.top_k = recipe.top_k
         self.window_length = recipe.window_length

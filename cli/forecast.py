@@ -1,0 +1,54 @@
+"""`fusestore forecast`: what fusing a recipe would bring, from the caches alone."""
+
+from __future__ import annotations
+
+import typer
+
+from fusestore.forecast.settings import ForecastSettings
+from fusestore.fuse.recipe import Recipe
+
+from .console import ConsoleReporter, output, print_json, print_table
+from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .recipes import NO_SOURCES, RecipeArgument, recipe_of
+from .settings_options import Given, settings_options
+
+
+# What no forecast depends on has no option here.
+@settings_options(
+    Recipe, parameter="options", skip={"split", "unaligned", "target_cache", "rows_per_shard"}
+)
+@settings_options(ForecastSettings, panel="Forecast")
+def forecast(
+    store: StoreOption,
+    settings: ForecastSettings,
+    options: Given[Recipe],
+    recipe: RecipeArgument = None,
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forecast from the caches alone what fusing them would bring.
+
+    No model runs and nothing is written. Every source, strategy and number of sources is measured
+    by the bits per byte it gives the text of a held-out split.
+    """
+    chosen = recipe_of(recipe, options)
+    if chosen is None:
+        raise typer.BadParameter(NO_SOURCES, param_hint="--source")
+    from fusestore.forecast.run import forecast as forecast_recipe
+    from fusestore.store.layout import Store
+
+    found = forecast_recipe(
+        Store.open(store, storage_options(storage_option)),
+        chosen,
+        settings,
+        reporter=ConsoleReporter(),
+    )
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    for title, columns, rows in found.tables():
+        print_table(title, columns, rows)
+    output.print(
+        "Compare the column common: the other columns are over the positions that each row covers. "
+        "docs/fusion.md defines every number and says what a forecast cannot show."
+    )

@@ -1,0 +1,44 @@
+"""The recipe of `fuse` and `forecast`: a file, options, or options laid over a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusestore.fuse.recipe import Recipe
+
+from .settings_options import Given
+
+NO_SOURCES = "is missing: name a cache, or give a recipe file"
+
+RecipeArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Recipe file, .toml or .json. Options change what it says.", show_default=False
+    ),
+]
+
+
+def recipe_of(file: Path | None, options: Given[Recipe]) -> Recipe | None:
+    """The recipe of the file, with the options laid over it; None where neither says anything.
+
+    Raises:
+        typer.BadParameter: both name sources, or the options are no recipe; exit code 2.
+        NotFoundError, InvalidInputError: the file is not there or holds no recipe.
+    """
+    if file is None:
+        if options.values and "sources" not in options.values:
+            raise typer.BadParameter(NO_SOURCES, param_hint="--source")
+        return options.over() if options.values else None
+    if "sources" in options.values:
+        raise typer.BadParameter("give a recipe file or --source, not both", param_hint="RECIPE")
+    from fusestore.fuse.recipe import load_recipe
+    from fusestore.storage.location import Location
+    from fusestore.store.settings_file import read_settings_file
+
+    location = Location.parse(file)
+    # The file alone is valid or not; a mistake in it is not the options'.
+    load_recipe(location)
+    return options.over(read_settings_file(location), f"the recipe {location}")

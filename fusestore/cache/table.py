@@ -1,0 +1,69 @@
+"""A cache's rows as a Polars table, with token ids or with the text they stand for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from fusestore.store.layout import Store
+from fusestore.tokenizers.vocabulary_table import load_vocabulary
+
+if TYPE_CHECKING:
+    from fusestore.cache.reader import Cache
+
+
+def rows_table(cache: Cache, document: int | None, *, decode: bool) -> pl.DataFrame:
+    """See `Cache.to_polars`."""
+    offsets = cache.document_offsets
+    rows = cache[:] if document is None else cache.document(document)
+    first = 0 if document is None else int(offsets[document])
+    stop = first + len(rows)
+    token_ids, end_offsets = cache.read_tokens(first, stop)
+    places = np.arange(first, stop)
+    documents = np.searchsorted(offsets, places, side="right") - 1
+    ids = pl.Series("ids", rows.ids.reshape(-1), dtype=pl.Int32)
+    logprobs = pl.Series("logprobs", rows.logprobs.reshape(-1), dtype=pl.Float32)
+    kept = pl.Series(np.isfinite(rows.logprobs).reshape(-1))
+    columns: dict[str, pl.Series] = {
+        "document": pl.Series(documents, dtype=pl.Int32),
+        "position": pl.Series(places - offsets[documents], dtype=pl.Int32),
+        "token_id": pl.Series(token_ids, dtype=pl.Int32),
+        "end_offset": pl.Series(end_offsets, dtype=pl.Int32),
+        "ids": _lists(ids, kept, len(rows)),
+        "logprobs": _lists(logprobs, kept, len(rows)),
+        "tail": pl.Series(rows.tail, dtype=pl.Float32),
+        "label_logprob": pl.Series(rows.label_logprob, dtype=pl.Float32).fill_nan(None),
+    }
+    if decode:
+        texts = _texts(cache)
+        columns["token"] = texts.gather(_known(token_ids, texts))
+        entries = texts.gather(_known(rows.ids.reshape(-1), texts))
+        columns["tokens"] = _lists(entries, kept, len(rows))
+    return pl.DataFrame(columns)
+
+
+def _lists(values: pl.Series, kept: pl.Series, num_rows: int) -> pl.Series:
+    """The kept ones of k values a row, as one list a row."""
+    if not num_rows:
+        return pl.Series([], dtype=pl.List(values.dtype))
+    row = pl.Series(np.repeat(np.arange(num_rows), len(values) // num_rows))
+    # A row that keeps nothing is an empty list, not a missing row.
+    frame = pl.DataFrame({"row": row, "value": values, "kept": kept})
+    grouped = frame.group_by("row", maintain_order=True).agg(pl.col("value").filter(pl.col("kept")))
+    return grouped["value"]
+
+
+def _texts(cache: Cache) -> pl.Series:
+    """The text of every token id, then a null; bytes that are no characters in hexadecimal."""
+    store = Store(cache.location.parent.parent)
+    vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
+    texts = [token.decode("utf-8", "backslashreplace") for token in vocabulary.token_bytes]
+    return pl.Series([*texts, None], dtype=pl.String)
+
+
+def _known(ids: npt.NDArray[np.int32], texts: pl.Series) -> pl.Series:
+    """The ids, and that of the last text for padding ids, which no token has."""
+    return pl.Series(np.minimum(ids, len(texts) - 1), dtype=pl.UInt32)

@@ -1,0 +1,107 @@
+"""`Fused`: a fused dataset of a store, complete or not, as a handle to open it by."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from fusestore.data.dataset import FusedDataset, open_fused, open_unfinished
+from fusestore.errors import NotFoundError
+from fusestore.fuse.manifest import FusedManifest, FusionPlan
+from fusestore.storage.location import Location
+from fusestore.store.layout import Store
+
+if TYPE_CHECKING:
+    from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
+    from fusestore.fuse.recipe import Recipe
+
+
+class Fused:
+    """A fused dataset. Making a handle reads nothing; can be pickled.
+
+    Attributes:
+        store: holds what the dataset is made of.
+        location: the dataset's folder, in the store or kept on this machine for a remote one.
+    """
+
+    def __init__(self, store: Store, location: Location) -> None:
+        self.store = store
+        self.location = location
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.location.name
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is there; the others are made when they are read."""
+        return (self.location / "manifest.json").exists()
+
+    @property
+    def manifest(self) -> FusedManifest:
+        """What the complete dataset is.
+
+        Raises:
+            NotFoundError: it is not complete.
+            CorruptionError: the manifest is damaged.
+        """
+        try:
+            return FusedManifest.load(self.location / "manifest.json")
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"Fused dataset {self.name!r} in {self.store.location} is not complete, so it has "
+                f"no manifest yet. Make the missing shards with `fusestore fuse --name {self.name} "
+                "--materialize`."
+            ) from error
+
+    @property
+    def plan(self) -> FusionPlan:
+        """Everything that determines the dataset's bytes.
+
+        Raises:
+            NotFoundError: no dataset was begun here.
+            CorruptionError: the plan is damaged.
+        """
+        return FusionPlan.load(self.location / "recipe.json")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The whole recipe; errors as for `plan`."""
+        return self.plan.recipe
+
+    def dataset(self, cache_dir: str | os.PathLike[str] | None = None) -> FusedDataset:
+        """The map-style dataset, memory-mapped; see `open_fused` for remote ones and for errors.
+
+        Args:
+            cache_dir: where a remote dataset is kept on this machine.
+        """
+        if self.location.url == self.store.fused(self.name).url:
+            return open_fused(self.store.location, self.name, cache_dir=cache_dir)
+        if self.complete:
+            return FusedDataset(self.location.path)
+        return open_unfinished(self.store.location, self.location, self.location.path)
+
+    def stream(self, **options: Any) -> StreamingFusedDataset:  # noqa: ANN401
+        """The iterable, resumable dataset, fetched shard by shard into a cache of limited size.
+
+        Args:
+            **options: of `StreamingFusedDataset`, such as `cache_limit`; errors as there.
+        """
+        from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
+
+        return StreamingFusedDataset(self.location, **options)
+
+    def __repr__(self) -> str:
+        where = f"Fused({self.name!r} in {self.store.location}"
+        try:
+            plan = self.plan
+        except NotFoundError:
+            return f"{where}: not begun)"
+        recipe = plan.recipe
+        sources = ", ".join(source.cache for source in recipe.sources)
+        state = "complete" if self.complete else "made when it is read"
+        return (
+            f"{where}: {recipe.strategy} of {sources} on split {recipe.split!r}, "
+            f"{plan.num_tokens:,} target tokens, {state})"
+        )

@@ -1,0 +1,22 @@
+"""What can be chosen in a recipe: the names of scores, units, policies and packings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Score = Literal["bits_per_byte", "aligned_ce", "token_ce"]
+"""What strategies compare; smaller is better. See `fusestore.fuse.scores`."""
+
+Granularity = Literal["document", "window", "token"]
+"""The unit over which sources are scored and weighted."""
+
+AcceptedKind = Literal["span", "mined"]
+"""Alignment kinds that may supervise a position."""
+
+UnalignedPolicy = Literal["skip", "label", "target", "fusellm"]
+"""skip: no distillation at the position. label: one-hot on the next target token (a document's last
+token has none: skip). target: the target's own cached row. fusellm: one-hot on the token itself."""
+
+Packing = Literal["stream", "document"]
+"""`stream`: documents lie end to end, cut every `window_length` tokens. `document`: no window holds
+tokens of two documents; each document's last window is as short as its remainder."""

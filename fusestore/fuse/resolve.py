@@ -1,0 +1,300 @@
+"""From a recipe, and a store that holds what it names, to a checked `Fusion`.
+
+What a recipe leaves out is filled in: the corpus, the whole digest of the target's tokenizer, and
+the name of every alignment. So two ways to write one recipe are one recipe, with one digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fusestore.align.manifest import AlignmentManifest
+from fusestore.align.run import alignment_name
+from fusestore.align.stored import Alignment, open_alignment
+from fusestore.align.target_tokens import target_tokens
+from fusestore.align.vocabulary.stored_map import load_vocabulary_map, vocabulary_map_folder
+from fusestore.cache.reader import Cache, open_cache
+from fusestore.corpus.build import Corpus, open_corpus
+from fusestore.corpus.tokenize import StoredTokens, find_corpus_tokens
+from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.fuse.fusion import Fusion, prepare
+from fusestore.fuse.inputs import SourceInput
+from fusestore.fuse.manifest import FusionPlan
+from fusestore.fuse.recipe import Recipe, RecipeSource
+from fusestore.models.model import Model
+from fusestore.models.target import Target
+from fusestore.store.layout import Store, is_name
+from fusestore.store.receipts import Receipt
+from fusestore.tokenizers.tokenizer import Tokenizer
+from fusestore.tokenizers.vocabulary_table import receipt_file
+
+
+def find_inputs(
+    store: Store,
+    recipe: Recipe,
+    target: Model | Tokenizer | Target | None = None,
+    *,
+    plan: FusionPlan | None = None,
+) -> Fusion:
+    """Everything a recipe names, found in the store and checked to belong together.
+
+    Reads manifests, offsets and maps; tokens and rows wait until they are needed. The fusion's own
+    recipe is whole.
+
+    Args:
+        store: holds corpus, caches, maps and alignments.
+        recipe: what to do.
+        target: the target, where it is open already; found by the recipe's `target` unless given.
+        plan: of a fusion that was begun: settles which tokens are meant.
+
+    Raises:
+        NotFoundError: a cache or an alignment is missing; the message names it and the command
+            that makes it.
+        IncompatibleError: caches of different corpora or documents, or maps for other tokenizers.
+        InvalidInputError: the recipe names no target and its sources have several tokenizers, or
+            it fits several alignments or several tokenizations.
+    """
+    caches = [open_cache(store, source.cache) for source in recipe.sources]
+    corpus = open_corpus(store, recipe.corpus or caches[0].fingerprint.corpus.name)
+    known = _target_of(store, recipe, target, caches)
+    target_cache = _target_cache(store, recipe)
+    sources = tuple(
+        _with_alignment(store, source, cache, recipe, known)
+        for source, cache in zip(recipe.sources, caches, strict=True)
+    )
+    whole = recipe.model_copy(
+        update={
+            "corpus": corpus.name,
+            "target": known.digest,
+            "target_cache": target_cache,
+            "sources": sources,
+        }
+    )
+    inputs = [
+        _source_input(store, source, cache, whole)
+        for source, cache in zip(sources, caches, strict=True)
+    ]
+    own = None
+    if target_cache is not None:
+        cache = open_cache(store, target_cache)
+        source = _with_alignment(store, RecipeSource(cache=target_cache), cache, whole, known)
+        own = _source_input(store, source, cache, whole)
+    vocab_size = _vocab_size(store, known)
+    documents = corpus.split_documents(recipe.split)
+    # Last: the target's tokens are made if they are not there, and a mistake must write nothing.
+    tokens = None if plan is None else _tokens_of_plan(corpus, plan)
+    if tokens is None:
+        tokens = target_tokens(store, corpus, known)
+    return prepare(
+        whole,
+        inputs,
+        target_tokens=tokens,
+        tokens_digest=tokens.digest,
+        documents=documents,
+        vocab_size=vocab_size,
+        corpus_digest=corpus.digest,
+        target_cache=own,
+    )
+
+
+def _target_of(
+    store: Store,
+    recipe: Recipe,
+    target: Model | Tokenizer | Target | None,
+    caches: Sequence[Cache],
+) -> Target:
+    """The target that is given, that the recipe names, or that all sources share."""
+    if target is not None:
+        opened = Target.open(target, store=store)
+        if recipe.target_digest and not opened.digest.startswith(recipe.target_digest):
+            raise IncompatibleError(
+                f"The recipe's target is tokenizer {recipe.target_digest[:16]}, but "
+                f"{opened.name} has tokenizer {opened.digest[:16]}."
+            )
+        return opened
+    if recipe.target_digest is not None:
+        return Target.open(_whole_digest(store, recipe.target_digest), store=store)
+    if recipe.target is not None:
+        return Target.open(recipe.target, store=store)
+    tokenizers: dict[str, list[str]] = {}
+    for source, cache in zip(recipe.sources, caches, strict=True):
+        tokenizers.setdefault(cache.fingerprint.tokenizer_digest, []).append(source.cache)
+    if len(tokenizers) > 1:
+        listed = "; ".join(
+            f"{', '.join(names)}: {digest[:16]}" for digest, names in tokenizers.items()
+        )
+        raise InvalidInputError(
+            f"The recipe names no target, and its sources have {len(tokenizers)} tokenizers "
+            f"({listed}). Name the model whose tokens are supervised, as in target = "
+            f'"{recipe.sources[0].cache}" or --target {recipe.sources[0].cache}.'
+        )
+    return Target.open(recipe.sources[0].cache, store=store)
+
+
+def _whole_digest(store: Store, digest: str) -> str:
+    """The whole digest of a tokenizer that the store knows, by its first 16 digits or more."""
+    try:
+        receipt = Receipt.load(receipt_file(store.vocabulary(digest)))
+    except NotFoundError as error:
+        known = sorted({name.split(".")[0] for name in store.names("vocabularies")})
+        raise NotFoundError(
+            f"{store.location} knows no tokenizer {digest[:16]}, the recipe's target; it knows "
+            f"{', '.join(known) or 'none'}. Align a cache to that target, or capture one with it."
+        ) from error
+    if not receipt.fingerprint_digest.startswith(digest):
+        raise IncompatibleError(
+            f"The recipe's target is tokenizer {digest}, but the store's is "
+            f"{receipt.fingerprint_digest}."
+        )
+    return receipt.fingerprint_digest
+
+
+def _vocab_size(store: Store, target: Target) -> int:
+    """Ids of the target's tokenizer; of a vocabulary in the store only the receipt is read."""
+    receipt = Receipt.load_if_sound(receipt_file(store.vocabulary(target.digest)))
+    if receipt is not None and receipt.fingerprint_digest == target.digest:
+        return receipt.stop
+    return len(target.vocabulary)
+
+
+def _target_cache(store: Store, recipe: Recipe) -> str | None:
+    """The target's own cache, for `unaligned = "target"`."""
+    if recipe.unaligned != "target" or recipe.target_cache is not None:
+        return recipe.target_cache
+    name = recipe.target
+    if name is not None and is_name(name) and (store.cache(name) / "manifest.json").exists():
+        return name
+    raise InvalidInputError(
+        f"unaligned = 'target' needs the target's own distribution cache, and {name!r} is no cache "
+        f'of {store.location}: name the target\'s cache, as in target_cache = "NAME".'
+    )
+
+
+def _tokens_of_plan(corpus: Corpus, plan: FusionPlan) -> StoredTokens | None:
+    """The target's tokens that a plan was begun with, or others of the target, or none.
+
+    With others the plans differ, and that is what the message should say.
+    """
+    found = find_corpus_tokens(corpus, plan.target_digest)
+    return next(
+        (tokens for tokens in found if tokens.digest == plan.tokens_digest),
+        found[0] if found else None,
+    )
+
+
+def _source_input(store: Store, source: RecipeSource, cache: Cache, recipe: Recipe) -> SourceInput:
+    """What a source of a whole recipe stands for."""
+    name, target_digest = source.cache, str(recipe.target)
+    fingerprint = cache.fingerprint
+    plain = SourceInput(
+        name=name,
+        cache=cache,
+        cache_digest=cache.digest,
+        corpus_digest=fingerprint.corpus.digest,
+        vocab_size=fingerprint.model.vocab_size,
+        rule=fingerprint.rule,
+    )
+    if source.alignment is None:
+        return plain
+    method = recipe.vocabulary_method
+    folder = vocabulary_map_folder(
+        store, fingerprint.tokenizer_digest, target_digest, method, fingerprint.corpus.digest
+    )
+    try:
+        alignment = open_alignment(store.alignment(source.alignment))
+        vocabulary_map = load_vocabulary_map(folder)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"Source {name!r} has another tokenizer than the target and is not aligned to it yet "
+            f"({error}). Run `fusestore align {name} --target MODEL --name {source.alignment} "
+            f"--method {recipe.alignment_method} --vocabulary {method}` first."
+        ) from error
+    _check_alignment(alignment, cache, target_digest, recipe.alignment_method, name)
+    digests = {
+        "source": (vocabulary_map.source_digest, fingerprint.tokenizer_digest),
+        "target": (vocabulary_map.target_digest, target_digest),
+    }
+    for side, (found, expected) in digests.items():
+        if found != expected:
+            raise IncompatibleError(
+                f"The vocabulary map at {folder} has {side} tokenizer {found[:16]}, but "
+                f"{name!r} needs one for {expected[:16]}. Delete it and align again."
+            )
+    return replace(
+        plain,
+        target_id=vocabulary_map.target_id,
+        alignment=alignment,
+        vocabulary_map_digest=vocabulary_map.digest,
+        alignment_digest=alignment.manifest.digest,
+    )
+
+
+def _with_alignment(
+    store: Store, source: RecipeSource, cache: Cache, recipe: Recipe, target: Target
+) -> RecipeSource:
+    """The source with its alignment named; without one where its tokenizer is the target's own."""
+    name = None
+    if cache.fingerprint.tokenizer_digest != target.digest:
+        name = source.alignment or _only_alignment(store, source.cache, recipe, target)
+    return source.model_copy(update={"alignment": name})
+
+
+def _only_alignment(store: Store, cache: str, recipe: Recipe, target: Target) -> str:
+    """The name of the one alignment of this cache to this target by the recipe's method."""
+    prefix = alignment_name(cache, "")
+    found = []
+    for name in store.names("alignments"):
+        if name.startswith(prefix):
+            try:
+                made = AlignmentManifest.load(store.alignment(name) / "manifest.json").fingerprint
+            except NotFoundError:
+                continue
+            if (made.target_tokenizer_digest, made.method) == (
+                target.digest,
+                recipe.alignment_method,
+            ):
+                found.append(name)
+    if alignment_name(cache, target.name) in found:
+        return alignment_name(cache, target.name)
+    if len(found) > 1:
+        raise InvalidInputError(
+            f"Source {cache!r} has {len(found)} alignments to the target by method "
+            f"{recipe.alignment_method}: {', '.join(found)}. Name one in the recipe, as in "
+            f'alignment = "{found[0]}".'
+        )
+    if not found:
+        raise NotFoundError(
+            f"Source {cache!r} has another tokenizer than the target and no alignment to it by "
+            f"method {recipe.alignment_method}. Run `fusestore align {cache} --target MODEL "
+            f"--method {recipe.alignment_method} --vocabulary {recipe.vocabulary_method}` first, "
+            "with a --name of its own if there is one by another method."
+        )
+    return found[0]
+
+
+def _check_alignment(
+    alignment: Alignment, cache: Cache, target_digest: str, method: str, name: str
+) -> None:
+    """The alignment is of this cache, to this target, by the method asked for.
+
+    Raises:
+        IncompatibleError: it is not.
+    """
+    made = alignment.manifest.fingerprint
+    expected = {
+        "source_cache_digest": cache.digest,
+        "target_tokenizer_digest": target_digest,
+        "method": method,
+    }
+    differing = [
+        f"{key} is {getattr(made, key)[:16]} there, {value[:16]} here"
+        for key, value in expected.items()
+        if getattr(made, key) != value
+    ]
+    if differing:
+        raise IncompatibleError(
+            f"The alignment of {name!r} at {alignment.location} is of something else: "
+            f"{'; '.join(differing)}. Name another one, or delete it and run "
+            f"`fusestore align {name}` again."
+        )
