@@ -18,10 +18,9 @@ from fusestore.capture.estimate import estimate_capture
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.run import make_corpus
-from fusestore.models.loading import local_model_folder
+from fusestore.models.model import Model
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
-from fusestore.tokenizers.tokenizer import load_tokenizer
 from fusestore.workflows.fusion_config import load_config
 
 DEMO = Path(__file__).parent.parent / "examples/demo.toml"
@@ -35,8 +34,8 @@ def main() -> None:
     parser.add_argument("--sample-tokens", type=int, default=None)
     arguments = parser.parse_args()
     config = load_config(Location.parse(DEMO))
-    folders = [str(local_model_folder(model.model)) for model in config.models.values()]
-    tokenizers = [load_tokenizer(folder) for folder in folders]
+    models = [Model.open(model.model) for model in config.models.values()]
+    tokenizers = [model.tokenizer for model in models]
     settings = CaptureSettings(dtype=arguments.dtype, device=arguments.device)
     ratios: dict[str, list[float]] = {"bytes": [], "seconds": []}
     print("round  what             estimate           truth   ratio")
@@ -46,16 +45,17 @@ def main() -> None:
         for number in range(arguments.rounds):
             estimate = estimate_capture(
                 store,
+                "estimate",
+                models[0],
                 corpus,
-                folders[0],
-                settings=settings,
+                settings,
                 sample_tokens=arguments.sample_tokens,
                 seed=number,
             )
             # The tokens that the first capture keeps would spare the later ones their work.
             (corpus.location / "tokens").delete()
             began = time.perf_counter()
-            cache, _ = capture(store, corpus, folders[0], f"round-{number}", settings)
+            cache = capture(store, f"round-{number}", models[0], corpus, settings).artifact
             seconds = time.perf_counter() - began
             sides = {
                 "bytes": (estimate.num_bytes, sum(cache.location.sizes().values())),

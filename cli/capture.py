@@ -31,15 +31,25 @@ def capture(
     """
     from fusestore.capture.run import capture as capture_model
     from fusestore.corpus.build import open_corpus
+    from fusestore.models.model import Model
     from fusestore.store.layout import Store
 
     where = Store.open(store, storage_options(storage_option))
     opened = open_corpus(where, corpus)
-    result, built = capture_model(where, opened, model, name, settings, ConsoleReporter())
+    handle = Model.open(
+        model,
+        store=where,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    captured = capture_model(where, name, handle, opened, settings, reporter=ConsoleReporter())
+    result = captured.artifact
     if as_json:
-        print_json({"cache": name, "built": built, **result.manifest.model_dump(mode="json")})
+        print_json(
+            {"cache": name, "built": captured.created, **result.manifest.model_dump(mode="json")}
+        )
         return
-    verb = "Captured" if built else "Already there:"
+    verb = "Captured" if captured.created else "Already there:"
     output.print(
         f"{verb} cache {name}: {len(result):,} rows of at most {result.k} entries in "
         f"{where.location}"

@@ -49,14 +49,23 @@ def estimate(
     """
     from fusestore.capture.estimate import Prices, estimate_capture
     from fusestore.corpus.build import open_corpus
+    from fusestore.models.model import Model
     from fusestore.store.layout import Store
 
     where = Store.open(store, storage_options(storage_option))
+    opened = open_corpus(where, corpus)
+    handle = Model.open(
+        model,
+        store=where,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
     result = estimate_capture(
         where,
-        open_corpus(where, corpus),
-        model,
-        settings=settings,
+        "estimate",
+        handle,
+        opened,
+        settings,
         prices=Prices(price_per_hour, price_per_gb_month),
         sample_tokens=sample_tokens,
         seed=seed,

@@ -88,7 +88,9 @@ def _repair(
     from fusestore.workflows.repair import repair_store
 
     settings = parse_settings(CaptureSettings, how, "The command line")
-    repairs = repair_store(store, thing, models=models, how=settings, reporter=ConsoleReporter())
+    repairs = repair_store(
+        store, thing, models=models, settings=settings, reporter=ConsoleReporter()
+    )
     if as_json:
         print_json(
             {

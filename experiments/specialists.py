@@ -171,7 +171,7 @@ class Experiment:
 
         name = f"{Path(model).name}-on-{corpus}"
         settings = CaptureSettings(top_k=top_k)
-        capture(self.store, open_corpus(self.store, corpus), model, name, settings)
+        capture(self.store, name, Model.open(model), open_corpus(self.store, corpus), settings)
         align(self.store, name, Model.open(self.student))
         return name
 

@@ -157,6 +157,7 @@ def prepare(work: Path, seeds: int, sources: Collection[str]) -> None:
     from fusestore.capture.settings import CaptureSettings
     from fusestore.corpus.run import make_corpus
     from fusestore.models.loading import local_model_folder
+    from fusestore.models.model import Model
     from fusestore.models.target import Target
     from fusestore.store.layout import Store
     from fusestore.tokenizers.tokenizer import load_tokenizer
@@ -185,7 +186,7 @@ def prepare(work: Path, seeds: int, sources: Collection[str]) -> None:
         folders[TUNED] = tune(store, folders["smollm2"])
     for name, folder in folders.items():
         print(f"capturing and aligning {name}", flush=True)
-        capture(store, corpus, folder, cache_name(name), settings)
+        capture(store, cache_name(name), Model.open(folder), corpus, settings)
         for method, vocabulary in ALIGNMENTS:
             align(
                 store,
@@ -202,6 +203,7 @@ def tune(store: Store, folder: str) -> str:
     from fusestore.corpus.run import make_corpus
     from fusestore.fuse.recipe import Recipe
     from fusestore.fuse.run import fuse as fuse_recipe
+    from fusestore.models.model import Model
     from fusestore.tokenizers.tokenizer import load_tokenizer
     from fusestore.train.run import train_on_fused
     from fusestore.train.settings import TrainSettings
@@ -218,7 +220,7 @@ def tune(store: Store, folder: str) -> str:
     corpus, _ = make_corpus(store, config, [tokenizer])
     # Training reads windows of a fused dataset, and of this one nothing but its text.
     settings = CaptureSettings(top_k=1, dtype="bfloat16")
-    capture(store, corpus, folder, "smollm2-on-tuning", settings, tokenizer=tokenizer)
+    capture(store, "smollm2-on-tuning", Model.open(folder), corpus, settings)
     windows = Recipe.parse(
         {"sources": ["smollm2-on-tuning"], "strategy": "single", "window_length": WINDOW}
     )

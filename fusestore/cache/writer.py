@@ -140,7 +140,7 @@ class CacheWriter:
             told = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-        claims = Claims(self._claims, self.finished_shards, len(self.plan), first=first)
+        claims = Claims(_claims(self.location), self.finished_shards, len(self.plan), first=first)
         with claims:
             yield claims.shards(wait)
 
@@ -243,11 +243,6 @@ class CacheWriter:
                 raise
             return existing
         return manifest
-
-    def clear_up(self) -> None:
-        """Remove what writers left, dead ones too: a finished cache holds nothing of them."""
-        remove_claims(self._claims)
-        remove_abandoned(self.location)
 
     def _write_tokens(self) -> None:
         arrays, tokens, order = self._arrays, self._tokens, self._order
@@ -377,12 +372,29 @@ class CacheWriter:
             return None
         return receipt
 
-    @property
-    def _claims(self) -> Location:
-        return self.location / "claims"
-
     def _receipt_file(self, part: str) -> Location:
         return self.location / "receipts" / f"{part}.json"
+
+
+def has_tokens(location: Location, fingerprint: Fingerprint) -> bool:
+    """Whether all that is written before the first shard is there, by its receipt and sizes."""
+    receipt = Receipt.load_if_sound(location / "receipts" / f"{TOKENS_PART}.json")
+    if receipt is None:
+        return False
+    sizes = location.sizes()
+    return (receipt.part, receipt.fingerprint_digest) == (TOKENS_PART, fingerprint.digest) and all(
+        sizes.get(name) == record.num_bytes for name, record in receipt.files.items()
+    )
+
+
+def clear_up(location: Location) -> None:
+    """Remove what writers of a cache left, dead ones too: a finished one holds nothing of them."""
+    remove_claims(_claims(location))
+    remove_abandoned(location)
+
+
+def _claims(location: Location) -> Location:
+    return location / "claims"
 
 
 def stored_order(store: Store, name: str, fingerprint: Fingerprint) -> IdOrder | None:

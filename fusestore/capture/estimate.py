@@ -25,16 +25,17 @@ from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.batches import RowCapturer
-from fusestore.capture.run import load_planned, plan_capture, say_dtype, settle_order
+from fusestore.capture.plan import load_planned, plan_capture, say_dtype
+from fusestore.capture.run import settle_order
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import Corpus
 from fusestore.errors import InvalidInputError, NonFiniteError
+from fusestore.models.model import Model
 from fusestore.progress import Reporter, SilentReporter, ignore_progress
 from fusestore.storage.location import Location
 from fusestore.store.arrays import ArraySpec
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
-from fusestore.tokenizers.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = {"cpu": 4_096}
 SAMPLE_TOKENS_OF_ACCELERATOR = 65_536
@@ -97,31 +98,29 @@ class CaptureEstimate:
 
 def estimate_capture(
     store: Store,
+    name: str,
+    model: Model,
     corpus: Corpus,
-    model: str,
-    name: str = "estimate",
     settings: CaptureSettings | None = None,
     *,
     prices: Prices | None = None,
     sample_tokens: int | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
-    tokenizer: Tokenizer | None = None,
 ) -> CaptureEstimate:
     """Estimate what `capture` with the same arguments will take.
 
     Args:
         store: as for `capture`; so are those that follow.
-        corpus: the documents.
+        name: what messages call the cache.
         model: the model.
-        name: what messages call it.
+        corpus: the documents.
         settings: what is kept and how the model runs.
         prices: what things cost.
         sample_tokens: tokens to capture, about; more of them make the estimate better. By
             default what takes some seconds.
         seed: draws the sampled documents.
-        reporter: hears the progress.
-        tokenizer: the model's, where it is loaded already.
+        reporter: receives progress updates.
 
     Raises:
         NotFoundError, InvalidInputError, IncompatibleError, NonFiniteError: see `capture`.
@@ -130,7 +129,7 @@ def estimate_capture(
     reporter = reporter or SilentReporter()
     prices = prices or Prices()
     begun = time.perf_counter()
-    plan = plan_capture(store, corpus, model, name, settings, tokenizer, keep_tokens=False)
+    plan = plan_capture(store, name, model, corpus, settings, keep_tokens=False)
     say_dtype(plan, name, reporter)
     prepared = time.perf_counter()
     loaded = load_planned(plan, settings, name)

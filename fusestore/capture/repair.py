@@ -10,11 +10,11 @@ from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.repair import find_corpus
 from fusestore.errors import CorruptionError
+from fusestore.models.model import Model
 from fusestore.progress import Reporter
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt, shard_part
-from fusestore.tokenizers.tokenizer import Tokenizer
 
 
 def trusted_fingerprint(location: Location) -> Fingerprint:
@@ -39,9 +39,8 @@ def repair_cache(
     store: Store,
     name: str,
     findings: Sequence[Finding],
-    model: str,
-    tokenizer: Tokenizer,
-    how: CaptureSettings,
+    model: Model,
+    settings: CaptureSettings,
     reporter: Reporter,
 ) -> None:
     """Compute exactly the damaged shards again, and write anew what else is damaged.
@@ -50,10 +49,9 @@ def repair_cache(
         store: holds the cache and its corpus.
         name: the cache's name.
         findings: everything that `verify_cache` finds wrong.
-        model: a folder whose digest the fingerprint names.
-        tokenizer: the model's.
-        how: device, batch size and the like; what changes content comes from the fingerprint.
-        reporter: hears the progress.
+        model: the one whose digest the fingerprint names.
+        settings: device, batch size and the like; what changes content comes from the fingerprint.
+        reporter: receives progress updates.
 
     Raises:
         CorruptionError: the damage cannot be told to shards.
@@ -75,7 +73,15 @@ def repair_cache(
         _remove_tokens_damage(location, findings)
     if "manifest.json" in files:
         (location / "manifest.json").delete()
-    capture(store, corpus, model, name, _settings(fingerprint, how), reporter, tokenizer, redo=redo)
+    capture(
+        store,
+        name,
+        model,
+        corpus,
+        _as_captured(fingerprint, settings),
+        reporter=reporter,
+        redo=redo,
+    )
 
 
 def _remove_tokens_damage(location: Location, findings: Sequence[Finding]) -> None:
@@ -100,8 +106,8 @@ def _receipt(location: Location, fingerprint: Fingerprint, shard: int) -> Receip
     return receipt
 
 
-def _settings(fingerprint: Fingerprint, how: CaptureSettings) -> CaptureSettings:
-    """`how`, with every setting that the fingerprint holds as it says."""
+def _as_captured(fingerprint: Fingerprint, settings: CaptureSettings) -> CaptureSettings:
+    """The settings, with every setting that the fingerprint holds as it says."""
     content = {
         name: getattr(fingerprint, name)
         for name in CaptureSettings.model_fields
@@ -111,4 +117,4 @@ def _settings(fingerprint: Fingerprint, how: CaptureSettings) -> CaptureSettings
         # None would be the default grid; sampled rows have none in any case.
         content["logprob_step"] = 0
     content["bos"] = "always" if fingerprint.add_bos else "never"
-    return how.model_copy(update=content)
+    return settings.model_copy(update=content)

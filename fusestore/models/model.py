@@ -7,7 +7,6 @@ is remembered between processes by size and time of the files.
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import os
 import re
@@ -18,10 +17,11 @@ from typing import Any, NamedTuple
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.models.loading import load_model, local_model_folder, model_digest
+from fusestore.models.spec import may_be_hub_id, may_name_artifact, names_in, short_name
 from fusestore.models.stored import CachedModel, cached_model, stored_model_folder
 from fusestore.storage.memory import file_digest, remembered
 from fusestore.storage.packages import SCHEME
-from fusestore.store.layout import Store, is_name
+from fusestore.store.layout import Store
 from fusestore.tokenizers.remembered import folder_tokenizer
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
@@ -82,7 +82,8 @@ class Model:
 
         A name without `/` means, in this order: a complete model of the store; the model that a
         complete cache of the store was captured from; a folder of this name; a hub id. So a folder
-        that is called like an artifact is meant only when it is written as `./NAME`. A path, a
+        that is called like an artifact is meant only when it is written as `./NAME`, or when it
+        is the very model that the cache was captured from. A path, a
         `.gguf` file, `package:NAME` and `OWNER/NAME` never mean an artifact of the store, and with
         a `revision` the hub's model is meant.
 
@@ -126,6 +127,9 @@ class Model:
                 "that a store chooses is not trusted: give the model's folder or hub id instead."
             )
         if cached.spec is None:
+            if (Path(name) / "config.json").is_file() and model_digest(Path(name)) == cached.digest:
+                # The command that captured the cache can be given again as it was.
+                return cls._elsewhere(f"./{name}", None, None, False)
             raise NotFoundError(
                 f"Cache {name!r} in {store.location} was captured from a folder of another place: "
                 f"the model with digest {cached.digest[:16]}. Give that folder instead of the "
@@ -155,7 +159,7 @@ class Model:
         cls, spec: str, store: Store | None, revision: str | None, trust_remote_code: bool
     ) -> Model:
         hub_id = None
-        if _may_be_hub_id(spec) and not Path(spec).is_dir():
+        if may_be_hub_id(spec) and not Path(spec).is_dir():
             hub_id, separator, pinned = spec.partition("@")
             if separator and revision is not None:
                 raise InvalidInputError(
@@ -170,9 +174,9 @@ class Model:
             except NotFoundError as error:
                 if store is None or not may_name_artifact(spec):
                     raise
-                raise NotFoundError(f"{error} {_names_of(store, spec)}") from error
+                raise NotFoundError(f"{error} {names_in(store, spec)}") from error
 
-        name = spec.removeprefix(SCHEME) if spec.startswith(SCHEME) else _short_name(hub_id or spec)
+        name = spec.removeprefix(SCHEME) if spec.startswith(SCHEME) else short_name(hub_id or spec)
         return cls(spec, name, locate, hub_id=hub_id, trust_remote_code=trust_remote_code)
 
     def __repr__(self) -> str:
@@ -284,11 +288,6 @@ class Model:
         return _Facts(**remembered(key, make, valid=_are_facts))
 
 
-def may_name_artifact(spec: str) -> bool:
-    """Whether a spec is a plain name, so that it may mean an artifact of a store."""
-    return is_name(spec) and not spec.endswith(".gguf")
-
-
 def _are_facts(value: dict[str, Any]) -> bool:
     return (
         value.keys() == set(_Facts._fields)
@@ -296,23 +295,3 @@ def _are_facts(value: dict[str, Any]) -> bool:
         and type(value["vocab_size"]) is int
         and (value["context"] is None or type(value["context"]) is int)
     )
-
-
-def _may_be_hub_id(spec: str) -> bool:
-    return not (
-        spec.startswith((SCHEME, ".", "/", "~")) or spec.endswith(".gguf") or spec.count("/") > 1
-    )
-
-
-def _short_name(spec: str) -> str:
-    path = Path(spec).expanduser()
-    return path.stem if path.suffix == ".gguf" else path.absolute().name
-
-
-def _names_of(store: Store, wanted: str) -> str:
-    """The store's names that a model may be opened by, the nearest one first of all."""
-    names = [*store.names("models"), *store.names("caches")]
-    nearest = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
-    held = ", ".join(dict.fromkeys(names)) or "no models and no caches"
-    return f"{hint}{store.location} holds: {held}."

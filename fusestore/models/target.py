@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fusestore.errors import IncompatibleError, NotFoundError
-from fusestore.models.model import Model, may_name_artifact
+from fusestore.models.model import Model
+from fusestore.models.spec import may_name_artifact
 from fusestore.models.stored import cached_model
 from fusestore.storage.packages import SCHEME, resolve_path
 from fusestore.store.layout import Store

@@ -17,6 +17,7 @@ from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.layout import Store
 from fusestore.store.receipts import FileRecord, Receipt
+from fusestore.tokenizers.tokenizer import Tokenizer
 from fusestore.tokenizers.vocabulary import Role, TokenKind, Vocabulary
 
 _DIGEST_KEY = "tokenizer_digest"
@@ -41,9 +42,7 @@ def save_vocabulary(
         The Parquet file.
     """
     location = Store.open(store).vocabulary(vocabulary.tokenizer_digest)
-    receipt_location = receipt_file(location)
-    # Not compared: another version of Polars may write the same table in other bytes.
-    if location.exists() and receipt_location.exists():
+    if _is_there(location):
         return location
     remove_abandoned(location.parent)
     roles: list[list[str]] = [[] for _ in range(len(vocabulary))]
@@ -71,8 +70,19 @@ def save_vocabulary(
         fingerprint_digest=vocabulary.tokenizer_digest,
         files={location.name: FileRecord.of(data)},
     )
-    publish(receipt_location, receipt.to_bytes())
+    publish(receipt_file(location), receipt.to_bytes())
     return location
+
+
+def keep_vocabulary(store: Store, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer's vocabulary unless it is there; then nothing of it is loaded."""
+    if not _is_there(store.vocabulary(tokenizer.digest)):
+        save_vocabulary(store, tokenizer.vocabulary)
+
+
+def _is_there(location: Location) -> bool:
+    # Not compared: another version of Polars may write the same table in other bytes.
+    return location.exists() and receipt_file(location).exists()
 
 
 def load_vocabulary(

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.errors import InvalidInputError
 from fusestore.forecast.forecast import Forecast
-from fusestore.models.loading import local_model_folder
+from fusestore.models.model import Model
 from fusestore.models.precision import Precision, PrecisionSetting, settle_precision
 from fusestore.progress import Reporter, SilentReporter
-from fusestore.storage.location import Location
 from fusestore.store.inventory import how_made, list_things
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
-from fusestore.tokenizers.tokenizer import load_tokenizer
 from fusestore.train.evaluate import score as score_model
 from fusestore.train.run import held_out_tokens
 
@@ -70,29 +64,33 @@ def compare(
         store: holds the corpus, and the complete models that are compared.
         corpus: its name.
         split: the split.
-        models: further ones: folders, hub ids, `.gguf` files, `package:NAME`.
+        models: further ones, by what `Model.open` takes: folders, hub ids, `package:NAME`, the
+            names of caches.
         forecast: of caches on this split, for its sources and their uniform ensemble.
-        reporter: hears the progress.
+        reporter: receives progress updates.
         precision: what the models compute in, on this machine's processor; `auto`: bfloat16 where
             it has that in hardware.
 
     Raises:
         NotFoundError: no such corpus or model.
-        InvalidInputError: no such split, a forecast of another one, or nothing to compare.
-        IncompatibleError: a model that is no causal language model.
+        InvalidInputError: no such split, a forecast of another one, nothing to compare, or a model
+            that is no causal language model.
     """
     reporter = reporter or SilentReporter()
     settled = settle_precision(precision, "cpu", reporter)
-    given = {spec: local_model_folder(spec) for spec in models}
+    given = {spec: Model.open(spec, store=store) for spec in models}
+    for model in given.values():
+        # What is not there is said before anything is scored.
+        _ = model.folder
     rows = []
     for thing in list_things(store):
         if thing.kind == "model" and thing.manifest is not None:
             name = f"model/{thing.name}"
-            with _local(thing.location) as folder:
-                score = _bits_per_byte(store, folder, corpus, split, name, settled, reporter)
+            model = Model.open(thing.name, store=store)
+            score = _bits_per_byte(store, model, corpus, split, name, settled, reporter)
             rows.append(_row(name, how_made(thing.manifest), score))
-    for spec, folder in given.items():
-        score = _bits_per_byte(store, folder, corpus, split, spec, settled, reporter)
+    for spec, model in given.items():
+        score = _bits_per_byte(store, model, corpus, split, spec, settled, reporter)
         rows.append(_row(spec, "as given", score))
     if not rows and forecast is None:
         raise InvalidInputError(
@@ -114,40 +112,18 @@ def _row(name: str, made: str, bits_per_byte: float) -> ComparedRow:
     return ComparedRow(name=name, made=made, bits_per_byte=bits_per_byte, covered=1.0)
 
 
-@contextlib.contextmanager
-def _local(location: Location) -> Iterator[Path]:
-    """The model's folder on this machine: its own, or for a while a copy."""
-    if location.is_local:
-        yield location.path
-        return
-    with tempfile.TemporaryDirectory(prefix="fusestore-compare-") as folder:
-        for name in location.list():
-            (Path(folder) / name).write_bytes((location / name).read_bytes())
-        yield Path(folder)
-
-
 def _bits_per_byte(
     store: Store,
-    folder: Path,
+    model: Model,
     corpus: str,
     split: str,
     name: str,
     precision: Precision,
     reporter: Reporter,
 ) -> float:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    tokens = held_out_tokens(store, load_tokenizer(str(folder)), corpus, split)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-    except (ValueError, OSError, ImportError) as error:
-        raise IncompatibleError(
-            f"{name} cannot be loaded as a causal language model: {error}"
-        ) from error
-    return score_model(tokens, precision, name, reporter, model)["bits_per_byte"]
+    tokens = held_out_tokens(store, model.tokenizer, corpus, split)
+    loaded = model.load(device="cpu")
+    return score_model(tokens, precision, name, reporter, loaded)["bits_per_byte"]
 
 
 def _of_caches(forecast: Forecast) -> list[ComparedRow]:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 from fusestore.capture.estimate import CaptureEstimate, Prices, estimate_capture
 from fusestore.corpus.run import make_corpus
-from fusestore.models.loading import local_model_folder
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.store.layout import Store
-from fusestore.tokenizers.tokenizer import load_tokenizer
 from fusestore.workflows.fusion_config import FusionConfig
+from fusestore.workflows.models import open_models
 
 
 def estimate_fusion(
@@ -39,17 +38,9 @@ def estimate_fusion(
     """
     reporter = reporter or SilentReporter()
     store = Store.open(config.store, storage_options)
-    folders = {
-        name: str(local_model_folder(model.model, revision=model.capture.revision))
-        for name, model in config.models.items()
-    }
-    tokenizers = {
-        name: load_tokenizer(
-            folder, trust_remote_code=config.models[name].capture.trust_remote_code
-        )
-        for name, folder in folders.items()
-    }
-    corpus, _ = make_corpus(store, config.corpus, list(tokenizers.values()), reporter)
+    models = open_models(config)
+    tokenizers = [model.tokenizer for model in models.values()]
+    corpus, _ = make_corpus(store, config.corpus, tokenizers, reporter)
     estimates = {}
     for name in config.captured:
         if (store.cache(name) / "manifest.json").exists():
@@ -57,12 +48,11 @@ def estimate_fusion(
             continue
         estimates[name] = estimate_capture(
             store,
-            corpus,
-            folders[name],
             name,
+            models[name],
+            corpus,
             config.models[name].capture,
             prices=prices,
             reporter=reporter,
-            tokenizer=tokenizers[name],
         )
     return estimates

@@ -18,17 +18,16 @@ from fusestore.corpus.run import make_corpus
 from fusestore.fuse.folder import MANIFEST_FILE
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.run import fuse
-from fusestore.models.model import Model
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.report.summary import ModelResult, SourceResult, Summary
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
-from fusestore.tokenizers.tokenizer import Tokenizer
 from fusestore.train.manifest import TrainingManifest
 from fusestore.train.run import train_on_fused
 from fusestore.workflows.fusion_config import FusionConfig
+from fusestore.workflows.models import open_models
 
 _Result = TypeVar("_Result")
 
@@ -81,17 +80,10 @@ def run_pipeline(
     store = Store.open(config.store, storage_options)
     stages = _Stages(reporter)
     _say_licences(config, reporter)
-    # What a hub's name and revision mean is found out here, once.
-    folders: dict[str, str] = {}
-    tokenizers: dict[str, Tokenizer] = {}
     for name, model in config.models.items():
         reporter.line(f"model {name}: {model.model}")
-        opened = Model.open(
-            model.model,
-            revision=model.capture.revision,
-            trust_remote_code=model.capture.trust_remote_code,
-        )
-        folders[name], tokenizers[name] = str(opened.folder), opened.tokenizer
+    models = open_models(config)
+    tokenizers = {name: model.tokenizer for name, model in models.items()}
 
     corpus_stage = f"corpus {config.corpus.name}"
     corpus = stages.run(
@@ -110,14 +102,13 @@ def run_pipeline(
             (corpus_stage,),
             store.cache(name),
             partial(
-                _capture,
+                capture,
                 store,
-                corpus,
-                folders[name],
                 name,
+                models[name],
+                corpus,
                 config.models[name].capture,
-                reporter,
-                tokenizers[name],
+                reporter=reporter,
             ),
         )
 
@@ -163,7 +154,7 @@ def run_pipeline(
                 _train,
                 store,
                 config.fuse.name,
-                folders[run.model],
+                str(models[run.model].folder),
                 name,
                 run.settings,
                 evaluate=(corpus.name, config.evaluate_split) if config.evaluate_split else None,
@@ -180,10 +171,6 @@ def run_pipeline(
         num_tokens=fused.num_tokens,
         kinds=fused.kinds,
     )
-
-
-def _capture(*arguments: Any) -> StageResult[Cache]:  # noqa: ANN401
-    return StageResult(*capture(*arguments))
 
 
 def _train(*arguments: Any, **options: Any) -> StageResult[TrainingManifest]:  # noqa: ANN401

@@ -21,6 +21,7 @@ from fusestore.workflows.verification import verify_store
 
 if TYPE_CHECKING:
     from fusestore.capture.settings import CaptureSettings
+    from fusestore.models.model import Model
     from fusestore.tokenizers.tokenizer import Tokenizer
 
 _ORDER = ("corpus", "vocabulary", "cache", "map", "alignment", "fused", "model")
@@ -45,7 +46,7 @@ def repair_store(
     path: str | None = None,
     *,
     models: Sequence[str] = (),
-    how: CaptureSettings | None = None,
+    settings: CaptureSettings | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Repair]:
     """Check one thing or all of them, and make exactly what is damaged again.
@@ -55,8 +56,8 @@ def repair_store(
         path: `kind/name`; None repairs everything.
         models: the models whose distributions or tokens may have to be computed again; found by
             digest, so their order and names do not matter.
-        how: device, batch size, attention and trust for running them.
-        reporter: hears the progress.
+        settings: device, batch size, attention and trust for running them.
+        reporter: receives progress updates.
 
     Returns:
         The things that were damaged, by `kind/name`.
@@ -66,8 +67,7 @@ def repair_store(
     """
     from fusestore.capture.settings import CaptureSettings
 
-    how = how or CaptureSettings()
-    given = _Models(models, how)
+    given = _Models(store, models, settings or CaptureSettings())
     repairs: dict[str, Repair] = {}
     checked = verify_store(store, path)
     for name in sorted(checked, key=lambda name: _ORDER.index(name.partition("/")[0])):
@@ -107,52 +107,47 @@ def remedy(store: Store, name: str, finding: Finding) -> str:
 class _Models:
     """The models that were given, by digest."""
 
-    def __init__(self, specs: Sequence[str], how: CaptureSettings) -> None:
+    def __init__(self, store: Store, specs: Sequence[str], settings: CaptureSettings) -> None:
+        self._store = store
         self._specs = specs
-        self.how = how
+        self.settings = settings
 
     @cached_property
-    def folders(self) -> Mapping[str, str]:
-        """Spec → local folder."""
-        from fusestore.models.loading import local_model_folder
-
-        return {
-            spec: str(local_model_folder(spec, revision=self.how.revision)) for spec in self._specs
-        }
-
-    @cached_property
-    def _tokenizers(self) -> Mapping[str, Tokenizer]:
+    def _opened(self) -> Mapping[str, Model]:
         """By spec."""
-        from fusestore.tokenizers.tokenizer import load_tokenizer
+        from fusestore.models.model import Model
 
         return {
-            spec: load_tokenizer(folder, trust_remote_code=self.how.trust_remote_code)
-            for spec, folder in self.folders.items()
+            spec: Model.open(
+                spec,
+                store=self._store,
+                revision=self.settings.revision,
+                trust_remote_code=self.settings.trust_remote_code,
+            )
+            for spec in self._specs
         }
-
-    @cached_property
-    def _digests(self) -> Mapping[str, str]:
-        """Of configuration and weights, by spec."""
-        from pathlib import Path
-
-        from fusestore.models.loading import model_digest
-
-        return {spec: model_digest(Path(folder)) for spec, folder in self.folders.items()}
 
     def tokenizer(self, digest: str) -> Tokenizer:
         """The tokenizer of a digest, or of its first 16 digits."""
-        for tokenizer in self._tokenizers.values():
-            if tokenizer.digest.startswith(digest):
-                return tokenizer
-        found = {spec: tokenizer.digest for spec, tokenizer in self._tokenizers.items()}
+        for model in self._opened.values():
+            if model.tokenizer.digest.startswith(digest):
+                return model.tokenizer
+        found = {spec: model.tokenizer.digest for spec, model in self._opened.items()}
         raise NotFoundError(_not_given("tokenizer", digest, found))
 
-    def model(self, digest: str, name: str) -> str:
-        """The spec of the model of a digest."""
-        for spec, found in self._digests.items():
-            if found == digest:
-                return spec
-        raise NotFoundError(_not_given(f"model of cache {name!r}", digest, self._digests))
+    def model(self, digest: str, tokenizer_digest: str, name: str) -> Model:
+        """The model of a digest that has the tokenizer of the other one."""
+        found = {spec: model.digest for spec, model in self._opened.items()}
+        if digest not in found.values():
+            raise NotFoundError(_not_given(f"model of cache {name!r}", digest, found))
+        fitting = {spec: self._opened[spec] for spec in found if found[spec] == digest}
+        tokenizers = {spec: model.tokenizer.digest for spec, model in fitting.items()}
+        for spec, model in fitting.items():
+            if tokenizers[spec] == tokenizer_digest:
+                return model
+        raise NotFoundError(
+            _not_given(f"model of cache {name!r} with the tokenizer", tokenizer_digest, tokenizers)
+        )
 
 
 def _not_given(what: str, digest: str, found: Mapping[str, str]) -> str:
@@ -186,16 +181,8 @@ def _repair_cache(
     from fusestore.capture.repair import repair_cache, trusted_fingerprint
 
     fingerprint = trusted_fingerprint(store.cache(name))
-    spec = models.model(fingerprint.model.spec_digest, name)
-    repair_cache(
-        store,
-        name,
-        findings,
-        models.folders[spec],
-        models.tokenizer(fingerprint.tokenizer_digest),
-        models.how,
-        reporter,
-    )
+    model = models.model(fingerprint.model.spec_digest, fingerprint.tokenizer_digest, name)
+    repair_cache(store, name, findings, model, models.settings, reporter)
 
 
 def _repair_map(

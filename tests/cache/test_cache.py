@@ -257,6 +257,16 @@ def test_a_finished_cache_is_not_rewritten(store, capture):
     assert verify_cache(store.cache("demo")) == []
 
 
+def test_the_first_to_finish_settles_how_the_model_is_opened(store, capture):
+    """Several writers may have been given one model by different names."""
+    capture.write(store)
+    manifest = open_cache(store, "demo").manifest
+    again = capture.begin(store).finish(
+        manifest.scores, manifest.skipped_documents, "package:some-model"
+    )
+    assert again == manifest
+
+
 def changed_rows(rows, **arrays):
     return Rows(**{**{name: getattr(rows, name).copy() for name in vars(rows)}, **arrays})
 

@@ -24,6 +24,7 @@ from fusestore.errors import (
     OutOfMemoryError,
     StorageError,
 )
+from fusestore.models.model import Model
 from fusestore.store.codec import TAIL_STEP
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
@@ -115,7 +116,8 @@ def test_rows_equal_float64_reference(
     store, corpus, model, model_path, profile, step, error, tail_error
 ):
     settings = CaptureSettings(top_k=TOP_K, profile=profile, logprob_step=step, dtype="float32")
-    cache, computed = capture(store, corpus, str(model_path), "tiny", settings)
+    result = capture(store, "tiny", Model.open(model_path), corpus, settings)
+    cache, computed = result.artifact, result.created
     assert computed
     assert len(cache) == cache.tokens.num_tokens
     assert cache.fingerprint.num_documents == len(TEXTS)
@@ -125,7 +127,7 @@ def test_rows_equal_float64_reference(
 
 
 def test_scores_are_sums_over_predicted_tokens(store, corpus, model, model_path):
-    cache, _ = capture(store, corpus, str(model_path), "tiny", EXACT)
+    cache = capture(store, "tiny", Model.open(model_path), corpus, EXACT).artifact
     for split in ("train", "held_out"):
         nats, count, length = 0.0, 0, 0
         for index in corpus.split_documents(split).tolist():
@@ -146,7 +148,7 @@ def test_padded_model_vocabulary_is_kept(store, corpus, tokenizer, tmp_path):
     with torch.no_grad():
         model.lm_head.weight[VOCAB_SIZE + 5] = 0.5 * model.lm_head.weight[:VOCAB_SIZE].sum(0)
     path = save_model(tmp_path / "padded", model, tokenizer)
-    cache, _ = capture(store, corpus, str(path), "padded", EXACT)
+    cache = capture(store, "padded", Model.open(path), corpus, EXACT).artifact
     assert cache.fingerprint.model.vocab_size == VOCAB_SIZE + 20
     assert cache.fingerprint.tokenizer_length == VOCAB_SIZE
     assert (cache[:].ids >= VOCAB_SIZE).any()
@@ -160,7 +162,7 @@ def test_bos_policy(store, corpus, model, tmp_path, policy, adds_bos):
     tokenizer = train_tokenizer(TEXTS, VOCAB_SIZE, adds_bos=adds_bos)
     path = save_model(tmp_path / "bos", model, tokenizer)
     settings = EXACT.model_copy(update={"bos": policy})
-    cache, _ = capture(store, corpus, str(path), "tiny", settings)
+    cache = capture(store, "tiny", Model.open(path), corpus, settings).artifact
     expected = policy == "always" or (policy == "auto" and adds_bos)
     assert cache.fingerprint.add_bos is expected
     for index, text in enumerate(TEXTS):
@@ -189,8 +191,8 @@ def check_same_rows(left, right):
 
 
 def test_shard_bounds_inside_documents_change_nothing(store, corpus, model_path):
-    whole, _ = capture(store, corpus, str(model_path), "whole", EXACT)
-    cut, _ = capture(store, corpus, str(model_path), "cut", SMALL_SHARDS)
+    whole = capture(store, "whole", Model.open(model_path), corpus, EXACT).artifact
+    cut = capture(store, "cut", Model.open(model_path), corpus, SMALL_SHARDS).artifact
     bounds = set(range(16, len(cut), 16))
     assert bounds - set(cut.document_offsets.tolist()), "no bound inside a document"
     check_same_rows(whole[:], cut[:])
@@ -198,16 +200,16 @@ def test_shard_bounds_inside_documents_change_nothing(store, corpus, model_path)
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_batch_size_changes_nothing(store, corpus, model_path, batch_size):
-    budget, _ = capture(store, corpus, str(model_path), "budget", EXACT)
+    budget = capture(store, "budget", Model.open(model_path), corpus, EXACT).artifact
     settings = EXACT.model_copy(update={"batch_size": batch_size})
-    cache, _ = capture(store, corpus, str(model_path), "sized", settings)
+    cache = capture(store, "sized", Model.open(model_path), corpus, settings).artifact
     check_same_rows(budget[:], cache[:])
 
 
 def test_bfloat16_is_close(store, corpus, model_path):
-    exact, _ = capture(store, corpus, str(model_path), "float32", EXACT)
+    exact = capture(store, "float32", Model.open(model_path), corpus, EXACT).artifact
     settings = EXACT.model_copy(update={"dtype": "bfloat16"})
-    rounded, _ = capture(store, corpus, str(model_path), "bfloat16", settings)
+    rounded = capture(store, "bfloat16", Model.open(model_path), corpus, settings).artifact
     assert rounded.fingerprint.dtype == "bfloat16"
     difference = np.nanmean(np.abs(exact[:].label_logprob - rounded[:].label_logprob))
     assert 0 < difference < 0.05
@@ -236,10 +238,11 @@ class Listener:
 
 
 def test_complete_cache_is_not_made_again(store, corpus, model_path, tmp_path):
-    capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS)
+    capture(store, "tiny", Model.open(model_path), corpus, SMALL_SHARDS)
     before = contents(tmp_path / "store")
     listener = Listener()
-    cache, computed = capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS, listener)
+    result = capture(store, "tiny", Model.open(model_path), corpus, SMALL_SHARDS, reporter=listener)
+    cache, computed = result.artifact, result.created
     assert not computed
     assert not listener.progress
     assert len(cache) == cache.tokens.num_tokens
@@ -248,7 +251,7 @@ def test_complete_cache_is_not_made_again(store, corpus, model_path, tmp_path):
 
 def test_resumed_cache_is_the_same_bytes(store, corpus, model_path, tmp_path):
     """What a killed run leaves: no manifest, a shard without receipt, one not begun."""
-    cache, _ = capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS)
+    cache = capture(store, "tiny", Model.open(model_path), corpus, SMALL_SHARDS).artifact
     folder = tmp_path / "store" / "caches" / "tiny"
     before = contents(folder)
     (folder / "manifest.json").unlink()
@@ -259,7 +262,9 @@ def test_resumed_cache_is_the_same_bytes(store, corpus, model_path, tmp_path):
     with pytest.raises(NotFoundError, match="not complete"):
         open_cache(store, "tiny")
     listener = Listener()
-    _, computed = capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS, listener)
+    computed = capture(
+        store, "tiny", Model.open(model_path), corpus, SMALL_SHARDS, reporter=listener
+    ).created
     assert computed
     assert listener.progress[0] == (len(cache) - 32, len(cache))
     assert listener.progress[-1] == (len(cache), len(cache))
@@ -267,19 +272,19 @@ def test_resumed_cache_is_the_same_bytes(store, corpus, model_path, tmp_path):
 
 
 def test_other_settings_are_refused(store, corpus, model_path, tmp_path):
-    capture(store, corpus, str(model_path), "tiny", EXACT)
+    capture(store, "tiny", Model.open(model_path), corpus, EXACT)
     before = contents(tmp_path / "store")
     for change in ({"top_k": 5}, {"profile": "compact"}, {"dtype": "bfloat16"}):
         with pytest.raises(FingerprintMismatchError, match=next(iter(change))):
-            capture(store, corpus, str(model_path), "tiny", EXACT.model_copy(update=change))
+            capture(store, "tiny", Model.open(model_path), corpus, EXACT.model_copy(update=change))
     assert contents(tmp_path / "store") == before
 
 
 def test_other_model_is_refused(store, corpus, model_path, tokenizer, tmp_path):
-    capture(store, corpus, str(model_path), "tiny", EXACT)
+    capture(store, "tiny", Model.open(model_path), corpus, EXACT)
     other = save_model(tmp_path / "other", make_llama(VOCAB_SIZE, seed=1), tokenizer)
     with pytest.raises(FingerprintMismatchError, match=r"model\.spec_digest"):
-        capture(store, corpus, str(other), "tiny", EXACT)
+        capture(store, "tiny", Model.open(other), corpus, EXACT)
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +305,7 @@ def without_claims(files):
 
 def test_nan_stops_and_names_the_document(store, corpus, nan_model, tmp_path):
     with pytest.raises(NonFiniteError, match=r"document 4 \(.*, segment 0\).*on-nan skip"):
-        capture(store, corpus, str(nan_model), "tiny", SMALL_SHARDS)
+        capture(store, "tiny", Model.open(nan_model), corpus, SMALL_SHARDS)
     with pytest.raises(NotFoundError, match="not complete"):
         open_cache(store, "tiny")
     # The shards before it are kept, and a second run goes on from there.
@@ -309,7 +314,7 @@ def test_nan_stops_and_names_the_document(store, corpus, nan_model, tmp_path):
     assert Path("receipts/000000.json") in before
     listener = Listener()
     with pytest.raises(NonFiniteError, match="document 4"):
-        capture(store, corpus, str(nan_model), "tiny", SMALL_SHARDS, listener)
+        capture(store, "tiny", Model.open(nan_model), corpus, SMALL_SHARDS, reporter=listener)
     assert listener.progress[0][0] > 0
     assert without_claims(contents(folder)) == before
 
@@ -317,7 +322,9 @@ def test_nan_stops_and_names_the_document(store, corpus, nan_model, tmp_path):
 def test_nan_is_skipped_when_asked(store, corpus, model, nan_model):
     listener = Listener()
     settings = SMALL_SHARDS.model_copy(update={"on_nan": "skip"})
-    cache, _ = capture(store, corpus, str(nan_model), "tiny", settings, listener)
+    cache = capture(
+        store, "tiny", Model.open(nan_model), corpus, settings, reporter=listener
+    ).artifact
     assert cache.skipped == {4}
     assert any("document 4" in line for line in listener.lines)
     rows = cache.document(4)
@@ -333,7 +340,7 @@ def test_nan_is_skipped_when_asked(store, corpus, model, nan_model):
 def check_refused(store, corpus, path, error, match, settings=EXACT):
     """Refused before anything of a cache is there."""
     with pytest.raises(error, match=match):
-        capture(store, corpus, str(path), "tiny", settings)
+        capture(store, "tiny", Model.open(path), corpus, settings)
     assert store.names("caches") == []
 
 
@@ -344,7 +351,7 @@ def test_top_k_above_the_vocabulary(store, corpus, model_path):
 
 def test_whole_vocabulary_leaves_no_tail(store, corpus, model, model_path):
     settings = EXACT.model_copy(update={"top_k": VOCAB_SIZE})
-    cache, _ = capture(store, corpus, str(model_path), "tiny", settings)
+    cache = capture(store, "tiny", Model.open(model_path), corpus, settings).artifact
     rows = cache.document(0)
     full, _ = reference(model, cache, 0)
     assert np.isneginf(rows.tail).all()
@@ -364,7 +371,7 @@ def test_document_longer_than_the_context(store, corpus, tokenizer, tmp_path):
 
 
 def test_batches_are_halved_when_memory_runs_out(store, corpus, model_path, monkeypatch):
-    expected, _ = capture(store, corpus, str(model_path), "roomy", EXACT)
+    expected = capture(store, "roomy", Model.open(model_path), corpus, EXACT).artifact
     sizes = []
     real = batches.logit_pieces
 
@@ -375,7 +382,7 @@ def test_batches_are_halved_when_memory_runs_out(store, corpus, model_path, monk
         return real(model, input_ids, mask)
 
     monkeypatch.setattr(batches, "logit_pieces", scarce)
-    cache, _ = capture(store, corpus, str(model_path), "scarce", EXACT)
+    cache = capture(store, "scarce", Model.open(model_path), corpus, EXACT).artifact
     # The first batch is the sample of one document, which settles the order of ids.
     assert sizes == [1, 6, 3, 1, 2, 3, 1, 2]
     check_same_rows(expected[:], cache[:])
@@ -387,7 +394,7 @@ def test_single_document_that_does_not_fit_is_an_error(store, corpus, model_path
 
     monkeypatch.setattr(batches, "logit_pieces", full)
     with pytest.raises(OutOfMemoryError, match=r"Document .* alone .* --max-length") as caught:
-        capture(store, corpus, str(model_path), "tiny", EXACT)
+        capture(store, "tiny", Model.open(model_path), corpus, EXACT)
     assert isinstance(caught.value, MemoryError)
 
 
@@ -400,7 +407,7 @@ def test_other_failures_of_the_model_are_not_retried(store, corpus, model_path, 
 
     monkeypatch.setattr(batches, "logit_pieces", broken)
     with pytest.raises(RuntimeError, match="mat1"):
-        capture(store, corpus, str(model_path), "tiny", EXACT)
+        capture(store, "tiny", Model.open(model_path), corpus, EXACT)
     assert len(calls) == 1
 
 
@@ -463,16 +470,18 @@ def test_a_failed_write_ends_the_run_with_its_own_message(
     monkeypatch.setattr(CacheWriter, "write_shard", full)
     monkeypatch.setattr(batches.RowCapturer, "rows", watched)
     with pytest.raises(StorageError, match="no space left") as caught:
-        capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS)
+        capture(store, "tiny", Model.open(model_path), corpus, SMALL_SHARDS)
     assert caught.value.__cause__ is None
     assert run[-1] <= 4, "the run went on"
     assert written == [0, 1]
     monkeypatch.undo()
     folder = tmp_path / "store" / "caches" / "tiny"
     listener = Listener()
-    cache, _ = capture(store, corpus, str(model_path), "tiny", SMALL_SHARDS, listener)
+    cache = capture(
+        store, "tiny", Model.open(model_path), corpus, SMALL_SHARDS, reporter=listener
+    ).artifact
     assert listener.progress[0] == (32, len(cache))
-    whole, _ = capture(store, corpus, str(model_path), "whole", SMALL_SHARDS)
+    whole = capture(store, "whole", Model.open(model_path), corpus, SMALL_SHARDS).artifact
     names = ["ids/c/3/0", "logprobs/c/3/0", "tail/c/3", "label_logprob/c/3"]
     other = tmp_path / "store" / "caches" / "whole"
     assert all((folder / name).read_bytes() == (other / name).read_bytes() for name in names)
@@ -482,7 +491,7 @@ def test_a_failed_write_ends_the_run_with_its_own_message(
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_the_way_of_cuda_makes_the_same_rows(store, corpus, model_path, monkeypatch, batch_size):
     """Selection by tensor operations, one batch being computed while another is put away."""
-    expected, _ = capture(store, corpus, str(model_path), "cpu", SMALL_SHARDS)
+    expected = capture(store, "cpu", Model.open(model_path), corpus, SMALL_SHARDS).artifact
     begin = batches.RowCapturer.__init__
 
     def begin_with_one_under_way(self, *arguments):
@@ -493,7 +502,9 @@ def test_the_way_of_cuda_makes_the_same_rows(store, corpus, model_path, monkeypa
     monkeypatch.setattr(selection, "top_k_on_cpu", selection.top_k_on_device)
     listener = Listener()
     settings = SMALL_SHARDS.model_copy(update={"batch_size": batch_size})
-    cache, _ = capture(store, corpus, str(model_path), "other", settings, listener)
+    cache = capture(
+        store, "other", Model.open(model_path), corpus, settings, reporter=listener
+    ).artifact
     check_same_rows(expected[:], cache[:])
     whole = len(cache)
     told = [done for done, total in listener.progress if total == whole]

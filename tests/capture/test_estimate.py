@@ -21,6 +21,7 @@ from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import build_corpus, open_corpus
 from fusestore.corpus.splits import HeldOut
 from fusestore.errors import InvalidInputError, NonFiniteError, NotFoundError
+from fusestore.models.model import Model
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
 from fusestore.tokenizers.tokenizer import load_tokenizer
@@ -66,9 +67,9 @@ def test_bytes_are_within_15_percent(store, model_path, name):
     corpus = open_corpus(store, "texts")
     settings = CaptureSettings(device="cpu", **SETTINGS[name])
     before = hashes(store.location)
-    estimate = estimate_capture(store, corpus, str(model_path), settings=settings)
+    estimate = estimate_capture(store, "estimate", Model.open(model_path), corpus, settings)
     assert hashes(store.location) == before
-    cache, _ = capture(store, corpus, str(model_path), "real", settings)
+    cache = capture(store, "real", Model.open(model_path), corpus, settings).artifact
     assert estimate.num_tokens == len(cache)
     assert estimate.sampled_tokens < len(cache) / 3
     files = cache.location.sizes()
@@ -87,9 +88,10 @@ def test_it_says_what_it_did(store, model_path):
     corpus = open_corpus(store, "texts")
     estimate = estimate_capture(
         store,
+        "estimate",
+        Model.open(model_path),
         corpus,
-        str(model_path),
-        settings=CaptureSettings(device="cpu"),
+        CaptureSettings(device="cpu"),
         prices=Prices(per_hour=36.0, per_gb_month=2.0),
         sample_tokens=500,
     )
@@ -109,9 +111,9 @@ def test_a_small_corpus_is_captured_whole(tmp_path, model_path, texts):
     store = Store.open(tmp_path / "store")
     corpus = build_corpus(store, "few", tmp_path / "texts.parquet")
     settings = CaptureSettings(device="cpu")
-    estimate = estimate_capture(store, corpus, str(model_path), settings=settings)
+    estimate = estimate_capture(store, "estimate", Model.open(model_path), corpus, settings)
     assert estimate.sampled_tokens == estimate.num_tokens
-    cache, _ = capture(store, corpus, str(model_path), "real", settings)
+    cache = capture(store, "real", Model.open(model_path), corpus, settings).artifact
     assert estimate.num_bytes == pytest.approx(sum(cache.location.sizes().values()), rel=0.02)
 
 
@@ -121,7 +123,7 @@ def test_a_model_that_gives_nan_is_explained(store, texts, tmp_path):
     model.lm_head.weight.data.fill_(float("nan"))
     path = save_model(tmp_path / "nan", model, tokenizer)
     with pytest.raises(NonFiniteError, match="--on-nan skip"):
-        estimate_capture(store, open_corpus(store, "texts"), str(path))
+        estimate_capture(store, "estimate", Model.open(path), open_corpus(store, "texts"))
 
 
 @given(
@@ -201,7 +203,7 @@ def test_a_whole_fusion(command, tmp_path, model_path, texts):
     store = Store.open(tmp_path / "store")
     assert store.names("caches") == []
     settings = CaptureSettings(device="cpu")
-    capture(store, open_corpus(store, "corpus"), str(model_path), "one", settings)
+    capture(store, "one", Model.open(model_path), open_corpus(store, "corpus"), settings)
     shown = command.succeeds("run", fusion, "--estimate", "--price-per-hour", "1")
     assert "cache one: already there" in shown.err
     assert "cost" in shown.out
@@ -223,8 +225,8 @@ def test_smollm2_on_the_demo_corpus(smollm2_path, gemma3_path, tmp_path):
         tokenizers=[load_tokenizer(str(path)) for path in (smollm2_path, gemma3_path)],
     )
     settings = CaptureSettings(device="cpu")
-    estimate = estimate_capture(store, corpus, str(smollm2_path), settings=settings)
-    cache, _ = capture(store, corpus, str(smollm2_path), "smollm2", settings)
+    estimate = estimate_capture(store, "estimate", Model.open(smollm2_path), corpus, settings)
+    cache = capture(store, "smollm2", Model.open(smollm2_path), corpus, settings).artifact
     assert estimate.sampled_tokens < 0.3 * len(cache)
     truth = sum(cache.location.sizes().values())
     assert estimate.num_bytes == pytest.approx(truth, rel=NEAR)

@@ -13,6 +13,7 @@ from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import build_corpus
 from fusestore.errors import FingerprintMismatchError
+from fusestore.models.model import Model
 from fusestore.store.layout import Store
 from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 
@@ -59,7 +60,7 @@ def contents(store, name):
 
 
 def test_top_p_rows_are_the_nucleus(store, corpus, model, model_path):
-    cache, _ = capture(store, corpus, model_path, "tiny", TOP_P)
+    cache = capture(store, "tiny", Model.open(model_path), corpus, TOP_P).artifact
     assert cache.fingerprint.rule == Rule("top-p", 50, top_p=0.8)
     for index in range(len(TEXTS)):
         rows = cache.document(index)
@@ -76,7 +77,7 @@ def test_top_p_rows_are_the_nucleus(store, corpus, model, model_path):
 
 
 def test_sampled_rows_are_shares_of_the_draws(store, corpus, model, model_path):
-    cache, _ = capture(store, corpus, model_path, "tiny", SAMPLED)
+    cache = capture(store, "tiny", Model.open(model_path), corpus, SAMPLED).artifact
     assert cache.fingerprint.rule == Rule("sampled", DRAWS, seed=4)
     assert cache.fingerprint.logprob_step is None
     rows = cache[:]
@@ -84,26 +85,29 @@ def test_sampled_rows_are_shares_of_the_draws(store, corpus, model, model_path):
     np.testing.assert_allclose(counts, np.rint(counts), atol=1e-5)
     assert (np.rint(counts).sum(axis=1) == DRAWS).all()
     assert np.isneginf(rows.tail).all()
-    exact, _ = capture(
-        store, corpus, model_path, "exact", CaptureSettings(profile="lossless", dtype="float32")
-    )
+    settings = CaptureSettings(profile="lossless", dtype="float32")
+    exact = capture(store, "exact", Model.open(model_path), corpus, settings).artifact
     np.testing.assert_allclose(rows.label_logprob, exact[:].label_logprob, atol=2e-6, rtol=0)
     assert verify_cache(cache.location) == []
 
 
 @pytest.mark.parametrize("settings", [TOP_P, SAMPLED], ids=["top-p", "sampled"])
 def test_every_profile_keeps_the_same_rows(store, corpus, model_path, settings):
-    exact, _ = capture(
-        store, corpus, model_path, "l", settings.model_copy(update={"profile": "lossless"})
-    )
+    exact = capture(
+        store,
+        "l",
+        Model.open(model_path),
+        corpus,
+        settings.model_copy(update={"profile": "lossless"}),
+    ).artifact
     fast = settings.model_copy(update={"profile": "fast", "logprob_step": None})
     if settings.selection == "top-p":
         fast = fast.model_copy(update={"logprob_step": 0})
-    mapped, _ = capture(store, corpus, model_path, "f", fast)
+    mapped = capture(store, "f", Model.open(model_path), corpus, fast).artifact
     for field in ("ids", "logprobs", "tail", "label_logprob"):
         assert getattr(exact[:], field).tobytes() == getattr(mapped[:], field).tobytes()
     compact = settings.model_copy(update={"profile": "compact"})
-    small, _ = capture(store, corpus, model_path, "c", compact)
+    small = capture(store, "c", Model.open(model_path), corpus, compact).artifact
     assert verify_cache(small.location) == verify_cache(mapped.location) == []
     if settings.selection == "sampled":
         assert small[:].ids.tobytes() == exact[:].ids.tobytes()
@@ -123,7 +127,7 @@ def test_sampled_rows_estimate_the_model(store, corpus, model, model_path):
     total = 0.0
     for seed in range(seeds):
         settings = SAMPLED.model_copy(update={"seed": seed})
-        cache, _ = capture(store, corpus, model_path, f"seed-{seed}", settings)
+        cache = capture(store, f"seed-{seed}", Model.open(model_path), corpus, settings).artifact
         rows = cache.document(3)
         dense = np.zeros((len(rows), VOCAB_SIZE))
         np.add.at(dense, (np.arange(len(rows))[:, None], rows.ids), np.exp(rows.logprobs))
@@ -142,8 +146,10 @@ def test_sampled_rows_estimate_the_model(store, corpus, model, model_path):
     ids=["one by one", "by three", "many shards"],
 )
 def test_draws_do_not_depend_on_batches_or_shards(store, corpus, model_path, how):
-    one, _ = capture(store, corpus, model_path, "one", SAMPLED)
-    other, _ = capture(store, corpus, model_path, "other", SAMPLED.model_copy(update=how))
+    one = capture(store, "one", Model.open(model_path), corpus, SAMPLED).artifact
+    other = capture(
+        store, "other", Model.open(model_path), corpus, SAMPLED.model_copy(update=how)
+    ).artifact
     # Rounding of the logits could move a step past a point, but hardly in so few draws.
     np.testing.assert_array_equal(one[:].ids, other[:].ids)
     np.testing.assert_array_equal(one[:].logprobs, other[:].logprobs)
@@ -153,20 +159,24 @@ def test_draws_do_not_depend_on_the_order_of_shards(
     store, corpus, model_path, tmp_path, monkeypatch
 ):
     settings = SAMPLED.model_copy(update={"rows_per_shard": 16, "rows_per_chunk": 8})
-    capture(store, corpus, model_path, "tiny", settings)
+    capture(store, "tiny", Model.open(model_path), corpus, settings)
     missing = CacheWriter.missing_shards
     monkeypatch.setattr(CacheWriter, "missing_shards", lambda self: missing(self)[::-1])
     other_store = Store.open(tmp_path / "other")
     other_corpus = build_corpus(other_store, "demo", tmp_path / "texts.parquet")
-    capture(other_store, other_corpus, model_path, "tiny", settings)
+    capture(other_store, "tiny", Model.open(model_path), other_corpus, settings)
     assert contents(other_store, "tiny") == contents(store, "tiny")
 
 
 def test_another_seed_is_another_cache(store, corpus, model_path):
-    one, _ = capture(store, corpus, model_path, "tiny", SAMPLED)
+    one = capture(store, "tiny", Model.open(model_path), corpus, SAMPLED).artifact
     with pytest.raises(FingerprintMismatchError, match="seed: 4 there, 5 now"):
-        capture(store, corpus, model_path, "tiny", SAMPLED.model_copy(update={"seed": 5}))
-    other, _ = capture(store, corpus, model_path, "other", SAMPLED.model_copy(update={"seed": 5}))
+        capture(
+            store, "tiny", Model.open(model_path), corpus, SAMPLED.model_copy(update={"seed": 5})
+        )
+    other = capture(
+        store, "other", Model.open(model_path), corpus, SAMPLED.model_copy(update={"seed": 5})
+    ).artifact
     assert not np.array_equal(one[:].ids, other[:].ids)
 
 
@@ -179,7 +189,7 @@ def test_skipped_documents_of_a_sampled_cache(store, corpus, tmp_path):
         model.model.embed_tokens.weight[only] = torch.nan
     path = str(save_model(tmp_path / "broken", model, tokenizer))
     settings = SAMPLED.model_copy(update={"on_nan": "skip"})
-    cache, _ = capture(store, corpus, path, "tiny", settings)
+    cache = capture(store, "tiny", Model.open(path), corpus, settings).artifact
     assert cache.skipped == {4}
     assert np.isneginf(cache.document(4).logprobs).all()
     assert verify_cache(cache.location) == []
@@ -187,7 +197,7 @@ def test_skipped_documents_of_a_sampled_cache(store, corpus, tmp_path):
 
 def test_absent_entries_are_not_shown(store, corpus, model_path):
     settings = TOP_P.model_copy(update={"top_p": 1e-3})
-    capture(store, corpus, model_path, "tiny", settings)
+    capture(store, "tiny", Model.open(model_path), corpus, settings)
     _, lines = document_rows(store, "tiny", 0, 5)
     assert all(line[4] and not any(line[5:]) for line in lines)
 

@@ -14,6 +14,7 @@ from fusestore.capture.sample import MAX_SAMPLE_ROWS, sample_stretches, sample_t
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import build_corpus
 from fusestore.errors import FingerprintMismatchError
+from fusestore.models.model import Model
 from fusestore.progress import SilentReporter
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
@@ -87,13 +88,13 @@ def contents(location):
 
 def test_the_order_is_the_same_whatever_is_captured_first(corpus, model_path, tmp_path):
     store = Store.open(tmp_path / "store")
-    whole, _ = capture(store, corpus, model_path, "whole", SETTINGS)
-    parts, _ = capture(store, corpus, model_path, "whole-2", SETTINGS)
+    whole = capture(store, "whole", Model.open(model_path), corpus, SETTINGS).artifact
+    parts = capture(store, "whole-2", Model.open(model_path), corpus, SETTINGS).artifact
     before = contents(parts.location)
     # As if another worker had begun, with the last shard, and the first ones were still missing.
     for name in ("manifest.json", "receipts/000000.json", "ids/c/0/0", "receipts/tokens.json"):
         (parts.location / name).delete()
-    capture(store, corpus, model_path, "whole-2", SETTINGS)
+    capture(store, "whole-2", Model.open(model_path), corpus, SETTINGS)
     assert contents(parts.location) == before
     for name in ("rank_to_id/c/0", "token_class/c/0", "class_order/c/0/0"):
         assert before[name] == (whole.location / name).read_bytes()
@@ -101,30 +102,30 @@ def test_the_order_is_the_same_whatever_is_captured_first(corpus, model_path, tm
 
 def test_a_lost_order_is_made_again_or_refused(corpus, model_path, tmp_path, monkeypatch):
     store = Store.open(tmp_path / "store")
-    cache, _ = capture(store, corpus, model_path, "tiny", SETTINGS)
+    cache = capture(store, "tiny", Model.open(model_path), corpus, SETTINGS).artifact
     before = contents(cache.location)
     (cache.location / "class_order/c/0/0").delete()
     assert stored_order(store, "tiny", cache.fingerprint) is None
-    capture(store, corpus, model_path, "tiny", SETTINGS)
+    capture(store, "tiny", Model.open(model_path), corpus, SETTINGS)
     assert contents(cache.location) == before
     # Made again by a machine that rounds otherwise, it would not be the one that the shards need.
     (cache.location / "class_order/c/0/0").delete()
     monkeypatch.setattr("fusestore.capture.sample.MAX_SAMPLE_ROWS", 1)
     with pytest.raises(FingerprintMismatchError, match="another order of ids"):
-        capture(store, corpus, model_path, "tiny", SETTINGS)
+        capture(store, "tiny", Model.open(model_path), corpus, SETTINGS)
     # Without its receipt nobody knows which it was: the shards are made again.
     monkeypatch.undo()
     (cache.location / "receipts/tokens.json").delete()
     (cache.location / "manifest.json").delete()
     reporter = Listener()
-    capture(store, corpus, model_path, "tiny", SETTINGS, reporter)
+    capture(store, "tiny", Model.open(model_path), corpus, SETTINGS, reporter=reporter)
     assert 0 in reporter.done
     assert contents(cache.location) == before
 
 
 def test_the_first_of_two_writers_settles_the_order(corpus, model_path, tmp_path, monkeypatch):
     store = Store.open(tmp_path / "store")
-    cache, _ = capture(store, corpus, model_path, "tiny", SETTINGS)
+    cache = capture(store, "tiny", Model.open(model_path), corpus, SETTINGS).artifact
     before = contents(cache.location)
     # The other writer has written the order, and nothing else yet.
     for name in before:
@@ -134,8 +135,8 @@ def test_the_first_of_two_writers_settles_the_order(corpus, model_path, tmp_path
     with monkeypatch.context() as changed:
         changed.setattr("fusestore.capture.sample.MAX_SAMPLE_ROWS", 1)
         with pytest.raises(FingerprintMismatchError, match="Run the same command again"):
-            capture(store, corpus, model_path, "tiny", SETTINGS)
-    capture(store, corpus, model_path, "tiny", SETTINGS)
+            capture(store, "tiny", Model.open(model_path), corpus, SETTINGS)
+    capture(store, "tiny", Model.open(model_path), corpus, SETTINGS)
     assert contents(cache.location) == before
 
 
@@ -143,6 +144,6 @@ def test_fast_caches_need_no_sample(corpus, model_path, tmp_path, monkeypatch):
     monkeypatch.setattr("fusestore.capture.run.sample_tokens", None)
     store = Store.open(tmp_path / "store")
     settings = SETTINGS.model_copy(update={"profile": "fast"})
-    capture(store, corpus, model_path, "fast", settings)
+    capture(store, "fast", Model.open(model_path), corpus, settings)
     assert not (store.cache("fast") / "rank_to_id").exists()
     assert open_cache(store, "fast").fingerprint.profile == "fast"

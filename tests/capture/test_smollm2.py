@@ -10,6 +10,7 @@ import torch
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import build_corpus
+from fusestore.models.model import Model
 from fusestore.storage.packages import resolve_path
 from fusestore.store.codec import TAIL_STEP
 from fusestore.store.layout import Store
@@ -33,10 +34,8 @@ def cache(smollm2_path, tmp_path_factory):
     pl.DataFrame({"text": beginnings}).write_parquet(folder / "texts.parquet")
     store = Store.open(folder / "store")
     corpus = build_corpus(store, "addresses", folder / "texts.parquet")
-    cache, _ = capture(
-        store, corpus, str(smollm2_path), "smollm2", CaptureSettings(device="cpu", dtype="float32")
-    )
-    return cache
+    settings = CaptureSettings(device="cpu", dtype="float32")
+    return capture(store, "smollm2", Model.open(smollm2_path), corpus, settings).artifact
 
 
 @pytest.fixture(scope="module")

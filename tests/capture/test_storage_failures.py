@@ -12,6 +12,7 @@ from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import open_corpus
 from fusestore.errors import FusestoreError, StorageError
+from fusestore.models.model import Model
 from fusestore.store.layout import Store
 from tests.capture.conftest import contents
 from tests.capture.test_crash import check_nothing_torn
@@ -59,7 +60,9 @@ def run(captures):
     def capture_here(root):
         store = Store.open(root)
         settings = CaptureSettings(**captures.job["settings"])
-        capture(store, open_corpus(store, "demo"), captures.job["model"], "tiny", settings)
+        capture(
+            store, "tiny", Model.open(captures.job["model"]), open_corpus(store, "demo"), settings
+        )
 
     yield capture_here
     torch.set_num_threads(threads)

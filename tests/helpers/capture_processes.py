@@ -120,6 +120,7 @@ def _capture(job):
     from fusestore.capture.settings import CaptureSettings
     from fusestore.capture.shard_queue import ShardQueue
     from fusestore.corpus.build import open_corpus
+    from fusestore.models.model import Model
     from fusestore.store.layout import Store
 
     os.environ.update(job["environment"])
@@ -135,7 +136,9 @@ def _capture(job):
     store = Store.open(job["store"])
     settings = CaptureSettings(**job["settings"])
     try:
-        capture(store, open_corpus(store, job["corpus"]), job["model"], "tiny", settings)
+        capture(
+            store, "tiny", Model.open(job["model"]), open_corpus(store, job["corpus"]), settings
+        )
     except Exception:
         traceback.print_exc()
         return 1

@@ -43,6 +43,7 @@ from fusestore.fuse.shared import pack_fused
 from fusestore.merge.manifest import MergeManifest
 from fusestore.merge.run import merge_models
 from fusestore.merge.settings import MergeSettings
+from fusestore.models.model import Model
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.train.manifest import TrainingManifest
@@ -204,7 +205,8 @@ def _write_store(job: Path, folder: Path) -> None:
     corpus = fs.open_corpus(store, "addresses")
     common = config.models["small"].capture.model_dump()
     for name, (model, changes) in CACHES.items():
-        capture(store, corpus, str(job / model), name, CaptureSettings(**{**common, **changes}))
+        settings = CaptureSettings(**{**common, **changes})
+        capture(store, name, Model.open(job / model), corpus, settings)
     align(store, "drawn", "small", AlignSettings(method="mined", vocabulary="statistical"))
     methods = {"alignment_method": "mined", "vocabulary_method": "statistical"}
     common = config.fuse.recipe.model_dump(exclude={"sources", "target_cache"})

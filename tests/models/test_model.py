@@ -13,7 +13,7 @@ import pytest
 from fusestore.cache.manifest import CacheManifest
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import build_corpus
+from fusestore.corpus.build import build_corpus, open_corpus
 from fusestore.errors import (
     CorruptionError,
     IncompatibleError,
@@ -55,7 +55,7 @@ def captured(folder, tmp_path_factory):
     texts = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     corpus = build_corpus(store, "corpus", texts)
-    capture(store, corpus, str(folder), "tiny", CaptureSettings(top_k=4, device="cpu"))
+    capture(store, "tiny", Model.open(folder), corpus, CaptureSettings(top_k=4, device="cpu"))
     return store
 
 
@@ -547,3 +547,53 @@ def test_a_vocabulary_of_the_store_alone_names_a_target(tmp_path, folder):
     store = Store(Location.parse(tmp_path / "small.store"))
     save_vocabulary(store, tokenizer.vocabulary)
     assert Target.open(tokenizer.digest[:12], store=store).digest == tokenizer.digest
+
+
+def test_a_complete_cache_is_recognized_without_torch(captured, folder, home):
+    code = """
+import sys
+from fusestore.capture.run import capture
+from fusestore.capture.settings import CaptureSettings
+from fusestore.corpus.build import open_corpus
+from fusestore.models.model import Model
+from fusestore.store.layout import Store
+store, settings = Store.open(sys.argv[1]), CaptureSettings(top_k=4, device="cpu")
+result = capture(store, "tiny", Model.open(sys.argv[2]), open_corpus(store, "corpus"), settings)
+print(result.created, [name for name in ("torch", "transformers", "zarr") if name in sys.modules])
+"""
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code, captured.location.url, str(folder)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert told[0].startswith("False ['torch', 'transformers'")
+    assert told[1] == "False []"
+
+
+def test_the_command_that_captured_a_folder_can_be_given_again(store, folder, monkeypatch):
+    """The folder is called like its cache, and is the cache's model."""
+    monkeypatch.chdir(folder.parent)
+    assert Model.open("tiny", store=store).folder == folder
+    assert Target.open("tiny", store=store).tokenizer.digest == load_tokenizer(folder).digest
+
+
+def test_a_cache_keeps_what_opens_its_model(store, captured, folder, tmp_path, monkeypatch):
+    corpus = open_corpus(store, "corpus")
+    monkeypatch.setattr("fusestore.models.model.local_model_folder", lambda spec, revision: folder)
+    settings = CaptureSettings(top_k=3, device="cpu")
+    package = Model.open("package:some-model")
+    cache = capture(store, "packaged", package, corpus, settings).artifact
+    assert cache.manifest.model_spec == "package:some-model"
+    assert Model.open("packaged", store=store).folder == folder
+    monkeypatch.undo()
+    # The model is told by its digest, however it is named.
+    again = capture(store, "packaged", Model.open(folder), corpus, settings)
+    assert not again.created
+    assert again.artifact.manifest.model_spec == "package:some-model"
+    other = Store.open(shutil.copytree(captured.location.path, tmp_path / "other.store"))
+    same = capture(other, "packaged", Model.open(folder), corpus, settings).artifact
+    assert (same.manifest.model_spec, same.digest) == (None, cache.digest)

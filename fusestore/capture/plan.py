@@ -1,0 +1,183 @@
+"""What is known of a capture before its model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
+from fusestore.capture.settings import CaptureSettings, wants_bos
+from fusestore.corpus.build import Corpus
+from fusestore.corpus.tokenize import corpus_tokens, store_corpus_tokens
+from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.models.loading import check_width, check_widths, pick_device
+from fusestore.models.model import Model
+from fusestore.models.precision import Dtype, choose_precision
+from fusestore.progress import Reporter
+from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
+
+
+class CapturePlan:
+    """What a capture begins with.
+
+    Attributes:
+        model: the model.
+        fingerprint: of the cache to make.
+        dtype_reason: why its dtype is what it is; None where the settings name it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        fingerprint: Fingerprint,
+        read_tokens: Callable[[], TokenTable],
+        dtype_reason: str | None,
+    ) -> None:
+        self.model = model
+        self.fingerprint = fingerprint
+        self.dtype_reason = dtype_reason
+        self._read_tokens = read_tokens
+
+    @cached_property
+    def tokens(self) -> TokenTable:
+        """What the model reads; a cache that is complete needs none of it.
+
+        Raises:
+            CorruptionError: the kept tokens are damaged.
+        """
+        return self._read_tokens()
+
+
+def plan_capture(
+    store: Store,
+    name: str,
+    model: Model,
+    corpus: Corpus,
+    settings: CaptureSettings,
+    *,
+    keep_tokens: bool = True,
+) -> CapturePlan:
+    """Everything that is known before the model is loaded.
+
+    Args:
+        store: as for `capture`; so are those that follow.
+        name: the cache's name.
+        model: the model.
+        corpus: the documents.
+        settings: what is kept and how the model runs.
+        keep_tokens: keep the tokens with the corpus; otherwise the store is left as it is.
+
+    Raises:
+        NotFoundError, InvalidInputError, IncompatibleError: see `capture`.
+    """
+    tokenizer = model.tokenizer
+    add_bos = wants_bos(settings.bos, tokenizer.adds_bos, tokenizer.bos_id is not None)
+    if settings.top_k > model.vocab_size:
+        raise InvalidInputError(
+            f"top_k is {settings.top_k}, but {name} has a vocabulary of {model.vocab_size}. "
+            f"Choose at most {model.vocab_size}."
+        )
+    check_width(model.vocab_size, len(tokenizer), name)
+    if keep_tokens:
+        kept = store_corpus_tokens(store, corpus, tokenizer, add_bos)
+        offsets, read_tokens = kept.document_offsets, kept.table
+    else:
+        table = corpus_tokens(store, corpus, tokenizer, add_bos, keep=False)
+        offsets, read_tokens = table.document_offsets, lambda: table
+    _check_lengths(offsets, model.context, name)
+    dtype, dtype_reason = _settle_dtype(store, name, settings)
+    fingerprint = Fingerprint(
+        source=name,
+        model=ModelIdentity(
+            spec_digest=model.digest,
+            architecture=model.architecture,
+            vocab_size=model.vocab_size,
+        ),
+        tokenizer_digest=tokenizer.digest,
+        tokenizer_length=len(tokenizer),
+        corpus=CorpusIdentity(name=corpus.name, digest=corpus.manifest.digest),
+        add_bos=add_bos,
+        selection=settings.selection,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        seed=settings.rule.seed,
+        profile=settings.profile,
+        logprob_step=settings.grid,
+        dtype=dtype,
+        max_length=int(np.diff(offsets).max(initial=1)),
+        on_nan=settings.on_nan,
+        rows_per_shard=settings.rows_per_shard,
+        rows_per_chunk=settings.rows_per_chunk,
+        num_documents=len(offsets) - 1,
+        num_tokens=int(offsets[-1]),
+    )
+    return CapturePlan(model, fingerprint, read_tokens, dtype_reason)
+
+
+def _settle_dtype(store: Store, name: str, settings: CaptureSettings) -> tuple[Dtype, str | None]:
+    """The dtype of a cache, and why it is that one where the settings leave it open."""
+    if settings.dtype != "auto":
+        return settings.dtype, None
+    begun = _begun_dtype(store, name)
+    if begun is not None:
+        return begun, "this cache was begun with it"
+    return choose_precision(pick_device(settings.device))
+
+
+def _begun_dtype(store: Store, name: str) -> Dtype | None:
+    """What the first writer of a cache settled; None where nothing is begun."""
+    try:
+        return Fingerprint.load(store.cache(name) / "fingerprint.json").dtype
+    except NotFoundError:
+        return None
+
+
+def adopt_dtype(
+    store: Store, name: str, plan: CapturePlan, settings: CaptureSettings
+) -> CapturePlan:
+    """The plan in the dtype of the fingerprint in the store, if the settings leave it open."""
+    dtype, reason = _settle_dtype(store, name, settings)
+    fingerprint = plan.fingerprint.model_copy(update={"dtype": dtype})
+    return CapturePlan(plan.model, fingerprint, lambda: plan.tokens, reason)
+
+
+def say_dtype(plan: CapturePlan, name: str, reporter: Reporter) -> None:
+    """Report which dtype was settled for a capture, and why, unless the settings name it."""
+    if plan.dtype_reason is not None:
+        reporter.line(f"{name}: dtype {plan.fingerprint.dtype} ({plan.dtype_reason})")
+
+
+def load_planned(plan: CapturePlan, settings: CaptureSettings, name: str) -> Any:  # noqa: ANN401 - transformers is untyped
+    """The model, once its output is as wide as its configuration says.
+
+    Raises:
+        IncompatibleError: it is not.
+    """
+    loaded = plan.model.load(
+        dtype=plan.fingerprint.dtype, device=settings.device, attention=settings.attention
+    )
+    width = check_widths(loaded, len(plan.model.tokenizer), name)
+    vocab_size = plan.fingerprint.model.vocab_size
+    if width != vocab_size:
+        raise IncompatibleError(
+            f"The configuration of {name} says vocabulary {vocab_size:,}, but its output has "
+            f"{width:,}. Correct vocab_size in the model folder's config.json."
+        )
+    return loaded
+
+
+def _check_lengths(offsets: npt.NDArray[np.int64], context: int | None, name: str) -> None:
+    lengths = np.diff(offsets)
+    if context is None or len(lengths) == 0 or lengths.max() <= context:
+        return
+    longest = int(lengths.argmax())
+    raise IncompatibleError(
+        f"Document {longest} has {int(lengths[longest]):,} tokens, more than the context of {name} "
+        f"({context:,}). Build the corpus with this model among its tokenizers and a max length of "
+        f"at most {context:,}, so that long documents are split and none is cut."
+    )

@@ -1,0 +1,48 @@
+"""What a capture's manifest says of all rows together: skipped documents, and sums of log p."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.corpus.build import Corpus
+from fusestore.tokenizers.token_table import TokenTable
+
+
+def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:
+    """Documents without usable rows: they have a next token somewhere and no number for it.
+
+    A document of one token predicts nothing and is never among them.
+    """
+    unknown = np.isnan(label_logprob)
+    ends = tokens.document_offsets[1:] - 1
+    unknown[ends[np.diff(tokens.document_offsets) > 0]] = False
+    counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(unknown)])
+    per_document = counts[tokens.document_offsets[1:]] - counts[tokens.document_offsets[:-1]]
+    return [int(index) for index in np.flatnonzero(per_document)]
+
+
+def score_totals(
+    corpus: Corpus,
+    tokens: TokenTable,
+    label_logprob: npt.NDArray[np.float32],
+    skipped: list[int],
+) -> dict[str, float]:
+    """For each split: predicted tokens, the bytes they stand for, and −Σ log p in nats."""
+    left_out = set(skipped)
+    totals: dict[str, float] = {}
+    for split in corpus.manifest.splits:
+        count, length, nats = 0, 0, 0.0
+        for index in corpus.split_documents(split):
+            start, stop = tokens.document_offsets[index], tokens.document_offsets[index + 1]
+            if int(index) in left_out or stop - start < 2:
+                continue
+            count += int(stop - start - 1)
+            length += int(tokens.end_offsets[stop - 1] - tokens.end_offsets[start])
+            nats -= float(label_logprob[start : stop - 1].sum(dtype=np.float64))
+        totals |= {
+            f"{split}.predicted_tokens": float(count),
+            f"{split}.predicted_bytes": float(length),
+            f"{split}.nats": nats,
+        }
+    return totals
