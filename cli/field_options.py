@@ -162,7 +162,7 @@ def _command_line_type(kind: Any, where: str) -> tuple[Any, bool]:  # noqa: ANN4
         kind_of_entry: Any = _command_line_type(arguments[0], where)[0]
         if get_origin(kind_of_entry) is Literal:
             kind_of_entry = _enum_of(get_args(kind_of_entry))
-        return list[kind_of_entry], False
+        return list[kind_of_entry], False  # type: ignore[valid-type]
     if origin is tuple:
         return tuple[tuple(_command_line_type(part, where)[0] for part in arguments)], False  # type: ignore[misc]
     if isinstance(origin, type) and issubclass(origin, Mapping):

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 HEAVY = ("numba", "polars", "s3fs", "torch", "transformers", "zarr")
 
@@ -11,6 +14,13 @@ _REPORT = f"""
 import sys
 found = [name for name in {HEAVY!r} if name in sys.modules]
 sys.stderr.write("imported: " + ",".join(found))
+"""
+
+
+LOAD_CONFIG = f"""
+from fusestore.storage.location import Location
+from fusestore.workflows.fusion_config import load_config
+load_config(Location.parse({str(ROOT / "examples/demo.toml")!r}))
 """
 
 
@@ -30,7 +40,8 @@ def imported_by(code):
         "import fusestore; dir(fusestore)",
         "import fusestore; fusestore.align; fusestore.train",
         "import fusestore.workflows.fusion_config, fusestore.store.inventory",
-        "import fusestore.fuse.recipe",
+        "import fusestore as fs; fs.Recipe(sources=['a', 'b'], strategy='uniform')",
+        LOAD_CONFIG,
     ],
 )
 def test_importing_is_light(code):

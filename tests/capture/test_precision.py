@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fusestore.cache.writer import CacheWriter
-from fusestore.capture import run
+from fusestore.capture import plan, run
 from fusestore.capture.estimate import estimate_capture
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
@@ -133,7 +133,7 @@ def machine(monkeypatch):
 
     def become(value):
         choice = PrecisionChoice(value, "made up")
-        monkeypatch.setattr(run, "choose_precision", lambda _device: choice)
+        monkeypatch.setattr(plan, "choose_precision", lambda _device: choice)
 
     return become
 

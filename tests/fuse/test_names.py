@@ -3,6 +3,7 @@
 import pytest
 
 import fusestore as fs
+from fusestore.align.stored import open_alignment
 from fusestore.errors import InvalidInputError
 from fusestore.store.layout import Store
 from tests.helpers.small_store import make_small_store
@@ -31,6 +32,13 @@ def test_a_handle_says_what_it_holds(small):
     assert "complete" in repr(fused)
     streamed = {int(sample["window"]): sample["input_ids"].tolist() for sample in fused.stream()}
     assert [streamed[index] for index in range(len(windows))] == windows
+
+
+def test_caches_and_alignments_say_what_they_are(small):
+    shown = repr(open_alignment(small.store.alignment("other--target")))
+    for part in ("'other--target'", small.root.removeprefix("file://"), "method hybrid", "span "):
+        assert part in shown
+    assert "of corpus 'c'" in repr(fs.open_cache(small.root, "own"))
 
 
 def test_a_recipe_names_its_target_in_any_way(small):
