@@ -1,4 +1,4 @@
-# Needs Python 3.11 and git; everything else is installed, pinned, into $(VENV).
+# Needs Python 3.11 or later and git; everything else is installed, pinned, into $(VENV).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 RUN = $(VENV)/bin

@@ -20,6 +20,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,7 +67,7 @@ def main() -> None:
         for name in pair:
             if name not in loaded:
                 loaded[name] = LOADERS[name]()
-        lines.append(report(*pair, *(loaded[name] for name in pair), text, options))
+        lines.append(report(*pair, loaded[pair[0]], loaded[pair[1]], text, options))
     columns = ["source → target", "plain", *ALIGNMENT_METHODS, "`anchored` as `mined`"]
     print("\nSpeed in target tokens/s, and × the plain reference:\n")
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
@@ -106,7 +107,7 @@ def report(
     for _ in range(options.rounds):
         for method in ALIGNMENT_METHODS:
             took, (positions[method], _) = timed(
-                lambda method=method: align_table(sources, targets, *vocabularies, method)
+                partial(align_table, sources, targets, *vocabularies, method)
             )
             seconds[method].append(took)
     name = f"{source_name} → {target_name}"

@@ -121,7 +121,7 @@ def random_model(device: str) -> Any:
     )
     torch.manual_seed(0)
     with torch.device(device):
-        return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        return LlamaForCausalLM(config).bfloat16().eval()
 
 
 def make_tokens(vocab_size: int, count: int, longest: int, from_text: bool) -> TokenTable:

@@ -277,11 +277,11 @@ def measure(sides: list[Side], tokens: TokenTable) -> tuple[dict[str, float], di
         for side in sides:
             read = side.read
 
-            def in_order(read: Callable = read) -> None:
+            def in_order(read: Callable[[int, int], object] = read) -> None:
                 for start in range(0, total, ROWS_AT_ONCE):
                     read(start, min(start + ROWS_AT_ONCE, total))
 
-            def randomly(read: Callable = read) -> None:
+            def randomly(read: Callable[[int, int], object] = read) -> None:
                 for index in shuffled:
                     read(int(offsets[index]), int(offsets[index + 1]))
 
@@ -320,7 +320,7 @@ def reads_with_zarr(cache: Cache) -> Callable[[int, int], tuple[np.ndarray, np.n
 
     def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         values = [array[start:stop] for array in arrays]
-        return values[0], values[1]
+        return np.asarray(values[0]), np.asarray(values[1])
 
     return read
 
@@ -355,7 +355,7 @@ def zarr_defaults(folder: Path, rows: Rows, _tokens: TokenTable) -> Side:
         "Zarr with its defaults, int32 + float16",
         size,
         seconds,
-        lambda a, b: (ids[a:b], logprobs[a:b].astype(np.float32)),
+        lambda a, b: (np.asarray(ids[a:b]), np.asarray(logprobs[a:b], np.float32)),
     )
 
 

@@ -38,7 +38,7 @@ from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
 from fusestore.models.loading import local_model_folder
 from fusestore.storage.packages import resolve_path
 from fusestore.tokenizers.tokenizer import as_tokenizer
-from fusestore.tokenizers.vocabulary import Vocabulary
+from fusestore.tokenizers.vocabulary import TokenKind, Vocabulary
 
 Result = TypeVar("Result")
 
@@ -79,7 +79,8 @@ def main(pairs: list[str]) -> None:
 
 
 def letters(text: bytes) -> Vocabulary:
-    return Vocabulary("", tuple(bytes([letter]) for letter in text), ("text",) * len(text), ())
+    kinds: tuple[TokenKind, ...] = ("text",) * len(text)
+    return Vocabulary("", tuple(bytes([letter]) for letter in text), kinds, ())
 
 
 def report(source_name: str, target_name: str) -> None:

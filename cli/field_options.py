@@ -159,10 +159,10 @@ def _command_line_type(kind: Any, where: str) -> tuple[Any, bool]:  # noqa: ANN4
     if kind in _SCALARS or origin is Literal:
         return kind, False
     if origin in (list, frozenset, set) or (origin is tuple and arguments[1:] == (...,)):
-        kind_of_entry: Any = _command_line_type(arguments[0], where)[0]
-        if get_origin(kind_of_entry) is Literal:
-            kind_of_entry = _enum_of(get_args(kind_of_entry))
-        return list[kind_of_entry], False  # type: ignore[valid-type]
+        entry: Any = _command_line_type(arguments[0], where)[0]
+        if get_origin(entry) is Literal:
+            entry = _enum_of(get_args(entry))
+        return list[entry], False
     if origin is tuple:
         return tuple[tuple(_command_line_type(part, where)[0] for part in arguments)], False  # type: ignore[misc]
     if isinstance(origin, type) and issubclass(origin, Mapping):

@@ -22,7 +22,11 @@ class FusionTrainer(Trainer):
     """A Trainer that minimises `fusestore.train.fusion_loss`."""
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, **_kwargs: Any
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of a collated batch, and the model's outputs if asked."""
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fusestore.align.alignment_writer import write_alignment
 from fusestore.align.kinds import MapMethod
 from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
 from fusestore.align.vocabulary.statistics import count_pairs
@@ -14,7 +15,6 @@ from fusestore.align.vocabulary.stored_map import (
     stored_vocabulary_map,
 )
 from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
-from fusestore.align.writer import write_alignment
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.corpus.repair import find_corpus
 from fusestore.corpus.tokenize import find_corpus_tokens, find_tokens

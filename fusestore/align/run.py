@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fusestore.align.alignment_writer import write_alignment
 from fusestore.align.settings import AlignSettings
 from fusestore.align.stored import Alignment
 from fusestore.align.target_tokens import target_tokens
@@ -11,7 +12,6 @@ from fusestore.align.vocabulary.stored_map import (
     stored_vocabulary_map,
     vocabulary_map_folder,
 )
-from fusestore.align.writer import write_alignment
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.corpus.build import open_corpus
 from fusestore.errors import IncompatibleError, NotFoundError

@@ -34,7 +34,7 @@ _HALF = np.uint64(32)
 
 
 @numba.njit(nogil=True, cache=True)
-def top_k_rows(logits, positions, labels, k, ids, logprobs, tail, label_logprob, finite):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def top_k_rows(logits, positions, labels, k, ids, logprobs, tail, label_logprob, finite):
     """The k largest of rows `positions` [n] of `logits` float32 [m, V], lower id first in a tie.
 
     Writes `ids` int32 [n, k], `logprobs` float32 [n, k], `tail`, `label_logprob` float32 [n] and
@@ -76,7 +76,7 @@ def top_k_rows(logits, positions, labels, k, ids, logprobs, tail, label_logprob,
 
 
 @numba.njit(nogil=True, cache=True)
-def draw_rows(logits, positions, labels, uniforms, ids, label_logprob, finite):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def draw_rows(logits, positions, labels, uniforms, ids, label_logprob, finite):
     """Draws from the softmax of rows `positions` [n] of `logits` float32 [m, V].
 
     A draw is the first id at which the cumulated mass exceeds `uniforms` float64 [n, draws] in
@@ -127,13 +127,13 @@ def draw_rows(logits, positions, labels, uniforms, ids, label_logprob, finite): 
 
 
 @numba.njit(nogil=True, cache=True)
-def _block_maxima(row, maxima):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _block_maxima(row, maxima):
     for block in range(len(maxima)):
         maxima[block] = _largest(row[block * _BLOCK : (block + 1) * _BLOCK])
 
 
 @numba.njit(nogil=True, cache=True)
-def _largest(values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _largest(values):
     """NaN is passed over here: `_exponentiate` does not lose it."""
     largest = np.float32(-np.inf)
     for index in range(len(values)):
@@ -142,7 +142,7 @@ def _largest(values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(nogil=True, cache=True)
-def _collect(row, maxima, least, keys):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _collect(row, maxima, least, keys):
     """Keys of all entries that are at least `least`; returns how many.
 
     Keys grow with the logit, and among equal logits fall with the id.
@@ -165,7 +165,7 @@ def _collect(row, maxima, least, keys):  # type: ignore[no-untyped-def]  # noqa:
 
 
 @numba.njit(nogil=True, cache=True)
-def _exponentiate(row, peak, exponentials):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _exponentiate(row, peak, exponentials):
     """exp(row − peak): 2^n · exp(f) with |f| ≤ ln 2 / 2, the latter by its Taylor series.
 
     Without calls and branches, so that it is compiled to vector instructions.
@@ -189,7 +189,7 @@ def _exponentiate(row, peak, exponentials):  # type: ignore[no-untyped-def]  # n
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
-def _stretch_sum(values, stretch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _stretch_sum(values, stretch):
     """The sum of one stretch of `_TERMS` values, in an order that is the compiler's to choose."""
     terms = values[stretch * _TERMS : (stretch + 1) * _TERMS]
     total = np.float32(0.0)
@@ -199,7 +199,7 @@ def _stretch_sum(values, stretch):  # type: ignore[no-untyped-def]  # noqa: ANN0
 
 
 @numba.njit(nogil=True, cache=True)
-def _total(values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _total(values):
     total = 0.0
     for stretch in range(-(-len(values) // _TERMS)):
         total += _stretch_sum(values, stretch)

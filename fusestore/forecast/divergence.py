@@ -40,7 +40,7 @@ def same_top(left: SparseRows, right: SparseRows) -> npt.NDArray[np.bool_]:
 
 
 @numba.njit(cache=True)
-def _divergence(p_ids, p_logprobs, p_tail, q_ids, q_logprobs, q_tail, slots, result):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _divergence(p_ids, p_logprobs, p_tail, q_ids, q_logprobs, q_tail, slots, result):
     """`slots` is scratch [vocab_size], −1 everywhere: where a token is among q's entries."""
     vocab_size = len(slots)
     for row in range(len(p_tail)):
@@ -73,10 +73,10 @@ def _divergence(p_ids, p_logprobs, p_tail, q_ids, q_logprobs, q_tail, slots, res
 
 
 @numba.njit(cache=True)
-def _share(tail, count):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _share(tail, count):
     return np.float64(tail) - math.log(count) if count > 0 else -math.inf
 
 
 @numba.njit(cache=True)
-def _term(p, q):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _term(p, q):
     return math.exp(p) * (p - max(q, -MAX_NATS)) if p > -math.inf else 0.0

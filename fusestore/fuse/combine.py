@@ -50,7 +50,7 @@ def mix(
 
 
 @numba.njit(cache=True)
-def _mix_rows(rows, weights, ids, logprobs, tail, slots, out_ids, out_logprobs, out_tail):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _mix_rows(rows, weights, ids, logprobs, tail, slots, out_ids, out_logprobs, out_tail):
     """`slots` is scratch, −1 everywhere: where in this row's kept entries a target token is."""
     num_positions, num_sources = rows.shape
     k = ids.shape[1]

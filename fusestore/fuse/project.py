@@ -132,18 +132,18 @@ def project_into(
 
 
 @numba.njit(cache=True)
-def _project_rows(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    ids,  # noqa: ANN001
-    logprobs,  # noqa: ANN001
-    tail,  # noqa: ANN001
-    target_id,  # noqa: ANN001
-    slots,  # noqa: ANN001
-    rows,  # noqa: ANN001
-    places,  # noqa: ANN001
-    out_ids,  # noqa: ANN001
-    out_logprobs,  # noqa: ANN001
-    out_tail,  # noqa: ANN001
-    unmapped,  # noqa: ANN001
+def _project_rows(
+    ids,
+    logprobs,
+    tail,
+    target_id,
+    slots,
+    rows,
+    places,
+    out_ids,
+    out_logprobs,
+    out_tail,
+    unmapped,
 ):
     """`slots` is scratch, −1 everywhere: where in this row's kept entries a target token is."""
     k = ids.shape[1]
@@ -211,7 +211,7 @@ def _project_rows(  # type: ignore[no-untyped-def]  # noqa: ANN202
 
 
 @numba.njit(cache=True)
-def keep_largest(kept_ids, kept_logprobs, count, tail_mass, out_ids, out_logprobs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def keep_largest(kept_ids, kept_logprobs, count, tail_mass, out_ids, out_logprobs):
     """Write the largest of the first `count` entries in order; return the new tail, a log.
 
     Insertion sort that lets what falls off the end join the tail: rows come in almost sorted.

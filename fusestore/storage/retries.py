@@ -15,12 +15,9 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from fusestore.errors import AccessDeniedError, FusestoreError, NotFoundError, StorageError
-
-if TYPE_CHECKING:
-    from fusestore.storage.location import Location
 
 ATTEMPTS = 6
 """Times a verb on a remote location is tried before its failure is the caller's."""
@@ -40,18 +37,32 @@ _HUB_CLIENTS = ("huggingface_hub", "httpx", "httpx2")
 _PERMANENT = {errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE}
 """What a storage will answer again however often it is asked."""
 
+
+class Address(Protocol):
+    """What is used of a `Location` here: where it lies."""
+
+    @property
+    def url(self) -> str:
+        """An absolute local path, or `protocol://…`."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of this machine's filesystem."""
+
+
+_Address = TypeVar("_Address", bound=Address)
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 
 def patient(
-    verb: Callable[Concatenate[Location, _Parameters], _Result],
-) -> Callable[Concatenate[Location, _Parameters], _Result]:
+    verb: Callable[Concatenate[_Address, _Parameters], _Result],
+) -> Callable[Concatenate[_Address, _Parameters], _Result]:
     """A verb on a location whose failures are our errors, tried again where that may help."""
 
     @functools.wraps(verb)
     def attempt(
-        location: Location, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
+        location: _Address, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
     ) -> _Result:
         attempts = 1 if location.is_local else ATTEMPTS
         if location.url.startswith("hf://"):
@@ -73,7 +84,7 @@ def patient(
 
 
 @contextlib.contextmanager
-def storage_errors(location: Location) -> Iterator[None]:
+def storage_errors(location: Address) -> Iterator[None]:
     """Turn what the operating system, fsspec and botocore raise into our error family."""
     try:
         yield
@@ -120,7 +131,7 @@ def _lost_session(error: Exception) -> bool:
     return isinstance(error, RuntimeError | AttributeError) and package in _HUB_CLIENTS
 
 
-def _denied(location: Location, error: Exception) -> AccessDeniedError:
+def _denied(location: Address, error: Exception) -> AccessDeniedError:
     return AccessDeniedError(
         f"Access to {location.url} was denied ({error}). Check the permissions; for object "
         "storage, the AWS_* variables or --storage-option; for hf://, HF_TOKEN."

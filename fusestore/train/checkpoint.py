@@ -31,7 +31,7 @@ from fusestore.storage.publish import TEMPORARY_PREFIX, sync_folder
 from fusestore.store.manifest import Manifest
 from fusestore.train.distributed.engine import Engine
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
-from fusestore.train.weights import put_weights
+from fusestore.train.trained_weights import put_weights
 
 _FOLDER = "checkpoint"
 _WEIGHTS = "model.safetensors"
@@ -69,7 +69,7 @@ def save_checkpoint(
     Args:
         work_dir: made if need be.
         state: counters and curves.
-        weights: as `fusestore.train.weights` gives them.
+        weights: as `fusestore.train.trained_weights` gives them.
         moments: as the engine gives them.
     """
     work_dir.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fusestore.data.mixture import Fused
 from fusestore.progress import Reporter
-from fusestore.train.batches import step_batches
 from fusestore.train.checkpoint import (
     TrainState,
     drop_best_but,
@@ -26,10 +25,11 @@ from fusestore.train.evaluation import Evaluation, Evaluator, best_evaluation
 from fusestore.train.guards import check_weights
 from fusestore.train.logs import TensorBoardLog
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
+from fusestore.train.step_batches import step_batches
 from fusestore.train.student import Student
 from fusestore.train.surroundings import StopSignals
+from fusestore.train.trained_weights import trained_weights
 from fusestore.train.updates import Updates
-from fusestore.train.weights import trained_weights
 
 
 class TrainingProgress(NamedTuple):
@@ -56,7 +56,8 @@ class Trained(NamedTuple):
     """What a finished run publishes; see `TrainingManifest`.
 
     Attributes:
-        weights: of `result_step`, as `fusestore.train.weights` gives them; in the main process.
+        weights: of `result_step`, as `fusestore.train.trained_weights` gives them; only in the
+            main process.
         result_step: the last, or that of the best evaluation.
         num_tokens: of the run.
         loss_curve: likewise.

@@ -16,7 +16,7 @@ from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.receipts import FileRecord
 from fusestore.train.lora import add_lora, save_adapter
 from fusestore.train.settings import TrainSettings
-from fusestore.train.weights import put_weights
+from fusestore.train.trained_weights import put_weights
 
 _TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -91,7 +91,7 @@ def publish_model(
     """Publish weights, configuration and the base's tokenizer files, without the manifest.
 
     Args:
-        weights: what was trained, as `fusestore.train.weights` gives them.
+        weights: what was trained, as `fusestore.train.trained_weights` gives them.
         model_path: the folder that training started from.
         settings: of the run.
         output: the model folder to make.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,62 +14,12 @@ import fusestore.align
 from fusestore.align.kinds import ALIGNMENT_METHODS
 from fusestore.align.tokens.pairing import align_table
 from fusestore.tokenizers.tokenizer import as_tokenizer, load_tokenizer
-
-UNKNOWN = "[UNK]"
-LINES = [
-    "The quick brown fox jumps over the lazy dog and does not look back.",
-    "Fellow citizens of the Senate and of the House of Representatives:",
-    "Größe, naïveté, 東京 and 🦊 stand in this line so that the pieces know them.",
-]
+from tests.helpers.real_tokenizers import deepseek_tokenizer
+from tests.helpers.tiny_models import SCRIPTS, train_unigram, train_word_piece
 
 UNICODE = st.text(max_size=40) | st.text(
     alphabet=st.sampled_from(" \n\t\u00a0\u200b\u0301\x00\x07ab🦊👩‍🚀中文éßA"), max_size=40
 )
-
-
-def trained(model, trainer, **parts):
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(model)
-    for name, part in parts.items():
-        setattr(backend, name, part)
-    backend.train_from_iterator(LINES * 4, trainer)
-    return as_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=UNKNOWN))
-
-
-def word_piece():
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
-    return trained(
-        models.WordPiece(unk_token=UNKNOWN),
-        trainers.WordPieceTrainer(vocab_size=200, special_tokens=[UNKNOWN], show_progress=False),
-        normalizer=normalizers.BertNormalizer(lowercase=True),
-        pre_tokenizer=pre_tokenizers.BertPreTokenizer(),
-        decoder=decoders.WordPiece(),
-    )
-
-
-def unigram():
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
-    return trained(
-        models.Unigram(),
-        trainers.UnigramTrainer(
-            vocab_size=200, special_tokens=[UNKNOWN], unk_token=UNKNOWN, show_progress=False
-        ),
-        normalizer=normalizers.NFKC(),
-        pre_tokenizer=pre_tokenizers.Metaspace(),
-        decoder=decoders.Metaspace(),
-    )
-
-
-def deepseek():
-    import deepseek_tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    path = next(Path(deepseek_tokenizer.__file__).parent.rglob("tokenizer.json"))
-    return as_tokenizer(PreTrainedTokenizerFast(tokenizer_file=str(path)))
 
 
 @pytest.fixture(scope="session")
@@ -78,9 +27,9 @@ def tokenizers(smollm2_path, gemma3_path):
     return {
         "smollm2": load_tokenizer(smollm2_path),
         "gemma3": load_tokenizer(gemma3_path),
-        "deepseek": deepseek(),
-        "word_piece": word_piece(),
-        "unigram": unigram(),
+        "deepseek": deepseek_tokenizer(),
+        "word_piece": as_tokenizer(train_word_piece(SCRIPTS, 200)),
+        "unigram": as_tokenizer(train_unigram(SCRIPTS, 200)),
     }
 
 

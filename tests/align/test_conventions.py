@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fusestore.align.kinds import AlignmentMethod
 from fusestore.align.tokens.pairing import align_table, align_tokens
 from fusestore.storage.packages import resolve_path
 from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer, load_tokenizer
-from tests.align.test_api import deepseek, unigram, word_piece
-from tests.align.test_dtw import plain_anchored
-from tests.align.test_tokens import plain_pairs
-from tests.corpus.test_conversions import MISTRAL, encoding_of
+from tests.helpers.plain_warping import plain_anchored, plain_pairs
+from tests.helpers.real_tokenizers import MISTRAL, deepseek_tokenizer, encoding_of
+from tests.helpers.tiny_models import SCRIPTS, train_unigram, train_word_piece
 
 NAMES = ("smollm2", "gemma3", "deepseek", "mistral", "qwen", "word_piece", "unigram")
 
@@ -24,11 +24,11 @@ def tokenizers(smollm2_path, gemma3_path) -> dict[str, Tokenizer]:
     return {
         "smollm2": load_tokenizer(smollm2_path),
         "gemma3": load_tokenizer(gemma3_path),
-        "deepseek": deepseek(),
+        "deepseek": deepseek_tokenizer(),
         "mistral": load_tokenizer(MISTRAL + "tokenizer.model.v1"),
         "qwen": as_tokenizer(encoding_of()),
-        "word_piece": word_piece(),
-        "unigram": unigram(),
+        "word_piece": as_tokenizer(train_word_piece(SCRIPTS, 200)),
+        "unigram": as_tokenizer(train_unigram(SCRIPTS, 200)),
     }
 
 
@@ -127,13 +127,13 @@ def test_warping_of_real_tokens_is_the_plain_programme(tokenizers, speeches, sou
         [vocabulary.token_bytes[i] for i in ids]
         for (ids, _), vocabulary in zip(documents, vocabularies, strict=True)
     ]
-    tokens = [array for document in documents for array in document]
-    exact, _ = align_tokens(*tokens, *vocabularies, "exact")
-    for method, pairs in (
-        ("mined", plain_pairs(*pieces)),
-        ("anchored", plain_anchored(*pieces, exact)),
-    ):
-        position, _ = align_tokens(*tokens, *vocabularies, method)
+    exact, _ = align_tokens(*documents[0], *documents[1], *vocabularies, "exact")
+    expected: dict[AlignmentMethod, dict[int, int]] = {
+        "mined": plain_pairs(*pieces),
+        "anchored": plain_anchored(pieces[0], pieces[1], exact),
+    }
+    for method, pairs in expected.items():
+        position, _ = align_tokens(*documents[0], *documents[1], *vocabularies, method)
         assert position.tolist() == [pairs.get(j, -1) for j in range(len(pieces[1]))]
 
 
@@ -144,9 +144,10 @@ def test_warping_of_real_tokens_is_the_plain_programme(tokenizers, speeches, sou
 def test_anchored_equals_mined_on_ordinary_text(tokenizers, speeches, source, target):
     left, right = tokenizers[source], tokenizers[target]
     documents = [speeches[start : start + 6000] for start in range(0, len(speeches), 6000)]
-    sides = [side.encode(documents, False) for side in (left, right)]
+    sides = left.encode(documents, False), right.encode(documents, False)
     vocabularies = left.vocabulary, right.vocabulary
     anchored, mined = (
-        align_table(*sides, *vocabularies, method)[0] for method in ("anchored", "mined")
+        align_table(sides[0], sides[1], *vocabularies, method)[0]
+        for method in ("anchored", "mined")
     )
     assert np.mean(anchored == mined) >= 0.995

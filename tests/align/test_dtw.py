@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +10,8 @@ from rapidfuzz.distance import Levenshtein
 
 from fusestore.align.kinds import MINED, NONE, SPAN
 from fusestore.align.tokens.token_distance import code_texts, text_distance
-from tests.align.test_tokens import POINTS, align, cut, plain_pairs, plain_warp, two_cuts
+from tests.helpers.plain_warping import plain_anchored, plain_pairs
+from tests.helpers.token_pieces import POINTS, align, cut, two_cuts
 
 
 @settings(max_examples=300, deadline=None)
@@ -45,17 +44,6 @@ def test_the_band_loses_nothing(cuts):
     source, target = ([piece for piece in side if piece] for side in cuts)
     pairs = plain_pairs(source, target)
     assert align(source, target, "mined")[0] == [pairs.get(j, -1) for j in range(len(target))]
-
-
-def plain_anchored(source, target, exact):
-    """`plain_warp` from one pair of equal bytes to the next, the pairs themselves included."""
-    anchors = [(0, 0), *((i, j) for j, i in enumerate(exact) if i >= 0)]
-    anchors.append((len(source) - 1, len(target) - 1))
-    path = {(0, 0)}
-    for (i, j), (k, m) in pairwise(dict.fromkeys(anchors)):
-        path |= {(i + a, j + b) for a, b in plain_warp(source[i : k + 1], target[j : m + 1])}
-    sources, targets = [i for i, _ in path], [j for _, j in path]
-    return {j: i for i, j in path if sources.count(i) == 1 and targets.count(j) == 1}
 
 
 @settings(max_examples=300, deadline=None)

@@ -11,7 +11,7 @@ PROGRAM = """
 import resource, sys
 import numpy as np
 from fusestore.align.stored import open_alignment
-from fusestore.align.writer import write_alignment
+from fusestore.align.alignment_writer import write_alignment
 from fusestore.tokenizers.vocabulary import Vocabulary
 from fusestore.storage.location import Location
 

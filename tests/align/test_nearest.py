@@ -130,7 +130,8 @@ def real(smollm2_path, gemma3_path):
 
 @pytest.mark.slow
 def test_a_whole_pair_of_real_vocabularies(real):
-    check_real(*unmatched(real["mistral"], real["smollm2"]), prefer_prefix=True)
+    queries, candidates = unmatched(real["mistral"], real["smollm2"])
+    check_real(queries, candidates, prefer_prefix=True)
 
 
 @pytest.mark.slow

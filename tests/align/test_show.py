@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fusestore.align.kinds import ALIGNMENT_METHODS
 from fusestore.align.report.columns import AlignedDocument, columns, explain, shown_text, window
 from fusestore.align.tokens.pairing import align_tokens
-from tests.align.test_tokens import Pieces, cut
+from tests.helpers.token_pieces import Pieces, cut
 
 
 def aligned(source, target, method="hybrid", bos=(False, False)):

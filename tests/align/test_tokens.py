@@ -2,65 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rapidfuzz.distance import Levenshtein
 
-from fusestore.align.edit_distance import text_of
 from fusestore.align.kinds import ALIGNMENT_METHODS, MINED, NONE, SPAN
 from fusestore.align.tokens.pairing import align_table, align_tokens
 from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.vocabulary import Vocabulary
-
-
-class Pieces:
-    """Tokenizations given as pieces of bytes; the vocabulary grows with them."""
-
-    def __init__(self, digest):
-        self.digest = digest
-        self.ids = {b"<bos>": 0}
-
-    def document(self, pieces, bos=False):
-        ids = [self.ids.setdefault(piece, len(self.ids)) for piece in pieces]
-        ends = np.cumsum([len(piece) for piece in pieces])
-        if bos:
-            ids, ends = [0, *ids], np.concatenate([[0], ends])
-        return np.array(ids, np.int32), np.array(ends, np.int32)
-
-    def table(self, documents, bos=False):
-        parts = [self.document(pieces, bos) for pieces in documents]
-        return TokenTable(
-            np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in parts)]),
-            np.concatenate([np.empty(0, np.int32), *(ends for _, ends in parts)]),
-            np.cumsum([0, *(len(ids) for ids, _ in parts)]),
-        )
-
-    @property
-    def vocabulary(self):
-        kinds = ("special", *["text"] * (len(self.ids) - 1))
-        return Vocabulary(self.digest, tuple(self.ids), kinds, (("bos", 0),))
-
-
-def align(source, target, method, bos=(False, False), vocabulary_map=None):
-    left, right = Pieces("a" * 64), Pieces("b" * 64)
-    source_document, target_document = left.document(source, bos[0]), right.document(target, bos[1])
-    if vocabulary_map is not None:
-        vocabulary_map = map_vocabulary(left.vocabulary, right.vocabulary, vocabulary_map)
-    position, kind = align_tokens(
-        *source_document,
-        *target_document,
-        left.vocabulary,
-        right.vocabulary,
-        method,
-        vocabulary_map,
-    )
-    return position.tolist(), kind.tolist()
+from tests.helpers.plain_warping import plain_pairs
+from tests.helpers.token_pieces import Pieces, align, two_cuts
 
 
 def brute_force_span(source_ends, target_ends):
@@ -70,58 +24,6 @@ def brute_force_span(source_ends, target_ends):
         last_source.get(int(end), -1) if last_target[int(end)] == i else -1
         for i, end in enumerate(target_ends)
     ]
-
-
-def plain_warp(source, target):
-    """The path of dynamic time warping on a full float matrix, walked back with argmin."""
-
-    def distance(left, right):
-        return Levenshtein.distance(
-            text_of(left.replace(b" ", b"")), text_of(right.replace(b" ", b""))
-        )
-
-    total = np.full((len(source) + 1, len(target) + 1), np.inf)
-    total[0, 0] = 0.0
-    for i, left in enumerate(source):
-        for j, right in enumerate(target):
-            total[i + 1, j + 1] = distance(left, right) + min(
-                total[i, j], total[i, j + 1], total[i + 1, j]
-            )
-    i, j = len(source), len(target)
-    path = []
-    while True:
-        path.append((i - 1, j - 1))
-        if (i, j) == (1, 1):
-            return path
-        options = [total[i - 1, j - 1], total[i - 1, j], total[i, j - 1]]
-        step = int(np.argmin(options))
-        i -= step in (0, 1)
-        j -= step in (0, 2)
-
-
-def plain_pairs(source, target):
-    """Source position by target position, for pairs that are one-to-one on both sides."""
-    if not source or not target:
-        return {}
-    path = plain_warp(source, target)
-    sources, targets = [i for i, _ in path], [j for _, j in path]
-    return {j: i for i, j in path if sources.count(i) == 1 and targets.count(j) == 1}
-
-
-def cut(data, points):
-    """The bytes cut at these points; empty pieces are tokens without text."""
-    marks = [0, *sorted(point % (len(data) + 1) for point in points), len(data)]
-    return [data[a:b] for a, b in pairwise(marks)]
-
-
-POINTS = st.lists(st.integers(0, 40), max_size=14)
-TEXT = st.text(alphabet="ab c é中😀\n", max_size=14)
-
-
-@st.composite
-def two_cuts(draw):
-    data = draw(TEXT).encode()
-    return cut(data, draw(POINTS)), cut(data, draw(POINTS))
 
 
 @settings(max_examples=300, deadline=None)
@@ -264,7 +166,7 @@ def test_bad_input_is_refused():
     with pytest.raises(IncompatibleError, match="1 documents and the target 2"):
         align_table(one, two, vocabulary, vocabulary)
     with pytest.raises(InvalidInputError, match=r"fuzzy.*hybrid"):
-        align_table(one, one, vocabulary, vocabulary, "fuzzy")
+        align_table(one, one, vocabulary, vocabulary, "fuzzy")  # type: ignore[arg-type]
     with pytest.raises(IncompatibleError, match="ids from 1 to 1"):
         align_table(one, one, Vocabulary("c" * 64, (b"",), ("text",), ()), vocabulary)
     falling = TokenTable(np.array([1, 1], np.int32), np.array([2, 1], np.int32), np.array([0, 2]))

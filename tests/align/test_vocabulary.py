@@ -103,6 +103,6 @@ def test_to_polars_columns_and_nulls():
 
 def test_unknown_method_and_tie_break_are_refused():
     with pytest.raises(InvalidInputError, match=r"nearest.*exact, mined, prefix"):
-        map_vocabulary(vocabulary([b"a"]), vocabulary([b"a"]), "nearest")
+        map_vocabulary(vocabulary([b"a"]), vocabulary([b"a"]), "nearest")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match=r"last.*prefix, first"):
-        map_vocabulary(vocabulary([b"a"]), vocabulary([b"a"]), "mined", "last")
+        map_vocabulary(vocabulary([b"a"]), vocabulary([b"a"]), "mined", "last")  # type: ignore[arg-type]

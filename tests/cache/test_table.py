@@ -7,7 +7,7 @@ import pytest
 from fusestore.cache.reader import open_cache
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.store.layout import Store
-from fusestore.tokenizers.vocabulary import Vocabulary
+from fusestore.tokenizers.vocabulary import TokenKind, Vocabulary
 from fusestore.tokenizers.vocabulary_table import save_vocabulary
 
 TEXTS = [b" the", b"\xff", "é".encode(), *(f"t{index}".encode() for index in range(3, 45))]
@@ -17,7 +17,7 @@ TEXTS = [b" the", b"\xff", "é".encode(), *(f"t{index}".encode() for index in ra
 def cache(tmp_path, make):
     """One whose rows keep from none to ten entries; five ids are padding without a token."""
     make(absent=0.9).write(Store.open(tmp_path))
-    kinds = tuple("text" for _ in TEXTS)
+    kinds: tuple[TokenKind, ...] = ("text",) * len(TEXTS)
     save_vocabulary(Store.open(tmp_path), Vocabulary("7" * 64, tuple(TEXTS), kinds, ()))
     return open_cache(tmp_path, "demo")
 

@@ -3,8 +3,8 @@
 import pytest
 
 from fusestore.corpus.build import build_corpus
-from fusestore.store.layout import Store
 from tests.helpers.capture_processes import CaptureProcesses
+from tests.helpers.store_contents import contents
 from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 
 VOCABULARY_SIZE = 300
@@ -58,9 +58,3 @@ def whole(tmp_path_factory, captures, new_store):
     root = new_store(tmp_path_factory.mktemp("whole"))
     assert captures.run(root)[0]
     return contents(root)
-
-
-def contents(root):
-    """Every file below a store, by its path."""
-    location = Store.open(root).location
-    return {name: (location / name).read_bytes() for name in location.list_recursive()}

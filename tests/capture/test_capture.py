@@ -12,8 +12,10 @@ import torch
 from fusestore.cache.reader import open_cache
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture import batches, selection
-from fusestore.capture.run import capture, skipped_documents
+from fusestore.capture.device import top_k_on_device
+from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings, wants_bos
+from fusestore.capture.totals import skipped_documents
 from fusestore.corpus.build import build_corpus
 from fusestore.errors import (
     FingerprintMismatchError,
@@ -24,7 +26,9 @@ from fusestore.errors import (
     OutOfMemoryError,
     StorageError,
 )
+from fusestore.models.logits import logit_pieces
 from fusestore.models.model import Model
+from fusestore.progress import SilentReporter
 from fusestore.store.codec import TAIL_STEP
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
@@ -221,7 +225,7 @@ def contents(folder: Path):
     }
 
 
-class Listener:
+class Listener(SilentReporter):
     """Keeps what a run says and the progress it tells."""
 
     def __init__(self):
@@ -373,7 +377,7 @@ def test_document_longer_than_the_context(store, corpus, tokenizer, tmp_path):
 def test_batches_are_halved_when_memory_runs_out(store, corpus, model_path, monkeypatch):
     expected = capture(store, "roomy", Model.open(model_path), corpus, EXACT).artifact
     sizes = []
-    real = batches.logit_pieces
+    real = logit_pieces
 
     def scarce(model, input_ids, mask):
         sizes.append(len(input_ids))
@@ -499,7 +503,7 @@ def test_the_way_of_cuda_makes_the_same_rows(store, corpus, model_path, monkeypa
         self._batches_under_way = 1
 
     monkeypatch.setattr(batches.RowCapturer, "__init__", begin_with_one_under_way)
-    monkeypatch.setattr(selection, "top_k_on_cpu", selection.top_k_on_device)
+    monkeypatch.setattr(selection, "top_k_on_cpu", top_k_on_device)
     listener = Listener()
     settings = SMALL_SHARDS.model_copy(update={"batch_size": batch_size})
     cache = capture(

@@ -5,27 +5,7 @@ import shutil
 
 import pytest
 
-from fusestore.cache.reader import open_cache
-from fusestore.cache.verify import verify_cache
-from fusestore.errors import NotFoundError
-from tests.capture.conftest import contents
-
-
-def is_between(name):
-    """Files that no reader looks at: unfinished ones, and those that divide the work."""
-    return name.rsplit("/", 1)[-1].startswith(".tmp-") or name.startswith("caches/tiny/claims/")
-
-
-def check_nothing_torn(root, whole):
-    """Every visible file is whole, and what opens is right."""
-    for name, data in contents(root).items():
-        if not is_between(name):
-            assert data == whole[name], name
-    try:
-        cache = open_cache(root, "tiny")
-    except NotFoundError:
-        return
-    assert verify_cache(cache.location) == []
+from tests.helpers.store_contents import check_nothing_torn, contents
 
 
 def crash_many_times(captures, new_store, whole, folder, kills):

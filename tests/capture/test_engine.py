@@ -2,34 +2,24 @@
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    Gemma2Config,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    OPTConfig,
-)
 
 from fusestore.models import logits as engine
+from tests.helpers.tiny_models import make_model
 
-_SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-CONFIGS = [
-    LlamaConfig(**_SMALL, intermediate_size=64),
+FAMILIES = [
+    ("llama", {"num_key_value_heads": 4}),
     # Soft-caps its logits after the head.
-    Gemma2Config(**_SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8),
-    GPTNeoXConfig(**_SMALL, intermediate_size=64),
-    OPTConfig(**_SMALL, ffn_dim=64, word_embed_proj_dim=32),
-    GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4),
-    BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=4),
+    ("gemma2", {"head_dim": 8}),
+    ("gpt_neox", {}),
+    ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    ("gpt2", {}),
+    ("bloom", {}),
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
-def test_pieces_equal_the_whole(config, monkeypatch):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+@pytest.mark.parametrize(("family", "changes"), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_pieces_equal_the_whole(family, changes, monkeypatch):
+    model = make_model(family, **changes)
     input_ids = torch.randint(3, 100, (2, 17))
     mask = torch.ones_like(input_ids)
     mask[1, 10:] = 0

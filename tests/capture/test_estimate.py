@@ -2,6 +2,7 @@
 
 import inspect
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -52,7 +53,7 @@ def store(tmp_path, texts):
     return store
 
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "exact": {"profile": "lossless", "top_k": 5},
     "not compressed": {"profile": "fast", "top_k": 5},

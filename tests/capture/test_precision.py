@@ -16,10 +16,11 @@ from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import open_corpus
 from fusestore.errors import FingerprintMismatchError
+from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision
 from fusestore.progress import SilentReporter
 from fusestore.store.layout import Store
-from tests.capture.conftest import contents
+from tests.helpers.store_contents import contents
 
 SETTINGS = CaptureSettings(top_k=7, rows_per_shard=64, rows_per_chunk=16, device="cpu")
 OTHER = {"float32": "bfloat16", "bfloat16": "float32"}
@@ -27,6 +28,7 @@ BOTH = pytest.mark.parametrize("first", ["float32", "bfloat16"])
 
 ASK = """
 import json, torch
+from fusestore.models.model import Model
 from fusestore.models.precision import choose_precision
 choice = choose_precision("cpu")
 flags = torch.cpu.get_capabilities()
@@ -146,9 +148,11 @@ def new_capture(tiny_folder, new_store):
         if not root.exists():
             new_store(root)
         store = Store.open(root)
-        return capture(
-            store, open_corpus(store, "demo"), str(tiny_folder), "tiny", settings, reporter
+        corpus = open_corpus(store, "demo")
+        result = capture(
+            store, "tiny", Model.open(tiny_folder), corpus, settings, reporter=reporter
         )
+        return result.artifact, result.created
 
     return make
 
@@ -237,5 +241,6 @@ def test_an_estimate_says_its_dtype_too(tiny_folder, new_store, machine, tmp_pat
     lines = Lines()
     store = Store.open(new_store(tmp_path / "store"))
     corpus = open_corpus(store, "demo")
-    estimate_capture(store, corpus, str(tiny_folder), settings=SETTINGS, reporter=lines)
+    model = Model.open(tiny_folder)
+    estimate_capture(store, "estimate", model, corpus, SETTINGS, reporter=lines)
     assert lines.said == [f"estimate: dtype {first} (made up)"]

@@ -9,8 +9,8 @@ import pytest
 from fusestore.cache.reader import open_cache
 from fusestore.cache.verify import verify_cache
 from fusestore.capture.shard_queue import WRITERS
-from tests.capture.conftest import contents
 from tests.helpers.capture_processes import kill
+from tests.helpers.store_contents import contents
 
 
 @pytest.fixture(params=["local", "s3"])

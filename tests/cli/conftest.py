@@ -1,9 +1,9 @@
-"""The command line, and the tiny fusion of tests/pipeline."""
+"""The command line, and the tiny fusion of `tiny_job`."""
 
 import pytest
 
 from tests.helpers.command import Command
-from tests.pipeline.conftest import _own_home, first_store, job, store
+from tests.helpers.finished_job import _own_home, first_store, job, store
 
 __all__ = ["_own_home", "command", "first_store", "job", "store"]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fusestore.cache.reader import open_cache
-from tests.cli.test_verbs import stages
+from tests.helpers.stage_commands import stages
 
 ALIGN = ("align", "wide", "--target", "small")
 

@@ -9,9 +9,9 @@ import torch
 from fusestore.corpus.build import open_corpus
 from fusestore.storage.location import Location
 from fusestore.store.manifest import canonical_json, digest_bytes
-from tests.cli.test_verbs import stages
+from tests.helpers.moto_credentials import set_free_requests
+from tests.helpers.stage_commands import stages
 from tests.helpers.tiny_job import NUM_DOCUMENTS, hashes, save_llama, write_fusion
-from tests.storage.test_publish import set_free_requests
 
 
 @pytest.fixture

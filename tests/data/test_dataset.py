@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -110,7 +111,9 @@ def test_windows_of_a_batch_are_a_sequence(folder, arrays):
     batch = collate(together)
     assert (batch["next_ids"][1] == -100).all()
     assert not batch["fused_mask"][0, 3]
-    default = torch.utils.data.default_collate(FusedDataset(folder).__getitems__([5, 0]))
+    default = torch.utils.data.default_collate(
+        cast("list[Any]", FusedDataset(folder).__getitems__([5, 0]))
+    )
     assert default["window"].tolist() == [5, 0]
     assert default["fused_ids"].shape == (2, 32, 4)
 
@@ -156,7 +159,7 @@ def test_workers_see_the_same(folder, method):
     dataset = FusedDataset(folder)
     dataset[0]
     order = BatchOrder(len(dataset), 3, seed=1, epoch=0)
-    options = {"batch_sampler": order, "collate_fn": collate}
+    options: dict[str, Any] = {"batch_sampler": order, "collate_fn": collate}
     alone = list(DataLoader(dataset, **options))
     shared = list(DataLoader(dataset, num_workers=2, multiprocessing_context=method, **options))
     assert len(alone) == len(shared) == 6

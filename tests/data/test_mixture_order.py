@@ -86,7 +86,7 @@ def test_weights_are_the_decimals_they_are_written_as():
 def test_bad_weights():
     for weights in ([1], [1, 0], [1, -2], [1, float("nan")], [1, float("inf")], [1, "x"], []):
         with pytest.raises(InvalidInputError, match="weights"):
-            integer_weights(weights, [4, 4])
+            integer_weights(weights, [4, 4])  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="fewer digits"):
         integer_weights([0.123456789, 1], [4, 4])
     with pytest.raises(InvalidInputError):

@@ -28,9 +28,9 @@ from fusestore.errors import (
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.storage.location import Location
 from fusestore.store.receipts import FileRecord
-from tests.capture.test_storage_failures import Disk
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.range_server import RangeServer
+from tests.helpers.small_disk import Disk
 from tests.helpers.whole_dataset import plain, share, windows_of, write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -522,9 +522,10 @@ def test_windows_by_document(by_document, cache):
         states.append(dataset.state_dict())
         assert form == "local" or states[0] == states[1]
     with RangeServer(by_document["shared"]) as site:
-        loader = StreamingLoader(stream(site.url, cache / "http"), 4)
+        dataset = stream(site.url, cache / "http")
+        loader = StreamingLoader(dataset, 4)
         assert [n for batch in loader for n in batch["window"].tolist()] == (
-            loader.dataset.order.windows(0).tolist()
+            dataset.order.windows(0).tolist()
         )
 
 

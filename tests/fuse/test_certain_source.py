@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import zarr
 
+from fusestore.align.alignment_writer import write_alignment
 from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
-from fusestore.align.writer import write_alignment
 from fusestore.cache.id_order import learn_order
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.reader import open_cache
@@ -121,13 +121,13 @@ def test_fused_mass_lies_on_the_next_target_token(tmp_path, smollm2_path, gemma3
     assert manifest.sources[0].bits_per_byte == 0.0
 
     fused = zarr.open_group(str(tmp_path / "fused/certain"), mode="r")
-    ids, logprobs = fused["ids"][:, 0], fused["logprobs"][:, 0]
+    ids, logprobs = (np.asarray(fused[name])[:, 0] for name in ("ids", "logprobs"))
     # Wherever both tokenizers go on with the same token, all mass must be on it; where they do
     # not, the exact map sends the source's token elsewhere or nowhere.
     source_pos, kind = alignment.for_documents(0, len(TEXTS))
     first = np.repeat(source_tokens.document_offsets[:-1], np.diff(target_tokens.document_offsets))
     next_source = following[first + np.maximum(source_pos, 0)]
-    next_ids = fused["next_ids"][:]
+    next_ids = np.asarray(fused["next_ids"])
     same = (kind == 1) & (next_ids >= 0) & (vocabulary_map.target_id[next_source] == next_ids)
     assert same.sum() > 0.5 * manifest.num_tokens
     np.testing.assert_array_equal(ids[same], next_ids[same])

@@ -18,7 +18,7 @@ from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.scores import label_nats
 from fusestore.fuse.shard import fuse_rows
 from fusestore.fuse.strategies import register, strategy_names
-from tests.fuse.test_fuse_reference import (
+from tests.helpers.fusion_reference import (
     VOCAB,
     Reference,
     random_source,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,7 +171,7 @@ def test_workers_make_shards_without_hanging(small, whole, method):
     dataset = fs.open_recipe(small.root, small.recipe(), "demo")
     dataset[0]
     order = BatchOrder(len(dataset), 4, seed=1, epoch=0)
-    options = {"batch_sampler": order, "collate_fn": collate}
+    options: dict[str, Any] = {"batch_sampler": order, "collate_fn": collate}
     shared = list(DataLoader(dataset, num_workers=2, multiprocessing_context=method, **options))
     alone = list(DataLoader(FusedDataset(whole.path), **options))
     assert len(shared) == len(alone) > 3

@@ -45,7 +45,9 @@ def test_packllm_weighs_by_the_inverse_of_perplexity():
     got = weights(
         "packllm", [[5000.0, 5000.0 + np.log(3.0), NAN], [INF, NAN, 1.0], [INF, INF, NAN]]
     )
-    np.testing.assert_allclose(got, [[0.75, 0.25, 0], [0, 0, 1], [0.5, 0.5, 0]], rtol=1e-9)
+    np.testing.assert_allclose(
+        got, [[0.75, 0.25, 0.0], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0]], rtol=1e-9
+    )
 
 
 @given(

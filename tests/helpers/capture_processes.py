@@ -106,8 +106,8 @@ def _load_kernels():
     from fusestore.capture.cpu import top_k_on_cpu
 
     labels = torch.zeros(3, dtype=torch.int64)
-    ids, logprobs, *_ = top_k_on_cpu(torch.randn(3, 300), torch.arange(3), labels, 7)
-    ids, logprobs = ids.numpy(), logprobs.numpy()
+    rows = top_k_on_cpu(torch.randn(3, 300), torch.arange(3), labels, 7)
+    ids, logprobs = (values.numpy() for values in rows[:2])
     tokens = np.arange(3, dtype=np.int32)
     order = learn_order(300, tokens, tokens, ids, logprobs > -np.inf)
     row_class = order.token_class[tokens]

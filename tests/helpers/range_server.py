@@ -5,6 +5,7 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 
 class RangeServer:
@@ -32,7 +33,7 @@ class RangeServer:
 
 
 class RangeHandler(BaseHTTPRequestHandler):
-    server_of: RangeServer
+    server_of: Any
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):

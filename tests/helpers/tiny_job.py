@@ -1,14 +1,9 @@
 """A whole fusion small enough to run in seconds: tiny models, two real tokenizers, real text."""
 
-# ruff: noqa: S106 - the tokens of a tokenizer are not passwords
-
 import hashlib
 import json
 import shutil
 from pathlib import Path
-
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fusestore.progress import SilentReporter
 from fusestore.report.summary import Summary
@@ -16,6 +11,7 @@ from fusestore.storage.location import Location
 from fusestore.storage.packages import resolve_path
 from fusestore.workflows.fusion_config import load_config
 from fusestore.workflows.pipeline import run_pipeline
+from tests.helpers.tiny_models import make_llama, save_model, train_byte_fallback
 
 NUM_DOCUMENTS = 30
 NUM_HELD_OUT = 6
@@ -49,58 +45,27 @@ def write_job(folder: Path, smollm2_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(smollm2_path / name, wide / name)
     small = folder / "small"
-    train_tokenizer(texts).save_pretrained(small)
+    train_byte_fallback(texts, VOCABULARY_SIZE).save_pretrained(small)
     save_llama(wide, vocab_size=49_152, hidden_size=16, seed=1)
     save_llama(small, vocab_size=VOCABULARY_SIZE, hidden_size=32, seed=2)
 
 
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Sentencepiece-style BPE with `▁`, byte fallback and a BOS of its own."""
-    import tokenizers
-
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>"))
-    backend.normalizer = tokenizers.normalizers.Replace(" ", "▁")
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("▁", "merged_with_next")
-    backend.decoder = tokenizers.decoders.Sequence(
-        [
-            tokenizers.decoders.Replace("▁", " "),
-            tokenizers.decoders.ByteFallback(),
-            tokenizers.decoders.Fuse(),
-        ]
-    )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE, special_tokens=special, show_progress=False
-    )
-    backend.train_from_iterator(texts, trainer)
-    content = json.loads(backend.to_str())
-    # The trainer knows byte tokens only as special ones; to a model they are ordinary.
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < 3]
-    backend = tokenizers.Tokenizer.from_str(json.dumps(content))
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
 def save_llama(folder: Path, *, vocab_size: int, hidden_size: int, seed: int) -> None:
-    """A randomly initialised Llama of two layers."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
+    """A random Llama of two layers with tied embeddings, without its tokenizer."""
+    model = make_llama(
+        vocab_size,
+        context=512,
+        seed=seed,
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
-        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=512,
         tie_word_embeddings=True,
+        initializer_range=0.02,
         bos_token_id=1,
         eos_token_id=2,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    save_model(folder, model, None)
 
 
 def fusion_toml(job: Path, store: str) -> str:

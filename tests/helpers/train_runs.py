@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from fusestore.storage.location import Location
 from fusestore.tokenizers.token_table import TokenTable
-from fusestore.train import TrainSettings, train
+from fusestore.train import LoraSettings, TrainSettings, train
 
 SETTINGS = TrainSettings(
     lm_weight=0.5,
@@ -22,6 +22,14 @@ SETTINGS = TrainSettings(
     precision="float32",
     seed=5,
 )
+
+
+LORA = LoraSettings(rank=4, alpha=8.0, dropout=0.1)
+
+
+def lora_settings(lora=LORA, **fields):
+    """`SETTINGS` with adapters."""
+    return SETTINGS.model_copy(update={"lora": lora, **fields})
 
 
 def run(model_path, dataset, settings, folder, **options):

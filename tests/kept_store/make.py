@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import fusestore as fs
 from fusestore.align.report.unmatched import read_unmatched
@@ -50,7 +49,12 @@ from fusestore.train.manifest import TrainingManifest
 from fusestore.workflows.fusion_config import load_config
 from fusestore.workflows.pipeline import run_pipeline
 from tests.helpers import tiny_job
-from tests.helpers.tiny_models import save_model, train_tokenizer
+from tests.helpers.tiny_models import (
+    make_llama,
+    save_model,
+    train_byte_fallback,
+    train_tokenizer,
+)
 
 NUM_DOCUMENTS = 2
 NUM_CHARACTERS = 90
@@ -168,7 +172,7 @@ def _write_job(folder: Path) -> None:
     pl.DataFrame({"text": texts, "split": splits}).write_ndjson(folder / "texts.jsonl")
     byte_level = train_tokenizer(texts, 280)
     save_model(folder / "small", _llama(len(byte_level), seed=1), byte_level)
-    sentencepiece = tiny_job.train_tokenizer(texts[:1])
+    sentencepiece = train_byte_fallback(texts[:1], tiny_job.VOCABULARY_SIZE)
     save_model(folder / "wide", _llama(len(sentencepiece) + 5, seed=2), sentencepiece)
     broken = _llama(len(byte_level), seed=3, tied=False)
     # It gives NaN for what is in one of the documents only.
@@ -178,20 +182,17 @@ def _write_job(folder: Path) -> None:
 
 def _llama(vocab_size: int, seed: int, *, tied: bool = True) -> LlamaForCausalLM:
     """A random model of a few thousand numbers, some of whose tokens are likelier than others."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
+    return make_llama(
+        vocab_size,
+        seed=seed,
         hidden_size=8,
         intermediate_size=8,
         num_hidden_layers=1,
         num_attention_heads=1,
-        max_position_embeddings=128,
+        num_key_value_heads=1,
         initializer_range=0.8,
         tie_word_embeddings=tied,
-        bos_token_id=0,
-        eos_token_id=1,
     )
-    return LlamaForCausalLM(config)
 
 
 def _write_store(job: Path, folder: Path) -> None:

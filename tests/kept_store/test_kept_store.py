@@ -15,6 +15,7 @@ from fusestore.tokenizers.vocabulary_table import load_vocabulary
 from fusestore.workflows.verification import verify_store
 from tests.kept_store import plain_reader
 from tests.kept_store.make import digest_of, make, read_with_fusestore
+from tests.kept_store.plain_cache import read_document
 from tools.schemas import MANIFESTS
 
 HERE = Path(__file__).parent
@@ -64,7 +65,7 @@ def test_the_plain_reader_has_nothing_of_ours(file):
 
 def test_a_merged_model_names_what_it_was_merged_of(kept):
     models = kept / "store/models"
-    merged = plain_reader.read_document(models / "merged/manifest.json")["merge"]
+    merged = read_document(models / "merged/manifest.json")["merge"]
     assert merged["model_digests"][1] == plain_reader.model_digest(models / "fused")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from fusestore.corpus.build import build_corpus
 from fusestore.errors import (
@@ -167,16 +167,17 @@ def test_many_files_in_and_out_are_the_same_model(store, folders, tmp_path, monk
 
 def test_tied_weights_and_half_precision(store, tmp_path, tokenizer):
     def tied(name, seed):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=VOCAB,
+        model = make_llama(
+            VOCAB,
+            seed=seed,
             hidden_size=16,
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
+            num_key_value_heads=2,
+            initializer_range=0.02,
             tie_word_embeddings=True,
-        )
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        ).bfloat16()
         return str(save_model(tmp_path / name, model, tokenizer))
 
     a, b = tied("a", 1), tied("b", 2)

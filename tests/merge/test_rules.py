@@ -56,7 +56,8 @@ def test_slerp(seed, size, share):
     expected = (math.sin((1 - share) * angle) * one + math.sin(share * angle) * other) / math.sin(
         angle
     )
-    got = rules.slerp(*tensors([one.astype(np.float32), other.astype(np.float32)]), share)
+    left, right = tensors([one.astype(np.float32), other.astype(np.float32)])
+    got = rules.slerp(left, right, share)
     np.testing.assert_allclose(got.numpy()[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """The handle of a model: what names mean, and what is computed once."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -108,13 +109,13 @@ def large_file(path, fill, *, age=10):
 def reads(monkeypatch):
     """Files that were hashed, in order."""
     seen = []
-    digest = memory.hashlib.file_digest
+    digest = hashlib.file_digest
 
     def watched(file, kind):
         seen.append(os.path.basename(file.name))  # noqa: PTH119
         return digest(file, kind)
 
-    monkeypatch.setattr(memory.hashlib, "file_digest", watched)
+    monkeypatch.setattr(hashlib, "file_digest", watched)
     return seen
 
 

@@ -12,8 +12,6 @@ from fusestore.store.layout import Store
 from fusestore.version import FORMAT_VERSION
 from tests.helpers.tiny_job import hashes
 
-PLACES = ["local", "s3", "memory"]
-
 SHARED = "fused/mixed"
 """What the kept store has in the shared form, so that it changes on its way to a folder."""
 

@@ -9,7 +9,7 @@ from fusestore.storage.publish import publish
 from fusestore.store import copy
 from fusestore.store.copy import copy_file, matches
 from fusestore.store.receipts import FileRecord
-from tests.sharing.conftest import PLACES
+from tests.helpers.places import PLACES
 
 DATA = bytes(range(256)) * 3
 

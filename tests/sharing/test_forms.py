@@ -11,6 +11,7 @@ from fusestore.errors import AlreadyExistsError, CorruptionError, NotFoundError
 from fusestore.fuse import shared as fused_shared
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.shared import pack_fused, unpack_fused
+from fusestore.storage.publish import publish as published
 from fusestore.store.layout import Store
 from fusestore.store.manifest import canonical_json, digest_bytes
 from fusestore.store.receipts import FileRecord
@@ -149,7 +150,7 @@ class Stopped(Exception):  # noqa: N818 - it stands for a killed process
 def test_interrupted_unpacking_goes_on(source, empty, unpacked, monkeypatch):
     """After any number of files it is unfinished; what is there is not written again."""
     whole = of_mixed(unpacked)
-    write = fused_shared.publish
+    write = published
     written = []
 
     def stop_after(count):

@@ -20,8 +20,8 @@ from fusestore.workflows.sharing import copy_things, sync_stores
 from fusestore.workflows.sharing import run as sharing_run
 from fusestore.workflows.sharing.things import folder_of, names_in, read_thing
 from fusestore.workflows.verification import verify_store
+from tests.helpers.places import PLACES
 from tests.helpers.tiny_job import hashes
-from tests.sharing.conftest import PLACES
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import MACHINE, publish
 from fusestore.store import leases as claims
 from fusestore.store.leases import Claims, remove_claims
 
@@ -97,7 +97,7 @@ def test_a_killed_writer_of_this_machine_is_dead_at_once(local):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     publish(local / "000000-0", b"0123456789abcdef")
-    sign = f"{claims.MACHINE} {dead.pid} 3\n".encode()
+    sign = f"{MACHINE} {dead.pid} 3\n".encode()
     publish(local / "writer-0123456789abcdef", sign)
     with Claims(local, set, 1) as own:
         assert next(own.shards(never)) == 0

@@ -1,6 +1,7 @@
 """`hf://` through huggingface_hub's own client, from a repository that a test serves."""
 
 import re
+import time
 
 import huggingface_hub
 import huggingface_hub.utils._http as hub_http
@@ -141,6 +142,6 @@ def test_a_hub_that_is_gone(hub, tmp_path, monkeypatch):
     dataset = stream(hub, "shared", tmp_path)
     hub.stop()
     # The client's own waits, twenty seconds in all.
-    monkeypatch.setattr(hub_http.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(StorageError, match="hf://datasets/me/x/fused/shared"):
         next(iter(dataset))

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from fusestore.errors import (
 )
 from fusestore.storage.location import Location
 from fusestore.storage.publish import MACHINE, publish, publish_new, remove_abandoned
+from tests.helpers.moto_credentials import set_free_requests
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -109,17 +109,6 @@ def test_a_missing_bucket_is_named(s3_url):
     ):
         with pytest.raises(NotFoundError, match=r"'no-such-bucket-here'.*does not exist"):
             verb()
-
-
-def set_free_requests(endpoint, count):
-    """Requests that moto lets through before it checks credentials."""
-    request = urllib.request.Request(  # noqa: S310 - the test's own server
-        f"{endpoint}/moto-api/reset-auth",
-        data=count.encode(),
-        headers={"Content-Type": "text/plain"},
-        method="POST",
-    )
-    urllib.request.urlopen(request).read()  # noqa: S310
 
 
 def test_wrong_credentials_are_refused_and_say_what_to_set(s3_url, s3_endpoint, monkeypatch):

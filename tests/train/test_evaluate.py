@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import AutoModelForCausalLM
 
 from fusestore.errors import InvalidInputError, NonFiniteError
 from fusestore.models import logits as engine
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.train.evaluate import bits_per_byte, document_nats
+from tests.helpers.tiny_models import make_model
 
 
 def table(lengths, seed=0, vocab_size=100):
@@ -69,18 +70,16 @@ def test_mode_is_put_back_and_dropout_is_off(model):
 
 
 def test_capped_logits():
-    torch.manual_seed(1)
-    config = Gemma3TextConfig(
+    model = make_model(
+        "gemma3_text",
+        seed=1,
         vocab_size=90,
-        hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
         final_logit_softcapping=2.0,
     )
-    model = Gemma3ForCausalLM(config).eval()
     tokens = table([8, 13], vocab_size=90)
     expected = [plain_nats(model, tokens.document(i)[0], 100) for i in range(2)]
     np.testing.assert_allclose(document_nats(model, tokens), expected, rtol=1e-5)

@@ -11,8 +11,7 @@ from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.losses import linear_loss as linear_loss_module
 from fusestore.losses.row_losses import PIECE_LOGITS
 from fusestore.train import FusionObjective, fusion_terms, linear_fusion_loss, linear_fusion_terms
-from tests.helpers.dense_losses import DIVERGENCES, dense_loss, full_batch, random_batch
-from tests.train.test_losses import objectives
+from tests.helpers.dense_losses import DIVERGENCES, dense_loss, full_batch, objectives, random_batch
 
 
 def head(batch_shape, vocab_size, width, seed, dtype=torch.float64):
@@ -126,7 +125,7 @@ def test_finite_with_a_peaked_student_in_bfloat16():
     hidden, weight, _ = head((1, 4), 30, 8, 2, torch.float32)
     low = [(100 * tensor).detach().bfloat16().requires_grad_() for tensor in (hidden, weight)]
     for divergence in DIVERGENCES:
-        loss = linear_fusion_loss(*low, batch, 0.5, 0.5, "ghost", divergence)
+        loss = linear_fusion_loss(low[0], low[1], batch, 0.5, 0.5, "ghost", divergence)
         assert loss.isfinite()
         assert all(gradient.isfinite().all() for gradient in gradients(loss, low))
 

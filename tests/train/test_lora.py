@@ -15,16 +15,11 @@ from transformers import AutoModelForCausalLM
 from fusestore.data import collate
 from fusestore.errors import IncompatibleError, MissingDependencyError, NonFiniteError
 from fusestore.storage.location import Location
-from fusestore.train import LoraSettings, TrainSettings, fusion_loss, train
+from fusestore.train import TrainSettings, fusion_loss, train
 from fusestore.train.student import plain_head
-from tests.helpers.train_runs import SETTINGS, folder_bytes, held_out, run, signal_after
+from tests.helpers.train_runs import LORA, folder_bytes, held_out, lora_settings, run, signal_after
 
-LORA = LoraSettings(rank=4, alpha=8.0, dropout=0.1)
-SETTINGS = SETTINGS.model_copy(update={"lora": LORA})
-
-
-def changed(lora=LORA, **fields):
-    return SETTINGS.model_copy(update={"lora": lora, **fields})
+SETTINGS = lora_settings()
 
 
 def loss_of(model, dataset):
@@ -38,7 +33,7 @@ def test_learns_and_loads_as_a_plain_model(tiny_model_path, dataset, tmp_path):
     def evaluate(model):
         return {"loss": loss_of(model, dataset)}
 
-    settings = changed(epochs=4)
+    settings = lora_settings(epochs=4)
     manifest = run(tiny_model_path, dataset, settings, tmp_path, evaluation=evaluate).manifest
     before, after = (point.metrics["loss"] for point in manifest.evaluations)
     # The frozen output head is random and small: no update of the rest makes it much better.
@@ -59,8 +54,8 @@ def test_learns_and_loads_as_a_plain_model(tiny_model_path, dataset, tmp_path):
 
 def test_the_adapter_alone_is_the_merged_model_with_its_base(tiny_model_path, dataset, tmp_path):
     alone = LORA.model_copy(update={"merge": False})
-    run(tiny_model_path, dataset, changed(), tmp_path / "merged")
-    run(tiny_model_path, dataset, changed(alone), tmp_path / "alone")
+    run(tiny_model_path, dataset, lora_settings(), tmp_path / "merged")
+    run(tiny_model_path, dataset, lora_settings(alone), tmp_path / "alone")
     folder = tmp_path / "alone" / "model"
     names = {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
     assert {path.name for path in folder.iterdir()} == {*names, "tokenizer_config.json"}
@@ -82,7 +77,7 @@ def test_the_adapter_alone_is_the_merged_model_with_its_base(tiny_model_path, da
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tiny_model_path, dataset, tmp_path, precision
 ):
-    settings = changed(precision=precision, result="best", eval_every=2)
+    settings = lora_settings(precision=precision, result="best", eval_every=2)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(tiny_model_path, dataset, settings, whole, evaluation=held_out())
 
@@ -104,8 +99,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 
 def test_pieces_and_gradient_checkpointing_follow_the_plain_run(tiny_model_path, dataset, tmp_path):
     gentle = {"learning_rate": 1e-3}
-    plain = run(tiny_model_path, dataset, changed(**gentle), tmp_path / "plain").manifest
-    pieces = changed(logits="pieces", gradient_checkpointing=True, **gentle)
+    plain = run(tiny_model_path, dataset, lora_settings(**gentle), tmp_path / "plain").manifest
+    pieces = lora_settings(logits="pieces", gradient_checkpointing=True, **gentle)
     other = run(tiny_model_path, dataset, pieces, tmp_path / "pieces").manifest
     assert [point.loss for point in other.loss_curve] == pytest.approx(
         [point.loss for point in plain.loss_curve], rel=1e-5
@@ -114,7 +109,7 @@ def test_pieces_and_gradient_checkpointing_follow_the_plain_run(tiny_model_path,
 
 def test_named_layers_alone_are_adapted(tiny_model_path, dataset, tmp_path):
     lora = LORA.model_copy(update={"target_modules": ("q_proj", "layers.1.mlp.up_proj")})
-    run(tiny_model_path, dataset, changed(lora), tmp_path)
+    run(tiny_model_path, dataset, lora_settings(lora), tmp_path)
     merged = load_file(tmp_path / "model" / "model.safetensors")
     base = load_file(tiny_model_path / "model.safetensors")
     moved = {name for name in base if not merged[name].equal(base[name])}
@@ -138,7 +133,7 @@ def test_named_layers_alone_are_adapted(tiny_model_path, dataset, tmp_path):
 def test_layers_that_cannot_be_adapted(tiny_model_path, dataset, tmp_path, targets, message):
     lora = LORA.model_copy(update={"target_modules": targets})
     with pytest.raises(IncompatibleError, match=message):
-        run(tiny_model_path, dataset, changed(lora), tmp_path)
+        run(tiny_model_path, dataset, lora_settings(lora), tmp_path)
     assert not (tmp_path / "model").exists()
 
 
@@ -146,11 +141,11 @@ def test_without_peft(tiny_model_path, dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'fusestore\[lora\]'"):
         run(tiny_model_path, dataset, SETTINGS, tmp_path)
-    run(tiny_model_path, dataset, changed(None, max_steps=1), tmp_path)
+    run(tiny_model_path, dataset, lora_settings(None, max_steps=1), tmp_path)
 
 
 def test_the_guards_see_adapters(tiny_model_path, dataset, tmp_path):
-    settings = changed(learning_rate=3e38, max_steps=1, warmup=0.0, weight_decay=10.0)
+    settings = lora_settings(learning_rate=3e38, max_steps=1, warmup=0.0, weight_decay=10.0)
     with pytest.raises(NonFiniteError, match=r"After step 1 the weights \S+lora_\S+ are not"):
         run(tiny_model_path, dataset, settings, tmp_path)
     assert not (tmp_path / "model").exists()
@@ -162,9 +157,8 @@ def test_the_adapters_bytes_do_not_hang_on_the_hash_seed(tiny_model_path, fused_
 import sys
 from pathlib import Path
 from fusestore.data import FusedDataset
-from tests.helpers.train_runs import run
-from tests.train.test_lora import LORA, changed
-settings = changed(LORA.model_copy(update={"merge": False}), max_steps=1)
+from tests.helpers.train_runs import LORA, lora_settings, run
+settings = lora_settings(LORA.model_copy(update={"merge": False}), max_steps=1)
 run(Path(sys.argv[1]), FusedDataset(sys.argv[2]), settings, Path(sys.argv[3]))
 """
     for seed in ("1", "2"):

@@ -10,17 +10,13 @@ from hypothesis import strategies as st
 from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.losses import row_losses
 from fusestore.train import FusionObjective, fusion_loss, fusion_terms
-from tests.helpers.dense_losses import DIVERGENCES, dense_loss, full_batch, random_batch
-
-TAILS = ("renormalize", "ghost")
-
-objectives = st.builds(
-    FusionObjective,
-    lm_weight=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
-    divergence=st.sampled_from(DIVERGENCES),
-    temperature=st.sampled_from([1.0, 0.5, 2.0, 3.7]),
-    tail=st.sampled_from(TAILS),
-    temperature_squared=st.booleans(),
+from tests.helpers.dense_losses import (
+    DIVERGENCES,
+    TAILS,
+    dense_loss,
+    full_batch,
+    objectives,
+    random_batch,
 )
 
 
@@ -135,7 +131,7 @@ def test_forward_kl_has_the_gradient_of_cross_entropy():
     logits, batch = full_batch(4, 2, 4, 11, 5)
     for tail in TAILS:
         gradients = []
-        for divergence in ("cross_entropy", "forward_kl"):
+        for divergence in DIVERGENCES[:2]:
             leaf = logits.clone().requires_grad_()
             fusion_loss(leaf, batch, 0.2, 2.0, tail, divergence).backward()
             gradients.append(leaf.grad)

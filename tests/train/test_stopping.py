@@ -2,10 +2,11 @@
 
 import os
 import signal
+import time
 
 import pytest
 
-from fusestore.train import surroundings
+from fusestore.train.model_io import publish_model
 from fusestore.train.surroundings import stop_signals
 from tests.helpers.train_runs import SETTINGS, folder_bytes, held_out, run
 
@@ -46,7 +47,7 @@ def test_a_signal_after_the_last_step_stops_nothing(
     """What is computed is published rather than kept."""
     from fusestore.train import trainer
 
-    publish = trainer.publish_model
+    publish = publish_model
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -89,7 +90,7 @@ def test_a_model_that_could_not_be_published_is_kept(
 def test_what_signals_do(monkeypatch):
     handler = signal.getsignal(signal.SIGTERM)
     now = 100.0
-    monkeypatch.setattr(surroundings.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with stop_signals() as stops:
         assert not stops.asked
         signal.raise_signal(signal.SIGINT)

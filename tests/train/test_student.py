@@ -2,17 +2,7 @@
 
 import pytest
 import torch
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTJConfig,
-    GPTJForCausalLM,
-    LlamaForCausalLM,
-)
+from transformers import LlamaForCausalLM
 
 from fusestore.data import collate
 from fusestore.errors import IncompatibleError
@@ -21,44 +11,31 @@ from fusestore.storage.location import Location
 from fusestore.train import TrainSettings, train
 from fusestore.train import student as student_module
 from fusestore.train.student import Student, plain_head
+from tests.helpers.tiny_models import make_model
 
 SETTINGS = TrainSettings(lm_weight=0.5, precision="float32", tail="ghost", batch_size=3)
-SHAPE = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
 
 
 def gemma2():
-    return Gemma2ForCausalLM(
-        Gemma2Config(**SHAPE, final_logit_softcapping=2.0, attn_implementation="eager")
+    return make_model(
+        "gemma2", head_dim=8, final_logit_softcapping=2.0, attn_implementation="eager"
     )
 
 
 def gptj():
     """Its output layer has a bias and is not tied."""
-    model = GPTJForCausalLM(
-        GPTJConfig(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4)
-    )
+    model = make_model("gptj", n_positions=64, rotary_dim=4)
     torch.nn.init.normal_(model.lm_head.bias)
     return model
 
 
 def gpt2():
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=4)
-    )
+    return make_model("gpt2", n_positions=64)
 
 
 def cohere():
     """Multiplies its logits by 1/16."""
-    return CohereForCausalLM(CohereConfig(**SHAPE, eos_token_id=1, bos_token_id=2))
+    return make_model("cohere", head_dim=8, pad_token_id=0, eos_token_id=1, bos_token_id=2)
 
 
 @pytest.fixture

@@ -234,8 +234,8 @@ def _fill(index: _Index) -> None:
                     at[character] += 1
 
 
-def _generate_popcount(typing_context: Any, bits: Any) -> Any:  # noqa: ANN401 - numba's own types
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+def _generate_popcount(typing_context: Any, bits: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
 
     return numba.types.int64(numba.types.uint64), generate

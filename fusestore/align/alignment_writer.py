@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fusestore.align.kinds import ALIGNMENT_KINDS, AlignmentMethod
 from fusestore.align.manifest import LAYOUT_PART, AlignmentFingerprint, AlignmentManifest
-from fusestore.align.report.sample import AlignmentTotals, compare_methods, document_blocks
+from fusestore.align.report.totals import AlignmentTotals, compare_methods, document_blocks
 from fusestore.align.report.unmatched import UNMATCHED_FILE, unmatched_table
 from fusestore.align.stored import Alignment, AlignmentRows, alignment_arrays, open_alignment
 from fusestore.align.tokens.pairing import align_table, check_method, check_tokens
