@@ -27,6 +27,13 @@ Get = Callable[[str], int]
 AT_ONCE = 2**17
 """Bytes that a link carries before others have their turn."""
 
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+"""What moto's server is asked with."""
+
 RETRIES = {"max_attempts": 20, "mode": "standard"}
 
 
@@ -101,11 +108,7 @@ def bucket(folder: Path, name: str, rate: float | None) -> Iterator[Place]:
     with contextlib.ExitStack() as stack:
         stack.callback(server.wait)
         stack.callback(server.terminate)
-        os.environ |= {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        os.environ |= KEYS
         config = botocore.config.Config(max_pool_connections=CONNECTIONS, retries=RETRIES)
 
         def client(port: int) -> Any:

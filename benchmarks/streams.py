@@ -5,27 +5,37 @@ without one, where it takes as much of the processor as it gets; against getting
 with as many connections and throwing them away. Servers and links are processes of their own. In
 turns: the objects, the stream as samples whose pages are looked at, and as collated batches.
 
-    OMP_NUM_THREADS=1 python benchmarks/streams.py
+    OMP_NUM_THREADS=1 python benchmarks/streams.py [--before CHECKOUT] [--shards N] [--turns N]
+
+With `--before`, a folder with another version of this repository, that version's package reads the
+same objects, in turns with this one's.
 
 Figures of the last run stand in docs/loading.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import json
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import torch
 from fused_content import NAMES, SHARD, K, make_arrays, write_dataset
-from servers import Get, Place, bucket, site
+from read_stream import have_memory_at_hand
+from servers import KEYS, Get, Place, bucket, site
 
-from fusestore.data import StreamingFusedDataset, StreamingLoader
 from fusestore.data.shard_cache.download import CONNECTIONS, Download
 from fusestore.data.shard_cache.layout import ShardLayout
 from fusestore.fuse.layout import fused_arrays
@@ -33,71 +43,109 @@ from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.shared import pack_fused
 from fusestore.storage.location import Location
 
-SHARDS = 48
-TURNS = 5
 SPAN = 128
 BATCH = 8
 
+NOW = Path(__file__).parents[1]
+READER = Path(__file__).with_name("read_stream.py")
+
+Origin = Callable[[Path, str], AbstractContextManager[Place]]
+
+ORIGINS: dict[str, Origin] = {
+    "HTTP, link of 100 MB/s": lambda folder, _: site(folder, 100e6),
+    "HTTP, link of 250 MB/s": lambda folder, _: site(folder, 250e6),
+    "S3, link of 100 MB/s": lambda folder, name: bucket(folder, name, 100e6),
+    "S3 of the same two cores": lambda folder, name: bucket(folder, name, None),
+}
+
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--before", type=Path, help="Another version's folder to compare with.")
+    parser.add_argument("--shards", type=int, default=48)
+    parser.add_argument("--turns", type=int, default=5)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        streaming(Path(folder))
+    versions = {"now": Reader(NOW)}
+    if arguments.before is not None:
+        versions = {"before": Reader(arguments.before), **versions}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_dataset(folder / "local", make_arrays(arguments.shards * SHARD))
+        pack_fused(Location.parse(folder / "local"), Location.parse(folder / "shared"))
+        for form in ("shared", "local"):
+            seconds = decoding_seconds(folder / form)
+            print(f"{form} form: one core reads, verifies and decodes a shard in {seconds:.3f} s")
+        for form, (name, origin) in itertools.product(("shared", "local"), ORIGINS.items()):
+            with origin(folder / form, form) as place:
+                title = f"{form} form, {name}"
+                against_the_link(title, place, folder / form, versions, arguments.turns)
 
 
-def streaming(folder: Path) -> None:
-    write_dataset(folder / "local", make_arrays(SHARDS * SHARD))
-    pack_fused(Location.parse(folder / "local"), Location.parse(folder / "shared"))
-    for form in ("shared", "local"):
-        seconds = decoding_seconds(folder / form)
-        print(f"{form} form: a shard is read, verified and decoded by one core in {seconds:.3f} s")
-    origins = {
-        "HTTP, link of 100 MB/s": lambda form: site(folder / form, 100e6),
-        "HTTP, link of 250 MB/s": lambda form: site(folder / form, 250e6),
-        "S3, link of 100 MB/s": lambda form: bucket(folder / form, form, 100e6),
-        "S3 of the same two cores": lambda form: bucket(folder / form, form, None),
-    }
-    for form, (name, origin) in itertools.product(("shared", "local"), origins.items()):
-        with origin(form) as place:
-            against_the_link(f"{form} form, {name}", place, folder / form)
+class Reader:
+    """A process that reads streams by the package of one checkout."""
 
-
-def against_the_link(name: str, place: Place, folder: Path) -> None:
-    """Downloading and streaming the dataset of `folder` in turns."""
-    raw, samples, batches, first, shard = [], [], [], [], []
-    cache = folder.with_name("cache")
-    for _ in range(TURNS):
-        have_memory_at_hand()
-        found, one_shard = download_all(place.get, folder)
-        raw.append(found)
-        shard.append(one_shard)
-        for rates, collated in ((samples, False), (batches, True)):
-            have_memory_at_hand()
-            found, waited = stream_all(place, folder, cache, batches=collated)
-            rates.append(found)
-            if not collated:
-                first.append(waited)
-            shutil.rmtree(cache)
-    fetched, *streamed = map(statistics.median, (raw, samples, batches))
-    print(
-        f"{name}: downloaded at {fetched / 1e6:,.0f} MB/s; streamed "
-        + ", ".join(
-            f"as {kind} at {rate / 1e6:,.0f} MB/s, ratio {rate / fetched:.2f}"
-            for kind, rate in zip(("samples", "batches"), streamed, strict=True)
+    def __init__(self, checkout: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(READER)],
+            env={**os.environ, **KEYS, "PYTHONPATH": str(checkout)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        + f"; one shard arrives in {statistics.median(shard):.2f} s, "
-        f"the first sample {statistics.median(first):.2f} s after the stream is opened",
-        flush=True,
+
+    def read(
+        self, place: Place, folder: Path, cache: Path, batch: int | None
+    ) -> tuple[float, float, float]:
+        """See `read_stream.read`."""
+        sizes = [sum((folder / file).stat().st_size for file in files) for files in objects(folder)]
+        asked = {
+            "url": place.url,
+            "options": place.options,
+            "cache": str(cache),
+            "span": SPAN,
+            "batch": batch,
+            "sizes": sizes,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        rate, first, busy = json.loads(self._process.stdout.readline())
+        shutil.rmtree(cache)
+        return rate, first, busy
+
+
+def against_the_link(
+    title: str, place: Place, folder: Path, versions: dict[str, Reader], turns: int
+) -> None:
+    """Downloading and streaming the dataset of `folder` in turns."""
+    raw, shard = [], []
+    kinds = [(version, batch) for version in versions for batch in (None, BATCH)]
+    found: dict[tuple[str, int | None], list[tuple[float, float, float]]] = {k: [] for k in kinds}
+    cache = folder.with_name("cache")
+    for turn in range(turns):
+        have_memory_at_hand()
+        rate, one_shard = download_all(place.get, folder)
+        raw.append(rate)
+        shard.append(one_shard)
+        # Whoever comes first has a server that has rested.
+        for version, batch in kinds if turn % 2 else reversed(kinds):
+            result = versions[version].read(place, folder, cache, batch)
+            found[version, batch].append(result)
+    fetched = statistics.median(raw)
+    print(
+        f"{title}: downloaded at {fetched / 1e6:,.0f} MB/s; one shard arrives in "
+        f"{statistics.median(shard):.2f} s"
     )
-
-
-def have_memory_at_hand() -> None:
-    """See that this machine has as much memory as an epoch takes on its disk's cache, and more.
-
-    A virtual machine may have given what was freed back to its host, and then gets it again page by
-    page when it is written to: here 4 us each, as long as everything else that a stream does.
-    """
-    np.ones(1_500_000_000, np.uint8)
+    for (version, batch), results in found.items():
+        rate, first, busy = map(statistics.median, zip(*results, strict=True))
+        print(
+            f"    {version}, as {'samples' if batch is None else 'batches'}: "
+            f"{rate / 1e6:,.0f} MB/s, {rate / fetched:.2f} of that; the first after {first:.2f} s; "
+            f"{busy:.2f} s of the processor",
+            flush=True,
+        )
 
 
 def decoding_seconds(folder: Path) -> float:
@@ -105,7 +153,7 @@ def decoding_seconds(folder: Path) -> float:
     manifest = FusedManifest.load(Location.parse(folder / "manifest.json"))
     download, layout = Download(Location.parse(folder), manifest), ShardLayout.of(manifest)
     found = []
-    for shard in range(SHARDS):
+    for shard in range(len(objects(folder))):
         content = np.zeros(layout.num_bytes, np.uint8)
         began = time.perf_counter()
         download.fetch(shard, content)
@@ -133,26 +181,6 @@ def download_all(get: Get, folder: Path) -> tuple[float, float]:
         began = time.perf_counter()
         num_bytes = sum(pool.map(get, [name for names in listed for name in names]))
         return num_bytes / (time.perf_counter() - began), one_shard
-
-
-def stream_all(place: Place, folder: Path, cache: Path, *, batches: bool) -> tuple[float, float]:
-    """Bytes per second from the first sample, or batch, to the end, and seconds until the first."""
-    stream = StreamingFusedDataset(
-        place.url, storage_options=place.options, cache_dir=cache, shuffle_span=SPAN
-    )
-    per_shard = [sum((folder / name).stat().st_size for name in names) for names in objects(folder)]
-    began = time.perf_counter()
-    read = iter(StreamingLoader(stream, BATCH) if batches else stream)
-    next(read)
-    first = time.perf_counter()
-    there = sum(path.stat().st_size > 0 for path in (cache / "stream").glob("*/0*"))
-    for sample in read:
-        if not batches:
-            # A sample is a map of memory; here each of its pages is looked at.
-            for name in ("fused_ids", "fused_logprobs"):
-                sample[name].view(-1)[:: 4096 // 4].sum()
-    num_bytes = sum(per_shard) * (1 - there / len(per_shard))
-    return num_bytes / (time.perf_counter() - first), first - began
 
 
 if __name__ == "__main__":

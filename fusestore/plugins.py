@@ -119,16 +119,6 @@ def load_entry_points() -> None:
     _entry_points_loaded = True
 
 
-def child_environment() -> dict[str, str]:
-    """Environment variables for a fresh interpreter that must find the same plugins."""
-    folders = [folder or os.getcwd() for folder in sys.path]  # noqa: PTH109 - a string is needed
-    return {
-        **os.environ,
-        ENVIRONMENT_VARIABLE: ",".join(dict.fromkeys([*environment_plugins(), *plugin_names()])),
-        "PYTHONPATH": os.pathsep.join(folders),
-    }
-
-
 def _import(name: str) -> None:
     try:
         try:

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-HEAVY = ("numba", "polars", "s3fs", "torch", "transformers", "zarr")
+HEAVY = ("numba", "obstore", "polars", "torch", "transformers", "zarr")
 
 _REPORT = f"""
 import sys

@@ -89,7 +89,7 @@ def python(*arguments, cwd, **variables):
     )
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_workers_import_the_module_that_registered(method, recipe, root, tmp_path):
     (tmp_path / "lasts.py").write_text(MODULE.format(name="last"))
     script = tmp_path / "read.py"
@@ -171,9 +171,6 @@ def test_plugins_are_remembered(tmp_path, monkeypatch):
     assert plugins.loaded_plugins() == ("remembered_plugin",)
     plugins.expect_plugins(["remembered_plugin", "other"])
     assert plugins.plugin_names() == ("remembered_plugin", "other")
-    told = plugins.child_environment()
-    assert told["FUSESTORE_PLUGINS"] == "remembered_plugin,other"
-    assert str(tmp_path) in told["PYTHONPATH"].split(os.pathsep)
     assert "remembered" in strategy_names()
 
 

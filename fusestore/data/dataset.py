@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,13 @@ from fusestore.data.mapped import MappedArray, chunk_parts
 from fusestore.data.order import permutation
 from fusestore.data.windows import SAMPLE_ARRAYS, WIDE_ARRAYS, Windows, empty_rows, sample_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
+from fusestore.storage.file_lock import locked
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX, publish
+from fusestore.store.copy import copy_missing
 from fusestore.store.manifest import canonical_json, digest_bytes, manifest_content
+from fusestore.store.receipts import file_records
 
 _READ = (*SAMPLE_ARRAYS, "document")
 _ARRAYS = (*_READ, "source")
@@ -222,9 +224,10 @@ def open_fused(
 ) -> FusedDataset:
     """Open fused dataset `name` of a store.
 
-    A remote one is first copied to this machine, and one in the shared form turned into the local
-    form. One that was begun and is not complete is made on demand, in its own folder or, for a
-    remote store, in a folder of `cache_dir`.
+    A remote one is first copied to this machine: every file is checked, and a copy that was cut
+    short goes on. One in the shared form is turned into the local form. One that was begun and is
+    not complete is made on demand, in its own folder or, for a remote store, in a folder of
+    `cache_dir`.
 
     Args:
         store: folder or URL of the store.
@@ -247,14 +250,15 @@ def open_fused(
     if source.is_local and not shared:
         return FusedDataset(source.path)
     folder = base.absolute() / "fused" / hashlib.sha256(content).hexdigest()
-    if not folder.exists():
-        with _appearing_whole(folder) as partial:
-            if shared:
-                from fusestore.fuse.shared import unpack_fused
+    with _appearing_whole(folder) as partial:
+        if partial is not None and shared:
+            from fusestore.fuse.shared import unpack_fused
 
-                unpack_fused(source, Location.parse(partial))
-            else:
-                _download(source, partial)
+            unpack_fused(source, Location.parse(partial))
+        elif partial is not None:
+            here = Location.parse(partial)
+            copy_missing(source, here, file_records(json.loads(content), f"{source}/manifest.json"))
+            publish(here / "manifest.json", content)
     return FusedDataset(folder)
 
 
@@ -333,24 +337,22 @@ def _read_manifest(folder: Location) -> bytes:
     return content
 
 
-def _download(source: Location, folder: Path) -> None:
-    for name in source.list_recursive():
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((source / name).read_bytes())
-
-
 @contextlib.contextmanager
-def _appearing_whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill; it becomes `folder` when that went well, and disappears if not."""
-    partial = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name[:16]}-{os.urandom(4).hex()}")
-    try:
+def _appearing_whole(folder: Path) -> Iterator[Path | None]:
+    """A folder to fill, which becomes `folder` when that went well, else is gone on with later.
+
+    Yields:
+        The folder, for this process alone; None where `folder` is there.
+    """
+    if folder.exists():
+        yield None
+        return
+    name = f"{TEMPORARY_PREFIX}{folder.name[:16]}"
+    locks = folder.parent.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / name).open("ab") as file, locked(file):
+        # Another process of this machine may have filled it meanwhile.
+        partial = None if folder.exists() else folder.with_name(name)
         yield partial
-        try:
+        if partial is not None:
             partial.rename(folder)
-        except OSError:
-            # Another process of this machine was faster, with the same content.
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

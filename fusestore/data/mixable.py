@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
 from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.store.manifest import canonical_json, digest_bytes
 
 
 class Mixable(Protocol):
@@ -53,6 +55,20 @@ def check_mixable(datasets: Sequence[Mixable]) -> None:
                 "once, with the weight of both."
             )
         names[dataset.digest] = dataset.name
+
+
+def own_seed(digest: str, seed: int) -> int:
+    """The seed of a dataset's own order in a mixture of this seed: 63 bits."""
+    if not 0 <= seed < 2**63:
+        raise InvalidInputError(f"seed={seed}: expected 0 or more, and below 2**63.")
+    found = hashlib.sha256(f"{digest} {seed}".encode()).digest()
+    return int.from_bytes(found[:8], "little") >> 1
+
+
+def mixture_digest(datasets: Sequence[Mixable], weights: Sequence[int]) -> str:
+    """SHA-256 of the datasets' digests and the weights, in the order given."""
+    content = {"datasets": [each.digest for each in datasets], "weights": list(weights)}
+    return digest_bytes(canonical_json(content))
 
 
 _COMMON = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,11 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusestore.data.dataset import FusedDataset
-from fusestore.data.mixable import check_mixable
+from fusestore.data.mixable import check_mixable, mixture_digest, own_seed
 from fusestore.data.mixture_order import MixtureOrder, integer_weights
 from fusestore.data.order import permutation
-from fusestore.errors import InvalidInputError
-from fusestore.store.manifest import canonical_json, digest_bytes
 
 
 class FusedMixture(Dataset[dict[str, Tensor]]):
@@ -56,8 +53,7 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
         sizes = tuple(len(dataset) for dataset in datasets)
         self.weights = integer_weights(weights, sizes)
         self.name = " + ".join(dataset.name for dataset in datasets)
-        content = {"datasets": [each.digest for each in datasets], "weights": list(self.weights)}
-        self.digest = digest_bytes(canonical_json(content))
+        self.digest = mixture_digest(datasets, self.weights)
         self.target = datasets[0].target
         self.window_length = datasets[0].window_length
         self.vocab_size = datasets[0].vocab_size
@@ -91,11 +87,11 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
         for index, dataset in enumerate(self.datasets):
             mine = turn == index
             own_epoch, place = np.divmod(number[mine], len(dataset))
-            own_seed = _own_seed(dataset.digest, seed)
+            dataset_seed = own_seed(dataset.digest, seed)
             own = np.empty_like(place)
             for each in np.unique(own_epoch).tolist():
                 here = own_epoch == each
-                own[here] = permutation(len(dataset), own_seed, each)[place[here]]
+                own[here] = permutation(len(dataset), dataset_seed, each)[place[here]]
             windows[mine] = self._firsts[index] + own
         return windows
 
@@ -122,11 +118,3 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
 
 Fused = FusedDataset | FusedMixture
 """What is trained on."""
-
-
-def _own_seed(digest: str, seed: int) -> int:
-    """The seed of a dataset's own order: 63 bits."""
-    if not 0 <= seed < 2**63:
-        raise InvalidInputError(f"seed={seed}: expected 0 or more, and below 2**63.")
-    found = hashlib.sha256(f"{digest} {seed}".encode()).digest()
-    return int.from_bytes(found[:8], "little") >> 1

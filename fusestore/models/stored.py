@@ -15,15 +15,14 @@ from typing import Any
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
-from fusestore.store.copy import copy_file
+from fusestore.store.copy import copy_missing
 from fusestore.store.layout import Store
 from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes, manifest_content
-from fusestore.store.receipts import FileRecord
+from fusestore.store.receipts import file_records
 
 _PORTABLE_SPEC = re.compile(
     r"package:[A-Za-z0-9][\w.-]*|([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*@[0-9a-f]{40}", re.ASCII
 )
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 
 
 @dataclass(frozen=True)
@@ -91,15 +90,15 @@ def stored_model_folder(store: Store, name: str) -> Path:
 
 def _copied(location: Location, name: str) -> Path:
     data = (location / "manifest.json").read_prefix(MAX_MANIFEST_BYTES + 1)
-    records = _records(manifest_content(data, f"{location}/manifest.json"), location)
+    where = f"{location}/manifest.json"
+    records = file_records(manifest_content(data, where), where)
     target = user_cache_folder() / "models" / f"{name}-{digest_bytes(data)[:16]}"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=target.parent))
     try:
-        for file, record in records.items():
-            copy_file(location / file, Location.parse(temporary / file), record)
+        copy_missing(location, Location.parse(temporary), records)
         try:
             temporary.rename(target)
         except OSError:
@@ -109,18 +108,6 @@ def _copied(location: Location, name: str) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
-
-
-def _records(content: dict[str, Any], location: Location) -> dict[str, FileRecord]:
-    files = content.get("files")
-    if not isinstance(files, dict) or not all(_FILE_NAME.fullmatch(name) for name in files):
-        raise InvalidInputError(
-            f"{location}/manifest.json names files that do not belong into a model folder."
-        )
-    try:
-        return {name: FileRecord.model_validate(record) for name, record in files.items()}
-    except ValueError as error:
-        raise InvalidInputError(f"{location}/manifest.json is not valid: {error}") from error
 
 
 def _manifest(location: Location) -> dict[str, Any] | None:

@@ -1,14 +1,14 @@
-"""`Location`: a file or folder, on local disk or behind any fsspec URL, with one set of verbs.
+"""`Location`: a file or folder, on local disk or behind any URL, with one set of verbs.
 
-Local paths go through `os` directly, because durability needs calls that fsspec does not offer
-(see `publish.py`). Remote filesystems are opened lazily and once per process, so a `Location`
-can be pickled and sent to workers, and nothing remote is imported before it is used.
+Local paths go through `os` directly, because durability needs calls that nothing else offers (see
+`publish.py`); S3 and HTTP go through obstore (see `objects.py`), every other URL through fsspec.
+What is remote is opened lazily and once per process, so a `Location` can be pickled and sent to
+workers, and nothing remote is imported before it is used.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,14 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
-from fusestore.storage import ranges, s3
+from fusestore.storage import objects
 from fusestore.storage.retries import patient
 
 _REMOTE_FILESYSTEMS: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
 """Open remote filesystems by (process id, protocol, options): never shared across a fork."""
-
-_BYTES_PER_REQUEST = 32 * 2**20
-"""A larger S3 object is read in pieces of this size, several at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,8 @@ class Location:
 
     Attributes:
         url: an absolute local path, or `protocol://…`.
-        storage_options: passed to the fsspec filesystem, as sorted pairs; empty for local paths.
+        storage_options: of S3 (`storage.s3.OPTIONS`) or the fsspec filesystem, as sorted pairs;
+            empty for local paths.
     """
 
     url: str
@@ -45,7 +43,7 @@ class Location:
         target: str | os.PathLike[str] | Location,
         storage_options: Mapping[str, str] | None = None,
     ) -> Location:
-        """Make a `Location` of a path, a `file://` URL or any other fsspec URL."""
+        """Make a `Location` of a path, a `file://` URL or any other URL."""
         if isinstance(target, Location):
             return target
         text = os.fspath(target)
@@ -80,6 +78,11 @@ class Location:
         return "://" not in self.url
 
     @property
+    def is_object(self) -> bool:
+        """Whether this lies behind S3 or HTTP."""
+        return objects.serves(self.url)
+
+    @property
     def path(self) -> Path:
         """The local path.
 
@@ -92,7 +95,7 @@ class Location:
 
     @property
     def filesystem(self) -> Any:  # noqa: ANN401 - fsspec is untyped
-        """The fsspec filesystem of a remote location, opened on first use in this process."""
+        """The fsspec filesystem of a location behind neither S3 nor HTTP, opened on first use."""
         protocol = self.url.split("://", 1)[0]
         key = (os.getpid(), protocol, self.storage_options)
         if key not in _REMOTE_FILESYSTEMS:
@@ -104,6 +107,8 @@ class Location:
         """Whether a file or folder is here."""
         if self.is_local:
             return self.path.exists()
+        if self.is_object:
+            return objects.exists(self.url, self.storage_options)
         return bool(self.filesystem.exists(self.url))
 
     @patient
@@ -115,6 +120,8 @@ class Location:
         """
         if self.is_local:
             return self.path.stat().st_size
+        if self.is_object:
+            return objects.size(self.url, self.storage_options)
         return int(self.filesystem.size(self.url))
 
     @patient
@@ -128,21 +135,9 @@ class Location:
         """
         if self.is_local:
             return self.path.read_bytes()
-        if not self._is_s3:
-            return bytes(self.filesystem.cat_file(self.url))
-        entry = self.filesystem.info(self.url)
-        if entry["type"] != "file":
-            raise FileNotFoundError(self.url)
-        size = int(entry["size"])
-        starts = range(0, size, _BYTES_PER_REQUEST)
-        ends = [min(start + _BYTES_PER_REQUEST, size) for start in starts]
-        pieces = self.filesystem.cat_ranges(
-            [self.url] * len(starts), [*starts], ends, on_error="raise"
-        )
-        data = b"".join(pieces)
-        if len(data) != size:
-            raise StorageError(f"{self.url} came back as {len(data):,} of its {size:,} bytes.")
-        return data
+        if self.is_object:
+            return objects.read_whole(self.url, self.storage_options)
+        return bytes(self.filesystem.cat_file(self.url))
 
     @patient
     def read_range(self, start: int, stop: int) -> bytes:
@@ -157,7 +152,7 @@ class Location:
     def _read_whole_range(self, start: int, stop: int) -> bytes:
         """What `read_range` gives, tried once."""
         data = self._read_range(start, stop)
-        if len(data) != stop - start and not self.is_local:
+        if len(data) != stop - start and not (self.is_local or self.is_object):
             expected = max(0, min(stop, int(self.filesystem.size(self.url))) - start)
             if len(data) != expected:
                 raise StorageError(
@@ -183,8 +178,8 @@ class Location:
             NotFoundError: no such file.
             StorageError: fewer bytes came back than the file has there, again and again.
         """
-        if ranges.can_read_into(self.url, self.storage_options):
-            return ranges.read_into(self.url, self.storage_options, start, target, whole=whole)
+        if self.is_object:
+            return objects.read_into(self.url, self.storage_options, start, target, whole=whole)
         data = self._read_whole_range(start, start + len(target))
         target[: len(data)] = data
         return len(data)
@@ -202,19 +197,11 @@ class Location:
             with self.path.open("rb") as file:
                 file.seek(start)
                 return file.read(stop - start)
+        if self.is_object:
+            return objects.read(self.url, self.storage_options, start, stop)
         # Files of huggingface_hub read 5 MiB further than they are asked to.
         exactly = {"cache_type": "none"} if self.url.startswith("hf://") else {}
-        try:
-            return bytes(self.filesystem.cat_file(self.url, start=start, end=stop, **exactly))
-        except OSError as error:
-            # S3 refuses a range that begins at or after the end of the object.
-            if error.errno == errno.EINVAL and "range" in str(error):
-                return b""
-            raise
-
-    @property
-    def _is_s3(self) -> bool:
-        return self.url.startswith(s3.SCHEMES)
+        return bytes(self.filesystem.cat_file(self.url, start=start, end=stop, **exactly))
 
     def list_recursive(self) -> list[str]:
         """Paths of all files below the folder, relative to it, sorted."""
@@ -237,6 +224,8 @@ class Location:
                     if path.is_file():
                         found[path.relative_to(self.path).as_posix()] = path.stat().st_size
             return found
+        if self.is_object:
+            return objects.sizes(self.url, self.storage_options)
         filesystem = self.filesystem
         own = filesystem._strip_protocol(self.url).rstrip("/")
         return {
@@ -250,6 +239,8 @@ class Location:
         if self.is_local:
             folder = self.path
             return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        if self.is_object:
+            return objects.names(self.url, self.storage_options)
         entries = self.filesystem.ls(self.url, detail=False)
         names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
         return sorted(names - {self.name, ""})
@@ -269,6 +260,8 @@ class Location:
                 shutil.rmtree(self.path)
             else:
                 self.path.unlink(missing_ok=True)
+        elif self.is_object:
+            objects.delete(self.url, self.storage_options)
         elif self.filesystem.exists(self.url):
             # Somebody else may have removed it in between.
             with contextlib.suppress(FileNotFoundError):
@@ -278,27 +271,10 @@ class Location:
 def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: ANN401
     import fsspec
 
-    settings: dict[str, Any] = dict(options)
-    if protocol in ("s3", "s3a"):
-        # A listing cache would hide what other writers publish.
-        settings = {
-            "use_listings_cache": False,
-            "skip_instance_cache": True,
-            "config_kwargs": dict(s3.REQUEST_SETTINGS),
-            **settings,
-        }
-        endpoint = s3.endpoint_of_environment()
-        if endpoint and "endpoint_url" not in settings:
-            settings["endpoint_url"] = endpoint
     try:
-        filesystem = fsspec.filesystem(protocol, **settings)
+        return fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
         raise InvalidInputError(
             f"{protocol}:// is not a storage that can be opened here ({error}). "
             "Use a local path, s3://, or install the fsspec package for it."
         ) from error
-    if protocol in ("s3", "s3a"):
-        # botocore repeats a request and we repeat the verb: a third loop in between would
-        # multiply the time until a storage that is gone is called so.
-        filesystem.retries = 1
-    return filesystem

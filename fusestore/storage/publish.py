@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fusestore.errors import AlreadyExistsError, StorageError
+from fusestore.storage import objects
 from fusestore.storage.location import Location
 from fusestore.storage.retries import patient, storage_errors
 
@@ -54,6 +55,8 @@ def publish(location: Location, data: bytes) -> None:
     """
     if location.is_local:
         _publish_local(location.path, (data,), create_only=False)
+    elif location.is_object:
+        objects.write(location.url, location.storage_options, data)
     else:
         location.filesystem.pipe_file(location.url, data)
 
@@ -95,6 +98,8 @@ def publish_new(location: Location, data: bytes) -> None:
 def _publish_new(location: Location, data: bytes) -> None:
     if location.is_local:
         _publish_local(location.path, (data,), create_only=True)
+    elif location.is_object:
+        objects.write(location.url, location.storage_options, data, create=True)
     else:
         location.filesystem.pipe_file(location.url, data, mode="create")
 

@@ -28,7 +28,7 @@ FIRST_WAIT_S = 0.2
 _HUB_ATTEMPTS = 2
 """Instead, on `hf://`: its client repeats most requests itself, for twenty seconds."""
 
-_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "httpx", "httpx2", "urllib3")
+_CLIENTS = ("botocore", "aiohttp", "httpx", "httpx2")
 """Packages whose errors derive from Exception alone; importing them costs a second."""
 
 _HUB_CLIENTS = ("huggingface_hub", "httpx", "httpx2")
@@ -85,7 +85,7 @@ def patient(
 
 @contextlib.contextmanager
 def storage_errors(location: Address) -> Iterator[None]:
-    """Turn what the operating system, fsspec and botocore raise into our error family."""
+    """Turn what the operating system and the storages' clients raise into our error family."""
     try:
         yield
     except FusestoreError:
@@ -113,11 +113,6 @@ def storage_errors(location: Address) -> Iterator[None]:
             location.url.startswith("hf://") and _lost_session(error)
         ):
             raise
-        if "Credentials" in type(error).__name__:
-            raise AccessDeniedError(
-                f"No usable credentials for {location.url} ({error}). "
-                "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use --storage-option."
-            ) from error
         raise StorageError(f"{location.url} could not be reached: {error}") from error
 
 

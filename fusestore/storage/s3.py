@@ -1,159 +1,167 @@
-"""How S3 is talked to, and ranges of its objects, by botocore, on which s3fs stands.
-
-botocore's `get_object` takes two to three milliseconds of the processor a request. Here botocore
-signs a URL and sends it by its own HTTP session, with its certificates, proxies and time limits,
-which takes a third of that. An answer that asks for more, as that of a bucket in another region
-does, is left to `get_object`.
-"""
+"""What S3 is asked with: storage options, the environment, credentials, and a bucket's region."""
 
 from __future__ import annotations
 
+import difflib
 import os
-import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from fusestore.errors import StorageError
-from fusestore.storage.answer import (
-    Answer,
-    body_of,
-    bytes_announced,
-    bytes_of_whole,
-    range_header,
-)
+from fusestore.errors import AccessDeniedError, InvalidInputError
 
 SCHEMES = ("s3://", "s3a://")
 
-REQUEST_SETTINGS = {
-    "retries": {"mode": "standard", "total_max_attempts": 3},
-    "connect_timeout": 10,
-    "read_timeout": 60,
-}
-"""For each request, in seconds; every verb is tried again besides (`storage.failures`)."""
+OPTIONS = (
+    "key",
+    "secret",
+    "token",
+    "endpoint_url",
+    "profile",
+    "region",
+    "anon",
+    "requester_pays",
+)
+"""Storage options of S3; the names are s3fs's."""
 
-_KNOWN_OPTIONS = {"key", "secret", "token", "endpoint_url", "profile"}
-"""s3fs's options that are a client's, too."""
+ELSEWHERE = {301, 307, 400}
+"""What S3 answers where a bucket lies in another region, among other things."""
 
-_CONNECTIONS = 16
+_CREDENTIALS_LAST = timedelta(minutes=5)
+_REGION_TIMEOUT_S = 10
 
-_ELSEWHERE = {301, 307, 400}
-"""What S3 answers where a bucket lies in another region, among other things; botocore finds it."""
-
-_Options = tuple[tuple[str, str], ...]
-_CLIENTS: dict[tuple[int, _Options], Any] = {}
-"""By process id and options: never shared across a fork."""
-
-_MAKING = threading.Lock()
-"""botocore's clients may be used by several threads, but not made."""
-
-
-def endpoint_of_environment() -> str | None:
-    """Where S3 is, unless an option says otherwise; None: at Amazon's."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+_Settings = dict[str, Any]
+_Credentials = Callable[[], Any]
 
 
-def knows(url: str, options: _Options) -> bool:
-    """Whether this is S3, without an option that s3fs alone understands."""
-    return url.startswith(SCHEMES) and {name for name, _ in options} <= _KNOWN_OPTIONS
+def endpoint(options: Mapping[str, str]) -> str | None:
+    """Where S3 is; None: at Amazon's."""
+    return (
+        options.get("endpoint_url")
+        or os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
+    )
 
 
-def get_range(
-    url: str, options: _Options, start: int, wanted: int, *, whole: bool
-) -> Answer | None:
-    """Ask for some bytes of an object; None where it ends before they begin.
+def settings(root: str, options: Mapping[str, str]) -> tuple[_Settings, _Credentials | None]:
+    """How obstore opens a bucket: its configuration, and what gives credentials.
+
+    Options come before the environment, and that before botocore's other sources: profiles, SSO,
+    web identities, and those of containers and instances.
 
     Args:
-        url: of the object.
-        options: s3fs's; `knows` approves of both.
-        start: the first byte.
-        wanted: how many.
-        whole: whether these are supposed to be all that the object has.
+        root: URL of the bucket.
+        options: of the storage.
 
     Raises:
-        OSError: there is no such object, or access is denied, as s3fs would raise it.
-        StorageError: the answer is not what was asked for.
-        botocore's: the request failed.
+        InvalidInputError: an option is not known, or no region or profile of that name.
+        AccessDeniedError: there are no credentials.
     """
-    from botocore.exceptions import ClientError
-    from s3fs.errors import translate_boto_error
+    _check(options)
+    where = endpoint(options)
+    found: _Settings = {
+        # Amazon wants buckets in host names; their certificates know no dots, servers no names.
+        "virtual_hosted_style_request": where is None and "." not in root.split("://", 1)[1],
+        "request_payer": _is_true(options.get("requester_pays")),
+    }
+    if where is not None:
+        found["endpoint"] = found["aws_endpoint_url_s3"] = where
+    region = options.get("region") or _first("AWS_REGION", "AWS_DEFAULT_REGION")
+    credentials: _Credentials | None = None
+    if _is_true(options.get("anon")):
+        found["skip_signature"] = True
+    elif "key" in options or "secret" in options:
+        credentials = _fixed(options.get("key"), options.get("secret"), options.get("token"))
+    elif "profile" not in options and _first("AWS_ACCESS_KEY_ID"):
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        credentials = _fixed(*map(os.environ.get, names))
+    else:
+        session = _session(options.get("profile"))
+        credentials = _provider(root, session)
+        region = region or session.get_config_variable("region")
+    return {**found, "region": region or "us-east-1"}, credentials
 
-    bucket, _, key = url.split("://", 1)[1].partition("/")
-    asked = {} if whole else range_header(start, wanted)
-    client, named = _client(options), {"Bucket": bucket, "Key": key}
+
+def certificates() -> dict[str, bytes]:
+    """Certificates of the environment's own authority, which the system does not know."""
+    path = _first("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+    if path is None or not Path(path).is_file():
+        return {}
+    return {"root_certificate": Path(path).read_bytes()}
+
+
+def region_of_bucket(root: str, options: tuple[tuple[str, str], ...]) -> str | None:
+    """Where S3 says that a bucket is; it tells everybody, with a refusal too."""
+    import urllib.error
+    import urllib.request
+
+    where = endpoint(dict(options)) or "https://s3.amazonaws.com"
+    request = urllib.request.Request(f"{where}/{root.split('://', 1)[1]}", method="HEAD")  # noqa: S310
     try:
-        status, headers, body = _send_signed(url, client, named, asked)
-        if status in _ELSEWHERE:
-            body.close()
-            response = client.get_object(**named, **asked)
-            body, metadata = response["Body"], response["ResponseMetadata"]
-            status, headers = metadata["HTTPStatusCode"], metadata["HTTPHeaders"]
-    except ClientError as error:
-        if error.response["Error"].get("Code") == "InvalidRange":
-            return None
-        raise translate_boto_error(error) from error
-    try:
-        if status == 200 and start == 0:
-            return Answer(body, bytes_of_whole(headers, wanted))
-        return Answer(body, bytes_announced(headers.get("content-range"), url, start, wanted))
-    except StorageError:
-        body.close()
-        raise
+        with urllib.request.urlopen(request, timeout=_REGION_TIMEOUT_S) as answer:  # noqa: S310
+            headers = answer.headers
+    except urllib.error.HTTPError as error:
+        headers = error.headers
+    except OSError:
+        return None
+    region: str | None = headers.get("x-amz-bucket-region")
+    return region
 
 
-def _send_signed(
-    where: str,
-    client: Any,  # noqa: ANN401 - botocore is untyped
-    named: dict[str, str],
-    asked: dict[str, str],
-) -> tuple[int, Any, Any]:
-    """Status, headers and unread body of the answer to a GET; some may be botocore's to handle.
-
-    Raises:
-        ClientError: S3 refused, as `get_object` would raise it.
-        StorageError: the request failed.
-    """
-    from botocore.awsrequest import AWSRequest
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.parsers import create_parser
-
-    url = client.generate_presigned_url("get_object", Params=named)
-    request = AWSRequest("GET", url, headers=asked, stream_output=True).prepare()
-    try:
-        # There is no public way to the session that the client made of its configuration.
-        response = client._endpoint.http_session.send(request)
-    except BotoCoreError as error:
-        # Whoever reads a signed URL in a log can use it; and it may hold a session's token.
-        problem = str(error).replace(url, url.split("?", 1)[0])
-        raise StorageError(f"{where} could not be reached: {problem}") from None
-    status = response.status_code
-    if status < 300 or status in _ELSEWHERE:
-        return status, response.headers, body_of(response.raw)
-    answer = {"status_code": status, "headers": response.headers, "body": response.content}
-    shape = client.meta.service_model.operation_model("GetObject").output_shape
-    raise ClientError(create_parser("rest-xml").parse(answer, shape), "GetObject")
+def _check(options: Mapping[str, str]) -> None:
+    for name in options:
+        if name not in OPTIONS:
+            nearest = difflib.get_close_matches(name, OPTIONS, n=1)
+            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(OPTIONS)}."
+            raise InvalidInputError(f"{name!r} is not a storage option of S3. {hint}")
 
 
-def _client(options: _Options) -> Any:  # noqa: ANN401 - botocore is untyped
-    key = (os.getpid(), options)
-    with _MAKING:
-        if key not in _CLIENTS:
-            _CLIENTS[key] = _new_client(dict(options))
-        return _CLIENTS[key]
+def _fixed(key: str | None, secret: str | None, token: str | None) -> _Credentials:
+    # As settings, obstore would mix them with those of the environment.
+    return lambda: {
+        "access_key_id": key or "",
+        "secret_access_key": secret or "",
+        "token": token or None,
+        "expires_at": None,
+    }
 
 
-def _new_client(options: dict[str, str]) -> Any:  # noqa: ANN401
-    from botocore.config import Config
+def _session(profile: str | None) -> Any:  # noqa: ANN401 - botocore is untyped
     from botocore.session import Session
 
-    return Session(profile=options.get("profile")).create_client(
-        "s3",
-        endpoint_url=options.get("endpoint_url") or endpoint_of_environment(),
-        aws_access_key_id=options.get("key"),
-        aws_secret_access_key=options.get("secret"),
-        aws_session_token=options.get("token"),
-        config=Config(
-            max_pool_connections=_CONNECTIONS,
-            # Signed URLs are of an older kind otherwise, which newer regions refuse.
-            signature_version="s3v4",
-            **REQUEST_SETTINGS,
-        ),
-    )
+    return Session(profile=profile)
+
+
+def _provider(root: str, session: Any) -> _Credentials:  # noqa: ANN401
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        credentials = session.get_credentials()
+    except BotoCoreError as error:
+        raise InvalidInputError(f"{root} cannot be opened: {error}") from error
+    if credentials is None:
+        raise AccessDeniedError(
+            f"No usable credentials for {root}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or use --storage-option."
+        )
+
+    def give() -> dict[str, Any]:
+        # botocore renews what expires; it is asked again before long.
+        current = credentials.get_frozen_credentials()
+        return {
+            "access_key_id": current.access_key,
+            "secret_access_key": current.secret_key,
+            "token": current.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LAST,
+        }
+
+    return give
+
+
+def _first(*names: str) -> str | None:
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def _is_true(value: str | None) -> bool:
+    return (value or "").lower() in ("1", "true", "yes", "on")

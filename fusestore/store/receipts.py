@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from fusestore.errors import InvalidInputError
+from fusestore.errors import CorruptionError, InvalidInputError
 from fusestore.store.manifest import Frozen, Manifest, digest_bytes
 
 
@@ -56,6 +58,24 @@ class FileRecord(Frozen):
     def of(cls, data: bytes) -> FileRecord:
         """The record of these bytes."""
         return cls(num_bytes=len(data), sha256=digest_bytes(data))
+
+
+def file_records(manifest: Mapping[str, Any], where: str) -> dict[str, FileRecord]:
+    """What the files of a manifest's content hold, by path.
+
+    Args:
+        manifest: content of a manifest of any kind.
+        where: it lies, for messages.
+
+    Raises:
+        CorruptionError: it lists no files, or not as manifests do.
+    """
+    try:
+        return {
+            path: FileRecord.model_validate(record) for path, record in manifest["files"].items()
+        }
+    except (KeyError, AttributeError, ValidationError) as error:
+        raise CorruptionError(f"{where} does not say what its files hold: {error!r}.") from error
 
 
 class Receipt(Manifest):

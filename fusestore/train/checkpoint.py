@@ -255,7 +255,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     flat_before = {**before, **before["settings"]}
     flat_now = {**now, **now["settings"]}
     return ", ".join(
-        f"{name}: {flat_before[name]!r} there, {flat_now[name]!r} here"
-        for name in flat_now
-        if name != "settings" and flat_before.get(name) != flat_now[name]
+        f"{name}: {flat_before.get(name)!r} there, {flat_now.get(name)!r} here"
+        for name in {**flat_before, **flat_now}
+        if name != "settings" and flat_before.get(name) != flat_now.get(name)
     )

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusestore.data.mixture import Fused
 from fusestore.errors import DivergedError, IncompatibleError, NonFiniteError
 from fusestore.models.loading import output_width
+from fusestore.train.step_batches import Trainable
 
 SPIKE_HISTORY = 20
 """Steps whose median loss the next one is held against."""
@@ -21,7 +21,7 @@ SPIKE_HISTORY = 20
 
 def check_vocabulary(
     model: Any,  # noqa: ANN401 - transformers is untyped
-    dataset: Fused,
+    dataset: Trainable,
     model_path: Path,
 ) -> None:
     """See, before the first step, that the model has every token id of the dataset.
@@ -41,7 +41,7 @@ def check_vocabulary(
         )
 
 
-def check_tokenizer(digest: str, dataset: Fused, model: str) -> None:
+def check_tokenizer(digest: str, dataset: Trainable, model: str) -> None:
     """See that the model's tokenizer is the one whose ids the dataset holds.
 
     Args:
@@ -63,7 +63,7 @@ def check_tokenizer(digest: str, dataset: Fused, model: str) -> None:
 
 
 def not_finite(
-    value: float, step: int, windows: Sequence[int], dataset: Fused, kept: str
+    value: float, step: int, windows: Sequence[int], dataset: Trainable, kept: str
 ) -> NonFiniteError:
     """The error to raise when some process met a loss or gradient that is not a number.
 
@@ -92,7 +92,7 @@ def check_spike(
     earlier: Sequence[float],
     limit: float | None,
     windows: Sequence[int],
-    dataset: Fused,
+    dataset: Trainable,
     kept: str,
 ) -> None:
     """See that a step's loss is in keeping with the steps before it.

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fusestore.data.mixture import Fused
 from fusestore.progress import Reporter
 from fusestore.train.checkpoint import (
     TrainState,
@@ -25,7 +24,7 @@ from fusestore.train.evaluation import Evaluation, Evaluator, best_evaluation
 from fusestore.train.guards import check_weights
 from fusestore.train.logs import TensorBoardLog
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
-from fusestore.train.step_batches import step_batches
+from fusestore.train.step_batches import Trainable, step_batches
 from fusestore.train.student import Student
 from fusestore.train.surroundings import StopSignals
 from fusestore.train.trained_weights import trained_weights
@@ -78,7 +77,7 @@ class TrainingLoop:
         self,
         accelerator: Any,  # noqa: ANN401 - accelerate is untyped
         student: Student,
-        dataset: Fused,
+        dataset: Trainable,
         plan: TrainingPlan,
         work_dir: Path,
         stops: StopSignals,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.train.settings import TrainSettings
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class LossPoint(Frozen):
@@ -45,6 +49,8 @@ class TrainingPlan(Manifest):
 
     Attributes:
         dataset_digest: of the fused dataset's plan.
+        stream_order: what the order of a stream's windows depends on (seed, `shuffle_span`, …);
+            left out where it is the order of the map-style dataset at `settings.seed`.
         base_model_digest: of the folder that training started from.
         settings: of the run; its precision is settled, never `auto`.
         world_size: processes.
@@ -52,6 +58,9 @@ class TrainingPlan(Manifest):
     """
 
     dataset_digest: str
+    stream_order: dict[str, int | list[int | None] | None] | None = Field(
+        default=None, exclude_if=_is_none
+    )
     base_model_digest: str
     settings: TrainSettings
     world_size: int

@@ -8,7 +8,10 @@ from pathlib import Path
 from fusestore.corpus.build import open_corpus
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.data.dataset import FusedDataset, open_fused
-from fusestore.data.mixture import Fused, FusedMixture
+from fusestore.data.mixable import own_seed
+from fusestore.data.mixture import FusedMixture
+from fusestore.data.streaming.stream_mixture import StreamingMixture
+from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
 from fusestore.errors import InvalidInputError
 from fusestore.models.loading import local_model_folder
 from fusestore.progress import Reporter, SilentReporter
@@ -24,6 +27,7 @@ from fusestore.train.loop import TrainingProgress
 from fusestore.train.manifest import TrainingManifest
 from fusestore.train.model_io import check_model_folder
 from fusestore.train.settings import TrainSettings
+from fusestore.train.step_batches import Trainable
 from fusestore.train.trainer import train
 
 
@@ -44,7 +48,7 @@ def train_on_fused(
     """Train a model on a fused dataset and publish it.
 
     Args:
-        store: holds the fused dataset.
+        store: holds the fused dataset; from a remote one it is read as a stream.
         fused: the fused dataset; or several, each with its weight or, all of them, with None: see
             `fusestore.data.FusedMixture`.
         model: the model to start from; its tokenizer is the dataset's.
@@ -70,7 +74,7 @@ def train_on_fused(
     reporter = reporter or SilentReporter()
     if log_dir is not None:
         check_log_folder(log_dir, store.location)
-    dataset = _open(store, fused)
+    dataset = _open(store, fused, settings.seed)
     folder = local_model_folder(model)
     check_model_folder(folder)
     tokenizer = tokenizer or load_tokenizer(str(folder))
@@ -110,19 +114,38 @@ def _measured(report: TrainingProgress) -> str:
     return ", ".join(parts)
 
 
-def _open(store: Store, fused: str | Mapping[str, float | None]) -> Fused:
-    def one(name: str) -> FusedDataset:
-        return open_fused(store.location.url, name, dict(store.location.storage_options))
+def _open(store: Store, fused: str | Mapping[str, float | None], seed: int) -> Trainable:
+    """One dataset or a mixture: mapped where it lies here, streamed where it is complete elsewhere.
+
+    Windows come in one order either way, so a run may go on where the store is nearer. What is not
+    complete is made on demand, which a stream does not.
+    """
+    names = [fused] if isinstance(fused, str) else list(fused)
+    manifests = [store.fused(name) / "manifest.json" for name in names]
+    streamed = not store.location.is_local and all(each.exists() for each in manifests)
+    options = dict(store.location.storage_options)
+
+    def mapped(name: str) -> FusedDataset:
+        return open_fused(store.location.url, name, options)
 
     if isinstance(fused, str):
-        return one(fused)
+        return _stream(store, fused, seed) if streamed else mapped(fused)
     weights = [weight for weight in fused.values() if weight is not None]
     if 0 < len(weights) < len(fused):
         raise InvalidInputError(
             f"Some of the fused datasets {', '.join(fused)} have weights and some have none: give "
             "each a weight, as in NAME=0.7, or none."
         )
-    return FusedMixture([one(name) for name in fused], weights or None)
+    if streamed:
+        digests = [StreamingFusedDataset(store.fused(name)).digest for name in names]
+        seeds = [own_seed(digest, seed) for digest in digests]
+        streams = [_stream(store, *each) for each in zip(names, seeds, strict=True)]
+        return StreamingMixture(streams, weights or None)
+    return FusedMixture([mapped(name) for name in names], weights or None)
+
+
+def _stream(store: Store, name: str, seed: int) -> StreamingFusedDataset:
+    return StreamingFusedDataset(store.fused(name), seed=seed, shuffle_span=None)
 
 
 def held_out_tokens(store: Store, tokenizer: Tokenizer, corpus_name: str, split: str) -> TokenTable:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,48 +14,88 @@ from torch.utils.data import DataLoader
 from fusestore.data.collation import collate
 from fusestore.data.mixture import Fused
 from fusestore.data.order import BatchOrder, batches_per_epoch
+from fusestore.data.streaming.loader import StreamingLoader, worker_options
+from fusestore.data.streaming.stream import Stream
+from fusestore.data.windows import NO_WINDOW
+from fusestore.errors import InvalidInputError
 from fusestore.train.manifest import TrainingPlan
+
+Trainable = Fused | Stream
+"""What a model is trained on: a dataset or a mixture, mapped or streamed."""
+
+
+def batches_in_epoch(dataset: Trainable, batch_size: int, world_size: int) -> int:
+    """Batches that every rank gets from an epoch; see `BatchOrder`."""
+    windows = dataset.num_windows if isinstance(dataset, Stream) else len(dataset)
+    return batches_per_epoch(windows, batch_size, world_size)
 
 
 def step_batches(
-    dataset: Fused, plan: TrainingPlan, rank: int, steps_done: int
+    dataset: Trainable, plan: TrainingPlan, rank: int, steps_done: int
 ) -> Generator[list[dict[str, Tensor]], None, None]:
     """The batches of each optimizer step from `steps_done` on, epoch after epoch, for ever.
 
+    A stream has the batches of a map-style dataset whose windows come in its order: the windows
+    that `BatchOrder` leaves out at the end of an epoch are left out, and no filler is in a batch.
+
     Args:
-        dataset: what is trained on.
+        dataset: what is trained on; a stream is moved along.
         plan: of the run.
         rank: of this process, out of `plan.world_size`.
         steps_done: optimizer steps to leave out.
+
+    Raises:
+        InvalidInputError: a stream that was opened for another rank or world size.
     """
     settings, world_size = plan.settings, plan.world_size
     accumulation = settings.gradient_accumulation
-    batches = batches_per_epoch(len(dataset), settings.batch_size, world_size)
+    if isinstance(dataset, Stream) and dataset.place() != (rank, world_size):
+        raise InvalidInputError(
+            f"{dataset.name} is streamed as rank and world size {dataset.place()}, and trained on "
+            f"as {(rank, world_size)}: open it without rank and world_size."
+        )
+    batches = batches_in_epoch(dataset, settings.batch_size, world_size)
     epoch, steps_into_epoch = divmod(steps_done, -(-batches // accumulation))
     while True:
-        order = BatchOrder(
-            dataset,
-            settings.batch_size,
-            seed=settings.seed,
-            epoch=epoch,
-            first_batch=steps_into_epoch * accumulation,
-            rank=rank,
-            world_size=world_size,
-        )
-        loader = DataLoader(
-            dataset,
-            batch_sampler=order,
-            collate_fn=partial(collate, documents_apart=settings.attend_within == "document"),
-            num_workers=settings.num_workers,
-            # A forked worker can hang once the parent has used Polars or s3fs.
-            multiprocessing_context="forkserver" if settings.num_workers else None,
-            # Without its own generator the loader would draw from the global one.
-            generator=torch.Generator(),
-        )
+        first = steps_into_epoch * accumulation
         group: list[dict[str, Tensor]] = []
-        for number, batch in enumerate(loader, 1):
+        left = islice(_epoch(dataset, plan, rank, epoch, first), batches - first)
+        for number, batch in enumerate(left, first + 1):
             group.append(batch)
-            if len(group) == accumulation or number == len(order):
+            if len(group) == accumulation or number == batches:
                 yield group
                 group = []
         epoch, steps_into_epoch = epoch + 1, 0
+
+
+def _epoch(
+    dataset: Trainable, plan: TrainingPlan, rank: int, epoch: int, first_batch: int
+) -> Iterator[dict[str, Tensor]]:
+    settings = plan.settings
+    options: dict[str, Any] = {
+        "collate_fn": partial(_collate, apart=settings.attend_within == "document"),
+        "num_workers": settings.num_workers,
+        # Without its own generator a loader would draw from the global one.
+        "generator": torch.Generator(),
+    }
+    if isinstance(dataset, Stream):
+        dataset.seek(epoch, first_batch * settings.batch_size * plan.world_size)
+        return iter(StreamingLoader(dataset, settings.batch_size, **options))
+    order = BatchOrder(
+        dataset,
+        settings.batch_size,
+        seed=settings.seed,
+        epoch=epoch,
+        first_batch=first_batch,
+        rank=rank,
+        world_size=plan.world_size,
+    )
+    workers = worker_options(settings.num_workers)
+    return iter(DataLoader(dataset, batch_sampler=order, **options, **workers))
+
+
+def _collate(samples: Sequence[dict[str, Tensor]], *, apart: bool) -> dict[str, Tensor]:
+    if isinstance(samples, list):
+        # The last batch of a stream may have one for some ranks.
+        samples = [sample for sample in samples if int(sample["window"]) != NO_WINDOW]
+    return collate(samples, documents_apart=apart)

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fusestore.data.mixture import Fused
-from fusestore.data.order import batches_per_epoch
+from fusestore.data.streaming.stream import Stream
 from fusestore.errors import AlreadyExistsError, InvalidInputError
 from fusestore.models.loading import model_digest
 from fusestore.models.precision import PrecisionChoice, choose_precision
@@ -35,6 +34,7 @@ from fusestore.train.loop import TrainingLoop, TrainingProgress
 from fusestore.train.manifest import TrainingManifest, TrainingPlan
 from fusestore.train.model_io import check_model_folder, load_trainable, publish_model
 from fusestore.train.settings import TrainSettings
+from fusestore.train.step_batches import Trainable, batches_in_epoch
 from fusestore.train.student import Student
 from fusestore.train.surroundings import deterministic, stop_signals
 
@@ -48,7 +48,7 @@ class TrainingResult(NamedTuple):
 
 def train(
     model_path: Path,
-    dataset: Fused,
+    dataset: Trainable,
     settings: TrainSettings,
     output: Location,
     work_dir: Path,
@@ -67,7 +67,9 @@ def train(
 
     Args:
         model_path: local Hugging Face folder of the target.
-        dataset: its fused dataset.
+        dataset: its fused dataset; of a stream, windows come in the stream's own order. One of
+            `settings.seed` that mixes all windows (`shuffle_span=None`) is trained on exactly as
+            the map-style dataset is.
         settings: of the run.
         output: the model folder to make; its `manifest.json` comes last.
         work_dir: local folder for the checkpoint; removed when all is done.
@@ -173,9 +175,9 @@ def _settle_precision(
 
 
 def _plan(
-    model_path: Path, dataset: Fused, settings: TrainSettings, world_size: int
+    model_path: Path, dataset: Trainable, settings: TrainSettings, world_size: int
 ) -> TrainingPlan:
-    batches = batches_per_epoch(len(dataset), settings.batch_size, world_size)
+    batches = batches_in_epoch(dataset, settings.batch_size, world_size)
     steps_per_epoch = -(-batches // settings.gradient_accumulation)
     if steps_per_epoch == 0:
         raise InvalidInputError(
@@ -184,11 +186,18 @@ def _plan(
         )
     return TrainingPlan(
         dataset_digest=dataset.digest,
+        stream_order=_own_order(dataset, settings.seed),
         base_model_digest=model_digest(model_path),
         settings=settings,
         world_size=world_size,
         total_steps=settings.max_steps or settings.epochs * steps_per_epoch,
     )
+
+
+def _own_order(dataset: Trainable, seed: int) -> dict[str, Any] | None:
+    if isinstance(dataset, Stream) and not dataset.follows(seed):
+        return dataset.order_identity
+    return None
 
 
 def _finished(output: Location, plan: TrainingPlan) -> TrainingManifest | None:

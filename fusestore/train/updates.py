@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusestore.data.mixture import Fused
 from fusestore.train.distributed.engine import make_engine
 from fusestore.train.distributed.processes import any_process, sum_over_processes
 from fusestore.train.guards import SPIKE_HISTORY, check_spike, not_finite
 from fusestore.train.manifest import LossPoint, TrainingPlan
 from fusestore.train.schedules import learning_rate_at, lm_weight_at
+from fusestore.train.step_batches import Trainable
 from fusestore.train.student import Student
 
 
@@ -29,7 +29,7 @@ class Updates:
         self,
         accelerator: Any,  # noqa: ANN401 - accelerate is untyped
         student: Student,
-        dataset: Fused,
+        dataset: Trainable,
         plan: TrainingPlan,
     ) -> None:
         self.engine = make_engine(accelerator, student, plan.settings)

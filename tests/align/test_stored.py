@@ -125,7 +125,7 @@ def test_reading_needs_neither_polars_nor_numba_nor_zarr(tmp_path):
         "import sys; from fusestore.align.stored import open_alignment; "
         "from fusestore.storage.location import Location; "
         "position, kind = open_alignment(Location.parse(sys.argv[1])).for_documents(0, 12); "
-        "heavy = {'polars', 'numba', 'zarr', 's3fs', 'torch'}; "
+        "heavy = {'polars', 'numba', 'zarr', 'obstore', 'torch'}; "
         "print(len(position), sorted(heavy & {*sys.modules}))"
     )
     result = subprocess.run(

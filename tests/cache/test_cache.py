@@ -28,6 +28,7 @@ from fusestore.storage.location import Location
 from fusestore.store.array_reader import ArrayReader
 from fusestore.store.codec import TAIL_STEP
 from fusestore.store.layout import Store
+from tests.helpers.fault_proxy import FaultProxy
 
 
 @pytest.fixture
@@ -146,23 +147,17 @@ def test_opening_reads_one_object(any_store, capture, monkeypatch):
     assert read == ["manifest.json"]
 
 
-def test_opening_remotely_is_one_get_and_no_listing(s3_url, capture, monkeypatch):
+def test_opening_remotely_is_one_get_and_no_listing(s3_endpoint, s3_url, capture):
     """As the server is asked, whatever the libraries between do."""
-    from aiobotocore.client import AioBaseClient
-
     capture.write(Store.open(f"{s3_url}/my.store"))
-    asked = []
-    original = AioBaseClient._make_api_call
-
-    async def counting(self, operation, arguments):
-        asked.append(operation)
-        return await original(self, operation, arguments)
-
-    monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
-    cache = open_cache(f"{s3_url}/my.store", "demo")
-    assert asked == ["GetObject"]
-    cache[0:16]
-    assert set(asked) <= {"GetObject", "HeadObject"}
+    with FaultProxy(s3_endpoint) as proxy:
+        options = {"endpoint_url": proxy.url}
+        cache = open_cache(f"{s3_url}/my.store", "demo", storage_options=options)
+        ((method, path),) = proxy.requests
+        assert (method, "list-type" in path) == ("GET", False)
+        cache[0:16]
+        assert {method for method, _ in proxy.requests} <= {"GET", "HEAD"}
+        assert not any("list-type" in path for _, path in proxy.requests)
 
 
 def read_in_child(cache, queue):

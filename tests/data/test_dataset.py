@@ -1,5 +1,6 @@
 """The memory-mapped dataset against the arrays it was made of."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from torch.utils.data import DataLoader
 from fusestore.data import BatchOrder, FusedDataset, collate, open_fused
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
+from fusestore.storage.publish import publish
+from fusestore.store import copy
+from fusestore.store.manifest import canonical_json, digest_bytes
 from tests.helpers.fused_folder import random_arrays, write_fused
 
 FIELDS = {
@@ -176,10 +180,10 @@ def test_pickles_without_open_files(folder, arrays):
     assert_window(pickle.loads(content)[2], arrays, 2, 32)  # noqa: S301
 
 
-def test_workers_import_no_polars_zarr_or_s3fs():
+def test_workers_import_no_polars_zarr_or_obstore():
     code = (
-        "import sys, fusestore.data, fusestore.data.on_demand, fusestore.data.fill_helper;"
-        "heavy = {'polars', 'zarr', 's3fs', 'numba', 'transformers'};"
+        "import sys, fusestore.data, fusestore.data.on_demand, fusestore.data.fill;"
+        "heavy = {'polars', 'zarr', 'obstore', 'numba', 'transformers'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]
@@ -235,18 +239,65 @@ def test_no_tokens(tmp_path):
         FusedDataset(tmp_path / "x")
 
 
-def test_remote_is_copied_once(folder, arrays, s3_url, tmp_path):
+@pytest.fixture
+def remote(folder, s3_url):
+    """The dataset in a bucket."""
     remote = Location.parse(s3_url) / "some.store"
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            name = path.relative_to(folder).as_posix()
-            target = remote / "fused/demo" / name
-            target.filesystem.pipe_file(target.url, path.read_bytes())
+            publish(remote / "fused/demo" / path.relative_to(folder).as_posix(), path.read_bytes())
+    return remote
+
+
+def test_remote_is_copied_once(remote, arrays, tmp_path):
     cache = tmp_path / "cache"
+    publish(remote / "fused/demo/not-listed", b"1")
     dataset = open_fused(remote, "demo", cache_dir=cache)
     for window in range(len(dataset)):
         assert_window(dataset[window], arrays, window, 32)
+    assert not (dataset.folder / "not-listed").exists()
     (remote / "fused/demo/tail").delete()
     again = open_fused(remote, "demo", cache_dir=cache)
     assert_window(again[5], arrays, 5, 32)
     assert len(list((cache / "fused").iterdir())) == 1
+
+
+def test_a_copy_that_was_cut_short_goes_on(remote, folder, arrays, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    name = "logprobs/c/3/0"
+    good = (folder / name).read_bytes()
+    publish(remote / "fused/demo" / name, good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(CorruptionError, match=name):
+        open_fused(remote, "demo", cache_dir=cache)
+    (partial,) = (cache / "fused").iterdir()
+    there = {path for path in partial.rglob("*") if path.is_file()}
+    assert there
+    assert partial / name not in there
+    # What was damaged here meanwhile is copied again, too.
+    damaged = partial / "tail/c/1"
+    damaged.write_bytes(damaged.read_bytes()[::-1])
+    publish(remote / "fused/demo" / name, good)
+    copied = []
+    original = copy.copy_file
+    monkeypatch.setattr(
+        copy, "copy_file", lambda *args: (copied.append(args[1].path), original(*args))
+    )
+    dataset = open_fused(remote, "demo", cache_dir=cache)
+    assert sorted(copied) == [partial / name, damaged]
+    for window in range(len(dataset)):
+        assert_window(dataset[window], arrays, window, 32)
+    assert list((cache / "fused").iterdir()) == [dataset.folder]
+
+
+@pytest.mark.parametrize(
+    "path", ["../evil", "/etc/passwd", "a/../../evil", "", "a//b", "a\\b", "\0"]
+)
+def test_a_path_outside_the_dataset_is_refused(remote, folder, tmp_path, path):
+    content = json.loads((folder / "manifest.json").read_bytes())
+    content.pop("checksum")
+    content["files"][path] = {"num_bytes": 1, "sha256": "0" * 64}
+    content["checksum"] = digest_bytes(canonical_json(content))
+    publish(remote / "fused/demo/manifest.json", canonical_json(content))
+    with pytest.raises(InvalidInputError, match="no path inside its folder"):
+        open_fused(remote, "demo", cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache" / "fused").exists()

@@ -27,6 +27,7 @@ from fusestore.errors import (
 )
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.storage.location import Location
+from fusestore.storage.publish import publish
 from fusestore.store.receipts import FileRecord
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.range_server import RangeServer
@@ -101,7 +102,7 @@ def test_from_a_bucket_in_either_form(made, expected, cache, s3_url):
     for path in made.rglob("*"):
         if path.is_file():
             target = remote / "local" / path.relative_to(made).as_posix()
-            target.filesystem.pipe_file(target.url, path.read_bytes())
+            publish(target, path.read_bytes())
     for form in ("shared", "local"):
         dataset = stream(remote.url + "/" + form, cache / form)
         assert_epoch(dataset, expected)
@@ -235,8 +236,8 @@ def fetch_here(dataset, shard):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_after_s3fs_was_used(made, expected, cache, s3_url, method):
+@pytest.mark.parametrize("method", [None, "spawn"])
+def test_workers_after_obstore_was_used(made, expected, cache, s3_url, method):
     remote = Location.parse(f"{s3_url}/store/fused/demo")
     share(made, remote)
     dataset = stream(remote.url, cache)
@@ -246,6 +247,13 @@ def test_workers_after_s3fs_was_used(made, expected, cache, s3_url, method):
     seen = [window for batch in loader for window in batch["window"].tolist()]
     assert seen == dataset.order.windows(0).tolist()
     assert len(kept(cache)) == NUM_SHARDS
+
+
+def test_a_forked_worker_says_what_to_do_instead(shared, cache):
+    dataset = stream(f"local://{shared}", cache, batch_size=8)
+    loader = StreamingLoader(dataset, 8, num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(InvalidInputError, match=r"forked worker fetches shards of .*forkserver"):
+        list(loader)
 
 
 def test_the_limit_is_kept_and_only_fetched_shards_are_evicted(shared, expected, cache):
@@ -423,7 +431,7 @@ def test_processes_of_a_machine_fetch_each_shard_once(shared, expected, cache, l
         dataset = stream(site.url, cache)
         spare = (dataset.order.working_set(ROWS) + 4) * dataset._layout.num_bytes
         site.requests.clear()
-        # One fetches by itself, the other's workers have helpers.
+        # One fetches by itself, the other's workers each.
         processes = [
             reading_process(site.url, cache, spare if limited else 0, workers) for workers in (0, 2)
         ]
@@ -446,7 +454,7 @@ def test_a_killed_process_leaves_nothing_in_the_way(shared, expected, cache):
         process = reading_process(site.url, cache, workers=1)
         process.stdout.readline()
         started = descendants(process.pid)
-        assert len(started) == 2  # a worker, and its helper
+        assert len(started) >= 2  # a worker, and the server that it was forked from
         process.send_signal(signal.SIGKILL)
         process.communicate()
         # A worker looks after its parent every few seconds.
@@ -570,13 +578,18 @@ def test_no_tokens(shared, cache, tmp_path):
         stream(tmp_path / "empty", cache)
 
 
-def test_the_helper_imports_nothing_heavy():
+def test_fetching_imports_nothing_heavy(shared, cache):
     code = (
-        "import sys, json, fusestore.data.shard_cache.fetch_helper;"
-        "heavy = {'torch', 'polars', 'zarr', 's3fs', 'numba', 'transformers'};"
+        "import sys, json; from fusestore.data import StreamingFusedDataset;"
+        "list(StreamingFusedDataset(sys.argv[1], cache_dir=sys.argv[2]));"
+        "heavy = {'polars', 'zarr', 'obstore', 'transformers'};"
         "print(json.dumps(sorted(heavy & set(sys.modules))))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-c", code, f"local://{shared}", str(cache)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
     )
     assert json.loads(done.stdout) == []

@@ -35,7 +35,7 @@ _ANSWERS = {
 
 
 class FaultProxy:
-    """A context; `url` is where it listens.
+    """A context; `url` is where it listens, `requests` what it was asked: methods and paths.
 
     Args:
         upstream: URL of the server behind it.
@@ -53,6 +53,7 @@ class FaultProxy:
         self.planned = collections.deque()
         self.happened = collections.Counter()
         self.num_requests = 0
+        self.requests = []
         self.ended = threading.Event()
         self._choice = random.Random(seed)  # noqa: S311 - repeatable
         self._lock = threading.Lock()
@@ -101,6 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def _serve(self):
+        self.proxy.requests.append((self.command, self.path))
         fault = self.proxy.next_fault()
         if fault == "reset":
             return self._reset()

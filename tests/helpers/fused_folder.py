@@ -7,6 +7,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from fusestore.store.manifest import canonical_json, digest_bytes
+from fusestore.store.receipts import FileRecord
 
 
 def random_arrays(num_tokens, k=4, vocab_size=100, seed=0, document_length=23):
@@ -57,7 +58,12 @@ def write_fused(
         array[:] = values
     recipe = {"window_length": window_length, "packing": "stream", "target": target}
     plan = {"recipe": recipe, "vocab_size": vocab_size, "sampled": sampled}
-    manifest = {"format_version": 1, "plan": plan}
+    files = {
+        path.relative_to(folder).as_posix(): FileRecord.of(path.read_bytes()).model_dump()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"format_version": 1, "plan": plan, "files": files}
     checksum = digest_bytes(canonical_json(manifest))
     (folder / "manifest.json").write_bytes(canonical_json({**manifest, "checksum": checksum}))
     return folder

@@ -92,7 +92,7 @@ def test_loader_workers_read_what_the_parent_reads(start, store_url):
 
 
 def test_forked_workers_read_in_a_process_that_only_trains(first_store):
-    """Forking after Polars or s3fs hangs; reading a local dataset loads neither."""
+    """Forking after Polars or obstore hangs; reading a local dataset loads neither."""
     program = """
 import sys
 import fusestore as fs
@@ -101,7 +101,7 @@ dataset = fs.open_fused(sys.argv[1], "mince")
 loader = DataLoader(dataset, batch_size=4, num_workers=2, collate_fn=fs.data.collate,
                     multiprocessing_context="fork")
 assert [int(i) for batch in loader for i in batch["window"]] == list(range(len(dataset)))
-print(sorted({"polars", "s3fs", "zarr"} & set(sys.modules)))
+print(sorted({"polars", "obstore", "zarr"} & set(sys.modules)))
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(first_store)],

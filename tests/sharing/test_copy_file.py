@@ -1,13 +1,14 @@
 """One file from anywhere to anywhere: what arrives is what the record says, or nothing arrives."""
 
+import boto3
 import numpy as np
 import pytest
 
-from fusestore.errors import CorruptionError
+from fusestore.errors import CorruptionError, InvalidInputError
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
 from fusestore.store import copy
-from fusestore.store.copy import copy_file, matches
+from fusestore.store.copy import copy_file, copy_missing, matches
 from fusestore.store.receipts import FileRecord
 from tests.helpers.places import PLACES
 
@@ -59,5 +60,37 @@ def test_a_large_object_is_sent_in_parts(place, tmp_path):
     copy_file(Location.parse(tmp_path / "file"), place.location / "file", record)
     copy_file(place.location / "file", Location.parse(tmp_path / "back"), record)
     assert (tmp_path / "back").read_bytes() == data
-    info = place.location.filesystem.info((place.location / "file").url)
+    bucket, _, key = (place.location / "file").url.removeprefix("s3://").partition("/")
+    info = boto3.client("s3").head_object(Bucket=bucket, Key=key)
     assert info["ETag"].strip('"').endswith("-3")
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("origin", ["local", "s3"], indirect=True)
+def test_a_folder_is_copied_as_its_manifest_lists_it(place, origin, monkeypatch):
+    content = {"x": DATA, "a/y": DATA[::-1], "a/b/z": b"", "large": DATA * 3}
+    monkeypatch.setattr(copy, "PIECE_BYTES", 2 * len(DATA))
+    for path, data in content.items():
+        publish(origin / path, data)
+    publish(origin / "not-listed", b"1")
+    files = {path: FileRecord.of(data) for path, data in content.items()}
+    publish(origin / "a/y", DATA)
+    with pytest.raises(CorruptionError, match=r"a/y is damaged"):
+        copy_missing(origin, place.location, files)
+    sound = {path: len(data) for path, data in content.items() if path != "a/y"}
+    assert place.location.sizes() == sound
+    # Of what arrived, one was changed meanwhile and one is gone.
+    publish(origin / "a/y", content["a/y"])
+    publish(place.location / "x", DATA[::-1])
+    (place.location / "large").delete()
+    copied = []
+    original = copy.copy_file
+    monkeypatch.setattr(copy, "copy_file", lambda *args: (copied.append(args[0]), original(*args)))
+    copy_missing(origin, place.location, files)
+    assert {source.name for source in copied} == {"x", "y", "large"}
+    assert {path: (place.location / path).read_bytes() for path in content} == content
+    copied.clear()
+    copy_missing(origin, place.location, files)
+    assert copied == []
+    with pytest.raises(InvalidInputError, match="no path inside its folder"):
+        copy_missing(origin, place.location, {**files, "../evil": files["x"]})

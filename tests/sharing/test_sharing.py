@@ -14,6 +14,7 @@ from fusestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from fusestore.store import copy
 from fusestore.store.layout import Store
 from fusestore.store.manifest import canonical_json, digest_bytes
 from fusestore.workflows.sharing import copy_things, sync_stores
@@ -262,7 +263,9 @@ def test_check_reads_back_and_replaces_what_is_damaged(source, tmp_path, first_s
     assert hashes(other.location) == before
 
 
-@pytest.mark.parametrize("path", ["../evil", "/etc/passwd", "a/../../evil", "", "a//b", "a\\b"])
+@pytest.mark.parametrize(
+    "path", ["../evil", "/etc/passwd", "a/../../evil", "", "a//b", "a\\b", "\0"]
+)
 def test_a_path_outside_the_thing_is_refused(source, empty, path):
     manifest = source.model("fused").path / "manifest.json"
     files = json.loads(manifest.read_bytes())["files"]
@@ -319,8 +322,8 @@ def stop_after(monkeypatch, writes):
 
         return write
 
-    for function in ("copy_file", "publish_new"):
-        monkeypatch.setattr(sharing_run, function, counted(getattr(sharing_run, function)))
+    for module, function in ((copy, "copy_file"), (sharing_run, "publish_new")):
+        monkeypatch.setattr(module, function, counted(getattr(module, function)))
 
 
 def test_a_storage_that_lies_about_sizes_is_not_believed(source, empty, monkeypatch):
@@ -331,7 +334,7 @@ def test_a_storage_that_lies_about_sizes_is_not_believed(source, empty, monkeypa
 
         publish(target, origin.read_bytes()[: record.num_bytes // 2])
 
-    monkeypatch.setattr(sharing_run, "copy_file", cut)
+    monkeypatch.setattr(copy, "copy_file", cut)
     with pytest.raises(StorageError, match="bytes after copying"):
         copy_things(source, empty, ["model/fused"])
     with pytest.raises(NotFoundError):

@@ -4,12 +4,10 @@ import random
 import uuid
 
 import pytest
-import s3fs
 
 from fusestore.errors import AccessDeniedError, AlreadyExistsError, NotFoundError, StorageError
-from fusestore.storage import location as urls
+from fusestore.storage import object_client, objects
 from fusestore.storage import retries as failures
-from fusestore.storage import s3
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, publish_new
 from tests.helpers.fault_proxy import FAULTS
@@ -20,11 +18,10 @@ from tests.helpers.filled import filled
 def _once(monkeypatch):
     """Each request is sent once: what is tested is our own patience.
 
-    The libraries' own repetitions hide faults, and wait for seconds.
+    The client's own repetitions hide faults.
     """
-    retries = {"mode": "standard", "total_max_attempts": 1}
-    monkeypatch.setitem(s3.REQUEST_SETTINGS, "retries", retries)
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(object_client, "RETRIES", 0)
+    monkeypatch.setattr(object_client, "_CLIENTS", {})
 
 
 pytestmark = pytest.mark.usefixtures("_once")
@@ -81,7 +78,6 @@ def test_reads_that_come_back_short_are_repeated(root, proxy, verb):
             return filled(file, 0, len(data))
         return file.read_bytes() if verb == "read_bytes" else file.read_range(0, len(data))
 
-    # The HEAD of a whole read comes first, and has no body to cut.
     proxy.plan("short", "short", "short", "short")
     assert read() == data
     proxy.rate, proxy.kinds = 1.0, ("short",)
@@ -90,22 +86,13 @@ def test_reads_that_come_back_short_are_repeated(root, proxy, verb):
 
 
 def test_large_objects_are_read_in_pieces(root, proxy, monkeypatch):
-    monkeypatch.setattr(urls, "_BYTES_PER_REQUEST", 1000)
+    monkeypatch.setattr(objects, "BYTES_PER_REQUEST", 1000)
     data = random.Random(3).randbytes(20_500)  # noqa: S311 - any bytes
     publish(root / "x", data)
     proxy.plan(None, None, "cut answer", None, "short")
     assert (root / "x").read_bytes() == data
     publish(root / "empty", b"")
     assert (root / "empty").read_bytes() == b""
-
-
-def test_options_that_s3fs_alone_knows(root):
-    data = bytes(range(256)) * 4
-    publish(root / "x", data)
-    other = Location(root.url, (*root.storage_options, ("requester_pays", "")))
-    assert s3.knows(root.url, root.storage_options)
-    assert not s3.knows(other.url, other.storage_options)
-    assert filled(other / "x", 5, 100) == data[5:105]
 
 
 def test_a_refusal_is_not_repeated(root, proxy):
@@ -118,7 +105,6 @@ def test_a_refusal_is_not_repeated(root, proxy):
 
 def test_a_storage_that_never_recovers_is_an_error_and_no_answer(root, proxy):
     publish(root / "x", b"1")
-    by_s3fs = Location(root.url, (*root.storage_options, ("requester_pays", "")))
     for kind in ("503", "reset"):
         proxy.rate, proxy.kinds = 1.0, (kind,)
         for verb in (
@@ -130,7 +116,6 @@ def test_a_storage_that_never_recovers_is_an_error_and_no_answer(root, proxy):
             (root / "x").delete,
             lambda: (root / "x").read_range(0, 1),
             lambda: filled(root / "x", 0, 1),
-            lambda: filled(by_s3fs / "x", 0, 1),
             lambda: publish(root / "x", b"2"),
             lambda: publish_new(root / "y", b"2"),
         ):
@@ -155,7 +140,7 @@ def test_a_lost_answer_to_the_last_attempt_is_a_success(root, proxy):
 
 
 def test_a_server_that_hangs_is_asked_again(root, proxy, monkeypatch):
-    monkeypatch.setitem(s3.REQUEST_SETTINGS, "read_timeout", 0.5)
+    monkeypatch.setattr(object_client, "READ_TIMEOUT_S", 0.5)
     publish(root / "x", b"1")
     proxy.plan("hang")
     assert (root / "x").read_bytes() == b"1"

@@ -74,7 +74,7 @@ def test_a_stream_asks_for_each_byte_once(repository, hub, form, tmp_path):
         assert sorted(words) == list(range(-(-size // 4)))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_workers(hub, tmp_path, method):
     loader = StreamingLoader(
         stream(hub, "shared", tmp_path),

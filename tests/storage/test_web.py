@@ -5,10 +5,11 @@ import random
 
 import pytest
 
-from fusestore.errors import AccessDeniedError, NotFoundError, StorageError
-from fusestore.storage import ranges
+from fusestore.errors import AccessDeniedError, InvalidInputError, NotFoundError, StorageError
+from fusestore.storage import object_client, object_errors, objects
 from fusestore.storage import retries as failures
 from fusestore.storage.location import Location
+from fusestore.storage.publish import publish
 from tests.helpers.filled import filled
 from tests.helpers.range_server import RangeHandler, RangeServer
 
@@ -55,6 +56,8 @@ class OddHandler(RangeHandler):
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     monkeypatch.setattr(failures, "FIRST_WAIT_S", 0.002)
+    monkeypatch.setattr(object_client, "RETRIES", 0)
+    monkeypatch.setattr(object_client, "_CLIENTS", {})
     (tmp_path / "x").write_bytes(DATA)
     with RangeServer(tmp_path, OddHandler) as server:
         server.plan = []
@@ -131,7 +134,28 @@ def test_connections_are_used_again(site):
     assert opened == [1]
 
 
-def test_options_are_fsspecs_business(site):
-    assert not ranges.can_read_into(site.url, (("block_size", "100"),))
-    assert not ranges.can_read_into(site.url.replace("//", "//me:secret@"), ())
-    assert ranges.can_read_into(site.url, ())
+def test_options_are_refused(site):
+    with pytest.raises(InvalidInputError, match="takes no storage options; found block_size"):
+        filled(Location.parse(f"{site.url}/x", {"block_size": "100"}), 0, 10)
+
+
+def test_a_password_in_the_url_is_sent_and_not_told(site):
+    url = site.url.replace("//", "//me:secret@")
+    assert filled(Location.parse(f"{url}/x"), 3, 10) == DATA[3:13]
+    assert object_errors.shown(f"{url}/x?sig=1") == f"{site.url}/x"
+    site.plan += [500] * failures.ATTEMPTS
+    with pytest.raises(StorageError) as raised:
+        objects.size(f"{url}/x", ())
+    assert "secret" not in str(raised.value)
+
+
+def test_files_are_read_and_nothing_else(site):
+    file = Location.parse(f"{site.url}/x")
+    assert file.exists()
+    assert not Location.parse(f"{site.url}/y").exists()
+    assert file.size() == len(DATA)
+    assert file.read_bytes() == DATA
+    assert file.read_range(5, 9) == DATA[5:9]
+    for verb in (file.parent.sizes, file.delete, lambda: publish(file, b"")):
+        with pytest.raises(InvalidInputError, match="behind HTTP"):
+            verb()

@@ -1,36 +1,32 @@
 """The side of fetching that a training process sees: shards as maps, fetched in the background.
 
-Threads of this process fetch, or, where it was *forked*, a helper process that is started for it
-(`fetch.helper`): a process that was forked after s3fs was used hangs in it. Whoever fetches begins
-when the first shard is missing; all processes of a machine share shards through `ShardFolder`.
+Threads of this process fetch; they begin when the first shard is missing. All processes of a
+machine share shards through `ShardFolder`. A forked process fetches nothing: it lacks the threads
+of the clients that its parent has used, and would wait for them for ever.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import IO, Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from fusestore import errors
 from fusestore.data.shard_cache.job import FetchJob
 from fusestore.data.shard_cache.layout import ShardLayout
-from fusestore.errors import CorruptionError, FusestoreError, StorageError
-
-_IMPORTED_IN = os.getpid()
-"""A process with another id was forked from the one that imported this module."""
+from fusestore.errors import CorruptionError
+from fusestore.forked import check_not_forked
 
 _Values = Mapping[str, npt.NDArray[Any]]
 
 _ATTEMPTS = 10
 """Times a shard is looked for: it may be evicted before it is opened, or be damaged there."""
+
+_MAX_OPEN = 256
+"""Shards that are open at a time; the one opened longest ago is closed, and may be evicted."""
 
 
 class FetchedShards:
@@ -46,6 +42,7 @@ class FetchedShards:
         self._folder = job.folder
         self._layout = layout
         self._open: dict[int, tuple[BinaryIO, _Values]] = {}
+        self._checked: dict[int, int] = {}
         self._fetcher: _Fetcher | None = None
 
     def __enter__(self) -> Self:
@@ -99,15 +96,20 @@ class FetchedShards:
         for _ in range(_ATTEMPTS):
             file = self._folder.open(shard)
             if file is None:
-                self._ask(now=shard).wait(shard)
+                self._ask(now=shard).wait()
                 continue
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
             # "c": written to, a page is copied first.
-            content = np.memmap(file, np.uint8, mode="c") if size else np.empty(0, np.uint8)
+            is_empty = status.st_size == 0
+            content = np.empty(0, np.uint8) if is_empty else np.memmap(file, np.uint8, mode="c")
             content = content.view(np.ndarray)
             just_written = self._fetcher is not None and self._fetcher.wrote(shard, file)
-            if just_written or self._layout.is_sound(content):
+            checked = just_written or self._checked.get(shard) == status.st_ino
+            if checked or self._layout.is_sound(content):
+                self._checked[shard] = status.st_ino
                 self._open[shard] = (file, self._layout.values(content))
+                if len(self._open) > _MAX_OPEN:
+                    self.release([next(iter(self._open))])
                 return self._open[shard][1]
             # Written by a machine that lost power, or by a disk that fails.
             self._folder.close(file)
@@ -118,42 +120,15 @@ class FetchedShards:
         )
 
     def _ask(self, **wanted: Any) -> _Fetcher:  # noqa: ANN401 - see `FetchServer.want`
-        if self._fetcher is None or not self._fetcher.alive:
-            forked = os.getpid() != _IMPORTED_IN
-            self._fetcher = _Helper(self._job) if forked else _Threads(self._job)
+        if self._fetcher is None:
+            check_not_forked(f"fetches shards of {self._job.source}")
+            self._fetcher = _Fetcher(self._job)
         self._fetcher.want(**wanted)
         return self._fetcher
 
 
-class _Fetcher(Protocol):
-    """Something that fetches in the background."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can be asked."""
-        ...
-
-    def want(self, *, now: int | None = None, ahead: list[int] | None = None) -> None:
-        """Say what is wanted; see `FetchServer.want`."""
-        ...
-
-    def wait(self, shard: int) -> None:
-        """Until the shard that was wanted now is there; raises what went wrong."""
-        ...
-
-    def wrote(self, shard: int, file: BinaryIO) -> bool:
-        """Whether the shard's open file was written from memory of this very process."""
-        ...
-
-    def close(self) -> None:
-        """End it."""
-        ...
-
-
-class _Threads:
-    """Fetches in this process."""
-
-    alive = True
+class _Fetcher:
+    """A `FetchServer`, and the line of its answers."""
 
     def __init__(self, job: FetchJob) -> None:
         # Only who fetches imports what fetching needs.
@@ -165,64 +140,8 @@ class _Threads:
         self.wrote = self._server.wrote
         self.close = self._server.close
 
-    def wait(self, shard: int) -> None:
+    def wait(self) -> None:
+        """Until the shard that was wanted now is there; raises what went wrong."""
         problem = self._answers.get()
         if problem is not None:
             raise problem
-
-
-class _Helper:
-    """A process that fetches for this one; ends when its input does."""
-
-    def __init__(self, job: FetchJob) -> None:
-        self._source = job.source
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fusestore.data.shard_cache.fetch_helper"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        # Options may hold credentials: not on the command line, which everyone can read.
-        self._send(asdict(job))
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def want(self, *, now: int | None = None, ahead: list[int] | None = None) -> None:
-        self._send({"now": now, "ahead": ahead})
-
-    def wait(self, shard: int) -> None:
-        line = _pipe(self._process.stdout).readline()
-        if not line:
-            raise StorageError(
-                f"The process that fetches shard {shard} of {self._source} ended with code "
-                f"{self._process.wait()}, perhaps for want of memory."
-            )
-        problem = json.loads(line)
-        if problem is not None:
-            kind = getattr(errors, problem[0], FusestoreError)
-            raise kind(problem[1])
-
-    def wrote(self, shard: int, file: BinaryIO) -> bool:
-        return False
-
-    def close(self) -> None:
-        # A process forked from this one may still hold the pipe, which then does not end.
-        self._send(None)
-        _pipe(self._process.stdin).close()
-        _pipe(self._process.stdout).close()
-        self._process.wait()
-
-    def _send(self, message: Mapping[str, object] | None) -> None:
-        stream = _pipe(self._process.stdin)
-        try:
-            stream.write(json.dumps(message).encode() + b"\n")
-            stream.flush()
-        except BrokenPipeError:
-            # It ended; reading its answer says so.
-            return
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    assert stream is not None  # noqa: S101 - made with PIPE
-    return stream

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.data.shard_cache.layout import ShardLayout
-from fusestore.errors import CorruptionError, NotFoundError
+from fusestore.errors import CorruptionError
 from fusestore.fuse.layout import shared_arrays
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.storage.location import Location
 from fusestore.store.array_reader import decode_file
 from fusestore.store.arrays import ArraySpec
+from fusestore.store.copy import CheckedRead, end_reads
 from fusestore.store.receipts import FileRecord
 
 CONNECTIONS = 8
@@ -88,22 +88,18 @@ class Download:
             self._new_file(array, shard) if shared else sections[array.name]
             for array in layout.arrays
         ]
-        requests = [
-            self._request(array, file, shard, alone)
+        reads = [
+            self._read(array, file, shard, alone)
             for array, file in zip(layout.arrays, files, strict=True)
         ]
         begun()
         try:
-            for array, file, listed in zip(layout.arrays, files, requests, strict=True):
-                for request in listed:
-                    request.result()
-                self._check(array, shard, file)
+            for array, file, read in zip(layout.arrays, files, reads, strict=True):
+                read.result()
                 if shared:
                     self._decode(array, shard, file, content)
         finally:
-            # Nothing may be written into `content` after this. What could be cancelled does not
-            # run, and is not waited for: a pool that was shut down never says so.
-            wait([request for listed in requests for request in listed if not request.cancel()])
+            end_reads(reads)
 
     def _record(self, array: ArraySpec, shard: int) -> FileRecord:
         name = array.file_name(shard)
@@ -127,29 +123,12 @@ class Download:
     def _new_file(self, array: ArraySpec, shard: int) -> _Bytes:
         return np.empty(self._record(array, shard).num_bytes, np.uint8)
 
-    def _request(
-        self, array: ArraySpec, file: _Bytes, shard: int, alone: bool
-    ) -> list[Future[None]]:
-        self._record(array, shard)
-        where = self.source / array.file_name(shard)
+    def _read(self, array: ArraySpec, file: _Bytes, shard: int, alone: bool) -> CheckedRead:
         size = MAX_PIECE_BYTES
         if alone:
             size = min(max(-(-len(file) // CONNECTIONS), MIN_PIECE_BYTES), size)
-        whole = len(file) <= size
-        return [
-            self.pool.submit(_read_into, where, start, file[start : start + size], whole)
-            for start in range(0, len(file), size)
-        ]
-
-    def _check(self, array: ArraySpec, shard: int, file: _Bytes) -> None:
-        found = hashlib.sha256(file.data).hexdigest()
-        expected = self._record(array, shard).sha256
-        if found != expected:
-            raise CorruptionError(
-                f"{self.source / array.file_name(shard)} is damaged: its SHA-256 is {found[:16]}…, "
-                f"the manifest says {expected[:16]}…. Run `fusestore verify` on its store, then "
-                "share the dataset again."
-            )
+        where = self.source / array.file_name(shard)
+        return CheckedRead(where, self._record(array, shard), file.data, self.pool, size)
 
     def _decode(self, array: ArraySpec, shard: int, file: _Bytes, content: _Bytes) -> None:
         start, stop = array.rows_of(shard)
@@ -161,18 +140,3 @@ class Download:
         padding[:] = 0
         checksum = google_crc32c.extend(checksum, padding.view(np.uint8))
         self.layout.seal(content, array.name, checksum)
-
-
-def _read_into(where: Location, start: int, target: _Bytes, whole: bool) -> None:
-    try:
-        there = where.read_into(start, target.data, whole=whole)
-    except NotFoundError as error:
-        raise CorruptionError(
-            f"{where} is missing. Run `fusestore verify` on its store, then share the dataset "
-            "again."
-        ) from error
-    if there != len(target):
-        raise CorruptionError(
-            f"{where} ends at byte {start + there:,}; its manifest says more. Share the "
-            "dataset again."
-        )

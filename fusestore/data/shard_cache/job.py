@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 from fusestore.data.shard_cache.cache_folder import ShardFolder
 
@@ -29,12 +27,6 @@ class FetchJob:
     dataset: str
     shard_bytes: int
     limit: int | None
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The job that `asdict` and JSON were made of."""
-        options = tuple((key, value) for key, value in content["storage_options"])
-        return cls(**{**content, "storage_options": options})
 
     @property
     def folder(self) -> ShardFolder:

@@ -1,7 +1,4 @@
-"""Fetches what is wanted, the most urgent first, in threads of its own.
-
-Used within the process that reads (`fetch.client`), or in a helper process (`fetch.helper`).
-"""
+"""Fetches what is wanted, the most urgent first, in threads of its own (for `fetch.client`)."""
 
 from __future__ import annotations
 

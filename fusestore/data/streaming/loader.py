@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing import get_all_start_methods, parent_process
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +23,50 @@ _REFUSED = {
     "drop_last": "every window comes once an epoch",
     "persistent_workers": "workers begin each epoch anew, at the state of the loader",
 }
+
+
+def worker_options(
+    num_workers: int, worker_init_fn: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """DataLoader's options for workers that may fetch and make shards: forkserver's, or spawned.
+
+    A forked worker can hang once its parent has used Polars or obstore.
+
+    Args:
+        num_workers: how many; without any there is nothing to say.
+        worker_init_fn: called in each.
+    """
+    if num_workers == 0:
+        return {}
+    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+    beginning = _WorkerBeginning(dict(os.environ), worker_init_fn)
+    return {"multiprocessing_context": method, "worker_init_fn": beginning}
+
+
+@dataclass(frozen=True)
+class _WorkerBeginning:
+    """Gives a worker this process's environment, and ends it when this process was killed.
+
+    A fork server has the environment of its first use. It lives as long as its workers, and torch
+    ends a worker when its parent, which the server is, does not live any more.
+    """
+
+    environment: dict[str, str] = field(repr=False)
+    then: Callable[[int], None] | None
+
+    def __call__(self, worker: int) -> None:
+        os.environ.clear()
+        os.environ.update(self.environment)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        if self.then is not None:
+            self.then(worker)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class StreamingLoader(DataLoader[dict[str, Tensor]]):
@@ -44,7 +92,8 @@ class StreamingLoader(DataLoader[dict[str, Tensor]]):
         Args:
             dataset: the stream; it is moved along with the loader.
             batch_size: windows per batch and rank.
-            num_workers: worker processes.
+            num_workers: worker processes; started by forkserver, unless `options` say otherwise
+                (`multiprocessing_context`). Forked ones read local datasets only.
             collate_fn: makes a batch of samples.
             options: further ones of DataLoader.
 
@@ -61,6 +110,8 @@ class StreamingLoader(DataLoader[dict[str, Tensor]]):
             )
         dataset.batch_size = batch_size
         self._stream = dataset
+        if options.get("multiprocessing_context") is None:
+            options |= worker_options(num_workers, options.get("worker_init_fn"))
         super().__init__(
             dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, **options
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch.distributed
@@ -16,10 +16,17 @@ from fusestore.errors import IncompatibleError, InvalidInputError
 
 
 class Identity(NamedTuple):
-    """A part of a state that must be the same where it is loaded: its value, and what it is of."""
+    """A part of a state that must be the same where it is loaded: its value, and what it is of.
+
+    Attributes:
+        value: JSON.
+        meaning: for messages.
+        is_of_data: whether the stream's `digest` stands for it too.
+    """
 
     value: Any
     meaning: str
+    is_of_data: bool = False
 
 
 class Stream(IterableDataset[dict[str, Tensor]]):
@@ -34,14 +41,22 @@ class Stream(IterableDataset[dict[str, Tensor]]):
     In DataLoader workers the state is not counted: use `StreamingLoader`, which counts what the
     training loop was given, or `set_epoch` before each epoch.
 
-    A subclass has the attributes `top_k` and `sampled` and the three methods below that raise
-    NotImplementedError.
+    A subclass has the attributes `name`, `digest`, `target`, `window_length`, `vocab_size`, `top_k`
+    and `sampled`, and the methods below that raise NotImplementedError.
 
     Attributes:
+        name: for messages.
+        digest: of the data.
+        target, window_length, vocab_size, top_k, sampled: as in `FusedDataset`.
         batch_size: windows per batch of each rank, which several workers must know in order to
             take whole batches in turns; None: not said.
     """
 
+    name: str
+    digest: str
+    target: str
+    window_length: int
+    vocab_size: int
     top_k: int
     sampled: bool
 
@@ -81,6 +96,29 @@ class Stream(IterableDataset[dict[str, Tensor]]):
     def _identity(self) -> dict[str, Identity]:
         """All that the order depends on, by its name in a state; JSON."""
         raise NotImplementedError
+
+    def follows(self, seed: int) -> bool:
+        """Whether windows come in the order of the map-style dataset, or mixture, at this seed."""
+        raise NotImplementedError
+
+    @property
+    def order_identity(self) -> dict[str, Any]:
+        """What the order of a given `digest`'s windows depends on; JSON."""
+        return {key: part.value for key, part in self._identity().items() if not part.is_of_data}
+
+    def describe(self, windows: Sequence[int]) -> str:
+        """Windows, for messages; fillers are none."""
+        return f"windows {[window for window in windows if window >= 0]} of {self.name}"
+
+    def largest_token_id(self) -> int:
+        """The largest token id anywhere in the data; reads, and so fetches, all of it once."""
+        largest = 0
+        with self.reader(0, 0) as reader:
+            for position in range(self.num_windows):
+                sample = reader.sample(position)
+                for name in ("input_ids", "next_ids", "fused_ids"):
+                    largest = max(largest, int(sample[name].max()))
+        return largest
 
     def __len__(self) -> int:
         """Samples of one rank in an epoch, fillers included."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusestore.data.mixable import check_mixable
+from fusestore.data.mixable import check_mixable, mixture_digest, own_seed
 from fusestore.data.mixture_order import MixtureOrder, integer_weights
 from fusestore.data.streaming.stream import Identity, Stream
 from fusestore.data.streaming.stream_reader import WindowReader
@@ -29,6 +29,8 @@ class StreamingMixture(Stream):
     Attributes:
         streams: in the order given.
         weights: in the smallest integers.
+        name: the streams' names.
+        digest: as of a `FusedMixture` of the same datasets.
         target, window_length, vocab_size, top_k: as in every one of the streams.
         sampled: whether rows of any source of any stream are samples.
     """
@@ -62,6 +64,8 @@ class StreamingMixture(Stream):
         self.streams = tuple(streams)
         sizes = tuple(stream.num_windows for stream in streams)
         self.weights = integer_weights(weights, sizes)
+        self.name = " + ".join(stream.name for stream in streams)
+        self.digest = mixture_digest(streams, self.weights)
         self.target = streams[0].target
         self.window_length = streams[0].window_length
         self.vocab_size = streams[0].vocab_size
@@ -74,14 +78,23 @@ class StreamingMixture(Stream):
         """Windows of all datasets."""
         return self._turns.num_windows
 
+    def follows(self, seed: int) -> bool:
+        """See `Stream`."""
+        return all(stream.follows(own_seed(stream.digest, seed)) for stream in self.streams)
+
+    def largest_token_id(self) -> int:
+        """The largest token id anywhere in any dataset; reads, and so fetches, all of them once."""
+        return max(stream.largest_token_id() for stream in self.streams)
+
     def reader(self, epoch: int, start: int) -> WindowReader:
         """Opens an epoch at a position."""
         return _MixedReader(self.streams, self._turns, epoch)
 
     def _identity(self) -> dict[str, Identity]:
         orders = [stream.order for stream in self.streams]
+        digests = [stream.digest for stream in self.streams]
         return {
-            "datasets": Identity([stream.digest for stream in self.streams], "other datasets"),
+            "datasets": Identity(digests, "other datasets", is_of_data=True),
             "weights": Identity(list(self.weights), "a mixture of other weights"),
             "seeds": Identity([order.seed for order in orders], "orders of other seeds"),
             "shuffle_spans": Identity([o.span for o in orders], "orders of other shuffle_spans"),

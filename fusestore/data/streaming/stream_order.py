@@ -4,8 +4,8 @@ Windows are grouped into blocks of about a shard. An epoch lays the blocks end t
 order, and then mixes: the window at place i of that line gets the key i + u, u uniform in
 [0, span), and windows come by rising key. So every window moves by less than `span` places, a
 stream needs only the few shards that `span` consecutive places touch, and it can begin when the
-first shard has arrived. Ranks, workers and batch size choose where one stands in
-the order, never the order itself.
+first shard has arrived. Without a span all windows are mixed, as in a map-style dataset. Ranks,
+workers and batch size choose where one stands in the order, never the order itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.data.order import permutation
 from fusestore.errors import InvalidInputError
 
 _Indices = npt.NDArray[np.int64]
@@ -37,6 +38,7 @@ class StreamOrder:
         rows_per_block: tokens that the windows of one block begin in.
         seed: another seed is another order.
         span: places that windows are mixed over; 1 keeps a shard's windows together and in order.
+            None: all windows are mixed, in the order of `FusedDataset.order`.
     """
 
     digest: str
@@ -44,12 +46,13 @@ class StreamOrder:
     window_length: int
     rows_per_block: int
     seed: int
-    span: int
+    span: int | None
     # A part of what `digest` stands for.
     starts: _Indices | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63 or not 1 <= self.span < _MAX_PLACES:
+        span = 1 if self.span is None else self.span
+        if not 0 <= self.seed < 2**63 or not 1 <= span < _MAX_PLACES:
             raise InvalidInputError(
                 f"seed={self.seed}, shuffle_span={self.span}: expected 0 ≤ seed < 2**63 and "
                 f"1 ≤ shuffle_span < {_MAX_PLACES:,}."
@@ -78,6 +81,8 @@ class StreamOrder:
         """The window at each position of an epoch, int64 [n]; every window once."""
         if epoch < 0:
             raise InvalidInputError(f"epoch={epoch}: expected 0 or more.")
+        if self.span is None:
+            return permutation(self.num_windows, self.seed, epoch)
         starts = self._block_starts()
         shuffled = np.argsort(self._random(epoch, "shards", len(starts) - 1), kind="stable")
         line = np.concatenate([np.arange(starts[b], starts[b + 1]) for b in shuffled])
@@ -126,11 +131,13 @@ class StreamOrder:
         While a block is in use, some of its windows are still to come and others have been: at any
         time such blocks touch `span` consecutive places, two at the ends and whole ones in between.
         """
+        num_shards = -(-self.num_tokens // rows_per_shard)
+        if self.span is None:
+            return num_shards
         sizes = np.sort(np.diff(self._block_starts()))
         inside = int(np.searchsorted(np.cumsum(sizes), self.span - 2, side="right"))
         blocks = min(len(sizes), 1 if self.span == 1 else 2 + inside)
         low, high = self.shards(rows_per_shard)
-        num_shards = -(-self.num_tokens // rows_per_shard)
         return min(num_shards, blocks * int((high - low).max() + 1))
 
     def _block_starts(self) -> _Indices:

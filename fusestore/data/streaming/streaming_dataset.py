@@ -47,7 +47,7 @@ class StreamingFusedDataset(Stream):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
         seed: int = 0,
-        shuffle_span: int = 1024,
+        shuffle_span: int | None = 1024,
         batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -62,7 +62,8 @@ class StreamingFusedDataset(Stream):
                 None: as much as the disk has.
             seed: of the order.
             shuffle_span: windows that are mixed with each other; more mix better and need more
-                shards at one time.
+                shards at one time. None: all windows, in the very order of `FusedDataset.order`;
+                every shard is kept until the end.
             batch_size: see `Stream`, as for the next two.
             rank: of this process.
             world_size: processes that share the stream.
@@ -118,8 +119,9 @@ class StreamingFusedDataset(Stream):
         )
         if cache_limit is not None and cache_limit < self.needed_bytes:
             size = self._layout.num_bytes
+            mixed = "all" if shuffle_span is None else f"{shuffle_span:,}"
             raise InvalidInputError(
-                f"cache_limit={cache_limit:,} bytes is too small: mixing {shuffle_span:,} windows "
+                f"cache_limit={cache_limit:,} bytes is too small: mixing {mixed} windows "
                 f"needs up to {self.needed_bytes // size} shards of {size:,} bytes at a time, "
                 f"{self.needed_bytes:,} bytes. Raise it, or lower shuffle_span."
             )
@@ -146,9 +148,13 @@ class StreamingFusedDataset(Stream):
             return LocalReader(self._local, windows)
         return FetchingReader(self._job, self._layout, self.order, windows, start, self.sampled)
 
+    def follows(self, seed: int) -> bool:
+        """See `Stream`."""
+        return self.order.span is None and self.order.seed == seed
+
     def _identity(self) -> dict[str, Identity]:
         return {
-            "dataset": Identity(self.digest, "another fused dataset"),
+            "dataset": Identity(self.digest, "another fused dataset", is_of_data=True),
             "seed": Identity(self.order.seed, "an order of another seed"),
             "shuffle_span": Identity(self.order.span, "an order of another shuffle_span"),
         }

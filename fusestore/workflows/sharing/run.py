@@ -8,14 +8,14 @@ opened, and goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fusestore.errors import CorruptionError, InvalidInputError, StorageError
 from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish_new, remove_abandoned
-from fusestore.store.copy import copy_file
+from fusestore.store.copy import copy_files
 from fusestore.store.layout import Store
 from fusestore.workflows.sharing.forms import change_of_form
 from fusestore.workflows.sharing.inputs import with_inputs, with_vocabularies
@@ -214,25 +214,19 @@ def _carry_out(plan: Plan, pool: Executor, counter: _Counter) -> list[str]:
     remove_abandoned(target)
     if plan.claim is not None:
         publish_new(target / plan.claim.path, plan.claim.data)
-    under_way = {
-        pool.submit(copy_file, thing.location / path, target / path, record): (number, record)
-        for number, part in enumerate(plan.parts)
-        for path, record in part.files.items()
-    }
+    part_of = {path: number for number, part in enumerate(plan.parts) for path in part.files}
     missing = [len(part.files) for part in plan.parts]
     for part in plan.parts:
         if not part.files:
             _seal(part, target)
     problems = []
-    for copied in as_completed(under_way):
-        number, record = under_way[copied]
-        try:
-            copied.result()
-        except CorruptionError as error:
+    for path, problem in copy_files(thing.location, target, plan.files, pool):
+        if problem is not None:
             # Its part is never sealed, nor is the thing: it stays unfinished at the target.
-            problems.append(str(error))
+            problems.append(str(problem))
             continue
-        counter.add(record.num_bytes)
+        counter.add(plan.files[path].num_bytes)
+        number = part_of[path]
         missing[number] -= 1
         if missing[number] == 0:
             _seal(plan.parts[number], target)

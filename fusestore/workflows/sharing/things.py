@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fusestore.cache.manifest import TOKENS_PART, CacheManifest, content_digest
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
+from fusestore.store.copy import check_paths
 from fusestore.store.inventory import KINDS, find_thing, list_things
 from fusestore.store.layout import Store, check_name
 from fusestore.store.manifest import (
@@ -302,10 +303,5 @@ def _read_all(location: Location, paths: Sequence[str], kind: str) -> list[Docum
 def _part(
     location: Location, files: Mapping[str, FileRecord], seal: Document | None = None
 ) -> Part:
-    for path in files:
-        if "\\" in path or any(name in ("", ".", "..") for name in path.split("/")):
-            raise InvalidInputError(
-                f"{location} lists a file {path!r}, which is no path inside its folder. "
-                "Nothing was copied; do not trust this store."
-            )
+    check_paths(location, files)
     return Part(files, seal)

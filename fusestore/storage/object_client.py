@@ -1,0 +1,176 @@
+"""Clients of S3 and HTTP: opened once, asked by any thread, and never in a forked process.
+
+obstore runs its requests on threads of its own, which a forked child does not have: there it would
+wait for ever. So it is imported and opened when a remote location is first used, and a process that
+was forked after that is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from fusestore.errors import FusestoreError, InvalidInputError
+from fusestore.storage import s3
+from fusestore.storage.object_errors import plain_error, shown
+
+RETRIES = 2
+"""Of each request, by obstore; every verb is tried again besides (`storage.failures`)."""
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 60.0
+"""How long a server may say nothing."""
+
+_LOOK_FOR_SIGNALS_S = 0.2
+
+Options = tuple[tuple[str, str], ...]
+_Result = TypeVar("_Result")
+
+_CLIENTS: dict[tuple[str, Options], Any] = {}
+"""By bucket or server, and options."""
+
+_OPENING = threading.Lock()
+_opened_in: int | None = None
+"""The process whose threads serve obstore."""
+
+
+def ask(url: str, options: Options, verb: Callable[[Any, str], _Result]) -> _Result:
+    """Do something with an object, or below it, and raise what Python or this package raises.
+
+    Raises:
+        FileNotFoundError: there is no such object, or no such bucket.
+        PermissionError: access is denied.
+        FileExistsError: there is one already.
+        StorageError: the request failed, or the answer is not what was asked for.
+        InvalidInputError: the storage does not take such names or options.
+    """
+    return _interruptible(lambda: _ask_here(url, options, verb))
+
+
+def _ask_here(url: str, options: Options, verb: Callable[[Any, str], _Result]) -> _Result:
+    root, key = split(url)
+    try:
+        return verb(_client(root, options), key)
+    except (FusestoreError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        problem, status = plain_error(error, url)
+        if problem is error:
+            raise
+    # A bucket's region may be found out where a request went elsewhere.
+    if url.startswith(s3.SCHEMES) and status in s3.ELSEWHERE and _found_region(root, options):
+        try:
+            return verb(_client(root, options), key)
+        except FusestoreError:
+            raise
+        except Exception as error:
+            problem, _ = plain_error(error, url)
+            if problem is error:
+                raise
+    # obstore's own error shows what a server answered, which may hold a session's token.
+    raise problem from None
+
+
+def split(url: str) -> tuple[str, str]:
+    """The bucket or server, and the object's key in it."""
+    if url.startswith(s3.SCHEMES):
+        scheme, _, rest = url.partition("://")
+        bucket, _, key = rest.partition("/")
+        return f"{scheme}://{bucket}", key
+    parts = urlsplit(url)
+    query = f"/?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc}{query}", unquote(parts.path).strip("/")
+
+
+def _client(root: str, options: Options) -> Any:  # noqa: ANN401
+    global _opened_in
+    key = (root, options)
+    if _opened_in not in (None, os.getpid()):
+        raise InvalidInputError(
+            f"This process was forked from one that had read remote storage, and cannot read "
+            f"{shown(root)}: start it by forkserver or spawn, such as "
+            'DataLoader(…, multiprocessing_context="forkserver").'
+        )
+    with _OPENING:
+        if key not in _CLIENTS:
+            _CLIENTS[key] = _open(root, options)
+            _opened_in = os.getpid()
+        return _CLIENTS[key]
+
+
+def _found_region(root: str, options: Options) -> bool:
+    """Open a bucket again in the region where it is; False where that is not known or not new."""
+    region = s3.region_of_bucket(root, options)
+    if region is None or region == _CLIENTS[root, options].config.get("region"):
+        return False
+    with _OPENING:
+        _CLIENTS[root, options] = _open(root, options, region)
+    return True
+
+
+def _open(root: str, options: Options, region: str | None = None) -> Any:  # noqa: ANN401
+    from obstore.store import HTTPStore, S3Store
+
+    client: Any = {
+        "allow_http": True,
+        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+        "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
+        # Of all of an answer, which may be large and the line slow.
+        "timeout": timedelta(days=1),
+        **s3.certificates(),
+    }
+    retries: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=READ_TIMEOUT_S)}
+    if not root.startswith(s3.SCHEMES):
+        if options:
+            raise InvalidInputError(
+                f"{shown(root)} takes no storage options; found "
+                f"{', '.join(name for name, _ in options)}."
+            )
+        return HTTPStore(root, client_options=client, retry_config=retries)
+    bucket = root.split("://", 1)[1]
+    config: Any
+    config, credentials = s3.settings(root, dict(options))
+    if region is not None:
+        config["region"] = region
+    return S3Store(
+        bucket,
+        config=config,
+        client_options=client,
+        retry_config=retries,
+        credential_provider=credentials,
+    )
+
+
+def _interruptible(verb: Callable[[], _Result]) -> _Result:
+    """In the main thread, have another one wait for obstore, which does not see Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        return verb()
+    return in_a_thread(verb)
+
+
+def in_a_thread(verb: Callable[[], _Result]) -> _Result:
+    """Do something in a thread of its own, and wait for it where Ctrl-C is seen."""
+    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((verb(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        # A signal may have come to another thread of the process, and does not end a longer wait.
+        with contextlib.suppress(queue.Empty):
+            result, problem = answers.get(timeout=_LOOK_FOR_SIGNALS_S)
+            break
+    if problem is not None:
+        raise problem
+    answer: _Result = result
+    return answer

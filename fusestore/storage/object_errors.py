@@ -1,0 +1,69 @@
+"""What S3 and HTTP servers refuse, in the errors of Python and of this package, without secrets."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from fusestore.errors import InvalidInputError, StorageError
+from fusestore.storage import s3
+
+_DENIED = ("PermissionDeniedError", "UnauthenticatedError")
+
+
+def plain_error(error: Exception, url: str) -> tuple[Exception, int | None]:
+    """What an error of obstore's says, without what it must not say, and the answer's status.
+
+    Other errors are given back as they are.
+    """
+    text, _, debug = str(error).partition("\n\nDebug source")
+    if isinstance(error, ValueError) and text.startswith("Could not parse path"):
+        return InvalidInputError(f"{shown(url)} is no name of an object: {text}."), None
+    if not type(error).__module__.startswith("obstore") and not debug:
+        return error, None
+    if "Encountered object with invalid path" in text:
+        plain: Exception = InvalidInputError(
+            f"A listing below {shown(url)} has a name that is no path inside it: "
+            f"{text.rpartition(': ')[0]}. Do not trust this store."
+        )
+        return plain, None
+    if "Range request not supported" in text:
+        plain = StorageError(
+            f"The server of {shown(url)} does not understand ranges: it sends the whole file. "
+            "Use another server, or copy the dataset here."
+        )
+        return plain, None
+    found = re.search(r"status code: (\d+) ?([^:\n]*)", text)
+    status = int(found[1]) if found else None
+    detail = _detail(text, debug)
+    if status in (404, 410) or isinstance(error, FileNotFoundError):
+        plain = FileNotFoundError(detail)
+    elif status in (401, 403) or type(error).__name__ in _DENIED:
+        plain = PermissionError(detail)
+    elif status == 412 and type(error).__name__ == "AlreadyExistsError":
+        plain = FileExistsError(detail)
+    else:
+        plain = StorageError(f"{shown(url)} could not be reached: {detail}")
+    # obstore does not follow a redirection that names no place.
+    return plain, 301 if "without LOCATION" in text else status
+
+
+def _detail(text: str, debug: str) -> str:
+    """The request and the answer in a line: no credentials of a URL, and of an answer its code."""
+    request = re.search(r"Error performing (\w+) (\S+) in \S+ - (.*)", text)
+    said = request[3].split(": <")[0].rstrip(": ") if request else text.splitlines()[0]
+    for tag in ("Code", "Message"):
+        if answer := re.search(rf"<{tag}>([^<]*)</{tag}>", text):
+            said += f" ({answer[1]})"
+    reasons = re.findall(r'message: "([^"]*)"', debug) if "<" not in text else []
+    reasons += ["it took too long"] if "TimedOut" in debug else []
+    said += f" ({reasons[-1]})" if reasons else ""
+    return f"{request[1]} {shown(request[2])}: {said}" if request else said
+
+
+def shown(url: str) -> str:
+    """A URL without its user, password and query."""
+    if url.startswith(s3.SCHEMES):
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
