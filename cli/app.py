@@ -50,7 +50,8 @@ def _options(
         typer.Option(
             "--plugin",
             metavar="MODULE",
-            help="Import a Python module that registers strategies or artifact kinds (repeatable).",
+            help="Import a Python module that registers strategies, divergences or artifact kinds "
+            "(repeatable).",
         ),
     ] = None,
 ) -> None:

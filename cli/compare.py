@@ -1,4 +1,4 @@
-"""`fusestore compare`: trained, merged and given models and ensembles, in one table."""
+"""`fusestore compare`: models and ensembles of caches on the same held-out text, in one table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .options import (
     PrecisionOption,
     StorageOption,
     StoreOption,
+    TrustOption,
     corpus_and_split,
     storage_options,
 )
@@ -19,13 +20,23 @@ from .options import (
 
 def compare(
     store: StoreOption,
-    evaluate: Annotated[str, typer.Option(help="CORPUS/SPLIT to score in bits per byte.")],
+    evaluate: Annotated[
+        str,
+        typer.Option(
+            help="Corpus and split, as CORPUS/SPLIT, to score in bits per byte.",
+            metavar="CORPUS/SPLIT",
+        ),
+    ],
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Models beside the store's: folder, hub id, .gguf, package:NAME."),
+        typer.Argument(
+            help="Further models, in addition to the store's: folders, hub ids, .gguf files, "
+            "package:NAME, or names of caches.",
+        ),
     ] = None,
     source: Annotated[
-        list[str] | None, typer.Option(help="Cache of the ensemble (repeatable).")
+        list[str] | None,
+        typer.Option(help="Cache that takes part in the ensemble; repeat for each."),
     ] = None,
     target: Annotated[
         str | None,
@@ -34,6 +45,7 @@ def compare(
         ),
     ] = None,
     precision: PrecisionOption = "auto",
+    trust_remote_code: TrustOption = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,31 +53,41 @@ def compare(
     from fusestore.forecast.run import forecast as forecast_recipe
     from fusestore.forecast.settings import ForecastSettings
     from fusestore.fuse.recipe import Recipe
+    from fusestore.models.model import Model
     from fusestore.store.layout import Store
     from fusestore.workflows.comparison import compare as compare_all
 
     if bool(source) != (target is not None):
         raise typer.BadParameter("--source and --target go together", param_hint="--source")
-    where = Store.open(store, storage_options(storage_option))
+    opened = Store.open(store, storage_options(storage_option))
     corpus, split = corpus_and_split(evaluate) or ("", "")
     forecast = None
     if source and target:
         forecast = forecast_recipe(
-            where,
+            opened,
             Recipe.parse({"sources": source, "target": target, "corpus": corpus}),
             ForecastSettings(split=split, strategies=("uniform",)),
         )
-    found = compare_all(
-        where, corpus, split, models or (), forecast, ConsoleReporter(), precision=precision
+    comparison = compare_all(
+        opened,
+        corpus,
+        split,
+        [
+            Model.open(spec, store=opened, trust_remote_code=trust_remote_code)
+            for spec in models or ()
+        ],
+        forecast=forecast,
+        precision=precision,
+        reporter=ConsoleReporter(),
     )
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(comparison.model_dump(mode="json"))
         return
     print_table(
-        f"{corpus}/{split}, models in {found.precision}",
-        ["what", "bits/byte", "of the text", "how it was made"],
+        f"{corpus}/{split}, models in {comparison.precision}",
+        ["model or ensemble", "bits/byte", "of the text", "how it was made"],
         [
             [row.name, f"{row.bits_per_byte:.4f}", f"{row.covered:.1%}", row.made]
-            for row in found.rows
+            for row in comparison.rows
         ],
     )

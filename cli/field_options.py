@@ -80,8 +80,12 @@ def setting_options(
     panel: str | None = None,
     skip: Collection[str] = (),
     path: tuple[str, ...] = (),
+    is_optional_table: bool = False,
 ) -> Iterator[SettingOption]:
-    """The options of a settings class, in the order of its fields."""
+    """The options of a settings class, in the order of its fields.
+
+    Fields of an optional table are not required: the table is absent unless one of them is typed.
+    """
     for name, field in settings.model_fields.items():
         if name in skip:
             continue
@@ -89,9 +93,12 @@ def setting_options(
         own_panel = str(extra["panel"]) if "panel" in extra else panel
         kind, optional = _without_none(field.annotation)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from setting_options(kind, panel=own_panel, path=(*path, name))
+            yield from setting_options(
+                kind, panel=own_panel, path=(*path, name), is_optional_table=optional
+            )
         else:
-            yield _setting_option((*path, name), field, kind, optional, own_panel, extra)
+            required = field.is_required() and not is_optional_table
+            yield _setting_option((*path, name), field, kind, optional, own_panel, extra, required)
 
 
 def _setting_option(
@@ -101,6 +108,7 @@ def _setting_option(
     optional: bool,
     panel: str | None,
     extra: Mapping[str, Any],
+    required: bool,
 ) -> SettingOption:
     where = ".".join(path)
     if not field.description:
@@ -130,7 +138,7 @@ def _setting_option(
         default = list(default) if default and not pairs else None
     elif can_be_none:
         default = str(default)
-    if field.is_required():
+    if required:
         default = inspect.Parameter.empty
     return SettingOption(path, flags, annotation, default, option, pairs, can_be_none)
 

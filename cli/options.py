@@ -23,6 +23,21 @@ PrecisionOption = Annotated[
         "else float32."
     ),
 ]
+EvaluateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Corpus and split, as CORPUS/SPLIT, on which the model is scored in bits per byte.",
+        metavar="CORPUS/SPLIT",
+        rich_help_panel="Evaluation and checkpoints",
+    ),
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that the model folder contains. Only for code you have read.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

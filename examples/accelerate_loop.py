@@ -46,7 +46,7 @@ def main(store: str, fused: str, model_folder: str, output: str, steps: str = "2
             logits = model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             ).logits
-            loss = fs.train.fusion_loss(logits, batch, lm_weight=0.9)
+            loss = fs.losses.fusion_loss(logits, batch, lm_weight=0.9)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()

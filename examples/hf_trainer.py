@@ -19,7 +19,7 @@ import fusestore as fs
 
 
 class FusionTrainer(Trainer):
-    """A Trainer that minimises `fusestore.train.fusion_loss`."""
+    """A Trainer that minimizes `fusestore.losses.fusion_loss`."""
 
     def compute_loss(
         self,
@@ -30,7 +30,7 @@ class FusionTrainer(Trainer):
     ) -> Any:
         """The loss of a collated batch, and the model's outputs if asked."""
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        loss = fs.train.fusion_loss(outputs.logits, inputs, lm_weight=0.9)
+        loss = fs.losses.fusion_loss(outputs.logits, inputs, lm_weight=0.9)
         return (loss, outputs) if return_outputs else loss
 
 

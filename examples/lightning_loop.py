@@ -23,7 +23,7 @@ import fusestore as fs
 
 
 class FusionModule(lightning.LightningModule):
-    """A causal language model that minimises `fusestore.train.fusion_loss`."""
+    """A causal language model that minimizes `fusestore.losses.fusion_loss`."""
 
     def __init__(self, model_folder: str) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class FusionModule(lightning.LightningModule):
         logits = self.model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
         ).logits
-        loss = fs.train.fusion_loss(logits, batch, lm_weight=0.9)
+        loss = fs.losses.fusion_loss(logits, batch, lm_weight=0.9)
         print(f"step {self.global_step + 1}: {loss.item():.4f}", flush=True)
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW; its moments are in Lightning's checkpoints too."""
+        """AdamW; its state is in Lightning's checkpoints too."""
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 

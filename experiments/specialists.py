@@ -46,7 +46,7 @@ COMMON: dict[str, Any] = {
     "warmup": 0.02,
     "weight_decay": 0.1,
     "precision": "bfloat16",
-    "loss_spike": None,
+    "loss_spike": 0.0,
 }
 FROM_NOTHING = {**COMMON, "learning_rate": 1e-3, "max_steps": 1_800}
 FROM_BASE = {**COMMON, "learning_rate": 3e-4, "max_steps": 600}
@@ -110,8 +110,8 @@ class Experiment:
             merged = MergeSettings(method=method)
             merge_models(
                 self.store,
-                specialists,
                 f"merged-{method}",
+                specialists,
                 merged,
                 base=base if merged.needs_base else None,
             )
@@ -200,10 +200,10 @@ class Experiment:
 
     def train_on(self, name: str, model: str, fused: str, settings: Mapping[str, Any]) -> str:
         """Trained on a fused dataset; the model's folder."""
-        from fusestore.train.run import train_on_fused
+        from fusestore.train.run import train_model
         from fusestore.train.settings import TrainSettings
 
-        train_on_fused(self.store, fused, model, name, TrainSettings(**settings, seed=self.seed))
+        train_model(self.store, name, model, fused, TrainSettings(**settings, seed=self.seed))
         print(f"seed {self.seed}: {name} is trained", flush=True)
         return str(self.store.model(name).path)
 

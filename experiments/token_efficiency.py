@@ -53,7 +53,7 @@ TRAIN: dict[str, Any] = {
     "lm_weight": 0.1,
     "tail": "ghost",
     "precision": "bfloat16",
-    "loss_spike": None,
+    "loss_spike": 0.0,
     "max_steps": 2_400,
     "eval_every": 100,
 }
@@ -205,7 +205,7 @@ def tune(store: Store, folder: str) -> str:
     from fusestore.fuse.run import fuse as fuse_recipe
     from fusestore.models.model import Model
     from fusestore.tokenizers.tokenizer import load_tokenizer
-    from fusestore.train.run import train_on_fused
+    from fusestore.train.run import train_model
     from fusestore.train.settings import TrainSettings
     from fusestore.workflows.fusion_config import CorpusConfig
 
@@ -225,7 +225,7 @@ def tune(store: Store, folder: str) -> str:
         {"sources": ["smollm2-on-tuning"], "strategy": "single", "window_length": WINDOW}
     )
     fuse_recipe(store, "tuning", windows)
-    train_on_fused(store, "tuning", folder, TUNED, TrainSettings(**TUNING))
+    train_model(store, TUNED, folder, "tuning", TrainSettings(**TUNING))
     return str(store.model(TUNED).path)
 
 
@@ -328,13 +328,13 @@ def choices(name: str) -> dict[str, Any]:
 def run(work: Path, name: str, seed: int) -> None:
     """One training run; a finished one is left as it is."""
     from fusestore.store.layout import Store
-    from fusestore.train.run import train_on_fused
+    from fusestore.train.run import train_model
 
-    train_on_fused(
+    train_model(
         Store.open(work / "store"),
-        fuse(work, name),
-        str(work / f"student-{seed}"),
         run_name(name, seed),
+        str(work / f"student-{seed}"),
+        fuse(work, name),
         train_settings(name, seed),
         evaluate=("addresses", "held_out"),
         work_dir=work / "unfinished" / run_name(name, seed),

@@ -5,7 +5,7 @@ import fusestore as fs
 
 cache = fs.open_cache("s3://bucket/my.store", "smollm2")
 dataset = fs.open_fused("s3://bucket/my.store", "demo")
-loss = fs.train.fusion_loss(logits, fs.data.collate([dataset[0], dataset[1]]))
+loss = fs.losses.fusion_loss(logits, fs.data.collate([dataset[0], dataset[1]]))
 ```
 
 Importing this module imports nothing heavy; every name is loaded when it is first used.
@@ -20,7 +20,7 @@ from fusestore.errors import FusestoreError
 from fusestore.version import __version__
 
 if TYPE_CHECKING:
-    from fusestore import align, data, train
+    from fusestore import align, data, losses, train
     from fusestore.align.settings import AlignSettings
     from fusestore.align.stored import Alignment
     from fusestore.cache.reader import Cache, open_cache
@@ -52,6 +52,7 @@ __all__ = [
     "__version__",
     "align",
     "data",
+    "losses",
     "open_cache",
     "open_corpus",
     "open_fused",
@@ -63,6 +64,7 @@ __all__ = [
 _SUBPACKAGES = {
     "align": "fusestore.align",
     "data": "fusestore.data",
+    "losses": "fusestore.losses",
     "sharing": "fusestore.workflows.sharing",
     "train": "fusestore.train",
 }

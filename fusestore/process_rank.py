@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun and Slurm tell by environment variables."""
+"""The rank of this process, from the environment variables of torchrun and Slurm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VARIABLES = (
 
 
 def process_rank() -> Rank:
-    """This process among those it was started with; (0, 1) when nothing says otherwise."""
+    """The rank of this process among those started with it; (0, 1) if no variable is set."""
     for rank_name, size_name, lowest_name in _VARIABLES:
         size = _number(size_name)
         if size is not None and size > 1:
@@ -31,8 +31,16 @@ def process_rank() -> Rank:
     return Rank(0, 1)
 
 
+def launcher_rank() -> int:
+    """The rank of this process in one run of torchrun or `accelerate launch`; 0 without a launcher.
+
+    The tasks of a Slurm job are runs of their own unless a launcher connects them.
+    """
+    return _number("RANK") or 0
+
+
 def local_rank() -> int:
-    """This process among those of its machine."""
+    """The rank of this process among those of its machine."""
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         number = _number(name)
         if number is not None:

@@ -82,8 +82,8 @@ def store(tmp_path_factory):
         run_pipeline(load_config(Location.parse("fusion.toml")))
         merge_models(
             Store.open("store"),
-            ["left", "store/models/trained"],
             "merged",
+            ["./left", "trained"],
             MergeSettings(),
             evaluate=("corpus", "held_out"),
         )

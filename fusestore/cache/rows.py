@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+NO_LABEL = -100
+"""The next token's id in a position that has none; the index that PyTorch's losses ignore."""
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusestore.cache.rows import NO_LABEL
 from fusestore.data.windows import Windows, pad_right
 from fusestore.errors import InvalidInputError
-
-IGNORED_LABEL = -100
 
 _FIELDS = {
     "input_ids",
@@ -61,7 +60,7 @@ def collate(
     batch = {
         "input_ids": stacked("input_ids", 0).long(),
         "attention_mask": real.long(),
-        "next_ids": stacked("next_ids", IGNORED_LABEL).long(),
+        "next_ids": stacked("next_ids", NO_LABEL).long(),
         "fused_ids": stacked("fused_ids", 0).long(),
         "fused_logprobs": stacked("fused_logprobs", -torch.inf),
         "fused_tail": stacked("fused_tail", -torch.inf),
@@ -79,8 +78,8 @@ def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
 
     With `position_ids`, the model gets these and no mask: transformers then finds where documents
     begin and keeps attention (`sdpa`, `eager`, `flex_attention`; `flash_attention_2` for one
-    window at a time) to the document, if no cache is used. `fusestore.train.check_apart` sees
-    whether a model does.
+    window at a time) to the document, if no cache is used. `fusestore.train.check_document_masking`
+    tests whether a model does.
 
     Args:
         batch: from `collate`.

@@ -116,5 +116,5 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
         return index, window - int(self._firsts[index])
 
 
-Fused = FusedDataset | FusedMixture
-"""What is trained on."""
+TrainingDataset = FusedDataset | FusedMixture
+"""Map-style windows to train on."""

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fusestore.cache.rows import NO_LABEL
+
 SAMPLE_ARRAYS: dict[str, np.dtype[Any]] = {
     "input_ids": np.dtype(np.int32),
     "next_ids": np.dtype(np.int32),
@@ -24,7 +26,6 @@ SAMPLE_ARRAYS: dict[str, np.dtype[Any]] = {
 WIDE_ARRAYS = ("ids", "logprobs")
 """Those of `top_k` columns; the others have one value a position."""
 
-NO_LABEL = -100
 NO_WINDOW = -1
 """`window` of a filler."""
 

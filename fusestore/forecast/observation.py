@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.cache.rows import NO_LABEL
 from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.forecast.divergence import MAX_NATS, SparseRows
 from fusestore.fuse.choices import Granularity
@@ -21,7 +22,6 @@ from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.project import project_and_measure
 from fusestore.fuse.scores import Amounts, document_amounts, label_nats
 from fusestore.fuse.shard import (
-    NO_LABEL,
     accepted,
     document_scores,
     score_units,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.cache.rows import NO_LABEL
 from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.fuse.choices import Granularity
 from fusestore.fuse.combine import mix
@@ -35,7 +36,6 @@ from fusestore.tokenizers.token_table import TokenTable
 
 _Sparse = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
-NO_LABEL = -100
 KIND = {name: code for code, name in enumerate(KIND_NAMES)}
 
 

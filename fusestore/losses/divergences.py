@@ -1,50 +1,39 @@
-"""How far a student's distribution is from a target's, and which way it has to move.
+"""The built-in divergences of a student's distribution Q from a target P, and their gradients.
 
-Pure functions over the outcomes of a position, given as log-probabilities. −inf in the target says
-that there is no such outcome, or that it has no mass. The student's are logits: any row of them,
-shifted by any constant. Formulas: docs/losses.md.
+Pure functions of tensors; `fusestore.losses.registry.Divergence` describes arguments and results.
+Formulas: docs/losses.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fusestore.losses.objective import Divergence
+from fusestore.losses.registry import register_divergence
 
 
-def divergence(kind: Divergence, target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """Value [N] and its gradient by the student's logits [N, m], for N rows of m outcomes.
-
-    Args:
-        kind: which one.
-        target: log P [N, m]; Σ P = 1 in every row.
-        student: logits [N, m] of the same dtype; −inf where there is no outcome.
-
-    Returns:
-        Nats, and their derivative by `student`. Rows whose target is −inf throughout have
-        neither; what stands there means nothing and may be NaN.
-    """
-    return _DIVERGENCES[kind](target, student)
-
-
-def _cross_entropy(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+@register_divergence("cross_entropy", unbiased=True)
+def cross_entropy(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """−Σ P log Q (FuseLLM, eq. 5)."""
     logq = torch.log_softmax(student, -1)
     p = target.exp()
     return -_weighted(p, logq).sum(-1), logq.exp() - p
 
 
-def _forward_kl(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+@register_divergence("forward_kl", unbiased=True)
+def forward_kl(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ P log(P / Q): the gradient of the cross-entropy, with a least value of 0."""
     logq = torch.log_softmax(student, -1)
     p = target.exp()
     return _weighted(p, target - logq).sum(-1), logq.exp() - p
 
 
-def _reverse_kl(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    # Infinite wherever P has no mass: so Q is the student's given that the outcome is one of P's.
+@register_divergence("reverse_kl")
+def reverse_kl(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ Q log(Q / P), of Q given that the outcome is one of P's."""
+    # It would be infinite wherever P has no mass.
     logq = torch.log_softmax(student.masked_fill(target == -torch.inf, -torch.inf), -1)
     q = logq.exp()
     ratio = logq - target
@@ -52,7 +41,9 @@ def _reverse_kl(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     return value, _weighted(q, ratio - value[:, None])
 
 
-def _jensen_shannon(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+@register_divergence("jensen_shannon")
+def jensen_shannon(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """½ Σ P log(P / M) + ½ Σ Q log(Q / M), M = (P + Q) / 2."""
     logq = torch.log_softmax(student, -1)
     p, q = target.exp(), logq.exp()
     log_mean = torch.logaddexp(target, logq) - math.log(2)
@@ -65,11 +56,3 @@ def _jensen_shannon(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 def _weighted(probs: Tensor, values: Tensor) -> Tensor:
     """The products, 0 where the probability is 0 whatever the value."""
     return torch.where(probs == 0, 0.0, probs * values)
-
-
-_DIVERGENCES: dict[Divergence, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "cross_entropy": _cross_entropy,
-    "forward_kl": _forward_kl,
-    "reverse_kl": _reverse_kl,
-    "jensen_shannon": _jensen_shannon,
-}

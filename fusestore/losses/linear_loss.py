@@ -1,36 +1,42 @@
-"""The fusion objective over hidden states: the output head and the loss in one, piece by piece.
+"""The fusion objective over hidden states: output head and loss together, in chunks of tokens.
 
-With a vocabulary of 262,144 the logits of 2,048 tokens take 2 GiB in float32, their gradient as
-much again. Here both exist for one piece of tokens at a time: its logits are made, turned into
-their gradient in place, and multiplied on to the hidden states and the head before the next piece.
-That is the arithmetic of the plain way, nothing is computed twice; only the products' gradients
-are kept, [N, H] and [V, H].
+With a vocabulary of 262,144 the logits of 2,048 tokens take 2 GiB in float32, and their gradient as
+much again. The chunked loss has both for one chunk of tokens at a time: it makes the chunk's
+logits, turns them into their gradient in place, and multiplies that by the head and by the hidden
+states before the next chunk. The arithmetic is that of the unchunked loss and nothing is computed
+twice; only the gradients [N, H] and [V, H] are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusestore.errors import IncompatibleError, InvalidInputError
-from fusestore.losses.logit_loss import FusionTerms, scaled
-from fusestore.losses.objective import Divergence, FusionObjective, TailMode
-from fusestore.losses.row_losses import RowLosses, check_batch_shape, compute_dtype, pieces
+from fusestore.losses.forward_gradient import loss_with_gradients
+from fusestore.losses.objective import FusionObjective, TailMode
+from fusestore.losses.row_losses import (
+    FusionTerms,
+    RowLosses,
+    check_batch_shape,
+    compute_dtype,
+    row_chunks,
+)
 
 PRODUCT_LOGITS = {"cpu": 1 << 25}
 """Logits of one matrix product: 128 MiB in float32, enough to read the head's weights seldom."""
 
 PRODUCT_LOGITS_ELSEWHERE = 1 << 28
-"""1 GiB: an accelerator wants few large products."""
+"""1 GiB: accelerators are faster with few large products."""
 
 _BLOCK_WEIGHTS = 1 << 22
 
 
 class _Product(NamedTuple):
-    """How logits come about: `dtype` of the matrix products, cap c of c · tanh(logits / c)."""
+    """The dtype of the matrix products, and the cap c of c · tanh(logits / c)."""
 
     dtype: torch.dtype
     softcap: float | None
@@ -43,7 +49,7 @@ def linear_fusion_loss(
     lm_weight: float = 0.9,
     temperature: float = 1.0,
     tail: TailMode = "renormalize",
-    divergence: Divergence = "cross_entropy",
+    divergence: str = "cross_entropy",
     *,
     temperature_squared: bool = True,
     bias: Tensor | None = None,
@@ -58,7 +64,8 @@ def linear_fusion_loss(
         lm_weight: λ, here and below as in `FusionObjective`.
         temperature: T.
         tail: `renormalize` or `ghost`.
-        divergence: `cross_entropy`, `forward_kl`, `reverse_kl` or `jensen_shannon`.
+        divergence: `cross_entropy`, `forward_kl`, `reverse_kl`, `jensen_shannon`, or a registered
+            one.
         temperature_squared: whether the fused term is multiplied by T².
         bias: of the output head.
         softcap: of the logits.
@@ -83,7 +90,7 @@ def linear_fusion_terms(
     """`fusion_terms(hidden @ weight.T + bias, batch, objective)` without the logits.
 
     Under autocast the products run in its dtype, like those of a linear layer; the gradient of
-    the weights is added up in float32 over the pieces.
+    the weights is added up in float32 over the chunks.
 
     Args:
         hidden: [B, L, H], what the output head reads.
@@ -120,64 +127,50 @@ def linear_fusion_terms(
             "tokens underflow. Use bfloat16 or float32, or fusion_loss over the logits."
         )
     rows = RowLosses(batch, len(weight), objective or FusionObjective(), compute_dtype(dtype))
-    loss, lm, fused = _LinearFusionLoss.apply(  # type: ignore[no-untyped-call]
-        hidden.reshape(-1, hidden.shape[-1]), weight, bias, rows, _Product(dtype, softcap)
-    )
-    return FusionTerms(loss, lm, fused)
+    flat, product = hidden.reshape(-1, hidden.shape[-1]), _Product(dtype, softcap)
+
+    def compute(needs_gradient: Sequence[bool]) -> tuple[FusionTerms, list[Tensor | None]]:
+        gradients = _gradients(flat, weight, bias, rows, product, needs_gradient)
+        return rows.terms(), gradients
+
+    return loss_with_gradients(compute, flat, weight, bias)
 
 
-class _LinearFusionLoss(torch.autograd.Function):
-    """Loss and gradients over flat hidden states [N, H]; ready after the forward pass."""
+def _gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: RowLosses,
+    product: _Product,
+    needs_gradient: Sequence[bool],
+) -> list[Tensor | None]:
+    """Add the losses of flat hidden states [N, H] to `rows`.
 
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 - autograd's context has no public type
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        rows: RowLosses,
-        product: _Product,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        by_hidden, by_weight, by_bias = ctx.needs_input_grad[:3]
-        sums = compute_dtype(product.dtype)
-        grad_hidden = torch.empty_like(hidden, dtype=product.dtype) if by_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=sums) if by_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=sums) if by_bias and bias is not None else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            head = weight.to(product.dtype)
-            for here in _products(len(hidden), len(weight), hidden.device):
-                inputs = hidden[here].to(product.dtype)
-                logits = inputs @ head.T
-                if bias is not None:
-                    logits += bias.to(product.dtype)
-                gradient = _replace_by_gradient(logits.to(sums), rows, here.start, product.softcap)
-                if grad_bias is not None:
-                    grad_bias += gradient.sum(0)
-                gradient = gradient.to(product.dtype)
-                if grad_hidden is not None:
-                    torch.mm(gradient, head, out=grad_hidden[here])
-                if grad_weight is not None:
-                    _add_product(grad_weight, gradient, inputs)
-        # Saved this way autograd lets go of them as soon as they are used.
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        loss, lm, fused = rows.terms()
-        ctx.mark_non_differentiable(lm, fused)
-        return loss, lm, fused
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any,  # noqa: ANN401
-        grad_loss: Tensor,
-        _grad_lm: Tensor,
-        _grad_fused: Tensor,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        hidden, weight, bias = (
-            None if gradient is None else scaled(gradient, grad_loss, dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return hidden, weight, bias, None, None
+    Returns:
+        The gradients of `hidden`, `weight` and `bias` where they are needed, those of the head in
+        float32 (float64 for float64 products).
+    """
+    by_hidden, by_weight, by_bias = needs_gradient
+    sums = compute_dtype(product.dtype)
+    grad_hidden = torch.empty_like(hidden, dtype=product.dtype) if by_hidden else None
+    grad_weight = torch.zeros_like(weight, dtype=sums) if by_weight else None
+    grad_bias = torch.zeros_like(bias, dtype=sums) if by_bias and bias is not None else None
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = weight.to(product.dtype)
+        for chunk in _products(len(hidden), len(weight), hidden.device):
+            inputs = hidden[chunk].to(product.dtype)
+            logits = inputs @ head.T
+            if bias is not None:
+                logits += bias.to(product.dtype)
+            gradient = _replace_by_gradient(logits.to(sums), rows, chunk.start, product.softcap)
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
+            gradient = gradient.to(product.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, head, out=grad_hidden[chunk])
+            if grad_weight is not None:
+                _add_product(grad_weight, gradient, inputs)
+    return [grad_hidden, grad_weight, grad_bias]
 
 
 def _products(num_rows: int, vocab_size: int, device: torch.device) -> list[slice]:
@@ -190,17 +183,17 @@ def _replace_by_gradient(
     logits: Tensor, rows: RowLosses, start: int, softcap: float | None
 ) -> Tensor:
     """Put d loss / d logits in the place of the logits of rows `start`… [n, V]."""
-    for here in pieces(logits):
-        piece = logits[here]
+    for rows_of_chunk in row_chunks(logits):
+        chunk = logits[rows_of_chunk]
         if softcap is None:
-            rows.replace_by_gradient(piece, start + here.start)
+            rows.replace_by_gradient(chunk, start + rows_of_chunk.start)
         else:
-            piece.div_(softcap).tanh_()
+            chunk.div_(softcap).tanh_()
             # d (c · tanh(x / c)) / dx
-            slope = 1.0 - piece.square()
-            piece.mul_(softcap)
-            rows.replace_by_gradient(piece, start + here.start)
-            piece.mul_(slope)
+            slope = 1.0 - chunk.square()
+            chunk.mul_(softcap)
+            rows.replace_by_gradient(chunk, start + rows_of_chunk.start)
+            chunk.mul_(slope)
     return logits
 
 

@@ -1,27 +1,25 @@
 """The fusion objective over logits: λ · CE(next token) + (1 − λ) · D(P_fused, Q), FuseLLM eq. 5.
 
-The fused target stays sparse. Value and gradient come from one pass over the logits, in pieces of
+The fused target stays sparse. Value and gradient come from one pass over the logits, in chunks of
 positions that fit the processor's cache. `fusestore.losses.linear_loss` is the same without logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fusestore.losses.objective import Divergence, FusionObjective, TailMode
-from fusestore.losses.row_losses import RowLosses, check_batch_shape, compute_dtype, pieces
-
-
-class FusionTerms(NamedTuple):
-    """The loss (differentiable) and its two parts (not), all scalars in nats."""
-
-    loss: Tensor
-    lm: Tensor
-    fused: Tensor
+from fusestore.losses.forward_gradient import loss_with_gradients
+from fusestore.losses.objective import FusionObjective, TailMode
+from fusestore.losses.row_losses import (
+    FusionTerms,
+    RowLosses,
+    check_batch_shape,
+    compute_dtype,
+    row_chunks,
+)
 
 
 def fusion_loss(
@@ -30,7 +28,7 @@ def fusion_loss(
     lm_weight: float = 0.9,
     temperature: float = 1.0,
     tail: TailMode = "renormalize",
-    divergence: Divergence = "cross_entropy",
+    divergence: str = "cross_entropy",
     *,
     temperature_squared: bool = True,
 ) -> Tensor:
@@ -42,7 +40,8 @@ def fusion_loss(
         lm_weight: λ, here and below as in `FusionObjective`.
         temperature: T.
         tail: `renormalize` or `ghost`.
-        divergence: `cross_entropy`, `forward_kl`, `reverse_kl` or `jensen_shannon`.
+        divergence: `cross_entropy`, `forward_kl`, `reverse_kl`, `jensen_shannon`, or a registered
+            one.
         temperature_squared: whether the fused term is multiplied by T².
 
     Raises:
@@ -79,53 +78,24 @@ def fusion_terms(
     rows = RowLosses(
         batch, logits.shape[-1], objective or FusionObjective(), compute_dtype(logits.dtype)
     )
-    loss, lm, fused = _FusionLoss.apply(  # type: ignore[no-untyped-call]
-        logits.reshape(-1, logits.shape[-1]), rows
-    )
-    return FusionTerms(loss, lm, fused)
+    flat = logits.reshape(-1, logits.shape[-1])
+
+    def compute(needs_gradient: Sequence[bool]) -> tuple[FusionTerms, list[Tensor | None]]:
+        gradient = _gradient_of_logits(flat, rows, needs_gradient[0])
+        return rows.terms(), [gradient]
+
+    return loss_with_gradients(compute, flat)
 
 
-class _FusionLoss(torch.autograd.Function):
-    """Loss and gradient over flat logits [N, V]; the gradient is ready after the forward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 - autograd's context has no public type
-        logits: Tensor,
-        rows: RowLosses,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = compute_dtype(logits.dtype)
-        # In float16 a mean's gradient would underflow before any loss scaling reaches it.
-        kept_dtype = dtype if logits.dtype == torch.float16 else logits.dtype
-        gradient = None
-        if ctx.needs_input_grad[0]:
-            gradient = torch.empty_like(logits, dtype=kept_dtype)
-        for here in pieces(logits):
-            piece = logits[here].to(dtype, copy=True)
-            rows.replace_by_gradient(piece, here.start)
-            if gradient is not None:
-                gradient[here] = piece
-        ctx.dtype = logits.dtype
-        # Saved this way autograd lets go of it as soon as it is used.
-        ctx.save_for_backward(gradient)
-        loss, lm, fused = rows.terms()
-        ctx.mark_non_differentiable(lm, fused)
-        return loss, lm, fused
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any,  # noqa: ANN401
-        grad_loss: Tensor,
-        _grad_lm: Tensor,
-        _grad_fused: Tensor,
-    ) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return scaled(gradient, grad_loss, ctx.dtype), None
-
-
-def scaled(gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
-    """The product in `dtype`, without a copy where that changes nothing."""
-    if not bool(grad_loss == 1):
-        gradient = gradient * grad_loss.to(gradient.dtype)
-    return gradient.to(dtype)
+def _gradient_of_logits(logits: Tensor, rows: RowLosses, needs_gradient: bool) -> Tensor | None:
+    """Add the losses of flat logits [N, V] to `rows`; their gradient, where it is needed."""
+    dtype = compute_dtype(logits.dtype)
+    # In float16 a mean's gradient would underflow before any loss scaling reaches it.
+    kept_dtype = dtype if logits.dtype == torch.float16 else logits.dtype
+    gradient = torch.empty_like(logits, dtype=kept_dtype) if needs_gradient else None
+    for rows_of_chunk in row_chunks(logits):
+        chunk = logits[rows_of_chunk].to(dtype, copy=True)
+        rows.replace_by_gradient(chunk, rows_of_chunk.start)
+        if gradient is not None:
+            gradient[rows_of_chunk] = chunk
+    return gradient

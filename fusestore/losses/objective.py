@@ -6,14 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fusestore.errors import IncompatibleError, InvalidInputError
-
-Divergence = Literal["cross_entropy", "forward_kl", "reverse_kl", "jensen_shannon"]
+from fusestore.losses.registry import check_divergence, is_unbiased
 
 TailMode = Literal["renormalize", "ghost"]
-
-UNBIASED: tuple[Divergence, ...] = ("cross_entropy", "forward_kl")
-"""Linear in the target but for a part without the student: samples of a target give their gradient
-without bias."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class FusionObjective:
     lm_weight: float = 0.9
     temperature: float = 1.0
     tail: TailMode = "renormalize"
-    divergence: Divergence = "cross_entropy"
+    divergence: str = "cross_entropy"
     temperature_squared: bool = True
 
     def __post_init__(self) -> None:
@@ -48,12 +43,11 @@ class FusionObjective:
             raise InvalidInputError(
                 f"temperature is {self.temperature}; it must be a positive number."
             )
-        for name, value, allowed in (
-            ("divergence", self.divergence, get_args(Divergence)),
-            ("tail", self.tail, get_args(TailMode)),
-        ):
-            if value not in allowed:
-                raise InvalidInputError(f"{name} is {value!r}; it must be one of {allowed}.")
+        if self.tail not in get_args(TailMode):
+            raise InvalidInputError(
+                f"tail is {self.tail!r}; it must be one of {get_args(TailMode)}."
+            )
+        check_divergence(self.divergence)
 
     @property
     def fused_factor(self) -> float:
@@ -78,9 +72,9 @@ class FusionObjective:
                 "estimate is no estimate of the power. Use temperature 1, or distributions "
                 "captured as top-k."
             )
-        if self.divergence not in UNBIASED:
+        if not is_unbiased(self.divergence):
             raise IncompatibleError(
                 f"divergence is {self.divergence!r}, but {where} has samples of its sources' "
-                f"distributions, which would bias it. Use one of {UNBIASED}, which are linear in "
-                "them, or distributions captured as top-k."
+                "distributions, which would bias it. Use cross_entropy or forward_kl, whose "
+                "gradients are linear in them, or distributions captured as top-k."
             )

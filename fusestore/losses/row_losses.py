@@ -1,32 +1,41 @@
 """The loss of a few rows of logits, and its gradient in their place.
 
-All forms of the loss (`losses`, `linear_loss`) go through `RowLosses`, one piece of rows after the
-other, in float32 (float64 for float64 logits). A piece is read and overwritten while it lies in the
-processor's cache; nothing of the vocabulary's width is ever built for the target.
+All forms of the loss (`logit_loss`, `linear_loss`) use `RowLosses`, one chunk of rows after the
+other, in float32 (float64 for float64 logits). A chunk is read and overwritten while it is in the
+processor's cache; nothing of the vocabulary's width is built for the target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusestore.data.collation import IGNORED_LABEL
+from fusestore.cache.rows import NO_LABEL
 from fusestore.errors import IncompatibleError
-from fusestore.losses.divergences import divergence
 from fusestore.losses.objective import FusionObjective
+from fusestore.losses.registry import get_divergence
 from fusestore.losses.sparse_target import SparseTarget, check_ids, sparse_target
 
-PIECE_LOGITS = {"cpu": 1 << 20}
+CHUNK_LOGITS = {"cpu": 1 << 20}
 """Logits handled at a time: 4 MiB in float32."""
 
-PIECE_LOGITS_ELSEWHERE = 1 << 26
-"""256 MiB: an accelerator wants few large kernels."""
+CHUNK_LOGITS_ELSEWHERE = 1 << 26
+"""256 MiB: accelerators are faster with few large kernels."""
+
+
+class FusionTerms(NamedTuple):
+    """The loss (differentiable) and its two parts (not), all scalars in nats."""
+
+    loss: Tensor
+    lm: Tensor
+    fused: Tensor
 
 
 class RowLosses:
-    """Adds up both terms over pieces of N rows of logits and turns each piece into a gradient."""
+    """Adds up both terms over chunks of N rows of logits and turns each chunk into a gradient."""
 
     def __init__(
         self,
@@ -35,13 +44,13 @@ class RowLosses:
         objective: FusionObjective,
         dtype: torch.dtype,
     ) -> None:
-        """Read labels and targets off a batch; see `fusestore.losses.logit_loss.fusion_terms`.
+        """Read labels and targets of a batch; see `fusestore.losses.logit_loss.fusion_terms`.
 
         Raises:
             IncompatibleError: the batch does not fit V = `vocab_size` or the objective.
         """
         labels = batch["next_ids"].reshape(-1)
-        labelled = labels != IGNORED_LABEL
+        labelled = labels != NO_LABEL
         self._objective = objective
         self._labelled = labelled
         self._labels = torch.where(labelled, labels, 0)
@@ -59,7 +68,7 @@ class RowLosses:
     def replace_by_gradient(self, logits: Tensor, start: int) -> None:
         """Add the losses of rows `start`… [n, V] and turn their logits into d loss / d logits.
 
-        Every row must come by once; `logits` have the dtype to compute in.
+        Must be called once for every row; `logits` have the dtype to compute in.
         """
         rows = slice(start, start + len(logits))
         objective = self._objective
@@ -104,8 +113,8 @@ class RowLosses:
             and objective.divergence != "reverse_kl"
         )
 
-    def terms(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss and its two parts, scalars in nats, once all rows have come by."""
+    def terms(self) -> FusionTerms:
+        """The loss and its two parts, scalars in nats, after all rows."""
         lm_weight = self._objective.lm_weight
         loss = torch.zeros_like(self._lm)
         # A term of weight 0 stays out even where it is infinite.
@@ -113,24 +122,24 @@ class RowLosses:
             loss = loss + lm_weight * self._lm
         if lm_weight < 1.0:
             loss = loss + (1.0 - lm_weight) * self._fused
-        return loss, self._lm, self._fused
+        return FusionTerms(loss, self._lm, self._fused)
 
 
 def compute_dtype(logits_dtype: torch.dtype) -> torch.dtype:
-    """What a loss of such logits is computed in."""
+    """The dtype in which the loss of logits of a dtype is computed."""
     return torch.float64 if logits_dtype == torch.float64 else torch.float32
 
 
-def pieces(logits: Tensor) -> Iterator[slice]:
-    """Cut logits [N, V] into pieces of rows that `RowLosses` handles well."""
+def row_chunks(logits: Tensor) -> Iterator[slice]:
+    """Slices that cut logits [N, V] into chunks of rows of the size that suits `RowLosses`."""
     num_rows, vocab_size = logits.shape
-    step = max(1, PIECE_LOGITS.get(logits.device.type, PIECE_LOGITS_ELSEWHERE) // vocab_size)
+    step = max(1, CHUNK_LOGITS.get(logits.device.type, CHUNK_LOGITS_ELSEWHERE) // vocab_size)
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
 
 
 def check_batch_shape(batch: Mapping[str, Tensor], shape: torch.Size, name: str) -> None:
-    """See that `next_ids` [B, L] fits a tensor of shape [B, L, …].
+    """Check that `next_ids` [B, L] fits a tensor of shape [B, L, …].
 
     Raises:
         IncompatibleError: it does not.
@@ -176,7 +185,8 @@ def _both_losses(
     kept = torch.where(target.used, at_ids, -torch.inf)
     outcomes = torch.cat([kept, rest[:, None]], -1)
     lse = torch.logsumexp(outcomes, -1)
-    value, gradient = divergence(objective.divergence, target.logprobs, outcomes / temperature)
+    divergence = get_divergence(objective.divergence)
+    value, gradient = divergence(target.logprobs, outcomes / temperature)
     gradient = torch.where(target.mask[:, None], gradient * (scale / temperature)[:, None], 0.0)
     gradient += lm_scale[:, None] * (outcomes - lse[:, None]).exp()
     # All other tokens share their outcome's gradient by their share of its mass, e / total.

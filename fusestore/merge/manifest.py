@@ -1,9 +1,12 @@
-"""What a merged model's `manifest.json` holds."""
+"""The manifest of a merged model, and the plan of a merge."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from fusestore.merge.settings import MergeSettings
 from fusestore.models.precision import Precision
+from fusestore.storage.location import Location
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 
@@ -12,7 +15,7 @@ class MergePlan(Manifest):
     """Everything that determines the merged weights.
 
     Attributes:
-        settings: how they were merged.
+        settings: how weights were merged.
         model_digests: of the models' folders, in order.
         base_digest: of the base model's folder, for task_arithmetic and ties.
         tokenizer_digest: of the tokenizer that all of them have.
@@ -25,12 +28,12 @@ class MergePlan(Manifest):
 
 
 class MergeEvaluation(Frozen):
-    """How well the merged model predicts a split.
+    """The score of the merged model on a split.
 
     Attributes:
-        corpus_digest: of the corpus.
-        split: its split.
-        precision: what the model computed in.
+        corpus_digest: digest of the corpus.
+        split: a split of the corpus.
+        precision: format of the model's matrix products.
         metrics: by name, `bits_per_byte` among them.
     """
 
@@ -44,13 +47,30 @@ class MergeManifest(Manifest):
     """A merged model; written last, once.
 
     Attributes:
-        merge: what it was made from and how.
+        merge: the plan.
         num_parameters: of the written tensors.
-        evaluation: None where none was asked for.
-        files: what each file of the model folder holds, by name.
+        evaluation: None if the merge was run without one.
+        files: size and checksum of the model folder's files, by name.
     """
 
     merge: MergePlan
     num_parameters: int
     evaluation: MergeEvaluation | None
     files: dict[str, FileRecord]
+
+
+class MergedModel(NamedTuple):
+    """A merged model; `Model.open` and `from_pretrained` take its folder.
+
+    Attributes:
+        location: the model folder.
+        manifest: its manifest.
+    """
+
+    location: Location
+    manifest: MergeManifest
+
+    @property
+    def name(self) -> str:
+        """Its name in the store: that of the folder."""
+        return self.location.name

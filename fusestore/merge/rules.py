@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 _SMALL_SINE = 1e-6
-"""Below it two directions are one (or opposite): the great circle through them is no longer
-determined, and near it SLERP is linear interpolation."""
+"""Sine of an angle below which two directions count as equal or opposite: the great circle through
+them is undetermined, and SLERP is linear interpolation."""
 
 _CHUNK = 2**22
-"""Elements at a time where float64 is needed."""
+"""Elements that are converted to float64 at a time."""
 
 
 def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -30,18 +30,18 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return merged
 
 
-def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """Spherical interpolation of two tensors taken as vectors: `one` at share 0, `other` at 1.
+def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Spherical interpolation of two tensors as vectors: `first` at share 0, `second` at share 1.
 
-    `sin((1 − t)Ω)/sin Ω · one + sin(tΩ)/sin Ω · other`, Ω the angle between them; their lengths
-    pass into the sum as they are. Linear where the angle is 0 or 180° or a tensor is all zeros.
+    `sin((1 − t)Ω)/sin Ω · first + sin(tΩ)/sin Ω · second`, with Ω the angle between them; the
+    vectors are not normalized. Linear if the angle is 0 or 180° or a tensor is all zeros.
     """
-    norms = math.sqrt(_dot(one, one) * _dot(other, other))
-    cosine = max(-1.0, min(1.0, _dot(one, other) / norms)) if norms > 0 else 1.0
+    norms = math.sqrt(_dot(first, first) * _dot(second, second))
+    cosine = max(-1.0, min(1.0, _dot(first, second) / norms)) if norms > 0 else 1.0
     angle = math.acos(cosine)
     if math.sin(angle) < _SMALL_SINE:
-        return linear([one, other], [1.0 - share, share])
-    return one * (math.sin((1.0 - share) * angle) / math.sin(angle)) + other * (
+        return linear([first, second], [1.0 - share, share])
+    return first * (math.sin((1.0 - share) * angle) / math.sin(angle)) + second * (
         math.sin(share * angle) / math.sin(angle)
     )
 
@@ -130,17 +130,17 @@ def _reach(counts: np.ndarray[tuple[int], np.dtype[np.int64]], wanted: int) -> t
 def _magnitude_bits(
     vector: Tensor,
 ) -> Iterable[np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    for piece in _pieces(vector):
-        yield piece.abs().numpy().view(np.uint32).astype(np.int64)
+    for chunk in _chunks(vector):
+        yield chunk.abs().numpy().view(np.uint32).astype(np.int64)
 
 
-def _dot(one: Tensor, other: Tensor) -> float:
+def _dot(first: Tensor, second: Tensor) -> float:
     """The inner product, in float64."""
-    pieces = zip(_pieces(one), _pieces(other), strict=True)
-    return math.fsum(float(torch.dot(a.double(), b.double())) for a, b in pieces)
+    chunks = zip(_chunks(first), _chunks(second), strict=True)
+    return math.fsum(float(torch.dot(a.double(), b.double())) for a, b in chunks)
 
 
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
     flat = tensor.reshape(-1)
     for start in range(0, len(flat), _CHUNK):
         yield flat[start : start + _CHUNK]

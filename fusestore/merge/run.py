@@ -2,86 +2,83 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fusestore.corpus.build import open_corpus
-from fusestore.errors import AlreadyExistsError, IncompatibleError, InvalidInputError
-from fusestore.merge.manifest import MergeEvaluation, MergeManifest, MergePlan
+from fusestore.errors import AlreadyExistsError, InvalidInputError
+from fusestore.merge.manifest import MergedModel, MergeEvaluation, MergeManifest, MergePlan
 from fusestore.merge.settings import MergeSettings
 from fusestore.merge.weights import ModelWeights, check_mergeable
 from fusestore.merge.write import write_merged
-from fusestore.models.loading import local_model_folder, model_digest
+from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionSetting, settle_precision
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
-from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from fusestore.train.evaluate import score
-from fusestore.train.model_io import publish_folder
-from fusestore.train.run import held_out_tokens
+from fusestore.store.result import StageResult
+from fusestore.train.held_out import held_out_tokens, score
+from fusestore.train.student.model_folder import publish_folder
 
 
 def merge_models(
     store: Store,
-    models: Sequence[str],
     name: str,
+    models: Sequence[Model | str | os.PathLike[str]],
     settings: MergeSettings,
     *,
-    base: str | None = None,
+    base: Model | str | os.PathLike[str] | None = None,
     evaluate: tuple[str, str] | None = None,
     precision: PrecisionSetting = "auto",
     reporter: Reporter | None = None,
-) -> tuple[MergeManifest, bool]:
-    """Merge models and publish the result as `models/<name>`.
+) -> StageResult[MergedModel]:
+    """Merge the weights of models and publish the result as `models/<name>` of the store.
 
     Args:
-        store: where it goes.
-        models: two or more: folders, hub ids, `.gguf` files, `package:NAME`.
+        store: receives the merged model.
         name: of the merged model.
-        settings: how.
+        models: two or more models (one is enough with a base), or what `Model.open` takes with
+            this store.
+        settings: how weights are merged.
         base: the model that the others were trained from, for task_arithmetic and ties.
         evaluate: corpus and split to score in bits per byte.
-        precision: what the merged model computes in while it is scored, on this machine's
-            processor; `auto`: bfloat16 where it has that in hardware.
-        reporter: hears the progress.
-
-    Returns:
-        The manifest, and whether anything had to be computed.
+        precision: format of the merged model's matrix products while it is scored, on the CPU;
+            `auto`: bfloat16 where the processor has it in hardware.
+        reporter: receives progress updates.
 
     Raises:
-        NotFoundError: no such model or corpus.
-        InvalidInputError: too few or too many models or weights, or a base too many or too few.
+        NotFoundError: there is no such model or corpus.
+        InvalidInputError: the number of models or weights does not fit the method, or the base is
+            missing or superfluous.
         IncompatibleError: models of different architectures, tensors or tokenizers.
         NonFiniteError: the merged weights hold NaN or infinity.
         AlreadyExistsError: another model has this name.
     """
-    _check_call(models, settings, base)
+    _check_call(len(models), settings, base is not None)
     reporter = reporter or SilentReporter()
-    names = [*models, *([base] if base is not None else [])]
-    folders = [local_model_folder(spec) for spec in names]
-    tokenizers = [load_tokenizer(str(folder)) for folder in folders]
-    weights = [ModelWeights(folder, spec) for folder, spec in zip(folders, names, strict=True)]
-    check_mergeable(weights, [tokenizer.digest for tokenizer in tokenizers])
-    digests = [model_digest(folder) for folder in folders]
+    inputs = [Model.open(model, store=store) for model in models]
+    if base is not None:
+        inputs.append(Model.open(base, store=store))
+    weights = [ModelWeights(model) for model in inputs]
+    check_mergeable(weights)
+    digests = [model.digest for model in inputs]
     plan = MergePlan(
         settings=settings,
         model_digests=tuple(digests[: len(models)]),
         base_digest=digests[-1] if base is not None else None,
-        tokenizer_digest=tokenizers[0].digest,
+        tokenizer_digest=inputs[0].tokenizer.digest,
     )
     output = store.model(name)
-    found = _finished(output, plan)
-    if found is not None:
-        return found, False
+    finished = _finished(output, plan)
+    if finished is not None:
+        return StageResult(MergedModel(output, finished), created=False)
     with tempfile.TemporaryDirectory(prefix="fusestore-merge-") as temporary:
-        staging = Path(temporary) / "model"
+        folder = Path(temporary) / "model"
         with reporter.stage(f"Merging {name}", "parameters") as progress:
             num_parameters = write_merged(
-                staging,
+                folder,
                 weights[: len(models)],
                 weights[-1] if base is not None else None,
                 settings,
@@ -89,36 +86,34 @@ def merge_models(
             )
         evaluation = None
         if evaluate is not None:
-            evaluation = _evaluate(
-                store, staging, tokenizers[0], *evaluate, name, precision, reporter
-            )
-        files = publish_folder(staging, output)
-        shutil.rmtree(staging)
+            evaluation = _evaluate(store, folder, *evaluate, name, precision, reporter)
+        files = publish_folder(folder, output)
     manifest = MergeManifest(
         merge=plan, num_parameters=num_parameters, evaluation=evaluation, files=files
     )
     manifest.save(output / "manifest.json")
-    return manifest, True
+    return StageResult(MergedModel(output, manifest), created=True)
 
 
-def _check_call(models: Sequence[str], settings: MergeSettings, base: str | None) -> None:
+def _check_call(num_models: int, settings: MergeSettings, has_base: bool) -> None:
     method = settings.method
-    if len(models) < (1 if settings.needs_base else 2):
-        raise InvalidInputError(f"Method {method} needs more models than {len(models)}.")
-    if method == "slerp" and len(models) != 2:
+    if num_models < (1 if settings.needs_base else 2):
+        raise InvalidInputError(f"Method {method} needs more models than {num_models}.")
+    if method == "slerp" and num_models != 2:
         raise InvalidInputError(
-            f"Method slerp goes between two models, not {len(models)}; merge pairs, or use linear."
+            f"Method slerp interpolates between two models, not {num_models}; merge pairs, or use "
+            "linear."
         )
-    if settings.weights and len(settings.weights) != len(models):
+    if settings.weights and len(settings.weights) != num_models:
         raise InvalidInputError(
-            f"There are {len(settings.weights)} weights for {len(models)} models; give one each."
+            f"There are {len(settings.weights)} weights for {num_models} models; give one each."
         )
-    if settings.needs_base and base is None:
+    if settings.needs_base and not has_base:
         raise InvalidInputError(
             f"Method {method} adds what models learned to the model they were trained from: "
             "give it with --base."
         )
-    if base is not None and not settings.needs_base:
+    if has_base and not settings.needs_base:
         raise InvalidInputError(f"Method {method} has no base; leave --base out.")
 
 
@@ -142,30 +137,18 @@ def _finished(output: Location, plan: MergePlan) -> MergeManifest | None:
 def _evaluate(
     store: Store,
     folder: Path,
-    tokenizer: Tokenizer,
     corpus_name: str,
     split: str,
     name: str,
     precision: PrecisionSetting,
     reporter: Reporter,
 ) -> MergeEvaluation:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    corpus = open_corpus(store, corpus_name)
-    tokens = held_out_tokens(store, tokenizer, corpus_name, split)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-    except (ValueError, OSError, ImportError) as error:
-        raise IncompatibleError(
-            f"The merged model cannot be loaded as a causal language model: {error}"
-        ) from error
+    merged = Model.open(folder)
+    tokens = held_out_tokens(store, merged.tokenizer, corpus_name, split)
     settled = settle_precision(precision, "cpu", reporter)
     return MergeEvaluation(
-        corpus_digest=corpus.manifest.digest,
+        corpus_digest=open_corpus(store, corpus_name).manifest.digest,
         split=split,
         precision=settled,
-        metrics=score(tokens, settled, name, reporter, model),
+        metrics=score(tokens, settled, name, reporter, merged.load(device="cpu")),
     )

@@ -1,4 +1,4 @@
-"""`MergeSettings`: how weights are merged."""
+"""`MergeSettings`: how weights are merged; also the options of `fusestore merge`."""
 
 from __future__ import annotations
 
@@ -6,37 +6,49 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from fusestore.models.precision import Dtype
 from fusestore.store.manifest import Frozen
 
 MergeMethod = Literal["linear", "slerp", "task_arithmetic", "ties"]
 
 _DENSITY = 0.2
-"""Of TIES where nothing is validated (section 4 of its paper)."""
+"""The default of TIES without validation data (section 4 of its paper)."""
 
 _WITH_BASE = frozenset({"task_arithmetic", "ties"})
 
 
 class MergeSettings(Frozen):
-    """How weights are merged; see docs/merging.md.
+    """How the weights of models are merged; see docs/merging.md for the formulas."""
 
-    Attributes:
-        method: linear, slerp (of two models), task_arithmetic or ties (both need a base model).
-        weights: one for each model, in order; all 1 unless given. linear, slerp and ties use their
-            proportions, task_arithmetic their values, which may be negative.
-        scale: λ, by which task_arithmetic and ties multiply what they add to the base.
-        density: share of each task vector that ties keeps.
-        dtype: of the written weights; the first model's unless given.
-    """
-
-    method: MergeMethod = "linear"
-    weights: tuple[float, ...] = ()
-    scale: float = 1.0
-    density: float = Field(default=_DENSITY, gt=0.0, le=1.0)
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    method: MergeMethod = Field(
+        default="linear",
+        description="Merging method. slerp takes exactly two models; task_arithmetic and ties need "
+        "`--base`.",
+    )
+    weights: tuple[float, ...] = Field(
+        default=(),
+        description="Weight of a model; give one for each model, in order. By default all are 1. "
+        "Only their proportions matter, except for task_arithmetic, where they may be negative.",
+        json_schema_extra={"names": ["--weight"]},
+    )
+    scale: float = Field(
+        default=1.0,
+        description="Factor of what task_arithmetic and ties add to the base model.",
+    )
+    density: float = Field(
+        default=_DENSITY,
+        gt=0.0,
+        le=1.0,
+        description="Share of the largest changes of each model that ties keeps.",
+    )
+    dtype: Dtype | None = Field(
+        default=None,
+        description="Dtype of the merged weights. By default the first model's.",
+    )
 
     @property
     def needs_base(self) -> bool:
-        """Whether the method adds to a base model."""
+        """Whether the method adds changes to a base model."""
         return self.method in _WITH_BASE
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The tensors of model folders, read one at a time, and whether two folders belong together."""
+"""The tensors of model folders, read one at a time, and whether models can be merged."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.models.model import Model
 
 _MAX_HEADER_JSON = 2**26
 
@@ -25,17 +26,25 @@ _HARMLESS = frozenset(
 
 
 class ModelWeights:
-    """A model folder's configuration, and its tensors on demand."""
+    """A model's configuration, and its tensors on demand.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
+    Attributes:
+        model: the model.
+        folder: its local folder.
+        name: what messages call it.
+        config: the content of its config.json.
+    """
+
+    def __init__(self, model: Model) -> None:
+        folder, name = model.folder, model.spec
+        self.model, self.folder, self.name = model, folder, name
         self.config: dict[str, Any] = _json(folder / "config.json", name)
         self._files = _tensor_files(folder, name)
         self._open: dict[Path, Any] = {}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor, sorted by name; of tied ones, the one that the others repeat."""
+        """Shape of each tensor, sorted by name; of tied tensors, only the one that is stored."""
         tied = tied_names(self.folder) if self.config.get("tie_word_embeddings", True) else set()
         return {
             key: tuple(self._slice(key).get_shape())
@@ -44,7 +53,7 @@ class ModelWeights:
         }
 
     def dtype(self, key: str) -> torch.dtype:
-        """Of one tensor."""
+        """The dtype of one tensor."""
         # A 0-dimensional slice cannot be cut, and is small enough to read.
         view = self._slice(key)
         result: torch.dtype = (view[:0] if view.get_shape() else self._tensor(key)).dtype
@@ -72,26 +81,25 @@ class ModelWeights:
         return tensor
 
 
-def check_mergeable(models: Sequence[ModelWeights], tokenizers: Sequence[str]) -> None:
-    """See that models have one architecture, the same tensors, and one tokenizer.
+def check_mergeable(models: Sequence[ModelWeights]) -> None:
+    """Check that models have one architecture, the same tensors, and one tokenizer.
 
     Args:
-        models: the first is what the others are held against.
-        tokenizers: digest of each model's tokenizer.
+        models: the others are compared with the first.
 
     Raises:
         IncompatibleError: the first difference, by name.
     """
     first = models[0]
-    for model, tokenizer in zip(models[1:], tokenizers[1:], strict=True):
+    for model in models[1:]:
         keys = sorted((first.config.keys() | model.config.keys()) - _HARMLESS)
         for key in ("model_type", "architectures", *keys):
-            ours, theirs = first.config.get(key), model.config.get(key)
-            if ours != theirs:
+            expected, found = first.config.get(key), model.config.get(key)
+            if expected != found:
                 raise IncompatibleError(
                     f"{first.name} and {model.name} have different architectures: {key} is "
-                    f"{ours!r} in the one and {theirs!r} in the other. Weights can only be merged "
-                    "between models of one architecture; fuse their distributions instead."
+                    f"{expected!r} in the first and {found!r} in the second. Weights can only be "
+                    "merged between models of one architecture; fuse their distributions instead."
                 )
         for key in sorted(first.shapes.keys() | model.shapes.keys()):
             if key not in first.shapes or key not in model.shapes:
@@ -102,16 +110,17 @@ def check_mergeable(models: Sequence[ModelWeights], tokenizers: Sequence[str]) -
                     f"Tensor {key} has shape {list(first.shapes[key])} in {first.name} and "
                     f"{list(model.shapes[key])} in {model.name}."
                 )
-        if tokenizer != tokenizers[0]:
+        digests = [each.model.tokenizer.digest for each in (first, model)]
+        if digests[0] != digests[1]:
             raise IncompatibleError(
-                f"{first.name} and {model.name} have different tokenizers ({tokenizers[0][:16]} "
-                f"and {tokenizer[:16]}): a row of the embeddings means another token in each. "
+                f"{first.name} and {model.name} have different tokenizers ({digests[0][:16]} "
+                f"and {digests[1][:16]}): a row of the embeddings means another token in each. "
                 "Fuse their distributions instead."
             )
 
 
 def tied_names(folder: Path) -> set[str]:
-    """Tensors that transformers makes of others when it loads the model, so nobody needs them."""
+    """Tensors that transformers copies from others when it loads the model."""
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
@@ -159,7 +168,7 @@ def _open(path: Path, name: str) -> Any:  # noqa: ANN401
 
 def _json(path: Path, name: str) -> dict[str, Any]:
     if path.stat().st_size > _MAX_HEADER_JSON:
-        raise InvalidInputError(f"{path} of {name} is too large to be what its name says.")
+        raise InvalidInputError(f"{path} of {name} is too large for a file of this name.")
     try:
         content: Any = json.loads(path.read_bytes())
     except ValueError as error:

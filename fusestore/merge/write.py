@@ -1,4 +1,4 @@
-"""Writing a merged model as a Hugging Face folder, one tensor after the other."""
+"""Writing a merged model as a Hugging Face folder, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fusestore.merge.settings import MergeSettings
 from fusestore.merge.weights import ModelWeights
 from fusestore.progress import Progress
 from fusestore.store.manifest import canonical_json
-from fusestore.train.model_io import copy_tokenizer_files
+from fusestore.train.student.model_folder import copy_tokenizer_files
 
 MAX_FILE_BYTES = 512 * 2**20
-"""Tensors are collected up to this before a file is written: what merging keeps in memory, beside
-one tensor of every model in float32."""
+"""Size of the tensors that one file holds. Merging keeps them in memory, and one tensor of every
+model in float32."""
 
 
 def write_merged(
@@ -32,17 +32,17 @@ def write_merged(
     """Merge into a new local folder that `from_pretrained` loads, with the first model's tokenizer.
 
     Args:
-        folder: where.
-        models: see `check_mergeable`.
-        base: for task_arithmetic and ties.
-        settings: how.
-        progress: told the parameters done, over all passes.
+        folder: the folder to create.
+        models: models that `check_mergeable` accepts.
+        base: the base model of task_arithmetic and ties.
+        settings: how weights are merged.
+        progress: receives the number of parameters done, over all passes.
 
     Returns:
-        How many parameters were written.
+        The number of parameters written.
 
     Raises:
-        IncompatibleError: a tensor of integers that is not the same in all models.
+        IncompatibleError: a tensor of integers differs between models.
         NonFiniteError: a merged tensor holds NaN or infinity; it is named.
     """
     first = models[0]
@@ -108,8 +108,8 @@ def _merged(
             tensor = tensor.to(dtype)
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(
-                    f"Merging {key} gives numbers that {dtype} cannot hold or that are none; "
-                    "check the models, or choose a wider dtype or a smaller scale."
+                    f"Merging {key} gives numbers that {dtype} cannot represent, or NaN; check "
+                    "the models, or choose a wider dtype or a smaller scale."
                 )
         else:
             tensor = first.raw(key)
@@ -117,7 +117,7 @@ def _merged(
                 if not torch.equal(tensor, model.raw(key)):
                     raise IncompatibleError(
                         f"Tensor {key} holds integers that differ between {first.name} and "
-                        f"{model.name}; there is no mean of them."
+                        f"{model.name}; integers cannot be averaged."
                     )
         yield key, tensor.contiguous()
         counter.add(_count(shape))
@@ -126,7 +126,7 @@ def _merged(
 def _write_tensors(
     folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> dict[torch.dtype, int]:
-    """Write files as save_pretrained names them; returns elements by dtype."""
+    """Write files with the names that save_pretrained gives; returns elements by dtype."""
     dtypes: dict[torch.dtype, int] = {}
     files: list[list[str]] = []
     held: dict[str, torch.Tensor] = {}

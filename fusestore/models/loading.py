@@ -19,6 +19,7 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.models.precision import DTYPES
+from fusestore.models.saving import save_model
 from fusestore.process_rank import local_rank
 from fusestore.storage.memory import file_digest, folder_digest
 from fusestore.storage.packages import SCHEME, packaged_gguf, user_cache_folder
@@ -107,7 +108,7 @@ def convert_gguf(gguf: Path) -> Path:
     model.load_state_dict(loaded.state_dict())
     temporary = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
     try:
-        model.save_pretrained(temporary)
+        save_model(model, temporary)
         tokenizer.save_pretrained(temporary)
         try:
             temporary.rename(folder)

@@ -16,10 +16,10 @@ import torch
 
 from fusestore.models.loading import output_width
 
-PIECE_LOGITS = {"cpu": 2**24}
+CHUNK_LOGITS = {"cpu": 2**24}
 """Logits per piece, about: 64 MiB in float32, enough to read the output head's weights seldom."""
 
-PIECE_LOGITS_ELSEWHERE = 2**28
+CHUNK_LOGITS_ELSEWHERE = 2**28
 """512 MiB in bfloat16: an accelerator wants few large kernels."""
 
 
@@ -54,7 +54,7 @@ def logit_pieces(
     batch, time = input_ids.shape
     backbone = getattr(model, model.base_model_prefix, None)
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-    size = PIECE_LOGITS.get(input_ids.device.type, PIECE_LOGITS_ELSEWHERE)
+    size = CHUNK_LOGITS.get(input_ids.device.type, CHUNK_LOGITS_ELSEWHERE)
     piece = max(1, size // (batch * output_width(model)))
     if backbone is None or backbone is model or not keeps:
         logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits

@@ -83,7 +83,7 @@ def stored_model_folder(store: Store, name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise NotFoundError(
             f"Model {name!r} in {store.location} has no config.json: it is a LoRA adapter alone. "
-            "Train with lora.merge, or give the folder of a whole model."
+            "Train without --lora-adapter-only, or give the folder of a whole model."
         )
     return folder
 

@@ -129,7 +129,9 @@ def how_made(manifest: dict[str, Any]) -> str:
     plan, step = manifest["plan"], manifest["result_step"]
     text = f"{plan['settings']['objective']}, {manifest['num_tokens']:,} tokens trained"
     if lora := plan["settings"].get("lora"):
-        text += f", {'LoRA' if lora['merge'] else 'LoRA adapter alone'} of rank {lora['rank']}"
+        text += (
+            f", {'LoRA adapter alone' if lora['adapter_only'] else 'LoRA'} of rank {lora['rank']}"
+        )
     return text if step == plan["total_steps"] else f"{text}, weights of step {step:,}"
 
 

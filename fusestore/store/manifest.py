@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
 
 from fusestore.errors import (
     CorruptionError,
@@ -44,6 +44,18 @@ class Frozen(BaseModel):
     """A validated, immutable value object; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def is_stored(info: ValidationInfo) -> bool:
+    """Whether the values that a validator sees come from a manifest, not from a person.
+
+    Names that plugins register are checked only when a person gives them: a manifest must be
+    readable without the plugins that were used to make its artifact.
+    """
+    return isinstance(info.context, Mapping) and bool(info.context.get(_STORED))
+
+
+_STORED = "stored"
 
 
 def _add_checksum_to_schema(schema: dict[str, Any]) -> None:
@@ -103,7 +115,7 @@ class Manifest(Frozen):
     def from_bytes(cls, data: bytes, name: str) -> Self:
         """Validate the bytes of a manifest file; `name` is what messages call it. See `load`."""
         try:
-            return cls.model_validate(manifest_content(data, name))
+            return cls.model_validate(manifest_content(data, name), context={_STORED: True})
         except ValidationError as error:
             raise InvalidInputError(f"{name} is not a valid {cls.__name__}: {error}") from error
 

@@ -1,4 +1,7 @@
-"""Losses, the trainer and the evaluation; torch is imported on first use."""
+"""Training on fused datasets, and scoring models on held-out text; see docs/training.md.
+
+torch is imported when something of it is first used.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +9,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusestore.losses.linear_loss import linear_fusion_loss, linear_fusion_terms
-    from fusestore.losses.logit_loss import FusionTerms, fusion_loss, fusion_terms
-    from fusestore.losses.objective import FusionObjective
-    from fusestore.train.document_masking import check_apart
-    from fusestore.train.evaluate import HeldOut, bits_per_byte
+    from fusestore.train.held_out import HeldOut, bits_per_byte
     from fusestore.train.loop import TrainingProgress
+    from fusestore.train.manifest import TrainedModel
+    from fusestore.train.run import train_model
     from fusestore.train.settings import LoraSettings, TrainSettings
-    from fusestore.train.trainer import TrainingResult, train
+    from fusestore.train.student.document_masking import check_document_masking
+    from fusestore.train.trainer import train
 
 __all__ = [
-    "FusionObjective",
-    "FusionTerms",
     "HeldOut",
     "LoraSettings",
     "TrainSettings",
+    "TrainedModel",
     "TrainingProgress",
-    "TrainingResult",
     "bits_per_byte",
-    "check_apart",
-    "fusion_loss",
-    "fusion_terms",
-    "linear_fusion_loss",
-    "linear_fusion_terms",
+    "check_document_masking",
     "train",
+    "train_model",
 ]
 
 _MODULES = {
-    "FusionObjective": "fusestore.losses.objective",
-    "FusionTerms": "fusestore.losses.logit_loss",
-    "HeldOut": "fusestore.train.evaluate",
+    "HeldOut": "fusestore.train.held_out",
     "LoraSettings": "fusestore.train.settings",
     "TrainSettings": "fusestore.train.settings",
     "TrainingProgress": "fusestore.train.loop",
-    "TrainingResult": "fusestore.train.trainer",
-    "bits_per_byte": "fusestore.train.evaluate",
-    "check_apart": "fusestore.train.document_masking",
-    "fusion_loss": "fusestore.losses.logit_loss",
-    "fusion_terms": "fusestore.losses.logit_loss",
-    "linear_fusion_loss": "fusestore.losses.linear_loss",
-    "linear_fusion_terms": "fusestore.losses.linear_loss",
+    "TrainedModel": "fusestore.train.manifest",
+    "bits_per_byte": "fusestore.train.held_out",
+    "check_document_masking": "fusestore.train.student.document_masking",
     "train": "fusestore.train.trainer",
+    "train_model": "fusestore.train.run",
 }
 
 

@@ -1,15 +1,13 @@
-"""Checkpoints: everything an interrupted run needs to go on bit for bit.
+"""Checkpoints: everything that an interrupted run needs to resume with the same bits.
 
-A folder `checkpoint` with safetensors (weights, AdamW's moments, random states) and JSON
-(counters, curves). It appears whole or not at all, and a newer one takes the place of the older.
-Beside it lie the best weights so far, where they are wanted. Nothing is pickled.
+A folder `checkpoint` with safetensors (weights, optimizer state, random states) and JSON (counters,
+curves). A newer checkpoint replaces it whole. Beside it are the best weights so far, where
+`settings.result` is `best`. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -27,21 +25,28 @@ from fusestore.errors import (
     FusestoreError,
 )
 from fusestore.storage.location import Location
-from fusestore.storage.publish import TEMPORARY_PREFIX, sync_folder
+from fusestore.storage.publish import TEMPORARY_PREFIX
+from fusestore.storage.replace import (
+    remove_replaced,
+    replaced_file,
+    replaced_folder,
+    whole_folder,
+)
 from fusestore.store.manifest import Manifest
 from fusestore.train.distributed.engine import Engine
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
-from fusestore.train.trained_weights import put_weights
+from fusestore.train.student.model_folder import load_weights
 
 _FOLDER = "checkpoint"
+_STATE = "state.json"
 _WEIGHTS = "model.safetensors"
-_MOMENTS = "optimizer.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_RANDOM = "random.safetensors"
 _BEST = "best"
-_OLDER = f"{TEMPORARY_PREFIX}older-checkpoint"
 
 
 class TrainState(Manifest):
-    """Where a run stands.
+    """The counters and curves of a run.
 
     Attributes:
         plan: of the run; a checkpoint is only resumed under the same plan.
@@ -62,35 +67,21 @@ def save_checkpoint(
     work_dir: Path,
     state: TrainState,
     weights: Mapping[str, Tensor],
-    moments: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Tensor],
 ) -> None:
-    """Write the checkpoint and drop the one before.
+    """Write the checkpoint; it replaces the previous one.
 
     Args:
-        work_dir: made if need be.
+        work_dir: created if it does not exist.
         state: counters and curves.
-        weights: as `fusestore.train.trained_weights` gives them.
-        moments: as the engine gives them.
+        weights: see `trained_weights`; gathered.
+        optimizer_state: see `Engine.optimizer_state`.
     """
-    work_dir.mkdir(parents=True, exist_ok=True)
-    temporary = work_dir / f"{TEMPORARY_PREFIX}{_FOLDER}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_tensors(temporary / _WEIGHTS, weights)
-    save_tensors(temporary / _MOMENTS, moments)
-    save_tensors(temporary / "random.safetensors", _random_states())
-    state_file = temporary / "state.json"
-    state_file.write_bytes(state.to_bytes())
-    _sync_file(state_file)
-    sync_folder(temporary)
-    # A folder cannot replace a full one in one step; a reader falls back to the older one.
-    current, older = work_dir / _FOLDER, work_dir / _OLDER
-    if current.exists():
-        shutil.rmtree(older, ignore_errors=True)
-        current.rename(older)
-    temporary.rename(current)
-    sync_folder(work_dir)
-    shutil.rmtree(older, ignore_errors=True)
+    with replaced_folder(work_dir / _FOLDER) as folder:
+        _save_tensors(folder / _WEIGHTS, weights)
+        _save_tensors(folder / _OPTIMIZER, optimizer_state)
+        _save_tensors(folder / _RANDOM, _random_states())
+        (folder / _STATE).write_bytes(state.to_bytes())
 
 
 def stored_state(work_dir: Path) -> TrainState | None:
@@ -100,11 +91,11 @@ def stored_state(work_dir: Path) -> TrainState | None:
         FormatVersionError: a newer fusestore wrote it.
         CorruptionError: it cannot be read.
     """
-    folder = _folder(work_dir)
+    folder = whole_folder(work_dir / _FOLDER)
     if folder is None:
         return None
     try:
-        return TrainState.load(Location.parse(folder / "state.json"))
+        return TrainState.load(Location.parse(folder / _STATE))
     except FormatVersionError:
         raise
     except FusestoreError as error:
@@ -123,7 +114,7 @@ def load_state(work_dir: Path, plan: TrainingPlan) -> TrainState | None:
     state = stored_state(work_dir)
     if state is None:
         return None
-    if not state.plan.leads_where(plan):
+    if not state.plan.same_result(plan):
         before, now = state.plan.model_dump(mode="json"), plan.model_dump(mode="json")
         raise FingerprintMismatchError(
             f"{work_dir} holds a checkpoint of another run ({_differences(before, now)}). Give the "
@@ -133,30 +124,30 @@ def load_state(work_dir: Path, plan: TrainingPlan) -> TrainState | None:
 
 
 def restore_weights(work_dir: Path, model: torch.nn.Module) -> None:
-    """Put weights back as `save_checkpoint` found them, in a model that is not cut in pieces.
+    """Load the checkpoint's weights into a model that is not sharded.
 
     Raises:
         CorruptionError: files are missing, cut, or of another model.
     """
     with _readable(work_dir) as folder:
-        put_weights(model, load_file(folder / _WEIGHTS))
+        load_weights(model, load_file(folder / _WEIGHTS))
 
 
-def restore_moments(work_dir: Path, engine: Engine) -> None:
-    """Put optimizer and random states back as `save_checkpoint` found them.
+def restore_optimizer(work_dir: Path, engine: Engine) -> None:
+    """Load the checkpoint's optimizer state and random states.
 
     Raises:
         CorruptionError: files are missing, cut, or of another model.
     """
     with _readable(work_dir) as folder:
-        engine.put_moments(load_file(folder / _MOMENTS))
-        _set_random_states(load_file(folder / "random.safetensors"))
+        engine.load_optimizer_state(load_file(folder / _OPTIMIZER))
+        _set_random_states(load_file(folder / _RANDOM))
 
 
 @contextlib.contextmanager
 def _readable(work_dir: Path) -> Iterator[Path]:
-    """The checkpoint's folder; what reading it raises is damage."""
-    folder = _folder(work_dir)
+    """The checkpoint's folder; an error in the body becomes a CorruptionError."""
+    folder = whole_folder(work_dir / _FOLDER)
     try:
         if folder is None:
             raise FileNotFoundError(f"no checkpoint in {work_dir}")
@@ -166,16 +157,14 @@ def _readable(work_dir: Path) -> Iterator[Path]:
 
 
 def save_best(work_dir: Path, step: int, weights: Mapping[str, Tensor]) -> None:
-    """Keep the best weights so far, beside those of steps before; see `drop_best_but`."""
+    """Keep the best weights so far, beside those of earlier steps; see `drop_best_except`."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    temporary = work_dir / f"{TEMPORARY_PREFIX}{_BEST}"
-    save_tensors(temporary, weights)
-    temporary.replace(_best_file(work_dir, step))
-    sync_folder(work_dir)
+    with replaced_file(_best_file(work_dir, step)) as temporary:
+        _save_tensors(temporary, weights)
 
 
 def load_best(work_dir: Path, step: int) -> dict[str, Tensor]:
-    """What `save_best` wrote after a step.
+    """The weights that `save_best` wrote after a step.
 
     Raises:
         CorruptionError: the file is missing or damaged.
@@ -186,24 +175,24 @@ def load_best(work_dir: Path, step: int) -> dict[str, Tensor]:
         raise _damaged(work_dir, error) from error
 
 
-def drop_best_but(work_dir: Path, steps: AbstractSet[int]) -> None:
-    """Drop the best weights of all other steps.
+def drop_best_except(work_dir: Path, steps: AbstractSet[int]) -> None:
+    """Delete the best weights of all steps but these.
 
-    A run that is resumed makes the steps since its checkpoint again, and what was the best then
-    must still be there: so the checkpoint's best is among `steps`.
+    A resumed run repeats the steps after its checkpoint, and needs the weights that were the best
+    at the checkpoint: so `steps` contains that step.
     """
     kept = {_best_file(work_dir, step) for step in steps}
     for file in work_dir.glob(f"{_BEST}-*.safetensors"):
         if file not in kept:
-            file.unlink()
+            remove_replaced(file)
 
 
 def delete_checkpoint(work_dir: Path) -> None:
-    """Remove what was kept here, and the folder itself when it is then empty."""
-    for name in (_FOLDER, _OLDER, f"{TEMPORARY_PREFIX}{_FOLDER}"):
-        shutil.rmtree(work_dir / name, ignore_errors=True)
-    (work_dir / f"{TEMPORARY_PREFIX}{_BEST}").unlink(missing_ok=True)
-    drop_best_but(work_dir, set())
+    """Delete the checkpoint and the best weights, and the folder itself if it is then empty."""
+    remove_replaced(work_dir / _FOLDER)
+    drop_best_except(work_dir, set())
+    for leftover in work_dir.glob(f"{TEMPORARY_PREFIX}*"):
+        remove_replaced(leftover)
     if work_dir.is_dir() and not any(work_dir.iterdir()):
         work_dir.rmdir()
 
@@ -218,22 +207,8 @@ def _damaged(work_dir: Path, error: Exception) -> CorruptionError:
     )
 
 
-def _folder(work_dir: Path) -> Path | None:
-    for name in (_FOLDER, _OLDER):
-        if (work_dir / name).is_dir():
-            return work_dir / name
-    return None
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file that survives a power cut."""
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    _sync_file(path)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _random_states() -> dict[str, Tensor]:
@@ -255,7 +230,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     flat_before = {**before, **before["settings"]}
     flat_now = {**now, **now["settings"]}
     return ", ".join(
-        f"{name}: {flat_before.get(name)!r} there, {flat_now.get(name)!r} here"
+        f"{name}: {flat_before.get(name)!r} in the checkpoint, {flat_now.get(name)!r} now"
         for name in {**flat_before, **flat_now}
         if name != "settings" and flat_before.get(name) != flat_now.get(name)
     )

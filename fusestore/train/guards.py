@@ -1,11 +1,10 @@
-"""What stops a training run before it does harm: data that does not fit, NaN, a loss that rises."""
+"""Checks that stop a training run: data that does not fit the model, NaN, a rising loss."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +15,18 @@ from fusestore.models.loading import output_width
 from fusestore.train.step_batches import Trainable
 
 SPIKE_HISTORY = 20
-"""Steps whose median loss the next one is held against."""
+"""Number of steps whose median loss the next loss is compared with."""
 
 
 def check_vocabulary(
     model: Any,  # noqa: ANN401 - transformers is untyped
     dataset: Trainable,
-    model_path: Path,
+    name: str,
 ) -> None:
-    """See, before the first step, that the model has every token id of the dataset.
+    """Check, before the first step, that the model has every token id of the dataset.
 
     Raises:
-        IncompatibleError: it does not.
+        IncompatibleError: an id is missing.
     """
     width = output_width(model)
     if dataset.vocab_size <= width:
@@ -35,44 +34,44 @@ def check_vocabulary(
     largest = dataset.largest_token_id()
     if largest >= width:
         raise IncompatibleError(
-            f"Fused dataset {dataset.name} has token id {largest}, but the model in "
-            f"{model_path} has {width} ids: they do not belong together. Train the target that "
+            f"TrainingDataset dataset {dataset.name} has token id {largest}, but the model "
+            f"{name} has {width} ids: they do not belong together. Train the target that "
             "the dataset was fused for."
         )
 
 
-def check_tokenizer(digest: str, dataset: Trainable, model: str) -> None:
-    """See that the model's tokenizer is the one whose ids the dataset holds.
+def check_tokenizer(digest: str, dataset: Trainable, name: str) -> None:
+    """Check that the dataset holds ids of the model's tokenizer.
 
     Args:
         digest: of the model's tokenizer.
         dataset: what is trained on.
-        model: its name, for the message.
+        name: of the model, for the message.
 
     Raises:
-        IncompatibleError: it is another one, even if all ids would fit.
+        IncompatibleError: the dataset was fused for another tokenizer, even if all ids would fit.
     """
     expected = dataset.target
     if digest != expected:
         raise IncompatibleError(
-            f"Fused dataset {dataset.name} holds tokens of the tokenizer with digest "
-            f"{expected[:16]}, but that of {model} has digest {digest[:16]}: the same ids would "
+            f"TrainingDataset dataset {dataset.name} holds tokens of the tokenizer with digest "
+            f"{expected[:16]}, but that of {name} has digest {digest[:16]}: the same ids would "
             f"stand for other text. Train the target that the dataset was fused for, or fuse for "
-            f"{model}."
+            f"{name}."
         )
 
 
 def not_finite(
     value: float, step: int, windows: Sequence[int], dataset: Trainable, kept: str
 ) -> NonFiniteError:
-    """The error to raise when some process met a loss or gradient that is not a number.
+    """The error to raise when the loss or gradient of some process is not finite.
 
     Args:
         value: the loss or the gradient's norm in this process.
         step: of the run, from 1.
-        windows: what it was computed on.
-        dataset: they are windows of.
-        kept: what there is to go on from.
+        windows: the windows it was computed on.
+        dataset: the dataset of the windows.
+        kept: which checkpoint there is.
     """
     if math.isfinite(value):
         return NonFiniteError(
@@ -90,26 +89,26 @@ def check_spike(
     step: int,
     loss: float,
     earlier: Sequence[float],
-    limit: float | None,
+    limit: float,
     windows: Sequence[int],
     dataset: Trainable,
     kept: str,
 ) -> None:
-    """See that a step's loss is in keeping with the steps before it.
+    """Check that a step's loss is not far above those of the steps before it.
 
     Args:
         step: of the run, from 1.
         loss: of the step, in nats, over all processes.
         earlier: the losses of the last steps before it, `SPIKE_HISTORY` at most.
-        limit: nats above their median; None: any loss will do.
-        windows: what this process's share of the step was computed on.
-        dataset: they are windows of.
-        kept: what there is to go on from.
+        limit: nats above their median; 0: no limit.
+        windows: the windows of this process's share of the step.
+        dataset: the dataset of the windows.
+        kept: which checkpoint there is.
 
     Raises:
-        DivergedError: it is higher; names the documents.
+        DivergedError: it is above the limit; the documents are named.
     """
-    if limit is None or not earlier:
+    if limit == 0.0 or not earlier:
         return
     usual = statistics.median(earlier)
     if loss - usual > limit:
@@ -118,16 +117,16 @@ def check_spike(
             f"of the {len(earlier)} steps before ({usual:.4g}); loss_spike allows {limit:g}. "
             f"It was computed on {dataset.describe(windows)}. No weights were changed by this "
             f"step; {kept}. Lower the learning rate or lengthen the warm-up; look at these "
-            "documents with `fusestore inspect`; or raise loss_spike and run again, which goes "
-            "on from the checkpoint if there is one."
+            "documents with `fusestore inspect`; or raise loss_spike and run again, "
+            "which resumes from the checkpoint if there is one."
         )
 
 
 def check_weights(name: str, value: Tensor, step: int, kept: str) -> None:
-    """See, before they are kept, that weights are numbers.
+    """Check, before they are stored, that weights are finite.
 
     Raises:
-        NonFiniteError: they are not.
+        NonFiniteError: they are not finite.
     """
     if not bool(torch.isfinite(value).all()):
         raise NonFiniteError(

@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step after the other, evaluated, kept, and stopped in order."""
+"""The training loop: optimizer steps, evaluations, checkpoints, and stopping on a signal."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from torch import Tensor
 from fusestore.progress import Reporter
 from fusestore.train.checkpoint import (
     TrainState,
-    drop_best_but,
+    drop_best_except,
     load_best,
-    restore_moments,
+    restore_optimizer,
     save_best,
     save_checkpoint,
 )
-from fusestore.train.distributed.processes import any_process
-from fusestore.train.distributed.sharding import whole
-from fusestore.train.evaluation import Evaluation, Evaluator, best_evaluation
+from fusestore.train.distributed.collectives import any_process
+from fusestore.train.distributed.sharding import gather
+from fusestore.train.evaluator import Evaluation, Evaluator, best_evaluation
 from fusestore.train.guards import check_weights
 from fusestore.train.logs import TensorBoardLog
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
+from fusestore.train.process_state import StopSignals
 from fusestore.train.step_batches import Trainable, step_batches
-from fusestore.train.student import Student
-from fusestore.train.surroundings import StopSignals
-from fusestore.train.trained_weights import trained_weights
+from fusestore.train.student.model_folder import trained_weights
+from fusestore.train.student.student import Student
 from fusestore.train.updates import Updates
 
 
 class TrainingProgress(NamedTuple):
-    """What the progress callback is told after every optimizer step.
+    """What the progress callback receives after every optimizer step.
 
     Attributes:
         step: steps done.
         total_steps: of the run.
         num_tokens: target tokens of this step, over all processes.
-        num_tokens_so_far: of all steps done, those before an interruption too.
+        num_tokens_so_far: target tokens of all steps, including those before an interruption.
         point: the step's losses.
-        evaluation: the last one.
+        evaluation: the last evaluation; None before the first.
     """
 
     step: int
@@ -52,15 +52,14 @@ class TrainingProgress(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a finished run publishes; see `TrainingManifest`.
+    """The result of a finished run; see `TrainingManifest`.
 
     Attributes:
-        weights: of `result_step`, as `fusestore.train.trained_weights` gives them; only in the
-            main process.
-        result_step: the last, or that of the best evaluation.
-        num_tokens: of the run.
-        loss_curve: likewise.
-        evaluations: likewise.
+        weights: of `result_step`, see `trained_weights`; in the main process only.
+        result_step: the last step, or that of the best evaluation.
+        num_tokens: target tokens of the run.
+        loss_curve: of the run.
+        evaluations: of the run.
     """
 
     weights: dict[str, Tensor]
@@ -71,7 +70,7 @@ class Trained(NamedTuple):
 
 
 class TrainingLoop:
-    """A student, its optimizer and its data, on their way to the last step."""
+    """Trains a student up to the last step of a plan, from its beginning or from a checkpoint."""
 
     def __init__(
         self,
@@ -103,42 +102,42 @@ class TrainingLoop:
         self._points: list[LossPoint] = []
         self._evaluations: list[EvaluationPoint] = []
 
-    def to_the_end(self, state: TrainState) -> Trained:
+    def run(self, state: TrainState) -> Trained:
         """Make all steps and evaluations that are missing; the student has the state's weights.
 
         Raises:
-            KeyboardInterrupt: a signal came; a checkpoint is kept, once a step is made.
+            KeyboardInterrupt: a signal came. A checkpoint was written, if a step was made.
         """
-        self._go_on_from(state)
+        self._restore(state)
         rank = self._accelerator.process_index
         batches = step_batches(self._dataset, self._plan, rank, self._step)
         with contextlib.closing(batches):
             while True:
-                if self._evaluation_is_missing and not self._stop_is_asked:
+                if self._evaluation_is_missing and not self._stop_is_requested:
                     self._evaluate()
                 complete = self._step == self._plan.total_steps and not self._evaluation_is_missing
-                stop = self._stop_is_asked and not complete
+                stop = self._stop_is_requested and not complete
                 if stop or self._checkpoint_is_due:
-                    self._keep()
+                    self._save()
                 if stop:
                     raise KeyboardInterrupt(
                         f"Stopped after step {self._step} of {self._plan.total_steps}; "
-                        f"{self._kept_in_words}. The same command goes on."
+                        f"{self._kept_in_words}. The same command resumes the run."
                     )
                 if complete:
                     return self._result()
                 self._make_step(next(batches))
 
-    def _go_on_from(self, state: TrainState) -> None:
+    def _restore(self, state: TrainState) -> None:
         self._step, self._num_tokens = state.step, state.num_tokens
-        # Curves grow in lists and are frozen into a state when it is kept.
+        # Curves grow in lists, and are copied into a TrainState when a checkpoint is written.
         self._points, self._evaluations = list(state.loss_curve), list(state.evaluations)
         if state.step > 0:
-            restore_moments(self._work_dir, self._updates.engine)
+            restore_optimizer(self._work_dir, self._updates.engine)
             self._kept = state
             best = self._best_step
             if best < self._step and self._accelerator.is_main_process:
-                # Missed now rather than when all the work is done.
+                # A missing file is reported now, not after all the work.
                 load_best(self._work_dir, best)
 
     def _make_step(self, batches: list[dict[str, Tensor]]) -> None:
@@ -163,13 +162,14 @@ class TrainingLoop:
             )
 
     @property
-    def _stop_is_asked(self) -> bool:
-        return any_process(self._accelerator, self._stops.asked)
+    def _stop_is_requested(self) -> bool:
+        return any_process(self._accelerator, self._stops.requested)
 
     @property
     def _evaluation_is_missing(self) -> bool:
-        there = bool(self._evaluations) and self._evaluations[-1].step == self._step
-        return not there and self._evaluator.is_due(self._step, self._plan.total_steps)
+        if self._evaluations and self._evaluations[-1].step == self._step:
+            return False
+        return self._evaluator.is_due(self._step, self._plan.total_steps)
 
     def _evaluate(self) -> None:
         point = self._evaluator.run(self._step, self._student)
@@ -178,9 +178,9 @@ class TrainingLoop:
         self._evaluations.append(point)
         if self._log is not None:
             self._log.evaluation(point)
-        wanted = self._plan.settings.result == "best" and self._step < self._plan.total_steps
-        if wanted and best_evaluation(self._evaluations) == point:
-            weights = self._sound_weights()
+        keeps_best = self._plan.settings.result == "best" and self._step < self._plan.total_steps
+        if keeps_best and best_evaluation(self._evaluations) == point:
+            weights = self._gathered_weights()
             if self._accelerator.is_main_process:
                 save_best(self._work_dir, self._step, weights)
                 self._drop_other_bests()
@@ -190,8 +190,8 @@ class TrainingLoop:
         every, step = self._plan.settings.checkpoint_every, self._step
         return every is not None and (step % every == 0 or step == self._plan.total_steps)
 
-    def _keep(self) -> None:
-        """Write a checkpoint, unless there is nothing to keep, or nothing new."""
+    def _save(self) -> None:
+        """Write a checkpoint, unless no step was made or nothing changed since the last one."""
         state = TrainState(
             plan=self._plan,
             step=self._step,
@@ -201,35 +201,35 @@ class TrainingLoop:
         )
         if self._step == 0 or state == self._kept:
             return
-        weights = self._sound_weights()
-        moments = self._updates.engine.moments()
+        weights = self._gathered_weights()
+        optimizer_state = self._updates.engine.optimizer_state()
         if self._accelerator.is_main_process:
-            save_checkpoint(self._work_dir, state, weights, moments)
+            save_checkpoint(self._work_dir, state, weights, optimizer_state)
         self._kept = state
         if self._accelerator.is_main_process:
             self._drop_other_bests()
         self._accelerator.wait_for_everyone()
 
     def _drop_other_bests(self) -> None:
-        """Leave the best weights so far, and those of the checkpoint, which may be gone on from."""
+        """Keep the best weights so far, and those of the checkpoint, which a resumed run needs."""
         if self._plan.settings.result != "best":
             return
         kept = () if self._kept is None else self._kept.evaluations
         bests = [best_evaluation(points) for points in (self._evaluations, kept)]
-        drop_best_but(self._work_dir, {point.step for point in bests if point is not None})
+        drop_best_except(self._work_dir, {point.step for point in bests if point is not None})
 
-    def _sound_weights(self) -> dict[str, Tensor]:
-        """Whole weights, in the main process; all must ask."""
+    def _gathered_weights(self) -> dict[str, Tensor]:
+        """The checked weights, gathered in the main process; every process must call this."""
         weights = {}
         for name, value in trained_weights(self._student.model).items():
-            entire = whole(value)
-            check_weights(name, entire, self._step, self._kept_in_words)
+            gathered = gather(value)
+            check_weights(name, gathered, self._step, self._kept_in_words)
             if self._accelerator.is_main_process:
-                weights[name] = entire
+                weights[name] = gathered
         return weights
 
     def _result(self) -> Trained:
-        weights, step = self._sound_weights(), self._best_step
+        weights, step = self._gathered_weights(), self._best_step
         if step < self._step and self._accelerator.is_main_process:
             weights = load_best(self._work_dir, step)
         return Trained(
@@ -238,7 +238,7 @@ class TrainingLoop:
 
     @property
     def _best_step(self) -> int:
-        """Of the weights to publish if the run ended here: this one, or the best before."""
+        """The step of the weights to publish if the run ended now."""
         best = None
         if self._plan.settings.result == "best":
             best = best_evaluation(self._evaluations)
@@ -246,7 +246,7 @@ class TrainingLoop:
 
     @property
     def _kept_in_words(self) -> str:
-        """What there is to go on from, for messages."""
+        """Which checkpoint there is, for messages."""
         if self._kept is None:
-            return "no checkpoint was kept yet (checkpoint_every says how often)"
+            return "no checkpoint was kept yet (checkpoint_every sets how often)"
         return f"the checkpoint of step {self._kept.step} is kept in {self._work_dir}"

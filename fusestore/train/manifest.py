@@ -1,11 +1,12 @@
-"""What a trained model's `manifest.json` holds."""
+"""The manifest of a trained model, and the plan of a training run."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from fusestore.storage.location import Location
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.train.settings import TrainSettings
@@ -19,8 +20,8 @@ class LossPoint(Frozen):
     """One optimizer step: losses in nats, averaged over its batches (before the update).
 
     Attributes:
-        step: from 1.
-        loss: what was minimised.
+        step: counted from 1.
+        loss: the minimized loss.
         lm: cross-entropy of the text's next tokens.
         fused: the fused term, by the settings' divergence, temperature and tail; None where λ is 1.
         lm_weight: λ: `loss` is λ · `lm` + (1 − λ) · `fused`.
@@ -72,14 +73,14 @@ class TrainingPlan(Manifest):
             raise ValueError("the precision of a plan is settled before it is made; found auto")
         return self
 
-    def leads_where(self, other: TrainingPlan) -> bool:
-        """Whether a run of this plan ends with the model of the other, if none is stopped."""
+    def same_result(self, other: TrainingPlan) -> bool:
+        """Whether both plans end with the same model, if no loss spike stops them."""
 
-        def unguarded(plan: TrainingPlan) -> TrainingPlan:
-            settings = plan.settings.model_copy(update={"loss_spike": None})
+        def without_guard(plan: TrainingPlan) -> TrainingPlan:
+            settings = plan.settings.model_copy(update={"loss_spike": 0.0})
             return plan.model_copy(update={"settings": settings})
 
-        return unguarded(self) == unguarded(other)
+        return without_guard(self) == without_guard(other)
 
 
 class TrainingManifest(Manifest):
@@ -87,12 +88,11 @@ class TrainingManifest(Manifest):
 
     Attributes:
         plan: what was run.
-        result_step: optimizer steps that the published weights have had: all, or those of the
-            best evaluation where `settings.result` is `best`.
+        result_step: the step of the published weights: the last, or that of the best evaluation
+            where `settings.result` is `best`.
         num_tokens: target tokens that went through the model, over all epochs and processes.
         loss_curve: one point per optimizer step.
-        evaluations: by rising step; the first is of the model training started from, the last of
-            the run's end.
+        evaluations: by step, from that of the starting model to that of the last step.
         files: size and checksum of the model folder's files, by name.
     """
 
@@ -105,6 +105,23 @@ class TrainingManifest(Manifest):
 
     @property
     def result_metrics(self) -> dict[str, float]:
-        """Of the published model; empty where nothing was evaluated."""
+        """Metrics of the published model; empty without evaluations."""
         points = {point.step: point.metrics for point in self.evaluations}
         return points.get(self.result_step, {})
+
+
+class TrainedModel(NamedTuple):
+    """A trained model; `Model.open` and `from_pretrained` take its folder.
+
+    Attributes:
+        location: the model folder.
+        manifest: its manifest.
+    """
+
+    location: Location
+    manifest: TrainingManifest
+
+    @property
+    def name(self) -> str:
+        """Its name in the store: that of the folder."""
+        return self.location.name

@@ -1,6 +1,8 @@
-"""AdamW as every run has it."""
+"""AdamW, and what changes from step to step: the learning rate, and the weight of the text."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -22,6 +24,36 @@ def adamw(
         [group for group in groups if group["params"]],
         lr=settings.learning_rate,
         betas=settings.betas,
+        eps=settings.eps,
         fused=True,
     )
     return [name for name, _ in decayed + others], optimizer
+
+
+def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:
+    """The learning rate of optimizer step `step` (from 0) out of `total_steps`.
+
+    Rises linearly over the warm-up and reaches the peak with its last step; then falls from the
+    peak towards `final_learning_rate`, which a step after the last would have.
+    """
+    warmup_steps = round(settings.warmup * total_steps)
+    if step < warmup_steps:
+        return settings.learning_rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if settings.schedule == "constant":
+        share = 1.0
+    elif settings.schedule == "linear":
+        share = 1.0 - progress
+    else:
+        share = 0.5 * (1.0 + math.cos(math.pi * progress))
+    floor = settings.final_learning_rate
+    return settings.learning_rate * (floor + (1.0 - floor) * share)
+
+
+def lm_weight_at(settings: TrainSettings, step: int, total_steps: int) -> float:
+    """λ of optimizer step `step` (from 0) out of `total_steps`.
+
+    λ + (λ_final − λ) · step / total_steps, as FuseLLM's code has it for λ_final = 1.
+    """
+    first, final = settings.lm_weights
+    return first + (final - first) * step / total_steps

@@ -1,112 +1,102 @@
-"""`train_on_fused`: train a model on a fused dataset of the store."""
+"""`train_model`: train a model on a fused dataset of the store."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from fusestore.corpus.build import open_corpus
-from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.data.dataset import FusedDataset, open_fused
+from fusestore.data.fused import Fused
 from fusestore.data.mixable import own_seed
-from fusestore.data.mixture import FusedMixture
+from fusestore.data.mixture import FusedMixture, TrainingDataset
 from fusestore.data.streaming.stream_mixture import StreamingMixture
 from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
 from fusestore.errors import InvalidInputError
-from fusestore.models.loading import local_model_folder
+from fusestore.models.model import Model
 from fusestore.progress import Reporter, SilentReporter
-from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
 from fusestore.store.layout import Store
-from fusestore.tokenizers.token_table import TokenTable
-from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from fusestore.train.evaluation import SCORE
+from fusestore.store.result import StageResult
+from fusestore.train.evaluator import SCORE
 from fusestore.train.guards import check_tokenizer
+from fusestore.train.held_out import held_out_tokens
 from fusestore.train.logs import check_log_folder
 from fusestore.train.loop import TrainingProgress
-from fusestore.train.manifest import TrainingManifest
-from fusestore.train.model_io import check_model_folder
+from fusestore.train.manifest import TrainedModel
 from fusestore.train.settings import TrainSettings
 from fusestore.train.step_batches import Trainable
 from fusestore.train.trainer import train
 
 
-def train_on_fused(
+def train_model(
     store: Store,
-    fused: str | Mapping[str, float | None],
-    model: str,
     name: str,
+    model: Model | str | os.PathLike[str],
+    fused: str | Mapping[str, float | None] | Fused | TrainingDataset,
     settings: TrainSettings,
     *,
     evaluate: tuple[str, str] | None = None,
-    output: Location | None = None,
     work_dir: Path | None = None,
     log_dir: Path | None = None,
     reporter: Reporter | None = None,
-    tokenizer: Tokenizer | None = None,
-) -> tuple[TrainingManifest, bool]:
-    """Train a model on a fused dataset and publish it.
+) -> StageResult[TrainedModel]:
+    """Train a model on a fused dataset and publish it as `models/<name>` of the store.
 
     Args:
-        store: holds the fused dataset; from a remote one it is read as a stream.
-        fused: the fused dataset; or several, each with its weight or, all of them, with None: see
-            `fusestore.data.FusedMixture`.
-        model: the model to start from; its tokenizer is the dataset's.
+        store: holds the fused dataset, which is read as a stream from a remote store; receives the
+            trained model.
         name: of the trained model.
+        model: the model to start from, whose tokenizer is the dataset's: a model, or what
+            `Model.open` takes with this store.
+        fused: name of the fused dataset; or names of several with their weights, or each with
+            None (see `fusestore.data.FusedMixture`); or a handle, an open dataset or a mixture.
         settings: of the run.
-        evaluate: corpus and split to score in bits per byte, before, during and after.
-        output: the model's folder; `models/<name>` in the store unless given.
-        work_dir: local folder for checkpoints; below the user's cache unless given.
-        log_dir: local folder outside the store for TensorBoard logs; none unless given.
-        reporter: hears the progress.
-        tokenizer: the model's, where it is loaded already.
-
-    Returns:
-        The training manifest, and whether anything had to be computed.
+        evaluate: corpus and split to score in bits per byte, before, during and after training.
+        work_dir: local folder for checkpoints; by default a folder in the user's cache.
+        log_dir: local folder outside the store for TensorBoard logs; None: no logs.
+        reporter: receives progress updates.
 
     Raises:
-        NotFoundError: no such dataset, model or corpus.
-        IncompatibleError: the model cannot be trained on this dataset: another tokenizer, say.
-        NonFiniteError: the loss is not a number.
+        NotFoundError: there is no such dataset, model or corpus.
+        IncompatibleError: the model cannot be trained on this dataset, for example because its
+            tokenizer is another one.
+        NonFiniteError: the loss, its gradient or the weights are not finite.
         DivergedError: the loss rose by more than `settings.loss_spike`.
         AlreadyExistsError: another model has this name.
+        FusestoreError: further errors of `fusestore.train.train`.
     """
     reporter = reporter or SilentReporter()
     if log_dir is not None:
         check_log_folder(log_dir, store.location)
     dataset = _open(store, fused, settings.seed)
-    folder = local_model_folder(model)
-    check_model_folder(folder)
-    tokenizer = tokenizer or load_tokenizer(str(folder))
-    check_tokenizer(tokenizer.digest, dataset, model)
+    model = Model.open(model, store=store)
+    check_tokenizer(model.tokenizer.digest, dataset, model.name)
     evaluation = None
     if evaluate is not None:
-        evaluation = held_out_tokens(store, tokenizer, *evaluate)
-    output = output or store.model(name)
-    was_there = (output / "manifest.json").exists()
-    work = work_dir or user_cache_folder() / "training" / f"{name}-{dataset.digest[:16]}"
+        evaluation = held_out_tokens(store, model.tokenizer, *evaluate)
+    work_dir = work_dir or user_cache_folder() / "training" / f"{name}-{dataset.digest[:16]}"
     with reporter.measured_stage(f"Training {name}", "tokens") as progress:
 
         def step_done(report: TrainingProgress) -> None:
-            seen = report.num_tokens_so_far
-            progress(seen, round(seen * report.total_steps / report.step), _measured(report))
+            done = report.num_tokens_so_far
+            progress(done, round(done * report.total_steps / report.step), _status(report))
 
-        result = train(
-            folder,
+        return train(
+            model,
             dataset,
             settings,
-            output,
-            work,
+            store.model(name),
+            work_dir,
             evaluation=evaluation,
             progress=step_done,
             log_dir=log_dir,
             reporter=reporter,
         )
-    return result.manifest, not was_there
 
 
-def _measured(report: TrainingProgress) -> str:
-    """What the live line says: the loss, and the last evaluation."""
+def _status(report: TrainingProgress) -> str:
+    """The text of the progress line: the step, its loss, and the last evaluation."""
     parts = [f"step {report.step:,}", f"loss {report.point.loss:.4f}"]
     if report.evaluation is not None and SCORE in report.evaluation.metrics:
         score = report.evaluation.metrics[SCORE]
@@ -114,12 +104,20 @@ def _measured(report: TrainingProgress) -> str:
     return ", ".join(parts)
 
 
-def _open(store: Store, fused: str | Mapping[str, float | None], seed: int) -> Trainable:
+def _open(
+    store: Store,
+    fused: str | Mapping[str, float | None] | Fused | TrainingDataset,
+    seed: int,
+) -> Trainable:
     """One dataset or a mixture: mapped where it lies here, streamed where it is complete elsewhere.
 
     Windows come in one order either way, so a run may go on where the store is nearer. What is not
     complete is made on demand, which a stream does not.
     """
+    if isinstance(fused, FusedDataset | FusedMixture):
+        return fused
+    if isinstance(fused, Fused):
+        return fused.dataset()
     names = [fused] if isinstance(fused, str) else list(fused)
     manifests = [store.fused(name) / "manifest.json" for name in names]
     streamed = not store.location.is_local and all(each.exists() for each in manifests)
@@ -146,10 +144,3 @@ def _open(store: Store, fused: str | Mapping[str, float | None], seed: int) -> T
 
 def _stream(store: Store, name: str, seed: int) -> StreamingFusedDataset:
     return StreamingFusedDataset(store.fused(name), seed=seed, shuffle_span=None)
-
-
-def held_out_tokens(store: Store, tokenizer: Tokenizer, corpus_name: str, split: str) -> TokenTable:
-    """The tokens of a split's documents, by a model's own tokenizer."""
-    corpus = open_corpus(store, corpus_name)
-    documents = corpus.split_documents(split)
-    return corpus_tokens(store, corpus, tokenizer, tokenizer.adds_bos).take(documents)

@@ -1,119 +1,268 @@
-"""What a training run is told."""
+"""`TrainSettings`: what a training run does; `[train]`, and the options of `fusestore train`."""
 
 from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from fusestore.losses.objective import Divergence, FusionObjective, TailMode
+from fusestore.losses.objective import FusionObjective, TailMode
+from fusestore.losses.registry import check_divergence
 from fusestore.models.precision import PrecisionSetting
-from fusestore.store.manifest import Frozen
+from fusestore.store.manifest import Frozen, is_stored
+
+_OBJECTIVE: dict[str, JsonValue] = {"panel": "Objective"}
+_OPTIMIZER: dict[str, JsonValue] = {"panel": "Optimizer"}
+_SCHEDULE: dict[str, JsonValue] = {"panel": "Schedule"}
+_BATCHES: dict[str, JsonValue] = {"panel": "Batches"}
+_LORA: dict[str, JsonValue] = {"panel": "LoRA"}
+_EVALUATION: dict[str, JsonValue] = {"panel": "Evaluation and checkpoints"}
+_MEMORY: dict[str, JsonValue] = {"panel": "Precision and memory"}
 
 
 class LoraSettings(Frozen):
-    """Low-rank adaptation: the model's weights stay, and updates of low rank are trained.
+    """Low-rank adaptation: the base weights are frozen, and low-rank updates are trained."""
 
-    Attributes:
-        rank: of the update of each weight matrix.
-        alpha: the update is multiplied by alpha / rank.
-        dropout: of what the update is applied to, while training.
-        target_modules: names of the layers, or the ends of them (`q_proj`); empty: every linear
-            layer but the output head.
-        merge: publish the model with the updates added to its weights; otherwise the adapter
-            alone, for `PeftModel.from_pretrained(base, folder)`.
-    """
-
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = ()
-    merge: bool = True
+    rank: int = Field(
+        ge=1,
+        description="Rank of the update of each weight matrix. Trains low-rank updates (LoRA) "
+        "instead of all weights; needs `fusestore[lora]`.",
+        json_schema_extra=_LORA,
+    )
+    alpha: float = Field(
+        default=32.0,
+        gt=0,
+        description="LoRA updates are multiplied by alpha / rank.",
+        json_schema_extra=_LORA,
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Dropout probability of the input of each LoRA update, in training.",
+        json_schema_extra=_LORA,
+    )
+    target_modules: tuple[str, ...] = Field(
+        default=(),
+        description="Names, or ends of names such as q_proj, of the layers that LoRA adapts. By "
+        "default every linear layer except the output head.",
+        json_schema_extra=_LORA,
+    )
+    adapter_only: bool = Field(
+        default=False,
+        description="Publish the LoRA adapter alone, for PeftModel.from_pretrained(base, folder), "
+        "instead of a model with the updates added to its weights.",
+        json_schema_extra=_LORA,
+    )
 
 
 class TrainSettings(Frozen):
-    """Everything about a run but its model, its data and where things lie.
+    """What a training run does, except for its model, its data and its folders."""
 
-    Attributes:
-        objective: `fuse` (text and fused distributions), `kd` (the distributions alone: λ is 0)
-            or `clm` (the text alone: λ is 1, and the settings of the fused term have no effect).
-            All three take the same tokens in the same order.
-        lm_weight: λ, the weight of the text's own next tokens against the fused distributions;
-            of `fuse` only.
-        final_lm_weight: where λ goes in a straight line, to be reached by the step after the last;
-            None: it stays. FuseLLM's code calls 1 `hard_and_decay`: the fused term fades.
-        divergence: what the fused term measures; see docs/losses.md.
-        temperature: T, applied to both distributions of the fused term.
-        temperature_squared: whether the fused term is multiplied by T².
-        tail: the mass that sparse rows do not keep: `renormalize` drops it, `ghost` holds it
-            against the model's mass outside the kept ids.
-        logits: `whole` makes a batch's logits at once, `pieces` never more than one piece of
-            them; `auto` takes pieces where whole would be more than 2^28 values and the model's
-            logits are a plain product, soft-capped at most. Both are equal but for rounding.
-        lora: train low-rank updates (needs the extra `lora`); None: all weights.
-        learning_rate: its peak.
-        schedule: what follows the warm-up: `cosine` or `linear` down to
-            `final_learning_rate`, or `constant`.
-        warmup: share of all steps in which the learning rate rises.
-        final_learning_rate: as a share of the peak.
-        weight_decay: AdamW's, on matrices only (not on norms and biases).
-        betas: AdamW's.
-        max_grad_norm: gradients are scaled down to this norm; None: never.
-        loss_spike: a step whose loss lies more than this many nats above the median of the (at
-            most 20) steps before it ends the run before it changes a weight. None: none does.
-        batch_size: windows per process in one forward pass.
-        gradient_accumulation: forward passes per optimizer step.
-        epochs: passes over the dataset; has no effect with `max_steps`.
-        max_steps: optimizer steps, instead of `epochs`.
-        seed: of the windows' order and of dropout.
-        precision: `bfloat16` runs the model under autocast on float32 weights; `float32` does not;
-            `auto` is bfloat16 where the device has it in hardware, else float32. A run that was
-            begun keeps what `auto` was settled as.
-        save_dtype: of the weights in the finished model's folder.
-        gradient_checkpointing: recompute activations in the backward pass.
-        attn_implementation: transformers' name (`sdpa`, `eager`, …); None: the model's default.
-        attend_within: `window` lets a position see all of its window before it, `document` only
-            its own document, read from position 0 as if it were alone.
-        num_workers: DataLoader processes that read windows ahead.
-        result: which weights are published: those of the `last` step, or the `best`, of the
-            evaluation with the fewest held-out bits per byte (the model that training started
-            from, if none did better).
-        eval_every: steps between evaluations; None: before the first step and at the end only.
-        checkpoint_every: steps between checkpoints, and one at the end, until the model is
-            published; None: only when interrupted.
-    """
+    objective: Literal["fuse", "kd", "clm"] = Field(
+        default="fuse",
+        description="fuse: text and fused distributions. kd: the distributions alone. clm: the "
+        "text alone. All three read the same tokens in the same order.",
+        json_schema_extra=_OBJECTIVE,
+    )
+    lm_weight: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="Weight λ of the text's own next tokens in the objective `fuse`; the fused "
+        "distributions have 1 − λ.",
+        json_schema_extra=_OBJECTIVE,
+    )
+    final_lm_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Final value of `--lm-weight`, reached linearly. By default the weight is "
+        "constant; 1 is FuseLLM's `hard_and_decay`.",
+        json_schema_extra=_OBJECTIVE,
+    )
+    divergence: str = Field(
+        default="cross_entropy",
+        description="Divergence of the fused term: cross_entropy, forward_kl, reverse_kl, "
+        "jensen_shannon, or one that a plugin registers.",
+        json_schema_extra=_OBJECTIVE,
+    )
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="Temperature T of both distributions of the fused term.",
+        json_schema_extra=_OBJECTIVE,
+    )
+    temperature_squared: bool = Field(
+        default=True,
+        description="Multiply the fused term by T², which keeps the size of its gradient.",
+        json_schema_extra=_OBJECTIVE,
+    )
+    tail: TailMode = Field(
+        default="renormalize",
+        description="Mass outside the kept entries. renormalize: scale the entries to sum to 1. "
+        "ghost: compare it with the model's mass outside the kept ids.",
+        json_schema_extra=_OBJECTIVE,
+    )
+    lora: LoraSettings | None = Field(
+        default=None,
+        description="Train low-rank updates instead of all weights; a table of LoRA settings.",
+        json_schema_extra=_LORA,
+    )
+    learning_rate: float = Field(
+        default=2e-5,
+        gt=0,
+        description="Peak learning rate.",
+        json_schema_extra={**_OPTIMIZER, "names": ["--learning-rate", "--lr"]},
+    )
+    weight_decay: float = Field(
+        default=0.1,
+        ge=0,
+        description="Weight decay of AdamW, on weight matrices only.",
+        json_schema_extra=_OPTIMIZER,
+    )
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.95),
+        description="Decay rates of AdamW's running means of the gradient and of its square.",
+        json_schema_extra={**_OPTIMIZER, "metavar": "BETA1 BETA2"},
+    )
+    eps: float = Field(
+        default=1e-8,
+        gt=0,
+        description="Term that AdamW adds to the denominator of its update.",
+        json_schema_extra=_OPTIMIZER,
+    )
+    max_grad_norm: float = Field(
+        default=1.0,
+        ge=0,
+        description="Gradient norm above which gradients are scaled down to it; 0: no clipping.",
+        json_schema_extra=_OPTIMIZER,
+    )
+    loss_spike: float = Field(
+        default=3.0,
+        ge=0,
+        description="Stop before the update of a step whose loss is this many nats above the "
+        "median of the 20 steps before; 0: never.",
+        json_schema_extra=_OPTIMIZER,
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine",
+        description="Shape of the learning rate after the warm-up.",
+        json_schema_extra=_SCHEDULE,
+    )
+    warmup: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Share of all steps in which the learning rate rises linearly to its peak.",
+        json_schema_extra=_SCHEDULE,
+    )
+    final_learning_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Learning rate at the end of the schedule, as a share of the peak.",
+        json_schema_extra=_SCHEDULE,
+    )
+    epochs: int = Field(
+        default=1,
+        ge=1,
+        description="Passes over the dataset; has no effect with `--max-steps`.",
+        json_schema_extra=_SCHEDULE,
+    )
+    max_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of optimizer steps, in place of `--epochs`.",
+        json_schema_extra=_SCHEDULE,
+    )
+    batch_size: int = Field(
+        default=4,
+        ge=1,
+        description="Windows per process in one forward pass.",
+        json_schema_extra=_BATCHES,
+    )
+    gradient_accumulation: int = Field(
+        default=1,
+        ge=1,
+        description="Forward passes per optimizer step.",
+        json_schema_extra=_BATCHES,
+    )
+    attend_within: Literal["window", "document"] = Field(
+        default="window",
+        description="How far attention reaches. window: over all documents of a window. document: "
+        "only over the own document (document masking).",
+        json_schema_extra=_BATCHES,
+    )
+    num_workers: int = Field(
+        default=0,
+        ge=0,
+        description="DataLoader processes that prefetch windows.",
+        json_schema_extra=_BATCHES,
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="Seed of the order of windows, of dropout and of LoRA's initial weights.",
+        json_schema_extra=_BATCHES,
+    )
+    eval_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps between evaluations. By default the model is evaluated before the "
+        "first step and at the end.",
+        json_schema_extra=_EVALUATION,
+    )
+    checkpoint_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps between checkpoints. By default a checkpoint is written only when the "
+        "run is interrupted.",
+        json_schema_extra=_EVALUATION,
+    )
+    result: Literal["last", "best"] = Field(
+        default="last",
+        description="Weights to publish: those of the last step, or of the evaluation with the "
+        "fewest bits per byte (the starting model's, if no other is better).",
+        json_schema_extra=_EVALUATION,
+    )
+    precision: PrecisionSetting = Field(
+        default="auto",
+        description="Format of matrix products, with float32 weights. auto: bfloat16 where the "
+        "device has it in hardware, else float32; a resumed run keeps what it began with.",
+        json_schema_extra=_MEMORY,
+    )
+    save_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="Dtype of the published weights.",
+        json_schema_extra=_MEMORY,
+    )
+    attn_implementation: str | None = Field(
+        default=None,
+        description="Attention implementation of transformers, such as sdpa, eager or "
+        "flash_attention_2. By default the model's own.",
+        json_schema_extra=_MEMORY,
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Recompute activations in the backward pass: less memory, more time.",
+        json_schema_extra=_MEMORY,
+    )
+    logits: Literal["auto", "whole", "chunked"] = Field(
+        default="auto",
+        description="whole: make all logits of a batch at once. chunked: make them a chunk of "
+        "tokens at a time. auto: chunked above 2^28 logits, where the model's head allows it.",
+        json_schema_extra=_MEMORY,
+    )
 
-    objective: Literal["fuse", "kd", "clm"] = "fuse"
-    lm_weight: float = Field(default=0.9, ge=0, le=1)
-    final_lm_weight: float | None = Field(default=None, ge=0, le=1)
-    divergence: Divergence = "cross_entropy"
-    temperature: float = Field(default=1.0, gt=0)
-    temperature_squared: bool = True
-    tail: TailMode = "renormalize"
-    logits: Literal["auto", "whole", "pieces"] = "auto"
-    lora: LoraSettings | None = None
-    learning_rate: float = Field(default=2e-5, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(default=0.05, ge=0, le=1)
-    final_learning_rate: float = Field(default=0.0, ge=0, le=1)
-    weight_decay: float = Field(default=0.1, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float | None = Field(default=1.0, gt=0)
-    loss_spike: float | None = Field(default=3.0, gt=0)
-    batch_size: int = Field(default=4, ge=1)
-    gradient_accumulation: int = Field(default=1, ge=1)
-    epochs: int = Field(default=1, ge=1)
-    max_steps: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    precision: PrecisionSetting = "auto"
-    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    gradient_checkpointing: bool = False
-    attn_implementation: str | None = None
-    attend_within: Literal["window", "document"] = "window"
-    num_workers: int = Field(default=0, ge=0)
-    result: Literal["last", "best"] = "last"
-    eval_every: int | None = Field(default=None, ge=1)
-    checkpoint_every: int | None = Field(default=None, ge=1)
+    @field_validator("divergence")
+    @classmethod
+    def _divergence_is_registered(cls, name: str, info: ValidationInfo) -> str:
+        # A manifest can be read without the plugin that its run used.
+        if not is_stored(info):
+            check_divergence(name)
+        return name
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> Self:
@@ -123,7 +272,7 @@ class TrainSettings(Frozen):
 
     @property
     def lm_weights(self) -> tuple[float, float]:
-        """λ of the first step, and where it goes."""
+        """λ of the first step, and the value that a step after the last would have."""
         if self.objective == "clm":
             return 1.0, 1.0
         if self.objective == "kd":
@@ -137,7 +286,7 @@ class TrainSettings(Frozen):
         return min(self.lm_weights) < 1.0
 
     def fusion_objective(self, lm_weight: float) -> FusionObjective:
-        """What is minimised while λ is `lm_weight`."""
+        """The objective of a step with this λ."""
         return FusionObjective(
             lm_weight=lm_weight,
             divergence=self.divergence,

@@ -1,4 +1,4 @@
-"""Which batches make up each optimizer step: a function of the plan and the step's number."""
+"""The batches of each optimizer step: a function of the plan and the step's number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fusestore.data.collation import collate
-from fusestore.data.mixture import Fused
+from fusestore.data.mixture import TrainingDataset
 from fusestore.data.order import BatchOrder, batches_per_epoch
 from fusestore.data.streaming.loader import StreamingLoader, worker_options
 from fusestore.data.streaming.stream import Stream
@@ -20,7 +20,7 @@ from fusestore.data.windows import NO_WINDOW
 from fusestore.errors import InvalidInputError
 from fusestore.train.manifest import TrainingPlan
 
-Trainable = Fused | Stream
+Trainable = TrainingDataset | Stream
 """What a model is trained on: a dataset or a mixture, mapped or streamed."""
 
 
@@ -33,16 +33,16 @@ def batches_in_epoch(dataset: Trainable, batch_size: int, world_size: int) -> in
 def step_batches(
     dataset: Trainable, plan: TrainingPlan, rank: int, steps_done: int
 ) -> Generator[list[dict[str, Tensor]], None, None]:
-    """The batches of each optimizer step from `steps_done` on, epoch after epoch, for ever.
+    """The batches of each optimizer step after `steps_done`, epoch after epoch, without end.
 
     A stream has the batches of a map-style dataset whose windows come in its order: the windows
     that `BatchOrder` leaves out at the end of an epoch are left out, and no filler is in a batch.
 
     Args:
-        dataset: what is trained on; a stream is moved along.
+        dataset: the training data; a stream is moved along.
         plan: of the run.
         rank: of this process, out of `plan.world_size`.
-        steps_done: optimizer steps to leave out.
+        steps_done: optimizer steps to skip.
 
     Raises:
         InvalidInputError: a stream that was opened for another rank or world size.

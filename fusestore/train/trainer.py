@@ -1,23 +1,24 @@
-"""`train`: from a model folder and a fused dataset to a trained model folder.
+"""`train`: from a model and a fused dataset to a trained model folder.
 
-Everything a step does follows from the plan and the step's number: its windows
-(`fusestore.data.order`), its learning rate and λ (`fusestore.train.schedules`) and the random
-state, which checkpoints keep. So an interrupted and resumed run ends with the weights of an
-uninterrupted one.
+Each step is a function of the plan and the step's number: its windows (`fusestore.data.order`), its
+learning rate and λ (`fusestore.train.optimizer`) and the random state, which checkpoints store. So
+an interrupted and resumed run ends with the weights of an uninterrupted one.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fusestore.data.streaming.stream import Stream
 from fusestore.errors import AlreadyExistsError, InvalidInputError
-from fusestore.models.loading import model_digest
+from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.location import Location
+from fusestore.store.result import StageResult
 from fusestore.train.checkpoint import (
     TrainState,
     delete_checkpoint,
@@ -25,29 +26,22 @@ from fusestore.train.checkpoint import (
     restore_weights,
     stored_state,
 )
+from fusestore.train.distributed.collectives import any_process
 from fusestore.train.distributed.launch import make_accelerator
-from fusestore.train.distributed.processes import any_process
-from fusestore.train.evaluation import Evaluation
+from fusestore.train.evaluator import Evaluation
 from fusestore.train.guards import check_vocabulary
 from fusestore.train.logs import check_log_folder, run_log
 from fusestore.train.loop import TrainingLoop, TrainingProgress
-from fusestore.train.manifest import TrainingManifest, TrainingPlan
-from fusestore.train.model_io import check_model_folder, load_trainable, publish_model
+from fusestore.train.manifest import TrainedModel, TrainingManifest, TrainingPlan
+from fusestore.train.process_state import deterministic, stop_signals
 from fusestore.train.settings import TrainSettings
 from fusestore.train.step_batches import Trainable, batches_in_epoch
-from fusestore.train.student import Student
-from fusestore.train.surroundings import deterministic, stop_signals
-
-
-class TrainingResult(NamedTuple):
-    """Where the trained model is, and what its manifest says."""
-
-    location: Location
-    manifest: TrainingManifest
+from fusestore.train.student.model_folder import load_trainable, publish_model
+from fusestore.train.student.student import Student
 
 
 def train(
-    model_path: Path,
+    model: Model | str | os.PathLike[str],
     dataset: Trainable,
     settings: TrainSettings,
     output: Location,
@@ -57,57 +51,57 @@ def train(
     progress: Callable[[TrainingProgress], None] | None = None,
     log_dir: Path | None = None,
     reporter: Reporter | None = None,
-) -> TrainingResult:
+) -> StageResult[TrainedModel]:
     """Continue training a model on a fused dataset and publish it as a Hugging Face folder.
 
-    A checkpoint in `work_dir` of the same plan is resumed; so is a finished `output`, which is
-    returned as it is. Ctrl-C or SIGTERM ends the step (an evaluation at once), keeps a checkpoint
-    and raises KeyboardInterrupt; while the model is published, it waits for that. A second Ctrl-C
-    stops at once.
+    A checkpoint of the same plan in `work_dir` is resumed; a finished `output` is returned as it
+    is. Ctrl-C or SIGTERM ends the step (an evaluation at once), writes a checkpoint and raises
+    KeyboardInterrupt; while the model is published, the signal waits. A second Ctrl-C stops at
+    once.
 
     Args:
-        model_path: local Hugging Face folder of the target.
+        model: the target: a model or what `Model.open` takes.
         dataset: its fused dataset; of a stream, windows come in the stream's own order. One of
             `settings.seed` that mixes all windows (`shuffle_span=None`) is trained on exactly as
             the map-style dataset is.
         settings: of the run.
-        output: the model folder to make; its `manifest.json` comes last.
-        work_dir: local folder for the checkpoint; removed when all is done.
+        output: the model folder to create; its `manifest.json` is written last.
+        work_dir: local folder for the checkpoint; removed at the end of the run.
         evaluation: run before the first step, every `settings.eval_every` steps and at the end,
             in the main process; documents are scored in the run's precision.
         progress: called after every step in the main process.
-        log_dir: local folder for TensorBoard logs, outside of `output`; see `TensorBoardLog`.
+        log_dir: local folder for TensorBoard logs, outside `output`; see `TensorBoardLog`.
         reporter: receives the precision that was settled, and the progress of evaluations.
 
     Raises:
-        NotFoundError: `model_path` holds no model.
-        InvalidInputError: the dataset is too small, `log_dir` lies in `output`, or the best model
-            is wanted and nothing is evaluated that tells it.
+        NotFoundError: there is no such model.
+        InvalidInputError: the dataset is too small, `log_dir` lies in `output`, the model cannot be
+            loaded, or `settings.result` is `best` without an evaluation of bits per byte.
         MissingDependencyError: a package of an extra is needed and not installed.
         AlreadyExistsError: `output` holds the model of another plan.
         FingerprintMismatchError: `work_dir` holds a checkpoint of another plan.
-        IncompatibleError: the dataset has token ids that the model lacks, or samples where the
-            objective would be biased, or the model cannot be trained here.
+        IncompatibleError: the dataset has token ids that the model lacks, or samples that bias the
+            objective, or the model or accelerate's configuration does not support the settings.
         NonFiniteError: the loss, its gradient or the weights are NaN or infinite; windows and
-            documents are named, and the checkpoint before is kept.
+            documents are named, and the previous checkpoint is kept.
         DivergedError: the loss rose by more than `settings.loss_spike`; likewise.
     """
-    check_model_folder(model_path)
+    model = Model.open(model)
+    reporter = reporter or SilentReporter()
     if log_dir is not None:
         check_log_folder(log_dir, output)
     if dataset.sampled:
         objective = settings.fusion_objective(min(settings.lm_weights))
         objective.check_samples(f"fused dataset {dataset.name}")
-    reporter = reporter or SilentReporter()
     accelerator = make_accelerator(settings)
     reason = None
     if settings.precision == "auto":
         precision, reason = _settle_precision(accelerator, output, work_dir)
         settings = settings.model_copy(update={"precision": precision})
-    plan = _plan(model_path, dataset, settings, accelerator.num_processes)
+    plan = _plan(model, dataset, settings, accelerator.num_processes)
     finished = _finished(output, plan)
     if finished is not None:
-        return TrainingResult(output, finished)
+        return StageResult(TrainedModel(output, finished), created=False)
     if reason is not None and accelerator.is_main_process:
         reporter.line(f"{output.name}: precision {settings.precision} ({reason})")
     state = load_state(work_dir, plan) or TrainState(plan=plan)
@@ -116,11 +110,11 @@ def train(
         run_log(log_dir if accelerator.is_main_process else None, state) as log,
         stop_signals() as stops,
     ):
-        model = load_trainable(model_path, settings)
+        trainable = load_trainable(model, settings)
         if state.step > 0:
-            restore_weights(work_dir, model)
-        check_vocabulary(model, dataset, model_path)
-        student = Student(model, settings, dataset.window_length)
+            restore_weights(work_dir, trainable)
+        check_vocabulary(trainable, dataset, model.name)
+        student = Student(trainable, settings, dataset.window_length)
         loop = TrainingLoop(
             accelerator,
             student,
@@ -134,9 +128,9 @@ def train(
             output.name,
             reporter,
         )
-        trained = loop.to_the_end(state)
+        trained = loop.run(state)
         if accelerator.is_main_process:
-            files = publish_model(trained.weights, model_path, settings, output, work_dir / "model")
+            files = publish_model(trained.weights, model, settings, output, work_dir / "model")
             manifest = TrainingManifest(
                 plan=plan,
                 result_step=trained.result_step,
@@ -148,7 +142,8 @@ def train(
             manifest.save(output / "manifest.json")
             delete_checkpoint(work_dir)
         accelerator.wait_for_everyone()
-    return TrainingResult(output, TrainingManifest.load(output / "manifest.json"))
+    manifest = TrainingManifest.load(output / "manifest.json")
+    return StageResult(TrainedModel(output, manifest), created=True)
 
 
 def _settle_precision(
@@ -156,10 +151,10 @@ def _settle_precision(
     output: Location,
     work_dir: Path,
 ) -> PrecisionChoice:
-    """What `auto` stands for in this run, the same in every process.
+    """The precision that `auto` stands for in this run, the same in every process.
 
-    A run that was begun keeps its precision on whatever machine it goes on. A new one computes in
-    bfloat16 where the devices of all its processes do.
+    A run that was begun keeps its precision on every machine that resumes it. A new one uses
+    bfloat16 where the devices of all its processes have it.
     """
     plan = None
     if (output / "manifest.json").exists():
@@ -175,7 +170,7 @@ def _settle_precision(
 
 
 def _plan(
-    model_path: Path, dataset: Trainable, settings: TrainSettings, world_size: int
+    model: Model, dataset: Trainable, settings: TrainSettings, world_size: int
 ) -> TrainingPlan:
     batches = batches_in_epoch(dataset, settings.batch_size, world_size)
     steps_per_epoch = -(-batches // settings.gradient_accumulation)
@@ -187,7 +182,7 @@ def _plan(
     return TrainingPlan(
         dataset_digest=dataset.digest,
         stream_order=_own_order(dataset, settings.seed),
-        base_model_digest=model_digest(model_path),
+        base_model_digest=model.digest,
         settings=settings,
         world_size=world_size,
         total_steps=settings.max_steps or settings.epochs * steps_per_epoch,
@@ -204,7 +199,7 @@ def _finished(output: Location, plan: TrainingPlan) -> TrainingManifest | None:
     if not (output / "manifest.json").exists():
         return None
     manifest = TrainingManifest.load(output / "manifest.json")
-    if not manifest.plan.leads_where(plan):
+    if not manifest.plan.same_result(plan):
         raise AlreadyExistsError(
             f"{output} already holds a model trained on other inputs or with other settings. "
             "Choose another name, or delete it first."

@@ -1,4 +1,4 @@
-"""Optimizer steps: loss, gradients, the guards' say, and then the update."""
+"""One optimizer step: loss, gradients, the guards, and then the update."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusestore.train.distributed.collectives import any_process, sum_over_processes
 from fusestore.train.distributed.engine import make_engine
-from fusestore.train.distributed.processes import any_process, sum_over_processes
 from fusestore.train.guards import SPIKE_HISTORY, check_spike, not_finite
 from fusestore.train.manifest import LossPoint, TrainingPlan
-from fusestore.train.schedules import learning_rate_at, lm_weight_at
+from fusestore.train.optimizer import learning_rate_at, lm_weight_at
 from fusestore.train.step_batches import Trainable
-from fusestore.train.student import Student
+from fusestore.train.student.student import Student
 
 
 class Updates:
-    """A student and its optimizer in the engine that accelerate's configuration asks for.
+    """Makes the optimizer steps of a student, in the engine of accelerate's configuration.
 
     Attributes:
-        engine: keeps the optimizer's states.
+        engine: holds the optimizer.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Updates:
 
         Args:
             step: from 1.
-            batches: this process's share of it.
+            batches: this process's share of the step.
             points: of the steps before.
-            kept: what there is to go on from, for messages.
+            kept: which checkpoint there is, for messages.
 
         Returns:
-            Its losses, and its target tokens over all processes.
+            The losses of the step, and its target tokens over all processes.
 
         Raises:
             NonFiniteError: the loss or its gradient is not a number in some process.
@@ -91,14 +91,14 @@ class Updates:
         return point, int(totals[3])
 
     def _backward(self, step: int, batches: list[dict[str, Tensor]], kept: str) -> Tensor:
-        """Make the gradients of this process's batches.
+        """Accumulate the gradients of this process's batches.
 
         Returns:
             Loss, lm, fused (means over this process's batches) and tokens, float64 [4].
         """
         sums = torch.zeros(4, dtype=torch.float64)
         for number, batch in enumerate(batches, 1):
-            with self.engine.pass_of(last=number == len(batches)):
+            with self.engine.micro_batch(last=number == len(batches)):
                 terms = self.engine.forward(self._moved(batch))
                 values = torch.stack([terms.loss.detach(), terms.lm, terms.fused]).double().cpu()
                 self._check_finite(float(values[0]), step, [batch], kept)

@@ -1,7 +1,8 @@
-"""`compare`: models however they were made, and ensembles of caches, on the same held-out text."""
+"""`compare`: bits per byte of models and of ensembles of caches on the same held-out text."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from fusestore.errors import InvalidInputError
@@ -12,19 +13,18 @@ from fusestore.progress import Reporter, SilentReporter
 from fusestore.store.inventory import how_made, list_things
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
-from fusestore.train.evaluate import score as score_model
-from fusestore.train.run import held_out_tokens
+from fusestore.train.held_out import held_out_tokens, score
 
 
 class ComparedRow(Frozen):
-    """One way of predicting the text.
+    """The score of one model, cache or ensemble.
 
     Attributes:
-        name: `model/NAME` of the store, a model as it was given, `cache/NAME`, or `ensemble`.
-        made: how it came to be.
+        name: `model/NAME` of the store, the spec of another model, `cache/NAME`, or `ensemble`.
+        made: how it was made.
         bits_per_byte: of the held-out text; lower is better.
-        covered: share of the tokens that it was measured on; below 1 for caches of another
-            tokenizer, whose figure does not compare.
+        covered: share of the tokens that it was measured on. Below 1 for caches of another
+            tokenizer; their figures cannot be compared with the others.
     """
 
     name: str
@@ -34,11 +34,11 @@ class ComparedRow(Frozen):
 
 
 class Comparison(Frozen):
-    """What predicts one split best.
+    """Scores on one split.
 
     Attributes:
         corpus, split: the text.
-        precision: what the models computed in.
+        precision: format of the models' matrix products.
         rows: the best first.
     """
 
@@ -52,46 +52,44 @@ def compare(
     store: Store,
     corpus: str,
     split: str,
-    models: Sequence[str] = (),
-    forecast: Forecast | None = None,
-    reporter: Reporter | None = None,
+    models: Sequence[Model | str | os.PathLike[str]] = (),
     *,
+    forecast: Forecast | None = None,
     precision: PrecisionSetting = "auto",
+    reporter: Reporter | None = None,
 ) -> Comparison:
-    """Score models on a split, each by its own tokenizer, beside what caches say of ensembles.
+    """Score models on a split, each by its own tokenizer, and the sources of a forecast.
 
     Args:
         store: holds the corpus, and the complete models that are compared.
-        corpus: its name.
-        split: the split.
-        models: further ones, by what `Model.open` takes: folders, hub ids, `package:NAME`, the
-            names of caches.
-        forecast: of caches on this split, for its sources and their uniform ensemble.
+        corpus: name of the corpus.
+        split: a split of the corpus.
+        models: further models, or what `Model.open` takes with this store.
+        forecast: of caches on this split; its sources and their uniform ensemble are compared.
+        precision: format of the models' matrix products, on the CPU; `auto`: bfloat16 where the
+            processor has it in hardware.
         reporter: receives progress updates.
-        precision: what the models compute in, on this machine's processor; `auto`: bfloat16 where
-            it has that in hardware.
 
     Raises:
-        NotFoundError: no such corpus or model.
-        InvalidInputError: no such split, a forecast of another one, nothing to compare, or a model
-            that is no causal language model.
+        NotFoundError: there is no such corpus or model.
+        InvalidInputError: there is no such split, the forecast is of another one, a model is no
+            causal language model, or there is nothing to compare.
     """
     reporter = reporter or SilentReporter()
     settled = settle_precision(precision, "cpu", reporter)
-    given = {spec: Model.open(spec, store=store) for spec in models}
-    for model in given.values():
-        # What is not there is said before anything is scored.
+    others = [Model.open(model, store=store) for model in models]
+    for model in others:
+        # A missing folder is reported before anything is scored.
         _ = model.folder
     rows = []
-    for thing in list_things(store):
-        if thing.kind == "model" and thing.manifest is not None:
-            name = f"model/{thing.name}"
-            model = Model.open(thing.name, store=store)
-            score = _bits_per_byte(store, model, corpus, split, name, settled, reporter)
-            rows.append(_row(name, how_made(thing.manifest), score))
-    for spec, model in given.items():
-        score = _bits_per_byte(store, model, corpus, split, spec, settled, reporter)
-        rows.append(_row(spec, "as given", score))
+    for artifact in list_things(store):
+        if artifact.kind == "model" and artifact.manifest is not None:
+            model, name = Model.open(artifact.name, store=store), f"model/{artifact.name}"
+            bits_per_byte = _bits_per_byte(store, model, corpus, split, name, settled, reporter)
+            rows.append(_row(name, how_made(artifact.manifest), bits_per_byte))
+    for model in others:
+        bits_per_byte = _bits_per_byte(store, model, corpus, split, model.spec, settled, reporter)
+        rows.append(_row(model.spec, "not made here", bits_per_byte))
     if not rows and forecast is None:
         raise InvalidInputError(
             f"There are no models in {store.location} to compare. Train or merge some, or name "
@@ -122,14 +120,13 @@ def _bits_per_byte(
     reporter: Reporter,
 ) -> float:
     tokens = held_out_tokens(store, model.tokenizer, corpus, split)
-    loaded = model.load(device="cpu")
-    return score_model(tokens, precision, name, reporter, loaded)["bits_per_byte"]
+    return score(tokens, precision, name, reporter, model.load(device="cpu"))["bits_per_byte"]
 
 
 def _of_caches(forecast: Forecast) -> list[ComparedRow]:
-    """The sources alone, and the ensemble that sees nothing of the answer."""
-    found = [(f"cache/{s.cache}", "its cached rows", s.alone) for s in forecast.sources]
-    found += [
+    """The sources alone, and their uniform mixture, which does not depend on the labels."""
+    candidates = [(f"cache/{s.cache}", "its cached rows", s.alone) for s in forecast.sources]
+    candidates += [
         ("ensemble", f"uniform mixture of {', '.join(mixture.sources)}", mixture)
         for mixture in forecast.strategies
         if mixture.strategy == "uniform"
@@ -141,6 +138,6 @@ def _of_caches(forecast: Forecast) -> list[ComparedRow]:
             bits_per_byte=mixture.bits_per_byte,
             covered=mixture.covered,
         )
-        for name, made, mixture in found
+        for name, made, mixture in candidates
         if mixture.bits_per_byte is not None
     ]

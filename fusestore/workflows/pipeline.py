@@ -25,7 +25,7 @@ from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
 from fusestore.train.manifest import TrainingManifest
-from fusestore.train.run import train_on_fused
+from fusestore.train.run import train_model
 from fusestore.workflows.fusion_config import FusionConfig
 from fusestore.workflows.models import open_models
 
@@ -153,14 +153,13 @@ def run_pipeline(
             partial(
                 _train,
                 store,
-                config.fuse.name,
-                str(models[run.model].folder),
                 name,
+                models[run.model],
+                config.fuse.name,
                 run.settings,
                 evaluate=(corpus.name, config.evaluate_split) if config.evaluate_split else None,
                 log_dir=Path(config.log_dir) / name if config.log_dir is not None else None,
                 reporter=reporter,
-                tokenizer=tokenizers[run.model],
             ),
         )
     return Summary(
@@ -174,7 +173,8 @@ def run_pipeline(
 
 
 def _train(*arguments: Any, **options: Any) -> StageResult[TrainingManifest]:  # noqa: ANN401
-    return StageResult(*train_on_fused(*arguments, **options))
+    result = train_model(*arguments, **options)
+    return StageResult(result.artifact.manifest, result.created)
 
 
 def _say_licences(config: FusionConfig, reporter: Reporter) -> None:

@@ -25,7 +25,7 @@ def test_pieces_equal_the_whole(family, changes, monkeypatch):
     mask[1, 10:] = 0
     with torch.inference_mode():
         whole = model(input_ids=input_ids, attention_mask=mask).logits
-    monkeypatch.setitem(engine.PIECE_LOGITS, "cpu", 2 * 100 * 3)
+    monkeypatch.setitem(engine.CHUNK_LOGITS, "cpu", 2 * 100 * 3)
     pieces = list(engine.logit_pieces(model, input_ids, mask))
     assert [start for start, _ in pieces] == list(range(0, 17, 3))
     assert all(logits.shape[1] <= 3 for _, logits in pieces)

@@ -18,7 +18,7 @@ from fusestore.models.model import Model
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.tokenizers.tokenizer import load_tokenizer
-from fusestore.train.evaluate import bits_per_byte
+from fusestore.train.held_out import bits_per_byte
 from fusestore.workflows.fusion_config import CorpusConfig
 from tests.helpers.tiny_job import hashes, paragraphs
 

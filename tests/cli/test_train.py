@@ -10,6 +10,7 @@ import pytest
 
 from fusestore import open_fused, open_recipe
 from fusestore.data import FusedMixture
+from fusestore.losses import registry
 from fusestore.storage.location import Location
 from tests.helpers.command import PROGRAM
 from tests.helpers.tiny_job import hashes
@@ -22,13 +23,13 @@ def train(job, store, *options, model="small"):
 
 def test_other_losses(command, job, store):
     options = ["--divergence", "reverse_kl", "--tail", "ghost", "--temperature", "2"]
-    options += ["--logits", "pieces", "--loss-spike", "0", "--max-steps", "2"]
+    options += ["--logits", "chunked", "--loss-spike", "0", "--max-steps", "2"]
     options += ["--attend-within", "document"]
     told = command.succeeds(*train(job, store, *options, "--json")).json
     settings = told["plan"]["settings"]
     assert (settings["divergence"], settings["tail"]) == ("reverse_kl", "ghost")
     assert (settings["temperature"], settings["temperature_squared"]) == (2.0, True)
-    assert (settings["logits"], settings["loss_spike"]) == ("pieces", None)
+    assert (settings["logits"], settings["loss_spike"]) == ("chunked", 0.0)
     assert settings["attend_within"] == "document"
     assert all(point["fused"] >= 0 for point in told["loss_curve"])
 
@@ -48,7 +49,7 @@ def test_the_best_of_a_distillation_with_logs(command, job, store, tmp_path):
 
 
 def test_lora(command, job, store):
-    options = ["--lora-rank", "2", "--lora-alpha", "4", "--max-steps", "1", "--lora-target"]
+    options = ["--lora-rank", "2", "--lora-alpha", "4", "--max-steps", "1", "--lora-target-modules"]
     message = command.fails(*train(job, store, *options, "wrong"))
     assert "Its linear layers are called" in " ".join(message.split())
     told = command.succeeds(*train(job, store, *options, "q_proj", "--json")).json
@@ -57,18 +58,18 @@ def test_lora(command, job, store):
         "alpha": 4.0,
         "dropout": 0.0,
         "target_modules": ["q_proj"],
-        "merge": True,
+        "adapter_only": False,
     }
 
 
 def test_an_option_of_lora_alone_is_wrong_usage(command, job, store):
-    outcome = command(*train(job, store, "--adapter-only"))
+    outcome = command(*train(job, store, "--lora-adapter-only"))
     assert outcome.code == 2
     assert "--lora-rank" in outcome.err
 
 
 def test_an_adapter_alone_is_no_model_to_go_on_with(command, job, store):
-    options = ["--lora-rank", "2", "--adapter-only", "--max-steps", "1"]
+    options = ["--lora-rank", "2", "--lora-adapter-only", "--max-steps", "1"]
     command.succeeds(*train(job, store, *options))
     command.succeeds("verify", "--store", store)
     assert "LoRA adapter alone of rank 2" in command.succeeds("inspect", "--store", store).out
@@ -82,6 +83,45 @@ def test_an_adapter_alone_is_no_model_to_go_on_with(command, job, store):
     assert message
     message = command.fails("compare", "--store", store, "--evaluate", "addresses/held_out")
     assert "new" in message
+
+
+def test_settings_of_the_optimizer_and_the_memory(command, job, store):
+    options = ["--weight-decay", "0.01", "--betas", "0.8", "0.99", "--eps", "1e-6"]
+    options += ["--max-grad-norm", "0", "--save-dtype", "bfloat16"]
+    options += ["--attn-implementation", "eager", "--no-temperature-squared", "--max-steps", "1"]
+    settings = command.succeeds(*train(job, store, *options, "--json")).json["plan"]["settings"]
+    assert (settings["weight_decay"], settings["betas"]) == (0.01, [0.8, 0.99])
+    assert (settings["eps"], settings["max_grad_norm"]) == (1e-6, 0.0)
+    assert (settings["save_dtype"], settings["attn_implementation"]) == ("bfloat16", "eager")
+    assert not settings["temperature_squared"]
+    message = command.fails(*train(job, store, "--max-steps", "1"))
+    assert "other settings" in " ".join(message.split())
+
+
+PLUGIN = """
+import torch
+from fusestore.losses import register_divergence
+
+@register_divergence("squared")
+def squared(target, student):
+    q = torch.softmax(student, -1)
+    difference = q - target.exp()
+    inner = (difference * q).sum(-1, keepdim=True)
+    return difference.square().sum(-1) / 2, q * (difference - inner)
+"""
+
+
+def test_a_divergence_of_a_plugin(command, job, store, tmp_path, monkeypatch):
+    (tmp_path / "squared_divergence.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    divergence = train(job, store, "--divergence", "squared", "--max-steps", "1", "--json")
+    outcome = command(*divergence)
+    assert outcome.code == 2
+    assert "No divergence is named 'squared'" in " ".join(outcome.err.split())
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    manifest = command.succeeds("--plugin", "squared_divergence", *divergence).json
+    assert manifest["plan"]["settings"]["divergence"] == "squared"
+    assert manifest["loss_curve"][0]["fused"] <= 1.0
 
 
 def test_logs_do_not_go_into_the_store(command, job, store):
@@ -129,8 +169,10 @@ def test_a_mixture(command, job, store):
 
 @pytest.mark.parametrize("option", ["--divergence", "--tail", "--logits", "--loss-spike"])
 def test_a_value_that_is_none(command, job, store, option):
-    message = command.fails(*train(job, store, option, "-1"))
-    assert option.removeprefix("--").replace("-", "_") in message
+    outcome = command(*train(job, store, option, "-1"))
+    assert outcome.code == 2
+    assert option in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_a_filler_teaches_nothing(folder):
     assert not batch["fused_mask"].any()
     assert batch["next_ids"].tolist() == [[-100]]
     logits = torch.randn(1, 1, 100, requires_grad=True)
-    loss = fs.train.fusion_loss(logits, batch)
+    loss = fs.losses.fusion_loss(logits, batch)
     loss.loss.backward() if hasattr(loss, "loss") else loss.backward()
     assert not logits.grad.any()
 

@@ -6,13 +6,18 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from fusestore.losses.objective import Divergence, FusionObjective, TailMode
+from fusestore.losses.objective import FusionObjective, TailMode
 
-DIVERGENCES: tuple[Divergence, ...] = (
-    "cross_entropy",
-    "forward_kl",
-    "reverse_kl",
-    "jensen_shannon",
+DIVERGENCES = ("cross_entropy", "forward_kl", "reverse_kl", "jensen_shannon")
+TAILS: tuple[TailMode, ...] = ("renormalize", "ghost")
+
+objectives = st.builds(
+    FusionObjective,
+    lm_weight=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    divergence=st.sampled_from(DIVERGENCES),
+    temperature=st.sampled_from([1.0, 0.5, 2.0, 3.7]),
+    tail=st.sampled_from(TAILS),
+    temperature_squared=st.booleans(),
 )
 
 
@@ -111,16 +116,3 @@ def full_batch(seed, batch_size, length, vocab_size, k):
     batch["next_ids"] = torch.from_numpy(rng.integers(0, vocab_size, (batch_size, length)))
     batch["fused_mask"] = torch.ones(batch_size, length, dtype=torch.bool)
     return logits, batch
-
-
-TAILS: tuple[TailMode, ...] = ("renormalize", "ghost")
-
-
-objectives = st.builds(
-    FusionObjective,
-    lm_weight=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
-    divergence=st.sampled_from(DIVERGENCES),
-    temperature=st.sampled_from([1.0, 0.5, 2.0, 3.7]),
-    tail=st.sampled_from(TAILS),
-    temperature_squared=st.booleans(),
-)

@@ -17,7 +17,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from fusestore.data import FusedDataset
 from fusestore.storage.location import Location
-from fusestore.train import TrainSettings, student, train
+from fusestore.train import TrainSettings, train
+from fusestore.train.student import student
 from tests.helpers.train_runs import held_out
 
 model, data, folder, settings, stop_after = sys.argv[1:]

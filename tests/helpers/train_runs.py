@@ -34,7 +34,7 @@ def lora_settings(lora=LORA, **fields):
 
 def run(model_path, dataset, settings, folder, **options):
     output = Location.parse(folder / "model")
-    return train(model_path, dataset, settings, output, folder / "work", **options)
+    return train(model_path, dataset, settings, output, folder / "work", **options).artifact
 
 
 def signal_after(*steps, number=signal.SIGINT):

@@ -216,8 +216,8 @@ def _write_store(job: Path, folder: Path) -> None:
     store.fused("local").delete()
     merge_models(
         store,
-        [str(job / "small"), str(folder / "models/fused")],
         MERGED,
+        [str(job / "small"), str(folder / "models/fused")],
         MergeSettings(weights=(1.0, 3.0)),
         evaluate=(corpus.name, "held_out"),
         precision="float32",

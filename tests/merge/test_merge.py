@@ -24,9 +24,9 @@ from fusestore.models.loading import model_digest
 from fusestore.storage.location import Location
 from fusestore.store.inventory import describe, find_thing
 from fusestore.store.layout import Store
+from fusestore.store.result import StageResult
 from fusestore.tokenizers.tokenizer import load_tokenizer
-from fusestore.train.evaluate import bits_per_byte
-from fusestore.train.run import held_out_tokens
+from fusestore.train.held_out import bits_per_byte, held_out_tokens
 from fusestore.workflows.verification import verify_store
 from tests.helpers.tiny_job import hashes
 from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
@@ -72,10 +72,11 @@ def settings_of(**values):
 
 
 def test_linear_is_the_weighted_mean_and_loads(store, folders):
-    manifest, built = merge_models(
-        store, [folders["a"], folders["b"]], "mean", settings_of(weights=(3.0, 1.0))
+    result = merge_models(
+        store, "mean", [folders["a"], folders["b"]], settings_of(weights=(3.0, 1.0))
     )
-    assert built
+    manifest = result.artifact.manifest
+    assert result.created
     a, b, merged = weights_of(folders["a"]), weights_of(folders["b"]), merged_weights(store, "mean")
     assert merged.keys() == a.keys()
     for key, tensor in merged.items():
@@ -99,8 +100,8 @@ def test_the_other_methods_are_those_of_the_rules(store, folders):
     def merged(name, **values):
         merge_models(
             store,
-            both,
             name,
+            both,
             settings_of(**values),
             base=folders["base"] if "scale" in values else None,
         )
@@ -130,21 +131,23 @@ def test_the_other_methods_are_those_of_the_rules(store, folders):
 
 def test_again_is_nothing_and_otherwise_is_refused(store, folders, tmp_path):
     both = [folders["a"], folders["b"]]
-    first, built = merge_models(store, both, "m", settings_of())
-    assert built
+    first = merge_models(store, "m", both, settings_of())
+    assert first.created
     before = hashes(store.location)
-    assert merge_models(store, both, "m", settings_of()) == (first, False)
+    assert merge_models(store, "m", both, settings_of()) == StageResult(
+        first.artifact, created=False
+    )
     with pytest.raises(AlreadyExistsError, match="Choose another name"):
-        merge_models(store, both[::-1], "m", settings_of())
+        merge_models(store, "m", both[::-1], settings_of())
     assert hashes(store.location) == before
     other = Store.open(tmp_path / "other")
-    merge_models(other, both, "m", settings_of())
+    merge_models(other, "m", both, settings_of())
     assert hashes(other.location) == before
 
 
 def test_many_files_in_and_out_are_the_same_model(store, folders, tmp_path, monkeypatch):
     both = [folders["a"], folders["b"]]
-    merge_models(store, both, "one", settings_of())
+    merge_models(store, "one", both, settings_of())
     split = tmp_path / "split"
     shutil.copytree(folders["a"], split)
     (split / "model.safetensors").unlink()
@@ -152,7 +155,7 @@ def test_many_files_in_and_out_are_the_same_model(store, folders, tmp_path, monk
     model.save_pretrained(split, max_shard_size="40KB")
     assert (split / "model.safetensors.index.json").exists()
     monkeypatch.setattr(write, "MAX_FILE_BYTES", 30_000)
-    merge_models(store, [str(split), folders["b"]], "many", settings_of())
+    merge_models(store, "many", [str(split), folders["b"]], settings_of())
     folder = store.model("many").path
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     merged = AutoModelForCausalLM.from_pretrained(folder).state_dict()
@@ -162,7 +165,7 @@ def test_many_files_in_and_out_are_the_same_model(store, folders, tmp_path, monk
         json.dumps({"weight_map": {"x": "../../elsewhere.safetensors"}})
     )
     with pytest.raises(InvalidInputError, match="file names in that folder"):
-        merge_models(store, [str(split), folders["b"]], "hostile", settings_of())
+        merge_models(store, "hostile", [str(split), folders["b"]], settings_of())
 
 
 def test_tied_weights_and_half_precision(store, tmp_path, tokenizer):
@@ -185,7 +188,7 @@ def test_tied_weights_and_half_precision(store, tmp_path, tokenizer):
     weights = weights_of(b)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, f"{b}/model.safetensors", metadata={"format": "pt"})
-    merge_models(store, [a, b], "tied", settings_of())
+    merge_models(store, "tied", [a, b], settings_of())
     merged = merged_weights(store, "tied")
     assert "lm_head.weight" not in merged
     assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
@@ -195,7 +198,7 @@ def test_tied_weights_and_half_precision(store, tmp_path, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(store.model("tied").path)
     assert model.dtype == torch.bfloat16
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
-    merge_models(store, [a, b], "wide", settings_of(dtype="float32"))
+    merge_models(store, "wide", [a, b], settings_of(dtype="float32"))
     assert AutoModelForCausalLM.from_pretrained(store.model("wide").path).dtype == torch.float32
 
 
@@ -264,7 +267,7 @@ def shorten(weights):
 )
 def test_models_that_do_not_belong_together(store, folders, change, edit, error, message):
     with pytest.raises(error, match=message):
-        merge_models(store, [folders["a"], change(edit)], "m", settings_of())
+        merge_models(store, "m", [folders["a"], change(edit)], settings_of())
     assert not store.model("m").exists()
 
 
@@ -282,8 +285,8 @@ def test_calls_that_make_no_sense(store, folders, names, values, base, message):
     with pytest.raises(InvalidInputError, match=message):
         merge_models(
             store,
-            [folders[name] for name in names],
             "m",
+            [folders[name] for name in names],
             settings_of(**values),
             base=folders[base] if base else None,
         )
@@ -309,14 +312,14 @@ def test_evaluation_is_kept_and_listed(store, folders, tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": t, "split": "held_out"}) + "\n" for t in TEXTS))
     build_corpus(store, "texts", [str(texts)], split_column="split")
-    manifest, _ = merge_models(
+    manifest = merge_models(
         store,
-        [folders["a"], folders["b"]],
         "scored",
+        [folders["a"], folders["b"]],
         settings_of(),
         evaluate=("texts", "held_out"),
         precision="float32",
-    )
+    ).artifact.manifest
     folder = store.model("scored").path
     tokens = held_out_tokens(store, load_tokenizer(folder), "texts", "held_out")
     exact = bits_per_byte(AutoModelForCausalLM.from_pretrained(folder), tokens)

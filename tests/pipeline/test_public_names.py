@@ -50,7 +50,7 @@ def test_a_fused_dataset_feeds_the_loss(store_url):
     assert batch["input_ids"].shape == (2, WINDOW_LENGTH)
     assert batch["fused_ids"].shape == (2, WINDOW_LENGTH, TOP_K)
     logits = torch.randn(2, WINDOW_LENGTH, VOCABULARY_SIZE, requires_grad=True)
-    loss = fs.train.fusion_loss(logits, batch, lm_weight=0.9)
+    loss = fs.losses.fusion_loss(logits, batch, lm_weight=0.9)
     loss.backward()
     assert loss.shape == ()
     assert torch.isfinite(logits.grad).all()

@@ -1,6 +1,10 @@
 """DeepSpeed through accelerate's configuration: data parallelism's course, resume, and guards."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +20,7 @@ SETTINGS = SETTINGS.model_copy(
         "eval_every": 2,
         "checkpoint_every": 2,
         "max_steps": 5,
-        "logits": "pieces",
+        "logits": "chunked",
     }
 )
 
@@ -102,7 +106,7 @@ def test_a_configuration_is_filled_in():
     assert config["gradient_clipping"] == SETTINGS.max_grad_norm
     assert "train_batch_size" not in config
     config = config_of()
-    check_deepspeed(config, SETTINGS.model_copy(update={"max_grad_norm": None}), 2)
+    check_deepspeed(config, SETTINGS.model_copy(update={"max_grad_norm": 0.0}), 2)
     assert config["gradient_clipping"] == 0.0
 
 
@@ -135,3 +139,36 @@ def test_without_deepspeed_the_extra_is_named(tiny_model_path, dataset, tmp_path
     with pytest.raises(MissingDependencyError, match=r"pip install 'fusestore\[deepspeed\]'"):
         run(tiny_model_path, dataset, SETTINGS, tmp_path)
     assert not (tmp_path / "model").exists()
+
+
+ALONE = """
+import sys
+from pathlib import Path
+from fusestore.data import FusedDataset
+from fusestore.storage.location import Location
+from fusestore.train import LoraSettings, TrainSettings, train
+from tests.helpers.train_runs import held_out
+
+model, data, folder = sys.argv[1:]
+settings = TrainSettings(
+    max_steps=1, precision="float32", lora=LoraSettings(rank=2), gradient_checkpointing=True
+)
+train(model, FusedDataset(data), settings, Location.parse(folder + "/model"),
+    Path(folder) / "work", evaluation=held_out())
+assert "deepspeed" not in sys.modules
+"""
+
+
+def test_deepspeed_is_not_imported_unless_a_configuration_names_it(
+    tiny_model_path, fused_folder, tmp_path
+):
+    pytest.importorskip("deepspeed")
+    ended = subprocess.run(
+        [sys.executable, "-c", ALONE, tiny_model_path, fused_folder, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "real_accelerator" not in ended.stderr + ended.stdout

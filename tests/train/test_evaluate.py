@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from fusestore.errors import InvalidInputError, NonFiniteError
 from fusestore.models import logits as engine
 from fusestore.tokenizers.token_table import TokenTable
-from fusestore.train.evaluate import bits_per_byte, document_nats
+from fusestore.train.held_out import bits_per_byte, document_nats
 from tests.helpers.tiny_models import make_model
 
 
@@ -45,7 +45,7 @@ def model(tiny_model_path):
 
 @pytest.mark.parametrize("window", [64, 7, 1])
 def test_equals_one_document_at_a_time(model, monkeypatch, window):
-    monkeypatch.setattr(engine, "PIECE_LOGITS", {"cpu": 500})
+    monkeypatch.setattr(engine, "CHUNK_LOGITS", {"cpu": 500})
     tokens = table([9, 1, 0, 20, 2, 15])
     expected = [plain_nats(model, tokens.document(i)[0], window) for i in range(6)]
     seen = []

@@ -61,7 +61,7 @@ def test_a_poisoned_weight_stops_the_first_step(tiny_model_path, dataset, tmp_pa
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize("max_grad_norm", [1.0, None])
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
 def test_a_gradient_that_overflows_stops_where_the_loss_does_not(
     tiny_model_path, tmp_path, max_grad_norm
 ):
@@ -116,8 +116,8 @@ def test_a_huge_learning_rate_is_stopped_as_a_spike(tiny_model_path, dataset, tm
         run(tiny_model_path, dataset, settings, tmp_path)
     with pytest.raises(FingerprintMismatchError, match="weight_decay"):
         run(tiny_model_path, dataset, changed(weight_decay=0.2), tmp_path)
-    done = run(tiny_model_path, dataset, settings.model_copy(update={"loss_spike": None}), tmp_path)
-    assert done.manifest.plan.settings.loss_spike is None
+    done = run(tiny_model_path, dataset, settings.model_copy(update={"loss_spike": 0.0}), tmp_path)
+    assert done.manifest.plan.settings.loss_spike == 0.0
     assert done.manifest.loss_curve[step - 1].loss == pytest.approx(loss, rel=1e-3)
     assert run(tiny_model_path, dataset, settings, tmp_path) == done
 
@@ -129,7 +129,7 @@ def test_a_huge_learning_rate_is_stopped_as_a_spike(tiny_model_path, dataset, tm
         ([4.0], 7.01, 3.0, True),
         ([4.0] * 5, 7.01, 3.0, True),
         ([4.0] * 5, 6.99, 3.0, False),
-        ([4.0] * 5, 100.0, None, False),
+        ([4.0] * 5, 100.0, 0.0, False),
         ([4.0] * 5, 0.0, 3.0, False),
         ([9.0] + [4.0] * 10, 7.5, 3.0, True),
     ],

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from fusestore.data import collate
 from fusestore.errors import IncompatibleError, MissingDependencyError, NonFiniteError
+from fusestore.losses import fusion_loss
 from fusestore.storage.location import Location
-from fusestore.train import TrainSettings, fusion_loss, train
-from fusestore.train.student import plain_head
+from fusestore.train import TrainSettings, train
+from fusestore.train.student.plain_head import plain_head
 from tests.helpers.train_runs import LORA, folder_bytes, held_out, lora_settings, run, signal_after
 
 SETTINGS = lora_settings()
@@ -53,7 +54,7 @@ def test_learns_and_loads_as_a_plain_model(tiny_model_path, dataset, tmp_path):
 
 
 def test_the_adapter_alone_is_the_merged_model_with_its_base(tiny_model_path, dataset, tmp_path):
-    alone = LORA.model_copy(update={"merge": False})
+    alone = LORA.model_copy(update={"adapter_only": True})
     run(tiny_model_path, dataset, lora_settings(), tmp_path / "merged")
     run(tiny_model_path, dataset, lora_settings(alone), tmp_path / "alone")
     folder = tmp_path / "alone" / "model"
@@ -100,8 +101,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 def test_pieces_and_gradient_checkpointing_follow_the_plain_run(tiny_model_path, dataset, tmp_path):
     gentle = {"learning_rate": 1e-3}
     plain = run(tiny_model_path, dataset, lora_settings(**gentle), tmp_path / "plain").manifest
-    pieces = lora_settings(logits="pieces", gradient_checkpointing=True, **gentle)
-    other = run(tiny_model_path, dataset, pieces, tmp_path / "pieces").manifest
+    pieces = lora_settings(logits="chunked", gradient_checkpointing=True, **gentle)
+    other = run(tiny_model_path, dataset, pieces, tmp_path / "chunked").manifest
     assert [point.loss for point in other.loss_curve] == pytest.approx(
         [point.loss for point in plain.loss_curve], rel=1e-5
     )
@@ -158,7 +159,7 @@ import sys
 from pathlib import Path
 from fusestore.data import FusedDataset
 from tests.helpers.train_runs import LORA, lora_settings, run
-settings = lora_settings(LORA.model_copy(update={"merge": False}), max_steps=1)
+settings = lora_settings(LORA.model_copy(update={"adapter_only": True}), max_steps=1)
 run(Path(sys.argv[1]), FusedDataset(sys.argv[2]), settings, Path(sys.argv[3]))
 """
     for seed in ("1", "2"):
@@ -179,12 +180,11 @@ def test_smollm2(smollm2_path, tmp_path):
     arrays = random_arrays(400, vocab_size=2000)
     folder = write_fused(tmp_path / "f", arrays, window_length=64, chunk_rows=128, vocab_size=49152)
     settings = TrainSettings(
-        batch_size=4, max_steps=6, learning_rate=2e-4, warmup=0.0, lora=LORA, logits="pieces"
+        batch_size=4, max_steps=6, learning_rate=2e-4, warmup=0.0, lora=LORA, logits="chunked"
     )
     output = Location.parse(tmp_path / "model")
-    curve = train(
-        smollm2_path, FusedDataset(folder), settings, output, tmp_path / "work"
-    ).manifest.loss_curve
+    trained = train(smollm2_path, FusedDataset(folder), settings, output, tmp_path / "work")
+    curve = trained.artifact.manifest.loss_curve
     assert curve[-1].loss < curve[0].loss - 0.05
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert plain_head(model).softcap is None

@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from fusestore.data import FusedDataset, collate, permutation
 from fusestore.errors import IncompatibleError
-from fusestore.train import TrainSettings, fusion_loss
-from fusestore.train.schedules import lm_weight_at
+from fusestore.losses import fusion_loss
+from fusestore.train import TrainSettings
+from fusestore.train.optimizer import lm_weight_at
 from tests.helpers.fused_folder import random_arrays, write_fused
 from tests.helpers.train_runs import SETTINGS, run
 

@@ -22,7 +22,7 @@ def test_two_processes_follow_one(tiny_model_path, fused_folder, tmp_path):
     (model_path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
     # 16 windows of 32 tokens: the last one is shorter, so only its step may differ.
     settings = TrainSettings(
-        batch_size=2, precision="float32", learning_rate=1e-3, epochs=2, logits="pieces"
+        batch_size=2, precision="float32", learning_rate=1e-3, epochs=2, logits="chunked"
     )
     codes, errors = two_processes(model_path, fused_folder, tmp_path / "two", settings)
     assert codes == [0, 0], errors
@@ -32,7 +32,7 @@ def test_two_processes_follow_one(tiny_model_path, fused_folder, tmp_path):
         settings.model_copy(update={"batch_size": 4, "logits": "whole"}),
         Location.parse(tmp_path / "one" / "model"),
         tmp_path / "one" / "work",
-    )
+    ).artifact
     found = json.loads((tmp_path / "two" / "model" / "manifest.json").read_text())
     assert found["plan"]["world_size"] == 2
     assert found["num_tokens"] == alone.manifest.num_tokens

@@ -4,11 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from fusestore.losses import FusionObjective, fusion_terms
 from fusestore.losses.linear_loss import PRODUCT_LOGITS
+from fusestore.models.model import Model
 from fusestore.tokenizers.tokenizer import load_tokenizer
-from fusestore.train import FusionObjective, TrainSettings, fusion_terms
-from fusestore.train.model_io import load_trainable
-from fusestore.train.student import Student
+from fusestore.train import TrainSettings
+from fusestore.train.student.model_folder import load_trainable
+from fusestore.train.student.student import Student
 
 TEXT = """Fellow citizens: I am again called upon by the voice of my country to execute the
 functions of its Chief Magistrate. When the occasion proper for it shall arrive, I shall endeavour
@@ -56,10 +58,10 @@ def test_gemma3_trains_in_pieces_as_over_whole_logits(gemma3_path, monkeypatch):
     settings = TrainSettings(
         precision="float32", tail="ghost", lm_weight=0.5, divergence="reverse_kl"
     )
-    model = load_trainable(gemma3_path, settings)
+    model = load_trainable(Model.open(gemma3_path), settings)
     _, batch = batch_of(gemma3_path, model, 32)
     found = []
-    for logits in ("whole", "pieces"):
+    for logits in ("whole", "chunked"):
         student = Student(model, settings.model_copy(update={"logits": logits}), 1024)
         terms = student(batch)
         terms.loss.backward()
@@ -69,4 +71,4 @@ def test_gemma3_trains_in_pieces_as_over_whole_logits(gemma3_path, monkeypatch):
     assert pieces == pytest.approx(whole, rel=1e-5)
     assert (gradient - expected).norm() < 1e-4 * expected.norm()
     auto = Student(model, settings, 1024)
-    assert auto.in_pieces
+    assert auto.is_chunked

@@ -17,7 +17,7 @@ SETTINGS = SETTINGS.model_copy(update={"learning_rate": 1e-3, "eval_every": 2, "
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_fsdp_follows_data_parallelism_and_resumes(tiny_model_path, fused_folder, tmp_path):
-    settings = SETTINGS.model_copy(update={"logits": "pieces", "checkpoint_every": 2})
+    settings = SETTINGS.model_copy(update={"logits": "chunked", "checkpoint_every": 2})
     arguments = (tiny_model_path, fused_folder)
     code, said = launch(*arguments, tmp_path / "whole", settings)
     assert code == 0, said

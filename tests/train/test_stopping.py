@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from fusestore.train.model_io import publish_model
-from fusestore.train.surroundings import stop_signals
+from fusestore.train.process_state import stop_signals
+from fusestore.train.student.model_folder import publish_model
 from tests.helpers.train_runs import SETTINGS, folder_bytes, held_out, run
 
 
@@ -92,18 +92,18 @@ def test_what_signals_do(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with stop_signals() as stops:
-        assert not stops.asked
+        assert not stops.requested
         signal.raise_signal(signal.SIGINT)
         # The launcher passes on what the terminal has sent already.
         signal.raise_signal(signal.SIGINT)
-        assert stops.asked
+        assert stops.requested
         now += 60.0
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     with stop_signals() as stops:
         signal.raise_signal(signal.SIGTERM)
-        assert stops.asked
+        assert stops.requested
     with stop_signals() as stops, pytest.raises(KeyboardInterrupt), stops.at_once():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == handler

@@ -1,7 +1,7 @@
-"""Training under DeepSpeed: ZeRO 1, 2 and 3, whose engine clips and steps by itself.
+"""Training under DeepSpeed: ZeRO 1, 2 and 3, whose engine clips gradients and steps by itself.
 
-Weights stay float32 and products are rounded by our own autocast, as everywhere. Checkpoints are
-ours as well, so a run may go on under another configuration; DeepSpeed's pickles are not used.
+Weights stay float32 and autocast is our own, as in the other engines. Checkpoints are our own too,
+so a run can resume under another configuration; DeepSpeed's pickles are not used.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 from torch import Tensor
 
 from fusestore.errors import IncompatibleError
-from fusestore.losses.logit_loss import FusionTerms
+from fusestore.losses.row_losses import FusionTerms
 from fusestore.train.optimizer import adamw
 from fusestore.train.settings import TrainSettings
-from fusestore.train.student import Student
+from fusestore.train.student.student import Student
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_STATE = ("exp_avg", "exp_avg_sq")
 
 
 def check_deepspeed(config: dict[str, Any], settings: TrainSettings, num_processes: int) -> None:
-    """See that a DeepSpeed configuration leaves to the settings what is theirs, and fill it in.
+    """Check that a DeepSpeed configuration does not contradict the settings, and complete it.
 
     Args:
-        config: DeepSpeed's, as accelerate has it; `auto` and what is missing are set.
+        config: DeepSpeed's, as accelerate holds it; values that are `auto` or missing are set.
         settings: of the run.
         num_processes: of the run.
 
     Raises:
-        IncompatibleError: it has an optimizer, a schedule or a precision of its own, another
-            batch or norm than the settings, no ZeRO, or its states in files.
+        IncompatibleError: it has an optimizer, a schedule or a precision of its own, a batch size
+            or norm that differs from the settings', no ZeRO, or its state on NVMe.
     """
     zero = config.get("zero_optimization", {})
     if zero.get("stage") not in (1, 2, 3):
@@ -45,26 +45,26 @@ def check_deepspeed(config: dict[str, Any], settings: TrainSettings, num_process
     for section in ("optimizer", "scheduler"):
         if section in config:
             raise IncompatibleError(
-                f"DeepSpeed's configuration has a section '{section}', but AdamW and the learning "
-                "rate are the training settings' business. Remove the section."
+                f"DeepSpeed's configuration has a section '{section}', but the training "
+                "settings define AdamW and the learning rate. Remove the section."
             )
     for section in ("fp16", "bf16"):
         if config.get(section, {}).get("enabled") is True:
             raise IncompatibleError(
                 f"DeepSpeed's configuration has {section}.enabled: true, but weights are kept in "
-                "float32 and `precision` in the training settings is what products are rounded "
-                "to. Remove it, or set it to 'auto'."
+                "float32, and `precision` in the training settings selects the format of matrix "
+                "products. Remove it, or set it to 'auto'."
             )
     for section in ("offload_optimizer", "offload_param"):
         if zero.get(section, {}).get("device") == "nvme":
             raise IncompatibleError(
-                f"DeepSpeed's configuration has {section} on nvme: checkpoints cannot read what "
-                "lies there. Offload to the CPU instead."
+                f"DeepSpeed's configuration has {section} on nvme: checkpoints cannot read it "
+                "there. Offload to the CPU instead."
             )
     accumulation = settings.gradient_accumulation
     _fill(config, "train_micro_batch_size_per_gpu", settings.batch_size, "batch_size")
     if config.get("gradient_accumulation_steps") != 1:
-        # 1 is what accelerate says where nobody said anything.
+        # accelerate sets 1 where the configuration sets nothing.
         _fill(config, "gradient_accumulation_steps", accumulation, "gradient_accumulation")
     _fill(
         config,
@@ -72,9 +72,9 @@ def check_deepspeed(config: dict[str, Any], settings: TrainSettings, num_process
         settings.batch_size * accumulation * num_processes,
         "batch_size · gradient_accumulation · processes",
     )
-    # 0 is DeepSpeed's word for no limit.
-    _fill(config, "gradient_clipping", settings.max_grad_norm or 0.0, "max_grad_norm")
-    # The mean over the passes of a step is made outside, as in the other engines.
+    # 0 is no clipping in DeepSpeed too.
+    _fill(config, "gradient_clipping", settings.max_grad_norm, "max_grad_norm")
+    # The mean over the forward passes of a step is made outside, as in the other engines.
     config["gradient_accumulation_steps"] = 1
     del config["train_batch_size"]
 
@@ -98,7 +98,7 @@ class DeepSpeedEngine:
         student: Student,
         settings: TrainSettings,
     ) -> None:
-        # DeepSpeed's own business, said at every step.
+        # DeepSpeed warns of its own calls at every step.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         names, optimizer = adamw(student.model, settings)
         parameters = [value for group in optimizer.param_groups for value in group["params"]]
@@ -109,11 +109,11 @@ class DeepSpeedEngine:
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over this process's pieces."""
+        """AdamW over this process's shards."""
         optimizer: torch.optim.Optimizer = self._engine.optimizer.optimizer
         return optimizer
 
-    def pass_of(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """See `Engine`."""
         self._engine.set_gradient_accumulation_boundary(last)
         return contextlib.nullcontext()
@@ -125,46 +125,46 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor) -> None:
         """See `Engine`."""
-        # Not through accelerate, which would make the step at once.
+        # Not through accelerate, which would step at once.
         self._engine.backward(loss)
 
     def step(self, learning_rate: float, check_norm: Callable[[float], None]) -> float:
         """See `Engine`."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        # Of float32 gradients that are no numbers DeepSpeed makes no step, and infinity the norm.
+        # Where float32 gradients are not finite, DeepSpeed skips the step and the norm is infinity.
         self._engine.step()
         norm = float(self._engine.get_global_grad_norm())
         check_norm(norm)
         return norm
 
-    def moments(self) -> dict[str, Tensor]:
+    def optimizer_state(self) -> dict[str, Tensor]:
         """See `Engine`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        self._link_moments()
+        self._link_state()
         [step] = {float(entry["step"]) for entry in self._optimizer.state.values()}
         tensors = {}
         for name, parameter in self._parameters.items():
             tensors[f"step/{name}"] = torch.tensor(step)
-            for moment in _MOMENTS:
-                value = safe_get_full_optimizer_state(parameter, moment)
-                tensors[f"{moment}/{name}"] = value.cpu()
+            for key in _STATE:
+                value = safe_get_full_optimizer_state(parameter, key)
+                tensors[f"{key}/{name}"] = value.cpu()
         return tensors
 
-    def put_moments(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Engine`."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        self._make_moments()
-        self._link_moments()
+        self._create_state()
+        self._link_state()
         for name, parameter in self._parameters.items():
             shape = getattr(parameter, "ds_shape", parameter.shape)
-            for moment in _MOMENTS:
-                value = tensors[f"{moment}/{name}"]
+            for key in _STATE:
+                value = tensors[f"{key}/{name}"]
                 if value.shape != shape:
-                    raise RuntimeError(f"{moment} of {name} has shape {value.shape}, not {shape}")
-                safe_set_full_optimizer_state(parameter, value.to(self._device), moment)
+                    raise RuntimeError(f"{key} of {name} has shape {value.shape}, not {shape}")
+                safe_set_full_optimizer_state(parameter, value.to(self._device), key)
         [step] = {int(tensors[f"step/{name}"]) for name in self._parameters}
         for entry in self._optimizer.state.values():
             if torch.is_tensor(entry["step"]):
@@ -172,22 +172,19 @@ class DeepSpeedEngine:
             else:
                 entry["step"] = step
 
-    def _make_moments(self) -> None:
-        """Make a step that changes nothing: the first one makes the moments.
-
-        Its gradient and its learning rate are zero.
-        """
-        with self.pass_of(last=True):
+    def _create_state(self) -> None:
+        """Make the optimizer create its state, by a step with gradient and learning rate zero."""
+        with self.micro_batch(last=True):
             ids = torch.zeros(1, 2, dtype=torch.int64, device=self._device)
             logits = self._student.with_model(lambda model: model(input_ids=ids).logits)
             self.backward(logits.float().sum() * 0.0)
         self.step(0.0, lambda _: None)
 
-    def _link_moments(self) -> None:
-        """Have parameters know where in ZeRO's flat tensors their moments are.
+    def _link_state(self) -> None:
+        """Link the parameters to their optimizer state in ZeRO's flat tensors.
 
-        ZeRO 1 and 2 do that after the first of several groups has made its first step, when the
-        others have no moments yet.
+        ZeRO 1 and 2 do that by themselves after the first step of the first parameter group, when
+        the other groups have no state yet.
         """
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 

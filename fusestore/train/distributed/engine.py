@@ -1,4 +1,4 @@
-"""How gradients are made and applied under accelerate: one process, data parallel, or FSDP2."""
+"""Backward passes and updates under accelerate: one process, data parallel, or FSDP2."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from fusestore.losses.logit_loss import FusionTerms
+from fusestore.losses.row_losses import FusionTerms
 from fusestore.train.distributed.deepspeed_engine import DeepSpeedEngine
-from fusestore.train.distributed.sharding import pieces_like, run_like_forward, whole
+from fusestore.train.distributed.sharding import gather, run_like_forward, shard_like
 from fusestore.train.optimizer import adamw
 from fusestore.train.settings import TrainSettings
-from fusestore.train.student import Student
+from fusestore.train.student.student import Student
 
 
 class Engine(Protocol):
-    """A student and its AdamW, spread over the processes of a run. All processes call alike."""
+    """A student and its AdamW on the processes of a run. Every process makes the same calls."""
 
-    def pass_of(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """What surrounds a forward and its backward pass; `last` is the one before a step."""
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """The context of one forward and backward pass; `last`: an optimizer step follows."""
         ...
 
     def forward(self, batch: Mapping[str, Tensor]) -> FusionTerms:
@@ -29,31 +29,31 @@ class Engine(Protocol):
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradient, averaged over the processes, to those of the passes before."""
+        """Add the loss's gradient, averaged over processes, to the gradients accumulated so far."""
         ...
 
     def step(self, learning_rate: float, check_norm: Callable[[float], None]) -> float:
-        """Clip the gradients, change the weights, and forget the gradients.
+        """Clip the gradients, update the weights, and reset the gradients.
 
         Args:
             learning_rate: of the step.
-            check_norm: hears the gradient's norm over all processes; where that is no number,
-                no weight has been changed, and it may raise.
+            check_norm: receives the norm of the gradient over all processes, and may raise. Where
+                the norm is not finite, no weight has been changed.
 
         Returns:
             The norm before clipping.
         """
         ...
 
-    def moments(self) -> dict[str, Tensor]:
-        """AdamW's states as `<moment>/<parameter>`, whole; after the first step."""
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """AdamW's state as `<name>/<parameter>`, gathered; only after the first step."""
         ...
 
-    def put_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set what `moments` gives.
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `optimizer_state` returned.
 
         Raises:
-            KeyError, RuntimeError: some are missing, or of another shape.
+            KeyError, RuntimeError: tensors are missing, or of another shape.
         """
         ...
 
@@ -63,7 +63,7 @@ def make_engine(
     student: Student,
     settings: TrainSettings,
 ) -> Engine:
-    """The engine that the launcher's configuration asks for."""
+    """The engine of the launcher's configuration."""
     from accelerate import DistributedType
 
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -72,7 +72,7 @@ def make_engine(
 
 
 class PlainEngine:
-    """torch's own AdamW, over whole weights or FSDP2's pieces."""
+    """torch's own AdamW, over whole weights or FSDP2's shards."""
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class PlainEngine:
         self._parameter_names, self._optimizer = adamw(student.model, settings)
         self._student, self._prepared_optimizer = accelerator.prepare(student, self._optimizer)
         run_like_forward(student, "with_model")
-        # An endless limit scales nothing: the norm is wanted in any case, to see that it is one.
-        self._max_norm = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
+        # The norm is computed in any case, to check that it is finite; infinity clips nothing.
+        self._max_norm = settings.max_grad_norm or math.inf
 
-    def pass_of(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """See `Engine`."""
         context: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if last else self._accelerator.no_sync(self._student)
@@ -114,23 +114,23 @@ class PlainEngine:
         self._prepared_optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def moments(self) -> dict[str, Tensor]:
+    def optimizer_state(self) -> dict[str, Tensor]:
         """See `Engine`."""
         return {
-            f"{moment}/{self._parameter_names[index]}": whole(value)
+            f"{name}/{self._parameter_names[index]}": gather(value)
             for index, entry in self._optimizer.state_dict()["state"].items()
-            for moment, value in entry.items()
+            for name, value in entry.items()
         }
 
-    def put_moments(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Engine`."""
         content: dict[str, Any] = self._optimizer.state_dict()
         parameters = [value for group in self._optimizer.param_groups for value in group["params"]]
         content["state"] = {
             index: {
                 "step": tensors[f"step/{name}"],
-                "exp_avg": pieces_like(tensors[f"exp_avg/{name}"], value),
-                "exp_avg_sq": pieces_like(tensors[f"exp_avg_sq/{name}"], value),
+                "exp_avg": shard_like(tensors[f"exp_avg/{name}"], value),
+                "exp_avg_sq": shard_like(tensors[f"exp_avg_sq/{name}"], value),
             }
             for index, (name, value) in enumerate(
                 zip(self._parameter_names, parameters, strict=True)

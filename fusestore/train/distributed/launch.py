@@ -1,4 +1,4 @@
-"""The processes of a run, as the launcher's configuration of accelerate asks for them."""
+"""The `Accelerator` of a run, by the configuration that its launcher sets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fusestore.train.settings import TrainSettings
 
 
 def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelerate is untyped
-    """One process, data parallel ones, FSDP2, or DeepSpeed's ZeRO; autocast is ours.
+    """An accelerator for one process, data parallelism, FSDP2, or DeepSpeed's ZeRO.
 
     Raises:
-        IncompatibleError: it asks for Megatron-LM, FSDP1, units by size, or for a DeepSpeed that
-            does what the settings do, or otherwise; or accelerate itself refuses it.
-        MissingDependencyError: it asks for DeepSpeed, which is not installed.
+        IncompatibleError: the configuration is for Megatron-LM, FSDP1 or FSDP units by size, its
+            DeepSpeed section contradicts the settings, or accelerate itself refuses it.
+        MissingDependencyError: it is for DeepSpeed, which is not installed.
     """
     from accelerate import Accelerator, DeepSpeedPlugin, DistributedType
     from accelerate import FullyShardedDataParallelPlugin as FsdpPlugin
@@ -24,10 +24,10 @@ def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelera
 
     if _asks_for("ACCELERATE_USE_MEGATRON_LM"):
         raise IncompatibleError(
-            "Training under Megatron-LM is not supported: it has models of its own. Use FSDP "
+            "Training under Megatron-LM is not supported: it has its own models. Use FSDP "
             "(fsdp_version: 2), DeepSpeed, or plain data parallelism in accelerate's configuration."
         )
-    # Every process looks at the whole model once before it is cut in pieces.
+    # Every process checks the whole model before it is sharded.
     if _asks_for("ACCELERATE_USE_FSDP"):
         disable_fsdp_ram_efficient_loading()
     try:
@@ -58,7 +58,7 @@ def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelera
     if state.distributed_type == DistributedType.DEEPSPEED:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-        # Else transformers would cut, under ZeRO 3, every model that it loads.
+        # Otherwise transformers would shard, under ZeRO 3, every model that it loads.
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
         config = state.deepspeed_plugin.deepspeed_config
         check_deepspeed(config, settings, accelerator.num_processes)
@@ -66,7 +66,7 @@ def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelera
 
 
 def check_fsdp(plugin: Any) -> None:  # noqa: ANN401
-    """See that accelerate's FSDP settings are ones that the trainer can follow.
+    """Check that the trainer supports accelerate's FSDP settings.
 
     Raises:
         IncompatibleError: FSDP1, or units by size.
@@ -80,8 +80,8 @@ def check_fsdp(plugin: Any) -> None:  # noqa: ANN401
         )
     if plugin.auto_wrap_policy is size_based_auto_wrap_policy:
         raise IncompatibleError(
-            "FSDP units by size could part the output head from the loss, which needs its weights "
-            "whole. Set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP in accelerate's "
+            "FSDP units by size could separate the output head from the loss, which needs its "
+            "weights gathered. Set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP in accelerate's "
             "configuration."
         )
 

@@ -1,6 +1,6 @@
-"""Weights of which every process holds a piece: FSDP2's `DTensor`s, or ZeRO 3's parameters.
+"""Sharded weights, of which every process holds a part: FSDP2's `DTensor`s, ZeRO 3's parameters.
 
-Checkpoints and models are written whole, so that they do not know how the weights were cut.
+Checkpoints and models are written gathered, so that they do not depend on how weights were sharded.
 """
 
 from __future__ import annotations
@@ -10,42 +10,42 @@ from torch import Tensor
 
 
 def is_sharded(module: torch.nn.Module) -> bool:
-    """Whether its weights are in pieces, so that a forward pass takes all processes."""
-    return any(_is_piece(value) or _is_zero3(value) for value in module.parameters())
+    """Whether weights are sharded, so that a forward pass needs all processes."""
+    return any(_is_dtensor(value) or _is_zero3(value) for value in module.parameters())
 
 
 def reshard(module: torch.nn.Module) -> None:
-    """Drop the whole weights that a forward pass without a backward pass leaves."""
+    """Free the gathered weights that a forward pass without a backward pass leaves."""
     from torch.distributed.fsdp import FSDPModule
 
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+    for submodule in module.modules():
+        if isinstance(submodule, FSDPModule):
+            submodule.reshard()
 
 
 def run_like_forward(module: torch.nn.Module, method: str) -> None:
-    """Have a method see whole weights as `forward` does; nothing where none are in pieces."""
+    """Gather sharded weights for a method as for `forward`; no effect where none are sharded."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     register_fsdp_forward_method(module, method)
 
 
-def whole(value: Tensor) -> Tensor:
-    """A tensor that is in pieces as one, on the CPU; any other as it is. All processes must ask."""
+def gather(value: Tensor) -> Tensor:
+    """A sharded tensor gathered on the CPU; any other unchanged. Every process must call this."""
     if _is_zero3(value):
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([value]):
             return value.detach().cpu().clone()
-    if not _is_piece(value):
+    if not _is_dtensor(value):
         return value
-    entire: Tensor = value.full_tensor()  # type: ignore[attr-defined]
-    return entire.cpu()
+    gathered: Tensor = value.full_tensor()  # type: ignore[attr-defined]
+    return gathered.cpu()
 
 
-def pieces_like(value: Tensor, like: Tensor) -> Tensor:
-    """This process's piece of a whole tensor, cut like another; as it is where that is whole."""
-    if not _is_piece(like):
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a gathered tensor; the tensor itself where `like` is not sharded."""
+    if not _is_dtensor(like):
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -56,7 +56,7 @@ def pieces_like(value: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def _is_piece(value: Tensor) -> bool:
+def _is_dtensor(value: Tensor) -> bool:
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return False
     from torch.distributed.tensor import DTensor

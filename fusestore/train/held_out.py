@@ -1,7 +1,7 @@
-"""Bits per byte on held-out documents, without ever building all logits of a batch.
+"""Scores of a model on held-out documents, without building all logits of a batch.
 
-Only documents of the same text can be compared between tokenizers by bytes, not by tokens: so
-the unit is bits per byte of the text that the predicted tokens stand for.
+Tokens of different tokenizers cannot be compared, bytes can: so the unit is bits per byte of the
+text that the predicted tokens stand for.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fusestore.corpus.build import open_corpus
+from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.errors import InvalidInputError, NonFiniteError
 from fusestore.models.logits import logit_pieces, pad_batch
 from fusestore.models.precision import PrecisionSetting, choose_precision
 from fusestore.progress import Reporter
+from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.tokenizer import Tokenizer
 
 
 class HeldOut(NamedTuple):
@@ -97,7 +101,7 @@ def document_nats(
         batch_tokens: padded tokens per forward pass.
         precision: `bfloat16` runs the model under autocast, `auto` where its device has bfloat16
             in hardware; log-softmax is float32 always.
-        progress: told the number of tokens after every forward pass.
+        progress: receives the number of tokens of every forward pass.
 
     Raises:
         NonFiniteError: the model gives NaN; the document is named.
@@ -128,12 +132,24 @@ def document_nats(
 def autocast(
     device: torch.device, precision: PrecisionSetting
 ) -> contextlib.AbstractContextManager[Any]:
-    """The context to run a model in: bfloat16 matrix products, or nothing."""
+    """The context to run a model in: bfloat16 matrix products, or no autocast."""
     if precision == "auto":
         precision = choose_precision(str(device)).value
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def held_out_tokens(store: Store, tokenizer: Tokenizer, corpus_name: str, split: str) -> TokenTable:
+    """The tokens of a split's documents, by a model's own tokenizer.
+
+    Raises:
+        NotFoundError: the store has no such corpus.
+        InvalidInputError: the corpus has no such split.
+    """
+    corpus = open_corpus(store, corpus_name)
+    documents = corpus.split_documents(split)
+    return corpus_tokens(store, corpus, tokenizer, tokenizer.adds_bos).take(documents)
 
 
 def score(
@@ -143,8 +159,16 @@ def score(
     reporter: Reporter,
     model: Any,  # noqa: ANN401
 ) -> dict[str, float]:
-    """Metrics of a model on held-out documents, by name; see `bits_per_byte`."""
-    # A document's last token is read by nobody: nothing follows it.
+    """Metrics of a model on held-out documents, by name; see `bits_per_byte`.
+
+    Args:
+        held_out: documents of the model's own tokens.
+        precision: see `document_nats`.
+        name: of the model, for the reporter.
+        reporter: receives progress updates.
+        model: a causal language model.
+    """
+    # A document's last token is never an input: no token follows it.
     total = int(np.maximum(np.diff(held_out.document_offsets) - 1, 0).sum())
     done = 0
     with reporter.stage(f"Evaluating {name}", "tokens") as progress:
@@ -170,7 +194,7 @@ class _Window(NamedTuple):
 
 
 def _batches(tokens: TokenTable, length: int, batch_tokens: int) -> Iterator[list[_Window]]:
-    """All windows with something to predict, longest first, so that padding is little."""
+    """All windows with tokens to predict, longest first, so that there is little padding."""
     windows = []
     for document in range(tokens.num_documents):
         ids = tokens.document(document)[0]
@@ -197,9 +221,9 @@ def _window_nats(
     labels, _ = pad_batch([window.next_ids for window in batch], model.device)
     nats = torch.zeros(input_ids.shape, dtype=torch.float64)
     for start, logits in logit_pieces(model, input_ids, mask):
-        here = slice(start, start + logits.shape[1])
+        positions = slice(start, start + logits.shape[1])
         logprobs = torch.log_softmax(logits.float(), -1)
-        at_label = logprobs.gather(-1, labels[:, here, None]).squeeze(-1)
-        nats[:, here] = -at_label.double().cpu()
+        at_label = logprobs.gather(-1, labels[:, positions, None]).squeeze(-1)
+        nats[:, positions] = -at_label.double().cpu()
     kept = nats.where(mask.bool().cpu(), torch.zeros_like(nats))
     return [float(total) for total in kept.sum(1)]

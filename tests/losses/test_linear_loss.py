@@ -8,10 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.losses import FusionObjective, fusion_terms, linear_fusion_loss, linear_fusion_terms
 from fusestore.losses import linear_loss as linear_loss_module
-from fusestore.losses.row_losses import PIECE_LOGITS
-from fusestore.train import FusionObjective, fusion_terms, linear_fusion_loss, linear_fusion_terms
-from tests.helpers.dense_losses import DIVERGENCES, dense_loss, full_batch, objectives, random_batch
+from fusestore.losses.row_losses import CHUNK_LOGITS
+from tests.helpers.dense_losses import (
+    DIVERGENCES,
+    dense_loss,
+    full_batch,
+    objectives,
+    random_batch,
+)
 
 
 def head(batch_shape, vocab_size, width, seed, dtype=torch.float64):
@@ -54,7 +60,7 @@ def test_equals_the_definition(
     expected_gradients = gradients(3 * expected, (hidden, weight, bias))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(linear_loss_module.PRODUCT_LOGITS, "cpu", rows_per_product * vocab_size)
-        patch.setitem(PIECE_LOGITS, "cpu", rows_per_piece * vocab_size)
+        patch.setitem(CHUNK_LOGITS, "cpu", rows_per_piece * vocab_size)
         loss = linear_fusion_terms(
             hidden, weight, batch, objective, bias=bias, softcap=softcap
         ).loss

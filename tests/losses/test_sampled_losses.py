@@ -8,7 +8,7 @@ import torch
 
 from fusestore.capture.sampling import tally, uniforms
 from fusestore.errors import IncompatibleError
-from fusestore.train import fusion_loss
+from fusestore.losses import fusion_loss
 from tests.helpers.dense_losses import full_batch
 
 

@@ -1,7 +1,7 @@
-"""Low-rank adaptation (LoRA, arXiv 2106.09685) through peft: put in, merged, saved alone.
+"""Low-rank adaptation (LoRA, arXiv 2106.09685) through peft: adding, merging and saving updates.
 
-peft puts its layers into the model in place, which stays what it was: so the loss, logits in
-pieces, guards, evaluation and checkpoints are those of full fine-tuning, over fewer weights.
+peft adds its layers to the model in place. So losses, chunked logits, guards, evaluations and
+checkpoints work as in full fine-tuning, over fewer weights.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fusestore.train.settings import LoraSettings
 
 
 def add_lora(model: Any, lora: LoraSettings) -> Any:  # noqa: ANN401 - transformers is untyped
-    """Freeze a model and put trainable low-rank layers into it; returns peft's handle on it.
+    """Freeze a model and add trainable low-rank layers to it; returns peft's wrapper of it.
 
     Raises:
         MissingDependencyError: peft is not installed.
-        IncompatibleError: the model has no such modules, or they are its embeddings.
+        IncompatibleError: the model has no modules of these names, or they are its embeddings.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -44,7 +44,7 @@ def add_lora(model: Any, lora: LoraSettings) -> Any:  # noqa: ANN401 - transform
     )
     try:
         with warnings.catch_warnings():
-            # peft asks transformers by names that are on their way out.
+            # peft uses deprecated names of transformers.
             warnings.simplefilter("ignore", FutureWarning)
             handle = get_peft_model(model, config)
     except ValueError as error:
@@ -64,7 +64,7 @@ def add_lora(model: Any, lora: LoraSettings) -> Any:  # noqa: ANN401 - transform
 def save_adapter(handle: Any, folder: Path, dtype: torch.dtype) -> None:  # noqa: ANN401
     """Write the adapter alone as `PeftModel.from_pretrained(base, folder)` reads it.
 
-    Unlike peft's own writer it says nothing of where the base lies, and writes sets in order.
+    Unlike peft's own writer it leaves out the base's path, and sorts sets.
     """
     from peft import get_peft_model_state_dict
 
@@ -87,6 +87,6 @@ def save_adapter(handle: Any, folder: Path, dtype: torch.dtype) -> None:  # noqa
 def _no_modules(lora: LoraSettings, linear: list[str], why: str) -> IncompatibleError:
     names = sorted({name.rpartition(".")[2] for name in linear})
     return IncompatibleError(
-        f"LoRA cannot be put into {list(lora.target_modules) or 'the linear layers'} of this model "
+        f"LoRA cannot be added to {list(lora.target_modules) or 'the linear layers'} of this model "
         f"({why}). Its linear layers are called {', '.join(names) or '(there are none)'}."
     )

@@ -1,4 +1,4 @@
-"""Whether a model reads the documents of a window apart when it is told where they begin."""
+"""Whether a model supports document masking: attention within each document of a window."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from fusestore.errors import IncompatibleError
 from fusestore.models.loading import output_width
 
 _CUTS = (5, 7)
-"""Where the second document of each window begins that the model is tried with."""
+"""Begin of the second document in each window of the check."""
 
 _LENGTH = 16
 _TOLERANCE = 1e-4
-"""Of the largest logit: far above rounding in float32, far below what other tokens change."""
+"""As a share of the largest logit: far above rounding in float32, far below an effect of tokens."""
 
 
-def check_apart(
+def check_document_masking(
     model: Any,  # noqa: ANN401 - transformers is untyped
     batch_size: int = 1,
 ) -> None:
-    """See, by trying, that documents packed into windows give the logits they give alone.
+    """Check, by running it, that documents packed into windows have the logits they have alone.
 
-    transformers confines attention by `position_ids` in models that make their masks by its
-    `masking_utils`; others take the same arguments and do not.
+    transformers derives document masks from `position_ids` in models that use its
+    `masking_utils`; other models accept the same arguments and attend to the whole window.
 
     Args:
         model: a causal language model in float32.
-        batch_size: windows it is called with: 1, or more.
+        batch_size: windows per call: 1, or more.
 
     Raises:
-        IncompatibleError: they do not.
+        IncompatibleError: the logits differ.
     """
     rows = min(batch_size, len(_CUTS))
     width = min(output_width(model), model.get_input_embeddings().num_embeddings)
     generator = torch.Generator().manual_seed(0)
     device = model.get_input_embeddings().weight.device
     ids = torch.randint(width, (rows, _LENGTH), generator=generator).to(device)
-    places = torch.arange(_LENGTH, device=device)
+    positions = torch.arange(_LENGTH, device=device)
     cuts = torch.tensor(_CUTS[:rows], device=device)[:, None]
-    position_ids = torch.where(places < cuts, places, places - cuts)
+    position_ids = torch.where(positions < cuts, positions, positions - cuts)
     was_training = model.training
     # Dropout would draw from the global generator.
     model.eval()
@@ -64,8 +64,8 @@ def check_apart(
     if not difference <= _TOLERANCE * float(alone.abs().max()):
         attention = getattr(model.config, "_attn_implementation", "?")
         raise IncompatibleError(
-            f"{type(model).__name__} with attention {attention!r} does not keep documents of a "
-            f"window apart: their logits differ by up to {difference:.2g} from those of each "
-            "alone. Train with attend_within = 'window', with attn_implementation = 'sdpa' or "
-            "'eager', or on a dataset fused with packing = 'document'."
+            f"{type(model).__name__} with attention {attention!r} does not support document "
+            f"masking: the logits of packed documents differ by up to {difference:.2g} from those "
+            "of each alone. Train with attend_within = 'window', with attn_implementation = 'sdpa' "
+            "or 'eager', or on a dataset fused with packing = 'document'."
         )

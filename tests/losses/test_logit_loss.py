@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import IncompatibleError, InvalidInputError
-from fusestore.losses import row_losses
-from fusestore.train import FusionObjective, fusion_loss, fusion_terms
+from fusestore.losses import FusionObjective, fusion_loss, fusion_terms, row_losses
 from tests.helpers.dense_losses import (
     DIVERGENCES,
     TAILS,
@@ -36,7 +35,7 @@ def test_equals_the_definition(seed, shape, k, objective, rows_per_piece):
     expected.backward()
     logits.requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(row_losses.PIECE_LOGITS, "cpu", rows_per_piece * vocab_size)
+        patch.setitem(row_losses.CHUNK_LOGITS, "cpu", rows_per_piece * vocab_size)
         loss = fusion_terms(logits, batch, objective).loss
         (3 * loss).backward()
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-9, atol=1e-10)

@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other."""
+"""Values that the processes of one run exchange; every process must call these functions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 
-def any_process(accelerator: Any, here: bool) -> bool:  # noqa: ANN401 - accelerate is untyped
-    """Whether it is so in some process; every process must ask."""
+def any_process(accelerator: Any, condition: bool) -> bool:  # noqa: ANN401 - accelerate is untyped
+    """Whether the condition holds in some process."""
     if accelerator.num_processes == 1:
-        return here
-    flag = torch.tensor([float(here)], device=accelerator.device)
+        return condition
+    flag = torch.tensor([float(condition)], device=accelerator.device)
     return bool(accelerator.reduce(flag, "sum").item() > 0)
 
 
@@ -24,8 +24,8 @@ def sum_over_processes(accelerator: Any, values: Tensor) -> Tensor:  # noqa: ANN
     return total.cpu()
 
 
-def of_main_process(accelerator: Any, value: Any) -> Any:  # noqa: ANN401
-    """What the main process has, in all of them."""
+def from_main_process(accelerator: Any, value: Any) -> Any:  # noqa: ANN401
+    """The main process's value, in every process."""
     if accelerator.num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list

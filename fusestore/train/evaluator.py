@@ -1,4 +1,4 @@
-"""What a run measures on its way: held-out bits per byte, or whatever a function says."""
+"""Evaluations during a run: bits per byte of held-out documents, or a function's metrics."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import torch
 from fusestore.errors import FusestoreError, InvalidInputError
 from fusestore.progress import Reporter
 from fusestore.tokenizers.token_table import TokenTable
-from fusestore.train.distributed.processes import of_main_process
+from fusestore.train.distributed.collectives import from_main_process
 from fusestore.train.distributed.sharding import is_sharded, reshard
-from fusestore.train.evaluate import score
+from fusestore.train.held_out import score
 from fusestore.train.manifest import EvaluationPoint
+from fusestore.train.process_state import StopSignals
 from fusestore.train.settings import TrainSettings
-from fusestore.train.student import Student
-from fusestore.train.surroundings import StopSignals
+from fusestore.train.student.student import Student
 
 Evaluation = Callable[[Any], Mapping[str, float]] | TokenTable
 """A function from the model to metrics, or held-out documents to score in bits per byte."""
 
 SCORE = "bits_per_byte"
-"""The metric that says which model is the best: the lowest."""
+"""The metric that decides which model is the best; lower is better."""
 
 
 def best_evaluation(points: Sequence[EvaluationPoint]) -> EvaluationPoint | None:
-    """The first one with the fewest bits per byte; None where there is none."""
+    """The first evaluation with the fewest bits per byte; None without evaluations."""
     return min(points, key=lambda point: point.metrics[SCORE], default=None)
 
 
 class Evaluator:
-    """Evaluates in the main process while the others wait, or in all where weights are in pieces.
+    """Evaluates in the main process while the others wait; in all of them if weights are sharded.
 
-    Both the loss curve and the weights are the same with and without it.
+    Loss curve and weights are the same with and without evaluations.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Evaluator:
         """Take a run's evaluation; `name` is what the reporter calls the model.
 
         Raises:
-            InvalidInputError: the best model is wanted and there is no evaluation to tell it.
+            InvalidInputError: `settings.result` is `best` and there is no evaluation.
         """
         if evaluation is None and settings.result == "best":
             raise InvalidInputError(
                 "result is 'best', but nothing is evaluated, so no model is the best. Give "
                 "held-out text (`--evaluate CORPUS/SPLIT`, or evaluate_split in a fusion.toml), "
-                "or take the last."
+                "or set result to 'last'."
             )
         self._accelerator = accelerator
         self._evaluation = evaluation
@@ -72,37 +72,37 @@ class Evaluator:
         )
 
     def run(self, step: int, student: Student) -> EvaluationPoint | None:
-        """The metrics of a model, the same in every process; None where a signal ended it.
+        """The metrics of a model, the same in every process; None if a signal stopped it.
 
         Raises:
-            InvalidInputError: the best model is wanted and the metrics do not tell it.
-            FusestoreError: it failed in the main process, where the error is the evaluation's own.
+            InvalidInputError: `settings.result` is `best` and the metrics lack bits per byte.
+            FusestoreError: it failed in the main process, which raises the evaluation's own error.
         """
         metrics, failure = None, None
         if is_sharded(student):
             metrics = student.with_model(self._metrics)
             reshard(student)
         elif self._accelerator.is_main_process:
-            # While others wait it does no harm to leave off in the middle.
+            # The other processes wait, so the evaluation may stop in the middle.
             try:
                 with contextlib.suppress(KeyboardInterrupt), self._stops.at_once():
                     metrics = student.with_model(self._metrics)
             except Exception as error:
-                # Raised when the others know.
+                # Raised after the other processes were informed.
                 failure = error
-        metrics, failed = of_main_process(self._accelerator, (metrics, failure is not None))
+        metrics, failed = from_main_process(self._accelerator, (metrics, failure is not None))
         if failure is not None:
             raise failure
         if failed:
             raise FusestoreError(
-                f"The evaluation after step {step} failed in the main process, which says why."
+                f"The evaluation after step {step} failed; the main process reports why."
             )
         if metrics is None:
             return None
         if self._settings.result == "best" and SCORE not in metrics:
             raise InvalidInputError(
                 f"result is 'best', which {SCORE} decides, but the evaluation gives "
-                f"{sorted(metrics)}. Give {SCORE} too, or take the last."
+                f"{sorted(metrics)}. Return {SCORE} too, or set result to 'last'."
             )
         return EvaluationPoint(step=step, metrics=metrics)
 
@@ -115,7 +115,7 @@ class Evaluator:
         model.eval()
         try:
             with torch.no_grad():
-                found = self._evaluation(model)
+                metrics = self._evaluation(model)
         finally:
             model.train()
-        return {name: float(value) for name, value in found.items()}
+        return {name: float(value) for name, value in metrics.items()}

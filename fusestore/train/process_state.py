@@ -1,4 +1,4 @@
-"""What a run changes in its process, and puts back: determinism, and what a signal does."""
+"""What a run changes in its process and restores: determinism, and the signal handlers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import torch
 
 _ONE_CTRL_C_SECONDS = 2.0
-"""A launcher passes on to its processes a Ctrl-C that the terminal has sent them already."""
+"""A launcher forwards to its processes a Ctrl-C that the terminal has sent them already."""
 
 
 @contextlib.contextmanager
 def deterministic(seed: int) -> Iterator[None]:
-    """Seeded and deterministic inside; the process's own settings and random state after."""
+    """Deterministic and seeded inside; afterwards the settings and random state are restored."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     devices = list(range(torch.cuda.device_count()))
@@ -30,20 +30,20 @@ def deterministic(seed: int) -> Iterator[None]:
 
 
 class StopSignals:
-    """Whether SIGINT or SIGTERM came since `stop_signals`; a second Ctrl-C raises at once."""
+    """Notes SIGINT and SIGTERM; a second Ctrl-C raises KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
-        self._asked_at: float | None = None
+        self._requested_at: float | None = None
         self._ends_at_once = False
 
     @property
-    def asked(self) -> bool:
-        """Whether the run shall end as soon as it can be gone on with."""
-        return self._asked_at is not None
+    def requested(self) -> bool:
+        """Whether a signal came: the run shall end as soon as it can be resumed from there."""
+        return self._requested_at is not None
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """A signal raises KeyboardInterrupt here: nothing is lost that cannot be done again."""
+        """Inside, a signal raises KeyboardInterrupt at once: the work can be repeated."""
         self._ends_at_once = True
         try:
             yield
@@ -54,8 +54,8 @@ class StopSignals:
         """The signal handler."""
         del frame
         now = time.monotonic()
-        first = self._asked_at
-        self._asked_at = now if first is None else first
+        first = self._requested_at
+        self._requested_at = now if first is None else first
         again = first is not None and now - first > _ONE_CTRL_C_SECONDS
         if self._ends_at_once or (again and number == signal.SIGINT):
             raise KeyboardInterrupt

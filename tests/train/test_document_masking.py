@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusestore.data import FusedDataset, collate, model_inputs
 from fusestore.errors import FingerprintMismatchError, IncompatibleError
-from fusestore.train import check_apart, fusion_terms
-from fusestore.train.student import Student
+from fusestore.losses import fusion_terms
+from fusestore.train import check_document_masking
+from fusestore.train.student.student import Student
 from tests.helpers.fused_folder import random_arrays, write_fused
 from tests.helpers.tiny_job import paragraphs
 from tests.helpers.train_runs import SETTINGS, run, signal_after
@@ -59,7 +60,7 @@ def test_logits_of_packed_documents_are_those_of_each_alone(
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation=attention
     ).eval()
-    check_apart(model, 2)
+    check_document_masking(model, 2)
     with torch.no_grad():
         packed = model.model(**model_inputs(batch)).last_hidden_state
         for row, here in listed:
@@ -96,7 +97,7 @@ def test_positions_begin_with_documents_windows_and_padding(tmp_path):
     assert model_inputs(collate(samples[:1]))["attention_mask"] is None
 
 
-@pytest.mark.parametrize("logits", ["whole", "pieces"])
+@pytest.mark.parametrize("logits", ["whole", "chunked"])
 def test_the_loss_is_that_of_each_document_alone(tiny_model_path, tmp_path, logits):
     rng = np.random.default_rng(2)
     documents = [rng.integers(0, 99, length).tolist() for length in (5, 1, 9, 12, 3, 8, 20)]
@@ -126,7 +127,9 @@ def test_training_with_it_is_another_run_and_resumes_exactly(tiny_model_path, da
 
     with pytest.raises(KeyboardInterrupt):
         run(tiny_model_path, dataset, settings, broken, progress=signal_after(2))
-    with pytest.raises(FingerprintMismatchError, match="attend_within: 'document' there"):
+    with pytest.raises(
+        FingerprintMismatchError, match="attend_within: 'document' in the checkpoint"
+    ):
         run(tiny_model_path, dataset, SETTINGS, broken)
     run(tiny_model_path, dataset, settings, broken)
     name = "model/model.safetensors"
@@ -135,7 +138,7 @@ def test_training_with_it_is_another_run_and_resumes_exactly(tiny_model_path, da
 
 def test_a_model_that_does_not_keep_them_apart_is_refused(tiny_model_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32).train()
-    check_apart(model)
+    check_document_masking(model)
     assert model.training
     forward = model.forward
 
@@ -144,5 +147,5 @@ def test_a_model_that_does_not_keep_them_apart_is_refused(tiny_model_path):
 
     model.forward = deaf
     settings = SETTINGS.model_copy(update={"attend_within": "document"})
-    with pytest.raises(IncompatibleError, match=r"does not keep documents.*attend_within"):
+    with pytest.raises(IncompatibleError, match=r"not support document masking.*attend_within"):
         Student(model, settings, 16)

@@ -1,0 +1,83 @@
+"""Replacing a local file or folder: a reader sees the old one or the new one, never a part.
+
+The content is written under a temporary name beside it, made durable, and renamed. Files that
+belong to a store are written by `fusestore.storage.publish` instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from fusestore.storage.publish import TEMPORARY_PREFIX, sync_folder
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Replace a file by what the body writes to the path it receives.
+
+    When the body raises, the file stays as it was.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _sync_file(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Replace a flat folder by the empty one that the body receives and fills.
+
+    No rename replaces a folder that has files, so the old one is moved aside first: read the folder
+    through `whole_folder`, which finds it there after a crash between the two renames.
+    """
+    temporary, older = _temporary(folder), _older(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for path in temporary.iterdir():
+        _sync_file(path)
+    sync_folder(temporary)
+    if folder.exists():
+        shutil.rmtree(older, ignore_errors=True)
+        folder.rename(older)
+    temporary.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def whole_folder(folder: Path) -> Path | None:
+    """Where the newest whole version of a folder of `replaced_folder` is; None if there is none."""
+    return next((path for path in (folder, _older(folder)) if path.is_dir()), None)
+
+
+def remove_replaced(path: Path) -> None:
+    """Remove a file or folder, and what interrupted replacements left of it."""
+    for version in (path, _older(path), _temporary(path)):
+        if version.is_dir():
+            shutil.rmtree(version, ignore_errors=True)
+        else:
+            version.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    # Without the name itself: whoever looks for files by a pattern must not find this one.
+    name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
+    return path.with_name(f"{TEMPORARY_PREFIX}{name}")
+
+
+def _older(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY_PREFIX}older-{path.name}")
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,127 @@
+"""Loading a model for training, and publishing the trained one as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusestore.models.model import Model
+from fusestore.models.saving import save_model
+from fusestore.storage.location import Location
+from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.store.receipts import FileRecord
+from fusestore.train.settings import TrainSettings
+from fusestore.train.student.lora import add_lora, save_adapter
+
+_TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+)
+
+
+def load_trainable(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN401
+    """The causal language model with float32 weights on the CPU, in training mode.
+
+    With `settings.lora` it has low-rank layers, initialized from torch's global generator.
+
+    Raises:
+        InvalidInputError: transformers cannot build it as a causal language model.
+        IncompatibleError: it has no layers for LoRA.
+        MissingDependencyError: peft is needed and not installed.
+    """
+    trainable = _load(model, settings)
+    if settings.lora is not None:
+        add_lora(trainable, settings.lora)
+    if settings.gradient_checkpointing:
+        trainable.gradient_checkpointing_enable({"use_reentrant": False})
+    trainable.train()
+    return trainable
+
+
+def _load(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN401
+    return model.load(dtype="float32", device="cpu", attention=settings.attn_implementation)
+
+
+def publish_model(
+    weights: Mapping[str, Tensor],
+    base: Model,
+    settings: TrainSettings,
+    output: Location,
+    staging: Path,
+) -> dict[str, FileRecord]:
+    """Publish weights, configuration and the base's tokenizer files, without the manifest.
+
+    Args:
+        weights: what was trained; see `trained_weights`.
+        base: the model that training started from.
+        settings: of the run.
+        output: the model folder to make.
+        staging: a local folder for the files until they are published; removed afterwards.
+
+    Returns:
+        Size and checksum of each published file, by name.
+    """
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        # Loaded again: the trained model may be on devices, sharded, or of another step.
+        model = _load(base, settings)
+        handle = add_lora(model, settings.lora) if settings.lora is not None else None
+        load_weights(model, weights)
+        dtype = getattr(torch, settings.save_dtype)
+        if handle is not None and settings.lora is not None and settings.lora.adapter_only:
+            save_adapter(handle, staging, dtype)
+        else:
+            model = model if handle is None else handle.merge_and_unload()
+            save_model(model.to(dtype), staging)
+        copy_tokenizer_files(base.folder, staging)
+        remove_abandoned(output)
+        return publish_folder(staging, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish_folder(folder: Path, output: Location) -> dict[str, FileRecord]:
+    """Publish every file of a flat local folder; returns size and checksum of each, by name."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        publish(output / path.name, content)
+        files[path.name] = FileRecord.of(content)
+    return files
+
+
+def copy_tokenizer_files(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files from one model folder to another."""
+    for pattern in _TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+
+
+def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The model's trainable parameters (tied ones once) and persistent buffers, by name."""
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    persistent = model.state_dict().keys()
+    buffers = {name: value for name, value in model.named_buffers() if name in persistent}
+    return {**parameters, **buffers}
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set the weights that `trained_weights` returned, in a model that is not sharded.
+
+    Raises:
+        KeyError, RuntimeError: weights are missing, or of another shape.
+    """
+    with torch.no_grad():
+        for name, value in trained_weights(model).items():
+            value.copy_(weights[name])
