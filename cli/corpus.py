@@ -6,78 +6,54 @@ from typing import Annotated
 
 import typer
 
+from fusestore.corpus.settings import CorpusSettings
+
 from .console import ConsoleReporter, output, print_json
-from .options import JsonOption, StorageOption, StoreOption, counts, storage_options
+from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .settings_options import settings_options
 
 
+@settings_options(CorpusSettings)
 def corpus(
     inputs: Annotated[
-        list[str], typer.Argument(help="Files, globs, folders or URLs: .txt .jsonl .parquet .csv.")
+        list[str],
+        typer.Argument(
+            help="Files, shell patterns, folders or URLs of .txt, .jsonl, .parquet or .csv files."
+        ),
     ],
     store: StoreOption,
+    settings: CorpusSettings,
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the corpus.")] = "corpus",
     tokenizer: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--tokenizer",
             "-t",
-            help="A model of the run (repeatable): documents will fit them all.",
+            help="Model of the run: a folder, hub id, .gguf file, package:NAME, or a name of the "
+            "store. Repeat for each model; documents will fit all of them.",
         ),
-    ],
-    name: Annotated[str, typer.Option("--name", "-n", help="Name of the corpus.")] = "corpus",
-    max_length: Annotated[int, typer.Option(min=8, help="Most tokens a document may have.")] = 1024,
-    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
-    split_column: Annotated[str | None, typer.Option(help="Column that names the split.")] = None,
-    held_out_fraction: Annotated[
-        float | None, typer.Option(help="Share of source documents held out, by hash.")
-    ] = None,
-    held_out: Annotated[
-        list[str] | None, typer.Option(help="Glob on file names: these are held out (repeatable).")
-    ] = None,
-    max_documents: Annotated[
-        list[str] | None, typer.Option(help="SPLIT=NUMBER of source documents (repeatable).")
-    ] = None,
-    max_bytes: Annotated[
-        list[str] | None, typer.Option(help="SPLIT=NUMBER of bytes of text (repeatable).")
-    ] = None,
-    sample_seed: Annotated[
-        int | None,
-        typer.Option(help="Draw the limited documents by this seed, not from the first."),
     ] = None,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read text, split long documents where all tokenizers agree, and keep the result."""
-    from fusestore.corpus.run import make_corpus
+    """Read text, cut long documents where all tokenizers agree, and keep the result."""
+    if settings.max_length is not None and not tokenizer:
+        raise typer.BadParameter(
+            "name the models of the run, or give --max-length none, which leaves documents whole",
+            param_hint="--tokenizer",
+        )
+    from fusestore.corpus.run import build_corpus
     from fusestore.store.layout import Store
-    from fusestore.store.settings_file import parse_settings
-    from fusestore.workflows.fusion_config import CorpusConfig
 
-    config = parse_settings(
-        CorpusConfig,
-        {
-            "name": name,
-            "inputs": tuple(inputs),
-            "text_column": text_column,
-            "split_column": split_column,
-            "held_out_fraction": held_out_fraction,
-            "held_out_pattern": tuple(held_out or ()),
-            "max_length": max_length,
-            "max_documents": counts(max_documents, "--max-documents"),
-            "max_bytes": counts(max_bytes, "--max-bytes"),
-            "sample_seed": sample_seed,
-        },
-        "The command line",
-    )
     where = Store.open(store, storage_options(storage_option))
-    from fusestore.models.target import open_tokenizer
-
-    tokenizers = [open_tokenizer(spec) for spec in tokenizer]
-    result, built = make_corpus(where, config, tokenizers, ConsoleReporter())
+    result = build_corpus(
+        where, name, inputs, settings, tokenizers=tokenizer or (), reporter=ConsoleReporter()
+    )
+    manifest = result.artifact.manifest
     if as_json:
-        print_json({"corpus": name, "built": built, **result.manifest.model_dump(mode="json")})
+        print_json({"corpus": name, "built": result.created, **manifest.model_dump(mode="json")})
         return
-    verb = "Built" if built else "Already there:"
     output.print(
-        f"{verb} corpus {name}: {result.manifest.num_documents:,} documents, "
-        f"{result.manifest.num_bytes:,} bytes in {where.location}"
+        f"{'Built' if result.created else 'Already there:'} corpus {name}: "
+        f"{manifest.num_documents:,} documents, {manifest.num_bytes:,} bytes in {where.location}"
     )

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from fusestore.workflows.fusion_config import FusionConfig
 
 PricePerHour = Annotated[
-    float | None, typer.Option(min=0, help="Price of the capturing machine for an hour.")
+    float | None,
+    typer.Option(min=0, help="Price of the machine that captures, per hour; adds its cost."),
 ]
 PricePerGbMonth = Annotated[
-    float | None, typer.Option(min=0, help="Price of storing 10^9 bytes for a month.")
+    float | None,
+    typer.Option(min=0, help="Price of storage, per 10^9 bytes and month; adds its cost."),
 ]
 
 
@@ -29,23 +31,32 @@ PricePerGbMonth = Annotated[
 @settings_options(CaptureSettings, skip={"seed"})
 def estimate(
     model: Annotated[
-        str, typer.Argument(help="A model folder, hub id, .gguf file, or package:NAME.")
+        str,
+        typer.Argument(
+            help="Model to capture: a folder, hub id, .gguf file, package:NAME, or a name of the "
+            "store."
+        ),
     ],
     store: StoreOption,
     settings: CaptureSettings,
-    corpus: Annotated[str, typer.Option(help="Name of the corpus.")] = "corpus",
+    corpus: Annotated[str, typer.Option(help="Name of the corpus to capture.")] = "corpus",
     price_per_hour: PricePerHour = None,
     price_per_gb_month: PricePerGbMonth = None,
     sample_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens to capture for it; default: some seconds'.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of tokens to capture for the estimate. By default as many as take a few "
+            "seconds.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws the documents that are captured.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed that draws the documents of the estimate.")] = 0,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what `fusestore capture` with these options will take: bytes, time and money.
+    """Estimate the bytes, time and money that `fusestore capture` with these options takes.
 
-    Captures a few documents for real; nothing is written to the store.
+    A few documents are captured for real; nothing is written to the store.
     """
     from fusestore.capture.estimate import Prices, estimate_capture
     from fusestore.corpus.build import open_corpus

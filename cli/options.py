@@ -52,17 +52,6 @@ def storage_options(pairs: list[str] | None, hint: str = "--storage-option") -> 
     return options
 
 
-def counts(pairs: list[str] | None, hint: str) -> dict[str, int]:
-    """`SPLIT=NUMBER` pairs as a dictionary; ends with exit code 2 when one is not a pair."""
-    limits: dict[str, int] = {}
-    for pair in pairs or ():
-        split, separator, number = pair.partition("=")
-        if not separator or not number.replace("_", "").isdigit():
-            raise typer.BadParameter(f"{pair!r} is not SPLIT=NUMBER", param_hint=hint)
-        limits[split] = int(number)
-    return limits
-
-
 def corpus_and_split(text: str | None) -> tuple[str, str] | None:
     """`CORPUS/SPLIT` as its two names; ends with exit code 2 when it is not that."""
     if text is None:

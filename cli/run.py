@@ -12,14 +12,17 @@ from .options import JsonOption, StorageOption, storage_options
 
 
 def run(
-    file: Annotated[str, typer.Argument(help="The fusion.toml.")],
+    file: Annotated[str, typer.Argument(help="The fusion.toml to carry out.")],
     store: Annotated[
-        str | None, typer.Option("--store", "-s", help="Use this store, not the file's.")
+        str | None,
+        typer.Option("--store", "-s", help="Store to use in place of the file's."),
     ] = None,
     estimate: Annotated[
         bool,
         typer.Option(
-            "--estimate", help="Only say what the captures will take; makes the corpus if it must."
+            "--estimate",
+            help="Only estimate what the captures will take, in bytes, time and money. The corpus "
+            "is built if it is missing.",
         ),
     ] = False,
     price_per_hour: PricePerHour = None,
@@ -27,18 +30,20 @@ def run(
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Do everything a fusion.toml says, skipping what is there already."""
+    """Carry out a fusion.toml: build what is missing, and skip what is there."""
+    if not estimate and (price_per_hour, price_per_gb_month) != (None, None):
+        raise typer.BadParameter("goes with --estimate", param_hint="--price-per-…")
     from fusestore.storage.location import Location
     from fusestore.workflows.fusion_config import load_config
-    from fusestore.workflows.pipeline import run_pipeline
 
-    if not estimate and (price_per_hour, price_per_gb_month) != (None, None):
-        raise typer.BadParameter("prices are for --estimate", param_hint="--price-per-…")
     options = storage_options(storage_option)
+    # Before torch and the like are imported, which takes seconds.
     config = load_config(Location.parse(file, options), store)
     if estimate:
         print_fusion_estimate(config, options, price_per_hour, price_per_gb_month, as_json)
         return
+    from fusestore.workflows.pipeline import run_pipeline
+
     summary = run_pipeline(config, options, ConsoleReporter())
     if as_json:
         print_json(summary.to_json())

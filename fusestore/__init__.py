@@ -3,8 +3,9 @@
 ```python
 import fusestore as fs
 
-cache = fs.open_cache("s3://bucket/my.store", "smollm2")
-dataset = fs.open_fused("s3://bucket/my.store", "demo")
+store = fs.open_store("my.store")
+fused = store.fuse("demo", fs.Recipe(sources=["smollm2", "gemma3"], target="smollm2"))
+dataset = fused.dataset()
 loss = fs.losses.fusion_loss(logits, fs.data.collate([dataset[0], dataset[1]]))
 ```
 
@@ -20,44 +21,109 @@ from fusestore.errors import FusestoreError
 from fusestore.version import __version__
 
 if TYPE_CHECKING:
-    from fusestore import align, data, losses, train
+    from fusestore import align, data, losses, stages, train
+    from fusestore.align.manifest import AlignmentManifest
     from fusestore.align.settings import AlignSettings
     from fusestore.align.stored import Alignment
+    from fusestore.api import Store, open_store
+    from fusestore.cache.manifest import CacheManifest, Fingerprint
     from fusestore.cache.reader import Cache, open_cache
+    from fusestore.cache.rows import Rows
+    from fusestore.cache.rule import Rule
+    from fusestore.cache.verify import Finding
+    from fusestore.capture.settings import CaptureSettings
     from fusestore.corpus.build import Corpus, open_corpus
+    from fusestore.corpus.manifest import CorpusManifest
+    from fusestore.corpus.settings import CorpusSettings
     from fusestore.data.dataset import FusedDataset, open_fused
     from fusestore.data.fused import Fused
+    from fusestore.data.mixture import FusedMixture
     from fusestore.data.on_demand import open_recipe
     from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
     from fusestore.forecast.forecast import Forecast
     from fusestore.forecast.settings import ForecastSettings
+    from fusestore.fuse.manifest import FusedManifest, FusionPlan
     from fusestore.fuse.recipe import Recipe, RecipeSource
+    from fusestore.fuse.strategies import register_strategy
+    from fusestore.losses.registry import register_divergence
+    from fusestore.merge.manifest import MergedModel
+    from fusestore.merge.settings import MergeSettings
+    from fusestore.models.model import Model
+    from fusestore.models.target import Target
+    from fusestore.plugins import load_plugins
+    from fusestore.progress import Reporter
+    from fusestore.storage.location import Location
+    from fusestore.store.inventory import Thing
+    from fusestore.store.receipts import ShardPlan
     from fusestore.store.result import StageResult
+    from fusestore.tokenizers.token_table import TokenTable
+    from fusestore.tokenizers.tokenizer import Tokenizer
+    from fusestore.tokenizers.vocabulary import Vocabulary
+    from fusestore.train.manifest import TrainedModel
+    from fusestore.train.settings import LoraSettings, TrainSettings
     from fusestore.workflows import sharing
+    from fusestore.workflows.comparison import Comparison
+    from fusestore.workflows.repair import Repair
+    from fusestore.workflows.sharing.run import Shared
 
 __all__ = [
     "AlignSettings",
     "Alignment",
+    "AlignmentManifest",
     "Cache",
+    "CacheManifest",
+    "CaptureSettings",
+    "Comparison",
     "Corpus",
+    "CorpusManifest",
+    "CorpusSettings",
+    "Finding",
+    "Fingerprint",
     "Forecast",
     "ForecastSettings",
     "Fused",
     "FusedDataset",
+    "FusedManifest",
+    "FusedMixture",
     "FusestoreError",
+    "FusionPlan",
+    "Location",
+    "LoraSettings",
+    "MergeSettings",
+    "MergedModel",
+    "Model",
     "Recipe",
     "RecipeSource",
+    "Repair",
+    "Reporter",
+    "Rows",
+    "Rule",
+    "ShardPlan",
+    "Shared",
     "StageResult",
+    "Store",
     "StreamingFusedDataset",
+    "Target",
+    "Thing",
+    "TokenTable",
+    "Tokenizer",
+    "TrainSettings",
+    "TrainedModel",
+    "Vocabulary",
     "__version__",
     "align",
     "data",
+    "load_plugins",
     "losses",
     "open_cache",
     "open_corpus",
     "open_fused",
     "open_recipe",
+    "open_store",
+    "register_divergence",
+    "register_strategy",
     "sharing",
+    "stages",
     "train",
 ]
 
@@ -66,25 +132,60 @@ _SUBPACKAGES = {
     "data": "fusestore.data",
     "losses": "fusestore.losses",
     "sharing": "fusestore.workflows.sharing",
+    "stages": "fusestore.stages",
     "train": "fusestore.train",
 }
 _HOMES = {
     "AlignSettings": "fusestore.align.settings",
     "Alignment": "fusestore.align.stored",
+    "AlignmentManifest": "fusestore.align.manifest",
     "Cache": "fusestore.cache.reader",
+    "CacheManifest": "fusestore.cache.manifest",
+    "CaptureSettings": "fusestore.capture.settings",
+    "Comparison": "fusestore.workflows.comparison",
     "Corpus": "fusestore.corpus.build",
+    "CorpusManifest": "fusestore.corpus.manifest",
+    "CorpusSettings": "fusestore.corpus.settings",
+    "Finding": "fusestore.cache.verify",
+    "Fingerprint": "fusestore.cache.manifest",
     "Forecast": "fusestore.forecast.forecast",
     "ForecastSettings": "fusestore.forecast.settings",
     "Fused": "fusestore.data.fused",
     "FusedDataset": "fusestore.data.dataset",
+    "FusedManifest": "fusestore.fuse.manifest",
+    "FusedMixture": "fusestore.data.mixture",
+    "FusionPlan": "fusestore.fuse.manifest",
+    "Location": "fusestore.storage.location",
+    "LoraSettings": "fusestore.train.settings",
+    "MergeSettings": "fusestore.merge.settings",
+    "MergedModel": "fusestore.merge.manifest",
+    "Model": "fusestore.models.model",
     "Recipe": "fusestore.fuse.recipe",
     "RecipeSource": "fusestore.fuse.recipe",
+    "Repair": "fusestore.workflows.repair",
+    "Reporter": "fusestore.progress",
+    "Rows": "fusestore.cache.rows",
+    "Rule": "fusestore.cache.rule",
+    "ShardPlan": "fusestore.store.receipts",
+    "Shared": "fusestore.workflows.sharing.run",
     "StageResult": "fusestore.store.result",
+    "Store": "fusestore.api",
     "StreamingFusedDataset": "fusestore.data.streaming.streaming_dataset",
+    "Target": "fusestore.models.target",
+    "Thing": "fusestore.store.inventory",
+    "TokenTable": "fusestore.tokenizers.token_table",
+    "Tokenizer": "fusestore.tokenizers.tokenizer",
+    "TrainSettings": "fusestore.train.settings",
+    "TrainedModel": "fusestore.train.manifest",
+    "Vocabulary": "fusestore.tokenizers.vocabulary",
+    "load_plugins": "fusestore.plugins",
     "open_cache": "fusestore.cache.reader",
     "open_corpus": "fusestore.corpus.build",
     "open_fused": "fusestore.data.dataset",
     "open_recipe": "fusestore.data.on_demand",
+    "open_store": "fusestore.api",
+    "register_divergence": "fusestore.losses.registry",
+    "register_strategy": "fusestore.fuse.strategies",
 }
 
 

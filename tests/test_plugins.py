@@ -17,9 +17,9 @@ from tests.helpers.small_store import make_small_store
 
 MODULE = """
 import numpy as np
-from fusestore.fuse.strategies import register
+from fusestore.fuse.strategies import register_strategy
 
-@register("{name}")
+@register_strategy("{name}")
 def last(scores, fixed_weights):
     weights = np.zeros_like(scores)
     weights[:, -1] = 1.0

@@ -220,11 +220,11 @@ class ModelTable(CaptureSettings):
 
     Attributes:
         model: folder, hub id, `.gguf` file, or `package:NAME`.
-        licence: shown when the model is used.
+        license: shown when the model is used.
     """
 
     model: str
-    licence: str | None = None
+    license: str | None = None
 
 
 class FuseTable(Recipe):

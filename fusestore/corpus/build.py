@@ -64,6 +64,13 @@ class Corpus:
     location: Location
     manifest: CorpusManifest
 
+    def __repr__(self) -> str:
+        made = self.manifest
+        return (
+            f"Corpus({self.name!r} in {self.location.parent.parent}: {made.num_documents:,} "
+            f"documents, {made.num_bytes:,} bytes, splits {', '.join(made.splits)})"
+        )
+
     @property
     def digest(self) -> str:
         """Identifies the corpus: the digest of its manifest."""
@@ -191,7 +198,7 @@ def open_corpus(
     return Corpus(name, location, manifest)
 
 
-def build_corpus(
+def write_corpus(
     store: str | os.PathLike[str] | Location | Store,
     name: str,
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],

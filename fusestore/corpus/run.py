@@ -1,54 +1,87 @@
-"""`make_corpus`: the corpus that a fusion.toml or the command line describes."""
+"""`build_corpus`: read text, cut it to fit the models of a run, and keep it in the store."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from fusestore.corpus.build import Corpus, build_corpus
+from fusestore.corpus.build import Corpus, write_corpus
+from fusestore.corpus.settings import CorpusSettings
 from fusestore.corpus.splits import HeldOut
+from fusestore.errors import InvalidInputError
+from fusestore.models.model import Model
+from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
+from fusestore.store.result import StageResult
 from fusestore.tokenizers.tokenizer import Tokenizer
-from fusestore.workflows.fusion_config import CorpusConfig
 
 
-def make_corpus(
+def build_corpus(
     store: Store,
-    config: CorpusConfig,
-    tokenizers: Sequence[Tokenizer],
+    name: str,
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    settings: CorpusSettings | None = None,
+    *,
+    tokenizers: Sequence[Model | Tokenizer | str | os.PathLike[str]] = (),
     reporter: Reporter | None = None,
-) -> tuple[Corpus, bool]:
-    """Build the corpus unless it is there.
+) -> StageResult[Corpus]:
+    """Read text, cut long documents where all tokenizers agree, and keep the result.
+
+    Args:
+        store: receives the corpus.
+        name: of the corpus.
+        inputs: files, shell patterns, folders or URLs of .txt, .jsonl, .parquet and .csv files.
+        settings: columns, splits and sizes; the defaults unless given.
+        tokenizers: those of all models of the run: models, tokenizers, or what `Model.open` takes
+            with this store. Documents will fit each of them.
+        reporter: receives progress updates.
 
     Returns:
-        The corpus, and whether it had to be built.
+        The corpus. It was not created if one of the same documents and settings was there.
 
     Raises:
-        NotFoundError, InvalidInputError, FingerprintMismatchError: as `build_corpus`.
+        NotFoundError: no input matches, or there is no such model.
+        InvalidInputError: an input cannot be read, no text is left, or there is no tokenizer to
+            count `max_length` tokens with; nothing was written.
+        FingerprintMismatchError: another corpus has this name; it was left as it is.
     """
+    settings = settings or CorpusSettings()
     reporter = reporter or SilentReporter()
-    rules = []
-    if config.held_out_pattern:
-        rules.append(HeldOut(patterns=config.held_out_pattern))
-    if config.held_out_fraction is not None:
-        rules.append(HeldOut(fraction=config.held_out_fraction))
-    folder = store.corpus(config.name)
+    if settings.max_length is not None and not tokenizers:
+        raise InvalidInputError(
+            f"max_length is {settings.max_length:,} tokens, and there is no tokenizer to count "
+            "them with. Name the models of the run (-t), or set max_length to none, which leaves "
+            "documents whole."
+        )
+    opened = [Target.open(tokenizer, store=store).tokenizer for tokenizer in tokenizers]
+    paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    folder = store.corpus(name)
     there = (folder / "manifest.json").exists() and (folder / "documents.parquet").exists()
-    with reporter.stage(f"Reading and splitting corpus {config.name}", "bytes") as progress:
-        corpus = build_corpus(
+    with reporter.stage(f"Reading and splitting corpus {name}", "bytes") as progress:
+        corpus = write_corpus(
             store,
-            config.name,
-            [resolve_path(path) for path in config.inputs],
-            text_column=config.text_column,
-            split_column=config.split_column,
-            held_out=rules,
-            max_documents=config.max_documents or None,
-            max_bytes=config.max_bytes or None,
-            sample_seed=config.sample_seed,
-            tokenizers=tokenizers,
-            max_length=config.max_length,
+            name,
+            [resolve_path(os.fspath(path)) for path in paths],
+            text_column=settings.text_column,
+            split_column=settings.split_column,
+            held_out=_held_out_rules(settings),
+            max_documents=settings.max_documents or None,
+            max_bytes=settings.max_bytes or None,
+            sample_seed=settings.sample_seed,
+            tokenizers=opened,
+            max_length=settings.max_length,
             storage_options=dict(store.location.storage_options),
             progress=progress,
         )
-    return corpus, not there
+    return StageResult(corpus, created=not there)
+
+
+def _held_out_rules(settings: CorpusSettings) -> list[HeldOut]:
+    rules = []
+    if settings.held_out_pattern:
+        rules.append(HeldOut(patterns=settings.held_out_pattern))
+    if settings.held_out_fraction is not None:
+        rules.append(HeldOut(fraction=settings.held_out_fraction))
+    return rules

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fusestore.data.streaming.loader import StreamingLoader
     from fusestore.data.streaming.stream_mixture import StreamingMixture
     from fusestore.data.streaming.stream_order import StreamOrder
+    from fusestore.data.streaming.stream_reader import WindowReader
     from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "StreamingFusedDataset",
     "StreamingLoader",
     "StreamingMixture",
+    "WindowReader",
     "collate",
     "model_inputs",
     "open_fused",
@@ -42,6 +44,7 @@ _MODULES = {
     "StreamingFusedDataset": "streaming.streaming_dataset",
     "StreamingLoader": "streaming.loader",
     "StreamingMixture": "streaming.stream_mixture",
+    "WindowReader": "streaming.stream_reader",
     "collate": "collation",
     "model_inputs": "collation",
     "open_fused": "dataset",

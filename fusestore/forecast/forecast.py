@@ -133,8 +133,27 @@ class Forecast(Frozen):
     growth: tuple[MixtureForecast, ...]
     subsets: tuple[MixtureForecast, ...]
 
+    def __repr__(self) -> str:
+        """The sources and their best mixture; `tables` has everything."""
+        best = min(
+            (row for row in self.strategies if row.common_bits_per_byte is not None),
+            key=lambda row: row.common_bits_per_byte or 0.0,
+            default=None,
+        )
+        rows = [(source.cache, source.alone) for source in self.sources]
+        rows += [(best.strategy, best)] if best is not None else []
+        figures = ", ".join(
+            f"{name} {row.common_bits_per_byte:.4f}"
+            for name, row in rows
+            if row.common_bits_per_byte is not None
+        )
+        return (
+            f"Forecast({self.num_predicted:,} target tokens of split {self.recipe.split!r}, "
+            f"{self.common:.1%} common to all sources; bits per byte of these: {figures})"
+        )
+
     def tables(self) -> Iterator[Table]:
-        """What a person wants to see."""
+        """The forecast as tables for people: title, column names, rows."""
         yield (
             f"Sources on {self.num_predicted:,} target tokens of split {self.recipe.split!r}; "
             f"{_share(self.common)} are common to all",

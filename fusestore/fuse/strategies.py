@@ -2,7 +2,7 @@
 
 A strategy is a pure function of arrays, see `Strategy`. Register one of your own with
 
-    @register("best_two")
+    @register_strategy("best_two")
     def best_two(scores, fixed_weights):
         ...
 
@@ -40,7 +40,7 @@ SCORE_FREE = frozenset({"weighted", "uniform", "single"})
 """Strategies that do not look at scores: granularity makes no difference to them."""
 
 
-def register(name: str) -> Callable[[Strategy], Strategy]:
+def register_strategy(name: str) -> Callable[[Strategy], Strategy]:
     """Register the decorated function as the strategy of this name.
 
     Raises:
@@ -75,14 +75,14 @@ def get_strategy(name: str) -> Strategy:
         raise InvalidInputError(
             f"No strategy is named {name!r}. {did_you_mean(name, strategy_names())} Strategies "
             f"are: {', '.join(strategy_names())}. Register your own with "
-            "@fusestore.fuse.strategies.register in a module that helper processes can import, and "
+            "@fusestore.register_strategy in a module that helper processes can import, and "
             "name the module with --plugin or FUSESTORE_PLUGINS: what a script or a notebook "
             f"registers does not reach every helper process. {' '.join(problems)}".rstrip()
         )
     return _STRATEGIES[name]
 
 
-@register("mince")
+@register_strategy("mince")
 def mince(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """MinCE (FuseLLM, section 3.3): the lowest score takes all; a tie goes to the first listed."""
     del fixed_weights
@@ -95,7 +95,7 @@ def mince(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     return np.where(takes_part, weights, 0.0)
 
 
-@register("avgce")
+@register_strategy("avgce")
 def avgce(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """AvgCE (FuseLLM, section 3.3) by the public code's rule: softmax of the rewards exp(−score).
 
@@ -108,7 +108,7 @@ def avgce(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     return normalize_rows(np.where(takes_part, np.exp(rewards), 0.0))
 
 
-@register("packllm")
+@register_strategy("packllm")
 def packllm(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """PackLLM-sim (arXiv 2404.11531, section 4.1): softmax of −score, that is of −log perplexity.
 
@@ -123,20 +123,20 @@ def packllm(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     return normalize_rows(np.where(takes_part, np.exp(lowest[:, None] - capped), 0.0))
 
 
-@register("weighted")
+@register_strategy("weighted")
 def weighted(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """The recipe's fixed weights, over the sources that take part."""
     return normalize_rows(np.where(np.isnan(scores), 0.0, fixed_weights))
 
 
-@register("uniform")
+@register_strategy("uniform")
 def uniform(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """Equal weights over the sources that take part: the ensemble baseline."""
     del fixed_weights
     return normalize_rows(np.where(np.isnan(scores), 0.0, 1.0))
 
 
-@register("single")
+@register_strategy("single")
 def single(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """One source alone: the distillation baseline. A recipe with it names exactly one source."""
     del fixed_weights

@@ -38,6 +38,9 @@ class Store:
 
     location: Location
 
+    def __repr__(self) -> str:
+        return f"Store({str(self.location)!r})"
+
     @classmethod
     def open(
         cls,

@@ -121,6 +121,15 @@ class TrainedModel(NamedTuple):
     location: Location
     manifest: TrainingManifest
 
+    def __repr__(self) -> str:
+        made = self.manifest
+        scores = "".join(f", {key} {value:.4f}" for key, value in made.result_metrics.items())
+        return (
+            f"TrainedModel({self.name!r} in {self.location.parent.parent}: "
+            f"{made.plan.settings.objective}, {made.num_tokens:,} tokens trained, weights of step "
+            f"{made.result_step:,} of {made.plan.total_steps:,}{scores})"
+        )
+
     @property
     def name(self) -> str:
         """Its name in the store: that of the folder."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fusestore.capture.estimate import CaptureEstimate, Prices, estimate_capture
-from fusestore.corpus.run import make_corpus
+from fusestore.corpus.run import build_corpus
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.store.layout import Store
 from fusestore.workflows.fusion_config import FusionConfig
@@ -27,20 +27,26 @@ def estimate_fusion(
     Args:
         config: the file's content.
         storage_options: for a remote store.
-        prices: what things cost.
-        reporter: hears what is going on.
+        prices: of the machine and of storage.
+        reporter: receives progress updates.
 
     Returns:
         Estimates by the cache's name, in the order of the file; complete caches are left out.
 
     Raises:
-        FusestoreError: see `make_corpus` and `estimate_capture`.
+        FusestoreError: see `build_corpus` and `estimate_capture`.
     """
     reporter = reporter or SilentReporter()
     store = Store.open(config.store, storage_options)
     models = open_models(config)
-    tokenizers = [model.tokenizer for model in models.values()]
-    corpus, _ = make_corpus(store, config.corpus, tokenizers, reporter)
+    corpus = build_corpus(
+        store,
+        config.corpus.name,
+        config.corpus.inputs,
+        config.corpus,
+        tokenizers=list(models.values()),
+        reporter=reporter,
+    ).artifact
     estimates = {}
     for name in config.captured:
         if (store.cache(name) / "manifest.json").exists():

@@ -1,69 +1,98 @@
-"""`FusionConfig`: what one fusion.toml says. See examples/demo.toml for a whole one."""
+"""`FusionConfig`: what one fusion.toml says. `fusestore init` writes one to start from.
+
+Everything in the file is checked here, before anything slow is imported or begun.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from fusestore.align.settings import AlignSettings
 from fusestore.capture.settings import CaptureSettings
+from fusestore.corpus.settings import CorpusSettings
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.fuse.recipe import Recipe
+from fusestore.plugins import load_plugins
 from fusestore.storage.location import Location
+from fusestore.store.layout import check_name
 from fusestore.store.manifest import Frozen
-from fusestore.store.settings_file import parse_settings, read_settings_file
+from fusestore.store.settings_file import (
+    check_keys,
+    did_you_mean,
+    parse_settings,
+    read_settings_file,
+)
 from fusestore.train.settings import TrainSettings
 
+_Model = TypeVar("_Model", bound=BaseModel)
 
-class CorpusConfig(Frozen):
-    """The text, its splits, and how long a document may be."""
 
-    name: str = "corpus"
-    inputs: tuple[str, ...] = Field(min_length=1)
-    text_column: str = "text"
-    split_column: str | None = None
-    held_out_fraction: float | None = Field(default=None, gt=0, lt=1)
-    held_out_pattern: tuple[str, ...] = ()
-    max_length: int = Field(default=1024, ge=8)
-    max_documents: dict[str, int] = Field(default_factory=dict)
-    max_bytes: dict[str, int] = Field(default_factory=dict)
-    sample_seed: int | None = None
+class CorpusConfig(CorpusSettings):
+    """The table [corpus]: the corpus's name, its text, and its settings."""
+
+    name: str = Field(default="corpus", description="Name of the corpus.")
+    inputs: tuple[str, ...] = Field(
+        min_length=1,
+        description="Files, shell patterns, folders or URLs of .txt, .jsonl, .parquet or .csv "
+        "files.",
+    )
 
 
 class FuseConfig(Frozen):
     """One fused dataset: its name and its recipe, in which target and corpus are named."""
 
-    name: str
+    name: str = Field(default="fused", description="Name of the fused dataset.")
     recipe: Recipe
 
 
 class ModelConfig(Frozen):
     """One model: what it is and how it is captured."""
 
-    model: str
-    licence: str | None = None
+    model: str = Field(
+        min_length=1, description="A folder, a hub id, a .gguf file, or package:NAME."
+    )
+    license: str | None = Field(
+        default=None, description="License of the model, shown when the model is used."
+    )
     capture: CaptureSettings
 
 
 class TrainConfig(Frozen):
     """One training run."""
 
-    model: str
+    model: str = Field(
+        description="Model to start from, one of [models]. By default the target of [fuse]."
+    )
     settings: TrainSettings
 
 
 class FusionConfig(Frozen):
     """Everything one fusion needs, from text to trained models."""
 
-    store: str
+    store: str = Field(
+        min_length=1, description="Folder or URL of the store, such as s3://bucket/my.store."
+    )
+    plugins: tuple[str, ...] = Field(
+        default=(),
+        description="Python modules that register strategies, divergences or artifact kinds.",
+    )
     corpus: CorpusConfig
-    models: dict[str, ModelConfig]
+    models: dict[str, ModelConfig] = Field(min_length=1)
     align: AlignSettings = AlignSettings()
     fuse: FuseConfig
     train: dict[str, TrainConfig] = Field(default_factory=dict)
-    evaluate_split: str | None = None
-    log_dir: str | None = None
+    evaluate_split: str | None = Field(
+        default=None,
+        description="Split of the corpus on which models are scored before, during and after "
+        "training. By default they are not scored.",
+    )
+    log_dir: str | None = Field(
+        default=None,
+        description="Local folder outside the store for TensorBoard logs. By default no logs.",
+    )
 
     @property
     def captured(self) -> list[str]:
@@ -78,18 +107,29 @@ class FusionConfig(Frozen):
         return str(self.fuse.recipe.target)
 
     @model_validator(mode="after")
+    def _names_can_be_used(self) -> Self:
+        for name in (self.corpus.name, *self.models, self.fuse.name, *self.train):
+            check_name(name)
+        return self
+
+    @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        known = ", ".join(self.models)
         recipe = self.fuse.recipe
-        wanted = {self.target, *(source.cache for source in recipe.sources)}
-        wanted |= {run.model for run in self.train.values()}
-        for name in sorted(wanted - set(self.models)):
-            raise ValueError(f"model {name!r} is not among [models]: {known}")
+        wanted = [source.cache for source in recipe.sources]
+        wanted += [self.target, *(run.model for run in self.train.values())]
+        wanted += [recipe.target_cache] if recipe.target_cache is not None else []
+        for name in wanted:
+            _check_known("model", name, self.models, "[models]")
+        splits = self.corpus.splits
+        if splits is not None:
+            for split in (recipe.split, self.evaluate_split):
+                if split is not None:
+                    _check_known("split", split, splits, "what [corpus] makes")
         return self
 
 
 def load_config(location: Location, store: str | None = None) -> FusionConfig:
-    """Read a fusion.toml.
+    """Read a fusion.toml, import its plugins, and check all of it.
 
     Shared defaults stand in `[capture]` and `[train]`; `[models.NAME]` and `[train.runs.NAME]`
     override them.
@@ -99,47 +139,57 @@ def load_config(location: Location, store: str | None = None) -> FusionConfig:
         store: used instead of the file's own store.
 
     Raises:
-        NotFoundError: no such file.
-        InvalidInputError: not TOML, a misspelt key (the nearest right one is suggested), or a
-            value that does not fit.
+        NotFoundError: no such file, or no such plugin.
+        InvalidInputError: not TOML, a misspelt key or name (the nearest right one is suggested),
+            or a value that does not fit.
     """
     try:
         content = read_settings_file(location)
     except NotFoundError as error:
         raise NotFoundError(
-            f"{location} does not exist. Give the path of a fusion.toml; README shows one."
+            f"{location} does not exist. Give the path of a fusion.toml; `fusestore init` writes "
+            "one to start from."
         ) from error
     if store is not None:
         content["store"] = store
     where = str(location)
-    capture = _table(content.pop("capture", {}), "capture", where)
-    models = _table(content.get("models", {}), "models", where)
-    content["models"] = {
+    check_keys(content, [*FusionConfig.model_fields, "capture"], where)
+    _load_plugins(content.get("plugins", []), where)
+    parsed = dict(content)
+    capture = _shared(CaptureSettings, parsed.pop("capture", {}), "capture", where)
+    parsed["models"] = {
         name: _model(_table(table, f"models.{name}", where), capture, f"[models.{name}] of {where}")
-        for name, table in models.items()
+        for name, table in _table(content.get("models", {}), "models", where).items()
     }
-    train = _table(content.pop("train", {}), "train", where)
-    runs = _table(train.pop("runs", {}), "train.runs", where)
-    corpus = _table(content.get("corpus", {}), "corpus", where)
     align = _table(content.get("align", {}), "align", where)
-    content["align"] = parse_settings(AlignSettings, align, f"[align] of {where}")
-    if "fuse" in content:
-        table = _table(content["fuse"], "fuse", where)
-        name = str(corpus.get("name", CorpusConfig.model_fields["name"].default))
-        content["fuse"] = _fuse(table, name, content["align"], f"[fuse] of {where}")
-    target = content["fuse"].recipe.target if "fuse" in content else ""
-    content["train"] = {
-        name: _run(
-            _table(run, f"train.runs.{name}", where),
-            train,
-            target,
-            f"[train.runs.{name}] of {where}",
-        )
-        for name, run in runs.items()
-    }
+    parsed["align"] = parse_settings(AlignSettings, align, f"[align] of {where}")
     if "corpus" in content:
-        content["corpus"] = parse_settings(CorpusConfig, corpus, f"[corpus] of {where}")
-    return parse_settings(FusionConfig, content, where)
+        table = _table(content["corpus"], "corpus", where)
+        parsed["corpus"] = parse_settings(CorpusConfig, table, f"[corpus] of {where}")
+    target = ""
+    if "fuse" in content and "corpus" in content:
+        table = _table(content["fuse"], "fuse", where)
+        corpus = parsed["corpus"].name
+        parsed["fuse"] = _fuse(table, corpus, parsed["align"], f"[fuse] of {where}")
+        target = str(parsed["fuse"].recipe.target)
+    parsed["train"] = _train(_table(content.get("train", {}), "train", where), target, where)
+    return parse_settings(FusionConfig, parsed, where)
+
+
+def _load_plugins(names: Any, where: str) -> None:  # noqa: ANN401 - what the file says
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidInputError(
+            f"plugins of {where} must be a list of module names, as in "
+            f'plugins = ["my_strategies"]; it is {names!r}.'
+        )
+    load_plugins(names)
+
+
+def _check_known(word: str, name: str, known: Iterable[str], where: str) -> None:
+    names = list(known)
+    if name not in names:
+        hint = did_you_mean(name, names) or f"There are: {', '.join(names)}."
+        raise ValueError(f"{word} {name!r} is not among {where}. {hint}")
 
 
 def _table(value: Any, name: str, where: str) -> dict[str, Any]:  # noqa: ANN401
@@ -148,14 +198,39 @@ def _table(value: Any, name: str, where: str) -> dict[str, Any]:  # noqa: ANN401
     return dict(value)
 
 
+def _shared(
+    settings: type[BaseModel],
+    value: Any,  # noqa: ANN401
+    name: str,
+    where: str,
+) -> dict[str, Any]:
+    """A table of defaults: a misspelt key in it is its own, not that of a table that uses it."""
+    table = _table(value, name, where)
+    check_keys(table, list(settings.model_fields), f"[{name}] of {where}")
+    return table
+
+
+def _split(
+    config: type[BaseModel], settings: type[_Model], table: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys of a table that are its own, and those that are settings."""
+    own = [name for name, field in config.model_fields.items() if field.annotation is not settings]
+    check_keys(table, [*own, *settings.model_fields], where)
+    return (
+        {key: value for key, value in table.items() if key in own},
+        {key: value for key, value in table.items() if key not in own},
+    )
+
+
 def _model(table: dict[str, Any], shared: dict[str, Any], where: str) -> ModelConfig:
-    own: dict[str, Any] = {key: table.pop(key) for key in ("model", "licence") if key in table}
-    capture = parse_settings(CaptureSettings, {**shared, **table}, where)
+    own, settings = _split(ModelConfig, CaptureSettings, table, where)
+    capture = parse_settings(CaptureSettings, {**shared, **settings}, where)
     return parse_settings(ModelConfig, {**own, "capture": capture}, where)
 
 
 def _fuse(table: dict[str, Any], corpus: str, align: AlignSettings, where: str) -> FuseConfig:
     """The recipe that [fuse] is, with the values that other tables of the file settle."""
+    own, table = _split(FuseConfig, Recipe, table, where)
     settled = {
         "corpus": ("[corpus] name", corpus),
         "alignment_method": ("[align] method", align.method),
@@ -168,7 +243,6 @@ def _fuse(table: dict[str, Any], corpus: str, align: AlignSettings, where: str) 
                 f"fusion.toml settles it by {place}."
             )
         table[key] = value
-    name = table.pop("name", "fused")
     recipe = Recipe.parse(table, where)
     changes: dict[str, Any] = {}
     if recipe.target is None:
@@ -182,10 +256,26 @@ def _fuse(table: dict[str, Any], corpus: str, align: AlignSettings, where: str) 
     if recipe.unaligned == "target" and recipe.target_cache is None:
         changes["target_cache"] = changes.get("target", recipe.target)
     recipe = recipe.model_copy(update=changes)
-    return parse_settings(FuseConfig, {"name": name, "recipe": recipe}, where)
+    return parse_settings(FuseConfig, {**own, "recipe": recipe}, where)
+
+
+def _train(table: dict[str, Any], target: str, where: str) -> dict[str, TrainConfig]:
+    runs = _table(table.pop("runs", {}), "train.runs", where)
+    check_keys(table, [*TrainSettings.model_fields, "runs"], f"[train] of {where}")
+    if not runs:
+        parse_settings(TrainSettings, table, f"[train] of {where}")
+    return {
+        name: _run(
+            _table(run, f"train.runs.{name}", where),
+            table,
+            target,
+            f"[train.runs.{name}] of {where}",
+        )
+        for name, run in runs.items()
+    }
 
 
 def _run(table: dict[str, Any], shared: dict[str, Any], target: str, where: str) -> TrainConfig:
-    model = table.pop("model", target)
-    settings = parse_settings(TrainSettings, {**shared, **table}, where)
-    return parse_settings(TrainConfig, {"model": model, "settings": settings}, where)
+    own, settings = _split(TrainConfig, TrainSettings, table, where)
+    parsed = parse_settings(TrainSettings, {**shared, **settings}, where)
+    return parse_settings(TrainConfig, {"model": target, **own, "settings": parsed}, where)

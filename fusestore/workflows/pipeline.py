@@ -1,7 +1,7 @@
 """`fusestore run`: from one fusion.toml to trained models, doing only what is missing.
 
 Each stage knows whether its output is there. A stage that had to be built makes everything that
-depends on it be built again: what a thing was made from is always what the store holds.
+depends on it be built again: what an artifact was made from is always what the store holds.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fusestore.align.run import align, alignment_name
 from fusestore.cache.reader import Cache
 from fusestore.capture.run import capture
-from fusestore.corpus.run import make_corpus
-from fusestore.fuse.folder import MANIFEST_FILE
-from fusestore.fuse.manifest import FusedManifest
+from fusestore.corpus.run import build_corpus
+from fusestore.data.fused import Fused
 from fusestore.fuse.run import fuse
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
@@ -24,7 +23,7 @@ from fusestore.report.summary import ModelResult, SourceResult, Summary
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
-from fusestore.train.manifest import TrainingManifest
+from fusestore.train.manifest import TrainedModel
 from fusestore.train.run import train_model
 from fusestore.workflows.fusion_config import FusionConfig
 from fusestore.workflows.models import open_models
@@ -79,19 +78,23 @@ def run_pipeline(
     reporter = reporter or SilentReporter()
     store = Store.open(config.store, storage_options)
     stages = _Stages(reporter)
-    _say_licences(config, reporter)
     for name, model in config.models.items():
-        reporter.line(f"model {name}: {model.model}")
+        license_text = f", used under: {model.license}" if model.license else ""
+        reporter.line(f"model {name}: {model.model}{license_text}")
     models = open_models(config)
-    tokenizers = {name: model.tokenizer for name, model in models.items()}
 
     corpus_stage = f"corpus {config.corpus.name}"
     corpus = stages.run(
         corpus_stage,
         (),
         store.corpus(config.corpus.name),
-        lambda: StageResult(
-            *make_corpus(store, config.corpus, list(tokenizers.values()), reporter)
+        lambda: build_corpus(
+            store,
+            config.corpus.name,
+            config.corpus.inputs,
+            config.corpus,
+            tokenizers=list(models.values()),
+            reporter=reporter,
         ),
     )
 
@@ -113,10 +116,10 @@ def run_pipeline(
         )
 
     recipe = config.fuse.recipe
-    target = Target.of_tokenizer(tokenizers[config.target], config.target)
+    target = Target.of_tokenizer(models[config.target].tokenizer, config.target)
     aligned: list[str] = []
     for source in recipe.sources:
-        if tokenizers[source.cache].digest == target.digest:
+        if models[source.cache].tokenizer.digest == target.digest:
             continue
         alignment = source.alignment or alignment_name(source.cache, target.name)
         aligned.append(f"alignment {alignment}")
@@ -142,22 +145,23 @@ def run_pipeline(
         store.fused(config.fuse.name),
         lambda: fuse(store, config.fuse.name, recipe, target=target, reporter=reporter),
     )
-    fused = FusedManifest.load(folder.location / MANIFEST_FILE)
+    fused = Fused(store, folder.location).manifest
+    evaluate = (corpus.name, config.evaluate_split) if config.evaluate_split else None
 
-    trained: dict[str, TrainingManifest] = {}
+    trained: dict[str, TrainedModel] = {}
     for name, run in config.train.items():
         trained[name] = stages.run(
             f"model {name}",
             (fused_stage,),
             store.model(name),
             partial(
-                _train,
+                train_model,
                 store,
                 name,
                 models[run.model],
                 config.fuse.name,
                 run.settings,
-                evaluate=(corpus.name, config.evaluate_split) if config.evaluate_split else None,
+                evaluate=evaluate,
                 log_dir=Path(config.log_dir) / name if config.log_dir is not None else None,
                 reporter=reporter,
             ),
@@ -166,18 +170,7 @@ def run_pipeline(
         sources=tuple(
             SourceResult.of(statistics, caches[statistics.cache]) for statistics in fused.sources
         ),
-        models=tuple(ModelResult.of(name, manifest) for name, manifest in trained.items()),
+        models=tuple(ModelResult.of(name, model.manifest) for name, model in trained.items()),
         num_tokens=fused.num_tokens,
         kinds=fused.kinds,
     )
-
-
-def _train(*arguments: Any, **options: Any) -> StageResult[TrainingManifest]:  # noqa: ANN401
-    result = train_model(*arguments, **options)
-    return StageResult(result.artifact.manifest, result.created)
-
-
-def _say_licences(config: FusionConfig, reporter: Reporter) -> None:
-    for name, model in config.models.items():
-        if model.licence:
-            reporter.line(f"{name} is used under: {model.licence}")

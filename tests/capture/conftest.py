@@ -2,7 +2,7 @@
 
 import pytest
 
-from fusestore.corpus.build import build_corpus
+from fusestore.corpus.build import write_corpus
 from tests.helpers.capture_processes import CaptureProcesses
 from tests.helpers.store_contents import contents
 from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
@@ -46,7 +46,7 @@ def new_store(texts_file):
     """Makes a store of the corpus at a path or URL."""
 
     def make(root):
-        build_corpus(root, "demo", texts_file)
+        write_corpus(root, "demo", texts_file)
         return root
 
     return make

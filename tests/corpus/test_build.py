@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from fusestore.corpus import tokenize
-from fusestore.corpus.build import build_corpus, open_corpus
+from fusestore.corpus.build import open_corpus, write_corpus
 from fusestore.corpus.splits import HeldOut
 from fusestore.corpus.tokenize import corpus_tokens, find_corpus_tokens, store_corpus_tokens
 from fusestore.errors import (
@@ -53,7 +53,7 @@ def test_a_corpus_is_built_opened_and_built_again(store, inputs, smollm2, unigra
         "tokenizers": [smollm2, unigram],
         "max_length": 256,
     }
-    corpus = build_corpus(
+    corpus = write_corpus(
         store,
         "addresses",
         inputs,
@@ -81,7 +81,7 @@ def test_a_corpus_is_built_opened_and_built_again(store, inputs, smollm2, unigra
     assert opened.texts() == table["text"].to_list()
     assert opened.describe(0) == "1790.txt, segment 0"
     # The same tokenizers in another order are the same corpus.
-    again = build_corpus(
+    again = write_corpus(
         store, "addresses", inputs, held_out=RULES, tokenizers=[unigram, smollm2], max_length=256
     )
     assert again.manifest == manifest
@@ -90,21 +90,21 @@ def test_a_corpus_is_built_opened_and_built_again(store, inputs, smollm2, unigra
     files = {name: (corpus.location / name).read_bytes() for name in names}
     assert names == ["documents.parquet", "manifest.json", "receipts/documents.json"]
     corpus.location.delete()
-    build_corpus(store, "addresses", inputs, **options)
+    write_corpus(store, "addresses", inputs, **options)
     assert corpus.location.list_recursive() == names
     assert files == {name: (corpus.location / name).read_bytes() for name in names}
 
 
 def test_another_corpus_is_not_written_over(tmp_path, inputs, smollm2, unigram):
     store = Store.open(tmp_path / "my.store")
-    corpus = build_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=256)
+    corpus = write_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=256)
     before = (corpus.location / "manifest.json").read_bytes()
     with pytest.raises(FingerprintMismatchError, match=r"max_length \(has 256, asked 128\)"):
-        build_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=128)
+        write_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=128)
     with pytest.raises(FingerprintMismatchError, match="tokenizer_digests"):
-        build_corpus(store, "c", inputs, tokenizers=[smollm2, unigram], max_length=256)
+        write_corpus(store, "c", inputs, tokenizers=[smollm2, unigram], max_length=256)
     with pytest.raises(FingerprintMismatchError, match="input_digest"):
-        build_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=256, max_documents=2)
+        write_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=256, max_documents=2)
     assert (corpus.location / "manifest.json").read_bytes() == before
     assert len(corpus.texts()) == corpus.manifest.num_documents
 
@@ -114,20 +114,20 @@ def test_failures_leave_no_corpus(tmp_path, inputs, smollm2):
     with pytest.raises(NotFoundError, match=r"has no corpus 'c'\. It has none yet"):
         open_corpus(store, "c")
     with pytest.raises(InvalidInputError, match="without a tokenizer"):
-        build_corpus(store, "c", inputs, max_length=8)
+        write_corpus(store, "c", inputs, max_length=8)
     with pytest.raises(InvalidInputError, match="would be empty: 1 of 5"):
-        build_corpus(store, "c", inputs, max_bytes=1)
+        write_corpus(store, "c", inputs, max_bytes=1)
     with pytest.raises(InvalidInputError, match="leaves no room"):
-        build_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=1)
+        write_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=1)
     assert not (tmp_path / "my.store").exists()
-    build_corpus(store, "whole", inputs)
+    write_corpus(store, "whole", inputs)
     with pytest.raises(NotFoundError, match=r"has no corpus 'c'\. It has whole"):
         open_corpus(store, "c")
 
 
 def test_damaged_documents_are_noticed_and_replaced(tmp_path, inputs):
     store = Store.open(tmp_path / "my.store")
-    corpus = build_corpus(store, "c", inputs)
+    corpus = write_corpus(store, "c", inputs)
     file = corpus.location / "documents.parquet"
     table = corpus.table()
     table.with_columns(text=pl.lit("other")).write_parquet(file.path)
@@ -136,11 +136,11 @@ def test_damaged_documents_are_noticed_and_replaced(tmp_path, inputs):
     file.path.unlink()
     with pytest.raises(CorruptionError, match="missing or damaged"):
         open_corpus(store, "c").texts()
-    assert build_corpus(store, "c", inputs).table().equals(table)
+    assert write_corpus(store, "c", inputs).table().equals(table)
 
 
 def test_tokens_are_kept_and_read_back(store, inputs, smollm2, gemma, monkeypatch):
-    corpus = build_corpus(store, "c", inputs, max_documents=2)
+    corpus = write_corpus(store, "c", inputs, max_documents=2)
     expected = smollm2.encode(corpus.texts(), add_bos=True)
     for tokenizer, add_bos in ((smollm2, True), (smollm2, False), (gemma, True)):
         first = corpus_tokens(store, "c", tokenizer, add_bos)
@@ -163,7 +163,7 @@ def test_tokens_are_kept_and_read_back(store, inputs, smollm2, gemma, monkeypatc
 def test_any_stretch_of_tokens_is_read_by_itself(tmp_path, inputs, smollm2, s3_url):
     for root in (tmp_path / "my.store", f"{s3_url}/my.store"):
         store = Store.open(root)
-        corpus = build_corpus(store, "c", inputs, max_documents=2)
+        corpus = write_corpus(store, "c", inputs, max_documents=2)
         assert find_corpus_tokens(corpus, smollm2.digest) == []
         kept = store_corpus_tokens(store, corpus, smollm2, False)
         table = smollm2.encode(corpus.texts(), add_bos=False)
@@ -187,7 +187,7 @@ def test_tokens_are_stored_as_they_come(tmp_path, smollm2, monkeypatch, add_bos)
     texts = [f"Document {index}. " + "words and words " * (index % 11) for index in range(50)]
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    corpus = build_corpus(tmp_path / "store", "c", file)
+    corpus = write_corpus(tmp_path / "store", "c", file)
     whole = corpus.text_batches
     monkeypatch.setattr(type(corpus), "text_batches", lambda self: whole(documents=3))
     kept = store_corpus_tokens(tmp_path / "store", corpus, smollm2, add_bos)
@@ -200,7 +200,7 @@ def test_tokens_are_stored_as_they_come(tmp_path, smollm2, monkeypatch, add_bos)
 
 
 def test_splits_are_read_without_the_texts_and_checked(tmp_path, inputs):
-    corpus = build_corpus(tmp_path, "c", inputs, max_documents=2)
+    corpus = write_corpus(tmp_path, "c", inputs, max_documents=2)
     (split,) = corpus.manifest.splits
     alone = open_corpus(tmp_path, "c")
     assert np.array_equal(alone.split_documents(split), corpus.split_documents(split))
@@ -213,7 +213,7 @@ def test_splits_are_read_without_the_texts_and_checked(tmp_path, inputs):
 
 def test_damaged_tokens_are_noticed_and_stale_ones_replaced(tmp_path, inputs, smollm2):
     store = Store.open(tmp_path / "my.store")
-    corpus = build_corpus(store, "c", inputs, max_documents=1)
+    corpus = write_corpus(store, "c", inputs, max_documents=1)
     corpus_tokens(store, corpus, smollm2, False)
     file = (corpus.location / "tokens" / smollm2.digest[:16] / "token_ids/c/0").path
     sound = file.read_bytes()
@@ -225,7 +225,7 @@ def test_damaged_tokens_are_noticed_and_stale_ones_replaced(tmp_path, inputs, sm
         store_corpus_tokens(store, corpus, smollm2, False).read_tokens(0, 1)
     for name in ("manifest.json", "documents.parquet"):
         (corpus.location / name).delete()
-    other = build_corpus(store, "c", inputs, max_documents=2)
+    other = write_corpus(store, "c", inputs, max_documents=2)
     tokens = corpus_tokens(store, "c", smollm2, False)
     assert tokens.num_documents == other.manifest.num_documents == 2
 

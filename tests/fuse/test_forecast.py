@@ -17,7 +17,7 @@ from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.scores import label_nats
 from fusestore.fuse.shard import fuse_rows
-from fusestore.fuse.strategies import register, strategy_names
+from fusestore.fuse.strategies import register_strategy, strategy_names
 from tests.helpers.fusion_reference import (
     VOCAB,
     Reference,
@@ -443,7 +443,7 @@ def test_a_strategy_of_ones_own_is_forecast_too(helpers):
     name = "worst_in_this_test"
     if name not in strategy_names():
 
-        @register(name)
+        @register_strategy(name)
         def worst(scores, fixed_weights):
             return (scores == np.nanmax(scores, axis=1, keepdims=True)).astype(float)
 

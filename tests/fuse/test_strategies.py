@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fusestore.errors import InvalidInputError
-from fusestore.fuse.strategies import get_strategy, register, strategy_names
+from fusestore.fuse.strategies import get_strategy, register_strategy, strategy_names
 
 NAN, INF = np.nan, np.inf
 
@@ -75,13 +75,13 @@ def test_a_strategy_of_ones_own_and_its_name_taken():
     name = "second_of_two_in_this_test"
     if name not in strategy_names():
 
-        @register(name)
+        @register_strategy(name)
         def second(scores, fixed_weights):
             return np.tile([0.0, 1.0], (len(scores), 1))
 
     assert weights(name, [[1.0, 2.0]]).tolist() == [[0, 1]]
     with pytest.raises(InvalidInputError, match="registered already"):
-        register("mince")(get_strategy("mince"))
+        register_strategy("mince")(get_strategy("mince"))
     with pytest.raises(InvalidInputError, match=r"'maxce'.*avgce, mince"):
         get_strategy("maxce")
 

@@ -11,7 +11,7 @@ from fusestore.cache.id_order import learn_order
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
-from fusestore.corpus.build import build_corpus
+from fusestore.corpus.build import write_corpus
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.store.layout import Store
 from fusestore.tokenizers.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def make_small_store(root: str | Path, folder: Path) -> SmallStore:
     texts = [f"Number {index}. {TEXTS[index % len(TEXTS)]}" for index in range(40)]
     file = folder / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    corpus = build_corpus(store, "c", file)
+    corpus = write_corpus(store, "c", file)
     target = Tokenizer(train_tokenizer(TEXTS, 300), "target")
     other = Tokenizer(train_tokenizer(TEXTS[::2], 330, adds_bos=True), "other")
     for seed, (name, tokenizer) in enumerate({"own": target, "other": other}.items()):

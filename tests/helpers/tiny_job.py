@@ -85,7 +85,7 @@ model = "{job}/small"
 
 [models.wide]
 model = "{job}/wide"
-licence = "Apache License 2.0"
+license = "Apache License 2.0"
 
 [capture]
 top_k = {TOP_K}

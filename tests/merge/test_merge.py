@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from fusestore.corpus.build import build_corpus
+from fusestore.corpus.build import write_corpus
 from fusestore.errors import (
     AlreadyExistsError,
     IncompatibleError,
@@ -311,7 +311,7 @@ def test_settings_that_make_no_sense(values, message):
 def test_evaluation_is_kept_and_listed(store, folders, tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": t, "split": "held_out"}) + "\n" for t in TEXTS))
-    build_corpus(store, "texts", [str(texts)], split_column="split")
+    write_corpus(store, "texts", [str(texts)], split_column="split")
     manifest = merge_models(
         store,
         "scored",

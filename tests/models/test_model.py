@@ -14,7 +14,7 @@ import pytest
 from fusestore.cache.manifest import CacheManifest
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import build_corpus, open_corpus
+from fusestore.corpus.build import open_corpus, write_corpus
 from fusestore.errors import (
     CorruptionError,
     IncompatibleError,
@@ -55,7 +55,7 @@ def captured(folder, tmp_path_factory):
     store = Store.open(tmp_path_factory.mktemp("store"))
     texts = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    corpus = build_corpus(store, "corpus", texts)
+    corpus = write_corpus(store, "corpus", texts)
     capture(store, "tiny", Model.open(folder), corpus, CaptureSettings(top_k=4, device="cpu"))
     return store
 

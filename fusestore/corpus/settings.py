@@ -1,0 +1,92 @@
+"""`CorpusSettings`: how text becomes a corpus; the options of `fusestore corpus`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from fusestore.store.manifest import Frozen
+
+_TEXT: dict[str, JsonValue] = {"panel": "Text"}
+_SPLITS: dict[str, JsonValue] = {"panel": "Splits"}
+_SIZE: dict[str, JsonValue] = {"panel": "Size"}
+_LIMIT: dict[str, JsonValue] = {**_SIZE, "metavar": "SPLIT=NUMBER ..."}
+
+Limits = dict[str, Annotated[int, Field(ge=1)]]
+"""Split → the most documents or bytes of it."""
+
+
+class CorpusSettings(Frozen):
+    """Which text is kept, how it is split, and how long a document may be."""
+
+    text_column: str = Field(
+        default="text",
+        min_length=1,
+        description="Column that holds the text, in .jsonl, .parquet and .csv files.",
+        json_schema_extra=_TEXT,
+    )
+    split_column: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Column that names the split of each row. Without it the held-out rules "
+        "decide; what they leave is the split train.",
+        json_schema_extra=_SPLITS,
+    )
+    held_out_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of source documents in the split held_out, chosen by a hash of their "
+        "names.",
+        json_schema_extra=_SPLITS,
+    )
+    held_out_pattern: tuple[str, ...] = Field(
+        default=(),
+        description="Shell pattern; source documents whose file names match are in the split "
+        "held_out.",
+        json_schema_extra={**_SPLITS, "names": ["--held-out"]},
+    )
+    max_length: int | None = Field(
+        default=1024,
+        ge=8,
+        description="Most tokens of a document in any model's tokenizer, BOS included. Longer "
+        "documents are cut where all tokenizers agree.",
+        json_schema_extra=_SIZE,
+    )
+    max_documents: Limits = Field(
+        default_factory=dict,
+        description="Most source documents of a split.",
+        json_schema_extra=_LIMIT,
+    )
+    max_bytes: Limits = Field(
+        default_factory=dict,
+        description="Most bytes of text of a split.",
+        json_schema_extra=_LIMIT,
+    )
+    sample_seed: int | None = Field(
+        default=None,
+        ge=0,
+        description="Seed that draws the documents of a limited split. By default the first "
+        "documents are kept.",
+        json_schema_extra=_SIZE,
+    )
+
+    @property
+    def splits(self) -> tuple[str, ...] | None:
+        """The splits that documents can be in; None where the text itself names them."""
+        if self.split_column is not None:
+            return None
+        holds_out = bool(self.held_out_pattern) or self.held_out_fraction is not None
+        return ("train", "held_out") if holds_out else ("train",)
+
+    @model_validator(mode="after")
+    def _limits_are_of_splits(self) -> Self:
+        for name, limits in (("max_documents", self.max_documents), ("max_bytes", self.max_bytes)):
+            unknown = sorted(set(limits) - set(self.splits or limits))
+            if unknown:
+                raise ValueError(
+                    f"{name} limits the split {unknown[0]!r}, and the splits are "
+                    f"{', '.join(self.splits or ())}"
+                )
+        return self

@@ -1,0 +1,114 @@
+"""All of a fusion.toml is checked before anything slow is imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fusestore.errors import FusestoreError, InvalidInputError
+from fusestore.storage.location import Location
+from fusestore.workflows.fusion_config import load_config
+from tests.helpers.tiny_job import write_fusion
+
+HEAVY = ("numba", "polars", "s3fs", "torch", "transformers", "zarr")
+
+# What is replaced, by what, and what the message says.
+MISTAKES = [
+    ('name = "mince"', 'name = "mince"\nstrategy = "mincee"', "Did you mean 'mince'"),
+    ('name = "mince"', 'name = "mince"\nkinds = []', "kinds"),
+    ('name = "mince"', 'name = "mince"\nkinds = ["spam"]', "'span'"),
+    ('name = "mince"', 'name = "../mince"', "cannot be a name"),
+    ('split_column = "split"', "", "split 'held_out' is not among what [corpus] makes"),
+    ('split_column = "split"', "max_bytes = { held_out = 9 }", "max_bytes limits the split"),
+    ('split_column = "split"', "held_out_fraction = 2", "held_out_fraction"),
+    ('target = "small"', 'target = "smal"', "Did you mean 'small'"),
+    ('sources = ["small", "wide"]', 'sources = ["small", "wid"]', "Did you mean 'wide'"),
+    ('objective = "clm"', 'objective = "clm"\nmodel = "smalll"', "Did you mean 'small'"),
+    ('objective = "clm"', 'objective = "clm"\ndivergence = "forward_k"', "'forward_kl'"),
+    ('objective = "clm"', 'objective = "clm"\nmodle = "small"', "Did you mean 'model'"),
+    ('objective = "clm"', 'objective = "clms"', "'clm'"),
+    ("learning_rate", "learnign_rate", "[train]"),
+    ("[capture]", "[capture]\nprofil = 1", "'profil' is not a key of [capture]"),
+    ("[capture]", "[align]\nmethods = 1\n[capture]", "Did you mean 'method'"),
+    ("[capture]", '[align]\nmethod = "hybird"\n[capture]', "'hybrid'"),
+    ('license = "', 'licens = "', "Did you mean 'license'"),
+    ("evaluate_split", "evaluate_spilt", "Did you mean 'evaluate_split'"),
+    ("[corpus]", 'plugins = "mine"\n[corpus]', "a list of module names"),
+    ("[corpus]", 'plugins = ["no_such_plugin"]\n[corpus]', "no_such_plugin"),
+    ("[corpus]", "[corpus]\ninputs_ = 1", "Did you mean 'inputs'"),
+]
+
+PROGRAM = f"""
+import json, sys
+from fusestore.errors import FusestoreError
+from fusestore.storage.location import Location
+from fusestore.workflows.fusion_config import load_config
+messages = []
+for file in sys.argv[1:]:
+    try:
+        load_config(Location.parse(file))
+    except FusestoreError as error:
+        messages.append(str(error))
+    else:
+        messages.append("")
+print(json.dumps([messages, [name for name in {HEAVY!r} if name in sys.modules]]))
+"""
+
+
+def test_every_mistake_is_found_before_anything_slow_is_imported(tmp_path, job):
+    files = []
+    for number, (old, new, _) in enumerate(MISTAKES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        files.append(str(write_fusion(folder, job, str(tmp_path / "store"), (old, new))))
+    command = [sys.executable, "-c", PROGRAM, *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    messages, heavy = json.loads(done.stdout)
+    for (old, new, expected), message in zip(MISTAKES, messages, strict=True):
+        assert expected in message, (old, new, message)
+    assert heavy == []
+
+
+def test_the_command_finds_them_as_early(tmp_path, job):
+    change = ('name = "mince"', 'name = "mince"\nstrategy = "mincee"')
+    file = write_fusion(tmp_path, job, str(tmp_path / "store"), change)
+    program = f"""
+import sys
+from fusestore_cli.app import main
+sys.argv = ["fusestore", "run", {str(file)!r}]
+try:
+    main()
+except SystemExit as ended:
+    print(ended.code, [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1 []\n"
+    assert "Did you mean 'mince'" in " ".join(done.stderr.split())
+
+
+def test_a_plugin_of_the_file_registers_a_strategy(tmp_path, job, monkeypatch):
+    (tmp_path / "last_source.py").write_text(
+        "from fusestore import register_strategy\n\n\n"
+        "@register_strategy('last_source')\n"
+        "def last_source(scores, sizes, settings):\n"
+        "    weights = scores * 0\n"
+        "    weights[-1] = 1\n"
+        "    return weights\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    change = ('name = "mince"', 'name = "mince"\nstrategy = "last_source"')
+    file = Location.parse(write_fusion(tmp_path, job, "store", change))
+    with pytest.raises(InvalidInputError, match="last_source"):
+        load_config(file)
+    with_plugin = ("[corpus]", 'plugins = ["last_source"]\n[corpus]')
+    file = Location.parse(write_fusion(tmp_path, job, "store", change, with_plugin))
+    assert load_config(file).fuse.recipe.strategy == "last_source"
+
+
+def test_a_missing_file_says_how_to_begin(tmp_path):
+    with pytest.raises(FusestoreError, match="fusestore init"):
+        load_config(Location.parse(tmp_path / "fusion.toml"))
