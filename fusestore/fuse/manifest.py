@@ -70,8 +70,8 @@ class FusionPlan(Manifest):
     @field_validator("recipe")
     @classmethod
     def _recipe_is_whole(cls, recipe: Recipe) -> Recipe:
-        if recipe.corpus is None or recipe.target_digest is None:
-            raise ValueError("the recipe names no corpus or no target digest")
+        if recipe.corpus is None or recipe.target is None:
+            raise ValueError("the recipe names no corpus or no target")
         return recipe
 
 
