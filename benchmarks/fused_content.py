@@ -80,14 +80,14 @@ def write_dataset(folder: Path, arrays: Arrays) -> None:
         tokens_digest="0" * 64,
         documents_digest="0" * 64,
     )
-    files = {"recipe.json": plan.to_bytes()}
+    files = {"fingerprint.json": plan.to_bytes()}
     whole = {
         **arrays,
         "source": np.zeros(num_tokens, np.int16),
         "document": np.zeros(num_tokens, np.int32),
     }
-    records = {"recipe.json": FileRecord.of(files["recipe.json"])}
-    publish(Location.parse(folder / "recipe.json"), files["recipe.json"])
+    records = {"fingerprint.json": FileRecord.of(files["fingerprint.json"])}
+    publish(Location.parse(folder / "fingerprint.json"), files["fingerprint.json"])
     for array in fused_arrays(num_tokens, K, SHARD):
         publish(Location.parse(folder / f"{array.name}/zarr.json"), array_metadata(array))
         for shard in range(array.num_files):

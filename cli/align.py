@@ -8,7 +8,7 @@ import typer
 
 from fusestore.align.settings import AlignSettings
 
-from .console import ConsoleReporter, output, print_json
+from .console import ConsoleReporter, output, print_json, print_view
 from .options import JsonOption, StorageOption, storage_options
 from .settings_options import settings_options
 
@@ -112,9 +112,8 @@ def align(
         document = stored_alignment(opened, cache, name, inspect)
         print_document(document, around, width, as_json=as_json)
         return
+    from fusestore.align.report.overview import alignment_summary, alignment_view
     from fusestore.align.run import align as align_cache
-
-    from .alignments import alignment_summary, print_alignment
 
     target = _needed(target, "--target")
     result = align_cache(
@@ -135,7 +134,7 @@ def align(
     shares = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in alignment.coverage.items())
     verb = "Aligned" if result.created else "Already there:"
     output.print(f"{verb} {alignment.location.name}: {shares}")
-    print_alignment(alignment)
+    print_view(alignment_view(alignment))
 
 
 def _needed(value: str | None, hint: str) -> str:

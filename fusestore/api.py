@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from fusestore.align.settings import AlignSettings
     from fusestore.align.stored import Alignment
     from fusestore.cache.reader import Cache
-    from fusestore.cache.verify import Finding
     from fusestore.capture.settings import CaptureSettings
     from fusestore.corpus.build import Corpus
     from fusestore.corpus.settings import CorpusSettings
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
     from fusestore.models.model import Model
     from fusestore.models.target import Target
     from fusestore.progress import Reporter
-    from fusestore.store.inventory import Thing
+    from fusestore.store.findings import Finding
+    from fusestore.store.registry import Artifact
     from fusestore.tokenizers.tokenizer import Tokenizer
     from fusestore.train.manifest import TrainedModel
     from fusestore.train.settings import TrainSettings
@@ -370,15 +370,15 @@ class Store(layout.Store):
             reporter=reporter,
         )
 
-    def artifacts(self) -> list[Thing]:
+    def artifacts(self) -> list[Artifact]:
         """Everything in the store, in the order in which it is made; only manifests are read.
 
         Raises:
             NotFoundError: there is no store.
         """
-        from fusestore.store.inventory import list_things
+        from fusestore.store.inventory import list_artifacts
 
-        return list_things(self)
+        return list_artifacts(self)
 
     def open_corpus(self, name: str) -> Corpus:
         """A complete corpus.
@@ -561,8 +561,8 @@ def _copy(
     check: bool,
     reporter: Reporter | None,
 ) -> list[Shared]:
-    from fusestore.workflows.sharing import copy_things
+    from fusestore.workflows.sharing import copy_artifacts
 
-    return copy_things(
+    return copy_artifacts(
         source, target, artifacts, inputs=inputs, jobs=jobs, check=check, reporter=reporter
     )

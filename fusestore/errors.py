@@ -1,7 +1,7 @@
 """Every error fusestore raises on purpose.
 
 Each derives from `FusestoreError` and from the builtin that fits, so that callers can catch
-either. A message names the thing, what was found, what was expected and what to do about it;
+either. A message names its subject, what was found, what was expected and what to do about it;
 the command line prints it as it stands.
 """
 
@@ -43,7 +43,7 @@ class FingerprintMismatchError(FusestoreError, ValueError):
 
 
 class IncompatibleError(FusestoreError, ValueError):
-    """Two things that must belong together (corpus, cache, tokenizer, model) do not."""
+    """What must belong together (corpus, cache, tokenizer, model) does not."""
 
 
 class NonFiniteError(FusestoreError, ArithmeticError):

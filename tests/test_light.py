@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fusestore.version import FORMAT_VERSION
+
 ROOT = Path(__file__).parents[1]
 
 HEAVY = ("numba", "obstore", "polars", "torch", "transformers", "zarr")
@@ -42,13 +44,14 @@ def imported_by(code):
         "import fusestore.workflows.fusion_config, fusestore.store.inventory",
         "import fusestore as fs; fs.Recipe(sources=['a', 'b'], strategy='uniform')",
         LOAD_CONFIG,
+        "from fusestore.store.registry import kinds; assert len(kinds()) == 7",
     ],
 )
 def test_importing_is_light(code):
     assert imported_by(code)[0] == ""
 
 
-COMMANDS = ["run", "corpus", "capture", "align", "fuse", "train", "merge", "inspect", "verify"]
+COMMANDS = ["run", "corpus", "capture", "align", "fuse", "train", "merge", "ls", "show", "verify"]
 COMMANDS += ["forecast", "push", "pull", "sync", "estimate", "compare"]
 
 
@@ -68,6 +71,23 @@ except SystemExit as end:
     found, output = imported_by(code)
     assert found == ""
     assert "fusestore" in output
+
+
+def test_listing_a_store_and_showing_a_manifest_is_light():
+    store = Path(__file__).parent / f"kept_store/format-{FORMAT_VERSION}/store"
+    for arguments in (["ls"], ["ls", "--json"], ["show", "fused/mince"], ["show", "cache/wide"]):
+        code = f"""
+import sys
+from fusestore_cli.app import main
+sys.argv = ["fusestore", *{arguments!r}, "--store", {str(store)!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+        found, output = imported_by(code)
+        assert found == "", arguments
+        assert "mince" in output or "wide" in output
 
 
 def test_every_public_name_can_be_had():

@@ -66,7 +66,7 @@ def generated():
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store with one thing of every kind, made by `fusestore run`'s own function."""
+    """A store with one artifact of every kind, made by `fusestore run`'s own function."""
     root = tmp_path_factory.mktemp("schemas")
     (root / "texts").mkdir()
     for number, text in enumerate(TEXTS):
@@ -118,7 +118,7 @@ def test_every_schema_is_valid_and_closed(generated):
         jsonschema.Draft202012Validator.check_schema(schema)
         for part in (schema, *schema.get("$defs", {}).values()):
             assert part["additionalProperties"] is False, f"{name}: {part['title']}"
-            if name in schemas.MANIFESTS:
+            if name in schemas.documents():
                 assert set(part["required"]) == set(part["properties"]), f"{name}: {part['title']}"
 
 
@@ -126,7 +126,7 @@ def test_every_manifest_is_published(generated):
     """Each kind of manifest has a file of its own or lies inside one that has."""
     titles = set()
     for name, schema in json_schemas(generated).items():
-        if name in schemas.MANIFESTS:
+        if name in schemas.documents():
             titles |= {schema["title"], *schema.get("$defs", {})}
     # Other tests define manifests of their own.
     ours = [kind for kind in Manifest.__subclasses__() if kind.__module__.startswith("fusestore.")]
@@ -143,12 +143,13 @@ def test_every_manifest_of_a_store_fits_its_schema(generated, store):
     loaded = json_schemas(generated)
     for path in sorted(store.rglob("*.json")):
         inside = path.relative_to(store).as_posix()
-        hugging_face = inside.startswith("models/") and path.name != "manifest.json"
+        ours = path.name in ("fingerprint.json", "manifest.json")
+        hugging_face = inside.startswith("models/") and not ours
         if path.name == "zarr.json" or hugging_face:
             continue
         names = [
             name
-            for name, (_, file) in schemas.MANIFESTS.items()
+            for name, (_, file) in schemas.documents().items()
             if file_pattern(file).fullmatch(inside)
         ]
         content = json.loads(path.read_bytes())
@@ -162,7 +163,7 @@ def test_every_manifest_of_a_store_fits_its_schema(generated, store):
         assert len(names) == 1, f"{inside} is described by {names}"
         check(content, loaded[names[0]])
         found.add(names[0])
-    assert found == schemas.MANIFESTS.keys() - {"train-state"}
+    assert found == schemas.documents().keys() - {"train-state"}
 
 
 def check(content, schema):
@@ -189,7 +190,7 @@ def test_train_state_fits_its_schema(generated, store):
 
 
 def test_recipe_of_a_store_fits_its_schema(generated, store):
-    plan = json.loads((store / "fused/fused/recipe.json").read_bytes())
+    plan = json.loads((store / "fused/fused/fingerprint.json").read_bytes())
     schema = json_schemas(generated)["recipe"]
     jsonschema.validate(plan["recipe"], schema)
     with pytest.raises(jsonschema.ValidationError):

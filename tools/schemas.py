@@ -9,33 +9,21 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import polars as pl
 from pydantic import BaseModel, Field
 from pydantic.json_schema import GenerateJsonSchema
 
-from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
-from fusestore.align.report.unmatched import ALIGNMENT_SCHEMA, UNMATCHED_SCHEMA
-from fusestore.align.vocabulary.stored_map import VocabularyMapManifest
-from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
-from fusestore.cache.manifest import CacheManifest, Fingerprint
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import DOCUMENTS_SCHEMA
-from fusestore.corpus.manifest import CorpusManifest, TokensManifest
 from fusestore.errors import InvalidInputError
 from fusestore.forecast.forecast import Forecast
-from fusestore.fuse.manifest import FusedManifest, FusionPlan, ShardReceipt
 from fusestore.fuse.recipe import Recipe
-from fusestore.merge.manifest import MergeManifest
+from fusestore.store.artifact_types import DocumentSchema, TableSchema
 from fusestore.store.manifest import Manifest, canonical_json
-from fusestore.store.receipts import Receipt
-from fusestore.tokenizers.vocabulary_table import VOCABULARY_SCHEMA
+from fusestore.store.registry import kinds
 from fusestore.train.checkpoint import TrainState
-from fusestore.train.manifest import TrainingManifest
 from fusestore.train.settings import TrainSettings
 from fusestore.version import FORMAT_VERSION
 from fusestore.workflows.fusion_config import FusionConfig
@@ -45,119 +33,25 @@ _COMMAND_LINE_KEYS = ("panel", "short", "names", "metavar")
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-MANIFESTS: dict[str, tuple[type[Manifest], str]] = {
-    "corpus": (CorpusManifest, "corpora/<corpus>/manifest.json"),
-    "corpus-receipt": (Receipt, "corpora/<corpus>/receipts/<part>.json"),
-    "tokens": (TokensManifest, "corpora/<corpus>/tokens/<tokenizer>/manifest.json"),
-    "vocabulary-receipt": (Receipt, "vocabularies/<tokenizer>.json"),
-    "cache-fingerprint": (Fingerprint, "caches/<cache>/fingerprint.json"),
-    "cache-receipt": (Receipt, "caches/<cache>/receipts/<part>.json"),
-    "cache": (CacheManifest, "caches/<cache>/manifest.json"),
-    "vocabulary-map": (VocabularyMapManifest, "vocabulary_maps/<map>/manifest.json"),
-    "alignment-fingerprint": (AlignmentFingerprint, "alignments/<alignment>/fingerprint.json"),
-    "alignment-receipt": (Receipt, "alignments/<alignment>/receipts/<part>.json"),
-    "alignment": (AlignmentManifest, "alignments/<alignment>/manifest.json"),
-    "fusion-plan": (FusionPlan, "fused/<fused>/recipe.json"),
-    "fused-receipt": (ShardReceipt, "fused/<fused>/[local/]receipts/<shard>.json"),
-    "fused-shared-receipt": (Receipt, "fused/<fused>/receipts/<part>.json"),
-    "fused": (FusedManifest, "fused/<fused>/[local/]manifest.json"),
-    "model": (TrainingManifest, "models/<model>/manifest.json"),
-    "merged-model": (MergeManifest, "models/<model>/manifest.json"),
-    "train-state": (TrainState, "checkpoint/state.json in a training run's local work folder"),
+OTHER_DOCUMENTS = {
+    "train-state": DocumentSchema(
+        TrainState, "checkpoint/state.json in a training run's local work folder"
+    )
 }
-"""Schema name → the manifest and the file that holds it, below the store's root.
-
-What stands in brackets may be missing. Where two schemas have one file, each document fits one of
-them alone.
-"""
+"""Documents that lie in no store."""
 
 
-class Table(NamedTuple):
-    """A Parquet table.
-
-    Attributes:
-        file: where it lies below the store's root; "none: …" where it is not stored.
-        row: what one row is.
-        schema: its columns in order.
-        meanings: of the columns, one line each.
-        nullable: the columns that may hold nulls.
-    """
-
-    file: str
-    row: str
-    schema: pl.Schema
-    meanings: Mapping[str, str]
-    nullable: frozenset[str] = frozenset()
+def documents() -> dict[str, DocumentSchema]:
+    """Every JSON document that fusestore writes, by the name of its schema."""
+    found = dict(OTHER_DOCUMENTS)
+    for kind in kinds():
+        found.update(kind.schemas())
+    return found
 
 
-def tables() -> dict[str, Table]:
+def tables() -> dict[str, TableSchema]:
     """Every Parquet table of a store, by name."""
-    empty = np.empty(0, np.int32)
-    empty_map = VocabularyMap("", "", "mined", "prefix", empty, empty, empty.astype(np.uint8))
-    return {
-        "documents": Table(
-            "corpora/<corpus>/documents.parquet",
-            "one document, in corpus order",
-            DOCUMENTS_SCHEMA,
-            {
-                "document": "index of the document in the corpus, from 0",
-                "source": "name of the source document it was cut from",
-                "segment": "which piece of its source document it is, from 0",
-                "split": "name of its split",
-                "text": "the text",
-                "byte_length": "bytes of the text in UTF-8",
-                "digest": "SHA-256 of the text in UTF-8, hexadecimal",
-            },
-        ),
-        "vocabulary": Table(
-            "vocabularies/<tokenizer>.parquet",
-            "one token id, ascending from 0",
-            VOCABULARY_SCHEMA,
-            {
-                "token_id": "token id",
-                "bytes": "the UTF-8 bytes the token stands for; empty for an unused id",
-                "kind": "text, byte (byte fallback), special or unused",
-                "roles": "what the token does: bos, eos, pad, unk; empty for most",
-            },
-        ),
-        "vocabulary-map": Table(
-            "vocabulary_maps/<map>/map.parquet",
-            "one token id of the source, ascending from 0",
-            empty_map.to_polars().schema,
-            {
-                "source_id": "token id of the source",
-                "target_id": "token id of the target; null where there is none",
-                "distance": "edit distance of the two tokens in characters; null without a target",
-                "kind": "how the pair was found",
-            },
-            frozenset({"target_id", "distance"}),
-        ),
-        "alignment": Table(
-            "none: `align.report.unmatched.alignment_table` makes it of the stored arrays",
-            "one token of the target, in corpus order",
-            ALIGNMENT_SCHEMA,
-            {
-                "document": "index of the document in the corpus",
-                "target_pos": "position of the target's token in its document, from 0",
-                "source_pos": "position in the document whose row may supervise it; null for none",
-                "kind": "span: equal end offsets; mined: by edit distance alone; none",
-            },
-            frozenset({"source_pos"}),
-        ),
-        "unmatched": Table(
-            "alignments/<alignment>/unmatched.parquet",
-            "one token id that stays unmatched somewhere: by side, then the most frequent first",
-            UNMATCHED_SCHEMA,
-            {
-                "side": "the tokenizer that the id belongs to",
-                "token_id": "token id",
-                "bytes": "the UTF-8 bytes the token stands for",
-                "text": "the same as text; bytes that are no characters as \\xNN",
-                "unmatched": "target: occurrences without a source row; source: without a use",
-                "total": "occurrences in the corpus",
-            },
-        ),
-    }
+    return {name: table for kind in kinds() for name, table in kind.tables().items()}
 
 
 def generate() -> dict[str, bytes]:
@@ -166,7 +60,7 @@ def generate() -> dict[str, bytes]:
     `<manifest>.json`, `recipe.json`, `fusion.json` and `forecast.json` are JSON Schemas;
     `tables.json` lists the columns of every Parquet table.
     """
-    schemas = {name: _manifest_schema(*entry) for name, entry in MANIFESTS.items()}
+    schemas = {name: _manifest_schema(*entry) for name, entry in documents().items()}
     schemas["recipe"] = _schema(Recipe, "what is fused, and how: .toml or .json", "validation")
     schemas["forecast"] = _schema(
         Forecast, "what `fusestore forecast --json` prints", "serialization"
@@ -305,7 +199,7 @@ def _parse_docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
     return " ".join(summary.split()), attributes
 
 
-def _columns(table: Table) -> dict[str, Any]:
+def _columns(table: TableSchema) -> dict[str, Any]:
     if list(table.meanings) != table.schema.names():
         raise InvalidInputError(
             f"{table.file} has the columns {table.schema.names()}, but meanings are given for "

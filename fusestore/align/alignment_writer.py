@@ -22,17 +22,13 @@ from fusestore.align.report.unmatched import UNMATCHED_FILE, unmatched_table
 from fusestore.align.stored import Alignment, AlignmentRows, alignment_arrays, open_alignment
 from fusestore.align.tokens.pairing import align_table, check_method, check_tokens
 from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
-from fusestore.errors import (
-    FingerprintMismatchError,
-    FusestoreError,
-    IncompatibleError,
-    NotFoundError,
-)
+from fusestore.errors import FusestoreError, IncompatibleError, NotFoundError
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
-from fusestore.store.receipts import FileRecord, Receipt, shard_part
+from fusestore.store.fingerprints import write_fingerprint
+from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
 from fusestore.tokenizers.token_table import TokenReader, document_range
 from fusestore.tokenizers.vocabulary import Vocabulary
 
@@ -101,7 +97,7 @@ def write_alignment(
         num_target_tokens=int(target.document_offsets[-1]),
         rows_per_shard=rows_per_shard,
     )
-    _claim(location, fingerprint)
+    write_fingerprint(location, fingerprint, f"Alignment {location.name!r}")
     if (location / "manifest.json").exists():
         return open_alignment(location)
     remove_abandoned(location)
@@ -146,26 +142,6 @@ def _checked_digests(
         parts = (offsets, *states[name])
         digests.append(hashlib.sha256(b"".join(state.digest() for state in parts)).hexdigest())
     return digests[0], digests[1]
-
-
-def _claim(location: Location, fingerprint: AlignmentFingerprint) -> None:
-    """Write the fingerprint, or see that the one there is the same."""
-    path = location / "fingerprint.json"
-    if not path.exists():
-        fingerprint.save(path)
-        return
-    found = AlignmentFingerprint.load(path).model_dump()
-    asked = fingerprint.model_dump()
-    differing = [
-        f"{name} is {found[name]!r} there and {asked[name]!r} here"
-        for name in asked
-        if found[name] != asked[name]
-    ]
-    if differing:
-        raise FingerprintMismatchError(
-            f"Alignment {location} was made with other settings: {'; '.join(differing)}. "
-            "Use another name, or delete it to make it anew."
-        )
 
 
 def _write_layout(
@@ -224,7 +200,7 @@ def _whole_receipt(
 
 
 def _receipt_file(location: Location, part: str) -> Location:
-    return location / "receipts" / f"{part}.json"
+    return location / receipt_path(part)
 
 
 def _aligned_rows(
@@ -266,7 +242,7 @@ def _finish(
     files = {name: record for receipt in receipts for name, record in receipt.files.items()}
     files["fingerprint.json"] = FileRecord.of(fingerprint.to_bytes())
     for receipt in receipts:
-        files[f"receipts/{receipt.part}.json"] = FileRecord.of(receipt.to_bytes())
+        files[receipt_path(receipt.part)] = FileRecord.of(receipt.to_bytes())
     sample = compare_methods(source, target, source_vocab, target_vocab)
     totals = AlignmentTotals.zero(len(source_vocab), len(target_vocab))
     for start, stop in document_blocks(source, target):

@@ -8,7 +8,6 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fusestore.cache.rule import Rule, RuleName
-from fusestore.errors import FingerprintMismatchError
 from fusestore.store.codec import MAX_DRAWS, MAX_STEP, MIN_STEP
 from fusestore.store.manifest import Frozen, Manifest, digest_bytes
 from fusestore.store.receipts import Receipt, ShardPlan
@@ -174,39 +173,3 @@ class CacheManifest(Manifest):
 def content_digest(receipts: Iterable[Receipt]) -> str:
     """SHA-256 over the receipts' digests, one per line: the tokens part, then shards in order."""
     return digest_bytes("".join(f"{receipt.digest}\n" for receipt in receipts).encode())
-
-
-def check_same_fingerprint(existing: Fingerprint, asked: Fingerprint, name: str) -> None:
-    """Refuse to continue what was begun with other settings.
-
-    Raises:
-        FingerprintMismatchError: with each differing field, both values and both digests.
-    """
-    if existing.digest == asked.digest:
-        return
-    old, new = (_flat(fingerprint.model_dump(mode="json")) for fingerprint in (existing, asked))
-    lines = [
-        f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field)
-    ]
-    raise FingerprintMismatchError(
-        "\n".join(
-            [
-                f"{name} was begun with other settings (fingerprint {existing.digest} there, "
-                f"{asked.digest} now):",
-                *lines,
-                "Use the same settings to continue it, another name for a new one, or delete it.",
-            ]
-        )
-    )
-
-
-def _flat(content: dict[str, object]) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": entry for inner, entry in value.items()}
-        else:
-            flat[key] = value
-    return flat

@@ -25,7 +25,7 @@ from fusestore.store.array_reader import ArrayReader
 from fusestore.store.arrays import ArraySpec
 from fusestore.store.codec import TAIL_STEP, logprobs_of_counts
 from fusestore.store.layout import Store
-from fusestore.store.receipts import Receipt, shard_part
+from fusestore.store.receipts import Receipt, receipt_path, shard_part
 from fusestore.tokenizers.token_table import TokenTable
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class RowReader:
             CorruptionError: missing, damaged, or of another fingerprint.
         """
         if shard not in self._receipts:
-            file = self.location / "receipts" / f"{shard_part(shard)}.json"
+            file = self.location / receipt_path(shard_part(shard))
             try:
                 receipt = Receipt.load(file)
             except NotFoundError as error:

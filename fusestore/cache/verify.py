@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,38 +17,17 @@ from fusestore.cache.layout import CacheArrays, cache_arrays
 from fusestore.cache.manifest import TOKENS_PART, CacheManifest, Fingerprint, content_digest
 from fusestore.cache.reader import RowReader
 from fusestore.cache.rows import Rows
-from fusestore.errors import (
-    CorruptionError,
-    FormatVersionError,
-    InvalidInputError,
-    NotFoundError,
-)
+from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.codec import POSITIVE_TOLERANCE, TAIL_STEP
-from fusestore.store.manifest import Manifest, digest_bytes
-from fusestore.store.receipts import Receipt, shard_part
+from fusestore.store.findings import Finding, load_or_report
+from fusestore.store.manifest import digest_bytes
+from fusestore.store.receipts import Receipt, receipt_path, shard_part
 
 ROWS_AT_ONCE = 65_536
 
 MASS_TOLERANCE = 1e-3
 """What float32 rounding may add to a row's mass, relative, beyond the codec's error."""
-
-_M = TypeVar("_M", bound=Manifest)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing wrong.
-
-    Attributes:
-        file: relative to the folder of what was checked.
-        problem: what is wrong with it.
-        part: of a cache, the part to make again; empty where the damage is in no part.
-    """
-
-    file: str
-    problem: str
-    part: str = ""
 
 
 def verify_cache(location: Location, quick: bool = False) -> list[Finding]:
@@ -68,8 +45,8 @@ def verify_cache(location: Location, quick: bool = False) -> list[Finding]:
     if not {"fingerprint.json", "manifest.json"} & sizes.keys():
         raise NotFoundError(f"There is no cache in {location}.")
     findings: list[Finding] = []
-    fingerprint = load_or_tell(Fingerprint, location, "fingerprint.json", findings)
-    manifest = load_or_tell(CacheManifest, location, "manifest.json", findings)
+    fingerprint = load_or_report(Fingerprint, location, "fingerprint.json", findings)
+    manifest = load_or_report(CacheManifest, location, "manifest.json", findings)
     if manifest is not None:
         if manifest.fingerprint.digest != manifest.fingerprint_digest:
             findings.append(Finding("manifest.json", "names another fingerprint than it holds"))
@@ -84,27 +61,13 @@ def verify_cache(location: Location, quick: bool = False) -> list[Finding]:
         files = _expected_files(arrays, part)
         if receipt is not None and receipt.files.keys() != files:
             findings.append(
-                Finding(f"receipts/{part}.json", "lists other files than the part has", part)
+                Finding(receipt_path(part), "lists other files than the part has", part)
             )
         findings += _check_files(location, receipt, files, sizes, quick, part)
     if not quick:
         damaged = {finding.file for finding in findings}
         findings += _check_content(location, fingerprint, manifest, arrays, damaged)
     return findings
-
-
-def load_or_tell(
-    kind: type[_M], location: Location, file: str, findings: list[Finding], part: str = ""
-) -> _M | None:
-    """The manifest in a file of the folder; None, with what is wrong added to the findings."""
-    try:
-        return kind.load(location / file)
-    except NotFoundError:
-        findings.append(Finding(file, "is missing", part))
-    except (CorruptionError, InvalidInputError, FormatVersionError) as error:
-        # A newer format is not damage, but a flipped digit of the version looks like one.
-        findings.append(Finding(file, f"cannot be read: {error}", part))
-    return None
 
 
 def _check_receipts(
@@ -119,8 +82,8 @@ def _check_receipts(
     bounds |= {shard_part(shard): plan.bounds(shard) for shard in range(len(plan))}
     receipts: dict[str, Receipt | None] = {}
     for part, rows in bounds.items():
-        file = f"receipts/{part}.json"
-        receipt = load_or_tell(Receipt, location, file, findings, part)
+        file = receipt_path(part)
+        receipt = load_or_report(Receipt, location, file, findings, part)
         if receipt is not None and (
             (receipt.part, receipt.start, receipt.stop) != (part, *rows)
             or receipt.fingerprint_digest != fingerprint.digest
@@ -202,7 +165,7 @@ def _check_content(
     unlabelled = _rows_without_label(tokens.document_offsets, manifest)
     for shard in range(len(fingerprint.plan)):
         files = {spec.file_name(shard) for spec in arrays.per_shard}
-        files.add(f"receipts/{shard_part(shard)}.json")
+        files.add(receipt_path(shard_part(shard)))
         if any(file in damaged for file in files):
             continue
         start, stop = fingerprint.plan.bounds(shard)
@@ -211,7 +174,7 @@ def _check_content(
             try:
                 rows = reader.rows(low, high)
             except CorruptionError as error:
-                yield Finding(f"receipts/{shard_part(shard)}.json", str(error), shard_part(shard))
+                yield Finding(receipt_path(shard_part(shard)), str(error), shard_part(shard))
                 break
             for array, problem in row_problems(rows, fingerprint, unlabelled[low:high]):
                 name = f"{array}/c/{shard}"

@@ -22,7 +22,6 @@ from fusestore.cache.manifest import (
     TOKENS_PART,
     CacheManifest,
     Fingerprint,
-    check_same_fingerprint,
     content_digest,
 )
 from fusestore.cache.reader import RowReader
@@ -38,9 +37,10 @@ from fusestore.errors import (
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, publish_new, remove_abandoned
 from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
+from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
 from fusestore.store.leases import Claims, remove_claims
-from fusestore.store.receipts import FileRecord, Receipt, shard_part
+from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
 from fusestore.tokenizers.token_table import TokenTable
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -100,7 +100,7 @@ class CacheWriter:
         """
         _check_input(fingerprint, tokens, order)
         location = store.cache(name)
-        _write_fingerprint(location, fingerprint, name)
+        write_fingerprint(location, fingerprint, f"Cache {name!r}")
         remove_abandoned(location)
         writer = cls(location, fingerprint, tokens, order)
         writer._write_tokens()
@@ -373,7 +373,7 @@ class CacheWriter:
         return receipt
 
     def _receipt_file(self, part: str) -> Location:
-        return self.location / "receipts" / f"{part}.json"
+        return self.location / receipt_path(part)
 
 
 def has_tokens(location: Location, fingerprint: Fingerprint) -> bool:
@@ -444,18 +444,3 @@ def _check_input(fingerprint: Fingerprint, tokens: TokenTable, order: IdOrder | 
             raise InvalidInputError(
                 f"The order of ids has shapes {found}; this fingerprint needs {shapes}."
             )
-
-
-def _write_fingerprint(location: Location, fingerprint: Fingerprint, name: str) -> None:
-    """Write the fingerprint, or check that the one there is the same."""
-    file = location / "fingerprint.json"
-    try:
-        existing = Fingerprint.load(file)
-    except NotFoundError:
-        try:
-            fingerprint.save(file)
-        except AlreadyExistsError:
-            existing = Fingerprint.load(file)
-        else:
-            return
-    check_same_fingerprint(existing, fingerprint, f"Cache {name!r} ({location})")

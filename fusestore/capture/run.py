@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fusestore.cache.id_order import IdOrder
-from fusestore.cache.manifest import Fingerprint, check_same_fingerprint
+from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.writer import CacheWriter, clear_up, has_tokens, stored_order
 from fusestore.capture.plan import (
@@ -27,6 +27,7 @@ from fusestore.errors import FingerprintMismatchError, NonFiniteError
 from fusestore.models.model import Model
 from fusestore.process_rank import process_rank
 from fusestore.progress import Progress, Reporter, SilentReporter
+from fusestore.store.fingerprints import check_same_fingerprint
 from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt
 from fusestore.store.result import StageResult

@@ -20,20 +20,26 @@ import numpy.typing as npt
 import polars as pl
 
 from fusestore.corpus.ingest import read_documents
-from fusestore.corpus.manifest import CorpusManifest, Segmentation, SplitSize
+from fusestore.corpus.manifest import (
+    CorpusFingerprint,
+    CorpusManifest,
+    Segmentation,
+    SplitSize,
+)
 from fusestore.corpus.segment import segment_text
 from fusestore.corpus.splits import HeldOut, limit_documents
 from fusestore.errors import (
     CorruptionError,
-    FingerprintMismatchError,
     InvalidInputError,
     NotFoundError,
 )
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
+from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
-from fusestore.store.receipts import FileRecord, Receipt
+from fusestore.store.receipts import FileRecord, Receipt, receipt_path
 from fusestore.tokenizers.tokenizer import Tokenizer
 
 DOCUMENTS_SCHEMA = pl.Schema(
@@ -48,6 +54,9 @@ DOCUMENTS_SCHEMA = pl.Schema(
     }
 )
 """One row a document; `digest` is the SHA-256 of the text's UTF-8, `segment` counts from 0."""
+
+_TABLE = "documents.parquet"
+_RECEIPT = receipt_path("documents")
 
 
 @dataclass(frozen=True)
@@ -127,9 +136,9 @@ class Corpus:
     @property
     def _checked_file(self) -> Path | io.BytesIO:
         """`documents.parquet` as its receipt says; of a remote store the compressed bytes."""
-        file = self.location / "documents.parquet"
+        file = self.location / _TABLE
         try:
-            receipt = Receipt.load(self.location / "receipts/documents.json")
+            receipt = Receipt.load(self.location / _RECEIPT)
             if file.is_local:
                 with file.path.open("rb") as data:
                     found = hashlib.file_digest(data, "sha256").hexdigest()
@@ -142,7 +151,7 @@ class Corpus:
                 f"{file} is missing or damaged ({error}). Build corpus {self.name!r} again from "
                 "the same inputs to replace it."
             ) from error
-        if receipt.files["documents.parquet"].sha256 != found:
+        if receipt.files[_TABLE].sha256 != found:
             raise CorruptionError(
                 f"{file} does not match its checksum. Build corpus {self.name!r} again from the "
                 "same inputs to replace it."
@@ -151,7 +160,7 @@ class Corpus:
 
     @cached_property
     def _table(self) -> pl.DataFrame:
-        file = self.location / "documents.parquet"
+        file = self.location / _TABLE
         try:
             table = pl.read_parquet(io.BytesIO(file.read_bytes()))
         except (NotFoundError, pl.exceptions.PolarsError) as error:
@@ -183,12 +192,12 @@ def open_corpus(
     opened = Store.open(store, storage_options)
     location = opened.corpus(name)
     try:
-        manifest = CorpusManifest.load(location / "manifest.json")
+        manifest = CorpusManifest.load(location / MANIFEST_FILE)
     except NotFoundError as error:
         names = [
             other
             for other in opened.names("corpora")
-            if (opened.corpus(other) / "manifest.json").exists()
+            if (opened.corpus(other) / MANIFEST_FILE).exists()
         ]
         there = f"It has {', '.join(names)}." if names else "It has none yet."
         raise NotFoundError(
@@ -271,24 +280,25 @@ def write_corpus(
             "hold only white space, and the limits leave none of the others."
         )
     digests = () if max_length is None else sorted({t.digest for t in tokenizers})
-    asked: dict[str, Any] = {
-        "input_digest": _rows_digest(documents.select("source", "split", "text").iter_rows()),
-        "segmentation": Segmentation(
+    fingerprint = CorpusFingerprint(
+        input_digest=_rows_digest(documents.select("source", "split", "text").iter_rows()),
+        segmentation=Segmentation(
             max_length=max_length,
             bos_allowance=bos_allowance if max_length is not None else 0,
             tokenizer_digests=tuple(digests),
         ),
-    }
-    if (location / "manifest.json").exists():
+    )
+    if (location / MANIFEST_FILE).exists():
         existing = open_corpus(opened, name)
-        _check_same(existing, asked)
+        there = existing.manifest.fingerprint
+        check_same_fingerprint(there, fingerprint, f"Corpus {name!r} ({location})")
         if _is_whole(existing):
             return existing
     table, forced_cuts = _segmented(
         documents, () if max_length is None else tokenizers, max_length, bos_allowance, progress
     )
     manifest = CorpusManifest(
-        **asked,
+        fingerprint=fingerprint,
         documents_digest=_documents_digest(table),
         num_sources=len(documents),
         dropped_blank=int(blank.sum()),
@@ -303,9 +313,10 @@ def write_corpus(
             .iter_rows()
         },
     )
+    write_fingerprint(location, fingerprint, f"Corpus {name!r}")
     remove_abandoned(location)
     publish_documents(location, manifest, documents_bytes(table))
-    manifest.save(location / "manifest.json")
+    manifest.save(location / MANIFEST_FILE)
     return Corpus(name, location, manifest)
 
 
@@ -322,25 +333,29 @@ def publish_documents(location: Location, manifest: CorpusManifest, data: bytes)
     The receipt is no part of the manifest, whose digest identifies the corpus however its bytes
     are encoded.
     """
-    publish(location / "documents.parquet", data)
+    publish(location / _TABLE, data)
     receipt = Receipt(
         part="documents",
         start=0,
         stop=manifest.num_documents,
-        fingerprint_digest=manifest.digest,
-        files={"documents.parquet": FileRecord.of(data)},
+        fingerprint_digest=manifest.fingerprint.digest,
+        files={_TABLE: FileRecord.of(data)},
     )
-    publish(location / "receipts/documents.json", receipt.to_bytes())
+    publish(location / _RECEIPT, receipt.to_bytes())
 
 
 def _is_whole(corpus: Corpus) -> bool:
-    """Whether the documents are those that were written, byte for byte."""
+    """Whether fingerprint and documents are those that were written, byte for byte."""
+    kept = CorpusFingerprint.load_if_sound(corpus.location / FINGERPRINT_FILE)
+    if kept != corpus.manifest.fingerprint:
+        (corpus.location / FINGERPRINT_FILE).delete()
+        return False
     try:
-        receipt = Receipt.load(corpus.location / "receipts/documents.json")
-        data = (corpus.location / "documents.parquet").read_bytes()
+        receipt = Receipt.load(corpus.location / _RECEIPT)
+        data = (corpus.location / _TABLE).read_bytes()
     except (NotFoundError, CorruptionError, InvalidInputError):
         return False
-    return receipt.files == {"documents.parquet": FileRecord.of(data)}
+    return receipt.files == {_TABLE: FileRecord.of(data)}
 
 
 def _segmented(
@@ -368,28 +383,6 @@ def _segmented(
             done += len(data)
         progress(done, total)
     return pl.DataFrame(rows, schema=DOCUMENTS_SCHEMA, orient="row"), forced
-
-
-def _check_same(existing: Corpus, asked: Mapping[str, Any]) -> None:
-    found = {key: getattr(existing.manifest, key) for key in asked}
-    if found == dict(asked):
-        return
-    differences = []
-    if found["input_digest"] != asked["input_digest"]:
-        differences.append(
-            f"input_digest (has {found['input_digest'][:16]}, asked {asked['input_digest'][:16]}: "
-            "other texts, splits or limits)"
-        )
-    before, after = found["segmentation"].model_dump(), asked["segmentation"].model_dump()
-    differences += [
-        f"{key} (has {before[key]}, asked {after[key]})"
-        for key in before
-        if before[key] != after[key]
-    ]
-    raise FingerprintMismatchError(
-        f"Corpus {existing.name!r} at {existing.location} was made differently: "
-        f"{'; '.join(differences)}. Give the new corpus another name, or delete the old one first."
-    )
 
 
 def _documents_digest(table: pl.DataFrame) -> str:

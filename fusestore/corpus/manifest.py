@@ -33,22 +33,34 @@ class Segmentation(Frozen):
     tokenizer_digests: tuple[str, ...]
 
 
+class CorpusFingerprint(Manifest):
+    """What a corpus depends on; written before its documents.
+
+    Attributes:
+        input_digest: SHA-256 of the source documents' names, splits and texts, in order.
+        segmentation: how the source documents were cut.
+    """
+
+    input_digest: str
+    segmentation: Segmentation
+
+
 class CorpusManifest(Manifest):
     """The manifest of a corpus; its digest identifies the corpus.
 
     Attributes:
-        input_digest: SHA-256 of the source documents' names, splits and texts, in order.
-        documents_digest: the same of the documents after segmentation, segment numbers included.
+        fingerprint: what the corpus was made from, and how.
+        documents_digest: SHA-256 of the documents' names, segment numbers, splits and texts, after
+            segmentation.
         num_sources: source documents that were kept.
         dropped_blank: source documents left out because they hold nothing but white space.
         num_documents: D, documents after segmentation.
         num_bytes: bytes of UTF-8 text in all documents.
         forced_cuts: cuts where some tokenizer has no token end; see `segment`.
         splits: sizes by split name.
-        segmentation: how the source documents were cut.
     """
 
-    input_digest: str
+    fingerprint: CorpusFingerprint
     documents_digest: str
     num_sources: int
     dropped_blank: int
@@ -56,7 +68,6 @@ class CorpusManifest(Manifest):
     num_bytes: int
     forced_cuts: int
     splits: dict[str, SplitSize]
-    segmentation: Segmentation
 
 
 class TokensManifest(Manifest):

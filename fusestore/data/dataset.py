@@ -27,9 +27,10 @@ from fusestore.storage.file_lock import locked
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX, publish
+from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.copy import copy_missing
 from fusestore.store.manifest import canonical_json, digest_bytes, manifest_content
-from fusestore.store.receipts import file_records
+from fusestore.store.receipts import file_records, receipt_path, shard_part
 
 _READ = (*SAMPLE_ARRAYS, "document")
 _ARRAYS = (*_READ, "source")
@@ -198,12 +199,12 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 
     def _finished(self, shard: int) -> bool:
         """Whether the shard has a receipt of this very plan."""
-        receipt = Location.parse(self.folder) / "receipts" / f"{shard:05d}.json"
+        receipt = Location.parse(self.folder) / receipt_path(shard_part(shard))
         try:
             content = manifest_content(receipt.read_bytes(), str(receipt))
         except NotFoundError:
             return False
-        return bool(content.get("plan_digest") == self.digest)
+        return bool(content.get("fingerprint_digest") == self.digest)
 
     def _bounds(self, window: int) -> tuple[int, int]:
         count = len(self)
@@ -243,7 +244,7 @@ def open_fused(
     root = Location.parse(store, storage_options)
     source = root / "fused" / name
     base = (Path(cache_dir) if cache_dir is not None else user_cache_folder()).expanduser()
-    if not (source / "manifest.json").exists() and (source / "recipe.json").exists():
+    if not (source / "manifest.json").exists() and (source / FINGERPRINT_FILE).exists():
         return open_unfinished(root, source, base.absolute())
     content = _read_manifest(source)
     shared = json.loads(content).get("form") == "shared"
@@ -273,7 +274,7 @@ def open_unfinished(store: Location, source: Location, base: Path) -> FusedDatas
     plan = _read_plan(source, complete=False)
     folder = source.path if source.is_local else base / "on_demand" / plan_digest(plan)
     try:
-        paths = ["recipe.json", *(f"{name}/zarr.json" for name in _ARRAYS)]
+        paths = [FINGERPRINT_FILE, *(f"{name}/zarr.json" for name in _ARRAYS)]
         if plan["recipe"]["packing"] == "document":
             paths += ["window_starts/zarr.json", "window_starts/c/0"]
         for path in paths:
@@ -298,13 +299,14 @@ def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:
         plan: dict[str, Any] = json.loads(_read_manifest(folder))["plan"]
         return plan
     try:
-        plan = manifest_content((folder / "recipe.json").read_bytes(), f"{folder}/recipe.json")
+        file = folder / FINGERPRINT_FILE
+        plan = manifest_content(file.read_bytes(), str(file))
     except NotFoundError as error:
         raise NotFoundError(
-            f"No fused dataset was begun at {folder}: it has no recipe.json. Make it with "
+            f"No fused dataset was begun at {folder}: it has no {FINGERPRINT_FILE}. Make it with "
             "`fusestore fuse`."
         ) from error
-    _check_plan(plan, f"{folder}/recipe.json")
+    _check_plan(plan, f"{folder}/{FINGERPRINT_FILE}")
     return plan
 
 

@@ -25,7 +25,7 @@ class ShardFiller:
     Attributes:
         store: path or URL of the store that holds the inputs.
         storage_options: for the store's filesystem.
-        folder: the fused dataset's local folder, which holds its recipe.json.
+        folder: the fused dataset's local folder, which holds its fingerprint.json.
     """
 
     store: str

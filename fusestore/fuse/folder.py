@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from fusestore.errors import FingerprintMismatchError, NotFoundError
+from fusestore.errors import NotFoundError
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.layout import fused_arrays
 from fusestore.fuse.locks import remove_locks, shard_lock
 from fusestore.fuse.manifest import (
     KIND_NAMES,
     FusedManifest,
+    FusedReceipt,
     FusionPlan,
-    ShardReceipt,
+    ShardTotals,
     SourceDigests,
     SourceStatistics,
     SourceTotals,
@@ -32,10 +32,11 @@ from fusestore.fuse.shard import fuse_rows
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
-from fusestore.store.receipts import FileRecord
+from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
+from fusestore.store.fingerprints import write_fingerprint
+from fusestore.store.receipts import FileRecord, receipt_path, shard_part
 
-PLAN_FILE = "recipe.json"
-MANIFEST_FILE = "manifest.json"
+PLAN_FILE = FINGERPRINT_FILE
 
 
 def plan_of(fusion: Fusion) -> FusionPlan:
@@ -88,7 +89,7 @@ class FusedFolder:
 
     @cached_property
     def plan(self) -> FusionPlan:
-        """What is kept as recipe.json."""
+        """What is kept as fingerprint.json."""
         return plan_of(self.fusion)
 
     @cached_property
@@ -107,7 +108,7 @@ class FusedFolder:
         Raises:
             FingerprintMismatchError: the folder holds a fused dataset made from something else.
         """
-        claim(self.location, self.plan)
+        write_fingerprint(self.location, self.plan, "Fused dataset")
         if (self.location / MANIFEST_FILE).exists():
             return
         remove_abandoned(self.location)
@@ -157,14 +158,14 @@ class FusedFolder:
         if len(self.finished()) < self.num_shards:
             return None
         for shard in range(self.num_shards):
-            receipt = ShardReceipt.load(self._receipt_file(shard))
-            if receipt.plan_digest != self.plan.digest:
+            receipt = FusedReceipt.load(self._receipt_file(shard))
+            if receipt.fingerprint_digest != self.plan.digest:
                 return None
             receipts.append(receipt)
         others = {path: FileRecord.of(data) for path, data in self.metadata.items()}
         others[PLAN_FILE] = FileRecord.of(self.plan.to_bytes())
         for receipt in receipts:
-            others[f"receipts/{receipt_name(receipt.shard)}"] = FileRecord.of(receipt.to_bytes())
+            others[receipt_path(receipt.part)] = FileRecord.of(receipt.to_bytes())
         num_windows = len(self.fusion.window_starts) - 1
         manifest = _manifest(self.plan, num_windows, receipts, others)
         manifest.save(self.location / MANIFEST_FILE)
@@ -180,15 +181,15 @@ class FusedFolder:
         return files
 
     def _receipt_file(self, shard: int) -> Location:
-        return self.location / "receipts" / receipt_name(shard)
+        return self.location / receipt_path(shard_part(shard))
 
     def _has(self, shard: int) -> bool:
         try:
-            receipt = ShardReceipt.load(self._receipt_file(shard))
+            receipt = FusedReceipt.load(self._receipt_file(shard))
         except NotFoundError:
             return False
         # A folder whose plan was deleted may hold shards of another one.
-        return receipt.plan_digest == self.plan.digest and all(
+        return receipt.fingerprint_digest == self.plan.digest and all(
             (self.location / path).exists() for path in receipt.files
         )
 
@@ -202,62 +203,25 @@ class FusedFolder:
             publish(self.location / path, data)
             files[path] = FileRecord.of(data)
         counts = np.bincount(rows.kind, minlength=len(KIND_NAMES))
-        receipt = ShardReceipt(
-            plan_digest=self.plan.digest,
-            shard=shard,
+        receipt = FusedReceipt(
+            part=shard_part(shard),
             start=start,
             stop=stop,
+            fingerprint_digest=self.plan.digest,
             files=files,
-            kinds=tuple(int(count) for count in counts),
-            sources=tuple(totals),
+            content=ShardTotals(kinds=tuple(int(count) for count in counts), sources=tuple(totals)),
         )
         publish(self._receipt_file(shard), receipt.to_bytes())
-
-
-def claim(location: Location, plan: FusionPlan) -> None:
-    """Write the plan, or see that the one there is the same.
-
-    Raises:
-        FingerprintMismatchError: the folder holds a fused dataset made from something else.
-    """
-    file = location / PLAN_FILE
-    if not file.exists():
-        plan.save(file)
-        return
-    found = FusionPlan.load(file)
-    if found.digest == plan.digest:
-        return
-    before, now = _settings(found), _settings(plan)
-    changes = "; ".join(
-        f"{key}: there {before.get(key)!r}, asked {value!r}"
-        for key, value in now.items()
-        if before.get(key) != value
-    )
-    raise FingerprintMismatchError(
-        f"{location} holds a fused dataset made from something else ({changes}). "
-        "Choose another name, or delete that folder first."
-    )
-
-
-def _settings(plan: FusionPlan) -> dict[str, Any]:
-    """The plan with its recipe's settings beside its own."""
-    content = plan.model_dump(mode="json")
-    return {**content.pop("recipe"), **content}
-
-
-def receipt_name(shard: int) -> str:
-    """The file of a shard's receipt in `receipts/`."""
-    return f"{shard:05d}.json"
 
 
 def _manifest(
     plan: FusionPlan,
     num_windows: int,
-    receipts: Sequence[ShardReceipt],
+    receipts: Sequence[FusedReceipt],
     others: Mapping[str, FileRecord],
 ) -> FusedManifest:
-    kinds = np.sum([receipt.kinds for receipt in receipts], axis=0)
-    per_source = zip(*(receipt.sources for receipt in receipts), strict=True)
+    kinds = np.sum([receipt.content.kinds for receipt in receipts], axis=0)
+    per_source = zip(*(receipt.content.sources for receipt in receipts), strict=True)
     files = {path: record for receipt in receipts for path, record in receipt.files.items()}
     return FusedManifest(
         plan=plan,

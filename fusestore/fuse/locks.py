@@ -17,6 +17,7 @@ from fusestore.storage.file_lock import locked
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX
+from fusestore.store.receipts import shard_part
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ def shard_lock(folder: Location, shard: int) -> Iterator[None]:
         folder: the fused dataset's folder. Locks of a remote one are kept on this machine.
         shard: the shard's number.
     """
-    path = lock_folder(folder) / f"{shard:05d}"
+    path = lock_folder(folder) / shard_part(shard)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file, locked(file):
         yield

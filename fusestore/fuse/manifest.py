@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from fusestore.fuse.recipe import KEPT, Recipe
 from fusestore.store.manifest import Frozen, Manifest
-from fusestore.store.receipts import FileRecord
+from fusestore.store.receipts import FileRecord, Receipt
 
 KIND_NAMES = ("none", "span", "mined", "label", "target", "fusellm")
 """Names of the codes in the array `kind`; `none` is a position without distillation."""
@@ -30,7 +30,7 @@ class SourceDigests(Frozen):
 
 
 class FusionPlan(Manifest):
-    """Everything that determines a fused dataset's bytes; kept as `recipe.json`.
+    """Everything that determines a fused dataset's bytes; kept as `fingerprint.json`.
 
     Attributes:
         recipe: the whole recipe: corpus, the target's whole digest and every alignment are named.
@@ -113,24 +113,20 @@ class SourceTotals(Frozen):
         )
 
 
-class ShardReceipt(Manifest):
-    """One finished shard.
+class ShardTotals(Frozen):
+    """What the receipt of a fused shard adds: the sums that statistics are made of.
 
     Attributes:
-        plan_digest: of the plan it was made under.
-        shard, start, stop: target positions `[start, stop)`.
-        files: what each file holds, by path inside the fused dataset's folder.
         kinds: positions of each kind, in the order of `KIND_NAMES`.
         sources: in the recipe's order.
     """
 
-    plan_digest: str
-    shard: int
-    start: int
-    stop: int
-    files: dict[str, FileRecord]
     kinds: tuple[int, ...]
     sources: tuple[SourceTotals, ...]
+
+
+FusedReceipt = Receipt[ShardTotals]
+"""Of one shard in the local form; its `fingerprint_digest` is that of the plan."""
 
 
 class SourceStatistics(Frozen):

@@ -24,10 +24,10 @@ from fusestore.fuse.manifest import FusionPlan
 from fusestore.fuse.recipe import Recipe, RecipeSource
 from fusestore.models.model import Model
 from fusestore.models.target import Target
+from fusestore.store.findings import DAMAGE
 from fusestore.store.layout import Store, is_name
-from fusestore.store.receipts import Receipt
 from fusestore.tokenizers.tokenizer import Tokenizer
-from fusestore.tokenizers.vocabulary_table import receipt_file
+from fusestore.tokenizers.vocabulary_table import load_vocabulary_manifest
 
 
 def find_inputs(
@@ -135,27 +135,22 @@ def _target_of(
 def _whole_digest(store: Store, digest: str) -> str:
     """The whole digest of a tokenizer that the store knows, by its first 16 digits or more."""
     try:
-        receipt = Receipt.load(receipt_file(store.vocabulary(digest)))
+        manifest = load_vocabulary_manifest(store, digest)
     except NotFoundError as error:
-        known = sorted({name.split(".")[0] for name in store.names("vocabularies")})
+        known = ", ".join(store.names("vocabularies")) or "none"
         raise NotFoundError(
             f"{store.location} knows no tokenizer {digest[:16]}, the recipe's target; it knows "
-            f"{', '.join(known) or 'none'}. Align a cache to that target, or capture one with it."
+            f"{known}. Align a cache to that target, or capture one with it."
         ) from error
-    if not receipt.fingerprint_digest.startswith(digest):
-        raise IncompatibleError(
-            f"The recipe's target is tokenizer {digest}, but the store's is "
-            f"{receipt.fingerprint_digest}."
-        )
-    return receipt.fingerprint_digest
+    return manifest.fingerprint.tokenizer_digest
 
 
 def _vocab_size(store: Store, target: Target) -> int:
-    """Ids of the target's tokenizer; of a vocabulary in the store only the receipt is read."""
-    receipt = Receipt.load_if_sound(receipt_file(store.vocabulary(target.digest)))
-    if receipt is not None and receipt.fingerprint_digest == target.digest:
-        return receipt.stop
-    return len(target.vocabulary)
+    """Ids of the target's tokenizer; of a vocabulary in the store only the manifest is read."""
+    try:
+        return load_vocabulary_manifest(store, target.digest).num_tokens
+    except DAMAGE:
+        return len(target.vocabulary)
 
 
 def _target_cache(store: Store, recipe: Recipe) -> str | None:

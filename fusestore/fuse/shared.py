@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.fuse.folder import MANIFEST_FILE, PLAN_FILE, claim, metadata_files, receipt_name
+from fusestore.fuse.folder import PLAN_FILE, metadata_files
 from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.progress import Progress, ignore_progress
@@ -24,8 +24,10 @@ from fusestore.store.arrays import (
     encode_shard,
     group_metadata,
 )
+from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.copy import matches
-from fusestore.store.receipts import FileRecord, Receipt, shard_part
+from fusestore.store.fingerprints import write_fingerprint
+from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
 
 _LOCAL = "local"
 
@@ -50,7 +52,7 @@ def pack_fused(
         FingerprintMismatchError: another dataset lies at `shared`.
     """
     manifest = _load(local, "local")
-    claim(shared, manifest.plan)
+    write_fingerprint(shared, manifest.plan, "Fused dataset")
     if (shared / MANIFEST_FILE).exists():
         return FusedManifest.load(shared / MANIFEST_FILE)
     arrays = shared_arrays(*_size(manifest))
@@ -75,7 +77,7 @@ def pack_fused(
         if receipt is None:
             receipt = _pack_shard(shared, arrays, readers, shard, manifest.plan_digest)
         files |= receipt.files
-        files[_receipt_path(shard)] = FileRecord.of(receipt.to_bytes())
+        files[receipt_path(shard_part(shard))] = FileRecord.of(receipt.to_bytes())
         num_bytes += receipt.num_bytes
         progress(receipt.stop, manifest.num_tokens)
     packed = manifest.model_copy(update={"form": "shared", "files": files, "num_bytes": num_bytes})
@@ -104,7 +106,7 @@ def unpack_fused(
     """
     packed = _load(shared, "shared")
     manifest = _local_manifest(shared, packed)
-    claim(local, manifest.plan)
+    write_fingerprint(local, manifest.plan, "Fused dataset")
     if (local / MANIFEST_FILE).exists():
         return FusedManifest.load(local / MANIFEST_FILE)
     arrays = fused_arrays(*_size(manifest))
@@ -152,7 +154,7 @@ def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
         PLAN_FILE,
         *metadata_files(manifest.plan),
         *(array.file_name(shard) for array, shard in _shards(arrays)),
-        *(f"receipts/{receipt_name(shard)}" for shard in range(arrays[0].num_files)),
+        *(receipt_path(shard_part(shard)) for shard in range(arrays[0].num_files)),
     }
     if manifest.plan.recipe.packing == "document":
         expected |= {"window_starts/zarr.json", "window_starts/c/0"}
@@ -230,17 +232,13 @@ def _pack_shard(
     receipt = Receipt(
         part=shard_part(shard), start=start, stop=stop, fingerprint_digest=plan_digest, files=files
     )
-    publish(shared / _receipt_path(shard), receipt.to_bytes())
+    publish(shared / receipt_path(shard_part(shard)), receipt.to_bytes())
     return receipt
-
-
-def _receipt_path(shard: int) -> str:
-    return f"receipts/{shard_part(shard)}.json"
 
 
 def _finished(shared: Location, shard: int, plan_digest: str) -> Receipt | None:
     try:
-        receipt = Receipt.load(shared / _receipt_path(shard))
+        receipt = Receipt.load(shared / receipt_path(shard_part(shard)))
     except NotFoundError:
         return None
     whole = all((shared / path).exists() for path in receipt.files)

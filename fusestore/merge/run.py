@@ -87,7 +87,7 @@ def merge_models(
         evaluation = None
         if evaluate is not None:
             evaluation = _evaluate(store, folder, *evaluate, name, precision, reporter)
-        files = publish_folder(folder, output)
+        files = publish_folder(folder, output, plan)
     manifest = MergeManifest(
         merge=plan, num_parameters=num_parameters, evaluation=evaluation, files=files
     )

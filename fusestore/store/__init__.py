@@ -1,1 +1,1 @@
-"""What a store is made of: layout, manifests, receipts, arrays, leases, inventory."""
+"""What a store is made of: layout, manifests, receipts, arrays, leases, registry, inventory."""

@@ -1,4 +1,4 @@
-"""`Store`: the root folder or URL, and where each thing lies below it."""
+"""`Store`: the root folder or URL, and where each artifact lies below it."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Store:
         return self.location / "caches" / check_name(name)
 
     def vocabulary(self, tokenizer_digest: str) -> Location:
-        """Parquet file of a tokenizer's vocabulary."""
-        return self.location / "vocabularies" / f"{tokenizer_digest[:16]}.parquet"
+        """Folder of a tokenizer's vocabulary."""
+        return self.location / "vocabularies" / tokenizer_digest[:16]
 
     def vocabulary_map(self, source_digest: str, target_digest: str, method: str) -> Location:
         """Folder of a vocabulary map, by the two tokenizers' digests."""
@@ -81,6 +81,6 @@ class Store:
         """Folder of a trained model."""
         return self.location / "models" / check_name(name)
 
-    def names(self, kind: str) -> list[str]:
-        """Names of the things of one kind (`corpora`, `caches`, …), complete or not, sorted."""
-        return (self.location / kind).list()
+    def names(self, folder: str) -> list[str]:
+        """Names of the artifacts in a folder (`corpora`, `caches`, …), complete or not, sorted."""
+        return (self.location / folder).list()

@@ -1,4 +1,4 @@
-"""Claims: several writers share the shards of one thing without a coordinator.
+"""Claims: several writers share the shards of one artifact without a coordinator.
 
     claims/<shard>-<generation>     the writer that makes the shard; create-only, never changed
     claims/writer-<writer>          a sign of life, rewritten every few seconds while it works
@@ -11,7 +11,7 @@ create-only lets exactly one succeed.
 
 Claims divide work, they do not protect data: what is finished, receipts say. Where a writer that
 was taken for dead goes on all the same, two make one shard, and the same bytes of it. Claims are
-removed when the thing is complete.
+removed when the artifact is complete.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Self
 from fusestore.errors import AlreadyExistsError, FusestoreError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.publish import MACHINE, is_running, publish, publish_new
+from fusestore.store.receipts import shard_part
 
 LEASE_S = 60.0
 """A writer whose sign of life has not changed for this long is taken for dead."""
@@ -175,7 +176,7 @@ class Claims:
         return self._folder / f"writer-{writer}"
 
     def _claim(self, shard: int, generation: int) -> Location:
-        return self._folder / f"{shard:06d}-{generation}"
+        return self._folder / f"{shard_part(shard)}-{generation}"
 
 
 def remove_claims(folder: Location) -> None:

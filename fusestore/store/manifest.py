@@ -1,9 +1,9 @@
-"""Manifests: small JSON documents that say what a thing is, and their digests.
+"""Manifests: small JSON documents that say what an artifact is, and their digests.
 
 A manifest is frozen, validated where it is made, and written once. Its JSON is canonical (sorted
 keys, two-space indent, newline at the end), so the same content is the same bytes, and `digest`
 identifies it. In a file the key `checksum` holds that digest, computed without the key itself: a
-damaged manifest is recognised without anything else.
+damaged manifest is recognized without anything else.
 """
 
 from __future__ import annotations
@@ -157,10 +157,14 @@ def manifest_content(data: bytes, name: str) -> dict[str, Any]:
             f"{name} has store format {version}; this fusestore reads up to "
             f"{FORMAT_VERSION}. Upgrade with `pip install -U fusestore`."
         )
-    canonical = canonical_json(content)
-    checksum = content.pop("checksum", None)
+    try:
+        canonical = canonical_json(content)
+        checksum = content.pop("checksum", None)
+        found = digest_bytes(canonical_json(content))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{name} is not valid JSON: {error}") from error
     # White space and the like can change without changing what the document says.
-    if checksum != digest_bytes(canonical_json(content)) or data != canonical:
+    if checksum != found or data != canonical:
         raise CorruptionError(
             f"{name} does not match its checksum: it was damaged or edited. "
             "`fusestore verify` says what is damaged and how to repair it."

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 from pydantic import Field, ValidationError
+from typing_extensions import TypeVar
 
 from fusestore.errors import CorruptionError, InvalidInputError
 from fusestore.store.manifest import Frozen, Manifest, digest_bytes
@@ -78,7 +79,11 @@ def file_records(manifest: Mapping[str, Any], where: str) -> dict[str, FileRecor
         raise CorruptionError(f"{where} does not say what its files hold: {error!r}.") from error
 
 
-class Receipt(Manifest):
+C = TypeVar("C", default=Any)
+"""What a stage adds to its receipts; whoever reads any receipt need not know it."""
+
+
+class Receipt(Manifest, Generic[C]):
     """Says that the files of one part are published whole; written after them, never changed.
 
     Attributes:
@@ -86,7 +91,8 @@ class Receipt(Manifest):
         start: first row of the part.
         stop: one past its last row.
         fingerprint_digest: digest of the fingerprint under which it was made.
-        files: path relative to the receipt's thing → what the file holds.
+        files: path relative to the artifact's folder → what the file holds.
+        content: what the stage adds to it, such as sums over the shard; null for most.
     """
 
     part: str
@@ -94,6 +100,13 @@ class Receipt(Manifest):
     stop: int = Field(ge=0)
     fingerprint_digest: str
     files: dict[str, FileRecord]
+    content: C = Field(default=None, validate_default=True)
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """One name for all receipts, whatever their content."""
+        del params
+        return "Receipt"
 
     @property
     def num_bytes(self) -> int:
@@ -102,5 +115,10 @@ class Receipt(Manifest):
 
 
 def shard_part(shard: int) -> str:
-    """The name of a shard's receipt, without its extension."""
+    """What a receipt calls a shard: its number in six digits."""
     return f"{shard:06d}"
+
+
+def receipt_path(part: str) -> str:
+    """The file of a part's receipt in the artifact's folder."""
+    return f"receipts/{part}.json"

@@ -1,7 +1,11 @@
-"""Vocabularies as Parquet files of a store: `token_id`, `bytes`, `kind`, `roles`.
+"""Vocabularies in a store, kept by their tokenizer's digest so that none is written twice.
 
-Beside `<first 16 digits of the tokenizer's digest>.parquet` a receipt of the same name in JSON
-holds the file's checksum: alignment rests on these bytes, and Parquet would not notice a wrong one.
+vocabularies/<first 16 digits of the tokenizer's digest>/fingerprint.json      the whole digest
+                                                         vocabulary.parquet    see below
+                                                         manifest.json         written last
+
+The manifest holds the table's checksum: alignment rests on these bytes, and Parquet would not
+notice a wrong one.
 """
 
 from __future__ import annotations
@@ -15,12 +19,18 @@ import polars as pl
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
+from fusestore.store.fingerprints import write_fingerprint
 from fusestore.store.layout import Store
-from fusestore.store.receipts import FileRecord, Receipt
+from fusestore.store.receipts import FileRecord
+from fusestore.tokenizers.manifest import VocabularyFingerprint, VocabularyManifest
 from fusestore.tokenizers.tokenizer import Tokenizer
 from fusestore.tokenizers.vocabulary import Role, TokenKind, Vocabulary
 
+TABLE_FILE = "vocabulary.parquet"
+
 _DIGEST_KEY = "tokenizer_digest"
+_REMEDY = "`fusestore verify --repair` with --model writes it again."
 
 VOCABULARY_SCHEMA = pl.Schema(
     {
@@ -39,12 +49,14 @@ def save_vocabulary(
     """Write the vocabulary under its tokenizer's digest; one that is there already is kept.
 
     Returns:
-        The Parquet file.
+        Its folder.
     """
-    location = Store.open(store).vocabulary(vocabulary.tokenizer_digest)
-    if _is_there(location):
-        return location
-    remove_abandoned(location.parent)
+    folder = Store.open(store).vocabulary(vocabulary.tokenizer_digest)
+    if _is_complete(folder):
+        return folder
+    fingerprint = VocabularyFingerprint(tokenizer_digest=vocabulary.tokenizer_digest)
+    write_fingerprint(folder, fingerprint, "Vocabulary")
+    remove_abandoned(folder)
     roles: list[list[str]] = [[] for _ in range(len(vocabulary))]
     for role, token_id in vocabulary.roles:
         roles[token_id].append(role)
@@ -62,27 +74,51 @@ def save_vocabulary(
         metadata={_DIGEST_KEY: vocabulary.tokenizer_digest},
     )
     data = buffer.getvalue()
-    publish(location, data)
-    receipt = Receipt(
-        part="vocabulary",
-        start=0,
-        stop=len(vocabulary),
-        fingerprint_digest=vocabulary.tokenizer_digest,
-        files={location.name: FileRecord.of(data)},
+    publish(folder / TABLE_FILE, data)
+    manifest = VocabularyManifest(
+        fingerprint=fingerprint,
+        num_tokens=len(vocabulary),
+        files={
+            FINGERPRINT_FILE: FileRecord.of(fingerprint.to_bytes()),
+            TABLE_FILE: FileRecord.of(data),
+        },
     )
-    publish(receipt_file(location), receipt.to_bytes())
-    return location
+    publish(folder / MANIFEST_FILE, manifest.to_bytes())
+    return folder
+
+
+def load_vocabulary_manifest(store: Store, tokenizer_digest: str) -> VocabularyManifest:
+    """The manifest of a tokenizer's vocabulary, given its digest or the digest's first 16 digits.
+
+    Raises:
+        NotFoundError: the store does not hold it.
+        CorruptionError, InvalidInputError: it is damaged, or another tokenizer's.
+    """
+    file = store.vocabulary(tokenizer_digest) / MANIFEST_FILE
+    try:
+        manifest = VocabularyManifest.load(file)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"The store holds no vocabulary of tokenizer {tokenizer_digest[:16]} "
+            f"({error}). Capturing a cache with that tokenizer writes it."
+        ) from error
+    found = manifest.fingerprint.tokenizer_digest
+    if not found.startswith(tokenizer_digest):
+        raise InvalidInputError(
+            f"{file} is not the vocabulary of tokenizer {tokenizer_digest}, but of {found}."
+        )
+    return manifest
 
 
 def keep_vocabulary(store: Store, tokenizer: Tokenizer) -> None:
     """Write the tokenizer's vocabulary unless it is there; then nothing of it is loaded."""
-    if not _is_there(store.vocabulary(tokenizer.digest)):
+    if not _is_complete(store.vocabulary(tokenizer.digest)):
         save_vocabulary(store, tokenizer.vocabulary)
 
 
-def _is_there(location: Location) -> bool:
+def _is_complete(folder: Location) -> bool:
     # Not compared: another version of Polars may write the same table in other bytes.
-    return location.exists() and receipt_file(location).exists()
+    return (folder / MANIFEST_FILE).exists() and (folder / TABLE_FILE).exists()
 
 
 def load_vocabulary(
@@ -95,20 +131,15 @@ def load_vocabulary(
         CorruptionError: it does not match its checksum.
         InvalidInputError: the file is not a vocabulary, or another tokenizer's.
     """
-    location = Store.open(store).vocabulary(tokenizer_digest)
+    opened = Store.open(store)
+    manifest = load_vocabulary_manifest(opened, tokenizer_digest)
+    location = opened.vocabulary(tokenizer_digest) / TABLE_FILE
     try:
         data = location.read_bytes()
-        receipt = Receipt.load(receipt_file(location))
     except NotFoundError as error:
-        raise NotFoundError(
-            f"The store holds no vocabulary of tokenizer {tokenizer_digest[:16]} "
-            f"({error}). Capturing a cache with that tokenizer writes it."
-        ) from error
-    if receipt.files != {location.name: FileRecord.of(data)}:
-        raise CorruptionError(
-            f"{location} does not match its checksum. `fusestore verify --repair` with --model "
-            "writes it again."
-        )
+        raise CorruptionError(f"{location} is missing. {_REMEDY}") from error
+    if manifest.files.get(TABLE_FILE) != FileRecord.of(data):
+        raise CorruptionError(f"{location} does not match its checksum. {_REMEDY}")
     try:
         table = pl.read_parquet(io.BytesIO(data))
         digest = pl.read_parquet_metadata(io.BytesIO(data)).get(_DIGEST_KEY, "")
@@ -132,8 +163,3 @@ def load_vocabulary(
         cast("tuple[TokenKind, ...]", tuple(table["kind"].to_list())),
         tuple(roles),
     )
-
-
-def receipt_file(location: Location) -> Location:
-    """The receipt of a vocabulary's Parquet file."""
-    return location.parent / f"{location.name.removesuffix('.parquet')}.json"

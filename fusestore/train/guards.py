@@ -81,7 +81,7 @@ def not_finite(
     return NonFiniteError(
         f"Step {step}: the loss or its gradient is {value} for {dataset.describe(windows)}. "
         f"No weights were changed by this step; {kept}. Lower the learning rate, use precision "
-        "'float32', or look at these documents' distributions with `fusestore inspect`."
+        "'float32', or look at these documents' distributions with `fusestore show --document`."
     )
 
 
@@ -117,8 +117,8 @@ def check_spike(
             f"of the {len(earlier)} steps before ({usual:.4g}); loss_spike allows {limit:g}. "
             f"It was computed on {dataset.describe(windows)}. No weights were changed by this "
             f"step; {kept}. Lower the learning rate or lengthen the warm-up; look at these "
-            "documents with `fusestore inspect`; or raise loss_spike and run again, "
-            "which resumes from the checkpoint if there is one."
+            "documents with `fusestore show --document`; or raise loss_spike and run again, which "
+            "resumes from the checkpoint if there is one."
         )
 
 

@@ -18,6 +18,7 @@ from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.location import Location
+from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.result import StageResult
 from fusestore.train.checkpoint import (
     TrainState,
@@ -130,7 +131,8 @@ def train(
         )
         trained = loop.run(state)
         if accelerator.is_main_process:
-            files = publish_model(trained.weights, model, settings, output, work_dir / "model")
+            _forget_guards(output, plan)
+            files = publish_model(trained.weights, model, plan, output, work_dir / "model")
             manifest = TrainingManifest(
                 plan=plan,
                 result_step=trained.result_step,
@@ -161,6 +163,8 @@ def _settle_precision(
         plan = TrainingManifest.load(output / "manifest.json").plan
     elif (state := stored_state(work_dir)) is not None:
         plan = state.plan
+    else:
+        plan = _begun(output)
     if plan is not None and plan.settings.precision != "auto":
         return PrecisionChoice(plan.settings.precision, "this run was begun with it")
     choice = choose_precision(str(accelerator.device))
@@ -196,12 +200,26 @@ def _own_order(dataset: Trainable, seed: int) -> dict[str, Any] | None:
 
 
 def _finished(output: Location, plan: TrainingPlan) -> TrainingManifest | None:
-    if not (output / "manifest.json").exists():
-        return None
-    manifest = TrainingManifest.load(output / "manifest.json")
-    if not manifest.plan.same_result(plan):
+    manifest = None
+    if (output / MANIFEST_FILE).exists():
+        manifest = TrainingManifest.load(output / MANIFEST_FILE)
+    # Of a model whose publication was cut short, the fingerprint says what it is.
+    begun = _begun(output) if manifest is None else manifest.plan
+    if begun is not None and not begun.same_result(plan):
         raise AlreadyExistsError(
             f"{output} already holds a model trained on other inputs or with other settings. "
             "Choose another name, or delete it first."
         )
     return manifest
+
+
+def _begun(output: Location) -> TrainingPlan | None:
+    file = output / FINGERPRINT_FILE
+    return TrainingPlan.load(file) if file.exists() else None
+
+
+def _forget_guards(output: Location, plan: TrainingPlan) -> None:
+    """Let a plan take the place of one that differs in what never changes the weights."""
+    begun = _begun(output)
+    if begun is not None and begun != plan and begun.same_result(plan):
+        (output / FINGERPRINT_FILE).delete()

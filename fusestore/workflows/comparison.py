@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from fusestore.errors import InvalidInputError
 from fusestore.forecast.forecast import Forecast
+from fusestore.merge.artifact import ModelKind, how_made
 from fusestore.models.model import Model
 from fusestore.models.precision import Precision, PrecisionSetting, settle_precision
 from fusestore.progress import Reporter, SilentReporter
-from fusestore.store.inventory import how_made, list_things
+from fusestore.store.inventory import list_artifacts
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
 from fusestore.train.held_out import held_out_tokens, score
@@ -82,9 +83,9 @@ def compare(
         # A missing folder is reported before anything is scored.
         _ = model.folder
     rows = []
-    for artifact in list_things(store):
-        if artifact.kind == "model" and artifact.manifest is not None:
-            model, name = Model.open(artifact.name, store=store), f"model/{artifact.name}"
+    for artifact in list_artifacts(store):
+        if artifact.kind.name == ModelKind.name and artifact.manifest is not None:
+            model, name = Model.open(artifact.name, store=store), artifact.path
             bits_per_byte = _bits_per_byte(store, model, corpus, split, name, settled, reporter)
             rows.append(_row(name, how_made(artifact.manifest), bits_per_byte))
     for model in others:

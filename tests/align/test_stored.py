@@ -253,7 +253,7 @@ def test_a_shard_of_another_fingerprint_is_not_kept(tmp_path):
 def test_other_settings_under_the_same_name_are_refused(folder):
     write(folder / "x")
     before = contents(folder / "x")
-    with pytest.raises(FingerprintMismatchError, match="method is 'hybrid' there and 'span' here"):
+    with pytest.raises(FingerprintMismatchError, match="method: 'hybrid' there, 'span' now"):
         write(folder / "x", method="span")
     with pytest.raises(FingerprintMismatchError, match="target_tokens_digest"):
         write(folder / "x", target_seed=3)
@@ -317,7 +317,7 @@ def test_a_vocabulary_map_is_stored_once_and_read_back(folder):
         assert read.digest == made.digest
         assert read.to_polars().equals(made.to_polars())
     assert contents(location) == before
-    with pytest.raises(FingerprintMismatchError, match="tie_break is 'prefix' there"):
+    with pytest.raises(FingerprintMismatchError, match="tie_break: 'prefix' there"):
         stored_vocabulary_map(location, SOURCE, TARGET, tie_break="first")
     (location / "map.parquet").delete()
     with pytest.raises(CorruptionError, match="missing"):
@@ -342,7 +342,7 @@ def test_a_statistical_map_is_kept_by_its_corpus_and_counts_once(folder):
     assert read.to_polars().equals(made.to_polars())
     assert "statistical" in made.to_polars()["kind"].to_list()
     other = CountedCorpus("e" * 64, count)
-    with pytest.raises(FingerprintMismatchError, match="corpus_digest is 'dddd"):
+    with pytest.raises(FingerprintMismatchError, match="corpus_digest: 'dddd"):
         stored_vocabulary_map(location, SOURCE, TARGET, "statistical", corpus=other)
     plain = vocabulary_map_folder(store, "a" * 64, "b" * 64, "mined", "d" * 64)
     assert plain.name.endswith("-mined")

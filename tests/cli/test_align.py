@@ -14,7 +14,7 @@ def test_summary_is_printed_and_kept(command, job, store):
     assert told["built"] is False
     assert sum(told["coverage"].values()) == pytest.approx(1)
     assert told["sample"]["same"]["mined"]["mined"] == told["sample"]["num_tokens"]
-    kept = command.succeeds("inspect", "alignment/wide--small", "--store", store, "--json").json
+    kept = command.succeeds("show", "alignment/wide--small", "--store", store, "--json").json
     assert {key: kept[key] for key in ("coverage", "counts", "sample")} == {
         key: told[key] for key in ("coverage", "counts", "sample")
     }
@@ -23,7 +23,7 @@ def test_summary_is_printed_and_kept(command, job, store):
         assert counts == sorted(counts, reverse=True)
     for shown in (
         command.succeeds(*arguments).out,
-        command.succeeds("inspect", "alignment/wide--small", "--store", store).out,
+        command.succeeds("show", "alignment/wide--small", "--store", store).out,
     ):
         assert "anchored" in shown
         assert "source rows supervise nothing" in shown

@@ -204,7 +204,7 @@ def test_a_bucket_that_does_not_exist(command, s3_url, job, tmp_path):
     fusion = write_fusion(tmp_path, job, "s3://no-such-bucket-here/store")
     for arguments in (
         ["run", fusion],
-        ["inspect", "--store", "s3://no-such-bucket-here/store"],
+        ["ls", "--store", "s3://no-such-bucket-here/store"],
         ["verify", "--store", "s3://no-such-bucket-here/store"],
     ):
         message = command.fails(*arguments)
@@ -216,7 +216,7 @@ def test_wrong_credentials(command, s3_url, s3_endpoint, job, tmp_path):
     wrong = ["--storage-option", "key=AKIAWRONG", "--storage-option", "secret=wrong"]
     set_free_requests(s3_endpoint, "0")
     try:
-        for arguments in (["run", fusion], ["inspect", "--store", f"{s3_url}/store"]):
+        for arguments in (["run", fusion], ["ls", "--store", f"{s3_url}/store"]):
             message = command.fails(*arguments, *wrong)
             assert s3_url in message
             assert "AWS_" in message

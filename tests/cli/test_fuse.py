@@ -12,7 +12,7 @@ from tests.helpers.tiny_job import hashes
 @pytest.fixture
 def recipe(store, tmp_path):
     """The recipe of the store's fused dataset, as a person would write it."""
-    plan = json.loads((store / "fused/mince/recipe.json").read_text())
+    plan = json.loads((store / "fused/mince/fingerprint.json").read_text())
     path = tmp_path / "mince.toml"
     path.write_text(
         f"""
@@ -41,7 +41,7 @@ def test_a_recipe_is_defined_at_once_and_filled_when_asked(command, store, recip
     shown = command.succeeds("fuse", recipe, "--store", store, "--name", "again").out
     assert shown.startswith("Already there: again: ")
     assert "0 of " in shown
-    listed = command.succeeds("inspect", "--store", store).out
+    listed = command.succeeds("ls", "--store", store).out
     assert "again" in listed
     assert "made when they are read" in listed
     open_fused(store, "again")[0]

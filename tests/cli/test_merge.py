@@ -15,7 +15,7 @@ def test_merged_and_trained_models_are_listed_with_their_scores(command, store):
     assert told["built"] is False
     assert told["merge"]["settings"]["weights"] == [1.0, 3.0]
     bits = told["evaluation"]["metrics"]["bits_per_byte"]
-    listed = command.succeeds("inspect", "--store", store).out
+    listed = command.succeeds("ls", "--store", store).out
     assert f"linear merge of 2 models, held-out bits per byte {bits:.4f}" in listed
     assert listed.count("held-out bits per byte") == 3
     assert command.succeeds("verify", "--store", store).code == 0
@@ -58,7 +58,7 @@ def test_merged_ensemble_and_fused_are_compared_in_one_table(command, job, store
     assert rows["cache/small"]["covered"] == 1.0
     assert "linear merge of 2 models" in rows["model/merged"]["made"]
     remote = f"{s3_url}/store"
-    fs.sharing.copy_things(Store.open(store), Store.open(remote), None)
+    fs.sharing.copy_artifacts(Store.open(store), Store.open(remote), None)
     there = command.succeeds("compare", "--store", remote, *evaluate, "--json").json
     assert {row["name"]: row["bits_per_byte"] for row in there["rows"]} == {
         name: score for name, score in bits.items() if name.startswith("model/")

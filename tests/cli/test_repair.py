@@ -6,11 +6,10 @@ import pytest
 
 from fusestore.cache.writer import CacheWriter
 from fusestore.storage.location import Location
-from fusestore.store.inventory import KINDS
 from fusestore.store.layout import Store
 from fusestore.workflows.repair import repair_store
 from fusestore.workflows.verification import verify_store
-from tests.helpers.store_contents import files_by_kind
+from tests.helpers.store_files import artifact_of, one_of_each
 from tests.helpers.tiny_job import hashes
 
 FROM_OUTSIDE = ("corpora/addresses/documents.parquet", "corpora/addresses/manifest.json", "models/")
@@ -20,13 +19,6 @@ FROM_OUTSIDE = ("corpora/addresses/documents.parquet", "corpora/addresses/manife
 @pytest.fixture
 def models(job):
     return [str(job / "small"), str(job / "wide")]
-
-
-def thing_of(store, path):
-    """How commands call the thing that a file belongs to."""
-    folder, thing = path.relative_to(store).parts[:2]
-    by_folder = {folder: kind for kind, folder in KINDS.items()}
-    return f"{by_folder[folder]}/{thing}" if folder in by_folder else f"vocabulary/{path.stem}"
 
 
 def flip(path, part=2):
@@ -43,13 +35,13 @@ def damaged_each(store, files, models, damage):
         if name.startswith(FROM_OUTSIDE):
             continue
         damage(path)
-        done = repair_store(Store.open(store), thing_of(store, path), models=models)
+        done = repair_store(Store.open(store), artifact_of(store, path), models=models)
         assert [repair.problem for repair in done.values()] == [None], name
         assert hashes(Location.parse(store)) == whole, name
 
 
 def largest(store):
-    """The largest file of each thing's kind, which is data."""
+    """The largest file of each kind of artifact, which is data."""
     for folder in ("corpora", "vocabularies", "caches", "vocabulary_maps", "alignments", "fused"):
         files = [path for path in (store / folder).rglob("*") if path.is_file()]
         if folder == "corpora":
@@ -63,21 +55,21 @@ def test_data_of_every_kind_is_repaired(store, models):
 
 @pytest.mark.slow
 def test_every_kind_of_file_is_repaired(store, models):
-    damaged_each(store, files_by_kind(store).values(), models, flip)
+    damaged_each(store, one_of_each(store).values(), models, flip)
 
 
 @pytest.mark.slow
 def test_every_kind_of_lost_file_is_repaired(store, models):
-    damaged_each(store, files_by_kind(store).values(), models, lambda path: path.unlink())
+    damaged_each(store, one_of_each(store).values(), models, lambda path: path.unlink())
 
 
 def test_much_damage_at_once(command, store, models):
-    """One of everything, repaired in the order in which things are made."""
+    """One of everything, repaired in the order in which artifacts are made."""
     whole = hashes(Location.parse(store))
     for path in largest(store):
         flip(path, 3)
     (store / "caches/wide/receipts/000000.json").unlink()
-    (store / "fused/mince/recipe.json").unlink()
+    (store / "fused/mince/fingerprint.json").unlink()
     shown = command("verify", "--store", store)
     assert shown.code == 1
     lines = shown.out.splitlines()
@@ -160,15 +152,15 @@ def test_damaged_inputs_are_never_used(store, models):
     """The alignment is damaged and so is the vocabulary it would be made from."""
     part = store / "alignments/wide--small/source_pos/c/0"
     flip(part)
-    for path in (store / "vocabularies").glob("*.parquet"):
+    for path in (store / "vocabularies").glob("*/*.parquet"):
         flip(path)
-    name = thing_of(store, part)
+    name = artifact_of(store, part)
     assert "does not match its checksum" in unrepaired(store, name, models)
 
 
 def test_nothing_says_what_it_was(store, models):
     for folder in ("caches/wide", "fused/mince", "alignments/wide--small"):
-        for file in ("manifest.json", "fingerprint.json", "recipe.json"):
+        for file in ("manifest.json", "fingerprint.json"):
             if (store / folder / file).exists():
                 flip(store / folder / file)
     for name in ("cache/wide", "fused/mince", "alignment/wide--small"):

@@ -72,7 +72,7 @@ def test_an_adapter_alone_is_no_model_to_go_on_with(command, job, store):
     options = ["--lora-rank", "2", "--lora-adapter-only", "--max-steps", "1"]
     command.succeeds(*train(job, store, *options))
     command.succeeds("verify", "--store", store)
-    assert "LoRA adapter alone of rank 2" in command.succeeds("inspect", "--store", store).out
+    assert "LoRA adapter alone of rank 2" in command.succeeds("ls", "--store", store).out
     message = command.fails(
         "train", store / "models" / "new", "--store", store, "--fused", "mince", "--name", "next"
     )
@@ -149,7 +149,7 @@ def test_a_model_with_another_tokenizer_whose_ids_would_fit(command, job, store)
 
 
 def test_a_mixture(command, job, store):
-    recipe = json.loads((store / "fused/mince/recipe.json").read_text())["recipe"]
+    recipe = json.loads((store / "fused/mince/fingerprint.json").read_text())["recipe"]
     open_recipe(store, {**recipe, "strategy": "uniform"}, "mean")
     base = ["train", f"{job}/small", "--store", store, "--precision", "float32", "--max-steps", "2"]
     several = ["--fused", "mince=0.75", "--fused", "mean=0.25"]

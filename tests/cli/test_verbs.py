@@ -44,37 +44,28 @@ def test_run_prints_tables_or_json(command, job, store, tmp_path):
     assert [model["name"] for model in summary["models"]] == ["baseline", "fused"]
 
 
-def test_inspect_lists_and_describes(command, store):
-    listed = command.succeeds("inspect", "--store", store, "--json").json
-    assert {"thing": "cache/wide", "complete": True} in listed
-    assert len(listed) == 8
-    assert "wide--small" in command.succeeds("inspect", "--store", store).out
-    for thing in (entry["thing"] for entry in listed):
-        manifest = command.succeeds("inspect", thing, "--store", store, "--json").json
+def test_ls_lists_and_show_describes(command, store):
+    listed = command.succeeds("ls", "--store", store, "--json").json
+    assert {"cache/wide": "complete"}.items() <= {a["artifact"]: a["state"] for a in listed}.items()
+    assert {a["complete"] for a in listed} == {True}
+    assert len([a for a in listed if not a["artifact"].startswith("vocabulary/")]) == 8
+    assert "wide--small" in command.succeeds("ls", "--store", store).out
+    for artifact in (entry["artifact"] for entry in listed):
+        manifest = command.succeeds("show", artifact, "--store", store, "--json").json
         assert manifest["format_version"] == 1
     rows = command.succeeds(
-        "inspect", "cache/wide", "--store", store, "--document", "2", "--rows", "5", "--json"
+        "show", "cache/wide", "--store", store, "--document", "2", "--rows", "5", "--json"
     ).json
     assert len(rows) == 5
-    message = command.fails("inspect", "cache/absent", "--store", store)
+    message = command.fails("show", "cache/absent", "--store", store)
     assert "cache/absent" in message
     assert "cache/wide" in message
 
 
 def test_help_names_every_verb(command):
     shown = command.succeeds("--help").out
-    for verb in (
-        "corpus",
-        "capture",
-        "align",
-        "fuse",
-        "forecast",
-        "train",
-        "merge",
-        "run",
-        "inspect",
-        "verify",
-    ):
+    stages = ("corpus", "capture", "align", "fuse", "forecast", "train", "merge", "run")
+    for verb in (*stages, "ls", "show", "verify"):
         assert verb in shown
         assert "--store" in command.succeeds(verb, "--help").out
     assert command.succeeds("--version").out.startswith("fusestore ")
@@ -88,7 +79,7 @@ def test_help_names_every_verb(command):
         ["run", "x.toml", "--stoer", "y"],
         ["capture", "x", "--store", "y", "--name", "z", "--top-k", "0"],
         ["corpus", "x", "--store", "y", "-t", "z", "--max-documents", "many"],
-        ["inspect", "--store", "y", "--storage-option", "novalue"],
+        ["ls", "--store", "y", "--storage-option", "novalue"],
         ["train", "x", "--store", "y", "--evaluate", "nosplit"],
         ["merge", "x", "z", "--store", "y", "--evaluate", "nosplit"],
     ],
@@ -121,7 +112,7 @@ def test_a_statistical_map_is_made_used_and_kept(command, job, store):
     assert [command.succeeds(*align).json["built"] for _ in range(2)] == [True, False]
     (folder,) = store.glob("vocabulary_maps/*-statistical-*")
     made = json.loads((folder / "manifest.json").read_text())
-    assert folder.name.endswith(made["corpus_digest"][:16])
+    assert folder.name.endswith(made["fingerprint"]["corpus_digest"][:16])
     assert made["counts"]["statistical"] > 0
     inputs = command.succeeds(*fuse).json["plan"]["inputs"]
     assert inputs[1]["vocabulary_map_digest"] == made["content_digest"]

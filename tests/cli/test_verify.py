@@ -4,10 +4,9 @@ import random
 
 import pytest
 
-from fusestore.store.inventory import KINDS
 from fusestore.store.layout import Store
 from fusestore.workflows.verification import verify_store
-from tests.helpers.store_contents import files_by_kind
+from tests.helpers.store_files import artifact_of, one_of_each
 from tests.helpers.tiny_job import write_fusion
 
 
@@ -24,13 +23,10 @@ def test_a_sound_store(command, store):
 
 def test_a_flipped_byte_is_found_in_every_kind_of_file(store):
     """At the beginning, in the middle, and at the end of the file."""
-    folders = {folder: kind for kind, folder in KINDS.items()}
     missed = []
     opened = Store.open(store)
-    for name, path in files_by_kind(store).items():
-        folder, thing = path.relative_to(store).parts[:2]
-        # Vocabularies are files without a folder of their own: checked with everything.
-        checked = f"{folders[folder]}/{thing}" if folder in folders else None
+    for name, path in one_of_each(store).items():
+        checked = artifact_of(store, path)
         sound = path.read_bytes()
         for place in {0, len(sound) // 3, len(sound) // 2, len(sound) - 1}:
             damaged = bytearray(sound)
@@ -59,21 +55,18 @@ def damage_at_random(path, choice):
 
 def find_random_damage(store, seed, count):
     """`count` damages, spread over every kind of file: each is found, and by its name."""
-    folders = {folder: kind for kind, folder in KINDS.items()}
     choice = random.Random(seed)  # noqa: S311 - repeatable
     opened = Store.open(store)
-    files = list(files_by_kind(store).values())
+    files = list(one_of_each(store).values())
     missed = []
     for number in range(count):
         path = files[number % len(files)]
-        folder, thing, *inner = path.relative_to(store).parts
-        checked = f"{folders[folder]}/{thing}" if folder in folders else f"vocabulary/{path.stem}"
+        inner = path.relative_to(store).parts[2:]
+        checked = artifact_of(store, path)
         sound = path.read_bytes()
         damage_at_random(path, choice)
         found = verify_store(opened, checked)[checked]
-        if (
-            folder in folders and "/".join(inner) not in {finding.file for finding in found}
-        ) or not found:
+        if "/".join(inner) not in {finding.file for finding in found}:
             missed.append((str(path), number, found))
         path.write_bytes(sound)
     assert missed == []
@@ -90,8 +83,8 @@ def test_a_thousand_random_damages_are_found(store):
 
 
 def test_quick_compares_sizes(command, store):
-    for path in files_by_kind(store).values():
-        if path.suffix == ".json" or "vocabularies" in path.parts:
+    for path in one_of_each(store).values():
+        if path.suffix == ".json":
             continue
         sound = path.read_bytes()
         path.write_bytes(sound + b"\0")
@@ -123,7 +116,7 @@ def test_a_missing_file_is_found_even_by_a_quick_look(command, store, kind):
     assert command("verify", "--store", store, "--quick").code == 1
 
 
-def test_an_unfinished_thing_is_told(command, store, job, tmp_path):
+def test_an_unfinished_artifact_is_told(command, store, job, tmp_path):
     (store / "fused/mince/manifest.json").unlink()
     outcome = command("verify", "--store", store)
     assert outcome.code == 1

@@ -20,7 +20,8 @@ from fusestore.errors import (
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
 from fusestore.store.layout import Store
-from fusestore.store.receipts import FileRecord, Receipt
+from fusestore.store.receipts import FileRecord
+from fusestore.tokenizers.manifest import VocabularyFingerprint, VocabularyManifest
 from fusestore.tokenizers.token_table import read_documents
 from fusestore.tokenizers.tokenizer import Tokenizer
 from fusestore.tokenizers.vocabulary_table import load_vocabulary, save_vocabulary
@@ -88,7 +89,12 @@ def test_a_corpus_is_built_opened_and_built_again(store, inputs, smollm2, unigra
 
     names = corpus.location.list_recursive()
     files = {name: (corpus.location / name).read_bytes() for name in names}
-    assert names == ["documents.parquet", "manifest.json", "receipts/documents.json"]
+    assert names == [
+        "documents.parquet",
+        "fingerprint.json",
+        "manifest.json",
+        "receipts/documents.json",
+    ]
     corpus.location.delete()
     write_corpus(store, "addresses", inputs, **options)
     assert corpus.location.list_recursive() == names
@@ -99,7 +105,7 @@ def test_another_corpus_is_not_written_over(tmp_path, inputs, smollm2, unigram):
     store = Store.open(tmp_path / "my.store")
     corpus = write_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=256)
     before = (corpus.location / "manifest.json").read_bytes()
-    with pytest.raises(FingerprintMismatchError, match=r"max_length \(has 256, asked 128\)"):
+    with pytest.raises(FingerprintMismatchError, match=r"max_length: 256 there, 128 now"):
         write_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=128)
     with pytest.raises(FingerprintMismatchError, match="tokenizer_digests"):
         write_corpus(store, "c", inputs, tokenizers=[smollm2, unigram], max_length=256)
@@ -225,6 +231,9 @@ def test_damaged_tokens_are_noticed_and_stale_ones_replaced(tmp_path, inputs, sm
         store_corpus_tokens(store, corpus, smollm2, False).read_tokens(0, 1)
     for name in ("manifest.json", "documents.parquet"):
         (corpus.location / name).delete()
+    with pytest.raises(FingerprintMismatchError, match="input_digest"):
+        write_corpus(store, "c", inputs, max_documents=2)
+    (corpus.location / "fingerprint.json").delete()
     other = write_corpus(store, "c", inputs, max_documents=2)
     tokens = corpus_tokens(store, "c", smollm2, False)
     assert tokens.num_documents == other.manifest.num_documents == 2
@@ -232,7 +241,7 @@ def test_damaged_tokens_are_noticed_and_stale_ones_replaced(tmp_path, inputs, sm
 
 def test_vocabularies_are_kept(store, gemma, wordpiece, mistral):
     for tokenizer in (wordpiece, mistral):
-        location = save_vocabulary(store, tokenizer.vocabulary)
+        location = save_vocabulary(store, tokenizer.vocabulary) / "vocabulary.parquet"
         before = location.read_bytes()
         save_vocabulary(store, tokenizer.vocabulary)
         assert location.read_bytes() == before
@@ -243,8 +252,8 @@ def test_vocabularies_are_kept(store, gemma, wordpiece, mistral):
 
 
 def test_a_false_vocabulary_is_refused(tmp_path, wordpiece, unigram):
-    location = save_vocabulary(tmp_path, wordpiece.vocabulary)
-    other = Location.parse(tmp_path) / "vocabularies" / f"{unigram.digest[:16]}.parquet"
+    location = save_vocabulary(tmp_path, wordpiece.vocabulary) / "vocabulary.parquet"
+    other = Location.parse(tmp_path) / "vocabularies" / unigram.digest[:16] / "vocabulary.parquet"
     save_vocabulary(tmp_path, unigram.vocabulary)
     sound = other.path.read_bytes()
     for wrong in (location.read_bytes(), b"nothing", sound[:99] + b"\0" + sound[100:]):
@@ -256,14 +265,12 @@ def test_a_false_vocabulary_is_refused(tmp_path, wordpiece, unigram):
     assert other.path.read_bytes() == sound
     # Not damaged, but of another tokenizer.
     other.path.unlink()
-    receipt = Receipt(
-        part="vocabulary",
-        start=0,
-        stop=1,
-        fingerprint_digest=unigram.digest,
+    manifest = VocabularyManifest(
+        fingerprint=VocabularyFingerprint(tokenizer_digest=unigram.digest),
+        num_tokens=1,
         files={other.name: FileRecord.of(location.read_bytes())},
     )
     publish(other, location.read_bytes())
-    publish(other.parent / f"{unigram.digest[:16]}.json", receipt.to_bytes())
+    publish(other.parent / "manifest.json", manifest.to_bytes())
     with pytest.raises(InvalidInputError, match="is not the vocabulary of tokenizer"):
         load_vocabulary(tmp_path, unigram.digest)

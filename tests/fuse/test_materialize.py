@@ -156,7 +156,7 @@ def test_a_complete_dataset_is_not_computed_again(helpers, tmp_path):
     assert all(not source.cache.reads for source in arguments["sources"])
     assert files(location) == before
     assert FusedManifest.load(location / "manifest.json") == first
-    assert FusionPlan.load(location / "recipe.json").digest == first.plan_digest
+    assert FusionPlan.load(location / "fingerprint.json").digest == first.plan_digest
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
@@ -205,7 +205,7 @@ def test_another_recipe_or_cache_under_the_same_name_is_refused(helpers, tmp_pat
     location = Location.parse(tmp_path)
     fuse(location, **make(helpers))
     before = files(location)
-    with pytest.raises(FingerprintMismatchError, match=r"\(top_k: there 3, asked 2\)"):
+    with pytest.raises(FingerprintMismatchError, match=r"top_k: 3 there, 2 now"):
         fuse(location, **make(helpers, top_k=2))
     arguments = make(helpers)
     arguments["sources"][0] = SourceInput(

@@ -63,7 +63,7 @@ def files(location):
 
 
 def shards_made(location):
-    return sorted(int(name[:5]) for name in (location / "receipts").list())
+    return sorted(int(name.removesuffix(".json")) for name in (location / "receipts").list())
 
 
 def rows_of(dataset):
@@ -154,7 +154,7 @@ def test_a_remote_store_is_filled_on_this_machine(small, whole, s3_url, tmp_path
     assert again.folder == dataset.folder
     # Begun in the remote store under a name, by whoever may write there, and read elsewhere.
     named = fs.open_recipe(remote, small.recipe(), "demo", cache_dir=tmp_path / "elsewhere")
-    assert {"fused/demo/recipe.json"} < set(remote.list_recursive()) - before
+    assert {"fused/demo/fingerprint.json"} < set(remote.list_recursive()) - before
     assert named[0]["input_ids"].tolist() == dataset[0]["input_ids"].tolist()
     assert not [name for name in remote.list_recursive() if "/c/" in name.partition("fused/")[2]]
 
@@ -322,7 +322,7 @@ def test_locks_of_remote_folders_are_kept_here(tmp_path, monkeypatch):
     remote = Location.parse("s3://bucket/store/fused/demo")
     with shard_lock(remote, 3):
         assert lock_folder(remote).is_relative_to(tmp_path)
-        assert [path.name for path in lock_folder(remote).iterdir()] == ["00003"]
+        assert [path.name for path in lock_folder(remote).iterdir()] == ["000003"]
     assert list(lock_folder(remote).iterdir()) == []
     with pytest.raises(RuntimeError), shard_lock(remote, 3):
         raise RuntimeError

@@ -138,7 +138,7 @@ def at(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["ids/c/0/0", "logprobs/c/0/0", "local/receipts/00000.json", "local/manifest.json"]
+    "name", ["ids/c/0/0", "logprobs/c/0/0", "local/receipts/000000.json", "local/manifest.json"]
 )
 def test_damage_is_found_and_not_passed_on(shared, tmp_path, name):
     data = bytearray((shared / name).read_bytes())

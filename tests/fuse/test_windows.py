@@ -109,7 +109,7 @@ def test_packing_is_part_of_the_identity(small):
 
 def test_a_begun_dataset_in_a_bucket_is_read_by_documents(small, s3_url, tmp_path):
     remote = Store.open(f"{s3_url}/store")
-    fs.sharing.copy_things(small.store, remote, None)
+    fs.sharing.copy_artifacts(small.store, remote, None)
     begun = fs.open_recipe(small.root, recipe_of(small), "demo")
     recipe = Recipe.parse(recipe_of(small))
     FusedFolder(remote.fused("demo"), find_inputs(remote, recipe)).begin()

@@ -37,6 +37,13 @@ def run(model_path, dataset, settings, folder, **options):
     return train(model_path, dataset, settings, output, folder / "work", **options).artifact
 
 
+def model_files(result):
+    """Records of a trained model's files; its fingerprint, which says how it was made, is apart."""
+    files = result.manifest.files
+    assert "fingerprint.json" in files
+    return {name: record for name, record in files.items() if name != "fingerprint.json"}
+
+
 def signal_after(*steps, number=signal.SIGINT):
     """A `progress` that sends this process a signal after each of these steps."""
 

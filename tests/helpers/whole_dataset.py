@@ -4,14 +4,14 @@ import numpy as np
 
 from fusestore.data.dataset import FusedDataset
 from fusestore.fuse.layout import fused_arrays
-from fusestore.fuse.manifest import FusedManifest, FusionPlan, ShardReceipt
+from fusestore.fuse.manifest import FusedManifest, FusedReceipt, FusionPlan, ShardTotals
 from fusestore.fuse.packing import window_files, window_starts
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shared import pack_fused
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
 from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
-from fusestore.store.receipts import FileRecord
+from fusestore.store.receipts import FileRecord, receipt_path, shard_part
 from tests.helpers.fused_folder import random_arrays
 
 
@@ -49,7 +49,7 @@ def write_dataset(
         documents_digest="3" * 64,
     )
     files = {
-        "recipe.json": plan.to_bytes(),
+        "fingerprint.json": plan.to_bytes(),
         "zarr.json": group_metadata({"plan_digest": plan.digest}),
     }
     for array in fused_arrays(num_tokens, k, rows_per_shard):
@@ -64,16 +64,15 @@ def write_dataset(
     shards = fused_arrays(num_tokens, k, rows_per_shard)[0]
     for shard in range(shards.num_files):
         start, stop = shards.rows_of(shard)
-        receipt = ShardReceipt(
-            plan_digest=plan.digest,
-            shard=shard,
+        receipt = FusedReceipt(
+            part=shard_part(shard),
             start=start,
             stop=stop,
+            fingerprint_digest=plan.digest,
             files={},
-            kinds=(),
-            sources=(),
+            content=ShardTotals(kinds=(), sources=()),
         )
-        files[f"receipts/{shard:05d}.json"] = receipt.to_bytes()
+        files[receipt_path(receipt.part)] = receipt.to_bytes()
     for name, data in files.items():
         publish(location / name, data)
     manifest = FusedManifest(

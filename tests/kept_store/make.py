@@ -2,10 +2,10 @@
 
     python -m tests.kept_store.make FOLDER
 
-writes FOLDER/store and FOLDER/expected.json. The folder of each format version is committed under
-tests/kept_store and read by every later version; a new version makes a new folder beside the old
-ones. The numbers, of which expected.json has the digests, are those of this version's own readers;
-tests compare them with what plain zarr, polars and json read.
+writes FOLDER/store and FOLDER/expected.json. That of the current format is committed under
+tests/kept_store; another format takes its place. The numbers, of which expected.json has the
+digests, are those of this version's own readers; tests compare them with what plain zarr, polars
+and json read.
 """
 
 # ruff: noqa: T201

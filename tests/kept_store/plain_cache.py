@@ -136,7 +136,7 @@ def check_files(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def read_receipt(folder: Path, part: str, fingerprint_digest: str) -> dict[str, Any]:
-    """A receipt of this thing, and that its files are what it says."""
+    """A receipt of this artifact, and that its files are what it says."""
     receipt = read_document(folder / f"receipts/{part}.json")
     assert (receipt["part"], receipt["fingerprint_digest"]) == (part, fingerprint_digest)
     check_files(folder, receipt["files"])

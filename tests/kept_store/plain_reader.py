@@ -2,7 +2,7 @@
 
 Nothing of fusestore is imported, and each step is one that the documents name. It is written to be
 followed, not to be fast: everything is read whole. `read_store` gives every number of a store by
-its path; `check_names` sees that things name each other by the digests that docs/store.md lists.
+its path; `check_names` sees that artifacts name each other by the digests that docs/store.md lists.
 `plain_cache` has the caches.
 """
 
@@ -34,7 +34,7 @@ FUSED_KINDS = ["none", "span", "mined", "label", "target", "fusellm"]
 
 
 def read_store(store: Path) -> Numbers:
-    """Every complete thing of the store."""
+    """Every complete artifact of the store."""
     readers = {
         "corpora": read_corpus,
         "caches": read_cache,
@@ -45,18 +45,18 @@ def read_store(store: Path) -> Numbers:
     }
     numbers: Numbers = {}
     for kind, read in readers.items():
-        for thing in complete(store / kind):
-            found = read(thing)
-            numbers |= {f"{kind}/{thing.name}/{name}": values for name, values in found.items()}
+        for artifact in complete(store / kind):
+            found = read(artifact)
+            numbers |= {f"{kind}/{artifact.name}/{name}": values for name, values in found.items()}
     check_names(store)
     return numbers
 
 
 def complete(folder: Path) -> Iterator[Path]:
     """The folders below that have a manifest, by name."""
-    for thing in sorted(folder.iterdir()):
-        if (thing / "manifest.json").exists():
-            yield thing
+    for artifact in sorted(folder.iterdir()):
+        if (artifact / "manifest.json").exists():
+            yield artifact
 
 
 def joint_digest(*arrays: tuple[np.ndarray, str]) -> str:
@@ -70,6 +70,13 @@ def check_all_listed(folder: Path, manifest: Mapping[str, Any]) -> None:
     check_files(folder, manifest["files"])
     found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     assert found == {*manifest["files"], "manifest.json"}
+
+
+def check_fingerprint(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprint, which is the same document inside the manifest."""
+    fingerprint = read_document(folder / "fingerprint.json")
+    assert document_digest(expected) == fingerprint["digest"]
+    return fingerprint
 
 
 def check_raw_files(folder: Path, name: str, values: np.ndarray, rows_per_file: int) -> None:
@@ -86,7 +93,8 @@ def check_raw_files(folder: Path, name: str, values: np.ndarray, rows_per_file: 
 def read_corpus(folder: Path) -> Numbers:
     """The documents, and their tokens in every tokenizer."""
     manifest = read_document(folder / "manifest.json")
-    read_receipt(folder, "documents", manifest["digest"])
+    fingerprint = check_fingerprint(folder, manifest["fingerprint"])
+    read_receipt(folder, "documents", fingerprint["digest"])
     table = pl.read_parquet(folder / "documents.parquet")
     state = hashlib.sha256()
     for row in table.select("source", "segment", "split", "text").iter_rows():
@@ -136,14 +144,15 @@ def _within(differences: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 def read_vocabulary(store: Path, tokenizer_digest: str) -> pl.DataFrame:
     """The bytes that each token id stands for."""
-    name = tokenizer_digest[:16]
-    receipt = read_document(store / f"vocabularies/{name}.json")
-    assert receipt["fingerprint_digest"] == tokenizer_digest
-    check_files(store / "vocabularies", receipt["files"])
-    file = store / f"vocabularies/{name}.parquet"
+    folder = store / f"vocabularies/{tokenizer_digest[:16]}"
+    manifest = read_document(folder / "manifest.json")
+    check_fingerprint(folder, manifest["fingerprint"])
+    assert manifest["fingerprint"]["tokenizer_digest"] == tokenizer_digest
+    check_all_listed(folder, manifest)
+    file = folder / "vocabulary.parquet"
     assert pl.read_parquet_metadata(file)["tokenizer_digest"] == tokenizer_digest
     table = pl.read_parquet(file)
-    assert np.array_equal(table["token_id"].to_numpy(), np.arange(receipt["stop"]))
+    assert np.array_equal(table["token_id"].to_numpy(), np.arange(manifest["num_tokens"]))
     return table
 
 
@@ -160,14 +169,15 @@ def read_cache(folder: Path) -> Numbers:
 def read_vocabulary_map(folder: Path) -> Numbers:
     """The target token of every source token."""
     manifest = read_document(folder / "manifest.json")
-    names = [manifest[f"{side}_tokenizer_digest"] for side in ("source", "target")]
-    parts = [names[0][:16], names[1][:16], manifest["method"]]
-    if manifest["method"] == "statistical":
-        parts.append(manifest["corpus_digest"][:16])
+    fingerprint = check_fingerprint(folder, manifest["fingerprint"])
+    names = [fingerprint[f"{side}_tokenizer_digest"] for side in ("source", "target")]
+    parts = [names[0][:16], names[1][:16], fingerprint["method"]]
+    if fingerprint["method"] == "statistical":
+        parts.append(fingerprint["corpus_digest"][:16])
     else:
-        assert manifest["corpus_digest"] is None
+        assert fingerprint["corpus_digest"] is None
     assert folder.name == "-".join(parts)
-    check_files(folder, {"map.parquet": manifest["table"]})
+    check_all_listed(folder, manifest)
     table = pl.read_parquet(folder / "map.parquet")
     assert np.array_equal(table["source_id"].to_numpy(), np.arange(manifest["num_source_ids"]))
     target_id = table["target_id"].fill_null(-1).to_numpy()
@@ -175,7 +185,7 @@ def read_vocabulary_map(folder: Path) -> Numbers:
     kind = np.array([MAP_KINDS.index(name) for name in table["kind"]], np.uint8)
     assert _counts(kind, MAP_KINDS) == manifest["counts"]
     state = hashlib.sha256()
-    for part in (*names, manifest["method"], manifest["tie_break"]):
+    for part in (*names, fingerprint["method"], fingerprint["tie_break"]):
         state.update(part.encode() + b"\0")
     for values, dtype in ((target_id, "<i4"), (distance, "<i4"), (kind, "u1")):
         state.update(values.astype(dtype).tobytes())
@@ -190,8 +200,7 @@ def _counts(kind: np.ndarray, names: list[str]) -> dict[str, int]:
 def read_alignment(folder: Path) -> Numbers:
     """The source position of every target token, and the tokens that stay unmatched."""
     manifest = read_document(folder / "manifest.json")
-    fingerprint = read_document(folder / "fingerprint.json")
-    assert document_digest(manifest["fingerprint"]) == fingerprint["digest"]
+    fingerprint = check_fingerprint(folder, manifest["fingerprint"])
     check_all_listed(folder, manifest)
     rows, per_shard = fingerprint["num_target_tokens"], fingerprint["rows_per_shard"]
     for part in ("layout", *(f"{shard:06d}" for shard in range(-(-rows // per_shard)))):
@@ -220,8 +229,8 @@ def read_alignment(folder: Path) -> Numbers:
 def read_fused(folder: Path) -> Numbers:
     """The arrays of a fused dataset in either form; the local form by its raw bytes too."""
     manifest = read_document(folder / "manifest.json")
-    plan = read_document(folder / "recipe.json")
-    assert document_digest(manifest["plan"]) == plan["digest"] == manifest["plan_digest"]
+    plan = check_fingerprint(folder, manifest["plan"])
+    assert plan["digest"] == manifest["plan_digest"]
     check_all_listed(folder, manifest)
     numbers = {name: array[:] for name, array in open_arrays(folder).items()}
     numbers.pop("window_starts", None)
@@ -235,11 +244,9 @@ def read_fused(folder: Path) -> Numbers:
         _check_shared(folder, manifest, list(numbers), -(-per_file // 2048) * 2048)
     else:
         for shard in range(-(-rows // per_file)):
-            receipt = read_document(folder / f"receipts/{shard:05d}.json")
-            assert receipt["plan_digest"] == plan["digest"]
-            check_files(folder, receipt["files"])
+            receipt = read_receipt(folder, f"{shard:06d}", plan["digest"])
             kind = numbers["kind"][receipt["start"] : receipt["stop"]]
-            assert list(_counts(kind, FUSED_KINDS).values()) == receipt["kinds"]
+            assert list(_counts(kind, FUSED_KINDS).values()) == receipt["content"]["kinds"]
     assert _counts(numbers["kind"], FUSED_KINDS) == manifest["kinds"]
     _check_fused_rows(numbers)
     if plan["recipe"]["packing"] == "document":
@@ -290,7 +297,8 @@ def _check_shared(
     kept = {
         path: record
         for path, record in local["files"].items()
-        if not path.startswith(tuple(f"{name}/c/" for name in arrays)) and path != "recipe.json"
+        if not path.startswith(tuple(f"{name}/c/" for name in arrays))
+        and path != "fingerprint.json"
     }
     check_files(folder / "local", kept)
     below = {path for path in manifest["files"] if path.startswith("local/")}
@@ -301,6 +309,7 @@ def read_model(folder: Path) -> Numbers:
     """The evaluations of a trained or merged model; its tensors are for safetensors to read."""
     manifest = read_document(folder / "manifest.json")
     check_all_listed(folder, manifest)
+    check_fingerprint(folder, manifest["merge" if "merge" in manifest else "plan"])
     if "merge" in manifest:
         points = [manifest["evaluation"]] if manifest["evaluation"] else []
     else:
@@ -318,7 +327,7 @@ def model_digest(folder: Path) -> str:
 
 
 def check_names(store: Path) -> None:
-    """Things name what they were made from by the digests that docs/store.md lists."""
+    """Artifacts name what they were made from by the digests that docs/store.md lists."""
     corpora = _named(store, "corpora", "digest")
     caches = _named(store, "caches", "content_digest")
     maps = _named(store, "vocabulary_maps", "content_digest")
@@ -332,7 +341,7 @@ def check_names(store: Path) -> None:
     for manifest in caches.values():
         assert manifest["fingerprint"]["corpus"]["digest"] in corpora
     for manifest in maps.values():
-        assert manifest["corpus_digest"] is None or manifest["corpus_digest"] in corpora
+        assert manifest["fingerprint"]["corpus_digest"] in {None, *corpora}
     for manifest in alignments.values():
         fingerprint = manifest["fingerprint"]
         corpus = corpora[fingerprint["corpus_digest"]]["folder"]

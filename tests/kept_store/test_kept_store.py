@@ -1,4 +1,4 @@
-"""Stores that earlier versions wrote are read by this one, and by readers without our code."""
+"""The store kept of this format is read by this version, and by a reader without our code."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ from fusestore.workflows.verification import verify_store
 from tests.kept_store import plain_reader
 from tests.kept_store.make import digest_of, make, read_with_fusestore
 from tests.kept_store.plain_cache import read_document
-from tools.schemas import MANIFESTS
+from tools.schemas import OTHER_DOCUMENTS, documents
 
 HERE = Path(__file__).parent
 KEPT = sorted(path.name for path in HERE.glob("format-*"))
@@ -75,10 +75,10 @@ def test_it_is_sound(kept):
 
 def test_it_holds_everything_a_store_can(kept):
     """Every kind of manifest that has a schema, train-state apart: that lies in no store."""
-    schemas = set(MANIFESTS) - {"train-state"}
+    schemas = documents().keys() - OTHER_DOCUMENTS.keys()
     files = [file.relative_to(kept / "store").as_posix() for file in kept.rglob("store/**/*.json")]
     for name in schemas:
-        for pattern in _alternatives(MANIFESTS[name][1]):
+        for pattern in _alternatives(documents()[name].file):
             assert any(_fits(file, pattern) for file in files), pattern
 
 
@@ -129,11 +129,10 @@ def test_it_can_be_worked_with(kept, tmp_path):
     """An old store is not only read: a vocabulary loads, a shared copy is the same."""
     store = Store.open(shutil.copytree(kept / "store", tmp_path / "store"))
     for name in store.names("vocabularies"):
-        if name.endswith(".json"):
-            digest = json.loads((store.location / "vocabularies" / name).read_bytes())
-            vocabulary = load_vocabulary(store, digest["fingerprint_digest"])
-            assert len(vocabulary) == digest["stop"]
-    results = fs.sharing.copy_things(store, Store.open(tmp_path / "copy"), None)
+        manifest = json.loads((store.vocabulary(name) / "manifest.json").read_bytes())
+        vocabulary = load_vocabulary(store, manifest["fingerprint"]["tokenizer_digest"])
+        assert len(vocabulary) == manifest["num_tokens"]
+    results = fs.sharing.copy_artifacts(store, Store.open(tmp_path / "copy"), None)
     assert len(results) == sum(1 for _ in verify_store(store))
     assert not any(verify_store(Store.open(tmp_path / "copy")).values())
 

@@ -22,7 +22,7 @@ from fusestore.merge.run import merge_models
 from fusestore.merge.settings import MergeSettings
 from fusestore.models.loading import model_digest
 from fusestore.storage.location import Location
-from fusestore.store.inventory import describe, find_thing
+from fusestore.store.inventory import describe, find_artifact
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
 from fusestore.tokenizers.tokenizer import load_tokenizer
@@ -326,7 +326,7 @@ def test_evaluation_is_kept_and_listed(store, folders, tmp_path):
     assert manifest.evaluation.split == "held_out"
     assert manifest.evaluation.precision == "float32"
     assert manifest.evaluation.metrics["bits_per_byte"] == exact.bits_per_byte
-    told = describe(find_thing(store, "model/scored"))
+    told = describe(find_artifact(store, "model/scored"))
     assert told == f"linear merge of 2 models, held-out bits per byte {exact.bits_per_byte:.4f}"
     assert manifest.merge.model_digests == tuple(
         model_digest(Location.parse(folders[name]).path) for name in "ab"

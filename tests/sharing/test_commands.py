@@ -26,7 +26,7 @@ def test_push_and_pull(command, store, tmp_path):
     pulled = command.succeeds(
         "pull", "fused/mince", "--from", target, "--to", back, "--jobs", "3", "--json"
     ).json
-    assert [result["thing"] for result in pulled] == ["fused/mince"]
+    assert [result["artifact"] for result in pulled] == ["fused/mince"]
     again = command.succeeds("pull", "fused/mince", "--from", target, "-s", back, "--check")
     assert again.out.startswith("Already there: fused/mince")
     command.succeeds("verify", "-s", target)

@@ -15,8 +15,8 @@ from fusestore.storage.publish import publish as published
 from fusestore.store.layout import Store
 from fusestore.store.manifest import canonical_json, digest_bytes
 from fusestore.store.receipts import FileRecord
-from fusestore.workflows.sharing import copy_things
-from fusestore.workflows.sharing.things import names_in
+from fusestore.workflows.sharing import copy_artifacts
+from fusestore.workflows.sharing.artifacts import paths_in
 from fusestore.workflows.verification import verify_store
 from tests.helpers.tiny_job import hashes
 
@@ -52,8 +52,8 @@ def form_of(store, name):
 
 
 def test_in_a_folder_it_arrives_in_the_local_form_and_opens(source, empty, unpacked, tmp_path):
-    (result,) = copy_things(source, empty, MIXED)
-    assert (result.thing, result.already_there) == ("fused/mixed", False)
+    (result,) = copy_artifacts(source, empty, MIXED)
+    assert (result.artifact, result.already_there) == ("fused/mixed", False)
     assert hashes(empty.fused("mixed")) == of_mixed(unpacked)
     assert form_of(empty, "mixed") == "local"
     dataset = open_fused(empty.location, "mixed")
@@ -67,20 +67,20 @@ def test_in_a_folder_it_arrives_in_the_local_form_and_opens(source, empty, unpac
 
 
 def test_in_another_bucket_it_stays_as_it_is(source, bucket, tmp_path):
-    copy_things(source, bucket, MIXED)
+    copy_artifacts(source, bucket, MIXED)
     second = Store.open(f"{bucket.location.url}-2")
-    copy_things(bucket, second, MIXED)
+    copy_artifacts(bucket, second, MIXED)
     assert hashes(second.fused("mixed")) == hashes(source.fused("mixed"))
     assert form_of(second, "mixed") == "shared"
     assert len(open_fused(second.location, "mixed", cache_dir=tmp_path / "kept")) > 0
 
 
 def test_a_target_that_has_the_other_form_has_it(source, empty, bucket):
-    copy_things(source, bucket, MIXED)
-    copy_things(source, empty, MIXED)
+    copy_artifacts(source, bucket, MIXED)
+    copy_artifacts(source, empty, MIXED)
     for here, there in ((empty, bucket), (bucket, empty), (empty, source), (source, empty)):
         before = hashes(there.location)
-        (result,) = copy_things(here, there, MIXED, check=True)
+        (result,) = copy_artifacts(here, there, MIXED, check=True)
         assert result.already_there
         assert (result.num_files, result.num_bytes) == (0, 0)
         assert hashes(there.location) == before
@@ -95,39 +95,39 @@ def other_plan(target, *, complete):
     if complete:
         changed = manifest.model_copy(update={"plan": plan, "plan_digest": plan.digest})
         changed.save(location / "manifest.json")
-    plan.save(location / "recipe.json")
+    plan.save(location / "fingerprint.json")
     return plan.digest
 
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_another_dataset_of_the_name_is_refused_and_nothing_copied(source, empty, complete):
-    ours = FusionPlan.load(source.fused("mixed") / "recipe.json").digest
-    copy_things(source, empty, MIXED)
+    ours = FusionPlan.load(source.fused("mixed") / "fingerprint.json").digest
+    copy_artifacts(source, empty, MIXED)
     theirs = other_plan(empty, complete=complete)
     before = hashes(empty.location)
     for names in (["cache/wide", *MIXED], None):
         with pytest.raises(AlreadyExistsError, match=r"Nothing was copied") as refused:
-            copy_things(source, empty, names)
+            copy_artifacts(source, empty, names)
         assert ours in str(refused.value)
         assert theirs in str(refused.value)
         assert hashes(empty.location) == before
 
 
 def test_the_local_form_does_not_replace_another_shared_one(source, empty, bucket):
-    copy_things(source, bucket, MIXED)
-    copy_things(source, empty, MIXED)
+    copy_artifacts(source, bucket, MIXED)
+    copy_artifacts(source, empty, MIXED)
     other_plan(empty, complete=True)
     before = hashes(bucket.location)
     with pytest.raises(AlreadyExistsError, match="another fused dataset"):
-        copy_things(empty, bucket, MIXED)
+        copy_artifacts(empty, bucket, MIXED)
     assert hashes(bucket.location) == before
 
 
 @pytest.mark.parametrize(
     ("path", "data", "named"),
     [
-        ("ids/c/0/0", b"something", "recipe.json"),
-        ("recipe.json", b"{}", "recipe.json"),
+        ("ids/c/0/0", b"something", "fingerprint.json"),
+        ("fingerprint.json", b"{}", "fingerprint.json"),
         ("manifest.json", b"{}", "manifest.json"),
     ],
 )
@@ -136,10 +136,10 @@ def test_files_that_nobody_claims_are_left_alone(source, empty, path, data, name
     (folder / path).parent.mkdir(parents=True)
     (folder / path).write_bytes(data)
     if path == "manifest.json":
-        shutil.copy(source.fused("mixed").path / "recipe.json", folder)
+        shutil.copy(source.fused("mixed").path / "fingerprint.json", folder)
     before = hashes(empty.location)
     with pytest.raises(AlreadyExistsError, match=named):
-        copy_things(source, empty, ["cache/wide", *MIXED])
+        copy_artifacts(source, empty, ["cache/wide", *MIXED])
     assert hashes(empty.location) == before
 
 
@@ -167,14 +167,14 @@ def test_interrupted_unpacking_goes_on(source, empty, unpacked, monkeypatch):
         written.clear()
         stop_after(count)
         with pytest.raises(Stopped):
-            copy_things(source, empty, MIXED)
-        assert names_in(empty) == {"fused/mixed": False}
+            copy_artifacts(source, empty, MIXED)
+        assert paths_in(empty) == {"fused/mixed": False}
         with pytest.raises(NotFoundError):
             FusedDataset(empty.fused("mixed").path)
         before = set(written)
         written.clear()
         stop_after(-1)
-        (result,) = copy_things(source, empty, MIXED)
+        (result,) = copy_artifacts(source, empty, MIXED)
         assert not result.already_there
         assert not before.intersection(written)
         assert hashes(empty.fused("mixed")) == whole
@@ -186,13 +186,13 @@ def test_a_damaged_shared_form_does_not_arrive(source, empty):
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
     with pytest.raises(CorruptionError, match="mixed"):
-        copy_things(source, empty, ["vocabulary/" + a_vocabulary(source), *MIXED])
-    assert names_in(empty)["fused/mixed"] is False
-    assert names_in(empty)["vocabulary/" + a_vocabulary(source)]
+        copy_artifacts(source, empty, ["vocabulary/" + a_vocabulary(source), *MIXED])
+    assert paths_in(empty)["fused/mixed"] is False
+    assert paths_in(empty)["vocabulary/" + a_vocabulary(source)]
 
 
 def a_vocabulary(store):
-    return next(n for n in names_in(store) if n.startswith("vocabulary/")).partition("/")[2]
+    return next(n for n in paths_in(store) if n.startswith("vocabulary/")).partition("/")[2]
 
 
 def rewrite_local(source, change):
@@ -224,7 +224,7 @@ def test_a_shared_form_writes_nothing_outside_its_folder(source, empty):
     record = FileRecord.of(evil).model_dump()
     rewrite_local(source, lambda inner: inner["files"].update({"../evil": record}))
     with pytest.raises(CorruptionError, match=r"lists '\.\./evil'"):
-        copy_things(source, empty, MIXED)
+        copy_artifacts(source, empty, MIXED)
     assert not empty.location.exists()
 
 
@@ -239,7 +239,7 @@ def test_a_shared_form_writes_nothing_outside_its_folder(source, empty):
 def test_a_shared_form_that_holds_something_else(source, empty, change, problem):
     rewrite_local(source, change)
     with pytest.raises(CorruptionError, match=problem):
-        copy_things(source, empty, MIXED)
+        copy_artifacts(source, empty, MIXED)
     assert not empty.location.exists()
 
 
@@ -254,9 +254,9 @@ def test_a_shared_form_without_the_local_manifest(source, empty):
 
 def test_a_merged_model_is_shared_alone(source, bucket, empty):
     """What it was merged from is known by digest, and comes from outside the store."""
-    (result,) = copy_things(source, bucket, ["model/merged"], inputs=True)
-    assert result.thing == "model/merged"
-    copy_things(bucket, empty, ["model/merged"])
+    (result,) = copy_artifacts(source, bucket, ["model/merged"], inputs=True)
+    assert result.artifact == "model/merged"
+    copy_artifacts(bucket, empty, ["model/merged"])
     assert hashes(empty.location) == {
         path: digest
         for path, digest in hashes(source.location).items()
@@ -270,8 +270,8 @@ def test_a_trained_model_finds_its_dataset_in_the_shared_form(source, empty, tmp
     renamed = source.fused("renamed")
     pack_fused(source.fused("mince"), renamed)
     source.fused("mince").delete()
-    results = copy_things(source, empty, ["model/fused"], inputs=True)
-    names = {result.thing for result in results}
+    results = copy_artifacts(source, empty, ["model/fused"], inputs=True)
+    names = {result.artifact for result in results}
     assert {"model/fused", "fused/renamed", "cache/small", "alignment/wide--small"} <= names
     assert {
         path.removeprefix("fused/mince/"): digest
@@ -280,5 +280,5 @@ def test_a_trained_model_finds_its_dataset_in_the_shared_form(source, empty, tmp
     } == hashes(empty.fused("renamed"))
     renamed.delete()
     with pytest.raises(NotFoundError, match=r"model/fused was made from a fused dataset with"):
-        copy_things(source, Store.open(tmp_path / "other"), ["model/fused"], inputs=True)
+        copy_artifacts(source, Store.open(tmp_path / "other"), ["model/fused"], inputs=True)
     assert not (tmp_path / "other").exists()

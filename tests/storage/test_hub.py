@@ -13,7 +13,7 @@ from fusestore.errors import AccessDeniedError, NotFoundError, StorageError
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.version import FORMAT_VERSION
-from fusestore.workflows.sharing import copy_things
+from fusestore.workflows.sharing import copy_artifacts
 from tests.helpers.filled import filled
 from tests.helpers.hub_server import HubServer
 from tests.helpers.tiny_job import hashes
@@ -97,7 +97,7 @@ def test_a_whole_store_is_pulled(tmp_path):
     kept = Store.open(Location.parse(__file__).parent.parent / folder)
     with HubServer(kept.location.path) as hub:
         target = Store.open(tmp_path / "store")
-        copy_things(Store.open(hub.hf, hub.options), target, ["corpus/addresses", "cache/wide"])
+        copy_artifacts(Store.open(hub.hf, hub.options), target, ["corpus/addresses", "cache/wide"])
     found, expected = hashes(target.location), hashes(kept.location)
     assert found
     assert found.items() <= expected.items()

@@ -4,8 +4,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fusestore.errors import CorruptionError, InvalidInputError
+from fusestore.merge.artifact import how_made
 from fusestore.report.summary import ModelResult
-from fusestore.store.inventory import how_made
 from tests.helpers.train_runs import SETTINGS, folder_bytes, held_out, run
 
 SETTINGS = SETTINGS.model_copy(

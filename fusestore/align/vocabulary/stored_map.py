@@ -1,7 +1,8 @@
 """Vocabulary maps in a store, kept by the two tokenizers' digests so that none is made twice.
 
-vocabulary_maps/<source 16>-<target 16>-<method>/map.parquet    `VocabularyMap.to_polars`
-                                                 manifest.json  written last
+vocabulary_maps/<source 16>-<target 16>-<method>/fingerprint.json  written first
+                                                 map.parquet       `VocabularyMap.to_polars`
+                                                 manifest.json     written last
 
 A statistical map rests on a corpus too: its method is followed by `-<corpus 16>`.
 """
@@ -16,42 +17,20 @@ import numpy as np
 import polars as pl
 
 from fusestore.align.kinds import MAP_KINDS, MapMethod, TieBreak
+from fusestore.align.vocabulary.manifest import VocabularyMapFingerprint, VocabularyMapManifest
 from fusestore.align.vocabulary.statistics import PairCounts
 from fusestore.align.vocabulary.vocabulary_map import VocabularyMap, map_vocabulary
-from fusestore.errors import CorruptionError, FingerprintMismatchError, NotFoundError
+from fusestore.errors import CorruptionError, NotFoundError
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
+from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
-from fusestore.store.manifest import Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.tokenizers.vocabulary import Vocabulary
 
-
-class VocabularyMapManifest(Manifest):
-    """A complete vocabulary map.
-
-    Attributes:
-        source_tokenizer_digest: the tokenizer mapped from.
-        target_tokenizer_digest: the tokenizer mapped to.
-        method: exact, mined, prefix or statistical.
-        tie_break: how ties of `mined` and `statistical` were broken.
-        corpus_digest: the corpus whose pairs were counted, of a statistical map alone.
-        num_source_ids: rows of the map.
-        counts: source ids by kind.
-        content_digest: `VocabularyMap.digest`, the same for every copy of the map.
-        table: size and checksum of map.parquet.
-    """
-
-    source_tokenizer_digest: str
-    target_tokenizer_digest: str
-    method: MapMethod
-    tie_break: TieBreak
-    corpus_digest: str | None
-    num_source_ids: int
-    counts: dict[str, int]
-    content_digest: str
-    table: FileRecord
+TABLE_FILE = "map.parquet"
 
 
 @dataclass(frozen=True)
@@ -102,44 +81,35 @@ def stored_vocabulary_map(
         IncompatibleError: the corpus's tokens are not of these vocabularies.
     """
     corpus_digest = None if corpus is None else corpus.digest
-    if (location / "manifest.json").exists():
-        manifest = VocabularyMapManifest.load(location / "manifest.json")
-        asked = {
-            "source_tokenizer_digest": source.tokenizer_digest,
-            "target_tokenizer_digest": target.tokenizer_digest,
-            "method": method,
-            "tie_break": tie_break,
-            "corpus_digest": corpus_digest,
-        }
-        differing = [
-            f"{name} is {getattr(manifest, name)!r} there and {value!r} here"
-            for name, value in asked.items()
-            if getattr(manifest, name) != value
-        ]
-        if differing:
-            raise FingerprintMismatchError(
-                f"Vocabulary map {location} was made with other settings: {'; '.join(differing)}. "
-                "Delete it to make it anew."
-            )
+    fingerprint = VocabularyMapFingerprint(
+        source_tokenizer_digest=source.tokenizer_digest,
+        target_tokenizer_digest=target.tokenizer_digest,
+        method=method,
+        tie_break=tie_break,
+        corpus_digest=corpus_digest,
+    )
+    if (location / MANIFEST_FILE).exists():
+        there = VocabularyMapManifest.load(location / MANIFEST_FILE).fingerprint
+        check_same_fingerprint(there, fingerprint, f"Vocabulary map {location}")
         return load_vocabulary_map(location)
+    write_fingerprint(location, fingerprint, "Vocabulary map")
     remove_abandoned(location)
     counts = None if corpus is None else corpus.count()
     result = map_vocabulary(source, target, method, tie_break, progress, counts)
     buffer = io.BytesIO()
     result.to_polars().write_parquet(buffer, compression="zstd", statistics=True)
-    publish(location / "map.parquet", buffer.getvalue())
+    publish(location / TABLE_FILE, buffer.getvalue())
     by_kind = np.bincount(result.kind, minlength=len(MAP_KINDS)).tolist()
     VocabularyMapManifest(
-        source_tokenizer_digest=result.source_digest,
-        target_tokenizer_digest=result.target_digest,
-        method=method,
-        tie_break=tie_break,
-        corpus_digest=corpus_digest,
+        fingerprint=fingerprint,
         num_source_ids=len(result.target_id),
         counts=dict(zip(MAP_KINDS, by_kind, strict=True)),
         content_digest=result.digest,
-        table=FileRecord.of(buffer.getvalue()),
-    ).save(location / "manifest.json")
+        files={
+            FINGERPRINT_FILE: FileRecord.of(fingerprint.to_bytes()),
+            TABLE_FILE: FileRecord.of(buffer.getvalue()),
+        },
+    ).save(location / MANIFEST_FILE)
     return result
 
 
@@ -150,22 +120,23 @@ def load_vocabulary_map(location: Location) -> VocabularyMap:
         NotFoundError: there is none.
         CorruptionError: map.parquet is missing or not what was written.
     """
-    manifest = VocabularyMapManifest.load(location / "manifest.json")
-    path = location / "map.parquet"
+    manifest = VocabularyMapManifest.load(location / MANIFEST_FILE)
+    path = location / TABLE_FILE
     try:
         data = path.read_bytes()
     except NotFoundError as error:
         raise CorruptionError(f"{path} is missing. Delete {location} to make it anew.") from error
-    if FileRecord.of(data) != manifest.table:
+    if FileRecord.of(data) != manifest.files.get(TABLE_FILE):
         raise CorruptionError(
             f"{path} does not match its checksum. Delete {location} to make it anew."
         )
+    fingerprint = manifest.fingerprint
     table = pl.read_parquet(io.BytesIO(data))
     return VocabularyMap(
-        manifest.source_tokenizer_digest,
-        manifest.target_tokenizer_digest,
-        manifest.method,
-        manifest.tie_break,
+        fingerprint.source_tokenizer_digest,
+        fingerprint.target_tokenizer_digest,
+        fingerprint.method,
+        fingerprint.tie_break,
         table["target_id"].fill_null(-1).to_numpy(),
         table["distance"].fill_null(-1).to_numpy(),
         table["kind"].to_physical().cast(pl.UInt8).to_numpy(),

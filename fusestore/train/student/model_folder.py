@@ -14,7 +14,11 @@ from fusestore.models.model import Model
 from fusestore.models.saving import save_model
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.store.artifact_files import FINGERPRINT_FILE
+from fusestore.store.fingerprints import write_fingerprint
+from fusestore.store.manifest import Manifest
 from fusestore.store.receipts import FileRecord
+from fusestore.train.manifest import TrainingPlan
 from fusestore.train.settings import TrainSettings
 from fusestore.train.student.lora import add_lora, save_adapter
 
@@ -56,22 +60,23 @@ def _load(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN401
 def publish_model(
     weights: Mapping[str, Tensor],
     base: Model,
-    settings: TrainSettings,
+    plan: TrainingPlan,
     output: Location,
     staging: Path,
 ) -> dict[str, FileRecord]:
-    """Publish weights, configuration and the base's tokenizer files, without the manifest.
+    """Publish the plan as fingerprint, weights, configuration and the base's tokenizer files.
 
     Args:
         weights: what was trained; see `trained_weights`.
         base: the model that training started from.
-        settings: of the run.
+        plan: of the run; its fingerprint.
         output: the model folder to make.
         staging: a local folder for the files until they are published; removed afterwards.
 
     Returns:
         Size and checksum of each published file, by name.
     """
+    settings = plan.settings
     shutil.rmtree(staging, ignore_errors=True)
     try:
         # Loaded again: the trained model may be on devices, sharded, or of another step.
@@ -86,14 +91,27 @@ def publish_model(
             save_model(model.to(dtype), staging)
         copy_tokenizer_files(base.folder, staging)
         remove_abandoned(output)
-        return publish_folder(staging, output)
+        return publish_folder(staging, output, plan)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def publish_folder(folder: Path, output: Location) -> dict[str, FileRecord]:
-    """Publish every file of a flat local folder; returns size and checksum of each, by name."""
-    files = {}
+def publish_folder(folder: Path, output: Location, fingerprint: Manifest) -> dict[str, FileRecord]:
+    """Publish the fingerprint, then every file of a flat local folder.
+
+    Args:
+        folder: the model's files, without fingerprint and manifest.
+        output: the model folder to make.
+        fingerprint: what the weights depend on.
+
+    Returns:
+        Size and checksum of each published file, by name.
+
+    Raises:
+        FingerprintMismatchError: `output` holds what is left of another model.
+    """
+    write_fingerprint(output, fingerprint, f"Model {output.name!r}")
+    files = {FINGERPRINT_FILE: FileRecord.of((output / FINGERPRINT_FILE).read_bytes())}
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         publish(output / path.name, content)

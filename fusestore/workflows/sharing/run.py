@@ -1,8 +1,8 @@
-"""`copy_things` and `sync_stores`: things from one store to another, only what is missing.
+"""`copy_artifacts` and `sync_stores`: artifacts from one store to another, only what is missing.
 
-A copy appears in the order in which things are made: the claim, data files, each receipt after
-its files, the manifest last. So a copy that was cut short is an unfinished thing, cannot be
-opened, and goes on where it stopped.
+A copy appears in the order in which artifacts are made: the fingerprint, data files, each receipt
+after its files, the manifest last. So a copy that was cut short is an unfinished artifact, which
+cannot be opened and goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,36 +15,37 @@ from fusestore.errors import CorruptionError, InvalidInputError, StorageError
 from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish_new, remove_abandoned
+from fusestore.store.artifact_types import Conversion
 from fusestore.store.copy import copy_files
 from fusestore.store.layout import Store
-from fusestore.workflows.sharing.forms import change_of_form
-from fusestore.workflows.sharing.inputs import with_inputs, with_vocabularies
-from fusestore.workflows.sharing.plan import PartCopy, Plan, plan_copy
-from fusestore.workflows.sharing.things import folder_of, names_in, read_thing
+from fusestore.store.registry import split_path
+from fusestore.workflows.sharing.artifacts import folder_of, paths_in, read_artifact
+from fusestore.workflows.sharing.closure import with_inputs, with_needed
+from fusestore.workflows.sharing.plan import GroupCopy, Plan, plan_copy
 
 DEFAULT_JOBS = 8
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What happened to one thing.
+    """What happened to one artifact.
 
     Attributes:
-        thing: `kind/name`.
+        artifact: `kind/name`.
         target: the store it went to.
         num_files: data files copied.
         num_bytes: their bytes.
         already_there: nothing was missing.
     """
 
-    thing: str
+    artifact: str
     target: str
     num_files: int
     num_bytes: int
     already_there: bool
 
 
-def copy_things(
+def copy_artifacts(
     source: Store,
     target: Store,
     names: Sequence[str] | None,
@@ -54,38 +55,38 @@ def copy_things(
     check: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Shared]:
-    """Copy things; what is there already is kept, byte for byte what it was.
+    """Copy artifacts; what is there already is kept, byte for byte what it was.
 
     Args:
         source: where they are.
         target: where they go.
-        names: `kind/name` each; None copies every complete thing.
-        inputs: also copy what they were made from. Caches always bring their vocabulary.
+        names: `kind/name` each; None copies every complete artifact.
+        inputs: also copy what they were made from. A cache always brings its vocabulary.
         jobs: files under way at a time.
         check: also read back what the target has, and copy again what is damaged.
-        reporter: hears the progress.
+        reporter: receives progress updates.
 
     Returns:
-        One entry a thing, in the order copied: what things are made from comes first, but fused
-        datasets that are unpacked from their shared form into a folder come last.
+        One entry an artifact, in the order copied: what artifacts are made from comes first, but
+        fused datasets that are unpacked from their shared form into a folder come last.
 
     Raises:
-        NotFoundError: no such thing, or one that is not complete.
+        NotFoundError: no such artifact, or one that is not complete.
         AlreadyExistsError: the target has something else of that name; nothing was copied.
-        CorruptionError: files of the source are damaged. They were not copied, and their things
-            are unfinished at the target; everything else is copied.
+        CorruptionError: files of the source are damaged. They were not copied, and their
+            artifacts are unfinished at the target; everything else is copied.
         InvalidInputError: source and target are one store.
         AccessDeniedError, StorageError: the copy goes on where it stopped when it is run again.
     """
     _check_different(source, target)
     reporter = reporter or SilentReporter()
     if names is None:
-        states = names_in(source)
+        states = paths_in(source)
         wanted = [name for name, complete in states.items() if complete]
         _say_unfinished(reporter, source, states)
     else:
         wanted = with_inputs(source, list(names)) if inputs else list(names)
-    wanted = with_vocabularies(source, wanted)
+    wanted = with_needed(source, wanted)
     return _copy([(source, target, name) for name in wanted], jobs, check, reporter)
 
 
@@ -98,29 +99,29 @@ def sync_stores(
     check: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Shared]:
-    """Give each of two stores the complete things that only the other one has.
+    """Give each of two stores the complete artifacts that only the other one has.
 
-    A store that is not there yet counts as an empty one. For the rest see `copy_things`.
+    A store that is not there yet counts as an empty one. For the rest see `copy_artifacts`.
     """
     _check_different(one, other)
     reporter = reporter or SilentReporter()
-    states = [_names_or_none(store) for store in (one, other)]
+    states = [_paths_or_none(store) for store in (one, other)]
     known = [name for state in states for name in state]
     wanted = list(dict.fromkeys(known if names is None else names))
     if names is None:
         wanted = [name for name in wanted if any(state.get(name) for state in states)]
         for store, state in zip((one, other), states, strict=True):
             _say_unfinished(reporter, store, state)
-    # A name that neither has complete is for `read_thing` to explain.
+    # A name that neither has complete is for `read_artifact` to explain.
     back = [name for name in wanted if states[1].get(name) and not states[0].get(name)]
     forth = [name for name in wanted if name not in back]
-    copies = [(one, other, name) for name in with_vocabularies(one, forth)]
-    copies += [(other, one, name) for name in with_vocabularies(other, back)]
+    copies = [(one, other, name) for name in with_needed(one, forth)]
+    copies += [(other, one, name) for name in with_needed(other, back)]
     return _copy(copies, jobs, check, reporter)
 
 
-def _names_or_none(store: Store) -> dict[str, bool]:
-    return names_in(store) if store.location.exists() else {}
+def _paths_or_none(store: Store) -> dict[str, bool]:
+    return paths_in(store) if store.location.exists() else {}
 
 
 def _check_different(source: Store, target: Store) -> None:
@@ -143,21 +144,21 @@ def _copy(
 ) -> list[Shared]:
     results = []
     damaged: list[str] = []
-    forms = [change_of_form(*copy) for copy in copies]
+    forms = [_conversion(*copy) for copy in copies]
     plain = [copy for copy, form in zip(copies, forms, strict=True) if form is False]
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            with reporter.stage("Comparing", "things") as progress:
+            with reporter.stage("Comparing", "artifacts") as progress:
                 plans = list(_planned(plain, pool, check, progress))
             total = sum(plan.num_bytes for _, plan in plans)
             with reporter.stage("Copying", "bytes") as progress:
                 counter = _Counter(progress, total)
                 for target, plan in plans:
-                    # Sound files of a damaged thing are copied too: it goes on from there.
+                    # Sound files of a damaged artifact are copied too: it goes on from there.
                     damaged += _carry_out(plan, pool, counter)
                     results.append(
                         Shared(
-                            plan.thing.name,
+                            plan.artifact.path,
                             str(target.location),
                             len(plan.files),
                             plan.num_bytes,
@@ -170,9 +171,9 @@ def _copy(
     for (_, target, name), form in zip(copies, forms, strict=True):
         if callable(form):
             with reporter.stage(f"Unpacking {name}", "tokens") as progress:
-                manifest = form(progress)
-            num_files = len(manifest.files)
-            results.append(Shared(name, str(target.location), num_files, manifest.num_bytes, False))
+                made = form(progress)
+            where = str(target.location)
+            results.append(Shared(name, where, made.num_files, made.num_bytes, False))
         elif form is True:
             results.append(Shared(name, str(target.location), 0, 0, True))
     if damaged:
@@ -184,18 +185,23 @@ def _copy(
     return results
 
 
+def _conversion(source: Store, target: Store, path: str) -> Conversion | bool:
+    kind, _ = split_path(path)
+    return kind.conversion(folder_of(source, path), folder_of(target, path))
+
+
 def _planned(
     copies: Sequence[tuple[Store, Store, str]], pool: Executor, check: bool, progress: Progress
 ) -> Iterable[tuple[Store, Plan]]:
     for done, (source, target, name) in enumerate(copies):
         progress(done, len(copies))
         folder = folder_of(target, name)
-        yield target, plan_copy(read_thing(source, name), folder, pool, check=check)
+        yield target, plan_copy(read_artifact(source, name), folder, pool, check=check)
     progress(len(copies), len(copies))
 
 
 class _Counter:
-    """Bytes done, told to the listener; used by one thread."""
+    """Bytes done, reported as progress; used by one thread."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._done, self._total = progress, 0, total
@@ -210,26 +216,26 @@ def _carry_out(plan: Plan, pool: Executor, counter: _Counter) -> list[str]:
     """Copy what a plan says; returns what is wrong with the source's files."""
     if plan.is_empty:
         return []
-    thing, target = plan.thing, plan.target
+    artifact, target = plan.artifact, plan.target
     remove_abandoned(target)
-    if plan.claim is not None:
-        publish_new(target / plan.claim.path, plan.claim.data)
-    part_of = {path: number for number, part in enumerate(plan.parts) for path in part.files}
-    missing = [len(part.files) for part in plan.parts]
-    for part in plan.parts:
-        if not part.files:
-            _seal(part, target)
+    if plan.fingerprint is not None:
+        publish_new(target / plan.fingerprint.path, plan.fingerprint.data)
+    group_of = {path: number for number, group in enumerate(plan.groups) for path in group.files}
+    missing = [len(group.files) for group in plan.groups]
+    for group in plan.groups:
+        if not group.files:
+            _seal(group, target)
     problems = []
-    for path, problem in copy_files(thing.location, target, plan.files, pool):
+    for path, problem in copy_files(artifact.location, target, plan.files, pool):
         if problem is not None:
-            # Its part is never sealed, nor is the thing: it stays unfinished at the target.
+            # Its group is never sealed, nor is the artifact: it stays unfinished at the target.
             problems.append(str(problem))
             continue
         counter.add(plan.files[path].num_bytes)
-        number = part_of[path]
+        number = group_of[path]
         missing[number] -= 1
         if missing[number] == 0:
-            _seal(plan.parts[number], target)
+            _seal(plan.groups[number], target)
     if problems:
         return sorted(problems)
     _check_arrival(plan)
@@ -238,9 +244,9 @@ def _carry_out(plan: Plan, pool: Executor, counter: _Counter) -> list[str]:
     return []
 
 
-def _seal(part: PartCopy, target: Location) -> None:
-    if part.seal is not None:
-        publish_new(target / part.seal.path, part.seal.data)
+def _seal(group: GroupCopy, target: Location) -> None:
+    if group.receipt is not None:
+        publish_new(target / group.receipt.path, group.receipt.data)
 
 
 def _check_arrival(plan: Plan) -> None:

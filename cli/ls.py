@@ -1,0 +1,41 @@
+"""`fusestore ls`: what a store holds."""
+
+from __future__ import annotations
+
+from .console import print_json, print_table
+from .options import JsonOption, StorageOption, StoreOption, storage_options
+
+
+def ls(
+    store: StoreOption,
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the artifacts of a store: name, state, and one line on each.
+
+    Only manifests are read. A damaged manifest does not stop the list; its artifact is shown as
+    damaged.
+    """
+    from fusestore.store.inventory import describe, list_artifacts
+    from fusestore.store.layout import Store
+
+    opened = Store.open(store, storage_options(storage_option))
+    artifacts = list_artifacts(opened)
+    if as_json:
+        print_json(
+            [
+                {
+                    "artifact": artifact.path,
+                    "state": artifact.state,
+                    "complete": artifact.state == "complete",
+                    "description": describe(artifact),
+                }
+                for artifact in artifacts
+            ]
+        )
+        return
+    print_table(
+        str(opened.location),
+        ["artifact", "state", "description"],
+        [[artifact.path, artifact.state, describe(artifact)] for artifact in artifacts],
+    )

@@ -1,0 +1,99 @@
+"""The alignment as a kind of artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
+from fusestore.store.artifact_types import DocumentSchema, Input, RebuildTools, TableSchema, View
+from fusestore.store.findings import Finding
+from fusestore.store.layout import Store
+from fusestore.store.receipts import Receipt
+from fusestore.store.registry import Artifact, ArtifactKind
+
+
+class AlignmentKind(ArtifactKind):
+    """For each target position of a corpus, the source row that may supervise it."""
+
+    name, folder, title = "alignment", "alignments", "alignment"
+
+    def parse(self, data: bytes, file: str) -> AlignmentManifest:
+        """The alignment's manifest."""
+        return AlignmentManifest.from_bytes(data, file)
+
+    def describe(self, manifest: Mapping[str, Any]) -> str:
+        """Target tokens by kind."""
+        return ", ".join(f"{kind} {count:,}" for kind, count in manifest["counts"].items())
+
+    def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
+        """Corpus, cache, the map that pairs had to agree with, and the target's vocabulary."""
+        fingerprint = manifest["fingerprint"]
+        yield Input("corpus", str(fingerprint["corpus_digest"]))
+        yield Input("cache", str(fingerprint["source_cache_digest"]))
+        if fingerprint["vocabulary_map_digest"] is not None:
+            yield Input("map", str(fingerprint["vocabulary_map_digest"]))
+        yield Input("vocabulary", str(fingerprint["target_tokenizer_digest"]))
+
+    def rebuild(
+        self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
+    ) -> None:
+        """See `rebuild_alignment`: damaged shards alone are aligned again."""
+        from fusestore.align.rebuild_alignment import rebuild_alignment
+
+        del findings, tools
+        rebuild_alignment(store, artifact.name)
+
+    def view(self, store: Store, artifact: Artifact, rows: int) -> View:
+        """How well the methods align, and what stays unmatched."""
+        from fusestore.align.report.overview import alignment_view
+        from fusestore.align.stored import open_alignment
+
+        del store
+        view = alignment_view(open_alignment(artifact.location), rows)
+        return view._replace(content={**view.content, **(artifact.manifest or {})})
+
+    def schemas(self) -> Mapping[str, DocumentSchema]:
+        """Fingerprint, receipts, manifest."""
+        root = "alignments/<alignment>"
+        return {
+            "alignment-fingerprint": DocumentSchema(
+                AlignmentFingerprint, f"{root}/fingerprint.json"
+            ),
+            "alignment-receipt": DocumentSchema(Receipt[None], f"{root}/receipts/<part>.json"),
+            "alignment": DocumentSchema(AlignmentManifest, f"{root}/manifest.json"),
+        }
+
+    def tables(self) -> Mapping[str, TableSchema]:
+        """The alignment as a table, which is made on demand, and the unmatched tokens."""
+        from fusestore.align.report.unmatched import ALIGNMENT_SCHEMA, UNMATCHED_SCHEMA
+
+        return {
+            "alignment": TableSchema(
+                "none: `align.report.unmatched.alignment_table` makes it of the stored arrays",
+                "one token of the target, in corpus order",
+                ALIGNMENT_SCHEMA,
+                {
+                    "document": "index of the document in the corpus",
+                    "target_pos": "position of the target's token in its document, from 0",
+                    "source_pos": "position in the document whose row may supervise it; null for "
+                    "none",
+                    "kind": "span: equal end offsets; mined: by edit distance alone; none",
+                },
+                frozenset({"source_pos"}),
+            ),
+            "unmatched": TableSchema(
+                "alignments/<alignment>/unmatched.parquet",
+                "one token id that stays unmatched somewhere: by side, then the most frequent "
+                "first",
+                UNMATCHED_SCHEMA,
+                {
+                    "side": "the tokenizer that the id belongs to",
+                    "token_id": "token id",
+                    "bytes": "the UTF-8 bytes the token stands for",
+                    "text": "the same as text; bytes that are no characters as \\xNN",
+                    "unmatched": "target: occurrences without a source row; source: without a use",
+                    "total": "occurrences in the corpus",
+                },
+            ),
+        }

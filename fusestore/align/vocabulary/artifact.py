@@ -1,0 +1,86 @@
+"""The vocabulary map as a kind of artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fusestore.align.vocabulary.manifest import VocabularyMapFingerprint, VocabularyMapManifest
+from fusestore.store.artifact_files import MANIFEST_FILE
+from fusestore.store.artifact_types import DocumentSchema, Input, RebuildTools, TableSchema
+from fusestore.store.findings import Finding
+from fusestore.store.layout import Store
+from fusestore.store.registry import Artifact, ArtifactKind
+
+
+class VocabularyMapKind(ArtifactKind):
+    """Source token ids to target token ids, named by the two tokenizers and the method."""
+
+    name, folder, title = "map", "vocabulary_maps", "map"
+
+    def parse(self, data: bytes, file: str) -> VocabularyMapManifest:
+        """The map's manifest."""
+        return VocabularyMapManifest.from_bytes(data, file)
+
+    def describe(self, manifest: Mapping[str, Any]) -> str:
+        """How it was made, and its size."""
+        return f"{manifest['fingerprint']['method']}, {manifest['num_source_ids']:,} source tokens"
+
+    def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
+        """Both vocabularies, and the corpus that a statistical map was counted in."""
+        fingerprint = manifest["fingerprint"]
+        for side in ("source", "target"):
+            yield Input("vocabulary", str(fingerprint[f"{side}_tokenizer_digest"]))
+        if fingerprint["corpus_digest"] is not None:
+            yield Input("corpus", str(fingerprint["corpus_digest"]))
+
+    def digest(self, manifest: Mapping[str, Any]) -> str:
+        """That of its content."""
+        return str(manifest["content_digest"])
+
+    def identity(self, path: str, content: Mapping[str, Any]) -> str | None:
+        """Whatever version of Polars wrote the table."""
+        return str(content["content_digest"]) if path == MANIFEST_FILE else None
+
+    def rebuild(
+        self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
+    ) -> None:
+        """See `rebuild_vocabulary_map`."""
+        from fusestore.align.rebuild_alignment import rebuild_vocabulary_map
+
+        del findings, tools
+        rebuild_vocabulary_map(store, artifact.name)
+
+    def schemas(self) -> Mapping[str, DocumentSchema]:
+        """Fingerprint and manifest."""
+        root = "vocabulary_maps/<map>"
+        return {
+            "vocabulary-map-fingerprint": DocumentSchema(
+                VocabularyMapFingerprint, f"{root}/fingerprint.json"
+            ),
+            "vocabulary-map": DocumentSchema(VocabularyMapManifest, f"{root}/manifest.json"),
+        }
+
+    def tables(self) -> Mapping[str, TableSchema]:
+        """The map."""
+        import numpy as np
+
+        from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
+
+        empty = np.empty(0, np.int32)
+        empty_map = VocabularyMap("", "", "mined", "prefix", empty, empty, empty.astype(np.uint8))
+        return {
+            "vocabulary-map": TableSchema(
+                "vocabulary_maps/<map>/map.parquet",
+                "one token id of the source, ascending from 0",
+                empty_map.to_polars().schema,
+                {
+                    "source_id": "token id of the source",
+                    "target_id": "token id of the target; null where there is none",
+                    "distance": "edit distance of the two tokens in characters; null without a "
+                    "target",
+                    "kind": "how the pair was found",
+                },
+                frozenset({"target_id", "distance"}),
+            )
+        }

@@ -1,0 +1,126 @@
+"""The distribution cache as a kind of artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fusestore.cache.manifest import TOKENS_PART, CacheManifest, Fingerprint, content_digest
+from fusestore.errors import CorruptionError
+from fusestore.storage.location import Location
+from fusestore.store.artifact_files import (
+    FINGERPRINT_FILE,
+    MANIFEST_FILE,
+    ArtifactFiles,
+    Document,
+    file_group,
+    read_document,
+    read_documents,
+)
+from fusestore.store.artifact_types import DocumentSchema, Input, RebuildTools, ShownTable, View
+from fusestore.store.findings import Finding
+from fusestore.store.layout import Store
+from fusestore.store.receipts import Receipt, receipt_path, shard_part
+from fusestore.store.registry import Artifact, ArtifactKind
+
+
+class CacheKind(ArtifactKind):
+    """One source's distributions, shard by shard; its manifest names all receipts by one digest."""
+
+    name, folder, title = "cache", "caches", "cache"
+
+    def parse(self, data: bytes, file: str) -> CacheManifest:
+        """The cache's manifest."""
+        return CacheManifest.from_bytes(data, file)
+
+    def describe(self, manifest: Mapping[str, Any]) -> str:
+        """Its size, and what it keeps of each row."""
+        fingerprint = manifest["fingerprint"]
+        k = fingerprint["top_k"]
+        kept = f"top {k}"
+        if fingerprint["selection"] == "sampled":
+            kept = f"{k} draws each"
+        elif fingerprint["selection"] == "top-p":
+            kept = f"top {fingerprint['top_p']:g} of the mass in at most {k} entries"
+        return f"{fingerprint['num_tokens']:,} tokens, {kept}, {manifest['num_bytes']:,} bytes"
+
+    def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
+        """The corpus, and the vocabulary that it is read with."""
+        fingerprint = manifest["fingerprint"]
+        corpus = fingerprint["corpus"]
+        yield Input("corpus", str(corpus["digest"]), str(corpus["name"]))
+        # Only capturing could make it again.
+        yield Input("vocabulary", str(fingerprint["tokenizer_digest"]), needed=True)
+
+    def digest(self, manifest: Mapping[str, Any]) -> str:
+        """That of its content."""
+        return str(manifest["content_digest"])
+
+    def files(self, location: Location, path: str, manifest: Document) -> ArtifactFiles:
+        """The fingerprint, the tokens with their receipt, each shard with its own."""
+        content = CacheManifest.from_bytes(manifest.data, str(location / MANIFEST_FILE))
+        fingerprint = read_document(location, FINGERPRINT_FILE, self.identity)
+        shards = range(len(content.fingerprint.plan))
+        files = [receipt_path(part) for part in (TOKENS_PART, *map(shard_part, shards))]
+        seals = read_documents(location, files, self.identity)
+        receipts = [Receipt.from_bytes(seal.data, str(location / seal.path)) for seal in seals]
+        if (
+            fingerprint.identity != content.fingerprint_digest
+            or content_digest(receipts) != content.content_digest
+        ):
+            raise CorruptionError(
+                f"{location} has a fingerprint or receipts that are not those its manifest names. "
+                f"Run `fusestore verify {path}`."
+            )
+        groups = tuple(
+            file_group(location, receipt.files, seal)
+            for receipt, seal in zip(receipts, seals, strict=True)
+        )
+        return ArtifactFiles(path, location, fingerprint, groups, manifest, location.sizes())
+
+    def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
+        """See `verify_cache`: every byte, and what the numbers mean."""
+        from fusestore.cache.verify import verify_cache
+
+        del store
+        return verify_cache(artifact.location, quick=quick)
+
+    def rebuild(
+        self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
+    ) -> None:
+        """See `rebuild_cache`: damaged shards are computed again by the model."""
+        from fusestore.capture.rebuild_cache import rebuild_cache, trusted_fingerprint
+
+        fingerprint = trusted_fingerprint(artifact.location)
+        rebuild_cache(
+            store,
+            artifact.name,
+            findings,
+            tools.model(fingerprint.model.spec_digest, fingerprint.tokenizer_digest, artifact.name),
+            tools.settings,
+            tools.reporter,
+        )
+
+    def remedy(self, store: Store, name: str, finding: Finding) -> str:
+        """It takes the model."""
+        return f"{super().remedy(store, name, finding)} --model MODEL"
+
+    def view_document(self, store: Store, artifact: Artifact, document: int, rows: int) -> View:
+        """What the model thought, token by token."""
+        from fusestore.cache.document_rows import document_rows
+
+        columns, lines = document_rows(store, artifact.name, document, rows)
+        return View(
+            [dict(zip(columns, line, strict=True)) for line in lines],
+            [ShownTable(f"{artifact.path}, document {document}", columns, lines)],
+            "probability of each continuation; p(next) is that of the token that follows",
+        )
+
+    def schemas(self) -> Mapping[str, DocumentSchema]:
+        """Fingerprint, receipts, manifest."""
+        root = "caches/<cache>"
+        return {
+            "cache-fingerprint": DocumentSchema(Fingerprint, f"{root}/fingerprint.json"),
+            "cache-receipt": DocumentSchema(Receipt[None], f"{root}/receipts/<part>.json"),
+            "cache": DocumentSchema(CacheManifest, f"{root}/manifest.json"),
+        }

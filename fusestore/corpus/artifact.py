@@ -1,0 +1,148 @@
+"""The corpus as a kind of artifact: documents, and their tokens in every tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fusestore.corpus.manifest import CorpusFingerprint, CorpusManifest, TokensManifest
+from fusestore.storage.location import Location
+from fusestore.store.artifact_files import (
+    FINGERPRINT_FILE,
+    MANIFEST_FILE,
+    ArtifactFiles,
+    Document,
+    file_group,
+    read_document,
+)
+from fusestore.store.artifact_types import DocumentSchema, RebuildTools, TableSchema
+from fusestore.store.findings import Finding, check_files, load_or_report
+from fusestore.store.layout import Store
+from fusestore.store.receipts import Receipt, receipt_path
+from fusestore.store.registry import Artifact, ArtifactKind
+
+DOCUMENTS_RECEIPT = receipt_path("documents")
+_TOKENS = "tokens/"
+
+
+class CorpusKind(ArtifactKind):
+    """Documents of the corpus, sealed by a receipt; each folder of tokens, by its manifest."""
+
+    name, folder, title = "corpus", "corpora", "corpus"
+
+    def parse(self, data: bytes, file: str) -> CorpusManifest:
+        """The corpus's manifest, whose digest identifies it however its table is encoded."""
+        return CorpusManifest.from_bytes(data, file)
+
+    def describe(self, manifest: Mapping[str, Any]) -> str:
+        """Its size."""
+        return f"{manifest['num_documents']:,} documents, {manifest['num_bytes']:,} bytes"
+
+    def identity(self, path: str, content: Mapping[str, Any]) -> str | None:
+        """Tables and compressed arrays may be encoded in several ways."""
+        if path == DOCUMENTS_RECEIPT:
+            return str(content["fingerprint_digest"])
+        if path.startswith(_TOKENS):
+            keys = ("corpus_digest", "tokenizer_digest", "add_bos", "arrays_digest")
+            return " ".join(str(content[key]) for key in keys)
+        return None
+
+    def files(self, location: Location, path: str, manifest: Document) -> ArtifactFiles:
+        """Fingerprint, documents and their receipt, each folder of tokens and its manifest."""
+        sizes = location.sizes()
+        seal = read_document(location, DOCUMENTS_RECEIPT, self.identity)
+        receipt = Receipt.from_bytes(seal.data, str(location / seal.path))
+        groups = [file_group(location, receipt.files, seal)]
+        for file in _token_manifests(sizes):
+            seal = read_document(location, file, self.identity)
+            tokens = TokensManifest.from_bytes(seal.data, str(location / file))
+            # Tokens of another corpus are left over; whoever needs them makes them again.
+            if tokens.corpus_digest == manifest.identity:
+                folder = file.removesuffix(MANIFEST_FILE)
+                files = {folder + inner: record for inner, record in tokens.files.items()}
+                groups.append(file_group(location, files, seal))
+        fingerprint = read_document(location, FINGERPRINT_FILE, self.identity)
+        return ArtifactFiles(path, location, fingerprint, tuple(groups), manifest, sizes)
+
+    def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
+        """The documents against their receipt, tokens against their manifests."""
+        if not artifact.complete:
+            return super().check(store, artifact, quick=quick)
+        location = artifact.location
+        manifest = CorpusManifest.load(location / MANIFEST_FILE)
+        findings: list[Finding] = []
+        fingerprint = load_or_report(CorpusFingerprint, location, FINGERPRINT_FILE, findings)
+        if fingerprint is not None and fingerprint != manifest.fingerprint:
+            findings.append(Finding(FINGERPRINT_FILE, "is not the one manifest.json holds"))
+        receipt = load_or_report(Receipt, location, DOCUMENTS_RECEIPT, findings)
+        if receipt is not None:
+            if receipt.fingerprint_digest != manifest.fingerprint.digest:
+                findings.append(Finding(DOCUMENTS_RECEIPT, "is of another corpus"))
+            findings += check_files(location, receipt.files, quick=quick)
+        for name in (location / _TOKENS).list():
+            file = f"{_TOKENS}{name}/{MANIFEST_FILE}"
+            tokens = load_or_report(TokensManifest, location, file, findings)
+            if tokens is None:
+                continue
+            if tokens.corpus_digest != manifest.digest:
+                findings.append(Finding(file, "is of another corpus"))
+            files = {f"{_TOKENS}{name}/{inner}": record for inner, record in tokens.files.items()}
+            findings += check_files(location, files, quick=quick)
+        return findings
+
+    def rebuild(
+        self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
+    ) -> None:
+        """See `rebuild_corpus`."""
+        from fusestore.corpus.rebuild_corpus import rebuild_corpus
+
+        damaged = {finding.file for finding in findings}
+        rebuild_corpus(store, artifact.name, damaged, tools.tokenizer)
+
+    def remedy(self, store: Store, name: str, finding: Finding) -> str:
+        """Documents come from outside the store; tokens take their tokenizer."""
+        if finding.file in ("documents.parquet", MANIFEST_FILE):
+            return (
+                f"delete {self.location(store, name)}/{finding.file} and run the same "
+                "`fusestore corpus` again, with the same inputs"
+            )
+        again = super().remedy(store, name, finding)
+        return f"{again} --model MODEL" if finding.file.startswith(_TOKENS) else again
+
+    def schemas(self) -> Mapping[str, DocumentSchema]:
+        """Fingerprint, receipt, manifest, and the manifest of tokens."""
+        root = "corpora/<corpus>"
+        return {
+            "corpus-fingerprint": DocumentSchema(CorpusFingerprint, f"{root}/fingerprint.json"),
+            "corpus": DocumentSchema(CorpusManifest, f"{root}/manifest.json"),
+            "corpus-receipt": DocumentSchema(Receipt[None], f"{root}/receipts/<part>.json"),
+            "tokens": DocumentSchema(TokensManifest, f"{root}/tokens/<tokenizer>/manifest.json"),
+        }
+
+    def tables(self) -> Mapping[str, TableSchema]:
+        """The documents."""
+        from fusestore.corpus.build import DOCUMENTS_SCHEMA
+
+        return {
+            "documents": TableSchema(
+                "corpora/<corpus>/documents.parquet",
+                "one document, in corpus order",
+                DOCUMENTS_SCHEMA,
+                {
+                    "document": "index of the document in the corpus, from 0",
+                    "source": "name of the source document it was cut from",
+                    "segment": "which piece of its source document it is, from 0",
+                    "split": "name of its split",
+                    "text": "the text",
+                    "byte_length": "bytes of the text in UTF-8",
+                    "digest": "SHA-256 of the text in UTF-8, hexadecimal",
+                },
+            )
+        }
+
+
+def _token_manifests(files: Iterable[str]) -> list[str]:
+    """The manifests of tokens among a corpus's files; unfinished tokens have none."""
+    return sorted(
+        file for file in files if file.startswith(_TOKENS) and file.endswith(f"/{MANIFEST_FILE}")
+    )

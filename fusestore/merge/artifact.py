@@ -1,0 +1,74 @@
+"""The model as a kind of artifact: trained on a fused dataset, or merged of other models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fusestore.merge.manifest import MergeManifest, MergePlan
+from fusestore.store.artifact_types import DocumentSchema, Input
+from fusestore.store.findings import Finding
+from fusestore.store.layout import Store
+from fusestore.store.manifest import manifest_content
+from fusestore.store.registry import ArtifactKind
+from fusestore.train.manifest import TrainingManifest, TrainingPlan
+
+
+class ModelKind(ArtifactKind):
+    """A Hugging Face model folder that training or merging has published."""
+
+    name, folder, title = "model", "models", "model"
+
+    def parse(self, data: bytes, file: str) -> TrainingManifest | MergeManifest:
+        """The manifest of whichever of the two made it."""
+        merged = "merge" in manifest_content(data, file)
+        return (MergeManifest if merged else TrainingManifest).from_bytes(data, file)
+
+    def describe(self, manifest: Mapping[str, Any]) -> str:
+        """How it was made, and how well it predicts what it was evaluated on."""
+        if "merge" in manifest:
+            metrics = (manifest["evaluation"] or {"metrics": {}})["metrics"]
+        else:
+            points = {point["step"]: point["metrics"] for point in manifest["evaluations"]}
+            metrics = points.get(manifest["result_step"], {})
+        text = how_made(manifest)
+        if "bits_per_byte" in metrics:
+            text += f", held-out bits per byte {metrics['bits_per_byte']:.4f}"
+        return text
+
+    def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
+        """The fused dataset; what is merged comes from outside."""
+        if "merge" not in manifest:
+            yield Input("fused", str(manifest["plan"]["dataset_digest"]))
+
+    def remedy(self, store: Store, name: str, finding: Finding) -> str:
+        """No model can be computed again byte for byte."""
+        del finding
+        return (
+            f"delete {self.location(store, name)} and run the same `fusestore train` or "
+            "`fusestore merge` again"
+        )
+
+    def schemas(self) -> Mapping[str, DocumentSchema]:
+        """Fingerprints and manifests of both."""
+        root = "models/<model>"
+        return {
+            "model-fingerprint": DocumentSchema(TrainingPlan, f"{root}/fingerprint.json"),
+            "model": DocumentSchema(TrainingManifest, f"{root}/manifest.json"),
+            "merged-model-fingerprint": DocumentSchema(MergePlan, f"{root}/fingerprint.json"),
+            "merged-model": DocumentSchema(MergeManifest, f"{root}/manifest.json"),
+        }
+
+
+def how_made(manifest: Mapping[str, Any]) -> str:
+    """How a model came to be, from the content of its manifest."""
+    if "merge" in manifest:
+        plan = manifest["merge"]
+        return f"{plan['settings']['method']} merge of {len(plan['model_digests'])} models"
+    plan, step = manifest["plan"], manifest["result_step"]
+    text = f"{plan['settings']['objective']}, {manifest['num_tokens']:,} tokens trained"
+    if lora := plan["settings"].get("lora"):
+        text += (
+            f", {'LoRA adapter alone' if lora['adapter_only'] else 'LoRA'} of rank {lora['rank']}"
+        )
+    return text if step == plan["total_steps"] else f"{text}, weights of step {step:,}"

@@ -1,0 +1,324 @@
+"""The kinds of artifacts: one class each, beside the stage that makes them.
+
+Listing, `show`, verify, repair, sharing and the schemas are loops over `kinds()` and name no kind.
+A class of a plugin takes part in all of them once `register` has seen it:
+
+    @register
+    class NotesKind(ArtifactKind):
+        name, folder, title = "notes", "notes", "notes"
+        ...
+
+A kind's module must be light: whatever imports torch, transformers, zarr, polars or numba is
+imported inside the methods that need it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+
+from fusestore.errors import CorruptionError, InvalidInputError
+from fusestore.storage.location import Location
+from fusestore.store.artifact_files import (
+    FINGERPRINT_FILE,
+    MANIFEST_FILE,
+    ArtifactFiles,
+    Document,
+    file_group,
+    read_document,
+    read_documents,
+)
+from fusestore.store.artifact_types import (
+    Conversion,
+    DocumentSchema,
+    Input,
+    RebuildTools,
+    TableSchema,
+    View,
+)
+from fusestore.store.findings import Finding, check_files
+from fusestore.store.layout import Store, check_name
+from fusestore.store.manifest import MAX_MANIFEST_BYTES, Manifest
+from fusestore.store.receipts import FileRecord, Receipt
+
+BUILT_IN = (
+    "fusestore.corpus.artifact:CorpusKind",
+    "fusestore.tokenizers.artifact:VocabularyKind",
+    "fusestore.capture.artifact:CacheKind",
+    "fusestore.align.vocabulary.artifact:VocabularyMapKind",
+    "fusestore.align.artifact:AlignmentKind",
+    "fusestore.fuse.artifact:FusedKind",
+    "fusestore.merge.artifact:ModelKind",
+)
+"""`module:Class` of fusestore's own kinds, each after the kinds that it is made from."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One named result in a store.
+
+    Attributes:
+        kind: what it is.
+        name: its name.
+        location: its folder.
+        manifest: content of its manifest; None while it is unfinished, or where it is damaged.
+        damage: why the manifest cannot be used; None where it can, or is not there.
+    """
+
+    kind: ArtifactKind
+    name: str
+    location: Location
+    manifest: Mapping[str, Any] | None
+    damage: str | None = None
+
+    @property
+    def path(self) -> str:
+        """`kind/name`, as commands call it."""
+        return f"{self.kind.name}/{self.name}"
+
+    @property
+    def complete(self) -> bool:
+        """Whether its manifest is there, sound or damaged."""
+        return self.manifest is not None or self.damage is not None
+
+    @property
+    def state(self) -> str:
+        """complete, unfinished or damaged."""
+        if self.damage is not None:
+            return "damaged"
+        return "unfinished" if self.manifest is None else "complete"
+
+
+class ArtifactKind(ABC):
+    """A kind of artifact. What a kind of plain files needs is here; override what differs.
+
+    Attributes:
+        name: the word of the command line: `cache` in `cache/smollm2`.
+        folder: where the store keeps its artifacts: `caches`.
+        title: how a sentence calls one: "fused dataset".
+        unfinished: what to do about one without a manifest.
+    """
+
+    name: ClassVar[str]
+    folder: ClassVar[str]
+    title: ClassVar[str]
+    unfinished: ClassVar[str] = "run the same command again to finish it"
+
+    def location(self, store: Store, name: str) -> Location:
+        """The folder of the artifact of this name."""
+        return store.location / self.folder / name
+
+    def names(self, store: Store) -> list[str]:
+        """Names of the artifacts that the store has, complete or not."""
+        return [name for name in store.names(self.folder) if not name.startswith(".")]
+
+    @abstractmethod
+    def parse(self, data: bytes, file: str) -> Manifest:
+        """Validate the bytes of a manifest, `file` by name; errors as for `Manifest.from_bytes`."""
+
+    def load(self, location: Location) -> Manifest:
+        """Read and validate the manifest in a folder; errors as for `Manifest.load`."""
+        file = location / MANIFEST_FILE
+        return self.parse(file.read_prefix(MAX_MANIFEST_BYTES + 1), str(file))
+
+    @abstractmethod
+    def describe(self, manifest: Mapping[str, Any]) -> str:
+        """One line on what the artifact is, from the content of its manifest."""
+
+    def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
+        """What the artifact was directly made from."""
+        del manifest
+        return ()
+
+    def digest(self, manifest: Mapping[str, Any]) -> str:
+        """What other manifests name the artifact by; its manifest's digest unless overridden."""
+        return str(manifest["checksum"])
+
+    def identity(self, path: str, content: Mapping[str, Any]) -> str | None:
+        """What a document stands for, where its bytes may differ for one content; else None."""
+        del path, content
+        return None
+
+    def files(self, location: Location, path: str, manifest: Document) -> ArtifactFiles:
+        """All files of a complete artifact, in the order of a copy.
+
+        Unless overridden, those that the manifest lists as `files`; receipts among them vouch for
+        their files.
+
+        Args:
+            location: its folder.
+            path: `kind/name`, for messages.
+            manifest: its manifest.
+
+        Raises:
+            CorruptionError, NotFoundError: a fingerprint or receipt is damaged or missing.
+            InvalidInputError: a file outside the folder is listed.
+        """
+        others = dict(_listed_files(self.parse(manifest.data, str(location / manifest.path))))
+        fingerprint = read_document(location, FINGERPRINT_FILE, self.identity)
+        if FileRecord.of(fingerprint.data) != others.pop(FINGERPRINT_FILE, None):
+            raise CorruptionError(
+                f"{location} has a {FINGERPRINT_FILE} that is not the one its manifest names. "
+                f"Run `fusestore verify {path}`."
+            )
+        receipts = sorted(file for file in others if file.startswith("receipts/"))
+        groups = []
+        for seal in read_documents(location, receipts, self.identity):
+            receipt = Receipt.from_bytes(seal.data, str(location / seal.path))
+            groups.append(file_group(location, receipt.files, seal))
+            for file in (seal.path, *receipt.files):
+                others.pop(file, None)
+        # What no receipt names, such as the arrays' metadata, goes first.
+        groups.insert(0, file_group(location, others))
+        return ArtifactFiles(path, location, fingerprint, tuple(groups), manifest, location.sizes())
+
+    def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
+        """What is wrong with the artifact.
+
+        Unless overridden, every file that the manifest lists as `files` is compared with it.
+
+        Args:
+            store: the store.
+            artifact: in any state.
+            quick: sizes, receipts and manifests only; data are not read.
+
+        Raises:
+            One of `findings.DAMAGE`: the manifest is damaged.
+        """
+        del store
+        if not artifact.complete:
+            return [Finding(MANIFEST_FILE, f"is missing: unfinished; {self.unfinished}")]
+        manifest = self.load(artifact.location)
+        return check_files(artifact.location, _listed_files(manifest), quick=quick)
+
+    def rebuild(
+        self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
+    ) -> None:
+        """Make again what `check` found damaged, to the same bytes.
+
+        Raises:
+            FusestoreError: it cannot be made again; the message says why, and what to do.
+        """
+        del tools
+        raise InvalidInputError(
+            f"A {self.title} cannot be made again from what the store holds: "
+            f"{self.remedy(store, artifact.name, findings[0])}."
+        )
+
+    def remedy(self, store: Store, name: str, finding: Finding) -> str:
+        """What to type about a finding."""
+        del finding
+        return f"fusestore verify {self.name}/{name} --store {store.location} --repair"
+
+    def conversion(self, source: Location, target: Location) -> Conversion | bool:
+        """What copying from one folder to another takes beyond copying files.
+
+        Returns:
+            False: nothing; copy the files. True: the target has it already, in another form. Else
+            what writes the form that the target takes.
+
+        Raises:
+            AlreadyExistsError: the target has something else of this name.
+        """
+        del source, target
+        return False
+
+    def view(self, store: Store, artifact: Artifact, rows: int) -> View | None:
+        """What `show` prints instead of the manifest, in `rows` lines a table; None: nothing."""
+        del store, artifact, rows
+        return None
+
+    def view_document(
+        self, store: Store, artifact: Artifact, document: int, rows: int
+    ) -> View | None:
+        """What `show --document` prints; None where the kind has nothing by document."""
+        del store, artifact, document, rows
+        return None
+
+    def schemas(self) -> Mapping[str, DocumentSchema]:
+        """The JSON documents that the kind writes, by the name of their schema."""
+        return {}
+
+    def tables(self) -> Mapping[str, TableSchema]:
+        """The Parquet tables that the kind writes, by name."""
+        return {}
+
+
+def _listed_files(manifest: Manifest) -> Mapping[str, FileRecord]:
+    """The files that a manifest lists: every other file of its folder."""
+    return cast("_ListsFiles", manifest).files
+
+
+class _ListsFiles(Protocol):
+    files: Mapping[str, FileRecord]
+
+
+K = TypeVar("K", bound=type[ArtifactKind])
+
+
+@dataclass
+class _Registry:
+    """The kinds by name; fusestore's own are imported when they are first asked for."""
+
+    registered: dict[str, ArtifactKind] = field(default_factory=dict)
+    built_in: dict[str, ArtifactKind] = field(default_factory=dict)
+
+    def all(self) -> dict[str, ArtifactKind]:
+        if not self.built_in:
+            for entry in BUILT_IN:
+                module, _, attribute = entry.partition(":")
+                kind: ArtifactKind = getattr(importlib.import_module(module), attribute)()
+                self.built_in[kind.name] = kind
+        return self.built_in | self.registered
+
+
+_REGISTRY = _Registry()
+
+
+def register(kind: K) -> K:
+    """Add a kind of artifact; use it as a decorator of the class.
+
+    Raises:
+        InvalidInputError: another kind has this name or this folder.
+    """
+    for other in _REGISTRY.all().values():
+        same_class = (type(other).__module__, type(other).__qualname__) == (
+            kind.__module__,
+            kind.__qualname__,
+        )
+        if not same_class and (other.name == kind.name or other.folder == kind.folder):
+            raise InvalidInputError(
+                f"The artifact kind {kind.name!r} in folder {kind.folder!r} cannot be registered: "
+                f"{type(other).__module__}.{type(other).__qualname__} has the name {other.name!r} "
+                f"and the folder {other.folder!r}. Choose others."
+            )
+    _REGISTRY.registered[kind.name] = kind()
+    return kind
+
+
+def unregister(name: str) -> None:
+    """Forget a kind that was registered; fusestore's own stay."""
+    _REGISTRY.registered.pop(name, None)
+
+
+def kinds() -> tuple[ArtifactKind, ...]:
+    """Every kind, each after the kinds that it is made from; registered ones come last."""
+    return tuple(_REGISTRY.all().values())
+
+
+def split_path(path: str) -> tuple[ArtifactKind, str]:
+    """The kind and the name in `kind/name`.
+
+    Raises:
+        InvalidInputError: not of that form, or something that cannot be a name.
+    """
+    kind, separator, name = path.partition("/")
+    known = _REGISTRY.all()
+    if not separator or kind not in known:
+        raise InvalidInputError(
+            f"{path!r} names no artifact: write KIND/NAME with a kind of {', '.join(known)}."
+        )
+    return known[kind], check_name(name)

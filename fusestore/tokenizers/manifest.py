@@ -1,0 +1,32 @@
+"""What the JSON documents of a vocabulary say."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fusestore.store.manifest import Manifest
+from fusestore.store.receipts import FileRecord
+
+
+class VocabularyFingerprint(Manifest):
+    """What a vocabulary depends on.
+
+    Attributes:
+        tokenizer_digest: SHA-256 of the tokenizer's canonical form, hexadecimal.
+    """
+
+    tokenizer_digest: str
+
+
+class VocabularyManifest(Manifest):
+    """A complete vocabulary.
+
+    Attributes:
+        fingerprint: whose it is.
+        num_tokens: ids, from 0 to the tokenizer's largest.
+        files: every other file of the folder: path → what it holds.
+    """
+
+    fingerprint: VocabularyFingerprint
+    num_tokens: int = Field(ge=0)
+    files: dict[str, FileRecord]
