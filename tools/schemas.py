@@ -154,11 +154,8 @@ class FusionFile(FusionConfig):
     """A fusion.toml: everything one fusion needs, from text to trained models.
 
     Attributes:
-        store: folder or URL; may be given by --store instead.
         capture: shared by all models.
         models: by name.
-        evaluate_split: split of the corpus on which trained models are scored.
-        log_dir: local folder outside the store for TensorBoard logs, a folder in it for each run.
     """
 
     capture: CaptureSettings = CaptureSettings()
