@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fusestore.fuse.manifest import FusedManifest, FusionPlan
     from fusestore.fuse.recipe import Recipe, RecipeSource
     from fusestore.fuse.strategies import register_strategy
-    from fusestore.losses.registry import register_divergence
+    from fusestore.losses.divergence_registry import register_divergence
     from fusestore.merge.manifest import MergedModel
     from fusestore.merge.settings import MergeSettings
     from fusestore.models.model import Model
@@ -184,7 +184,7 @@ _HOMES = {
     "open_fused": "fusestore.data.dataset",
     "open_recipe": "fusestore.data.on_demand",
     "open_store": "fusestore.api",
-    "register_divergence": "fusestore.losses.registry",
+    "register_divergence": "fusestore.losses.divergence_registry",
     "register_strategy": "fusestore.fuse.strategies",
 }
 

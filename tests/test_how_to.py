@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs/how-to").glob("*.md"))
 
 NEEDS = {
-    "add-a-divergence": "fusestore.losses.registry",
+    "add-a-divergence": "fusestore.losses.divergence_registry",
     "add-an-artifact-kind": "fusestore.store.registry",
 }
 """Modules that a page describes before they are there."""

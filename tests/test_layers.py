@@ -28,9 +28,6 @@ The names are the files and folders directly below `fusestore/`; the empty one i
 SHARED_NAMES = {"__init__", "artifact", "kernels", "layout", "manifest", "run", "settings"}
 """File names that several rooms have, because each has one of these subjects."""
 
-KNOWN_TWICE = {"api", "inputs", "repair", "stored"}
-"""File names that still stand for two subjects. It only ever gets shorter."""
-
 
 def modules(folder: Path, package: str) -> dict[str, Path]:
     """Every module below a folder, by its dotted name."""
@@ -94,7 +91,7 @@ def test_no_import_runs_in_a_circle() -> None:
 
 def test_one_file_name_stands_for_one_subject() -> None:
     stems = Counter(path.stem for path in PACKAGE.values())
-    assert {stem for stem, count in stems.items() if count > 1} - SHARED_NAMES == KNOWN_TWICE
+    assert {stem for stem, count in stems.items() if count > 1} - SHARED_NAMES == set()
 
 
 @pytest.mark.parametrize(

@@ -405,5 +405,13 @@ class Cache:
         """
         # Here, because workers read caches and must not import Polars.
         from fusestore.cache.table import rows_table
+        from fusestore.tokenizers.vocabulary_table import load_vocabulary
 
-        return rows_table(self, document, decode=decode)
+        rows = self[:] if document is None else self.document(document)
+        first = 0 if document is None else int(self.document_offsets[document])
+        token_ids, end_offsets = self.read_tokens(first, first + len(rows))
+        vocabulary = None
+        if decode:
+            store = Store(self.location.parent.parent)
+            vocabulary = load_vocabulary(store, self.fingerprint.tokenizer_digest)
+        return rows_table(rows, first, self.document_offsets, token_ids, end_offsets, vocabulary)

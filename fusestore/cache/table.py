@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from fusestore.store.layout import Store
-from fusestore.tokenizers.vocabulary_table import load_vocabulary
-
-if TYPE_CHECKING:
-    from fusestore.cache.reader import Cache
+from fusestore.cache.rows import Rows
+from fusestore.tokenizers.vocabulary import Vocabulary
 
 
-def rows_table(cache: Cache, document: int | None, *, decode: bool) -> pl.DataFrame:
-    """See `Cache.to_polars`."""
-    offsets = cache.document_offsets
-    rows = cache[:] if document is None else cache.document(document)
-    first = 0 if document is None else int(offsets[document])
-    stop = first + len(rows)
-    token_ids, end_offsets = cache.read_tokens(first, stop)
-    places = np.arange(first, stop)
+def rows_table(
+    rows: Rows,
+    first: int,
+    offsets: npt.NDArray[np.int64],
+    token_ids: npt.NDArray[np.int32],
+    end_offsets: npt.NDArray[np.int32],
+    vocabulary: Vocabulary | None,
+) -> pl.DataFrame:
+    """A cache's rows as the table that `Cache.to_polars` describes.
+
+    Args:
+        rows: n rows of k entries.
+        first: index of the first row in the cache.
+        offsets: int64 [documents + 1], where documents begin.
+        token_ids: int32 [n].
+        end_offsets: int32 [n], in bytes.
+        vocabulary: adds the text of ids; None adds none.
+    """
+    places = np.arange(first, first + len(rows))
     documents = np.searchsorted(offsets, places, side="right") - 1
     ids = pl.Series("ids", rows.ids.reshape(-1), dtype=pl.Int32)
     logprobs = pl.Series("logprobs", rows.logprobs.reshape(-1), dtype=pl.Float32)
@@ -37,8 +43,8 @@ def rows_table(cache: Cache, document: int | None, *, decode: bool) -> pl.DataFr
         "tail": pl.Series(rows.tail, dtype=pl.Float32),
         "label_logprob": pl.Series(rows.label_logprob, dtype=pl.Float32).fill_nan(None),
     }
-    if decode:
-        texts = _texts(cache)
+    if vocabulary is not None:
+        texts = _texts(vocabulary)
         columns["token"] = texts.gather(_known(token_ids, texts))
         entries = texts.gather(_known(rows.ids.reshape(-1), texts))
         columns["tokens"] = _lists(entries, kept, len(rows))
@@ -56,10 +62,8 @@ def _lists(values: pl.Series, kept: pl.Series, num_rows: int) -> pl.Series:
     return grouped["value"]
 
 
-def _texts(cache: Cache) -> pl.Series:
+def _texts(vocabulary: Vocabulary) -> pl.Series:
     """The text of every token id, then a null; bytes that are no characters in hexadecimal."""
-    store = Store(cache.location.parent.parent)
-    vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
     texts = [token.decode("utf-8", "backslashreplace") for token in vocabulary.token_bytes]
     return pl.Series([*texts, None], dtype=pl.String)
 

@@ -25,7 +25,7 @@ from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.batches import RowCapturer
-from fusestore.capture.plan import load_planned, plan_capture, say_dtype
+from fusestore.capture.capture_plan import load_planned, plan_capture, say_dtype
 from fusestore.capture.run import settle_order
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import Corpus

@@ -11,7 +11,7 @@ from fusestore.cache.id_order import IdOrder
 from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.writer import CacheWriter, clear_up, has_tokens, stored_order
-from fusestore.capture.plan import (
+from fusestore.capture.capture_plan import (
     CapturePlan,
     adopt_dtype,
     load_planned,
@@ -19,9 +19,9 @@ from fusestore.capture.plan import (
     say_dtype,
 )
 from fusestore.capture.sample import order_of_sample, sample_tokens
+from fusestore.capture.score_totals import score_totals, skipped_documents
 from fusestore.capture.settings import CaptureSettings
 from fusestore.capture.shard_queue import ShardQueue
-from fusestore.capture.totals import score_totals, skipped_documents
 from fusestore.corpus.build import Corpus
 from fusestore.errors import FingerprintMismatchError, NonFiniteError
 from fusestore.models.model import Model

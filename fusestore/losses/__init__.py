@@ -9,10 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fusestore.losses.divergence_registry import (
+        Divergence,
+        divergence_names,
+        register_divergence,
+    )
     from fusestore.losses.linear_loss import linear_fusion_loss, linear_fusion_terms
     from fusestore.losses.logit_loss import fusion_loss, fusion_terms
     from fusestore.losses.objective import FusionObjective
-    from fusestore.losses.registry import Divergence, divergence_names, register_divergence
     from fusestore.losses.row_losses import FusionTerms
 
 __all__ = [
@@ -28,15 +32,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Divergence": "fusestore.losses.registry",
+    "Divergence": "fusestore.losses.divergence_registry",
     "FusionObjective": "fusestore.losses.objective",
     "FusionTerms": "fusestore.losses.row_losses",
-    "divergence_names": "fusestore.losses.registry",
+    "divergence_names": "fusestore.losses.divergence_registry",
     "fusion_loss": "fusestore.losses.logit_loss",
     "fusion_terms": "fusestore.losses.logit_loss",
     "linear_fusion_loss": "fusestore.losses.linear_loss",
     "linear_fusion_terms": "fusestore.losses.linear_loss",
-    "register_divergence": "fusestore.losses.registry",
+    "register_divergence": "fusestore.losses.divergence_registry",
 }
 
 

@@ -1,6 +1,6 @@
 """The built-in divergences of a student's distribution Q from a target P, and their gradients.
 
-Pure functions of tensors; `fusestore.losses.registry.Divergence` describes arguments and results.
+Pure functions of tensors; see `divergence_registry.Divergence` for arguments and results.
 Formulas: docs/losses.md.
 """
 
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from fusestore.losses.registry import register_divergence
+from fusestore.losses.divergence_registry import register_divergence
 
 
 @register_divergence("cross_entropy", unbiased=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fusestore.errors import IncompatibleError, InvalidInputError
-from fusestore.losses.registry import check_divergence, is_unbiased
+from fusestore.losses.divergence_registry import check_divergence, is_unbiased
 
 TailMode = Literal["renormalize", "ghost"]
 

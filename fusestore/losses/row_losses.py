@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fusestore.cache.rows import NO_LABEL
 from fusestore.errors import IncompatibleError
+from fusestore.losses.divergence_registry import get_divergence
 from fusestore.losses.objective import FusionObjective
-from fusestore.losses.registry import get_divergence
 from fusestore.losses.sparse_target import SparseTarget, check_ids, sparse_target
 
 CHUNK_LOGITS = {"cpu": 1 << 20}

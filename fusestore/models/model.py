@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.models.loading import load_model, local_model_folder, model_digest
 from fusestore.models.spec import may_be_hub_id, may_name_artifact, names_in, short_name
-from fusestore.models.stored import CachedModel, cached_model, stored_model_folder
+from fusestore.models.store_models import CachedModel, cached_model, stored_model_folder
 from fusestore.storage.memory import file_digest, remembered
 from fusestore.storage.packages import SCHEME
 from fusestore.store.layout import Store

@@ -15,7 +15,7 @@ from typing import Any
 from fusestore.errors import IncompatibleError, NotFoundError
 from fusestore.models.model import Model
 from fusestore.models.spec import may_name_artifact
-from fusestore.models.stored import cached_model
+from fusestore.models.store_models import cached_model
 from fusestore.storage.packages import SCHEME, resolve_path
 from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt

@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from fusestore.losses.divergence_registry import check_divergence
 from fusestore.losses.objective import FusionObjective, TailMode
-from fusestore.losses.registry import check_divergence
 from fusestore.models.precision import PrecisionSetting
 from fusestore.store.manifest import Frozen, is_stored
 

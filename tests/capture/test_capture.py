@@ -14,8 +14,8 @@ from fusestore.cache.writer import CacheWriter
 from fusestore.capture import batches, selection
 from fusestore.capture.device import top_k_on_device
 from fusestore.capture.run import capture
+from fusestore.capture.score_totals import skipped_documents
 from fusestore.capture.settings import CaptureSettings, wants_bos
-from fusestore.capture.totals import skipped_documents
 from fusestore.corpus.build import write_corpus
 from fusestore.errors import (
     FingerprintMismatchError,

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fusestore.cache.writer import CacheWriter
-from fusestore.capture import plan, run
+from fusestore.capture import capture_plan as plan
+from fusestore.capture import run
 from fusestore.capture.estimate import estimate_capture
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings

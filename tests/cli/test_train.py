@@ -10,7 +10,7 @@ import pytest
 
 from fusestore import open_fused, open_recipe
 from fusestore.data import FusedMixture
-from fusestore.losses import registry
+from fusestore.losses import divergence_registry as registry
 from fusestore.storage.location import Location
 from tests.helpers.command import PROGRAM
 from tests.helpers.tiny_job import hashes

@@ -1,25 +1,19 @@
 """A small complete store, and places to share it with."""
 
-import shutil
 import uuid
-from pathlib import Path
 
 import pytest
 
 from fusestore.fuse.shared import unpack_fused
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
-from fusestore.version import FORMAT_VERSION
+from tests.helpers.kept_copy import first_store, store
 from tests.helpers.tiny_job import hashes
+
+__all__ = ["first_store", "place", "store", "unpacked"]
 
 SHARED = "fused/mixed"
 """What the kept store has in the shared form, so that it changes on its way to a folder."""
-
-
-@pytest.fixture(scope="session")
-def first_store():
-    """The kept store of this version; not to be changed."""
-    return Path(__file__).parent.parent / f"kept_store/format-{FORMAT_VERSION}/store"
 
 
 @pytest.fixture(scope="session")
@@ -30,12 +24,6 @@ def unpacked(first_store, tmp_path_factory):
     kept = hashes(Location.parse(first_store))
     others = {path: digest for path, digest in kept.items() if not path.startswith(SHARED)}
     return others | {f"{SHARED}/{path}": digest for path, digest in hashes(local).items()}
-
-
-@pytest.fixture
-def store(first_store, tmp_path):
-    """A copy of it."""
-    return Path(shutil.copytree(first_store, tmp_path / "store"))
 
 
 @pytest.fixture

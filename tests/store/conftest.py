@@ -1,5 +1,5 @@
 """A copy of the kept store."""
 
-from tests.sharing.conftest import first_store, store
+from tests.helpers.kept_copy import first_store, store
 
 __all__ = ["first_store", "store"]
