@@ -86,5 +86,5 @@ def test_the_lock_of_a_shard_that_is_made(tmp_path):
         with contextlib.suppress(ZeroDivisionError), shard_lock(Location.parse(tmp_path), 3):
             fork()
             1 / 0  # noqa: B018 - the one who made it failed
-        (path,) = tmp_path.glob("*/00003")
+        (path,) = tmp_path.glob("*/000003")
         assert can_be_locked(path)
