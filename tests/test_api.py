@@ -9,6 +9,7 @@ import typing
 
 import polars as pl
 import pytest
+import torch
 
 import fusestore as fs
 from fusestore.store import layout
@@ -17,6 +18,8 @@ PUBLIC = {name: getattr(fs, name) for name in fs.__all__}
 MODULES = [fs, *(value for value in PUBLIC.values() if inspect.ismodule(value))]
 EXPORTED = [getattr(module, name) for module in MODULES for name in getattr(module, "__all__", ())]
 EXPORTED += [fs.FusestoreError, *vars(importlib.import_module("fusestore.errors")).values()]
+# The module that a plugin of an artifact kind imports: docs/how-to/add-an-artifact-kind.md.
+EXPORTED += vars(importlib.import_module("fusestore.store.registry")).values()
 
 VERBS = ["build_corpus", "capture", "align", "forecast", "fuse", "train", "merge", "compare"]
 VERBS += ["verify", "repair", "push", "pull", "sync", "artifacts"]
@@ -58,7 +61,7 @@ def test_what_a_signature_names_is_public(name):
     }
     assert untyped <= {"self", "cls"}
     # A name that only type checkers import is that of a public class.
-    names = {**PUBLIC, "pl": pl, **vars(sys.modules[function.__module__])}
+    names = {**PUBLIC, "pl": pl, "Tensor": torch.Tensor, **vars(sys.modules[function.__module__])}
     for hint in typing.get_type_hints(function, localns=names).values():
         for found in classes_in(hint):
             if not found.__module__.startswith("fusestore") or found is layout.Store:

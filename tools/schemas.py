@@ -80,7 +80,9 @@ class _Generator(GenerateJsonSchema):
 
     def field_is_required(self, field: Any, total: bool) -> bool:  # noqa: ANN401
         """What fusestore writes has every key, those with a default too."""
-        return self.mode == "serialization" or super().field_is_required(field, total)
+        # What is left out where it says nothing need not be there.
+        kept = self.mode == "serialization" and "serialization_exclude_if" not in field
+        return kept or super().field_is_required(field, total)
 
     def model_schema(self, schema: Any) -> dict[str, Any]:  # noqa: ANN401 - a pydantic-core schema
         result = super().model_schema(schema)

@@ -23,7 +23,7 @@ from fusestore.capture.score_totals import score_totals, skipped_documents
 from fusestore.capture.settings import CaptureSettings
 from fusestore.capture.shard_queue import ShardQueue
 from fusestore.corpus.build import Corpus
-from fusestore.errors import FingerprintMismatchError, NonFiniteError
+from fusestore.errors import FingerprintMismatchError, NonFiniteError, NotFoundError
 from fusestore.models.model import Model
 from fusestore.process_rank import process_rank
 from fusestore.progress import Progress, Reporter, SilentReporter
@@ -98,15 +98,19 @@ def _complete(store: Store, name: str, plan: CapturePlan) -> Cache | None:
 
     Raises:
         FingerprintMismatchError: it is complete and something else.
-        CorruptionError: its manifest is damaged.
+        CorruptionError: its manifest or its fingerprint is damaged.
     """
     location = store.cache(name)
     if not (location / "manifest.json").exists():
         return None
     there = open_cache(store, name)
-    check_same_fingerprint(there.fingerprint, plan.fingerprint, f"Cache {name!r} ({location})")
-    if not has_tokens(location, plan.fingerprint):
+    try:
+        begun = Fingerprint.load(location / "fingerprint.json")
+    except NotFoundError:
         # The writer makes what is lost again.
+        return None
+    check_same_fingerprint(begun, plan.fingerprint, f"Cache {name!r} ({location})")
+    if not has_tokens(location, plan.fingerprint):
         return None
     keep_vocabulary(store, plan.model.tokenizer)
     # A writer that died after writing the manifest left its leases.

@@ -15,16 +15,16 @@ from fusestore.align.run import align, alignment_name
 from fusestore.cache.reader import Cache
 from fusestore.capture.run import capture
 from fusestore.corpus.run import build_corpus
-from fusestore.data.fused import Fused
+from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.run import fuse
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.report.summary import ModelResult, SourceResult, Summary
 from fusestore.storage.location import Location
+from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
 from fusestore.train.manifest import TrainedModel
-from fusestore.train.run import train_model
 from fusestore.workflows.fusion_config import FusionConfig
 from fusestore.workflows.models import open_models
 
@@ -145,11 +145,14 @@ def run_pipeline(
         store.fused(config.fuse.name),
         lambda: fuse(store, config.fuse.name, recipe, target=target, reporter=reporter),
     )
-    fused = Fused(store, folder.location).manifest
+    fused = FusedManifest.load(folder.location / MANIFEST_FILE)
     evaluate = (corpus.name, config.evaluate_split) if config.evaluate_split else None
 
     trained: dict[str, TrainedModel] = {}
     for name, run in config.train.items():
+        # Here, because it imports torch, which takes a second and is needed for nothing else.
+        from fusestore.train.run import train_model
+
         trained[name] = stages.run(
             f"model {name}",
             (fused_stage,),

@@ -25,7 +25,11 @@ MISTAKES = [
     ('target = "small"', 'target = "smal"', "Did you mean 'small'"),
     ('sources = ["small", "wide"]', 'sources = ["small", "wid"]', "Did you mean 'wide'"),
     ('objective = "clm"', 'objective = "clm"\nmodel = "smalll"', "Did you mean 'small'"),
-    ('objective = "clm"', 'objective = "clm"\ndivergence = "forward_k"', "'forward_kl'"),
+    (
+        'objective = "clm"',
+        'objective = "clm"\ndivergence = "forward_k"',
+        "mean forward_kl?",
+    ),
     ('objective = "clm"', 'objective = "clm"\nmodle = "small"', "Did you mean 'model'"),
     ('objective = "clm"', 'objective = "clms"', "'clm'"),
     ("learning_rate", "learnign_rate", "[train]"),
