@@ -51,7 +51,19 @@ def test_importing_is_light(code):
     assert imported_by(code)[0] == ""
 
 
-COMMANDS = ["run", "corpus", "capture", "align", "fuse", "train", "merge", "ls", "show", "verify"]
+COMMANDS = [
+    "init",
+    "run",
+    "corpus",
+    "capture",
+    "align",
+    "fuse",
+    "train",
+    "merge",
+    "ls",
+    "show",
+    "verify",
+]
 COMMANDS += ["forecast", "push", "pull", "sync", "estimate", "compare"]
 
 

@@ -176,6 +176,6 @@ def test_plugins_are_remembered(tmp_path, monkeypatch):
 
 def test_a_plugin_that_is_missing_is_wrong_usage(root, tmp_path):
     program = "from fusestore_cli.app import main; main()"
-    done = python("-c", program, "--plugin", "no_such", "inspect", "-s", root, cwd=tmp_path)
+    done = python("-c", program, "--plugin", "no_such", "ls", "-s", root, cwd=tmp_path)
     assert done.returncode == 2
     assert "Invalid value for --plugin: There is no module 'no_such'" in done.stderr

@@ -9,6 +9,7 @@ from fusestore.data.dataset import FusedDataset, open_fused, open_unfinished
 from fusestore.errors import NotFoundError
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.storage.location import Location
+from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.layout import Store
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Fused:
             NotFoundError: no dataset was begun here.
             CorruptionError: the plan is damaged.
         """
-        return FusionPlan.load(self.location / "recipe.json")
+        return FusionPlan.load(self.location / FINGERPRINT_FILE)
 
     @property
     def recipe(self) -> Recipe:

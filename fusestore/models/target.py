@@ -17,8 +17,9 @@ from fusestore.models.model import Model
 from fusestore.models.spec import may_name_artifact
 from fusestore.models.store_models import cached_model
 from fusestore.storage.packages import SCHEME, resolve_path
+from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.layout import Store
-from fusestore.store.receipts import Receipt
+from fusestore.tokenizers.manifest import VocabularyFingerprint
 from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer, load_tokenizer
 from fusestore.tokenizers.vocabulary import Vocabulary
 
@@ -190,7 +191,7 @@ def _name_of(spec: str) -> str:
 
 def _digest(prefix: str, store: Store) -> str | None:
     """The whole digest of the one tokenizer in the store whose digest begins so."""
-    names = [name.removesuffix(".json") for name in store.names("vocabularies") if ".json" in name]
+    names = store.names("vocabularies")
     found = [name for name in names if name.startswith(prefix[:16]) or prefix.startswith(name)]
     if not found:
         return None
@@ -199,6 +200,6 @@ def _digest(prefix: str, store: Store) -> str | None:
             f"{prefix} begins the digests of several tokenizers in {store.location}: "
             f"{', '.join(sorted(found))}. Give more digits."
         )
-    receipt = Receipt.load(store.location / "vocabularies" / f"{found[0]}.json")
-    digest = receipt.fingerprint_digest
+    fingerprint = VocabularyFingerprint.load(store.vocabulary(found[0]) / FINGERPRINT_FILE)
+    digest = fingerprint.tokenizer_digest
     return digest if digest.startswith(prefix) else None

@@ -168,7 +168,8 @@ def sizes(url: str, options: Options) -> dict[str, int]:
 
     _check_is_s3(url, "listed")
     found = ask(url, options, verb)
-    if not found:
+    # A bucket is no object, though a server may answer for its URL.
+    if not found and split(url)[1].strip("/"):
         with contextlib.suppress(FileNotFoundError):
             return {"": size(url, options)}
     return found

@@ -105,7 +105,7 @@ def test_smollm2_alone_is_forecast_as_it_scores(smollm2_path, tmp_path):
 
 
 def test_a_recipe_is_forecast_on_the_held_out_split(command, store, tmp_path):
-    plan = json.loads((store / "fused" / "mince" / "recipe.json").read_text())
+    plan = json.loads((store / "fused" / "mince" / "fingerprint.json").read_text())
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(plan["recipe"]))
     told = command.succeeds("forecast", recipe, "--store", store, "--json").json
