@@ -1,7 +1,7 @@
 """What capturing costs beside the bare forward pass: both sides in turns, in one process.
 
 The bare side runs the same batches through the model and drops the logits, in whichever of two
-forms is faster here: whole, or with the output head on pieces of the sequence as a capture has it.
+forms is faster here: whole, or with the output head on chunks of the sequence as a capture has it.
 The capture is everything `fusestore capture` does after loading the model: padding, forward pass,
 log-softmax, selection, transfer, encoding and writing to a local disk, the last shard included. The
 sample that settles the order of ids is timed apart: a cache takes it once, whatever its size, of at
@@ -36,7 +36,7 @@ from fusestore.capture.batches import RowCapturer
 from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.shard_queue import ShardQueue
 from fusestore.models.loading import load_model, local_model_folder, output_width
-from fusestore.models.logits import logit_pieces, pad_batch
+from fusestore.models.logits import logit_chunks, pad_batch
 from fusestore.progress import ignore_progress
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
@@ -60,7 +60,7 @@ def main() -> None:
     sampling = time.perf_counter() - began
     sides = {
         "bare, logits whole": lambda: bare(model, tokens, whole=True),
-        "bare, head in pieces": lambda: bare(model, tokens, whole=False),
+        "bare, head in chunks": lambda: bare(model, tokens, whole=False),
         "capture": lambda: capture(model, tokens, rule, order),
     }
     # A cold side would pay for compiling and for the device's first allocations.
@@ -158,7 +158,7 @@ def bare(model: Any, tokens: TokenTable, *, whole: bool) -> None:
         if whole:
             model(input_ids=input_ids, attention_mask=mask, use_cache=False)
         else:
-            for _ in logit_pieces(model, input_ids, mask):
+            for _ in logit_chunks(model, input_ids, mask):
                 pass
 
 

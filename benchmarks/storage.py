@@ -36,7 +36,7 @@ from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
-from fusestore.capture.sample import order_of_sample, sample_stretches
+from fusestore.capture.sample import order_of_sample, sample_slices
 from fusestore.store.arrays import encode_shard
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
@@ -132,7 +132,7 @@ def write_ours(
     )
     order = None
     if fingerprint.profile != "fast":
-        stretches = sample_stretches(tokens)
+        stretches = sample_slices(tokens)
         sample = Rows(
             *(
                 np.concatenate([values[part] for part in stretches])

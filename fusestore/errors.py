@@ -1,8 +1,8 @@
-"""Every error fusestore raises on purpose.
+"""The errors that fusestore raises on purpose.
 
 Each derives from `FusestoreError` and from the builtin that fits, so that callers can catch
-either. A message names its subject, what was found, what was expected and what to do about it;
-the command line prints it as it stands.
+either. A message says what happened to what, what was found, what was expected and what to do
+next; the command line prints it unchanged.
 """
 
 
@@ -11,15 +11,15 @@ class FusestoreError(Exception):
 
 
 class NotFoundError(FusestoreError, FileNotFoundError):
-    """A store, corpus, cache, model or file that was named is not there."""
+    """A store, corpus, cache, model or file of the given name does not exist."""
 
 
 class AlreadyExistsError(FusestoreError, FileExistsError):
-    """Something of this name exists with other content; nothing was changed."""
+    """A file or artifact of this name exists with other content; nothing was changed."""
 
 
 class AccessDeniedError(FusestoreError, PermissionError):
-    """The storage refused the credentials or the permission."""
+    """The storage refused access: the credentials are wrong or lack a permission."""
 
 
 class StorageError(FusestoreError, OSError):
@@ -27,23 +27,23 @@ class StorageError(FusestoreError, OSError):
 
 
 class CorruptionError(FusestoreError, OSError):
-    """Stored bytes are missing, cut, or do not match their checksum."""
+    """Stored bytes are missing, truncated, or do not match their checksum."""
 
 
 class FormatVersionError(FusestoreError, ValueError):
-    """The store was written by a newer version of the format than this library reads."""
+    """The store has a newer version of the format than this library reads."""
 
 
 class InvalidInputError(FusestoreError, ValueError):
-    """Input text, a table, an option or a file does not hold what it must."""
+    """An input text, table, option or file is not valid."""
 
 
 class FingerprintMismatchError(FusestoreError, ValueError):
-    """Existing output was made with other settings than the ones asked for."""
+    """Existing output was made with settings other than the requested ones."""
 
 
 class IncompatibleError(FusestoreError, ValueError):
-    """What must belong together (corpus, cache, tokenizer, model) does not."""
+    """A corpus, cache, tokenizer or model does not belong to the others it is used with."""
 
 
 class NonFiniteError(FusestoreError, ArithmeticError):
@@ -51,12 +51,12 @@ class NonFiniteError(FusestoreError, ArithmeticError):
 
 
 class DivergedError(FusestoreError, ArithmeticError):
-    """A training run's loss rose so far that going on would do harm."""
+    """The loss of a training run rose so far that further steps would do harm."""
 
 
 class OutOfMemoryError(FusestoreError, MemoryError):
-    """Not even the smallest piece of work fits into the device's memory."""
+    """Not even the smallest unit of work fits into the device's memory."""
 
 
 class MissingDependencyError(FusestoreError, ImportError):
-    """An optional package is needed for what was asked."""
+    """The request needs an optional package that is not installed."""

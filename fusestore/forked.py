@@ -1,7 +1,8 @@
-"""What a forked process must not do: it lacks the threads that its parent's libraries had started.
+"""A check against work that hangs in a forked process.
 
-Polars and obstore wait for theirs for ever, without a word. So whatever needs them in a
-DataLoader's worker asks here first, and says what to do instead.
+A forked process lacks the threads that the libraries of its parent had started. Polars and obstore
+wait for these threads forever. So code that needs them in a DataLoader worker calls
+`check_not_forked` first, which fails with the remedy.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ _IMPORTED_IN = os.getpid()
 
 
 def check_not_forked(action: str) -> None:
-    """See that this process was not forked from one that had imported fusestore.
+    """Check that this process was not forked from a process that had imported fusestore.
 
     Args:
-        action: what it is about to do, as "makes shards of X".
+        action: what this process is about to do, as "makes shards of X".
 
     Raises:
-        InvalidInputError: it was.
+        InvalidInputError: it was forked.
     """
     if os.getpid() != _IMPORTED_IN:
         raise InvalidInputError(

@@ -5,9 +5,9 @@ A plugin is named in one of four ways: `fusestore --plugin MODULE`, the environm
 in an installed package, or `load_plugins` in Python. A module that registers something without
 being named is recorded as if it had been.
 
-A helper process has a registry of its own. It receives `plugin_names()` of the process that
-started it, and passes them to `expect_plugins`; a registry that lacks a name calls
-`load_expected_plugins` before it gives up. So a process imports plugins only when it needs them.
+Each helper process has its own registry. It receives `plugin_names()` of the process that
+started it, and passes them to `expect_plugins`. A registry that lacks a name calls
+`load_expected_plugins` before it fails. So a process imports plugins only when it needs them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENTRY_POINT_GROUP = "fusestore.plugins"
 
 _SCRIPTS = frozenset({"__main__", "__mp_main__"})
 
-# Dictionaries, because they keep the order: a later plugin may build on an earlier one.
+# Dictionaries keep the order: a later plugin may build on an earlier plugin.
 _loaded: dict[str, None] = {}
 _expected: dict[str, None] = {}
 _entry_points_loaded = False
@@ -44,12 +44,12 @@ def load_plugins(names: Iterable[str]) -> None:
 
 
 def loaded_plugins() -> tuple[str, ...]:
-    """Modules that this process imported as plugins, and those that registered something."""
+    """Modules that this process imported as plugins, or that registered something in it."""
     return tuple(_loaded)
 
 
 def plugin_names() -> tuple[str, ...]:
-    """Modules that a helper process may need: those loaded here, and those expected here."""
+    """Modules that a helper process may need: the loaded and the expected ones."""
     return tuple({**_loaded, **_expected})
 
 
@@ -65,7 +65,7 @@ def record(definition: object) -> None:
 
 
 def expect_plugins(names: Iterable[str]) -> None:
-    """Name plugins that `load_expected_plugins` imports; called in a helper process."""
+    """Note the plugins that `load_expected_plugins` is to import; called in a helper process."""
     _expected.update(dict.fromkeys(name for name in names if name not in _loaded))
 
 
@@ -73,7 +73,7 @@ def load_expected_plugins() -> list[str]:
     """Import the expected plugins, those of the environment variable, and all entry points.
 
     Returns:
-        One phrase for each that could not be imported.
+        One sentence for each plugin that could not be imported.
     """
     problems = []
     for name in [*environment_plugins(), *_expected]:
@@ -96,15 +96,15 @@ def environment_plugins() -> list[str]:
 
 
 def load_entry_points() -> None:
-    """Import what installed packages list under the entry point group `fusestore.plugins`.
+    """Import the modules that installed packages list as entry points `fusestore.plugins`.
 
     Raises:
-        InvalidInputError: one of them cannot be imported.
+        InvalidInputError: a module cannot be imported.
     """
     global _entry_points_loaded
     if _entry_points_loaded:
         return
-    # Takes 10 ms to import, and is needed only here.
+    # Takes 10 ms to import.
     from importlib.metadata import entry_points
 
     for point in entry_points(group=ENTRY_POINT_GROUP):
@@ -124,14 +124,14 @@ def _import(name: str) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            current = os.getcwd()  # noqa: PTH109 - sys.path holds strings
-            if not _is_part(error.name, name) or {"", current} & set(sys.path):
+            folder = os.getcwd()  # noqa: PTH109 - sys.path holds strings
+            if not _is_plugin(error.name, name) or {"", folder} & set(sys.path):
                 raise
             # Last, so that no file of the current folder hides an installed module.
-            sys.path.append(current)
+            sys.path.append(folder)
             importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if not _is_part(error.name, name):
+        if not _is_plugin(error.name, name):
             raise InvalidInputError(_failure(name, error)) from error
         raise NotFoundError(
             f"There is no module {name!r} to import as a plugin. Install its package, or run the "
@@ -145,6 +145,6 @@ def _failure(name: str, error: Exception) -> str:
     return f"The plugin {name!r} could not be imported: {type(error).__name__}: {error}."
 
 
-def _is_part(missing: str | None, name: str) -> bool:
-    """Whether the missing module is the plugin or one of the packages that hold it."""
+def _is_plugin(missing: str | None, name: str) -> bool:
+    """Whether the missing module is the plugin itself or a package around it."""
     return missing is not None and f"{name}.".startswith(f"{missing}.")

@@ -18,7 +18,7 @@ _VARIABLES = (
     ("SLURM_PROCID", "SLURM_NTASKS", None),
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
 )
-"""Rank, world size, and the lowest rank where that is not 0: torchrun, srun, a Slurm array."""
+"""Rank, world size, and the lowest rank if that is not 0: torchrun, srun, a Slurm array."""
 
 
 def process_rank() -> Rank:
@@ -34,13 +34,13 @@ def process_rank() -> Rank:
 def launcher_rank() -> int:
     """The rank of this process in one run of torchrun or `accelerate launch`; 0 without a launcher.
 
-    The tasks of a Slurm job are runs of their own unless a launcher connects them.
+    The tasks of a Slurm job are separate runs unless a launcher connects them.
     """
     return _number("RANK") or 0
 
 
 def local_rank() -> int:
-    """The rank of this process among those of its machine."""
+    """The rank of this process among the processes of its machine."""
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         number = _number(name)
         if number is not None:

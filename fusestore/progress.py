@@ -1,4 +1,4 @@
-"""How long steps tell what they are doing, without knowing who listens."""
+"""How long steps report their progress, whoever displays it."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ Progress = Callable[[int, int], None]
 """Called with (done, total), in units the stage names; `done` never decreases."""
 
 MeasuredProgress = Callable[[int, int, str], None]
-"""`Progress`, and in a few words what was measured on the way."""
+"""`Progress`, with a few words on what was measured on the way."""
 
 
 def ignore_progress(_done: int, _total: int) -> None:
-    """The listener who does not listen."""
+    """A `Progress` that displays nothing."""
 
 
 class Reporter(Protocol):
-    """Who listens to a pipeline: the command line, a notebook, nobody."""
+    """Displays what a pipeline does: in the command line, in a notebook, or not at all."""
 
     def line(self, text: str) -> None:
-        """Say one thing."""
+        """Print one message."""
 
     def stage(self, title: str, unit: str) -> AbstractContextManager[Progress]:
         """Begin a long step; the progress it yields counts in `unit`."""
 
     def measured_stage(self, title: str, unit: str) -> AbstractContextManager[MeasuredProgress]:
-        """Begin a long step that says more than how far it is."""
+        """Begin a long step that also reports a measurement."""
 
 
 class SilentReporter:
-    """Says nothing."""
+    """Displays nothing."""
 
     def line(self, text: str) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def stage(self, title: str, unit: str) -> AbstractContextManager[Progress]:
-        """Count for nobody."""
+        """Ignore the progress."""
         del title, unit
         return nullcontext(ignore_progress)
 
     def measured_stage(self, title: str, unit: str) -> AbstractContextManager[MeasuredProgress]:
-        """Count for nobody."""
+        """Ignore the progress and the measurement."""
         del title, unit
         return nullcontext(lambda _done, _total, _measured: None)

@@ -1,4 +1,4 @@
-"""A cache's rows as a person reads them: each token, and what the model thought comes next."""
+"""A cache's rows for people: each token with the model's most likely next tokens."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""`IdOrder`: which small number stands for which token id, after which token.
+"""`IdOrder`: the numbering of token ids, which depends on the token before.
 
 Small numbers compress. Ids are numbered by how often they are among a model's most likely next
-tokens, and what is likely depends on the token just read: after "of" it is not what it is after a
-comma. So tokens are put into a few classes, and each class orders the most frequent ids its own
-way. All of it is measured on a sample of the corpus before anything is written, and kept with the
-cache: `docs/format.md` says how a reader undoes it.
+tokens. Which tokens are likely depends on the last token: after "of" others than after a comma. So
+tokens are grouped into a few classes, and each class has its own order of the most frequent ids.
+The order is measured on a sample of the corpus before any shard is written, and stored with the
+cache. `docs/format.md` says how a reader undoes it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ NUM_CLASSES = 64
 """C. With 16 the ids take 2 % more; each class costs about a kilobyte."""
 
 MAX_HEAD = 4096
-"""H: ids that classes order their own way. Four times as many save another 0.1 %."""
+"""H: ids that each class orders. Four times as many save another 0.1 %."""
 
 ROUNDS = 3
-"""Of assigning tokens to classes; the sixth saves no more than another 0.2 %."""
+"""Rounds of assigning tokens to classes; three more save at most another 0.2 %."""
 
 PRIOR_ENTRIES = 500.0
-"""Entries of the order of all classes that are added to what a class has seen."""
+"""Weight, in entries, of the order of all classes in the order of each class."""
 
 CORPUS_WEIGHT = 0.5
-"""What a token of the corpus counts beside an entry of the sample."""
+"""Weight of a token of the corpus, relative to an entry of the sample."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class IdOrder:
 
     @property
     def head(self) -> int:
-        """H: numbers below it mean another id in each class."""
+        """H: numbers below it stand for another id in each class."""
         return int(self.class_order.shape[1])
 
     @cached_property
@@ -86,7 +86,7 @@ class IdOrder:
         """Int [C · H + V]: the ids of each class's numbers below H, then `rank_to_id`.
 
         Number n after a token of class c is at c · H + n where n is below H, else at C · H + n.
-        In 16 bits where they suffice: more of it stays in a processor's cache.
+        In 16 bits if they suffice, so that more of it fits into a processor's cache.
         """
         ids = np.concatenate([self.rank_to_id[self.class_order].reshape(-1), self.rank_to_id])
         return ids.astype(np.uint16) if self.vocab_size <= 2**16 else ids
@@ -103,7 +103,7 @@ class IdOrder:
 
 
 def _is_permutation(values: npt.NDArray[np.int32] | npt.NDArray[np.uint16]) -> bool:
-    """Whether each of 0..n-1 is there exactly once."""
+    """Whether each of 0..n-1 occurs exactly once."""
     size = len(values)
     if size == 0 or values.min() < 0 or values.max() >= size:
         return False
@@ -119,15 +119,15 @@ def learn_order(
 ) -> IdOrder:
     """The order of ids that suits a sample of rows.
 
-    Tokens are clustered by what comes after them, as in Lloyd's algorithm with the code length as
-    the distance: a class is the distribution of the entries seen after its tokens, and a token goes
-    to the class that codes best what comes after it, namely the entries of its rows in the sample
-    and the tokens that follow it in the corpus.
+    Tokens are clustered by their successors, as in Lloyd's algorithm with the code length as the
+    distance: a class is the distribution of the entries after its tokens, and a token goes to the
+    class that codes its successors best. These are the entries of its rows in the sample, and the
+    tokens that follow it in the corpus.
 
     Args:
         vocab_size: V, above every id.
         corpus_ids: int32 [T], the tokens of the corpus in order.
-        row_tokens: int32 [n]: the token each row of the sample comes after.
+        row_tokens: int32 [n]: the token before each row of the sample.
         row_ids: int32 [n, k]: the ids of the sample's entries.
         present: bool [n, k]: whether there is an entry.
 
@@ -149,7 +149,7 @@ def learn_order(
     head = min(MAX_HEAD, vocab_size)
     id_to_rank = np.empty(vocab_size, np.int32)
     id_to_rank[rank_to_id] = np.arange(vocab_size, dtype=np.int32)
-    # What is beyond the head, or not there, is marked −1 and says nothing.
+    # −1 marks absent entries and those beyond the head, which are ignored.
     ranks = np.where(present, id_to_rank[row_ids], -1)
     ranks[ranks >= head] = -1
     next_ranks = id_to_rank[corpus_ids]
@@ -167,7 +167,7 @@ def learn_order(
 
 
 def _first_classes(row_tokens: npt.NDArray[np.int32], vocab_size: int) -> npt.NDArray[np.uint16]:
-    """uint16 [V]: the sample's most frequent tokens a class each, all others the last one."""
+    """uint16 [V]: one class for each of the most frequent tokens, the last class for all others."""
     counts = np.bincount(row_tokens, minlength=vocab_size)
     frequent = np.argsort(-counts, kind="stable")[: NUM_CLASSES - 1]
     token_class = np.full(vocab_size, NUM_CLASSES - 1, np.uint16)
@@ -200,7 +200,7 @@ def _assign(
     corpus_ids: npt.NDArray[np.int32],
     next_ranks: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.uint16]:
-    """uint16 [V]: of each token, the class with the shortest code; the old one if none is told."""
+    """uint16 [V]: the class with the shortest code for each token; without data, the old class."""
     cost = np.zeros((len(token_class), bits.shape[1]))
     for row in range(len(ranks)):
         for rank in ranks[row]:

@@ -1,6 +1,6 @@
-"""The loops between stored values and rows, compiled; `docs/format.md` says the same in words.
+"""Compiled loops between stored values and rows; `docs/format.md` says the same in words.
 
-The tests hold them to plain Python versions. All are single-threaded and give equal output for
+The tests compare them with plain Python versions. All are single-threaded and give equal output for
 equal input.
 """
 
@@ -15,12 +15,12 @@ import numpy.typing as npt
 from fusestore.store.codec import ABSENT
 
 SOUND = -1
-"""What a kernel returns when no row is bad."""
+"""Returned by a kernel if no row is bad."""
 
 _LONG_RUN = 32
 
 USUAL_WIDTH = 16
-"""Columns of a group that `decode_gaps` is fastest with: `layout.COLUMNS_PER_CHUNK`."""
+"""Columns of a group for which `decode_gaps` is fastest: `layout.COLUMNS_PER_CHUNK`."""
 
 _Array = npt.NDArray[Any]
 
@@ -58,7 +58,7 @@ def number_ids(
 
 @numba.njit(cache=True, nogil=True)
 def _sort(run: npt.NDArray[np.uint32]) -> None:
-    """Sort in place; most runs are of two or three, which insertion sorts ten times faster."""
+    """Sort in place; insertion is ten times faster for runs of two or three, which most are."""
     if len(run) > _LONG_RUN:
         run.sort()
         return
@@ -73,19 +73,19 @@ def _sort(run: npt.NDArray[np.uint32]) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def code_ties(numbers: npt.NDArray[np.uint32], differences: npt.NDArray[np.uint16]) -> int:
-    """Sort each run of equal log-probability by number and keep the gaps, in place.
+    """Sort each run of equal log-probability by number and replace it by gaps, in place.
 
-    The order inside a run says nothing, and without it a run of n entries takes log2(n!) bits less.
-    A run begins at column 1 at the earliest: entry 0 stays the model's first choice. The first
-    number of a run is kept; each later one becomes its distance to the one before, minus 1.
-    Absent entries become 0.
+    The order inside a run carries no information, and a sorted run of n entries takes log2(n!) bits
+    less. A run begins at column 1 at the earliest: entry 0 stays the model's first choice. The
+    first number of a run is kept; each later number becomes its distance to the number before,
+    minus 1. Absent entries become 0.
 
     Args:
         numbers: uint32 [n, k], replaced.
         differences: uint16 [n, k] from `quantize_logprobs`.
 
     Returns:
-        The first row that holds one number twice in a run, or `SOUND`.
+        The first row with the same number twice in a run, or `SOUND`.
     """
     columns = numbers.shape[1]
     for row in range(len(numbers)):
@@ -122,14 +122,14 @@ def _decode_gaps(
     out_ids: npt.NDArray[np.int32],
     out_logprobs: npt.NDArray[np.float32],
 ) -> int:
-    """`decode_gaps` of groups of so many columns.
+    """`decode_gaps` for groups of `width` columns.
 
-    Without branches inside a row: whether a number is a gap, and whether it is below the head,
-    follows no pattern that a processor could guess. What follows from the entry before comes first
-    and alone; the rest is done several entries at a time.
+    Without branches inside a row, because a processor cannot predict whether a number is a gap or
+    below the head. The values that depend on the entry before are computed in a loop of their own;
+    the other loops handle several entries at a time.
     """
-    # Unsigned indices: numba lets a signed one count from the end, which costs a comparison. It
-    # widens every sum to 64 bits, of which a vector holds half as many; hence the casts.
+    # Unsigned indices, because a signed index may count from the end, which costs a comparison.
+    # numba widens every sum to 64 bits, and a vector holds half as many of them; hence the casts.
     groups, columns = np.uint64(differences.shape[0]), np.uint64(out_ids.shape[1])
     one, zero = np.uint32(1), np.uint32(0)
     below, last = np.uint32(head), np.uint32(vocab_size - 1)
@@ -148,7 +148,7 @@ def _decode_gaps(
                 gap = np.uint32(zero - np.uint32((steps[i] == 0) & (start + i > one)))
                 following = np.uint32(gaps[i] + one + (following & gap))
                 followings[start + i] = following
-        # Sums beyond the last entry mean nothing, and nothing is made of them.
+        # Sums beyond the last entry have no meaning and are not used.
         count = columns
         while count > 0 and differences[(count - one) // width, source, (count - one) % width] == (
             ABSENT
@@ -156,13 +156,13 @@ def _decode_gaps(
             count -= one
         for column in range(count):
             out_logprobs[row, column] = np.float32(-step * np.float64(totals[column]))
-        own, worst = np.uint32(row_class[row] * below), zero
+        offset, largest = np.uint32(row_class[row] * below), zero
         for column in range(count):
             number = np.uint32(followings[column] - one)
-            worst = max(worst, number)
+            largest = max(largest, number)
             number = min(number, last)
-            followings[column] = np.uint32((own if number < below else shared) + number)
-        if worst > last:
+            followings[column] = np.uint32((offset if number < below else shared) + number)
+        if largest > last:
             return int(row)
         for column in range(count):
             out_ids[row, column] = table[followings[column]]
@@ -188,22 +188,23 @@ def decode_gaps(
     """Ids and log-probabilities of `compact` rows.
 
     Args:
-        values: uint16 or uint32 [groups, chunk, columns]: what `code_ties` leaves, cut into groups
-            of columns.
-        differences: uint16, likewise, of `quantize_logprobs`.
+        values: uint16 or uint32 [groups, chunk, columns]: the result of `code_ties`, divided into
+            groups of columns.
+        differences: uint16 of the same shape, from `quantize_logprobs`.
         first: the row of the chunk to begin with.
         row_class: uint16 [n], below C.
         table: uint16 or int32 [C · H + V]: `IdOrder.table`.
         head: H.
         vocab_size: V.
         step: the grid in nats.
-        out_ids: int32 [n, k], filled; 0 for absent entries.
-        out_logprobs: float32 [n, k], filled.
+        out_ids: int32 [n, k], receives the ids; 0 for absent entries.
+        out_logprobs: float32 [n, k], receives the log-probabilities.
 
     Returns:
         The first row with a number outside the vocabulary, or `SOUND`.
     """
-    # The same twice: a compiler unrolls a loop whose length it knows, which is a fifth faster.
+    # A call of its own for the usual width: the compiler unrolls loops of a constant length, which
+    # saves a fifth of the time.
     if differences.shape[2] == USUAL_WIDTH:
         return _decode_gaps(
             np.uint64(USUAL_WIDTH),
@@ -244,7 +245,7 @@ def decode_numbers(
     vocab_size: int,
     out_ids: npt.NDArray[np.int32],
 ) -> int:
-    """Ids of `lossless` rows, whose log-probabilities, float32 [n, k], are read already.
+    """Ids of `lossless` rows, given their log-probabilities float32 [n, k].
 
     As `decode_gaps`, with values that are the numbers themselves.
     """
@@ -253,21 +254,21 @@ def decode_numbers(
     below, last = np.uint32(head), np.uint32(vocab_size - 1)
     shared = np.uint32(len(table) - vocab_size)
     for row in range(rows):
-        own = np.uint32(row_class[row]) * below
+        offset = np.uint32(row_class[row]) * below
         for group in range(groups):
             start = group * width
             for column in range(start, min(start + width, columns)):
                 number = np.uint32(values[group, first + row, column - start])
                 if number > last:
                     return row
-                token_id = table[(own if number < below else shared) + number]
+                token_id = table[(offset if number < below else shared) + number]
                 out_ids[row, column] = token_id if logprobs[row, column] > -np.inf else 0
     return SOUND
 
 
 @numba.njit(cache=True, nogil=True)
 def decode_grid(numbers: _Array, step: float, out: npt.NDArray[np.float32]) -> None:
-    """Log-probabilities of grid numbers that are no differences: uint16 [n, k] to float32."""
+    """Log-probabilities of grid numbers that are not differences: uint16 [n, k] to float32."""
     for row in range(len(numbers)):
         for column in range(numbers.shape[1]):
             number = numbers[row, column]

@@ -1,7 +1,7 @@
-"""The arrays of a distribution cache, and how `Rows` become their values.
+"""The arrays of a distribution cache, and the encoding of `Rows` as their values.
 
-The specs follow from the fingerprint alone, so opening a cache reads one file. What a reader
-without our code needs stands in the arrays' attributes and in `docs/format.md`.
+The specs follow from the fingerprint alone, so opening a cache reads one file. Readers without our
+code find the encoding in the arrays' attributes and in `docs/format.md`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from fusestore.store.codec import (
 )
 
 COLUMNS_PER_CHUNK = 16
-"""The first entries of a row are other than the last, which may not be there at all: apart, they
-compress better. Groups of 8 are another 0.5 % smaller and take 8 % longer to decode."""
+"""The first and the last entries of a row differ much, and compress better in separate chunks.
+Groups of 8 are another 0.5 % smaller and take 8 % longer to decode."""
 
 _Array = npt.NDArray[Any]
 _EXACT = {"encoding": "exact", "unit": "nat"}
@@ -52,12 +52,12 @@ class CacheArrays:
 
     @property
     def per_shard(self) -> tuple[ArraySpec, ...]:
-        """The distributions."""
+        """The arrays of the distributions."""
         return (self.ids, self.logprobs, self.tail, self.label_logprob)
 
     @property
     def fixed(self) -> tuple[ArraySpec, ...]:
-        """What is known before the first shard; `id_order` is empty in the profile `fast`."""
+        """The arrays written before the first shard; `id_order` is empty in the profile `fast`."""
         return (self.token_ids, self.end_offsets, self.document_offsets, *self.id_order)
 
 
@@ -83,7 +83,6 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
     def whole(name: str, dtype: str, shape: tuple[int, ...], content: str, *axes: str) -> ArraySpec:
         return ArraySpec(name, shape, dtype, shape, None, codec, {"content": content}, axes)
 
-    step = fingerprint.logprob_step
     return CacheArrays(
         ids=ArraySpec(
             "ids",
@@ -190,10 +189,10 @@ def encode_rows(
     """Values of `ids`, `logprobs`, `tail`, `label_logprob` for these rows.
 
     Args:
-        fingerprint: how they are stored.
+        fingerprint: of the cache.
         rows: n rows.
-        token_ids: int32 [n]: the token each row comes after.
-        order: how ids are numbered; None in the profile `fast`.
+        token_ids: int32 [n]: the token before each row.
+        order: the numbering of ids; None in the profile `fast`.
 
     Raises:
         InvalidInputError: wrong shapes or dtypes, ids outside the vocabulary, rising rows.
@@ -203,7 +202,7 @@ def encode_rows(
     check_rows(rows.logprobs)
     check_tail(rows.tail)
     if order is None:
-        # Whatever stands where no entry is; the same for all, it compresses elsewhere.
+        # Absent entries may have any id, but equal bytes for equal input need one value.
         values: _Array = np.where(rows.logprobs > -np.inf, rows.ids, 0)
     else:
         row_class = order.token_class[token_ids]
@@ -212,10 +211,10 @@ def encode_rows(
         )
     logprobs = _encode_logprobs(fingerprint, rows.logprobs)
     if fingerprint.codes_gaps:
-        twice = code_ties(values, logprobs)
-        if twice != SOUND:
+        bad = code_ties(values, logprobs)
+        if bad != SOUND:
             raise InvalidInputError(
-                f"Row {twice} holds one token id twice. Each entry must be of another token."
+                f"Row {bad} holds one token id twice. Each entry must be of another token."
             )
     return (
         values.astype(cache_arrays(fingerprint).ids.dtype),

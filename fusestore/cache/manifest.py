@@ -1,4 +1,4 @@
-"""What a distribution cache says about itself: its fingerprint and its manifest."""
+"""The fingerprint and the manifest of a distribution cache."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DEFAULT_ROWS_PER_SHARD = 262_144
 Profile = Literal["compact", "lossless", "fast"]
 
 TOKENS_PART = "tokens"
-"""The receipt of all that is written before the first shard: metadata, tokens, order of ids."""
+"""The part that is written before the first shard: metadata, tokens, order of ids."""
 
 
 class ModelIdentity(Frozen):
-    """Which model made the distributions; `vocab_size` is its width, padding included."""
+    """The model of the distributions; `vocab_size` is the width of its output, padding included."""
 
     spec_digest: str
     architecture: str
@@ -31,7 +31,7 @@ class ModelIdentity(Frozen):
 
 
 class CorpusIdentity(Frozen):
-    """Which corpus the model read."""
+    """The corpus that the model read."""
 
     name: str
     digest: str
@@ -41,24 +41,24 @@ class Fingerprint(Manifest):
     """Everything that changes a cache's content; written before its first shard.
 
     Attributes:
-        source: the name the source goes by.
+        source: the name of the source.
         tokenizer_digest: SHA-256 of the tokenizer's canonical form.
-        tokenizer_length: ids the tokenizer knows; may differ from the model's width.
+        tokenizer_length: number of the tokenizer's ids; may differ from the model's width.
         add_bos: whether each document begins with BOS.
         selection: the rule by which entries were kept: top-k; top-p (of the top k as few as reach
             mass top_p); or sampled (top_k draws from the distribution, with their counts).
-        top_k: most entries of a row; with sampled, how often was drawn.
-        top_p: mass that kept entries reach; null but for top-p.
-        seed: of the draws; null but for sampled.
-        profile: how rows are stored: `compact` is smallest, `lossless` keeps the captured float32,
+        top_k: most entries of a row; with sampled, the number of draws.
+        top_p: mass that kept entries reach; null unless the selection is top-p.
+        seed: of the draws; null unless the selection is sampled.
+        profile: storage of rows: `compact` is smallest, `lossless` keeps the captured float32,
             `fast` is not compressed.
-        logprob_step: grid of the log-probabilities in nats; null (or 0 on input) keeps float32,
-            and stands with sampled, whose counts are exact. Else `compact` needs one; `lossless`
-            has none, `fast` may have one.
-        dtype: the dtype the model ran in; what `auto` was settled as by the first writer.
+        logprob_step: grid of the log-probabilities in nats; null (or 0 on input) keeps float32. It
+            is null with sampled, which has exact counts. Otherwise `compact` needs a grid,
+            `lossless` has none and `fast` may have one.
+        dtype: the dtype the model ran in; for `auto` the choice of the first writer.
         max_length: most tokens of a document.
-        rows_per_shard, rows_per_chunk: rows per file, and per compressed piece of it.
-        num_documents, num_tokens: D and T of the tokenised corpus.
+        rows_per_shard, rows_per_chunk: rows per file, and per compressed chunk of it.
+        num_documents, num_tokens: D and T of the tokenized corpus.
         on_nan: whether a document with NaN logits stops the run or is skipped.
     """
 
@@ -116,25 +116,25 @@ class Fingerprint(Manifest):
 
     @property
     def rule(self) -> Rule:
-        """Which entries are kept."""
+        """The rule that selects the kept entries."""
         return Rule(self.selection, self.top_k, self.top_p, self.seed)
 
     @property
     def codes_gaps(self) -> bool:
-        """Whether rows are stored as differences and gaps: only grids fall in runs of equals."""
+        """Whether rows are stored as differences and gaps: only a grid has runs of equal values."""
         return self.profile == "compact" and self.selection != "sampled"
 
     @property
     def plan(self) -> ShardPlan:
-        """How the rows are cut into shards."""
+        """The division of the rows into shards."""
         return ShardPlan(self.num_tokens, self.rows_per_shard)
 
 
 def check_profile(profile: Profile, logprob_step: float | None) -> None:
-    """Refuse a grid that the profile cannot have; for pydantic's validators.
+    """Refuse a grid that does not fit the profile; for pydantic's validators.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it does not fit.
     """
     if profile == "compact" and not logprob_step:
         raise ValueError(
@@ -142,23 +142,23 @@ def check_profile(profile: Profile, logprob_step: float | None) -> None:
         )
     if profile == "lossless" and logprob_step:
         raise ValueError(
-            f"profile lossless keeps log-probabilities as they are: logprob_step {logprob_step:g} "
-            "means nothing there; leave it out, or use profile compact"
+            f"profile lossless keeps exact log-probabilities, so logprob_step {logprob_step:g} "
+            "has no effect; leave it out, or use profile compact"
         )
 
 
 class CacheManifest(Manifest):
-    """Says that a cache is complete; written last and once.
+    """Marks a cache as complete; written last and once.
 
     Attributes:
         fingerprint_digest: digest of `fingerprint`.
-        fingerprint: what the cache was made with.
+        fingerprint: what the content depends on.
         scores: sums over the whole corpus, by name.
         skipped_documents: corpus indices of documents without distributions, rising.
         num_bytes: bytes of all files that receipts list.
-        content_digest: what identifies the content; see `content_digest`.
-        model_spec: what opens the model on any machine, `package:NAME` or `HUB_ID@COMMIT`; null
-            where it was a folder. No part of the content: the fingerprint has the model's digest.
+        content_digest: identifies the content; see `content_digest`.
+        model_spec: opens the model on any machine, `package:NAME` or `HUB_ID@COMMIT`; null if it
+            was a folder. No part of the content: the fingerprint has the model's digest.
     """
 
     fingerprint_digest: str

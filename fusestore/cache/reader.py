@@ -1,6 +1,6 @@
-"""Reading a distribution cache: rows by position or by document.
+"""Reads a distribution cache: rows by position or by document.
 
-Opening reads the manifest alone. Every read checks the checksums of the chunks it touches.
+Opening reads the manifest alone. Every read checks the checksums of its chunks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def open_cache(
         storage_options: for the fsspec filesystem of a URL.
 
     Raises:
-        NotFoundError: no such cache, or one that is not complete; says how to go on.
+        NotFoundError: no such cache, or it is not complete; the message says what to do.
         CorruptionError: its manifest is damaged.
     """
     opened = Store.open(store, storage_options)
@@ -62,9 +62,9 @@ def open_cache(
                 "Run the `fusestore capture` command that began it again; it continues."
             ) from error
         names = opened.names("caches")
-        there = f"It has: {', '.join(names)}." if names else "It has no caches."
+        holds = f"It has: {', '.join(names)}." if names else "It has no caches."
         raise NotFoundError(
-            f"There is no cache {name!r} in {opened.location}. {there} "
+            f"There is no cache {name!r} in {opened.location}. {holds} "
             "Make one with `fusestore capture`."
         ) from error
     if manifest.fingerprint.digest != manifest.fingerprint_digest:
@@ -76,9 +76,9 @@ def open_cache(
 
 
 class RowReader:
-    """The arrays of a cache, complete or in the making; the shards asked for must be written.
+    """Reads rows of a cache, complete or not; the shards that hold them must be written.
 
-    Can be pickled; files are opened again where it is used.
+    Can be pickled; the copy opens its files again.
     """
 
     def __init__(self, location: Location, fingerprint: Fingerprint) -> None:
@@ -102,7 +102,7 @@ class RowReader:
         return Rows(ids, logprobs, self.tail(start, stop), self.label_logprob(start, stop))
 
     def _gaps(self, start: int, stop: int, ids: _Ids, logprobs: _Logs) -> None:
-        """From differences and gaps: each value of the chunks is touched once."""
+        """Decode differences and gaps; each value of the chunks is read once."""
         order, classes = self.id_order, self._row_classes(start, stop)
         step = self.fingerprint.logprob_step or math.nan
         numbers = self._chunks(self._arrays.ids, start, stop)
@@ -149,13 +149,13 @@ class RowReader:
                 decode_grid(values[0, inside], step, logprobs[to])
 
     def _exact(self, values: npt.NDArray[Any]) -> _Logs:
-        """float32 [n, k] of values that are on no grid: counts of draws, or float32 already."""
+        """float32 [n, k] of values without a grid: counts of draws, or float32 itself."""
         if self.fingerprint.selection == "sampled":
             return logprobs_of_counts(values, self.fingerprint.top_k)
         return values
 
     def _row_classes(self, start: int, stop: int) -> npt.NDArray[np.uint16]:
-        """uint16 [n]: the class of the token each row comes after."""
+        """uint16 [n]: the class of the token before each row."""
         token_ids = self._reader(self._arrays.token_ids, None).read(start, stop)
         vocab_size = self.fingerprint.model.vocab_size
         if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
@@ -164,17 +164,17 @@ class RowReader:
                 f"in rows {start} to {stop}, outside a vocabulary of {vocab_size}. "
                 "Run `fusestore verify`."
             )
-        # Half the time of `token_class[token_ids]`.
+        # Takes half the time of `token_class[token_ids]`.
         return self.id_order.token_class.take(token_ids)
 
     def _chunks(
         self, spec: ArraySpec, start: int, stop: int
     ) -> Iterator[tuple[slice, slice, npt.NDArray[Any]]]:
-        """Each chunk that rows `[start, stop)` touch.
+        """Each chunk that overlaps rows `[start, stop)`.
 
         Yields:
-            Which of the chunk's rows are wanted, which of the wanted rows these are, and the
-            chunk's values as `ArrayReader.chunks` gives them.
+            The overlap as a slice of the chunk's rows, the overlap as a slice of the requested
+            rows, and the chunk's values as `ArrayReader.chunks` yields them.
         """
         for first, values in self._row_reader(spec).chunks(start, stop):
             low, high = max(start, first), min(stop, first + spec.rows_per_chunk)
@@ -188,7 +188,7 @@ class RowReader:
             )
 
     def tail(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """float32 [stop - start]: tails alone, without decoding the entries."""
+        """float32 [stop - start]: the tails, without decoding the entries."""
         values = self._read(self._arrays.tail, start, stop)
         if self.fingerprint.logprob_step is None:
             return values
@@ -197,23 +197,23 @@ class RowReader:
         return logs
 
     def label_logprob(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """float32 [stop - start]: label log-probabilities alone."""
+        """float32 [stop - start]: the label log-probabilities, without decoding the entries."""
         values: npt.NDArray[np.float32] = self._read(self._arrays.label_logprob, start, stop)
         return values
 
     @cached_property
     def id_order(self) -> IdOrder:
-        """How ids are numbered; the profile `fast` has none.
+        """The numbering of ids; the profile `fast` has none.
 
         Raises:
-            CorruptionError: what is stored is no order.
+            CorruptionError: the stored arrays are not a valid order.
         """
         arrays = [self._read_whole(spec) for spec in self._arrays.id_order]
         try:
             return IdOrder(*arrays)
         except InvalidInputError as error:
             raise CorruptionError(
-                f"{self.location} holds no order of ids: {error} Run `fusestore verify`."
+                f"{self.location} holds no valid order of ids: {error} Run `fusestore verify`."
             ) from error
 
     @cached_property
@@ -223,7 +223,7 @@ class RowReader:
 
     @cached_property
     def tokens(self) -> TokenTable:
-        """The tokens the model read, read whole on first use."""
+        """The tokens that the model read; all are loaded on first use."""
         return TokenTable(
             token_ids=self._read_whole(self._arrays.token_ids),
             end_offsets=self._read_whole(self._arrays.end_offsets),
@@ -233,7 +233,7 @@ class RowReader:
     def read_tokens(
         self, start: int, stop: int
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Ids and end offsets of the tokens of rows `[start, stop)`, without reading the rest."""
+        """Ids and end offsets of the tokens of rows `[start, stop)`, without reading the others."""
         return (
             self._reader(self._arrays.token_ids, None).read(start, stop),
             self._reader(self._arrays.end_offsets, None).read(start, stop),
@@ -282,7 +282,7 @@ class RowReader:
 
 
 class _ReceiptSize:
-    """The size of an array's shard file, from the shard's receipt. A class so that it pickles."""
+    """Size of an array's file of a shard, from the shard's receipt. A class, to be picklable."""
 
     def __init__(self, rows: RowReader, spec: ArraySpec) -> None:
         self.rows = rows
@@ -302,8 +302,8 @@ class _ReceiptSize:
 class Cache:
     """A complete distribution cache: `cache[a:b]` and `cache.document(i)` give `Rows`.
 
-    Slow: `tokens` reads all tokens on first use. Neighboring rows are cheap together, single
-    ones are not: a chunk is decoded whole. Can be pickled, and used after a fork.
+    Slow: `tokens` reads all tokens on first use. Read neighboring rows together, not one by one,
+    because a chunk is decoded whole. Can be pickled, and used after a fork.
     """
 
     def __init__(self, location: Location, manifest: CacheManifest) -> None:
@@ -312,25 +312,26 @@ class Cache:
         self.reader = RowReader(location, manifest.fingerprint)
 
     def __len__(self) -> int:
-        """Rows, which is tokens of the corpus."""
+        """Number of rows, one per token of the corpus."""
         return self.fingerprint.num_tokens
 
     def __repr__(self) -> str:
-        made = self.fingerprint
+        fingerprint = self.fingerprint
         return (
             f"Cache({self.location.name!r} in {self.location.parent.parent}: {len(self):,} rows of "
-            f"{self.k} entries, {made.num_documents:,} documents of corpus {made.corpus.name!r}, "
-            f"{made.model.architecture} with {made.tokenizer_length:,} tokens)"
+            f"{self.k} entries, {fingerprint.num_documents:,} documents of corpus "
+            f"{fingerprint.corpus.name!r}, {fingerprint.model.architecture} with "
+            f"{fingerprint.tokenizer_length:,} tokens)"
         )
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What the cache was made with."""
+        """What the content depends on."""
         return self.manifest.fingerprint
 
     @property
     def digest(self) -> str:
-        """Identifies the content: what later stages name the cache by."""
+        """Identifies the content; later stages refer to the cache by it."""
         return self.manifest.content_digest
 
     @property
@@ -345,7 +346,7 @@ class Cache:
 
     @property
     def tokens(self) -> TokenTable:
-        """The tokens the model read, with BOS where it was added."""
+        """The tokens that the model read, with BOS if it was added."""
         return self.reader.tokens
 
     @property
@@ -356,18 +357,20 @@ class Cache:
     def read_tokens(
         self, start: int, stop: int
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Ids and end offsets of the tokens of rows `[start, stop)`, without reading the rest."""
+        """Ids and end offsets of the tokens of rows `[start, stop)`, without reading the others."""
         return self.reader.read_tokens(start, stop)
 
     def __getitem__(self, rows: slice) -> Rows:
-        """Rows `[a, b)` of all documents laid end to end; a step other than 1 is refused."""
+        """Rows `[a, b)` of all documents, concatenated; a step other than 1 is refused."""
         if not isinstance(rows, slice):
             raise InvalidInputError(
-                f"A cache takes a slice of rows, as in cache[0:100]; not {rows!r}."
+                f"A cache takes a slice of rows, as in cache[0:100], not {rows!r}."
             )
         start, stop, step = rows.indices(len(self))
         if step != 1:
-            raise InvalidInputError(f"A cache is read without a step; not {rows!r}.")
+            raise InvalidInputError(
+                f"A cache is read without a step, not by {rows!r}. Use cache[start:stop]."
+            )
         return self.reader.rows(start, max(start, stop))
 
     def document(self, index: int) -> Rows:
@@ -403,7 +406,7 @@ class Cache:
             NotFoundError: `decode`, and the store has no vocabulary of the cache's tokenizer.
             CorruptionError: stored bytes are damaged.
         """
-        # Here, because workers read caches and must not import Polars.
+        # Not at the top, because workers read caches and must not import Polars.
         from fusestore.cache.table import rows_table
         from fusestore.tokenizers.vocabulary_table import load_vocabulary
 

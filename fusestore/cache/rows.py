@@ -1,4 +1,4 @@
-"""`Rows`: what one stretch of a distribution cache holds, as plain arrays."""
+"""`Rows`: consecutive rows of a distribution cache as plain arrays."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 NO_LABEL = -100
-"""The next token's id in a position that has none; the index that PyTorch's losses ignore."""
+"""Label id of a position without a next token; the index that PyTorch's losses ignore."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """n rows; row i is the distribution for the token after token i (design: row convention).
+    """n rows; row i is the distribution for the token after token i.
 
     Attributes:
         ids: int32 [n, k] source token ids, by falling log-probability.
-        logprobs: float32 [n, k] natural log-probabilities, −inf for entries that are not there.
+        logprobs: float32 [n, k] natural log-probabilities, −inf for absent entries.
         tail: float32 [n] log of the mass outside the kept entries.
         label_logprob: float32 [n] log-probability of the next token of the document; NaN in a
             document's last row, which has no next token.

@@ -1,4 +1,4 @@
-"""`Rule`: which entries of a distribution a cache keeps."""
+"""`Rule`: selects the entries of a distribution that a cache keeps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ RuleName = Literal["top-k", "top-p", "sampled"]
 
 @dataclass(frozen=True)
 class Rule:
-    """Which entries of a distribution are kept.
+    """Selects the entries of a distribution that are kept.
 
     Attributes:
         name: `top-k`: the k most likely tokens. `top-p`: of these as few as reach mass p.
-            `sampled`: what k draws from the distribution fall on, with their counts.
-        top_k: the most entries of a row; for `sampled`, how often is drawn.
-        top_p: for `top-p` alone.
-        seed: for `sampled` alone.
+            `sampled`: the tokens of k draws from the distribution, with their counts.
+        top_k: the most entries of a row; for `sampled`, the number of draws.
+        top_p: the mass to reach; for `top-p` alone.
+        seed: of the draws; for `sampled` alone.
 
     Raises:
         ValueError: a setting is missing, or has no effect with this rule.
@@ -30,7 +30,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.name == "top-p" and self.top_p is None:
-            raise ValueError("selection top-p needs top_p, the mass to reach; 0.95, for instance")
+            raise ValueError("selection top-p needs top_p, the mass to reach, such as 0.95")
         if self.name != "top-p" and self.top_p is not None:
             raise ValueError(f"top_p is for selection top-p; selection is {self.name!r}")
         if self.name == "sampled" and self.seed is None:

@@ -1,4 +1,4 @@
-"""A cache's rows as a Polars table, with token ids or with the text they stand for."""
+"""A cache's rows as a Polars table, with token ids or with their text."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def rows_table(
     Args:
         rows: n rows of k entries.
         first: index of the first row in the cache.
-        offsets: int64 [documents + 1], where documents begin.
+        offsets: int64 [documents + 1], the first row of each document.
         token_ids: int32 [n].
         end_offsets: int32 [n], in bytes.
         vocabulary: adds the text of ids; None adds none.
     """
-    places = np.arange(first, first + len(rows))
-    documents = np.searchsorted(offsets, places, side="right") - 1
+    indices = np.arange(first, first + len(rows))
+    documents = np.searchsorted(offsets, indices, side="right") - 1
     ids = pl.Series("ids", rows.ids.reshape(-1), dtype=pl.Int32)
     logprobs = pl.Series("logprobs", rows.logprobs.reshape(-1), dtype=pl.Float32)
     kept = pl.Series(np.isfinite(rows.logprobs).reshape(-1))
     columns: dict[str, pl.Series] = {
         "document": pl.Series(documents, dtype=pl.Int32),
-        "position": pl.Series(places - offsets[documents], dtype=pl.Int32),
+        "position": pl.Series(indices - offsets[documents], dtype=pl.Int32),
         "token_id": pl.Series(token_ids, dtype=pl.Int32),
         "end_offset": pl.Series(end_offsets, dtype=pl.Int32),
         "ids": _lists(ids, kept, len(rows)),
@@ -52,7 +52,7 @@ def rows_table(
 
 
 def _lists(values: pl.Series, kept: pl.Series, num_rows: int) -> pl.Series:
-    """The kept ones of k values a row, as one list a row."""
+    """The kept values of k values per row, as one list per row."""
     if not num_rows:
         return pl.Series([], dtype=pl.List(values.dtype))
     row = pl.Series(np.repeat(np.arange(num_rows), len(values) // num_rows))
@@ -69,5 +69,5 @@ def _texts(vocabulary: Vocabulary) -> pl.Series:
 
 
 def _known(ids: npt.NDArray[np.int32], texts: pl.Series) -> pl.Series:
-    """The ids, and that of the last text for padding ids, which no token has."""
+    """The ids; padding ids, which no token has, become the index of the last text, a null."""
     return pl.Series(np.minimum(ids, len(texts) - 1), dtype=pl.UInt32)

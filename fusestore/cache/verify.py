@@ -1,8 +1,8 @@
-"""Verifying a distribution cache: every byte against its receipt, every row against its meaning.
+"""Verifies a distribution cache: every byte against its receipt, every row against the rules.
 
-The chain: the manifest carries its own checksum and the digest over all receipts; each receipt
-its own checksum, and size and SHA-256 of every file; every chunk a CRC-32C. So any flipped, cut
-or missing byte of any file shows itself.
+The manifest has its own checksum and the digest over all receipts; each receipt its own checksum,
+and size and SHA-256 of every file; every chunk a CRC-32C. So any flipped or missing byte of any
+file is found.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from fusestore.store.receipts import Receipt, receipt_path, shard_part
 ROWS_AT_ONCE = 65_536
 
 MASS_TOLERANCE = 1e-3
-"""What float32 rounding may add to a row's mass, relative, beyond the codec's error."""
+"""Largest relative error of a row's mass by float32 rounding, beyond the codec's error."""
 
 
 def verify_cache(location: Location, quick: bool = False) -> list[Finding]:
-    """Everything wrong with the cache in this folder; empty when it is sound.
+    """All problems of the cache in this folder; empty if it is sound.
 
     Args:
         location: the cache's folder.
         quick: manifests, receipts and file sizes only, without reading the data.
 
     Raises:
-        NotFoundError: there is no cache here at all.
+        NotFoundError: there is no cache in the folder.
         AccessDeniedError, StorageError: the storage failed.
     """
     sizes = location.sizes()
@@ -51,7 +51,7 @@ def verify_cache(location: Location, quick: bool = False) -> list[Finding]:
         if manifest.fingerprint.digest != manifest.fingerprint_digest:
             findings.append(Finding("manifest.json", "names another fingerprint than it holds"))
         if fingerprint is not None and fingerprint != manifest.fingerprint:
-            findings.append(Finding("fingerprint.json", "is not the one manifest.json holds"))
+            findings.append(Finding("fingerprint.json", "differs from the one in manifest.json"))
         fingerprint = manifest.fingerprint
     if fingerprint is None:
         return findings
@@ -76,7 +76,7 @@ def _check_receipts(
     manifest: CacheManifest | None,
     findings: list[Finding],
 ) -> dict[str, Receipt | None]:
-    """Every part's receipt, in order; None where it cannot be used."""
+    """Every part's receipt, in order; None if it cannot be used."""
     plan = fingerprint.plan
     bounds = {TOKENS_PART: (0, fingerprint.num_tokens)}
     bounds |= {shard_part(shard): plan.bounds(shard) for shard in range(len(plan))}
@@ -97,7 +97,7 @@ def _check_receipts(
         and len(sound) == len(receipts)
         and content_digest(sound) != manifest.content_digest
     ):
-        findings.append(Finding("manifest.json", "names another content than the receipts do"))
+        findings.append(Finding("manifest.json", "names other content than the receipts"))
     return receipts
 
 
@@ -139,7 +139,7 @@ def _check_content(
     arrays: CacheArrays,
     damaged: Collection[str],
 ) -> Iterator[Finding]:
-    """What is wrong with the numbers of files that are whole."""
+    """Problems of the numbers in files that are whole."""
     if any(file in damaged for file in _expected_files(arrays, TOKENS_PART)):
         return
     reader = RowReader(location, fingerprint)
@@ -162,7 +162,7 @@ def _check_content(
     inner[tokens.document_offsets[:-1][np.diff(tokens.document_offsets) > 0]] = False
     if np.any(np.diff(tokens.end_offsets, prepend=0)[inner] < 0) or tokens.end_offsets.min() < 0:
         yield Finding("end_offsets", "decrease inside a document", TOKENS_PART)
-    unlabelled = _rows_without_label(tokens.document_offsets, manifest)
+    unlabeled = _rows_without_label(tokens.document_offsets, manifest)
     for shard in range(len(fingerprint.plan)):
         files = {spec.file_name(shard) for spec in arrays.per_shard}
         files.add(receipt_path(shard_part(shard)))
@@ -176,7 +176,7 @@ def _check_content(
             except CorruptionError as error:
                 yield Finding(receipt_path(shard_part(shard)), str(error), shard_part(shard))
                 break
-            for array, problem in row_problems(rows, fingerprint, unlabelled[low:high]):
+            for array, problem in row_problems(rows, fingerprint, unlabeled[low:high]):
                 name = f"{array}/c/{shard}"
                 yield Finding(name, f"{problem} in rows {low:,} to {high:,}", shard_part(shard))
 
@@ -184,31 +184,30 @@ def _check_content(
 def _rows_without_label(
     document_offsets: npt.NDArray[np.int64], manifest: CacheManifest | None
 ) -> npt.NDArray[np.bool_]:
-    """Rows without a label, bool [T]: each document's last one, and all of skipped documents."""
-    unlabelled = np.zeros(int(document_offsets[-1]), dtype=bool)
-    filled = np.diff(document_offsets) > 0
-    unlabelled[document_offsets[1:][filled] - 1] = True
+    """Rows without a label, bool [T]: each document's last row, all rows of skipped documents."""
+    unlabeled = np.zeros(int(document_offsets[-1]), dtype=bool)
+    nonempty = np.diff(document_offsets) > 0
+    unlabeled[document_offsets[1:][nonempty] - 1] = True
     for index in manifest.skipped_documents if manifest is not None else ():
-        if index < len(filled):
-            unlabelled[document_offsets[index] : document_offsets[index + 1]] = True
-    return unlabelled
+        if index < len(nonempty):
+            unlabeled[document_offsets[index] : document_offsets[index + 1]] = True
+    return unlabeled
 
 
 def row_problems(
-    rows: Rows, fingerprint: Fingerprint, unlabelled: npt.NDArray[np.bool_]
+    rows: Rows, fingerprint: Fingerprint, unlabeled: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[str, str]]:
     """(array, problem) for each rule that rows break.
 
-    Entries fall along the row; no id twice among those that are there; kept mass and tail do not
-    exceed 1 by more than the codec's error; there are as many entries as the cache's rule wants; a
-    label's log-probability is at most 0, and NaN exactly in rows without a label (`unlabelled`,
-    bool [n]).
+    The rules: entries fall along the row; no id occurs twice in a row; kept mass and tail exceed 1
+    by no more than the codec's error; the cache's rule determines the number of entries; a label's
+    log-probability is at most 0, and NaN exactly in rows without a label (`unlabeled`, bool [n]).
     """
     if np.any(rows.logprobs[:, 1:] > rows.logprobs[:, :-1]):
         yield "logprobs", "log-probabilities rise along a row"
-    here = rows.logprobs > -np.inf
-    # Absent entries get ids of their own, below zero.
-    ids = np.where(here, rows.ids, -1 - np.arange(rows.ids.shape[1]))
+    present = rows.logprobs > -np.inf
+    # Absent entries get distinct ids below zero.
+    ids = np.where(present, rows.ids, -1 - np.arange(rows.ids.shape[1]))
     ids.sort(axis=1)
     if np.any(ids[:, 1:] == ids[:, :-1]):
         yield "ids", "a token id occurs twice in a row"
@@ -218,17 +217,17 @@ def row_problems(
     mass = kept + np.exp(rows.tail.astype(np.float64))
     if not np.all(mass <= math.exp(slack) * (1 + MASS_TOLERANCE)):
         yield "tail", f"kept mass and tail add up to {mass.max():.4f}"
-    some = here.any(axis=1)
+    nonempty = present.any(axis=1)
     if fingerprint.selection == "sampled":
-        if not np.array_equal(np.isneginf(rows.tail), some):
+        if not np.array_equal(np.isneginf(rows.tail), nonempty):
             yield "tail", "sampled rows have mass outside their entries"
-        if np.any(np.abs(kept[some] - 1) > MASS_TOLERANCE):
+        if np.any(np.abs(kept[nonempty] - 1) > MASS_TOLERANCE):
             yield "logprobs", f"counts do not add up to {fingerprint.top_k} draws"
     if fingerprint.top_p is not None:
         enough = math.log(fingerprint.top_p) - slack - MASS_TOLERANCE
-        if np.any(kept[some & ~here[:, -1]] < math.exp(enough)):
+        if np.any(kept[nonempty & ~present[:, -1]] < math.exp(enough)):
             yield "logprobs", "a row has room for more entries and less than top_p in them"
     if np.any(rows.label_logprob > POSITIVE_TOLERANCE):
         yield "label_logprob", "a label has a log-probability above 0"
-    if not np.array_equal(np.isnan(rows.label_logprob), unlabelled):
-        yield "label_logprob", "labels are missing, or there where no next token is"
+    if not np.array_equal(np.isnan(rows.label_logprob), unlabeled):
+        yield "label_logprob", "labels are missing, or exist without a next token"

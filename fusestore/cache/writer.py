@@ -1,9 +1,9 @@
-"""Writing a distribution cache, in any order of shards and over any number of runs.
+"""Writes a distribution cache, in any order of shards and over any number of runs.
 
-Order on disk: fingerprint, then the order of ids, metadata and tokens with their receipt, then for
-each shard its files and after them its receipt, and the manifest when nothing is missing. A run may
-be killed at any moment; the next one does what has no receipt. Several writers at once divide the
-shards by claims (`storage.claims`). Equal input gives equal bytes.
+Order on disk: the fingerprint; the order of ids, metadata and tokens with their receipt; for each
+shard its files and then its receipt; the manifest when nothing is missing. A run may be killed at
+any moment; the next run makes the shards without a receipt. Several writers at once divide the
+shards by leases (`store.leases`). Equal input gives equal bytes.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from fusestore.storage.publish import publish, publish_new, remove_abandoned
 from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
 from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
-from fusestore.store.leases import Claims, remove_claims
+from fusestore.store.leases import Leases, remove_leases
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
 from fusestore.tokenizers.token_table import TokenTable
 
 SECONDS_BETWEEN_LOOKS = 1.0
-"""How often a writer that has nothing left to do looks how the others are doing."""
+"""Seconds between two looks at the other writers, for a writer without a shard to make."""
 
 
 class CacheWriter:
@@ -53,8 +53,8 @@ class CacheWriter:
     Attributes:
         reader: reads the rows of shards that are written.
         num_rows_finished: rows of the shards that were finished at the last look.
-        redo: shards that count as missing until they are written, whatever is there; with the
-            receipt that tells what must come out, where that is known.
+        redo: shards that count as missing until they are written, even if they exist; each with
+            the receipt that the new bytes must match, or None.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class CacheWriter:
         """Begin a cache, or continue one of the same fingerprint.
 
         Args:
-            store: where it goes.
+            store: receives the cache.
             name: the cache's name.
-            fingerprint: what it is made with.
-            tokens: what the model reads: the rows' tokens.
-            order: how ids are numbered; None in the profile `fast`. A cache that was begun has
-                its own: see `stored_order`.
+            fingerprint: what the content depends on.
+            tokens: the tokens that the model reads, one per row.
+            order: the numbering of ids; None in the profile `fast`. A cache that was begun has
+                one already: see `stored_order`.
 
         Raises:
             InvalidInputError: fingerprint, tokens and order do not fit each other.
@@ -112,40 +112,40 @@ class CacheWriter:
         return (self.location / "manifest.json").exists()
 
     def missing_shards(self) -> list[int]:
-        """Shards without a receipt, or whose files are not there as the receipt says."""
+        """Shards without a receipt, or with files that do not match it in size."""
         finished = set(self.finished_shards())
         return [shard for shard in range(len(self.plan)) if shard not in finished]
 
     @contextlib.contextmanager
-    def claim_shards(
+    def lease_shards(
         self, *, first: int = 0, waiting: Callable[[int], None] | None = None
     ) -> Iterator[Iterator[int]]:
         """Share the missing shards with every other writer of this cache.
 
-        A context that yields an iterator of the shards to write, each claimed when it is asked
-        for. It ends when all shards are written by someone; before that it waits for writers that
-        are still at theirs, and takes over what dead ones leave. Inside the context this writer
-        counts as alive: write what was claimed before leaving it.
+        A context that yields an iterator of the shards to write, each leased when it is asked for.
+        The iterator ends when all shards are written. Before that it waits for other writers, and
+        takes over the shards of dead ones. Inside the context this writer counts as alive: write
+        the leased shards before leaving it.
 
         Args:
-            first: the shard to begin looking at.
-            waiting: told the number of shards that others hold, once, before the first wait.
+            first: the shard to begin with.
+            waiting: called with the number of shards that others hold, once, before the first wait.
         """
-        told = False
+        reported = False
 
         def wait(count: int) -> None:
-            nonlocal told
-            if waiting is not None and not told:
+            nonlocal reported
+            if waiting is not None and not reported:
                 waiting(count)
-            told = True
+            reported = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-        claims = Claims(_claims(self.location), self.finished_shards, len(self.plan), first=first)
-        with claims:
-            yield claims.shards(wait)
+        folder = _leases(self.location)
+        with Leases(folder, self.finished_shards, len(self.plan), first=first) as leases:
+            yield leases.shards(wait)
 
     def finished_shards(self) -> list[int]:
-        """Shards with a receipt, whose files are there as it says; written by whomever."""
+        """Shards with a receipt and files of the right sizes, by any writer."""
         sizes = self.location.sizes()
         finished = [
             shard
@@ -160,19 +160,19 @@ class CacheWriter:
         """Publish one shard: its files, then its receipt.
 
         Args:
-            shard: which one.
+            shard: its number.
             rows: all its rows, in order.
 
         Raises:
-            InvalidInputError, NonFiniteError: rows that cannot be a shard; nothing was written.
+            InvalidInputError, NonFiniteError: the rows are not valid; nothing was written.
             AlreadyExistsError: the shard was written with other content.
-            IncompatibleError: the shard is to be done again, and other content comes out.
+            IncompatibleError: the shard is made again, and its bytes differ from the old ones.
         """
         start, stop = self.plan.bounds(shard)
         if len(rows) != stop - start:
             raise InvalidInputError(
-                f"Shard {shard} takes rows {start} to {stop}, {stop - start} in all; "
-                f"not {len(rows)}."
+                f"Shard {shard} takes {stop - start} rows, {start} to {stop}, but was given "
+                f"{len(rows)}."
             )
         token_ids = self._tokens.token_ids[start:stop]
         values = encode_rows(self.fingerprint, rows, token_ids, self._order)
@@ -186,10 +186,10 @@ class CacheWriter:
             records = {name: FileRecord.of(data) for name, data in files.items()}
             if expected is not None and records != expected.files:
                 raise IncompatibleError(
-                    f"Shard {shard} of {self.location} comes out in other bytes than were "
-                    "captured: this device, batch size or version rounds otherwise. It was left as "
-                    "it is. Repair it with what captured it, or capture all of it again under "
-                    "another name."
+                    f"The new bytes of shard {shard} of {self.location} differ from the captured "
+                    "ones: this device, batch size or version rounds in another way. The shard was "
+                    "not changed. Repair it with the device, batch size and version that captured "
+                    "it, or capture the whole cache again under another name."
                 )
             self._forget(part)
         receipt = self._publish(part, start, stop, files)
@@ -202,17 +202,18 @@ class CacheWriter:
         skipped_documents: Sequence[int],
         model_spec: str | None = None,
     ) -> CacheManifest:
-        """Write the manifest: from now on the cache can be opened.
+        """Write the manifest, after which the cache can be opened.
 
         Args:
             scores: sums over the corpus, by name.
-            skipped_documents: corpus indices of documents whose rows are `blank_rows`.
-            model_spec: what opens the model on any machine, if something does. Of several writers
-                that were given the model in different ways, the first one to finish settles it.
+            skipped_documents: corpus indices of documents with `blank_rows`.
+            model_spec: opens the model on any machine; None for a folder. If several writers have
+                different specs, the first writer to finish decides.
 
         Raises:
             InvalidInputError: a shard is missing.
-            AlreadyExistsError: it was finished before with other scores or skipped documents.
+            AlreadyExistsError: the cache was finished before with other scores or skipped
+                documents.
         """
         sizes = self.location.sizes()
         parts = [TOKENS_PART, *(shard_part(shard) for shard in range(len(self.plan)))]
@@ -267,10 +268,10 @@ class CacheWriter:
                 start, stop = spec.rows_of(shard)
                 files[spec.file_name(shard)] = encode_shard(spec, shard, array[start:stop])
         sizes = self.location.sizes()
-        told = self._sound_receipt(TOKENS_PART, sizes)
-        if told is None:
+        receipt = self._sound_receipt(TOKENS_PART, sizes)
+        if receipt is None:
             self._settle_order(files, sizes)
-        elif told.files != {name: FileRecord.of(data) for name, data in files.items()}:
+        elif receipt.files != {name: FileRecord.of(data) for name, data in files.items()}:
             raise FingerprintMismatchError(
                 f"{self.location} holds other tokens or another order of ids than this run has, "
                 "under the same fingerprint. Capture under another name, or delete it."
@@ -281,10 +282,10 @@ class CacheWriter:
     def _settle_order(self, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> None:
         """Write the order of ids, which every shard depends on, create-only.
 
-        So the first of several writers settles it; another one cannot take its place, even where
-        its receipt is not there yet, or not any more. Where it is lost with its receipt, what is
-        there of shards says nothing any more: they are made again. Of a complete cache they stay:
-        its manifest tells whether this order is the one they were written with.
+        So the first of several writers decides the order, even if its receipt is not written yet or
+        was lost. If the order is lost too, existing shards cannot be decoded and are made again.
+        The shards of a complete cache stay, because its manifest proves whether this order is the
+        one they were written with.
         """
         names = [spec.file_name(0) for spec in self._arrays.id_order]
         if any(name not in sizes for name in names) and not self.complete:
@@ -297,9 +298,9 @@ class CacheWriter:
                 publish_new(self.location / name, files[name])
             except AlreadyExistsError as error:
                 raise FingerprintMismatchError(
-                    f"{self.location} was begun with another order of ids, by a writer whose "
-                    "device rounds otherwise. Run the same command again to go on with that order; "
-                    "if that fails too, delete this cache."
+                    f"{self.location} was begun with another order of ids, by a writer on a device "
+                    "that rounds in another way. Run the same command again to continue with that "
+                    "order; if that fails too, delete this cache."
                 ) from error
 
     def _publish(self, part: str, start: int, stop: int, files: Mapping[str, bytes]) -> Receipt:
@@ -320,8 +321,9 @@ class CacheWriter:
         try:
             publish_new(file, receipt.to_bytes())
         except AlreadyExistsError:
-            # Another writer, whose device rounds otherwise, made this shard at the same time. The
-            # files may be a mixture: what its receipt tells of, or else ours, but all of one.
+            # Another writer, on a device that rounds in another way, made this shard at the same
+            # time. The files may be a mixture. All must be of one writer: if they do not match its
+            # receipt, they become ours.
             if self._holds(self._load_receipt(part)):
                 return self._load_receipt(part)
             self._forget(part)
@@ -334,25 +336,25 @@ class CacheWriter:
             publish(self.location / name, data)
 
     def _forget(self, part: str) -> None:
-        """Remove a receipt that tells of damaged files, before they are made again."""
+        """Remove the receipt of damaged files, before they are made again."""
         self._receipts.pop(part, None)
         self._receipt_file(part).delete()
 
     def _holds(self, receipt: Receipt) -> bool:
-        """Whether the files are those of the receipt, byte for byte."""
+        """Whether the files match the receipt, byte for byte."""
         return all(
             FileRecord.of((self.location / name).read_bytes()) == record
             for name, record in receipt.files.items()
         )
 
     def _load_receipt(self, part: str) -> Receipt:
-        # Receipts never change: each is read once, however often a writer looks around.
+        # Receipts never change, so each is read once.
         if part not in self._receipts:
             self._receipts[part] = Receipt.load(self._receipt_file(part))
         return self._receipts[part]
 
     def _whole_receipt(self, part: str, sizes: Mapping[str, int]) -> Receipt | None:
-        """The part's receipt if it is sound and its files have the sizes it says."""
+        """The part's receipt if it is sound and its files have the right sizes."""
         receipt = self._sound_receipt(part, sizes)
         if receipt is None:
             return None
@@ -360,7 +362,7 @@ class CacheWriter:
         return receipt if whole else None
 
     def _sound_receipt(self, part: str, sizes: Mapping[str, int]) -> Receipt | None:
-        """The part's receipt if there is one that can be trusted, whatever became of its files."""
+        """The part's receipt if it exists and is valid, whatever the state of its files."""
         file = self._receipt_file(part)
         if f"receipts/{file.name}" not in sizes:
             return None
@@ -377,7 +379,7 @@ class CacheWriter:
 
 
 def has_tokens(location: Location, fingerprint: Fingerprint) -> bool:
-    """Whether all that is written before the first shard is there, by its receipt and sizes."""
+    """Whether the tokens part, which precedes the shards, is whole by its receipt and sizes."""
     receipt = Receipt.load_if_sound(location / "receipts" / f"{TOKENS_PART}.json")
     if receipt is None:
         return False
@@ -388,17 +390,17 @@ def has_tokens(location: Location, fingerprint: Fingerprint) -> bool:
 
 
 def clear_up(location: Location) -> None:
-    """Remove what writers of a cache left, dead ones too: a finished one holds nothing of them."""
-    remove_claims(_claims(location))
+    """Remove leases and temporary files of all writers from a finished cache."""
+    remove_leases(_leases(location))
     remove_abandoned(location)
 
 
-def _claims(location: Location) -> Location:
-    return location / "claims"
+def _leases(location: Location) -> Location:
+    return location / "leases"
 
 
 def stored_order(store: Store, name: str, fingerprint: Fingerprint) -> IdOrder | None:
-    """The order of ids of a cache that was begun; None where it is not there or damaged.
+    """The order of ids of a cache that was begun; None if it is missing or damaged.
 
     Raises:
         FingerprintMismatchError: the cache was begun with other settings.
@@ -439,8 +441,8 @@ def _check_input(fingerprint: Fingerprint, tokens: TokenTable, order: IdOrder | 
         )
     if order is not None:
         shapes = {spec.name: spec.shape for spec in cache_arrays(fingerprint).id_order}
-        found = {name: getattr(order, name).shape for name in shapes}
-        if found != shapes:
+        actual = {name: getattr(order, name).shape for name in shapes}
+        if actual != shapes:
             raise InvalidInputError(
-                f"The order of ids has shapes {found}; this fingerprint needs {shapes}."
+                f"The order of ids has shapes {actual}; this fingerprint needs {shapes}."
             )

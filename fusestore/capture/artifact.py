@@ -25,7 +25,7 @@ from fusestore.store.registry import Artifact, ArtifactKind
 
 
 class CacheKind(ArtifactKind):
-    """One source's distributions, shard by shard; its manifest names all receipts by one digest."""
+    """One source's distributions in shards; one digest in the manifest covers all receipts."""
 
     name, folder, title = "cache", "caches", "cache"
 
@@ -34,7 +34,7 @@ class CacheKind(ArtifactKind):
         return CacheManifest.from_bytes(data, file)
 
     def describe(self, manifest: Mapping[str, Any]) -> str:
-        """Its size, and what it keeps of each row."""
+        """Its size, and the rule that selects its entries."""
         fingerprint = manifest["fingerprint"]
         k = fingerprint["top_k"]
         kept = f"top {k}"
@@ -49,15 +49,15 @@ class CacheKind(ArtifactKind):
         fingerprint = manifest["fingerprint"]
         corpus = fingerprint["corpus"]
         yield Input("corpus", str(corpus["digest"]), str(corpus["name"]))
-        # Only capturing could make it again.
+        # Nothing else in the store can make it again.
         yield Input("vocabulary", str(fingerprint["tokenizer_digest"]), needed=True)
 
     def digest(self, manifest: Mapping[str, Any]) -> str:
-        """That of its content."""
+        """The digest of its content."""
         return str(manifest["content_digest"])
 
     def files(self, location: Location, path: str, manifest: Document) -> ArtifactFiles:
-        """The fingerprint, the tokens with their receipt, each shard with its own."""
+        """The fingerprint, the tokens with their receipt, each shard with its receipt."""
         content = CacheManifest.from_bytes(manifest.data, str(location / MANIFEST_FILE))
         fingerprint = read_document(location, FINGERPRINT_FILE, self.identity)
         shards = range(len(content.fingerprint.plan))
@@ -69,7 +69,7 @@ class CacheKind(ArtifactKind):
             or content_digest(receipts) != content.content_digest
         ):
             raise CorruptionError(
-                f"{location} has a fingerprint or receipts that are not those its manifest names. "
+                f"{location} has a fingerprint or receipts that do not match its manifest. "
                 f"Run `fusestore verify {path}`."
             )
         groups = tuple(
@@ -79,7 +79,7 @@ class CacheKind(ArtifactKind):
         return ArtifactFiles(path, location, fingerprint, groups, manifest, location.sizes())
 
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
-        """See `verify_cache`: every byte, and what the numbers mean."""
+        """See `verify_cache`."""
         from fusestore.cache.verify import verify_cache
 
         del store
@@ -88,7 +88,7 @@ class CacheKind(ArtifactKind):
     def rebuild(
         self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
     ) -> None:
-        """See `rebuild_cache`: damaged shards are computed again by the model."""
+        """See `rebuild_cache`."""
         from fusestore.capture.rebuild_cache import rebuild_cache, trusted_fingerprint
 
         fingerprint = trusted_fingerprint(artifact.location)
@@ -102,11 +102,11 @@ class CacheKind(ArtifactKind):
         )
 
     def remedy(self, store: Store, name: str, finding: Finding) -> str:
-        """It takes the model."""
+        """Verify with `--repair` and the model."""
         return f"{super().remedy(store, name, finding)} --model MODEL"
 
     def view_document(self, store: Store, artifact: Artifact, document: int, rows: int) -> View:
-        """What the model thought, token by token."""
+        """The most likely next tokens after each token."""
         from fusestore.cache.document_rows import document_rows
 
         columns, lines = document_rows(store, artifact.name, document, rows)

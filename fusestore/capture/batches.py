@@ -1,4 +1,4 @@
-"""Rows of one shard: which documents to run, in which batches, and what is kept of them."""
+"""Captures the rows of a shard: runs its documents in batches and selects entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusestore.cache.rows import Rows, blank_rows
 from fusestore.cache.rule import Rule
 from fusestore.capture.selection import Selection, select
 from fusestore.errors import OutOfMemoryError
-from fusestore.models.logits import is_out_of_memory, logit_pieces, pad_batch
+from fusestore.models.logits import is_out_of_memory, logit_chunks, pad_batch
 from fusestore.progress import Progress
 from fusestore.tokenizers.token_table import TokenTable
 
@@ -23,8 +23,8 @@ _TOKENS_PER_ACCELERATOR_BATCH = 32_768
 
 
 @dataclass(frozen=True)
-class _Place:
-    """`count` rows of a document, the first of which is row `first` of the corpus."""
+class _Span:
+    """`count` rows of a document, from row `first` of the corpus."""
 
     document: int
     first: int
@@ -32,14 +32,14 @@ class _Place:
     ends_document: bool
 
 
-class _Piece:
-    """What was selected for some places, on its way from the device to this machine's memory."""
+class _Chunk:
+    """The selection for some spans, on its way from the device to this machine's memory."""
 
-    def __init__(self, places: Sequence[_Place], selection: Selection) -> None:
-        self.places = places
+    def __init__(self, spans: Sequence[_Span], selection: Selection) -> None:
+        self.spans = spans
         self._copied: torch.cuda.Event | None = None
         on_cuda = selection.tail.device.type == "cuda"
-        # Only CUDA's copies are pinned and can be waited for; elsewhere a copy is waited for here.
+        # On CUDA the copy is asynchronous, and `selection` waits for it.
         self._selection = Selection(
             *(
                 getattr(selection, field.name).to("cpu", non_blocking=on_cuda)
@@ -51,18 +51,18 @@ class _Piece:
             self._copied.record()
 
     def selection(self) -> Selection:
-        """The selection in this machine's memory, once it has arrived."""
+        """The selection in this machine's memory; waits for the copy."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._selection
 
 
 class RowCapturer:
-    """Captures stretches of rows with one model.
+    """Captures ranges of rows with one model.
 
-    A stretch depends on nothing but its own bounds: documents that cross a bound are run by both
-    neighbours. So any worker can make any shard, and makes the same bytes, unless it ran out of
-    memory on the way: batches are smaller from then on, and a smaller batch may round differently.
+    The rows of a range depend only on its bounds: a document that crosses a bound is run for both
+    ranges. So any worker can make any shard, to the same bytes, unless it has run out of memory:
+    its batches are smaller from then on, and a smaller batch may round differently.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RowCapturer:
         self._batch_size = batch_size
         self._device = next(model.parameters()).device  # type: ignore[attr-defined]
         self._token_budget = _TOKENS_PER_BATCH.get(self._device.type, _TOKENS_PER_ACCELERATOR_BATCH)
-        # While this machine puts away a batch, CUDA computes the next one.
+        # While this machine stores a batch, CUDA computes the next batch.
         self._batches_under_way = 1 if self._device.type == "cuda" else 0
 
     def rows(self, start: int, stop: int, progress: Progress) -> tuple[Rows, list[int]]:
@@ -86,12 +86,11 @@ class RowCapturer:
 
         Args:
             start: the first row.
-            stop: the first row no more among them.
-            progress: told after each batch; what it raises ends the capture.
+            stop: one past the last row.
+            progress: called after each batch; an error that it raises ends the capture.
 
         Returns:
-            The rows, and the documents whose logits were not finite. Their rows say nothing: no
-            entry kept, all mass in the tail, no label.
+            The rows, and the documents with logits that were not finite. These have `blank_rows`.
         """
         rows = blank_rows(stop - start, self._rule.top_k)
         offsets = self._tokens.document_offsets
@@ -105,7 +104,7 @@ class RowCapturer:
         )
         bad: set[int] = set()
         done = 0
-        under_way: deque[list[_Piece]] = deque()
+        under_way: deque[list[_Chunk]] = deque()
         batches = self._batches(order, lengths)
         while True:
             batch = next(batches, None)
@@ -115,9 +114,9 @@ class RowCapturer:
                 break
             if batch is not None and len(under_way) <= self._batches_under_way:
                 continue
-            for piece in under_way.popleft():
-                bad |= _put_away(piece, start, rows)
-                done += sum(_inside(place, start, len(rows))[1] for place in piece.places)
+            for chunk in under_way.popleft():
+                bad |= _store(chunk, start, rows)
+                done += sum(_overlap(span, start, len(rows))[1] for span in chunk.spans)
             progress(done, stop - start)
         for index in bad:
             low = int(max(offsets[index], start)) - start
@@ -134,7 +133,7 @@ class RowCapturer:
             yield order[position : position + size]
             position += size
 
-    def _capture_batch(self, batch: list[int]) -> list[_Piece]:
+    def _capture_batch(self, batch: list[int]) -> list[_Chunk]:
         try:
             return self._run(batch)
         except (RuntimeError, torch.OutOfMemoryError) as error:
@@ -147,7 +146,7 @@ class RowCapturer:
                     f"of {self._device} ({error}). Use a smaller dtype (--dtype bfloat16), another "
                     "device, or a corpus with a smaller --max-length."
                 ) from error
-        # Outside the handler, so that the failed batch's tensors are gone before the retry.
+        # Outside the handler, so that the failed batch's tensors are freed before the retry.
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(batch) // 2
@@ -155,23 +154,23 @@ class RowCapturer:
         return self._capture_batch(batch[:half]) + self._capture_batch(batch[half:])
 
     @torch.inference_mode()
-    def _run(self, batch: list[int]) -> list[_Piece]:
+    def _run(self, batch: list[int]) -> list[_Chunk]:
         offsets = self._tokens.document_offsets
         documents = [self._tokens.document(index)[0] for index in batch]
         input_ids, mask = pad_batch(documents, self._device)
-        pieces = []
-        for piece_start, logits in logit_pieces(self._model, input_ids, mask):
+        chunks = []
+        for chunk_start, logits in logit_chunks(self._model, input_ids, mask):
             width = logits.shape[1]
-            places, positions, labels, rows = [], [], [], []
+            spans, positions, labels, rows = [], [], [], []
             for row, index in enumerate(batch):
-                document = documents[row][piece_start:]
+                document = documents[row][chunk_start:]
                 if len(document) == 0:
                     continue
                 count = min(width, len(document))
-                first = int(offsets[index]) + piece_start
-                places.append(_Place(index, first, count, count == len(document)))
+                first = int(offsets[index]) + chunk_start
+                spans.append(_Span(index, first, count, count == len(document)))
                 positions.append(np.arange(row * width, row * width + count))
-                # A document's last row has no label: what is looked up for it is dropped.
+                # A document's last row has no label; `_store` drops what is looked up for it.
                 labels.append(np.resize(document[1:], len(document))[:count].astype(np.int64))
                 rows.append(np.arange(first, first + count))
             selection = select(
@@ -181,36 +180,36 @@ class RowCapturer:
                 torch.from_numpy(np.concatenate(labels)),
                 np.concatenate(rows),
             )
-            pieces.append(_Piece(places, selection))
-        return pieces
+            chunks.append(_Chunk(spans, selection))
+        return chunks
 
 
-def _inside(place: _Place, start: int, count: int) -> tuple[int, int]:
-    """Which part of a place lies in rows `[start, start + count)`: rows before it, and in it."""
-    before = min(max(start - place.first, 0), place.count)
-    return before, max(0, min(place.count - before, start + count - place.first - before))
+def _overlap(span: _Span, start: int, count: int) -> tuple[int, int]:
+    """Number of the span's rows before row `start`, and in rows `[start, start + count)`."""
+    before = min(max(start - span.first, 0), span.count)
+    return before, max(0, min(span.count - before, start + count - span.first - before))
 
 
-def _put_away(piece: _Piece, start: int, rows: Rows) -> set[int]:
-    """Put what a piece holds of `rows`, the first of which is `start`, in its place.
+def _store(chunk: _Chunk, start: int, rows: Rows) -> set[int]:
+    """Copy the chunk's selection into `rows`, which begin at row `start`.
 
     Returns:
-        The documents that have a row that is not finite.
+        The documents with a row that is not finite.
     """
-    selection = piece.selection()
+    selection = chunk.selection()
     finite = selection.finite.numpy()
     bad: set[int] = set()
-    taken = 0
-    for place in piece.places:
-        if not finite[taken : taken + place.count].all():
-            bad.add(place.document)
-        before, count = _inside(place, start, len(rows))
-        source = slice(taken + before, taken + before + count)
-        low = place.first + before - start
+    done = 0
+    for span in chunk.spans:
+        if not finite[done : done + span.count].all():
+            bad.add(span.document)
+        before, count = _overlap(span, start, len(rows))
+        source = slice(done + before, done + before + count)
+        low = span.first + before - start
         target = slice(low, low + count)
         for field in fields(Rows):
             getattr(rows, field.name)[target] = getattr(selection, field.name).numpy()[source]
-        if place.ends_document and count and before + count == place.count:
+        if span.ends_document and count and before + count == span.count:
             rows.label_logprob[low + count - 1] = np.nan
-        taken += place.count
+        done += span.count
     return bad

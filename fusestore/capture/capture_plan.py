@@ -1,4 +1,4 @@
-"""What is known of a capture before its model is loaded."""
+"""`CapturePlan`: the fingerprint and tokens of a capture, before its model is loaded."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from fusestore.tokenizers.token_table import TokenTable
 
 
 class CapturePlan:
-    """What a capture begins with.
+    """Everything that a capture needs before its model is loaded.
 
     Attributes:
         model: the model.
         fingerprint: of the cache to make.
-        dtype_reason: why its dtype is what it is; None where the settings name it.
+        dtype_reason: the reason for its dtype; None if the settings name the dtype.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CapturePlan:
 
     @cached_property
     def tokens(self) -> TokenTable:
-        """What the model reads; a cache that is complete needs none of it.
+        """The tokens that the model reads; a complete cache does not need them.
 
         Raises:
             CorruptionError: the kept tokens are damaged.
@@ -62,15 +62,15 @@ def plan_capture(
     *,
     keep_tokens: bool = True,
 ) -> CapturePlan:
-    """Everything that is known before the model is loaded.
+    """Plan a capture, without loading the model.
 
     Args:
-        store: as for `capture`; so are those that follow.
+        store: holds the corpus and receives the cache.
         name: the cache's name.
         model: the model.
         corpus: the documents.
-        settings: what is kept and how the model runs.
-        keep_tokens: keep the tokens with the corpus; otherwise the store is left as it is.
+        settings: of the capture.
+        keep_tokens: store the tokens with the corpus; otherwise nothing is written.
 
     Raises:
         NotFoundError, InvalidInputError, IncompatibleError: see `capture`.
@@ -120,17 +120,17 @@ def plan_capture(
 
 
 def _settle_dtype(store: Store, name: str, settings: CaptureSettings) -> tuple[Dtype, str | None]:
-    """The dtype of a cache, and why it is that one where the settings leave it open."""
+    """The dtype of a cache, and the reason for it if the settings say `auto`."""
     if settings.dtype != "auto":
         return settings.dtype, None
-    begun = _begun_dtype(store, name)
-    if begun is not None:
-        return begun, "this cache was begun with it"
+    stored_dtype = _stored_dtype(store, name)
+    if stored_dtype is not None:
+        return stored_dtype, "this cache was begun with it"
     return choose_precision(pick_device(settings.device))
 
 
-def _begun_dtype(store: Store, name: str) -> Dtype | None:
-    """What the first writer of a cache settled; None where nothing is begun."""
+def _stored_dtype(store: Store, name: str) -> Dtype | None:
+    """The dtype that the first writer of a cache chose; None if there is no cache yet."""
     try:
         return Fingerprint.load(store.cache(name) / "fingerprint.json").dtype
     except NotFoundError:
@@ -140,23 +140,23 @@ def _begun_dtype(store: Store, name: str) -> Dtype | None:
 def adopt_dtype(
     store: Store, name: str, plan: CapturePlan, settings: CaptureSettings
 ) -> CapturePlan:
-    """The plan in the dtype of the fingerprint in the store, if the settings leave it open."""
+    """The plan with the dtype of the stored fingerprint, if the settings say `auto`."""
     dtype, reason = _settle_dtype(store, name, settings)
     fingerprint = plan.fingerprint.model_copy(update={"dtype": dtype})
     return CapturePlan(plan.model, fingerprint, lambda: plan.tokens, reason)
 
 
-def say_dtype(plan: CapturePlan, name: str, reporter: Reporter) -> None:
-    """Report which dtype was settled for a capture, and why, unless the settings name it."""
+def report_dtype(plan: CapturePlan, name: str, reporter: Reporter) -> None:
+    """Report the dtype of a capture and its reason, unless the settings name the dtype."""
     if plan.dtype_reason is not None:
         reporter.line(f"{name}: dtype {plan.fingerprint.dtype} ({plan.dtype_reason})")
 
 
 def load_planned(plan: CapturePlan, settings: CaptureSettings, name: str) -> Any:  # noqa: ANN401 - transformers is untyped
-    """The model, once its output is as wide as its configuration says.
+    """The loaded model, after a check that its output is as wide as its configuration says.
 
     Raises:
-        IncompatibleError: it is not.
+        IncompatibleError: its output has another width.
     """
     loaded = plan.model.load(
         dtype=plan.fingerprint.dtype, device=settings.device, attention=settings.attention
@@ -165,8 +165,8 @@ def load_planned(plan: CapturePlan, settings: CaptureSettings, name: str) -> Any
     vocab_size = plan.fingerprint.model.vocab_size
     if width != vocab_size:
         raise IncompatibleError(
-            f"The configuration of {name} says vocabulary {vocab_size:,}, but its output has "
-            f"{width:,}. Correct vocab_size in the model folder's config.json."
+            f"The configuration of {name} has vocab_size {vocab_size:,}, but its output has "
+            f"{width:,} ids. Correct vocab_size in the model folder's config.json."
         )
     return loaded
 

@@ -1,4 +1,4 @@
-"""The compiled selection, on as many threads as torch has and for every dtype of logits."""
+"""Selection by the compiled kernels, on as many threads as torch has, for logits of any dtype."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from fusestore.capture.kernels import draw_rows, top_k_rows
 
 _ROWS_TO_CONVERT = 16
-"""Rows of half-precision logits that become float32 at a time, to stay in the processor's cache."""
+"""Rows of half-precision logits that are converted at a time, to stay in the processor's cache."""
 
 Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -31,10 +31,10 @@ def top_k_on_cpu(
     finite = np.zeros(n, np.bool_)
     numbers = labels.numpy()
 
-    def work(rows: slice, values: _Array, where: _Positions) -> None:
+    def select_rows(rows: slice, values: _Array, indices: _Positions) -> None:
         top_k_rows(
             values,
-            where,
+            indices,
             numbers[rows],
             k,
             ids[rows],
@@ -44,7 +44,7 @@ def top_k_on_cpu(
             finite[rows],
         )
 
-    _share_out(logits, positions, work)
+    _run_in_threads(logits, positions, select_rows)
     return (
         torch.from_numpy(ids),
         torch.from_numpy(logprobs),
@@ -70,10 +70,10 @@ def draw_on_cpu(
     finite = np.zeros(len(points), np.bool_)
     numbers = labels.numpy()
 
-    def work(rows: slice, values: _Array, where: _Positions) -> None:
+    def select_rows(rows: slice, values: _Array, indices: _Positions) -> None:
         draw_rows(
             values,
-            where,
+            indices,
             numbers[rows],
             points[rows],
             ids[rows],
@@ -81,27 +81,27 @@ def draw_on_cpu(
             finite[rows],
         )
 
-    _share_out(logits, positions, work)
+    _run_in_threads(logits, positions, select_rows)
     return torch.from_numpy(ids), torch.from_numpy(label_logprob), torch.from_numpy(finite)
 
 
-def _share_out(
+def _run_in_threads(
     logits: torch.Tensor,
     positions: torch.Tensor,
-    work: Callable[[slice, _Array, _Positions], None],
+    select_rows: Callable[[slice, _Array, _Positions], None],
 ) -> None:
-    """Give each thread a stretch of the positions; `work` gets float32 rows and where they are."""
+    """Call `select_rows(positions, float32 rows, indices of these rows)` in several threads."""
 
-    def stretch(first: int, stop: int) -> None:
+    def run(first: int, stop: int) -> None:
         if logits.dtype == torch.float32:
-            work(slice(first, stop), logits.numpy(), positions[first:stop].numpy())
+            select_rows(slice(first, stop), logits.numpy(), positions[first:stop].numpy())
             return
         for start in range(first, stop, _ROWS_TO_CONVERT):
-            some = slice(start, min(start + _ROWS_TO_CONVERT, stop))
-            values = logits[positions[some]].float().numpy()
-            work(some, values, np.arange(len(values)))
+            batch = slice(start, min(start + _ROWS_TO_CONVERT, stop))
+            values = logits[positions[batch]].float().numpy()
+            select_rows(batch, values, np.arange(len(values)))
 
     n, threads = len(positions), torch.get_num_threads()
     bounds = [n * thread // threads for thread in range(threads + 1)]
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        list(pool.map(stretch, bounds[:-1], bounds[1:]))
+        list(pool.map(run, bounds[:-1], bounds[1:]))

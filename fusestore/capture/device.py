@@ -1,7 +1,7 @@
-"""Selection by tensor operations, on whatever device the logits are.
+"""Selection by tensor operations, on the device of the logits.
 
-Memory is read as rarely as such operations allow: the k largest of a row are looked for among the
-blocks with the k largest maxima, and the mass of the rest comes from one fused softmax.
+Memory is read as rarely as such operations allow: the k largest logits of a row are selected from
+the blocks with the k largest maxima, and the mass of the others comes from one fused softmax.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ def top_k_on_device(
     logits: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor, k: int
 ) -> Entries:
     """Fields of a `Selection` for the rule `top-k`; arguments as for `select`."""
-    parts = [_top_k(logits[some], wanted, k) for some, wanted in _parts(logits, positions, labels)]
+    results = [
+        _top_k(logits[rows], row_labels, k)
+        for rows, row_labels in _batches(logits, positions, labels)
+    ]
     ids, logprobs, tail, label_logprob, finite = (
-        torch.cat(list(field)) for field in zip(*parts, strict=True)
+        torch.cat(list(field)) for field in zip(*results, strict=True)
     )
     return ids, logprobs, tail, label_logprob, finite
 
@@ -44,18 +47,18 @@ def draw_on_device(
     Returns:
         The ids, and `label_logprob` and `finite` of a `Selection`.
     """
-    wanted = torch.from_numpy(points)
-    parts = []
+    masses = torch.from_numpy(points)
+    results = []
     done = 0
-    for some, numbers in _parts(logits, positions, labels):
-        here = wanted[done : done + len(some)].to(logits.device, non_blocking=True)
-        parts.append(_draw(logits[some], numbers, here))
-        done += len(some)
-    ids, label_logprob, finite = (torch.cat(list(field)) for field in zip(*parts, strict=True))
+    for rows, row_labels in _batches(logits, positions, labels):
+        row_masses = masses[done : done + len(rows)].to(logits.device, non_blocking=True)
+        results.append(_draw(logits[rows], row_labels, row_masses))
+        done += len(rows)
+    ids, label_logprob, finite = (torch.cat(list(field)) for field in zip(*results, strict=True))
     return ids, label_logprob, finite
 
 
-def _parts(
+def _batches(
     logits: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     rows = max(1, _LOGITS // logits.shape[-1])
@@ -70,7 +73,7 @@ def _parts(
 
 
 def _top_k(logits: torch.Tensor, labels: torch.Tensor, k: int) -> Entries:
-    """Of rows [n, V] of their own: they are overwritten."""
+    """Fields of a `Selection` of rows [n, V], which are overwritten."""
     more = min(k + 1, logits.shape[-1])
     ids = _largest(logits, more)
     values = logits.gather(-1, ids).float()
@@ -79,8 +82,8 @@ def _top_k(logits: torch.Tensor, labels: torch.Tensor, k: int) -> Entries:
     label = logits.gather(-1, labels[:, None]).float() - peak
     logits.scatter_(-1, ids[:, :k], -torch.inf)
     if more > k:
-        # The largest of the rest: its log-softmax among them is minus the log of their mass,
-        # relative to it.
+        # For the largest of the other logits, its log-softmax among them is minus the log of their
+        # mass relative to it.
         log_share = torch.log_softmax(logits, -1, dtype=torch.float32).gather(-1, ids[:, k:])
         rest = torch.where(values[:, k:] == -torch.inf, -torch.inf, values[:, k:] - log_share)
     else:
@@ -98,8 +101,8 @@ def _top_k(logits: torch.Tensor, labels: torch.Tensor, k: int) -> Entries:
 def _largest(logits: torch.Tensor, k: int) -> torch.Tensor:
     """Ids int64 [n, k] of the k largest logits of each row, lower ids first in a tie.
 
-    All of them lie in the k blocks with the largest maxima, where a tie goes to the earlier block:
-    each of these blocks has an entry that precedes whatever lies in any other.
+    All of them lie in the k blocks with the largest maxima, if a tie goes to the earlier block:
+    each of these blocks has an entry that precedes every entry of any other block.
     """
     n, vocab_size = logits.shape
     whole = vocab_size // _BLOCK
@@ -111,9 +114,9 @@ def _largest(logits: torch.Tensor, k: int) -> torch.Tensor:
     lanes = torch.arange(_BLOCK, device=logits.device)
     ids = (blocks[:, :, None] * _BLOCK + lanes).reshape(n, -1)
     values = logits.gather(-1, ids.clamp(max=vocab_size - 1))
-    # Beyond the vocabulary's end there is nothing, and it comes after everything.
+    # Ids beyond the vocabulary come last.
     values = values.masked_fill(ids >= vocab_size, -torch.inf)
-    # Rows with NaN, whose order is none, may still name such an id.
+    # A row with NaN has no order and may still name such an id.
     return _first_by_key(values, ids, k).clamp(max=vocab_size - 1)
 
 
@@ -133,9 +136,9 @@ def _draw(
     logprobs = torch.log_softmax(logits, -1, dtype=torch.float32)
     cumulated = logprobs.exp().cumsum(-1, dtype=torch.float64)
     total = cumulated[:, -1:]
-    # Below the total even where the product rounds up to it: there is a token at each point.
-    wanted = torch.minimum(points * total, torch.nextafter(total, torch.zeros_like(total)))
-    ids = torch.searchsorted(cumulated, wanted, right=True).clamp(max=logits.shape[-1] - 1)
+    # Below the total even if the product rounds up to it, so that each point is at a token.
+    targets = torch.minimum(points * total, torch.nextafter(total, torch.zeros_like(total)))
+    ids = torch.searchsorted(cumulated, targets, right=True).clamp(max=logits.shape[-1] - 1)
     return (
         ids.to(torch.int32),
         logprobs.gather(-1, labels[:, None])[:, 0],

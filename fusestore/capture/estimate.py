@@ -1,9 +1,9 @@
-"""What a capture will take, from a few documents captured for real: bytes, time, money.
+"""Estimates the bytes, time and money of a capture, from a sample of its documents.
 
 The sample goes through the capture's own code: the model runs, rows are selected, and the cache's
-writer encodes them into a store in memory. Sizes are those of the files it wrote, times were
-measured. Both are extrapolated by tokens: sizes array by array, time by length of document, since
-a token of a long document takes longer. Nothing is written to the store.
+writer encodes them into a store in memory. The sizes of its files and the measured times are
+extrapolated by tokens: sizes per array, time by length of document, because a token of a long
+document takes longer. Nothing is written to the store.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.batches import RowCapturer
-from fusestore.capture.capture_plan import load_planned, plan_capture, say_dtype
+from fusestore.capture.capture_plan import load_planned, plan_capture, report_dtype
 from fusestore.capture.run import settle_order
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import Corpus
@@ -44,18 +44,18 @@ NUM_STRATA = 4
 """Classes of documents by length, each with about a quarter of the corpus's tokens."""
 
 METADATA = "metadata"
-"""What `bytes_by_array` calls everything that is not an array's data."""
+"""Key in `bytes_by_array` of everything that is not an array's data."""
 
 _Documents = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What things cost, in one currency; None is not asked for.
+    """Prices in one currency; None if unknown.
 
     Attributes:
-        per_hour: the machine that captures.
-        per_gb_month: storage, for 10^9 bytes.
+        per_hour: of the machine that captures.
+        per_gb_month: of storage, for 10^9 bytes.
     """
 
     per_hour: float | None = None
@@ -64,20 +64,20 @@ class Prices:
 
 @dataclass(frozen=True)
 class CaptureEstimate:
-    """What one capture will take.
+    """The estimate of one capture.
 
     Attributes:
-        num_documents, num_tokens: what the model will read; counted, not estimated.
-        sampled_documents, sampled_tokens: what it read for the estimate.
+        num_documents, num_tokens: documents and tokens of the capture; counted, not estimated.
+        sampled_documents, sampled_tokens: documents and tokens that were run for the estimate.
         num_bytes: all files of the cache.
         bytes_by_array: the same by array, and `METADATA`.
-        seconds: from the command's start to its end, the imports apart.
-        seconds_by_step: `prepare` (reading the model's files, tokenising), `load`, `sample` (what
-            settles the order of ids), `capture`, and `write`: what of encoding and writing comes
-            after the last forward pass.
+        seconds: from the command's start to its end, without imports.
+        seconds_by_step: `prepare` (reading the model's files, tokenizing), `load`, `sample` (of the
+            order of ids), `capture`, and `write` (encoding and writing after the last forward
+            pass).
         tokens_per_second: of the step `capture`.
-        peak_memory_bytes: most memory used while sampling: of the accelerator where the model ran
-            on one, else of this process.
+        peak_memory_bytes: peak memory while sampling: of the accelerator if the model ran on one,
+            else of this process.
         cost: of the machine's time, if its price is known.
         storage_cost_per_month: of the bytes, if their price is known.
     """
@@ -111,14 +111,14 @@ def estimate_capture(
     """Estimate what `capture` with the same arguments will take.
 
     Args:
-        store: as for `capture`; so are those that follow.
-        name: what messages call the cache.
+        store: holds the corpus.
+        name: the cache's name.
         model: the model.
         corpus: the documents.
-        settings: what is kept and how the model runs.
-        prices: what things cost.
-        sample_tokens: tokens to capture, about; more of them make the estimate better. By
-            default what takes some seconds.
+        settings: of the capture.
+        prices: of machine and storage.
+        sample_tokens: tokens to capture, about; a larger sample makes the estimate better. The
+            default takes some seconds.
         seed: draws the sampled documents.
         reporter: receives progress updates.
 
@@ -130,7 +130,7 @@ def estimate_capture(
     prices = prices or Prices()
     begun = time.perf_counter()
     plan = plan_capture(store, name, model, corpus, settings, keep_tokens=False)
-    say_dtype(plan, name, reporter)
+    report_dtype(plan, name, reporter)
     prepared = time.perf_counter()
     loaded = load_planned(plan, settings, name)
     ready = time.perf_counter()
@@ -141,17 +141,17 @@ def estimate_capture(
     with reporter.stage(f"Sampling {name}", "tokens") as progress:
         rates, rows = [], []
         total = sum(tokens.take(stratum.documents).num_tokens for stratum in sample)
-        # The first pass of a model allocates and tunes; its time says nothing.
+        # The first pass of a model allocates and tunes, so its time is not measured.
         _capture(loaded, tokens.take(sample[0].documents), settings)
         began, order = time.perf_counter(), None
         if fingerprint.profile != "fast":
             order = settle_order(loaded, fingerprint, tokens, settings, ignore_progress)
         sample_seconds = time.perf_counter() - began
         for stratum in sample:
-            part = tokens.take(stratum.documents)
+            drawn = tokens.take(stratum.documents)
             began = time.perf_counter()
-            rows.append(_capture(loaded, part, settings))
-            rates.append((time.perf_counter() - began) / part.num_tokens)
+            rows.append(_capture(loaded, drawn, settings))
+            rates.append((time.perf_counter() - began) / drawn.num_tokens)
             progress(sum(map(len, rows)), total)
     capture_seconds = sum(
         stratum.num_tokens * rate for stratum, rate in zip(sample, rates, strict=True)
@@ -189,7 +189,7 @@ class Stratum:
     """Documents of similar length.
 
     Attributes:
-        documents: int64 [n] the sampled ones, rising.
+        documents: int64 [n] the sampled documents, rising.
         num_tokens: tokens of all its documents, sampled or not.
     """
 
@@ -211,10 +211,10 @@ def sample_documents(lengths: _Documents, budget: int, seed: int) -> list[Stratu
     Raises:
         InvalidInputError: no document has a token.
     """
-    filled = np.flatnonzero(lengths)
-    if len(filled) == 0:
+    nonempty = np.flatnonzero(lengths)
+    if len(nonempty) == 0:
         raise InvalidInputError("The corpus has no tokens: there is nothing to capture.")
-    order = filled[np.argsort(-lengths[filled], kind="stable")]
+    order = nonempty[np.argsort(-lengths[nonempty], kind="stable")]
     before = np.cumsum(lengths[order]) - lengths[order]
     stratum = before * NUM_STRATA // int(lengths.sum())
     generator = np.random.default_rng(seed)
@@ -253,30 +253,30 @@ def _encoded_sizes(
         order: of the whole cache.
         rows: the sample's.
     """
-    own = fingerprint.model_copy(
+    sample = fingerprint.model_copy(
         update={"num_documents": tokens.num_documents, "num_tokens": tokens.num_tokens}
     )
     store = Store(Location.parse(f"memory://fusestore-estimate-{uuid.uuid4().hex}"))
     try:
-        writer = CacheWriter.create(store, "sample", own, tokens, order)
+        writer = CacheWriter.create(store, "sample", sample, tokens, order)
         began = time.perf_counter()
-        for shard in range(len(own.plan)):
-            start, stop = own.plan.bounds(shard)
+        for shard in range(len(sample.plan)):
+            start, stop = sample.plan.bounds(shard)
             writer.write_shard(shard, Rows(*(values[start:stop] for values in vars(rows).values())))
         seconds = time.perf_counter() - began
         written = writer.location.sizes()
     finally:
         store.location.delete()
-    return _extrapolate(written, own, fingerprint), seconds
+    return _extrapolate(written, sample, fingerprint), seconds
 
 
 def _extrapolate(
     written: dict[str, int], sample: Fingerprint, whole: Fingerprint
 ) -> dict[str, int]:
-    """From the sizes of a sample's files to those of the whole cache, by array.
+    """Bytes of the whole cache by array, from the sizes of a sample's files.
 
-    An array's data grows with its rows, whatever they stand for; chunk indices with the number of
-    files; receipts with the number of shards.
+    An array's data grows with its rows, chunk indices with the number of files, receipts with the
+    number of shards.
     """
     arrays, wholes = (
         {spec.name: spec for spec in (*arrays.per_shard, *arrays.fixed)}
@@ -297,7 +297,7 @@ def _extrapolate(
 
 
 def _stored_rows(spec: ArraySpec) -> int:
-    """Rows that take space: a raw chunk that is not full is padded, a compressed one is short."""
+    """Rows that take space: a raw chunk is padded to its full size, a compressed chunk is not."""
     rows, chunk = spec.shape[0], spec.chunk_shape[0]
     return -(-rows // chunk) * chunk if spec.codec == "raw" else rows
 
@@ -305,10 +305,10 @@ def _stored_rows(spec: ArraySpec) -> int:
 def _write_seconds(
     fingerprint: Fingerprint, seconds_per_row: float, capture_seconds: float
 ) -> float:
-    """Shards are encoded while the next is computed; the last one has none to hide behind."""
+    """Seconds of writing after the last forward pass; before, shards are written in parallel."""
     start, stop = fingerprint.plan.bounds(len(fingerprint.plan) - 1)
-    everything = seconds_per_row * fingerprint.num_tokens
-    return max(seconds_per_row * (stop - start), everything - capture_seconds)
+    total = seconds_per_row * fingerprint.num_tokens
+    return max(seconds_per_row * (stop - start), total - capture_seconds)
 
 
 def _peak_memory(device: str) -> int:

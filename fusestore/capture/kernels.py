@@ -1,8 +1,8 @@
 """Selection on a CPU: compiled loops that read each row of logits twice and copy none.
 
 Called from several threads at once (they release the interpreter's lock). Exponentials are float32
-with a relative error below 3e-7, sums are float64 over short float32 ones. What a row gives depends
-on that row alone.
+with a relative error below 3e-7; sums are float64 over short float32 sums. The result of a row
+depends on that row alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 _BLOCK = 64
-"""Logits that share a maximum: the largest ones are then looked for in few blocks only."""
+"""Logits that share a maximum, so that the largest are searched for in few blocks only."""
 
 _TERMS = 512
 """Exponentials that are added in float32, by vector instructions, before float64 takes over."""
@@ -22,11 +22,11 @@ _LOWEST = -87.0
 """exp(x) below this is no normal float32: it counts as 0."""
 
 _LOG2_E = np.float32(1.4426950408889634)
-# ln 2 in two parts: the first has few bits, so that its multiples are exact.
+# ln 2 as a sum of two numbers: the first has few bits, so that its multiples are exact.
 _LN_2_HIGH = np.float32(0.693359375)
 _LN_2_LOW = np.float32(math.log(2.0) - 0.693359375)
 _TO_INTEGER = np.float32(1.5 * 2**23)
-"""Adding it leaves a float32 of moderate size no room for a fraction: that rounds it."""
+"""Adding and subtracting it rounds a float32 of moderate size to an integer."""
 
 _SIGN = np.uint64(1 << 31)
 _ALL = np.uint64(0xFFFFFFFF)
@@ -48,7 +48,7 @@ def top_k_rows(logits, positions, labels, k, ids, logprobs, tail, label_logprob,
         row = logits[positions[i]]
         _block_maxima(row, maxima)
         peak = maxima.max()
-        # Each of k blocks has an entry as large as this, so the k largest are not below it.
+        # Each of k blocks has an entry as large as this, so none of the k largest is below it.
         least = np.float32(-np.inf)
         if k <= len(maxima):
             least = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
@@ -65,7 +65,7 @@ def top_k_rows(logits, positions, labels, k, ids, logprobs, tail, label_logprob,
             ids[i, entry] = token
             kept_mass += exponentials[token]
             exponentials[token] = 0.0
-        # Summed from what was not kept, not subtracted from one: a small tail stays precise.
+        # Summed from the other entries, not subtracted from one: a small tail stays precise.
         rest = _total(exponentials)
         log_total = math.log(kept_mass + rest)
         for entry in range(k):
@@ -93,27 +93,27 @@ def draw_rows(logits, positions, labels, uniforms, ids, label_logprob, finite):
         peak = maxima.max()
         _exponentiate(row, peak, exponentials)
         total = 0.0
-        for stretch in range(len(until)):
-            total += _stretch_sum(exponentials, stretch)
-            until[stretch] = total
+        for group in range(len(until)):
+            total += _group_sum(exponentials, group)
+            until[group] = total
         if not (math.isfinite(peak) and math.isfinite(total)):
             finite[i] = False
             continue
         finite[i] = True
         label_logprob[i] = (np.float64(row[labels[i]]) - peak) - math.log(total)
-        stretch = -1
+        group = -1
         token = 0
         for draw in range(uniforms.shape[1]):
             wanted = uniforms[i, draw] * total
-            if stretch < 0 or until[stretch] <= wanted:
-                stretch = max(stretch, 0)
-                while stretch + 1 < len(until) and until[stretch] <= wanted:
-                    stretch += 1
-                token = stretch * _TERMS
+            if group < 0 or until[group] <= wanted:
+                group = max(group, 0)
+                while group + 1 < len(until) and until[group] <= wanted:
+                    group += 1
+                token = group * _TERMS
                 cumulated = np.float64(exponentials[token])
-                if stretch > 0:
-                    cumulated += until[stretch - 1]
-            stop = min((stretch + 1) * _TERMS, vocab_size)
+                if group > 0:
+                    cumulated += until[group - 1]
+            stop = min((group + 1) * _TERMS, vocab_size)
             last = token
             while cumulated <= wanted and token + 1 < stop:
                 token += 1
@@ -121,7 +121,7 @@ def draw_rows(logits, positions, labels, uniforms, ids, label_logprob, finite):
                 if exponentials[token] > 0.0:
                     last = token
             if cumulated <= wanted:
-                # By rounding, the stretch's terms add up to less than its sum said.
+                # By rounding, the cumulated terms stay below the sum of the group.
                 token = last
             ids[i, draw] = token
 
@@ -134,7 +134,7 @@ def _block_maxima(row, maxima):
 
 @numba.njit(nogil=True, cache=True)
 def _largest(values):
-    """NaN is passed over here: `_exponentiate` does not lose it."""
+    """The largest value; NaN is ignored, because `_exponentiate` keeps it."""
     largest = np.float32(-np.inf)
     for index in range(len(values)):
         largest = values[index] if values[index] > largest else largest
@@ -143,7 +143,7 @@ def _largest(values):
 
 @numba.njit(nogil=True, cache=True)
 def _collect(row, maxima, least, keys):
-    """Keys of all entries that are at least `least`; returns how many.
+    """Write keys of all entries that are at least `least`; returns their number.
 
     Keys grow with the logit, and among equal logits fall with the id.
     """
@@ -189,9 +189,9 @@ def _exponentiate(row, peak, exponentials):
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
-def _stretch_sum(values, stretch):
-    """The sum of one stretch of `_TERMS` values, in an order that is the compiler's to choose."""
-    terms = values[stretch * _TERMS : (stretch + 1) * _TERMS]
+def _group_sum(values, group):
+    """The sum of one group of `_TERMS` values, in an order that the compiler chooses."""
+    terms = values[group * _TERMS : (group + 1) * _TERMS]
     total = np.float32(0.0)
     for term in range(len(terms)):
         total += terms[term]
@@ -201,6 +201,6 @@ def _stretch_sum(values, stretch):
 @numba.njit(nogil=True, cache=True)
 def _total(values):
     total = 0.0
-    for stretch in range(-(-len(values) // _TERMS)):
-        total += _stretch_sum(values, stretch)
+    for group in range(-(-len(values) // _TERMS)):
+        total += _group_sum(values, group)
     return total

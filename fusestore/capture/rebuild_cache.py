@@ -1,4 +1,4 @@
-"""Making damaged shards of a distribution cache again with the model that made them."""
+"""Makes damaged shards of a distribution cache again with the model that made them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fusestore.store.receipts import Receipt, receipt_path, shard_part
 
 
 def trusted_fingerprint(location: Location) -> Fingerprint:
-    """What the cache was made with, from whichever of its two places is sound.
+    """The cache's fingerprint, from its manifest or else from its own file.
 
     Raises:
-        CorruptionError: neither is.
+        CorruptionError: neither is sound.
     """
     manifest = CacheManifest.load_if_sound(location / "manifest.json")
     if manifest is not None:
@@ -29,8 +29,8 @@ def trusted_fingerprint(location: Location) -> Fingerprint:
     fingerprint = Fingerprint.load_if_sound(location / "fingerprint.json")
     if fingerprint is None:
         raise CorruptionError(
-            f"Neither manifest.json nor fingerprint.json of {location} is sound, so nothing says "
-            "what the cache was made with. Delete it and capture it again."
+            f"Neither manifest.json nor fingerprint.json of {location} is sound, so the settings "
+            "of the cache are lost. Delete it and capture it again."
         )
     return fingerprint
 
@@ -43,20 +43,20 @@ def rebuild_cache(
     settings: CaptureSettings,
     reporter: Reporter,
 ) -> None:
-    """Compute exactly the damaged shards again, and write anew what else is damaged.
+    """Compute exactly the damaged shards again, and write other damaged files again.
 
     Args:
         store: holds the cache and its corpus.
         name: the cache's name.
-        findings: everything that `verify_cache` finds wrong.
-        model: the one whose digest the fingerprint names.
-        settings: device, batch size and the like; what changes content comes from the fingerprint.
+        findings: all findings of `verify_cache`.
+        model: the model that the fingerprint names.
+        settings: device, batch size and the like; the fingerprint gives what changes the content.
         reporter: receives progress updates.
 
     Raises:
-        CorruptionError: the damage cannot be told to shards.
-        NotFoundError: the corpus is not there.
-        IncompatibleError: a shard comes out in other bytes than were captured.
+        CorruptionError: no shard contains the damage.
+        NotFoundError: the store does not hold the corpus.
+        IncompatibleError: the new bytes of a shard differ from the captured ones.
     """
     location = store.cache(name)
     fingerprint = trusted_fingerprint(location)
@@ -85,9 +85,9 @@ def rebuild_cache(
 
 
 def _remove_tokens_damage(location: Location, findings: Sequence[Finding]) -> None:
-    """Remove what is damaged of the tokens part, so that the writer writes the part again.
+    """Remove damaged files of the tokens part, so that the writer writes the part again.
 
-    A sound receipt stays: it tells what must come out, above all of the order of ids.
+    A sound receipt stays: the new files must match it, above all the order of ids.
     """
     receipt = location / receipt_path(TOKENS_PART)
     for finding in findings:
@@ -107,14 +107,14 @@ def _receipt(location: Location, fingerprint: Fingerprint, shard: int) -> Receip
 
 
 def _as_captured(fingerprint: Fingerprint, settings: CaptureSettings) -> CaptureSettings:
-    """The settings, with every setting that the fingerprint holds as it says."""
+    """The settings, with all values that the fingerprint holds."""
     content = {
         name: getattr(fingerprint, name)
         for name in CaptureSettings.model_fields
         if name in Fingerprint.model_fields
     }
     if fingerprint.logprob_step is None and fingerprint.profile == "fast":
-        # None would be the default grid; sampled rows have none in any case.
+        # None would mean the default grid, but sampled rows have no grid in any case.
         content["logprob_step"] = 0
     content["bos"] = "always" if fingerprint.add_bos else "never"
     return settings.model_copy(update=content)

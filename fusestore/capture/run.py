@@ -1,4 +1,4 @@
-"""`capture`: run one source model over a corpus and fill its distribution cache."""
+"""`capture`: run one source model over a corpus and write its distribution cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fusestore.capture.capture_plan import (
     adopt_dtype,
     load_planned,
     plan_capture,
-    say_dtype,
+    report_dtype,
 )
 from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.score_totals import score_totals, skipped_documents
@@ -48,25 +48,25 @@ def capture(
     reporter: Reporter | None = None,
     redo: Mapping[int, Receipt | None] | None = None,
 ) -> StageResult[Cache]:
-    """Fill the cache `name` with the distributions of a model over a corpus.
+    """Capture the distributions of a model over a corpus into the cache `name`.
 
-    What is there already, from an earlier run that was stopped or from another process, is kept.
-    Several processes that capture one cache divide its shards; each returns when it is complete.
-    A cache that is complete loads neither the model nor, where it is remembered, the tokenizer.
+    Shards of an earlier, interrupted run or of another process are kept. Several processes that
+    capture one cache divide its shards; each returns when the cache is complete. For a complete
+    cache, neither the model nor a remembered tokenizer is loaded.
 
     Args:
-        store: where the cache goes.
+        store: receives the cache.
         name: the cache's name.
         model: the model.
         corpus: the documents, already segmented.
-        settings: what is kept and how the model runs.
+        settings: which entries are kept, and how the model runs.
         reporter: receives progress updates.
-        redo: shards to compute again whatever is there, each with the receipt that tells what must
-            come out, where that is known. For repairs: an empty mapping has everything else of a
-            complete cache checked and written again where it is damaged.
+        redo: for repairs: shards to compute again even if they exist, each with the receipt that
+            the new bytes must match, or None. The other files of a complete cache are checked too,
+            and written again if they are damaged, even if the mapping is empty.
 
     Returns:
-        The complete cache, and whether anything had to be computed.
+        The complete cache. It was created unless it was complete before.
 
     Raises:
         NotFoundError: no such model.
@@ -80,13 +80,13 @@ def capture(
     reporter = reporter or SilentReporter()
     plan = plan_capture(store, name, model, corpus, settings)
     if redo is None:
-        finished = _complete(store, name, plan)
-        if finished is not None:
-            return StageResult(finished, created=False)
+        complete = _complete(store, name, plan)
+        if complete is not None:
+            return StageResult(complete, created=False)
     try:
         return _carry_out(store, name, plan, corpus, settings, reporter, redo)
     except FingerprintMismatchError:
-        # Another writer, which chose another dtype, may have begun the cache meanwhile.
+        # Another writer may have begun the cache meanwhile, with another dtype.
         adopted = adopt_dtype(store, name, plan, settings)
         if adopted.fingerprint.dtype == plan.fingerprint.dtype:
             raise
@@ -94,28 +94,28 @@ def capture(
 
 
 def _complete(store: Store, name: str, plan: CapturePlan) -> Cache | None:
-    """The cache, if it is complete and what was asked for.
+    """The cache if it is complete, else None.
 
     Raises:
-        FingerprintMismatchError: it is complete and something else.
+        FingerprintMismatchError: it was made with other settings.
         CorruptionError: its manifest or its fingerprint is damaged.
     """
     location = store.cache(name)
     if not (location / "manifest.json").exists():
         return None
-    there = open_cache(store, name)
+    complete = open_cache(store, name)
     try:
-        begun = Fingerprint.load(location / "fingerprint.json")
+        fingerprint = Fingerprint.load(location / "fingerprint.json")
     except NotFoundError:
-        # The writer makes what is lost again.
+        # The writer makes the lost file again.
         return None
-    check_same_fingerprint(begun, plan.fingerprint, f"Cache {name!r} ({location})")
+    check_same_fingerprint(fingerprint, plan.fingerprint, f"Cache {name!r} ({location})")
     if not has_tokens(location, plan.fingerprint):
         return None
     keep_vocabulary(store, plan.model.tokenizer)
     # A writer that died after writing the manifest left its leases.
     clear_up(location)
-    return there
+    return complete
 
 
 def _carry_out(
@@ -127,15 +127,15 @@ def _carry_out(
     reporter: Reporter,
     redo: Mapping[int, Receipt | None] | None,
 ) -> StageResult[Cache]:
-    # Here, because torch takes a second to import and a complete cache needs none of it.
+    # Not at the top: torch takes a second to import, and a complete cache does not need it.
     from fusestore.capture.batches import RowCapturer
 
     tokens, fingerprint = plan.tokens, plan.fingerprint
 
-    # On first use: to repair what is not a shard takes no model.
+    # On first use, because a repair of other files than shards needs no model.
     @cache
     def load() -> Any:  # noqa: ANN401 - transformers is untyped
-        say_dtype(plan, name, reporter)
+        report_dtype(plan, name, reporter)
         return load_planned(plan, settings, name)
 
     order = _order(store, name, fingerprint, tokens, settings, load, reporter)
@@ -147,7 +147,7 @@ def _carry_out(
     if redo or writer.missing_shards():
         capturer = RowCapturer(load(), tokens, settings.rule, settings.batch_size)
         with _shards(writer, redo, name, reporter) as shards:
-            _fill(writer, shards, capturer, corpus, settings, name, reporter)
+            _write_shards(writer, shards, capturer, corpus, settings, name, reporter)
     if not writer.complete:
         label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
         skipped = skipped_documents(tokens, label_logprob)
@@ -166,7 +166,7 @@ def _order(
     load: Callable[[], Any],
     reporter: Reporter,
 ) -> IdOrder | None:
-    """How the cache's ids are numbered: as it was settled, or else by a sample of the rows."""
+    """The stored order of ids, or else an order from a sample of the rows."""
     if fingerprint.profile == "fast":
         return None
     order = stored_order(store, name, fingerprint)
@@ -188,7 +188,7 @@ def settle_order(
 
     sample = sample_tokens(tokens)
     capturer = RowCapturer(model, sample, settings.rule, settings.batch_size)
-    # A document that is not finite says nothing here; with its shard it will be told.
+    # A document that is not finite is ignored here, and reported with its shard.
     rows, _ = capturer.rows(0, sample.num_tokens, progress)
     return order_of_sample(fingerprint.model.vocab_size, tokens, rows)
 
@@ -200,22 +200,22 @@ def _shards(
     name: str,
     reporter: Reporter,
 ) -> Iterator[Iterable[int]]:
-    """The shards to compute: those to do again, or the missing ones, shared with other writers."""
+    """The shards to compute: those of `redo`, or the missing shards, divided with other writers."""
     if redo:
         writer.redo = dict(redo)
         yield sorted(redo)
         return
     rank, world_size = process_rank()
-    with writer.claim_shards(
+    with writer.lease_shards(
         first=rank * len(writer.plan) // world_size,
         waiting=lambda count: reporter.line(
-            f"Waiting for other writers of {name}: {count} shards are theirs"
+            f"Waiting for other writers of {name}, which hold {count} shards"
         ),
     ) as missing:
         yield missing
 
 
-def _fill(
+def _write_shards(
     writer: CacheWriter,
     shards: Iterable[int],
     capturer: RowCapturer,
@@ -224,9 +224,9 @@ def _fill(
     name: str,
     reporter: Reporter,
 ) -> None:
-    """Compute these shards, each of which is written while the next ones are computed.
+    """Compute these shards, and write each while the next shards are computed.
 
-    The next shard is asked for when the one before is computed, but perhaps not yet written.
+    The next shard is requested when the last shard is computed, but perhaps not yet written.
     """
     total = writer.fingerprint.num_tokens
     done = writer.num_rows_finished
@@ -237,9 +237,9 @@ def _fill(
         progress(done, total)
         for shard in shards:
             start, stop = writer.plan.bounds(shard)
-            # What others have finished meanwhile is progress too.
+            # Shards of other writers count as progress too.
             done = max(done, writer.num_rows_finished)
-            rows, bad = capturer.rows(start, stop, _watched(queue, progress, done, total))
+            rows, bad = capturer.rows(start, stop, _shard_progress(queue, progress, done, total))
             if bad and settings.on_nan == "stop":
                 raise NonFiniteError(_describe_bad(corpus, bad, name))
             if bad:
@@ -248,14 +248,14 @@ def _fill(
             done += stop - start
 
 
-def _watched(queue: ShardQueue, progress: Progress, base: int, total: int) -> Progress:
-    """Progress of a part, told as progress of the whole; a failed write ends it."""
+def _shard_progress(queue: ShardQueue, progress: Progress, base: int, total: int) -> Progress:
+    """Reports progress of a shard as progress of the cache; raises the error of a failed write."""
 
-    def told(done: int, _part: int) -> None:
+    def report(done: int, _total_of_shard: int) -> None:
         queue.check()
         progress(base + done, total)
 
-    return told
+    return report
 
 
 def _describe_bad(corpus: Corpus, documents: list[int], name: str) -> str:

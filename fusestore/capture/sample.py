@@ -1,8 +1,8 @@
-"""What is run before the first shard: a few documents' beginnings, which settle the order of ids.
+"""The sample that settles the order of ids before the first shard: beginnings of documents.
 
-The sample depends on the corpus alone, so whoever begins a cache, with whichever shard, numbers the
-ids in the same way. Its rows are not kept: a batch of another shape may round otherwise, and a
-shard's rows are to be the same whoever computes them.
+The sample depends on the corpus alone, so every writer that begins a cache numbers the ids in the
+same way. Its rows are not kept: batches of another shape may round in another way, and a shard's
+rows must be the same for all writers.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ MAX_SAMPLE_ROWS = 8_192
 """Twice as many would make the ids 1 % smaller."""
 
 ROWS_PER_DOCUMENT = 256
-"""Many beginnings see more topics than a few whole documents."""
+"""Many beginnings cover more topics than a few whole documents."""
 
 SAMPLE_SHARE = 16
-"""A small corpus gives a sixteenth of its tokens, so that sampling it costs no more than that."""
+"""The sample has at most a sixteenth of the corpus's tokens, which bounds its cost."""
 
 
-def sample_stretches(tokens: TokenTable) -> list[slice]:
+def sample_slices(tokens: TokenTable) -> list[slice]:
     """The beginnings of evenly spread documents: at most `MAX_SAMPLE_ROWS` rows, at least one."""
-    wanted = max(1, min(MAX_SAMPLE_ROWS, tokens.num_tokens // SAMPLE_SHARE))
+    target = max(1, min(MAX_SAMPLE_ROWS, tokens.num_tokens // SAMPLE_SHARE))
     lengths = np.diff(tokens.document_offsets)
-    filled = int(np.count_nonzero(lengths))
-    longest = min(wanted, max(ROWS_PER_DOCUMENT, -(-wanted // filled)))
+    nonempty = int(np.count_nonzero(lengths))
+    longest = min(target, max(ROWS_PER_DOCUMENT, -(-target // nonempty)))
     lengths = np.minimum(lengths, longest)
     total = int(lengths.sum())
-    stretches: list[slice] = []
+    slices: list[slice] = []
     taken = passed = 0
-    # A document is taken when it does not bring the sample ahead of its share of what has passed.
+    # A document is taken if the sample stays within its share of the documents so far.
     for start, length in zip(tokens.document_offsets.tolist(), lengths.tolist(), strict=False):
         passed += length
-        if length and (taken + length) * total <= wanted * passed:
-            stretches.append(slice(start, start + length))
+        if length and (taken + length) * total <= target * passed:
+            slices.append(slice(start, start + length))
             taken += length
-    return stretches
+    return slices
 
 
 def sample_tokens(tokens: TokenTable) -> TokenTable:
-    """The tokens of `sample_stretches`, each stretch a document."""
-    stretches = sample_stretches(tokens)
-    lengths = [stretch.stop - stretch.start for stretch in stretches]
+    """The tokens of `sample_slices`, each slice a document."""
+    slices = sample_slices(tokens)
+    lengths = [rows.stop - rows.start for rows in slices]
     return TokenTable(
-        np.concatenate([tokens.token_ids[stretch] for stretch in stretches]),
-        np.concatenate([tokens.end_offsets[stretch] for stretch in stretches]),
+        np.concatenate([tokens.token_ids[rows] for rows in slices]),
+        np.concatenate([tokens.end_offsets[rows] for rows in slices]),
         np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
     )
 

@@ -1,4 +1,4 @@
-"""Draws that depend on the seed and on the row's number, and on nothing else."""
+"""Draws that depend only on the seed and on the row's number."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _ID_BITS = 32
 def uniforms(seed: int, rows: npt.NDArray[np.int64], draws: int) -> npt.NDArray[np.float64]:
     """Points in [0, 1) for each row, rising, float64 [n, draws].
 
-    Philox4x64-10 with the seed as its key and the row's own stretch of the counter: the points of
-    a row are the same whatever else is asked for, in whatever order, on whatever device.
+    Philox4x64-10 with the seed as its key and a range of the counter for each row: the points of a
+    row do not depend on the other rows, their order or the device.
 
     Args:
         seed: not negative.
@@ -25,7 +25,7 @@ def uniforms(seed: int, rows: npt.NDArray[np.int64], draws: int) -> npt.NDArray[
     """
     counters = -(-draws // _PER_COUNTER)
     raw = np.empty((len(rows), counters * _PER_COUNTER), np.uint64)
-    # Rows that follow each other are one stretch of the counter.
+    # Consecutive rows are one range of the counter.
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     for first, stop in zip([0, *breaks], [*breaks, len(rows)], strict=True):
         if first == stop:
@@ -47,7 +47,7 @@ def tally(drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         ids int32 [n, draws] and log(count / draws) float32 [n, draws], by falling count, then by
-        rising id; 0 and −inf where there is none.
+        rising id; 0 and −inf for absent entries.
     """
     draws = drawn.shape[1]
     is_first = torch.ones_like(drawn, dtype=torch.bool)
@@ -55,7 +55,7 @@ def tally(drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     group = is_first.cumsum(1) - 1
     counts = torch.zeros_like(group).scatter_add_(1, group, torch.ones_like(group))
     ids = torch.zeros_like(group).scatter_(1, group, drawn.long())
-    # One number that sorts by count and then against the id.
+    # One number that sorts by rising count, then by falling id.
     key = (counts << _ID_BITS) + ((1 << _ID_BITS) - 1 - ids)
     key = torch.where(counts > 0, key, 0).sort(dim=1, descending=True).values
     counts = key >> _ID_BITS

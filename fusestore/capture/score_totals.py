@@ -1,4 +1,4 @@
-"""What a capture's manifest says of all rows together: skipped documents, and sums of log p."""
+"""Totals of all rows for a capture's manifest: skipped documents, and sums of log p."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fusestore.tokenizers.token_table import TokenTable
 
 
 def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:
-    """Documents without usable rows: they have a next token somewhere and no number for it.
+    """Documents without usable rows: a token in them has no log-probability.
 
     A document of one token predicts nothing and is never among them.
     """
@@ -29,13 +29,13 @@ def score_totals(
     skipped: list[int],
 ) -> dict[str, float]:
     """For each split: predicted tokens, the bytes they stand for, and −Σ log p in nats."""
-    left_out = set(skipped)
+    excluded = set(skipped)
     totals: dict[str, float] = {}
     for split in corpus.manifest.splits:
         count, length, nats = 0, 0, 0.0
         for index in corpus.split_documents(split):
             start, stop = tokens.document_offsets[index], tokens.document_offsets[index + 1]
-            if int(index) in left_out or stop - start < 2:
+            if int(index) in excluded or stop - start < 2:
                 continue
             count += int(stop - start - 1)
             length += int(tokens.end_offsets[stop - 1] - tokens.end_offsets[start])

@@ -1,9 +1,8 @@
-"""From logits to what a cache keeps of them: entries, tail, label. Pure functions.
+"""From logits to the rows that a cache keeps: entries, tail, label. Pure functions.
 
 Three rules. `top-k`: the k most likely tokens. `top-p`: as few of these as together have mass p.
-`sampled`: k draws from the distribution. On CUDA tensor operations do the work on the device
-(`device`), else compiled loops on the CPU (`kernels`); both make the same rows, up to float32
-rounding.
+`sampled`: k draws from the distribution. On CUDA tensor operations run on the device (`device`),
+otherwise compiled loops on the CPU (`kernels`); both make the same rows, up to float32 rounding.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from fusestore.capture.sampling import tally, uniforms
 
 @dataclass(frozen=True)
 class Selection:
-    """What is kept of n next-token distributions; tensors on the CPU, or on CUDA with the logits.
+    """The kept rows of n next-token distributions; on CUDA if the logits are, else on the CPU.
 
     Attributes:
-        ids: int32 [n, k] token ids by falling log-probability, then by rising id; 0 where there
-            is no entry.
-        logprobs: float32 [n, k] natural log-probabilities at temperature 1, −inf for no entry.
+        ids: int32 [n, k] token ids by falling log-probability, then by rising id; 0 for absent
+            entries.
+        logprobs: float32 [n, k] natural log-probabilities at temperature 1, −inf if absent.
             `sampled`: log of the share of the draws that fell on the token.
         tail: float32 [n] log of the mass outside the kept ids; `sampled`: −inf.
         label_logprob: float32 [n] log-probability of the label.
-        finite: bool [n] whether the row is a distribution at all (no NaN, no +inf). The rest of a
-            row that is none means nothing.
+        finite: bool [n] whether the row is a distribution (no NaN, no +inf). If not, its other
+            values have no meaning.
     """
 
     ids: torch.Tensor
@@ -52,18 +51,17 @@ def select(
     """Apply a rule to some rows of logits; probabilities come from whole rows, in float32.
 
     For `top-k` and `top-p`, `sum(exp(logprobs)) + exp(tail) = 1`: the tail is summed from the
-    entries that were not kept, not subtracted from one, so that a peaked row's small tail keeps its
-    precision. For `sampled`, the entries alone sum to 1, and each token's expected share is its
+    other entries, not subtracted from one, so that a peaked row's small tail keeps its precision.
+    For `sampled`, the entries alone sum to 1, and each token's expected share is its
     probability: Random Sampling KD of Sparse Logit Sampling (ACL 2025, arXiv 2503.16870) with the
     distribution itself as the proposal.
 
     Args:
-        rule: what to keep.
+        rule: selects the kept entries.
         logits: [m, V], any float dtype.
         positions: int64 [n], on the CPU: which rows of the logits.
         labels: int64 [n], on the CPU: the token that follows each of them.
-        rows: int64 [n] the rows' numbers in the cache: with the seed, they alone decide at which
-            points of its cumulated distribution a row is drawn from.
+        rows: int64 [n] the rows' numbers in the cache; with the seed, they determine the draws.
     """
     on_cuda = logits.device.type == "cuda"
     if not on_cuda:
@@ -84,7 +82,8 @@ def select(
 def cut_to_nucleus(selection: Selection, top_p: float) -> Selection:
     """Keep the first entries of each row, as few as reach mass `top_p`, at least one.
 
-    What is cut joins the tail. A row whose entries do not reach `top_p` stays as it is.
+    The mass of removed entries is added to the tail. A row with less mass than `top_p` in its
+    entries stays unchanged.
     """
     mass = selection.logprobs.exp()
     kept = mass.cumsum(-1) - mass < top_p

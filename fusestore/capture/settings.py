@@ -1,4 +1,4 @@
-"""What can be chosen when a model's distributions are captured."""
+"""`CaptureSettings`: the settings of a capture; the options of `fusestore capture`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from fusestore.store.manifest import Frozen
 
 BosPolicy = Literal["auto", "always", "never"]
 
-
 _ROWS: dict[str, JsonValue] = {"panel": "Rows kept"}
 _MODEL: dict[str, JsonValue] = {"panel": "Model"}
 _WORK: dict[str, JsonValue] = {"panel": "Work"}
 
 
 class CaptureSettings(Frozen):
-    """Choices for one capture; those up to `on_nan` change what is stored, the rest only how."""
+    """Settings of one capture. Only those up to `on_nan` change the content of the rows."""
 
     selection: RuleName = Field(
         default="top-k",
@@ -88,8 +87,8 @@ class CaptureSettings(Frozen):
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="Documents in one forward pass; by a token budget unless given, which is "
-        "halved when memory is short.",
+        description="Documents in one forward pass. By default a token budget decides, which is "
+        "halved when memory runs out.",
         json_schema_extra=_WORK,
     )
     attention: str | None = Field(
@@ -129,7 +128,9 @@ class CaptureSettings(Frozen):
         if self.selection != "sampled":
             check_profile(self.profile, self.grid)
         elif self.logprob_step is not None:
-            raise ValueError("logprob_step means nothing with selection sampled: counts are exact")
+            raise ValueError(
+                "logprob_step has no effect with selection sampled, which has exact counts"
+            )
         if self.rows_per_shard % self.rows_per_chunk:
             raise ValueError(
                 f"rows_per_shard {self.rows_per_shard} is no multiple of "
@@ -139,7 +140,7 @@ class CaptureSettings(Frozen):
 
     @property
     def rule(self) -> Rule:
-        """Which entries are kept."""
+        """The rule that selects the kept entries."""
         seed = 0 if self.seed is None and self.selection == "sampled" else self.seed
         return Rule(self.selection, self.top_k, self.top_p, seed)
 
@@ -156,11 +157,10 @@ def wants_bos(policy: BosPolicy, tokenizer_adds_bos: bool, has_bos: bool) -> boo
     """Whether documents begin with BOS under this policy.
 
     Raises:
-        IncompatibleError: BOS is asked for, and the tokenizer has none.
+        IncompatibleError: BOS is required, and the tokenizer has none.
     """
     if policy == "always" and not has_bos:
         raise IncompatibleError(
-            "BOS was asked for (bos = always), but the tokenizer has no BOS token. "
-            "Use auto or never."
+            "bos is always, but the tokenizer has no BOS token. Use auto or never."
         )
     return has_bos and (policy == "always" or (policy == "auto" and tokenizer_adds_bos))

@@ -1,4 +1,4 @@
-"""`ShardQueue`: shards are encoded and written while the model computes the next ones."""
+"""`ShardQueue`: encodes and writes shards while the model computes the next shards."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Self
 from fusestore.cache.rows import Rows
 
 WRITERS = 2
-"""Shards written at once: one writer encodes about 100,000 rows of 32 entries a second."""
+"""Writing threads; each encodes about 100,000 rows of 32 entries a second."""
 
 
 class ShardQueue:
-    """Hands shards to writing threads; at most one waits besides those being written.
+    """Passes shards to writing threads; at most one shard waits besides those being written.
 
     When a write fails, `check` and `put` raise its error and nothing more is written. Leaving the
-    `with` block waits for what is there to be written: after an error of the block's own too, so
-    that nothing that was computed is lost by it.
+    `with` block waits until all shards are written, even after an error in the block, so that no
+    computed shard is lost.
     """
 
     def __init__(self, write: Callable[[int, Rows], object], writers: int = WRITERS) -> None:
@@ -44,7 +44,7 @@ class ShardQueue:
             self.check()
 
     def put(self, shard: int, rows: Rows) -> None:
-        """Have a shard written; waits while the queue is full."""
+        """Add a shard; waits while the queue is full."""
         self.check()
         while len(self._pending) >= self._room:
             wait(self._pending, return_when=FIRST_COMPLETED)
@@ -52,7 +52,7 @@ class ShardQueue:
         self._pending.add(self._pool.submit(self._work, shard, rows))
 
     def check(self) -> None:
-        """Raise the error of a write that failed, if one did."""
+        """Raise the error of a failed write, if there is one."""
         done = {future for future in self._pending if future.done()}
         self._pending -= done
         for future in done:

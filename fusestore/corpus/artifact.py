@@ -26,12 +26,12 @@ _TOKENS = "tokens/"
 
 
 class CorpusKind(ArtifactKind):
-    """Documents of the corpus, sealed by a receipt; each folder of tokens, by its manifest."""
+    """Documents, sealed by a receipt, and folders of tokens, each sealed by its manifest."""
 
     name, folder, title = "corpus", "corpora", "corpus"
 
     def parse(self, data: bytes, file: str) -> CorpusManifest:
-        """The corpus's manifest, whose digest identifies it however its table is encoded."""
+        """The corpus's manifest. Its digest does not depend on the encoding of the table."""
         return CorpusManifest.from_bytes(data, file)
 
     def describe(self, manifest: Mapping[str, Any]) -> str:
@@ -39,7 +39,7 @@ class CorpusKind(ArtifactKind):
         return f"{manifest['num_documents']:,} documents, {manifest['num_bytes']:,} bytes"
 
     def identity(self, path: str, content: Mapping[str, Any]) -> str | None:
-        """Tables and compressed arrays may be encoded in several ways."""
+        """The same for all encodings of tables and compressed arrays."""
         if path == DOCUMENTS_RECEIPT:
             return str(content["fingerprint_digest"])
         if path.startswith(_TOKENS):
@@ -48,7 +48,7 @@ class CorpusKind(ArtifactKind):
         return None
 
     def files(self, location: Location, path: str, manifest: Document) -> ArtifactFiles:
-        """Fingerprint, documents and their receipt, each folder of tokens and its manifest."""
+        """Fingerprint, documents with their receipt, each folder of tokens with its manifest."""
         sizes = location.sizes()
         seal = read_document(location, DOCUMENTS_RECEIPT, self.identity)
         receipt = Receipt.from_bytes(seal.data, str(location / seal.path))
@@ -56,7 +56,7 @@ class CorpusKind(ArtifactKind):
         for file in _token_manifests(sizes):
             seal = read_document(location, file, self.identity)
             tokens = TokensManifest.from_bytes(seal.data, str(location / file))
-            # Tokens of another corpus are left over; whoever needs them makes them again.
+            # Tokens that an earlier corpus left are not copied.
             if tokens.corpus_digest == manifest.identity:
                 folder = file.removesuffix(MANIFEST_FILE)
                 files = {folder + inner: record for inner, record in tokens.files.items()}
@@ -73,7 +73,7 @@ class CorpusKind(ArtifactKind):
         findings: list[Finding] = []
         fingerprint = load_or_report(CorpusFingerprint, location, FINGERPRINT_FILE, findings)
         if fingerprint is not None and fingerprint != manifest.fingerprint:
-            findings.append(Finding(FINGERPRINT_FILE, "is not the one manifest.json holds"))
+            findings.append(Finding(FINGERPRINT_FILE, "differs from the one in manifest.json"))
         receipt = load_or_report(Receipt, location, DOCUMENTS_RECEIPT, findings)
         if receipt is not None:
             if receipt.fingerprint_digest != manifest.fingerprint.digest:
@@ -100,14 +100,14 @@ class CorpusKind(ArtifactKind):
         rebuild_corpus(store, artifact.name, damaged, tools.tokenizer)
 
     def remedy(self, store: Store, name: str, finding: Finding) -> str:
-        """Documents come from outside the store; tokens take their tokenizer."""
+        """Documents come from outside the store; tokens need their tokenizer."""
         if finding.file in ("documents.parquet", MANIFEST_FILE):
             return (
                 f"delete {self.location(store, name)}/{finding.file} and run the same "
                 "`fusestore corpus` again, with the same inputs"
             )
-        again = super().remedy(store, name, finding)
-        return f"{again} --model MODEL" if finding.file.startswith(_TOKENS) else again
+        command = super().remedy(store, name, finding)
+        return f"{command} --model MODEL" if finding.file.startswith(_TOKENS) else command
 
     def schemas(self) -> Mapping[str, DocumentSchema]:
         """Fingerprint, receipt, manifest, and the manifest of tokens."""
@@ -130,8 +130,8 @@ class CorpusKind(ArtifactKind):
                 DOCUMENTS_SCHEMA,
                 {
                     "document": "index of the document in the corpus, from 0",
-                    "source": "name of the source document it was cut from",
-                    "segment": "which piece of its source document it is, from 0",
+                    "source": "name of its source document",
+                    "segment": "index of the segment in its source document, from 0",
                     "split": "name of its split",
                     "text": "the text",
                     "byte_length": "bytes of the text in UTF-8",

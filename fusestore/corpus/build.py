@@ -1,7 +1,7 @@
-"""Building a corpus into a store, and opening it again.
+"""Builds a corpus in a store, and opens it again.
 
-A corpus is complete exactly when its manifest exists; it is written last and once. Asking for
-the same corpus again changes nothing; another one is never written over it.
+A corpus is complete exactly when its manifest exists, which is written last and once. Building the
+same corpus again changes nothing; another corpus never overwrites it.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class Corpus:
     manifest: CorpusManifest
 
     def __repr__(self) -> str:
-        made = self.manifest
+        size = f"{self.manifest.num_documents:,} documents, {self.manifest.num_bytes:,} bytes"
         return (
-            f"Corpus({self.name!r} in {self.location.parent.parent}: {made.num_documents:,} "
-            f"documents, {made.num_bytes:,} bytes, splits {', '.join(made.splits)})"
+            f"Corpus({self.name!r} in {self.location.parent.parent}: {size}, "
+            f"splits {', '.join(self.manifest.splits)})"
         )
 
     @property
@@ -94,7 +94,7 @@ class Corpus:
         """All documents in order; see `DOCUMENTS_SCHEMA`.
 
         Raises:
-            CorruptionError: the documents are missing or not those of the manifest.
+            CorruptionError: the documents are missing or do not match the manifest.
         """
         return self._table
 
@@ -105,7 +105,7 @@ class Corpus:
         return self._table["text"].gather(self.split_documents(split)).to_list()
 
     def split_documents(self, split: str) -> npt.NDArray[np.int64]:
-        """int64, ascending: the documents of a split. Texts are not read, only checked.
+        """int64, ascending: the documents of a split. Texts are checked, but not loaded.
 
         Raises:
             InvalidInputError: the corpus has no such split.
@@ -119,7 +119,7 @@ class Corpus:
         return np.flatnonzero((self._splits == split).to_numpy()).astype(np.int64)
 
     def text_batches(self, documents: int = 4_096) -> Iterator[list[str]]:
-        """All texts in order, some documents at a time: memory does not grow with the corpus.
+        """All texts in order, in batches of documents: memory does not grow with the corpus.
 
         Raises:
             CorruptionError: the documents are missing or damaged.
@@ -130,53 +130,46 @@ class Corpus:
 
     @cached_property
     def _splits(self) -> pl.Series:
-        """The column `split`, without loading the texts: memory must not grow with them."""
+        """The column `split`, without loading the texts, which would take memory."""
         return pl.scan_parquet(self._checked_file).select("split").collect()["split"]
 
     @property
     def _checked_file(self) -> Path | io.BytesIO:
-        """`documents.parquet` as its receipt says; of a remote store the compressed bytes."""
+        """`documents.parquet`, checked against its receipt; the bytes if the store is remote."""
         file = self.location / _TABLE
         try:
             receipt = Receipt.load(self.location / _RECEIPT)
             if file.is_local:
                 with file.path.open("rb") as data:
-                    found = hashlib.file_digest(data, "sha256").hexdigest()
+                    digest = hashlib.file_digest(data, "sha256").hexdigest()
                 checked: Path | io.BytesIO = file.path
             else:
                 checked = io.BytesIO(file.read_bytes())
-                found = hashlib.sha256(checked.getbuffer()).hexdigest()
+                digest = hashlib.sha256(checked.getbuffer()).hexdigest()
         except (FileNotFoundError, NotFoundError) as error:
-            raise CorruptionError(
-                f"{file} is missing or damaged ({error}). Build corpus {self.name!r} again from "
-                "the same inputs to replace it."
-            ) from error
-        if receipt.files[_TABLE].sha256 != found:
-            raise CorruptionError(
-                f"{file} does not match its checksum. Build corpus {self.name!r} again from the "
-                "same inputs to replace it."
-            )
+            raise self._damaged(f"is missing or damaged ({error})") from error
+        if receipt.files[_TABLE].sha256 != digest:
+            raise self._damaged("does not match its checksum")
         return checked
 
     @cached_property
     def _table(self) -> pl.DataFrame:
-        file = self.location / _TABLE
         try:
-            table = pl.read_parquet(io.BytesIO(file.read_bytes()))
+            table = pl.read_parquet(io.BytesIO((self.location / _TABLE).read_bytes()))
         except (NotFoundError, pl.exceptions.PolarsError) as error:
-            raise CorruptionError(
-                f"{file} is missing or damaged ({error}). Build corpus {self.name!r} again from "
-                "the same inputs to replace it."
-            ) from error
+            raise self._damaged(f"is missing or damaged ({error})") from error
         if (
             table.schema != DOCUMENTS_SCHEMA
             or _documents_digest(table) != self.manifest.documents_digest
         ):
-            raise CorruptionError(
-                f"{file} does not hold the documents its manifest names. Build corpus "
-                f"{self.name!r} again from the same inputs to replace it."
-            )
+            raise self._damaged("does not hold the documents its manifest names")
         return table
+
+    def _damaged(self, problem: str) -> CorruptionError:
+        return CorruptionError(
+            f"{self.location / _TABLE} {problem}. Build corpus {self.name!r} again from the same "
+            "inputs to replace it."
+        )
 
 
 def open_corpus(
@@ -187,7 +180,7 @@ def open_corpus(
     """Open a corpus of a store; only its manifest is read.
 
     Raises:
-        NotFoundError: no such corpus, or one that was not finished.
+        NotFoundError: no such corpus, or it is not complete.
     """
     opened = Store.open(store, storage_options)
     location = opened.corpus(name)
@@ -199,9 +192,9 @@ def open_corpus(
             for other in opened.names("corpora")
             if (opened.corpus(other) / MANIFEST_FILE).exists()
         ]
-        there = f"It has {', '.join(names)}." if names else "It has none yet."
+        holds = f"It has {', '.join(names)}." if names else "It has none yet."
         raise NotFoundError(
-            f"Store {opened.location} has no corpus {name!r}. {there} "
+            f"Store {opened.location} has no corpus {name!r}. {holds} "
             "Make one with `fusestore corpus`."
         ) from error
     return Corpus(name, location, manifest)
@@ -224,34 +217,33 @@ def write_corpus(
     storage_options: Mapping[str, str] | None = None,
     progress: Progress = ignore_progress,
 ) -> Corpus:
-    """Read the inputs, cut long documents, and keep the corpus in the store.
+    """Read the inputs, cut long documents, and write the corpus to the store.
 
-    Source documents of nothing but white space are left out and counted. Nothing else is: the
-    segments of a source document joined are its text.
+    Source documents with only white space are left out and counted. All other text is kept: the
+    segments of a source document, joined, are its text.
 
     Args:
         store: the store.
-        name: the corpus' name.
+        name: the corpus's name.
         inputs: files, patterns, folders or URLs; see `read_documents`.
         text_column: column of the text, in tables.
         split_column: column of the split, in tables.
         held_out: rules that send source documents to other splits than `train`.
-        max_documents: source documents to keep, over all or by split; see `limit_documents`.
-        max_bytes: bytes of source text to keep, likewise.
-        sample_seed: keep documents drawn by this seed rather than the first ones.
-        tokenizers: those of all models of the run.
-        max_length: the most tokens a document may have in any of them, BOS included; None leaves
+        max_documents: source documents to keep, in total or by split; see `limit_documents`.
+        max_bytes: bytes of source text to keep, in total or by split.
+        sample_seed: keep documents drawn by this seed instead of the first documents.
+        tokenizers: of all models of the run.
+        max_length: most tokens of a document in any of the tokenizers, BOS included; None leaves
             documents whole.
         bos_allowance: tokens of `max_length` kept free for BOS.
         storage_options: for the filesystems of the store and the inputs.
-        progress: told the bytes of source text done after each source document.
+        progress: counts bytes of source text.
 
     Returns:
-        The corpus; the one that is there already, when it was made from the same documents with
-        the same settings.
+        The corpus; an existing one if it was made from the same documents with the same settings.
 
     Raises:
-        FingerprintMismatchError: another corpus has this name; it was left as it is.
+        FingerprintMismatchError: another corpus has this name; it was not changed.
         InvalidInputError, NotFoundError: see `read_documents`; nothing was written.
     """
     if max_length is not None and not tokenizers:
@@ -290,8 +282,9 @@ def write_corpus(
     )
     if (location / MANIFEST_FILE).exists():
         existing = open_corpus(opened, name)
-        there = existing.manifest.fingerprint
-        check_same_fingerprint(there, fingerprint, f"Corpus {name!r} ({location})")
+        check_same_fingerprint(
+            existing.manifest.fingerprint, fingerprint, f"Corpus {name!r} ({location})"
+        )
         if _is_whole(existing):
             return existing
     table, forced_cuts = _segmented(
@@ -330,8 +323,8 @@ def documents_bytes(table: pl.DataFrame) -> bytes:
 def publish_documents(location: Location, manifest: CorpusManifest, data: bytes) -> None:
     """Write `documents.parquet` and then its receipt.
 
-    The receipt is no part of the manifest, whose digest identifies the corpus however its bytes
-    are encoded.
+    The manifest does not cover the receipt, because its digest identifies the corpus in all
+    encodings of the table.
     """
     publish(location / _TABLE, data)
     receipt = Receipt(
@@ -345,9 +338,9 @@ def publish_documents(location: Location, manifest: CorpusManifest, data: bytes)
 
 
 def _is_whole(corpus: Corpus) -> bool:
-    """Whether fingerprint and documents are those that were written, byte for byte."""
-    kept = CorpusFingerprint.load_if_sound(corpus.location / FINGERPRINT_FILE)
-    if kept != corpus.manifest.fingerprint:
+    """Whether fingerprint and documents are undamaged, byte for byte."""
+    fingerprint = CorpusFingerprint.load_if_sound(corpus.location / FINGERPRINT_FILE)
+    if fingerprint != corpus.manifest.fingerprint:
         (corpus.location / FINGERPRINT_FILE).delete()
         return False
     try:
@@ -371,15 +364,15 @@ def _segmented(
     forced = 0
     rows: list[tuple[int, str, int, str, str, int, str]] = []
     for source, text, split in documents.select("source", "text", "split").iter_rows():
-        pieces: tuple[str, ...] = (text,)
+        segments: tuple[str, ...] = (text,)
         if max_length is not None:
-            cut = segment_text(text, tokenizers, max_length, bos_allowance=bos_allowance)
-            pieces = cut.pieces
-            forced += cut.forced_cuts
-        for number, piece in enumerate(pieces):
-            data = piece.encode()
+            segmented = segment_text(text, tokenizers, max_length, bos_allowance=bos_allowance)
+            segments = segmented.segments
+            forced += segmented.forced_cuts
+        for number, segment in enumerate(segments):
+            data = segment.encode()
             digest = hashlib.sha256(data).hexdigest()
-            rows.append((len(rows), source, number, split, piece, len(data), digest))
+            rows.append((len(rows), source, number, split, segment, len(data), digest))
             done += len(data)
         progress(done, total)
     return pl.DataFrame(rows, schema=DOCUMENTS_SCHEMA, orient="row"), forced

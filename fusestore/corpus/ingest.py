@@ -1,9 +1,9 @@
-"""Reading text from files: `.txt` (a document a file), JSON lines, Parquet and CSV.
+"""Reads text from files: `.txt` (one document per file), JSON lines, Parquet and CSV.
 
-Inputs are files, glob patterns, folders, or URLs of any of these. The order of the documents is
-that of the inputs, within one of them that of the sorted file names, within a table that of the
-rows. A document's source names it by its path relative to the folder or pattern that was given,
-never by an absolute path, so that a corpus does not tell where it was made.
+Inputs are files, glob patterns, folders, or URLs of any of these. Documents are in the order of the
+inputs, then of the sorted file names, then of the rows of a table. The source of a document is its
+path relative to the input's folder or pattern, never an absolute path, so that a corpus does not
+reveal where it was made.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from fusestore.errors import FusestoreError, InvalidInputError, NotFoundError, S
 from fusestore.storage.location import Location
 
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet", ".csv")
-"""The kinds of file that are read."""
+"""The supported kinds of file."""
 
 _POLARS_PROTOCOLS = ("hf", "http", "https")
-"""Tables behind these are fetched by Polars itself, which knows their conventions."""
+"""Protocols of tables that Polars fetches itself, by their own conventions."""
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -35,7 +35,7 @@ DOCUMENT_SCHEMA = pl.Schema({"source": pl.String(), "text": pl.String(), "split"
 
 @dataclass(frozen=True)
 class _InputFile:
-    """One file to read and the name its documents go by."""
+    """One file to read, and the source name of its documents."""
 
     location: Location
     source: str
@@ -52,15 +52,16 @@ def read_documents(
     """Read every document of the inputs.
 
     Args:
-        inputs: files, glob patterns, folders or URLs, one or several.
+        inputs: one or several files, glob patterns, folders or URLs.
         text_column: column (or JSON key) that holds the text, in tables.
-        split_column: column that names the split, in tables; documents of `.txt` files and a
-            corpus without such a column go by `held_out`.
-        held_out: rules by source name; the first that claims a document wins, `train` is the rest.
+        split_column: column that names the split, in tables. `held_out` decides for `.txt` files,
+            and for tables if this is None.
+        held_out: rules by source name; the first rule that matches a document decides, `train` is
+            the default.
         storage_options: for the filesystem of remote inputs.
 
     Returns:
-        `source`, `text`, `split`, one row a document. The source of a row of a table is the
+        `source`, `text`, `split`, one row per document. The source of a row of a table is the
         file's name, `#` and the row's number from 0.
 
     Raises:
@@ -68,17 +69,17 @@ def read_documents(
         InvalidInputError: no text column, a null or non-text value in it, bytes that are not
             UTF-8, a file of another kind, two files of one name, or no document at all.
     """
-    given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    inputs = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     sources: list[str] = []
     texts: list[str] = []
     splits: list[str] = []
     seen: set[str] = set()
-    for item in given:
+    for item in inputs:
         for file in _expand(os.fspath(item), storage_options):
             if file.source in seen:
                 raise InvalidInputError(
                     f"Two input files go by the name {file.source!r}; give the folder above both, "
-                    "or a pattern that begins there, so that their names differ."
+                    "or a pattern that begins with that folder, so that their names differ."
                 )
             seen.add(file.source)
             for source, text, split in _read_file(file, text_column, split_column):
@@ -86,19 +87,19 @@ def read_documents(
                 texts.append(text)
                 splits.append(split if split is not None else assign_split(source, held_out))
     if not sources:
-        names = ", ".join(str(item) for item in given) or "no input at all"
+        names = ", ".join(str(item) for item in inputs) or "no input at all"
         raise InvalidInputError(f"The corpus is empty: {names} held no document.")
     return pl.DataFrame({"source": sources, "text": texts, "split": splits}, schema=DOCUMENT_SCHEMA)
 
 
 def _expand(target: str, storage_options: Mapping[str, str] | None) -> Iterator[_InputFile]:
-    """The files an input stands for, sorted."""
+    """The files of an input, sorted."""
     location = Location.parse(target, storage_options)
     protocol = location.url.split("://", 1)[0] if not location.is_local else ""
     if protocol in _POLARS_PROTOCOLS and location.url.endswith((".parquet", ".csv")):
         yield _InputFile(location, location.name)
         return
-    # A file whose name holds a bracket is itself before it is a pattern.
+    # An existing file with a bracket in its name is no pattern.
     if _GLOB.search(location.url) and not (location.is_local and location.path.exists()):
         root, pattern = _split_pattern(location)
         expression = re.compile(_pattern_expression(pattern))
@@ -225,11 +226,11 @@ def _read_table(file: _InputFile, suffix: str) -> pl.DataFrame:
 
 
 def _read_json_lines(file: _InputFile, text_column: str, split_column: str | None) -> pl.DataFrame:
-    """The wanted columns, with every key of the first line so that a message can list them."""
-    wanted = [column for column in (text_column, split_column) if column is not None]
+    """The text and split columns; all keys of the first line if it lacks one of them."""
+    names = [column for column in (text_column, split_column) if column is not None]
     content = _decode(file, file.location.read_bytes()).removeprefix("\ufeff")
     columns: dict[str, list[str | None]] = {}
-    # Not splitlines: U+2028 and its like may stand inside a JSON string.
+    # Not splitlines, because U+2028 and similar characters may be inside a JSON string.
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
@@ -244,11 +245,10 @@ def _read_json_lines(file: _InputFile, text_column: str, split_column: str | Non
                 f"Line {number} of {file.source} is not a JSON object but {line[:40]!r}."
             )
         if not columns:
-            missing = [column for column in wanted if column not in record]
-            if missing:
+            if any(column not in record for column in names):
                 return pl.DataFrame({key: [] for key in record})
-            columns = {column: [] for column in wanted}
-        for column in wanted:
+            columns = {column: [] for column in names}
+        for column in names:
             value = record.get(column)
             if value is not None and not isinstance(value, str):
                 raise InvalidInputError(
@@ -258,13 +258,13 @@ def _read_json_lines(file: _InputFile, text_column: str, split_column: str | Non
                 _check_encodable(file, number, value)
             columns[column].append(value)
     return pl.DataFrame(
-        {column: columns.get(column, []) for column in wanted},
-        schema=dict.fromkeys(wanted, pl.String()),
+        {column: columns.get(column, []) for column in names},
+        schema=dict.fromkeys(names, pl.String()),
     )
 
 
 def _check_encodable(file: _InputFile, number: int, text: str) -> None:
-    """JSON can escape half a surrogate pair, which no UTF-8 text can hold."""
+    """Refuse half a surrogate pair, which JSON can escape but UTF-8 cannot hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

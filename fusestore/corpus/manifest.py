@@ -1,4 +1,4 @@
-"""`CorpusManifest`: what a corpus holds and how it was cut, without where it came from."""
+"""`CorpusManifest`: the content of a corpus and how it was cut, but not where it was made."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Segmentation(Frozen):
     """How long source documents were cut.
 
     Attributes:
-        max_length: the most tokens a document has in any of the tokenizers, BOS included; None
-            where nothing was cut.
+        max_length: most tokens of a document in any of the tokenizers, BOS included; None if
+            documents are whole.
         bos_allowance: tokens of `max_length` kept free for BOS.
         tokenizer_digests: sorted; the order of the tokenizers does not matter.
     """
@@ -49,11 +49,11 @@ class CorpusManifest(Manifest):
     """The manifest of a corpus; its digest identifies the corpus.
 
     Attributes:
-        fingerprint: what the corpus was made from, and how.
+        fingerprint: inputs and settings of the corpus.
         documents_digest: SHA-256 of the documents' names, segment numbers, splits and texts, after
             segmentation.
         num_sources: source documents that were kept.
-        dropped_blank: source documents left out because they hold nothing but white space.
+        dropped_blank: source documents left out because they hold only white space.
         num_documents: D, documents after segmentation.
         num_bytes: bytes of UTF-8 text in all documents.
         forced_cuts: cuts where some tokenizer has no token end; see `segment`.
@@ -71,7 +71,7 @@ class CorpusManifest(Manifest):
 
 
 class TokensManifest(Manifest):
-    """What the tokens of one corpus in one tokenizer are.
+    """The manifest of the tokens of one corpus in one tokenizer.
 
     Attributes:
         corpus_digest: of the corpus manifest.
@@ -81,7 +81,7 @@ class TokensManifest(Manifest):
         num_tokens: T, BOS included.
         arrays_digest: SHA-256 over the three digests (as bytes) of ids, end offsets and document
             offsets, little-endian.
-        files: size and checksum of every file, by path inside the folder.
+        files: records of every file, by path inside the folder.
     """
 
     corpus_digest: str

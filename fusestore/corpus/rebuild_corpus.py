@@ -1,4 +1,4 @@
-"""Making damaged files of a corpus again from what they were made from."""
+"""Makes damaged files of a corpus again."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fusestore.store.receipts import FileRecord, Receipt
 from fusestore.tokenizers.tokenizer import Tokenizer
 
 TokenizerOf = Callable[[str], Tokenizer]
-"""The tokenizer of a digest, or of its first 16 digits; NotFoundError where none was given."""
+"""The tokenizer of a digest, or of its first 16 digits; NotFoundError if it was not given."""
 
 
 def rebuild_corpus(store: Store, name: str, damaged: set[str], tokenizer_of: TokenizerOf) -> None:
     """Make the damaged files of a corpus again.
 
-    Documents come from outside the store: their table is made again only where its content is
-    sound, and the damage lies in how Parquet holds it, or in the receipt.
+    Documents come from outside the store. Their table is made again only if its content is sound,
+    and the damage is in the Parquet encoding or in the receipt.
 
     Raises:
         CorruptionError: the documents or the manifest are damaged.
@@ -47,7 +47,7 @@ def _repair_documents(corpus: Corpus) -> None:
     if receipt is not None and receipt.files != {"documents.parquet": FileRecord.of(data)}:
         raise IncompatibleError(
             f"{corpus.location}/documents.parquet holds the right documents, but this version of "
-            "Polars writes them in other bytes than its receipt names. Use the version that wrote "
+            "Polars encodes them in other bytes than its receipt names. Use the version that wrote "
             f"it, or delete {file} and repair again to accept the new bytes."
         )
     file.delete()
@@ -55,10 +55,10 @@ def _repair_documents(corpus: Corpus) -> None:
 
 
 def find_corpus(store: Store, digest: str) -> Corpus:
-    """The corpus of this digest, or of one that begins so.
+    """The corpus of this digest, or of a digest that begins with it.
 
     Raises:
-        NotFoundError: the store holds none, or it is damaged.
+        NotFoundError: the store holds no such corpus, or it is damaged.
     """
     for name in store.names("corpora"):
         try:

@@ -1,4 +1,4 @@
-"""`build_corpus`: read text, cut it to fit the models of a run, and keep it in the store."""
+"""`build_corpus`: reads text, cuts it to fit the models of a run, and writes it to the store."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ def build_corpus(
     tokenizers: Sequence[Model | Tokenizer | str | os.PathLike[str]] = (),
     reporter: Reporter | None = None,
 ) -> StageResult[Corpus]:
-    """Read text, cut long documents where all tokenizers agree, and keep the result.
+    """Read text, cut long documents where all tokenizers agree, and write the corpus.
 
     Args:
         store: receives the corpus.
         name: of the corpus.
         inputs: files, shell patterns, folders or URLs of .txt, .jsonl, .parquet and .csv files.
-        settings: columns, splits and sizes; the defaults unless given.
-        tokenizers: those of all models of the run: models, tokenizers, or what `Model.open` takes
-            with this store. Documents will fit each of them.
+        settings: columns, splits and sizes.
+        tokenizers: of all models of the run: models, tokenizers, or specs as for `Model.open` with
+            this store. Documents will fit each of them.
         reporter: receives progress updates.
 
     Returns:
-        The corpus. It was not created if one of the same documents and settings was there.
+        The corpus. It was created unless the store had it already.
 
     Raises:
         NotFoundError: no input matches, or there is no such model.
         InvalidInputError: an input cannot be read, no text is left, or there is no tokenizer to
             count `max_length` tokens with; nothing was written.
-        FingerprintMismatchError: another corpus has this name; it was left as it is.
+        FingerprintMismatchError: another corpus has this name; it was not changed.
     """
     settings = settings or CorpusSettings()
     reporter = reporter or SilentReporter()
     if settings.max_length is not None and not tokenizers:
         raise InvalidInputError(
-            f"max_length is {settings.max_length:,} tokens, and there is no tokenizer to count "
+            f"max_length is {settings.max_length:,} tokens, but there is no tokenizer to count "
             "them with. Name the models of the run (-t), or set max_length to none, which leaves "
             "documents whole."
         )
     opened = [Target.open(tokenizer, store=store).tokenizer for tokenizer in tokenizers]
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     folder = store.corpus(name)
-    there = (folder / "manifest.json").exists() and (folder / "documents.parquet").exists()
+    existed = (folder / "manifest.json").exists() and (folder / "documents.parquet").exists()
     with reporter.stage(f"Reading and splitting corpus {name}", "bytes") as progress:
         corpus = write_corpus(
             store,
@@ -75,7 +75,7 @@ def build_corpus(
             storage_options=dict(store.location.storage_options),
             progress=progress,
         )
-    return StageResult(corpus, created=not there)
+    return StageResult(corpus, created=not existed)
 
 
 def _held_out_rules(settings: CorpusSettings) -> list[HeldOut]:

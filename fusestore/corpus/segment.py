@@ -1,8 +1,8 @@
-"""Cutting a long text so that every model of a run can read every piece whole.
+"""Cuts a long text into segments that every model of a run can read whole.
 
-A cut lies where every tokenizer, reading the whole text, ends a token, so that cutting changes
-the tokens around it as little as it can; among such places a paragraph's end is preferred to a
-line's, a sentence's, a word's. Pieces joined are the text.
+A cut lies where every tokenizer ends a token of the whole text, so that it changes the tokens
+around it as little as possible. Among such positions, the end of a paragraph is preferred to that
+of a line, a sentence or a word. The segments, joined, are the text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fusestore.tokenizers.end_offsets import byte_offsets_of_characters
 from fusestore.tokenizers.tokenizer import Tokenizer
 
 _SEARCHED_SHARE = 1 / 3
-"""A cut is looked for in this last share of the longest piece that fits."""
+"""A cut is searched for in this last share of the longest segment that fits."""
 
 _SENTENCE_ENDS = frozenset(".!?…。！？؟।")
 _CLOSING = "\"')]}»”’」』）"
@@ -27,35 +27,28 @@ _CLOSING = "\"')]}»”’」』）"
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The pieces of one text.
+    """The segments of one text.
 
     Attributes:
-        pieces: joined, they are the text.
-        forced_cuts: cuts made between two characters where some tokenizer has no token end,
-            because no place common to all tokenizers was near enough.
+        segments: joined, they are the text.
+        forced_cuts: cuts inside a token of some tokenizer, because no position common to all
+            tokenizers was near enough.
     """
 
-    pieces: tuple[str, ...]
+    segments: tuple[str, ...]
     forced_cuts: int
-
-
-def segment(
-    text: str, tokenizers: Sequence[Tokenizer], max_tokens: int, *, bos_allowance: int = 1
-) -> list[str]:
-    """The pieces of `segment_text`."""
-    return list(segment_text(text, tokenizers, max_tokens, bos_allowance=bos_allowance).pieces)
 
 
 def segment_text(
     text: str, tokenizers: Sequence[Tokenizer], max_tokens: int, *, bos_allowance: int = 1
 ) -> Segmentation:
-    """Cut the text into pieces of at most `max_tokens` tokens in every tokenizer.
+    """Cut the text into segments of at most `max_tokens` tokens in every tokenizer.
 
     Args:
         text: any text.
-        tokenizers: those of all models of the run; with none the text stays whole.
+        tokenizers: of all models of the run; without any the text stays whole.
         max_tokens: the shortest context among the models, in tokens.
-        bos_allowance: tokens kept free in each piece; 1 leaves room for a BOS.
+        bos_allowance: tokens kept free in each segment; 1 leaves room for a BOS.
 
     Raises:
         InvalidInputError: not even one character fits.
@@ -71,7 +64,7 @@ def segment_text(
         return Segmentation((text,), 0)
     byte_of = byte_offsets_of_characters(text)
     common = _common_boundaries(ends, byte_of)
-    pieces: list[str] = []
+    segments: list[str] = []
     forced = 0
     start = 0
     while start < len(text):
@@ -79,18 +72,18 @@ def segment_text(
         if longest == len(text) and _fits(text[start:], tokenizers, limit):
             stop = longest
         else:
-            found = _cut_at_boundary(text, tokenizers, common, start, longest, limit)
-            forced += found is None
-            stop = found or _cut_anywhere(text, tokenizers, start, longest, limit)
-        pieces.append(text[start:stop])
+            boundary = _cut_at_boundary(text, tokenizers, common, start, longest, limit)
+            forced += boundary is None
+            stop = boundary or _cut_anywhere(text, tokenizers, start, longest, limit)
+        segments.append(text[start:stop])
         start = stop
-    return Segmentation(tuple(pieces), forced)
+    return Segmentation(tuple(segments), forced)
 
 
 def _common_boundaries(
     ends: Sequence[npt.NDArray[np.int32]], byte_of: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Characters of the text, ascending, before which every tokenizer has ended a token."""
+    """Character positions in the text, ascending, at which every tokenizer ends a token."""
     common = np.ones(int(byte_of[-1]) + 1, dtype=bool)
     for offsets in ends:
         ended = np.zeros_like(common)
@@ -116,9 +109,9 @@ def _longest_reach(
     return max(position, start + 1)
 
 
-def _fits(piece: str, tokenizers: Sequence[Tokenizer], limit: int) -> bool:
+def _fits(text: str, tokenizers: Sequence[Tokenizer], limit: int) -> bool:
     return all(
-        tokenizer.encode([piece], add_bos=False).num_tokens <= limit for tokenizer in tokenizers
+        tokenizer.encode([text], add_bos=False).num_tokens <= limit for tokenizer in tokenizers
     )
 
 
@@ -130,7 +123,7 @@ def _cut_at_boundary(
     longest: int,
     limit: int,
 ) -> int | None:
-    """The best common boundary whose piece fits when it is tokenized by itself."""
+    """The best common boundary that gives a segment that fits when it is tokenized by itself."""
     while True:
         first, last = np.searchsorted(common, [start, longest], side="right")
         candidates = common[first:last]
@@ -144,14 +137,14 @@ def _cut_at_boundary(
             stop = max(candidates.tolist(), key=lambda p: (_cut_quality(text, p) >= 0, p))
         if _fits(text[start:stop], tokenizers, limit):
             return int(stop)
-        # By itself the piece takes more tokens than inside the text; aim shorter.
+        # The segment by itself takes more tokens than inside the text, so try a shorter one.
         longest = min(stop - 1, start + (longest - start) * 15 // 16)
 
 
 def _cut_anywhere(
     text: str, tokenizers: Sequence[Tokenizer], start: int, longest: int, limit: int
 ) -> int:
-    """A cut between two characters whose piece fits, not inside a grapheme if that can be."""
+    """A cut after any character that gives a segment that fits, not in a grapheme if possible."""
     stop = longest
     while True:
         whole = stop
@@ -169,7 +162,7 @@ def _cut_anywhere(
 
 
 def _cut_quality(text: str, position: int) -> int:
-    """How good it is to cut before this character: 4 between paragraphs, … -1 in a grapheme."""
+    """Quality of a cut before this character: 4 between paragraphs, … -1 inside a grapheme."""
     if position in (0, len(text)):
         return 4
     before, after = text[position - 1], text[position]
@@ -191,7 +184,7 @@ def _blank_line_at(text: str, position: int) -> bool:
 
 
 def _joined(before: str, after: str) -> bool:
-    """Whether two neighbouring characters belong to what a reader sees as one.
+    """Whether a reader sees two neighboring characters as one.
 
     A simplification of the grapheme rules of Unicode (UAX 29) that errs towards joining.
     """

@@ -1,4 +1,4 @@
-"""`CorpusSettings`: how text becomes a corpus; the options of `fusestore corpus`."""
+"""`CorpusSettings`: the settings of a corpus; the options of `fusestore corpus`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Limits = dict[str, Annotated[int, Field(ge=1)]]
 
 
 class CorpusSettings(Frozen):
-    """Which text is kept, how it is split, and how long a document may be."""
+    """Settings of a corpus: columns, splits, and sizes."""
 
     text_column: str = Field(
         default="text",
@@ -74,7 +74,7 @@ class CorpusSettings(Frozen):
 
     @property
     def splits(self) -> tuple[str, ...] | None:
-        """The splits that documents can be in; None where the text itself names them."""
+        """The possible splits of documents; None if a column names them."""
         if self.split_column is not None:
             return None
         holds_out = bool(self.held_out_pattern) or self.held_out_fraction is not None
@@ -86,7 +86,7 @@ class CorpusSettings(Frozen):
             unknown = sorted(set(limits) - set(self.splits or limits))
             if unknown:
                 raise ValueError(
-                    f"{name} limits the split {unknown[0]!r}, and the splits are "
+                    f"{name} limits the split {unknown[0]!r}, but the splits are "
                     f"{', '.join(self.splits or ())}"
                 )
         return self

@@ -1,7 +1,7 @@
-"""Which split a source document belongs to, and which documents a sized subset keeps.
+"""Splits of source documents, and the selection of a limited number of documents.
 
-Both are pure functions of the documents' names and sizes, so the same input gives the same
-corpus on every machine.
+Both are pure functions of the documents' names and sizes, so the same input gives the same corpus
+on every machine.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from fusestore.errors import InvalidInputError
 from fusestore.store.manifest import Frozen
 
 TRAIN_SPLIT = "train"
-"""The split of whatever no rule claims."""
+"""The split of documents that no rule matches."""
 
 
 class HeldOut(Frozen):
-    """A rule that sends source documents to a split of their own.
+    """A rule that puts source documents into a held-out split.
 
     Attributes:
         split: the split's name.
@@ -44,16 +44,16 @@ class HeldOut(Frozen):
             raise ValueError("give either patterns or a fraction for the held-out split")
         return self
 
-    def claims(self, source: str) -> bool:
-        """Whether the rule sends this source document to its split."""
+    def matches(self, source: str) -> bool:
+        """Whether the rule puts this source document into its split."""
         if self.fraction is None:
             return any(fnmatchcase(source, pattern) for pattern in self.patterns)
         return _unit_hash(f"{self.split}:{self.seed}:{source}") < self.fraction
 
 
 def assign_split(source: str, rules: Sequence[HeldOut]) -> str:
-    """The split of the first rule that claims the source, else `train`."""
-    return next((rule.split for rule in rules if rule.claims(source)), TRAIN_SPLIT)
+    """The split of the first rule that matches the source, else `train`."""
+    return next((rule.split for rule in rules if rule.matches(source)), TRAIN_SPLIT)
 
 
 def limit_documents(
@@ -63,24 +63,24 @@ def limit_documents(
     max_bytes: int | Mapping[str, int] | None = None,
     sample_seed: int | None = None,
 ) -> pl.DataFrame:
-    """The documents that a sized subset keeps, in the order they had.
+    """The documents within the limits, in their order.
 
     Args:
         documents: `source`, `text`, `split`.
-        max_documents: at most this many, over all or by split; splits not named are unlimited.
-        max_bytes: at most this many bytes of UTF-8 text, likewise. Documents are taken one by one
-            until the next one would not fit.
-        sample_seed: take them in an order drawn by this seed; without it, from the first on.
+        max_documents: most documents, in total or by split; other splits are unlimited.
+        max_bytes: most bytes of UTF-8 text, in total or by split. Documents are taken one by one
+            until the next document would not fit.
+        sample_seed: take documents in an order drawn by this seed; by default from the first on.
 
     Raises:
         InvalidInputError: a limit for a split that no document has.
     """
-    known = set(documents["split"].unique())
+    existing = set(documents["split"].unique())
     for limits in (max_documents, max_bytes):
-        if isinstance(limits, Mapping) and not set(limits) <= known:
+        if isinstance(limits, Mapping) and not set(limits) <= existing:
             raise InvalidInputError(
-                f"A limit names the splits {sorted(set(limits) - known)}, which no document has; "
-                f"the splits are {sorted(known)}."
+                f"A limit names the splits {sorted(set(limits) - existing)}, which no document "
+                f"has; the splits are {sorted(existing)}."
             )
     sizes = documents.select("source", "split", pl.col("text").str.len_bytes()).rows()
     order = list(range(len(sizes)))
@@ -98,7 +98,7 @@ def _within(
     costs: Sequence[int],
     limits: int | Mapping[str, int] | None,
 ) -> list[int]:
-    """The rows, in this order, whose costs stay within the limits."""
+    """The rows, in this order, until their costs reach the limits."""
     if limits is None:
         return list(order)
     per_split = isinstance(limits, Mapping)
@@ -107,8 +107,8 @@ def _within(
     for row in order:
         group = splits[row] if per_split else ""
         if group in room:
-            # A document that does not fit closes its group, so that the choice does not lean
-            # towards short documents.
+            # A document that does not fit closes its group, so that short documents are not
+            # preferred.
             room[group] = room[group] - costs[row] if costs[row] <= room[group] else -1
             if room[group] < 0:
                 continue

@@ -1,9 +1,9 @@
-"""Tokens of a corpus, computed once per tokenizer and kept with the corpus.
+"""Tokens of a corpus, computed once per tokenizer and stored with the corpus.
 
 Under `corpora/<corpus>/tokens/<first 16 digits of the tokenizer's digest>[-bos]/` lies a Zarr v3
-group: `token_ids` and `end_offsets` (int32, one a token), `document_offsets` (int64, D + 1).
-`manifest.json` has the identity. Any stretch can be read by itself, from a disk or a URL, and every
-chunk carries a checksum. Memory grows with neither the texts nor the tokens, only with D.
+group: `token_ids` and `end_offsets` (int32, one per token), `document_offsets` (int64, D + 1).
+`manifest.json` has the identity. Any range can be read by itself, from a disk or a URL, and every
+chunk has a checksum. Memory grows with neither the texts nor the tokens, only with D.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TOKENS_PER_SHARD = 1_048_576
 
 
 class StoredTokens:
-    """Tokens of every document of a corpus in one tokenizer, read piece by piece.
+    """Tokens of every document of a corpus in one tokenizer, read range by range.
 
     A `TokenReader`. Opening reads the manifest; can be pickled.
     """
@@ -70,7 +70,7 @@ class StoredTokens:
         """All tokens at once.
 
         Raises:
-            CorruptionError: they are missing, damaged or not what was written.
+            CorruptionError: they are missing, damaged or do not match the manifest.
         """
         try:
             table = TokenTable(
@@ -101,13 +101,15 @@ def corpus_tokens(
 ) -> TokenTable:
     """Tokens of every document of a corpus, all at once; see `store_corpus_tokens`.
 
-    With `keep` false, tokens that are not kept yet are not written: the store is left as it is.
+    With `keep` false, nothing is written to the store.
     """
     if keep:
         return store_corpus_tokens(store, corpus, tokenizer, add_bos).table()
     opened = _opened(store, corpus)
-    kept = _kept_tokens(opened, tokenizer, add_bos)
-    return tokenizer.encode(opened.texts(), add_bos) if kept is None else kept.table()
+    stored = _open(_folder(opened, tokenizer.digest, add_bos))
+    if stored is not None and _is_of(stored, opened, tokenizer, add_bos):
+        return stored.table()
+    return tokenizer.encode(opened.texts(), add_bos)
 
 
 def store_corpus_tokens(
@@ -116,9 +118,9 @@ def store_corpus_tokens(
     tokenizer: Tokenizer,
     add_bos: bool,
 ) -> StoredTokens:
-    """The kept tokens of a corpus; made first where they are not there.
+    """The stored tokens of a corpus; they are made first if they are missing.
 
-    Tokens that were left over from another corpus of the same name are replaced.
+    Tokens that an earlier corpus of the same name left are replaced.
 
     Args:
         store: the store that holds the corpus.
@@ -128,16 +130,16 @@ def store_corpus_tokens(
 
     Raises:
         NotFoundError: no such corpus.
-        CorruptionError: the kept tokens are damaged.
-        IncompatibleError: BOS of a tokenizer without one.
+        CorruptionError: the stored tokens are damaged.
+        IncompatibleError: BOS is requested of a tokenizer without one.
     """
     opened = _opened(store, corpus)
     location = _folder(opened, tokenizer.digest, add_bos)
-    kept = _open(location)
-    if kept is not None:
-        if _is_of(kept, opened, tokenizer, add_bos):
-            return kept
-        # Only what has been read and is another's: by now another process may have written ours.
+    stored = _open(location)
+    if stored is not None:
+        if _is_of(stored, opened, tokenizer, add_bos):
+            return stored
+        # Only tokens that were read and are of another corpus. Another process may write ours.
         location.delete()
     remove_abandoned(location)
     writer = _TokensWriter(location)
@@ -157,16 +159,16 @@ def store_corpus_tokens(
 
 
 def find_corpus_tokens(corpus: Corpus, tokenizer_digest: str) -> list[StoredTokens]:
-    """The corpus's tokens that are kept in this tokenizer: without BOS, with it, both or none.
+    """The corpus's stored tokens in this tokenizer: without BOS, with it, both or none.
 
     Args:
         corpus: the corpus.
         tokenizer_digest: of the tokenizer; its first 16 digits suffice.
     """
-    found = (_open(_folder(corpus, tokenizer_digest, add_bos)) for add_bos in (False, True))
+    variants = (_open(_folder(corpus, tokenizer_digest, add_bos)) for add_bos in (False, True))
     return [
         tokens
-        for tokens in found
+        for tokens in variants
         if tokens is not None
         and tokens.manifest.corpus_digest == corpus.digest
         and tokens.manifest.tokenizer_digest.startswith(tokenizer_digest)
@@ -174,17 +176,17 @@ def find_corpus_tokens(corpus: Corpus, tokenizer_digest: str) -> list[StoredToke
 
 
 def find_tokens(corpus: Corpus, tokenizer_digest: str, num_tokens: int) -> StoredTokens:
-    """The kept tokens of a tokenizer that is not at hand; with or without BOS, by their number.
+    """The stored tokens in a tokenizer, with or without BOS, by their number.
 
     Raises:
-        NotFoundError: the corpus has none.
+        NotFoundError: the corpus has no such tokens.
     """
     for tokens in find_corpus_tokens(corpus, tokenizer_digest):
         if tokens.manifest.num_tokens == num_tokens:
             return tokens
     raise NotFoundError(
         f"Corpus {corpus.name!r} does not hold its {num_tokens:,} tokens of tokenizer "
-        f"{tokenizer_digest[:16]}. Run `fusestore align` with that target again; it keeps them."
+        f"{tokenizer_digest[:16]}. Run `fusestore align` with that target again, which stores them."
     )
 
 
@@ -192,15 +194,10 @@ def _opened(store: str | os.PathLike[str] | Location | Store, corpus: str | Corp
     return open_corpus(store, corpus) if isinstance(corpus, str) else corpus
 
 
-def _kept_tokens(corpus: Corpus, tokenizer: Tokenizer, add_bos: bool) -> StoredTokens | None:
-    """The tokens that are there, if they are of this corpus."""
-    kept = _open(_folder(corpus, tokenizer.digest, add_bos))
-    return kept if kept is not None and _is_of(kept, corpus, tokenizer, add_bos) else None
-
-
-def _is_of(kept: StoredTokens, corpus: Corpus, tokenizer: Tokenizer, add_bos: bool) -> bool:
-    found = (kept.manifest.corpus_digest, kept.manifest.tokenizer_digest, kept.manifest.add_bos)
-    return found == (corpus.digest, tokenizer.digest, add_bos)
+def _is_of(tokens: StoredTokens, corpus: Corpus, tokenizer: Tokenizer, add_bos: bool) -> bool:
+    manifest = tokens.manifest
+    identity = (manifest.corpus_digest, manifest.tokenizer_digest, manifest.add_bos)
+    return identity == (corpus.digest, tokenizer.digest, add_bos)
 
 
 def _folder(corpus: Corpus, tokenizer_digest: str, add_bos: bool) -> Location:
@@ -243,11 +240,11 @@ def _arrays(num_tokens: int, num_documents: int) -> tuple[ArraySpec, ArraySpec, 
 
 
 class _TokensWriter:
-    """Writes the arrays shard by shard, as tokens come.
+    """Writes the arrays shard by shard, as tokens are added.
 
     Attributes:
         num_documents, num_tokens: added so far.
-        files: what each file holds, by path; complete after `finish`.
+        files: records of the files, by path; complete after `finish`.
     """
 
     def __init__(self, location: Location) -> None:
@@ -263,7 +260,7 @@ class _TokensWriter:
         self.files: dict[str, FileRecord] = {}
 
     def add(self, tokens: TokenTable) -> None:
-        """More documents, in order."""
+        """Add the tokens of the next documents."""
         self._digests.add(tokens.token_ids, tokens.end_offsets)
         self._lengths.append(np.diff(tokens.document_offsets))
         self.num_documents += tokens.num_documents
@@ -276,7 +273,7 @@ class _TokensWriter:
         self._waiting = TokenTable(ids, ends, np.array([0, len(ids)]))
 
     def finish(self) -> str:
-        """Write what is left and the metadata; returns the digest of all arrays."""
+        """Write the remaining tokens and the metadata; returns the digest of all arrays."""
         if self._waiting.num_tokens:
             self._write_shard(self._waiting.token_ids, self._waiting.end_offsets)
         lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
@@ -302,7 +299,7 @@ class _TokensWriter:
 
 
 class _ArrayDigests:
-    """The digest of tokens that come piece by piece: SHA-256 over those of the three arrays."""
+    """The digest of tokens that are added in batches: SHA-256 over those of the three arrays."""
 
     def __init__(self) -> None:
         self._ids, self._ends = hashlib.sha256(), hashlib.sha256()
@@ -312,7 +309,7 @@ class _ArrayDigests:
         self._ends.update(np.ascontiguousarray(end_offsets, "<i4").data)
 
     def of(self, document_offsets: npt.NDArray[np.int64]) -> str:
-        """Of all that was added, with the offsets."""
+        """The digest of all added tokens and the document offsets."""
         offsets = hashlib.sha256(np.ascontiguousarray(document_offsets, "<i8").data)
         states = (self._ids, self._ends, offsets)
         return hashlib.sha256(b"".join(state.digest() for state in states)).hexdigest()
@@ -320,7 +317,7 @@ class _ArrayDigests:
 
 def _damaged(location: Location) -> str:
     return (
-        f"The tokens at {location} are missing or damaged. `fusestore verify --repair` with "
-        "--model makes them again; so does the next step that needs them, once that folder is "
-        "deleted."
+        f"The tokens at {location} are missing or damaged. Run `fusestore verify --repair` with "
+        "--model to make them again, or delete that folder: the next step that needs the tokens "
+        "makes them again."
     )

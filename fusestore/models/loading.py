@@ -1,8 +1,8 @@
-"""Finding, converting and loading causal language models.
+"""Finds, converts and loads causal language models.
 
 A model is named by a folder, a hub id, a `.gguf` file, or `package:NAME` (a GGUF file that an
-installed package carries). Everything ends as a local Hugging Face folder with safetensors:
-GGUF files are dequantised once and the result is kept, which turns 30 s of loading into 1-3 s.
+installed package holds). The result is always a local Hugging Face folder with safetensors: GGUF
+files are dequantized once and the folder is kept, which turns 30 s of loading into 1-3 s.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ def _download(repository: str, revision: str | None) -> Path:
 
 
 def convert_gguf(gguf: Path) -> Path:
-    """Dequantise a GGUF file to a safetensors folder, once; later calls find the result.
+    """Dequantize a GGUF file to a safetensors folder, once; later calls find the folder.
 
-    The folder is kept by the file's SHA-256 below the user cache, in float32 (the values a GGUF
-    reader computes; rounding them to less is the caller's choice when loading).
+    The folder is named by the file's SHA-256, below the user cache. It holds the float32 values
+    that a GGUF reader computes; the caller may round them when loading.
     """
     folder = user_cache_folder() / "models" / f"{gguf.stem}-{file_digest(gguf)[:16]}"
     if folder.is_dir():
         return folder
     try:
-        import gguf as _gguf  # noqa: F401 - transformers needs it and says so badly
+        import gguf as _gguf  # noqa: F401 - transformers reports its absence badly
     except ImportError as error:
         raise MissingDependencyError(
             f"Reading {gguf.name} needs the package gguf: pip install 'fusestore[gguf]'."
@@ -98,9 +98,9 @@ def convert_gguf(gguf: Path) -> Path:
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise InvalidInputError(
             f"{gguf} could not be read as a GGUF model ({error}). "
-            "Check that the file is whole and that transformers knows its architecture."
+            "Check that the file is whole and that transformers supports its architecture."
         ) from error
-    # save_pretrained refuses a model that carries a quantisation config, even dequantised.
+    # save_pretrained refuses a model that has a quantization config, even a dequantized one.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -113,7 +113,7 @@ def convert_gguf(gguf: Path) -> Path:
         try:
             temporary.rename(folder)
         except OSError:
-            # Another process converted the same file meanwhile; its result is as good.
+            # Another process has converted the same file meanwhile.
             if not folder.is_dir():
                 raise
     finally:
@@ -124,7 +124,7 @@ def convert_gguf(gguf: Path) -> Path:
 def model_digest(folder: Path) -> str:
     """SHA-256 over the names and bytes of the model's configuration and weights, hexadecimal.
 
-    What large files hold is remembered by their size and time of change.
+    The digests of large files are remembered by their size and time of change.
     """
     return folder_digest(
         path
@@ -148,7 +148,7 @@ def load_model(
         dtype: one of `DTYPES`.
         device: `auto` (an accelerator when there is one), `cpu`, `cuda`, `cuda:1`, `mps`, …
         attention: transformers' attention implementation (`sdpa`, `eager`, `flash_attention_2`).
-        trust_remote_code: run code that the model folder carries. Only for code you have read.
+        trust_remote_code: run code of the model folder. Only for code you have read.
 
     Raises:
         InvalidInputError: unknown dtype, or the folder holds no loadable causal model.
@@ -171,12 +171,12 @@ def load_model(
 
 
 def pick_device(device: str) -> str:
-    """`auto` becomes the best device of this machine; anything else is checked and kept.
+    """The best device of this machine for `auto`; any other device is checked and returned.
 
-    Processes that were started together get one GPU each, as far as there are enough.
+    Processes that were started together get one GPU each, if there are enough.
 
     Raises:
-        InvalidInputError: the device is not there.
+        InvalidInputError: the device does not exist.
     """
     import torch
 
@@ -190,16 +190,16 @@ def pick_device(device: str) -> str:
 
 
 def output_width(model: Any) -> int:  # noqa: ANN401 - transformers is untyped
-    """How many ids the model's output head has; a padded vocabulary's may exceed the tokens'."""
+    """Number of ids in the model's output, above the tokenizer's if the vocabulary is padded."""
     head = model.get_output_embeddings()
-    # A linear layer says it itself; under ZeRO 3 its weight may be elsewhere.
+    # Under ZeRO 3 the weight of a linear layer may be on another process.
     return int(head.out_features if hasattr(head, "out_features") else head.weight.shape[0])
 
 
 def check_width(width: int, tokenizer_length: int, name: str) -> None:
-    """See that a model's output covers its tokenizer.
+    """Check that a model's output covers its tokenizer.
 
-    Padded vocabularies (width above length) are ordinary; the reverse cannot be used.
+    Padded vocabularies (width above length) are ordinary; a width below the length is an error.
 
     Raises:
         IncompatibleError: the tokenizer has ids the model cannot output.

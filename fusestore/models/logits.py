@@ -1,7 +1,7 @@
-"""Running a causal model over documents and looking at its logits piece by piece.
+"""Runs a causal model over documents and yields its logits in chunks.
 
-The backbone runs once over the whole batch; the output head, whose result is by far the largest
-tensor, runs on short pieces of the sequence. So no `[batch, time, vocab]` tensor is ever built.
+The backbone runs once over the whole batch. The output head, which has by far the largest result,
+runs on short chunks of the sequence. So no `[batch, time, vocab]` tensor is ever built.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from fusestore.models.loading import output_width
 
 CHUNK_LOGITS = {"cpu": 2**24}
-"""Logits per piece, about: 64 MiB in float32, enough to read the output head's weights seldom."""
+"""Logits per chunk, about: 64 MiB in float32, so that the head's weights are read seldom."""
 
 CHUNK_LOGITS_ELSEWHERE = 2**28
 """512 MiB in bfloat16: an accelerator wants few large kernels."""
@@ -26,7 +26,7 @@ CHUNK_LOGITS_ELSEWHERE = 2**28
 def pad_batch(
     documents: Sequence[npt.NDArray[np.int32]], device: str | torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids and mask, int64 [batch, time]; a causal model's rows never see the pad."""
+    """Right-padded ids and mask, int64 [batch, time]; a causal model's rows ignore the padding."""
     longest = max(len(ids) for ids in documents)
     input_ids = torch.zeros(len(documents), longest, dtype=torch.int64)
     mask = torch.zeros_like(input_ids)
@@ -37,36 +37,36 @@ def pad_batch(
 
 
 @torch.no_grad()
-def logit_pieces(
+def logit_chunks(
     model: Any,  # noqa: ANN401 - transformers is untyped
     input_ids: torch.Tensor,
     mask: torch.Tensor,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield `(start, logits)`: logits [batch, piece, vocab] of positions from `start`, in order.
+    """Yield `(start, logits)`: logits [batch, chunk, vocab] of positions from `start`, in order.
 
-    The logits are the model's own, whatever follows its output head (soft-capping, scaling),
-    because the model's own `forward` makes them: its backbone is replaced, for the length of
-    this call, by the result it has already computed. A model without `logits_to_keep` runs whole,
-    in its own dtype, and is cut into pieces afterwards.
+    The model's own `forward` computes the logits, so that soft-capping or scaling after the output
+    head is included. During this call, its backbone is replaced by the result that the backbone has
+    already computed. A model without `logits_to_keep` runs whole, in its own dtype, and its logits
+    are split into chunks afterwards.
 
-    Not in inference mode: weights that FSDP gathers for a pass are written again by later ones.
+    Not in inference mode: later passes write again to weights that FSDP gathers for a pass.
     """
     batch, time = input_ids.shape
     backbone = getattr(model, model.base_model_prefix, None)
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     size = CHUNK_LOGITS.get(input_ids.device.type, CHUNK_LOGITS_ELSEWHERE)
-    piece = max(1, size // (batch * output_width(model)))
+    chunk = max(1, size // (batch * output_width(model)))
     if backbone is None or backbone is model or not keeps:
         logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-        for start in range(0, time, piece):
-            yield start, logits[:, start : start + piece]
+        for start in range(0, time, chunk):
+            yield start, logits[:, start : start + chunk]
         return
     hidden = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False)
     original = backbone.forward
     backbone.forward = lambda *_args, **_kwargs: hidden
     try:
-        for start in range(0, time, piece):
-            kept = torch.arange(start, min(start + piece, time), device=input_ids.device)
+        for start in range(0, time, chunk):
+            kept = torch.arange(start, min(start + chunk, time), device=input_ids.device)
             output = model(
                 input_ids=input_ids, attention_mask=mask, use_cache=False, logits_to_keep=kept
             )

@@ -1,8 +1,8 @@
-"""`Model`: one handle for a model, however it was named; everything about it is computed once.
+"""`Model`: one handle for a model, however it was named; each property is computed once.
 
-Opening a model finds out what a name means and reads nothing else. The folder, the tokenizer, the
-digest and the configuration follow when they are first asked for, and what takes long about them
-is remembered between processes by size and time of the files.
+Opening a model only resolves its name. The folder, the tokenizer, the digest and the configuration
+are read on first use. Results that take long are remembered between processes, by size and time of
+change of the files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class _Facts(NamedTuple):
-    """What of a configuration stages ask for."""
+    """The properties of a configuration that stages use."""
 
     architecture: str
     vocab_size: int
@@ -40,8 +40,8 @@ class Model:
     """A causal language model with its tokenizer; made by `open`.
 
     Attributes:
-        spec: what it was opened by.
-        name: a short name for messages and for artifacts that are made of it.
+        spec: the argument it was opened by.
+        name: a short name for messages and for artifacts that are made from it.
         trust_remote_code: whether code in its folder may run.
     """
 
@@ -57,11 +57,11 @@ class Model:
         """Use `open` instead.
 
         Args:
-            spec: what it was opened by.
-            name: what messages call it.
+            spec: the argument of `open`.
+            name: for messages.
             locate: finds the local folder; called once, when the folder is needed.
             hub_id: of the repository, for a model of the hub.
-            trust_remote_code: run code that the folder carries.
+            trust_remote_code: run code of the folder.
         """
         self.spec = spec
         self.name = name
@@ -78,25 +78,24 @@ class Model:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> Model:
-        """Find out which model is meant; an open one is returned as it is.
+        """Resolve the name of a model; an open model is returned unchanged.
 
         A name without `/` means, in this order: a complete model of the store; the model that a
         complete cache of the store was captured from; a folder of this name; a hub id. So a folder
-        that is called like an artifact is meant only when it is written as `./NAME`, or when it
-        is the very model that the cache was captured from. A path, a
-        `.gguf` file, `package:NAME` and `OWNER/NAME` never mean an artifact of the store, and with
-        a `revision` the hub's model is meant.
+        with the name of an artifact must be written as `./NAME`, unless it is the model that the
+        cache was captured from. A path, a `.gguf` file, `package:NAME` and `OWNER/NAME` never mean
+        an artifact of the store. With a `revision`, the name means a model of the hub.
 
         Args:
             spec: folder, hub id (`OWNER/NAME` or `OWNER/NAME@REVISION`), `.gguf` file,
                 `package:NAME`, or the name of a trained or merged model or of a cache.
-            store: where names of artifacts are looked up; none are unless given.
+            store: where names of artifacts are looked up; by default they are not.
             revision: commit, branch or tag of a hub model.
-            trust_remote_code: run code that the model folder carries. Only for code you have read.
+            trust_remote_code: run code of the model folder. Only for code you have read.
 
         Raises:
-            NotFoundError: the name is that of a cache, and nothing tells where its model is.
-            InvalidInputError: code of a model that a store names must not be trusted unseen.
+            NotFoundError: the name is that of a cache that does not record where its model is.
+            InvalidInputError: `trust_remote_code` for a model that a store names.
             CorruptionError: the artifact's manifest is damaged.
         """
         if isinstance(spec, Model):
@@ -104,9 +103,9 @@ class Model:
         if not isinstance(spec, str):
             spec = str(Path(spec).expanduser().absolute())
         if store is not None and revision is None and may_name_artifact(spec):
-            found = cls._in_store(spec, store, trust_remote_code)
-            if found is not None:
-                return found
+            model = cls._in_store(spec, store, trust_remote_code)
+            if model is not None:
+                return model
         return cls._elsewhere(spec, store, revision, trust_remote_code)
 
     @classmethod
@@ -123,12 +122,12 @@ class Model:
             return None
         if trust_remote_code:
             raise InvalidInputError(
-                f"{name!r} is a cache, and its store says which model it was captured from. Code "
-                "that a store chooses is not trusted: give the model's folder or hub id instead."
+                f"{name!r} is a cache, and its store names the model it was captured from. Code "
+                "of a model that a store names is not trusted: give the model's folder or hub id."
             )
         if cached.spec is None:
             if (Path(name) / "config.json").is_file() and model_digest(Path(name)) == cached.digest:
-                # The command that captured the cache can be given again as it was.
+                # So the command that captured the cache also works a second time.
                 return cls._elsewhere(f"./{name}", None, None, False)
             raise NotFoundError(
                 f"Cache {name!r} in {store.location} was captured from a folder of another place: "
@@ -163,7 +162,7 @@ class Model:
             hub_id, separator, pinned = spec.partition("@")
             if separator and revision is not None:
                 raise InvalidInputError(
-                    f"{spec} names revision {pinned} and revision {revision} was asked for; "
+                    f"{spec} names revision {pinned}, but revision {revision} is given too; "
                     "give one of them."
                 )
             revision = pinned if separator else revision
@@ -188,14 +187,14 @@ class Model:
 
         Raises:
             NotFoundError, InvalidInputError, MissingDependencyError: as `local_model_folder`.
-            IncompatibleError: named by a cache, and not the model any more that it was made with.
-            CorruptionError: a model of a remote store that is not what its manifest says.
+            IncompatibleError: a cache names it, but the model has changed since the capture.
+            CorruptionError: a model of a remote store does not match its manifest.
         """
         return self._locate()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer; it is loaded when it encodes, its digest may be known without.
+        """The tokenizer; it is loaded when it encodes, but its digest may be remembered.
 
         Raises:
             NotFoundError, IncompatibleError, MissingDependencyError: as `load_tokenizer`.
@@ -214,7 +213,7 @@ class Model:
         """The transformers configuration.
 
         Raises:
-            InvalidInputError: the folder has none that transformers can read.
+            InvalidInputError: the folder has no configuration that transformers can read.
         """
         from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
@@ -245,15 +244,15 @@ class Model:
 
     @cached_property
     def portable_spec(self) -> str | None:
-        """What opens the same model on another machine: `package:NAME` or `HUB_ID@COMMIT`.
+        """The spec that opens the same model on any machine: `package:NAME` or `HUB_ID@COMMIT`.
 
-        None for a folder or a file, whose path means nothing elsewhere.
+        None for a folder or a file, because a path means nothing on another machine.
         """
         if self.spec.startswith(SCHEME):
             return self.spec
         if self._hub_id is None or not _COMMIT.fullmatch(self.folder.name):
             return None
-        # The hub's cache keeps each revision in a folder that is called by its commit.
+        # The hub's cache names the folder of each revision by its commit.
         return f"{self._hub_id}@{self.folder.name}"
 
     def load(
@@ -276,12 +275,12 @@ class Model:
             return {
                 "architecture": (self.config.architectures or [type(self.config).__name__])[0],
                 "vocab_size": int(text.vocab_size),
-                # BLOOM and others say -1 where positions are not counted.
+                # BLOOM and others have -1 for no limit.
                 "context": context if context is not None and context > 0 else None,
             }
 
         if self.trust_remote_code:
-            # The code in the folder has its say, and is no part of the key.
+            # The result also depends on the code in the folder, which the key does not cover.
             return _Facts(**make())
         file = self.folder / "config.json"
         key = f"config {importlib.metadata.version('transformers')} {file_digest(file)}"

@@ -1,9 +1,9 @@
-"""The floating-point format that a model runs in, where the settings say `auto`.
+"""The floating-point format of a model if the settings say `auto`.
 
-`auto` is bfloat16 where the device computes in it by instructions of its own, and float32 anywhere
-else: emulated bfloat16 is up to 80 times slower than float32. The choice asks what the device can
-do and never measures time, so that it is the same whatever else the machine is doing. Whoever makes
-an artifact stores the chosen format with it; later workers read it there.
+`auto` is bfloat16 if the device has instructions for it, else float32: emulated bfloat16 is up to
+80 times slower than float32. The choice depends on what the device supports, never on measured
+times, so that it does not change with the load of the machine. The first writer of an artifact
+stores the chosen format with it, and later workers read it from the artifact.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple, get_args
 from fusestore.progress import Reporter
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-"""What a model that captures runs in."""
+"""Format of a model that captures."""
 
 Precision = Literal["float32", "bfloat16"]
-"""What a model of float32 weights computes its matrix products in."""
+"""Format in which a model with float32 weights computes its matrix products."""
 
 DtypeSetting = Literal["auto", "float32", "bfloat16", "float16"]
 PrecisionSetting = Literal["auto", "float32", "bfloat16"]
@@ -28,41 +28,41 @@ _X86 = ("avx512_bf16", "amx_bf16")
 _ARM = ("bf16",)
 
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""oneDNN reads the first of them that is set."""
+"""oneDNN reads the first of these variables that is set."""
 
 _ISAS_WITHOUT_BFLOAT16 = frozenset({"AVX512_CORE", "AVX512_CORE_VNNI"})
-"""Limits under which oneDNN calls bfloat16 supported, and emulates it."""
+"""Limits under which oneDNN reports bfloat16 as supported but emulates it."""
 
 
 class PrecisionChoice(NamedTuple):
-    """What was chosen for a device, and why."""
+    """The format chosen for a device, and the reason."""
 
     value: Precision
     reason: str
 
 
 def choose_precision(device: str) -> PrecisionChoice:
-    """Choose bfloat16 where the device has it in hardware, float32 anywhere else.
+    """Choose bfloat16 if the device has it in hardware, else float32.
 
     Args:
         device: as torch names it: `cpu`, `cuda`, `cuda:1`, `mps`, …
     """
     kind = device.partition(":")[0]
     if kind == "cpu":
-        lacking = _lacking_on_cpu()
-        if lacking is not None:
-            return PrecisionChoice("float32", lacking)
+        problem = _cpu_problem()
+        if problem is not None:
+            return PrecisionChoice("float32", problem)
         return PrecisionChoice("bfloat16", "this processor has bfloat16 instructions")
     if kind == "cuda":
         if _cuda_is_native(device):
             return PrecisionChoice("bfloat16", "this GPU computes in bfloat16")
         return PrecisionChoice("float32", "this GPU does not compute in bfloat16")
-    # Of Apple's GPUs only later ones compute in bfloat16, and torch does not tell which one it is.
-    return PrecisionChoice("float32", f"nothing tells whether {kind} computes in bfloat16")
+    # Only later GPUs of Apple compute in bfloat16, and torch does not report the model.
+    return PrecisionChoice("float32", f"torch does not report whether {kind} computes in bfloat16")
 
 
 def settle_precision(setting: PrecisionSetting, device: str, reporter: Reporter) -> Precision:
-    """The setting, or what it stands for on the device where it is `auto`; then that is said."""
+    """The setting or, for `auto`, the choice for the device, which is reported."""
     if setting != "auto":
         return setting
     choice = choose_precision(device)
@@ -77,8 +77,8 @@ def _cuda_is_native(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def _lacking_on_cpu() -> str | None:
-    """Why matrix products do not run by bfloat16 instructions here; None where they do."""
+def _cpu_problem() -> str | None:
+    """Why matrix products do not use bfloat16 instructions of this processor; None if they do."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()
@@ -88,11 +88,11 @@ def _lacking_on_cpu() -> str | None:
     level = torch.backends.cpu.get_cpu_capability()
     if on_x86 and not level.startswith("AVX512"):
         return f"torch is limited to {level}, which has no bfloat16 instructions"
-    # Products in bfloat16 are oneDNN's; without it torch computes them one number at a time.
+    # oneDNN computes products in bfloat16; torch without it computes them one number at a time.
     if not torch._C._has_mkldnn or not torch.backends.mkldnn.enabled:
-        return "this torch runs without oneDNN, whose bfloat16 instructions it would use"
+        return "this torch runs without oneDNN, which has the bfloat16 products"
     limits = [os.environ[name] for name in _ISA_VARIABLES if name in os.environ]
     limited = on_x86 and bool(limits) and limits[0].upper() in _ISAS_WITHOUT_BFLOAT16
     if limited or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "oneDNN is kept from this processor's bfloat16 instructions"
+        return "oneDNN does not use this processor's bfloat16 instructions"
     return None

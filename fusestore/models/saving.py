@@ -1,4 +1,4 @@
-"""Writing a model as a Hugging Face folder."""
+"""Writes a model as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def save_model(model: Any, folder: Path) -> None:  # noqa: ANN401 - transformers
 def _deepspeed_not_imported() -> Iterator[None]:
     """Keep `save_pretrained` from importing DeepSpeed in a process that does not use it.
 
-    accelerate imports it, where it is installed, to see whether the model is wrapped in its engine;
-    that takes seconds, starts a compiler, and logs a warning on machines without an accelerator.
+    accelerate imports an installed DeepSpeed to find out whether its engine wraps the model. That
+    takes seconds, starts a compiler, and logs a warning on machines without an accelerator.
     """
     from accelerate.utils import other
 

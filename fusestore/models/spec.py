@@ -1,4 +1,4 @@
-"""What the text that names a model can mean, by its form alone."""
+"""The possible meanings of the text that names a model, by its form alone."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ def may_name_artifact(spec: str) -> bool:
 
 
 def may_be_hub_id(spec: str) -> bool:
-    """Whether a spec that is no folder of this machine may be that of a model on the hub."""
+    """Whether a spec that is no folder of this machine may name a model on the hub."""
     return not (
         spec.startswith((SCHEME, ".", "/", "~")) or spec.endswith(".gguf") or spec.count("/") > 1
     )
 
 
 def short_name(spec: str) -> str:
-    """What messages call the model of a path or a hub id."""
+    """The name of the model of a path or a hub id, for messages."""
     path = Path(spec).expanduser()
     return path.stem if path.suffix == ".gguf" else path.absolute().name
 
 
-def names_in(store: Store, wanted: str) -> str:
-    """The store's names that a model may be opened by, the nearest one first of all."""
+def names_in(store: Store, name: str) -> str:
+    """A sentence with the names by which models of the store open, and the nearest to `name`."""
     names = [*store.names("models"), *store.names("caches")]
-    nearest = difflib.get_close_matches(wanted, names, n=1)
+    nearest = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     held = ", ".join(dict.fromkeys(names)) or "no models and no caches"
     return f"{hint}{store.location} holds: {held}."

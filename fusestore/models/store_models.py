@@ -1,6 +1,6 @@
-"""Models that a store knows by name: trained or merged ones, and those caches were captured from.
+"""Models by a name in a store: trained or merged models, and models that caches were made from.
 
-A store may come from strangers: what it names is checked before it is used.
+A store may come from strangers, so its specs and paths are checked before they are used.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _PORTABLE_SPEC = re.compile(
 
 @dataclass(frozen=True)
 class CachedModel:
-    """What a complete cache says about the model that it was captured from.
+    """The model that a complete cache was captured from, according to the manifest.
 
     Attributes:
-        spec: what opens the model anywhere; None where it was a folder.
+        spec: opens the model on any machine; None if it was a folder.
         digest: of the model.
         tokenizer_digest: of its tokenizer.
-        tokenizer_length: ids that the tokenizer knows.
-        add_bos: whether the model read each document with BOS before it.
+        tokenizer_length: number of the tokenizer's ids.
+        add_bos: whether the model read BOS before each document.
     """
 
     spec: str | None
@@ -45,7 +45,7 @@ class CachedModel:
 
 
 def cached_model(store: Store, name: str) -> CachedModel | None:
-    """The model of a complete cache; None where there is no such cache.
+    """The model of a complete cache; None if there is no such cache.
 
     Raises:
         CorruptionError, InvalidInputError, FormatVersionError: as `manifest_content`.
@@ -71,12 +71,12 @@ def cached_model(store: Store, name: str) -> CachedModel | None:
 def stored_model_folder(store: Store, name: str) -> Path:
     """The local folder of a complete model of the store.
 
-    That of a remote store is copied below the user's cache once, checked against its manifest.
+    The folder of a remote store is copied to the user's cache once, checked against its manifest.
 
     Raises:
-        NotFoundError: there is none, or it is a LoRA adapter alone.
+        NotFoundError: there is no such model, or it is a LoRA adapter alone.
         CorruptionError: a file is missing or damaged.
-        InvalidInputError: the manifest names files that a model folder cannot hold.
+        InvalidInputError: the manifest names files outside the folder.
     """
     location = store.model(name)
     folder = location.path if location.is_local else _copied(location, name)
@@ -90,8 +90,8 @@ def stored_model_folder(store: Store, name: str) -> Path:
 
 def _copied(location: Location, name: str) -> Path:
     data = (location / "manifest.json").read_prefix(MAX_MANIFEST_BYTES + 1)
-    where = f"{location}/manifest.json"
-    records = file_records(manifest_content(data, where), where)
+    name_of_file = f"{location}/manifest.json"
+    records = file_records(manifest_content(data, name_of_file), name_of_file)
     target = user_cache_folder() / "models" / f"{name}-{digest_bytes(data)[:16]}"
     if target.is_dir():
         return target
@@ -102,7 +102,7 @@ def _copied(location: Location, name: str) -> Path:
         try:
             temporary.rename(target)
         except OSError:
-            # Another process copied the same model meanwhile; its copy is as good.
+            # Another process has copied the same model meanwhile.
             if not target.is_dir():
                 raise
     finally:

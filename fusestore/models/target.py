@@ -1,6 +1,6 @@
-"""`Target`: the tokenizer side of a model, all that aligning and fusing need to know of it.
+"""`Target`: the tokenizer side of a model, which is all that aligning and fusing need.
 
-Often the store tells it: then neither the model nor its tokenizer is opened.
+Often the store holds it, and neither the model nor its tokenizer is opened.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from fusestore.models.model import Model
 from fusestore.models.spec import may_name_artifact
 from fusestore.models.store_models import cached_model
 from fusestore.storage.packages import SCHEME, resolve_path
-from fusestore.store.artifact_files import FINGERPRINT_FILE
+from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.layout import Store
-from fusestore.tokenizers.manifest import VocabularyFingerprint
+from fusestore.tokenizers.manifest import VocabularyManifest
 from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer, load_tokenizer
 from fusestore.tokenizers.vocabulary import Vocabulary
 
@@ -30,9 +30,9 @@ class Target:
     """A tokenizer that distributions are aligned to and fused for; made by `open`.
 
     Attributes:
-        name: what alignments to it are called by.
+        name: for the names of alignments to it.
         digest: of the tokenizer, hexadecimal.
-        adds_bos: whether its documents begin with BOS; None where the store does not tell.
+        adds_bos: whether its documents begin with BOS; None if the store does not record it.
     """
 
     def __init__(
@@ -57,15 +57,15 @@ class Target:
         *,
         store: Store | None = None,
     ) -> Target:
-        """Find out which tokenizer is meant; an open target is returned as it is.
+        """Resolve the name of a tokenizer; an open target is returned unchanged.
 
-        A name without `/` means, in this order: a complete model of the store; a complete cache;
-        the first 8 or more digits of the digest of a tokenizer that the store holds the vocabulary
-        of; then what `Model.open` makes of it.
+        A name without `/` means, in this order: a complete model of the store; a complete cache; a
+        vocabulary of the store, by 8 or more leading digits of its tokenizer's digest; or else a
+        model, as in `Model.open`.
 
         Args:
-            target: a `Model`, a tokenizer, a name in the store, a tokenizer's digest, or what
-                `open_tokenizer` takes.
+            target: a `Model`, a tokenizer, a name in the store, a tokenizer's digest, or an
+                argument of `open_tokenizer`.
             store: where names are looked up.
 
         Raises:
@@ -87,7 +87,7 @@ class Target:
 
     @classmethod
     def of_tokenizer(cls, tokenizer: Tokenizer, name: str) -> Target:
-        """The target of a tokenizer that is at hand."""
+        """The target of an open tokenizer."""
         return cls(
             name,
             tokenizer.digest,
@@ -105,9 +105,9 @@ class Target:
                 return cls._in_store(
                     name, digest, cached.add_bos, store, lambda: Model.open(name, store=store)
                 )
-            known = _digest(name, store) if _DIGEST.fullmatch(name) else None
-            if known is not None:
-                return cls._in_store(name, known, None, store, None)
+            whole = _digest(name, store) if _DIGEST.fullmatch(name) else None
+            if whole is not None:
+                return cls._in_store(name, whole, None, store, None)
         return cls.of_tokenizer(_tokenizer_of(name, store), _name_of(name))
 
     @classmethod
@@ -128,7 +128,7 @@ class Target:
             if model is None:
                 raise NotFoundError(
                     f"{store.location} holds the vocabulary of tokenizer {digest[:16]}, but not "
-                    "what encodes text with it. Give the target's model instead of the digest."
+                    "the tokenizer itself. Give the target's model instead of the digest."
                 )
             opened = model().tokenizer
             if opened.digest != digest:
@@ -145,16 +145,16 @@ class Target:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Every id as the bytes it stands for."""
+        """The bytes of every id."""
         return self._vocabulary()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer itself, for what the store does not hold.
+        """The tokenizer itself.
 
         Raises:
-            NotFoundError: nothing tells where it is.
-            IncompatibleError: it is not any more what the cache was captured with.
+            NotFoundError: the store does not record where it is.
+            IncompatibleError: it has changed since the cache was captured.
         """
         return self._tokenizer()
 
@@ -163,7 +163,7 @@ def open_tokenizer(spec: str) -> Tokenizer:
     """The tokenizer of a model, or of a tokenizer's own file.
 
     Args:
-        spec: what `Model.open` takes without a store; or the path of a tokenizer file, or
+        spec: as for `Model.open` without a store; or the path of a tokenizer file, or
             `package:NAME/PATH`.
 
     Raises:
@@ -190,16 +190,19 @@ def _name_of(spec: str) -> str:
 
 
 def _digest(prefix: str, store: Store) -> str | None:
-    """The whole digest of the one tokenizer in the store whose digest begins so."""
-    names = store.names("vocabularies")
-    found = [name for name in names if name.startswith(prefix[:16]) or prefix.startswith(name)]
-    if not found:
+    """The whole digest of the vocabulary in the store with this prefix of its digest, if any."""
+    files = {
+        name: store.location / "vocabularies" / name / MANIFEST_FILE
+        for name in store.names("vocabularies")
+        if name.startswith(prefix[:16])
+    }
+    complete = [name for name, file in files.items() if file.exists()]
+    if not complete:
         return None
-    if len(found) > 1:
+    if len(complete) > 1:
         raise IncompatibleError(
             f"{prefix} begins the digests of several tokenizers in {store.location}: "
-            f"{', '.join(sorted(found))}. Give more digits."
+            f"{', '.join(complete)}. Give more digits."
         )
-    fingerprint = VocabularyFingerprint.load(store.vocabulary(found[0]) / FINGERPRINT_FILE)
-    digest = fingerprint.tokenizer_digest
+    digest = VocabularyManifest.load(files[complete[0]]).fingerprint.tokenizer_digest
     return digest if digest.startswith(prefix) else None

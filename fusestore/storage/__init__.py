@@ -1,1 +1,1 @@
-"""The ground floor: where bytes live and how they are published, whatever the stage."""
+"""Bytes: where they lie, and how they are read and published."""

@@ -1,4 +1,4 @@
-"""Locks of files between the processes of one machine (`flock`), which end with their process."""
+"""File locks between the processes of one machine (`flock`); a lock ends with its process."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import BinaryIO
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-def lock_file(file: BinaryIO, how: int = fcntl.LOCK_EX) -> bool:
+def lock_file(file: BinaryIO, mode: int = fcntl.LOCK_EX) -> bool:
     """Lock an open file, for as long as any process has it open: end the lock by `unlock_file`.
 
     Args:
         file: the file.
-        how: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`; with `fcntl.LOCK_NB` it does not wait.
+        mode: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`; with `fcntl.LOCK_NB` it does not wait.
 
     Returns:
-        Whether the lock was had; on a filesystem without locks, always True.
+        Whether the file is locked now; on a filesystem without locks, always True.
     """
     try:
-        fcntl.flock(file, how)
+        fcntl.flock(file, mode)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -35,15 +35,15 @@ def unlock_file(file: BinaryIO) -> None:
     """End the lock, in every process that has the file open.
 
     Closing the file is not enough: a process that another thread forks meanwhile has it open too,
-    and would hold the lock until it ends.
+    and would keep the lock until that process ends.
     """
     lock_file(file, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager
-def locked(file: BinaryIO, how: int = fcntl.LOCK_EX) -> Iterator[bool]:
-    """`lock_file` and, in the end, `unlock_file`; yields whether the lock was had."""
-    held = lock_file(file, how)
+def locked(file: BinaryIO, mode: int = fcntl.LOCK_EX) -> Iterator[bool]:
+    """`lock_file`, and `unlock_file` at the end; yields whether the file is locked."""
+    held = lock_file(file, mode)
     try:
         yield held
     finally:

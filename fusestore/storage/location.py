@@ -2,8 +2,8 @@
 
 Local paths go through `os` directly, because durability needs calls that nothing else offers (see
 `publish.py`); S3 and HTTP go through obstore (see `objects.py`), every other URL through fsspec.
-What is remote is opened lazily and once per process, so a `Location` can be pickled and sent to
-workers, and nothing remote is imported before it is used.
+Clients of remote storage are imported and opened on first use, once per process, so a `Location`
+can be pickled and sent to workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import objects
-from fusestore.storage.retries import patient
+from fusestore.storage.retries import with_retries
 
 _REMOTE_FILESYSTEMS: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
 """Open remote filesystems by (process id, protocol, options): never shared across a fork."""
@@ -26,7 +26,7 @@ _REMOTE_FILESYSTEMS: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder. `url` has no trailing slash; local ones are absolute paths.
+    """A file or folder. `url` has no trailing slash; a local one is an absolute path.
 
     Attributes:
         url: an absolute local path, or `protocol://…`.
@@ -69,7 +69,7 @@ class Location:
 
     @property
     def parent(self) -> Location:
-        """The folder this lies in."""
+        """The folder that holds this file or folder."""
         return Location(self.url.rsplit("/", 1)[0], self.storage_options)
 
     @property
@@ -102,16 +102,16 @@ class Location:
             _REMOTE_FILESYSTEMS[key] = _open_filesystem(protocol, dict(self.storage_options))
         return _REMOTE_FILESYSTEMS[key]
 
-    @patient
+    @with_retries
     def exists(self) -> bool:
-        """Whether a file or folder is here."""
+        """Whether there is such a file or folder."""
         if self.is_local:
             return self.path.exists()
         if self.is_object:
             return objects.exists(self.url, self.storage_options)
         return bool(self.filesystem.exists(self.url))
 
-    @patient
+    @with_retries
     def size(self) -> int:
         """Bytes in the file.
 
@@ -124,14 +124,14 @@ class Location:
             return objects.size(self.url, self.storage_options)
         return int(self.filesystem.size(self.url))
 
-    @patient
+    @with_retries
     def read_bytes(self) -> bytes:
         """The whole file.
 
         Raises:
             NotFoundError: no such file.
             AccessDeniedError: the storage refused.
-            StorageError: it came back shorter than the storage says it is, again and again.
+            StorageError: every attempt returned fewer bytes than the file has.
         """
         if self.is_local:
             return self.path.read_bytes()
@@ -139,18 +139,18 @@ class Location:
             return objects.read_whole(self.url, self.storage_options)
         return bytes(self.filesystem.cat_file(self.url))
 
-    @patient
+    @with_retries
     def read_range(self, start: int, stop: int) -> bytes:
-        """Bytes `[start, stop)` of the file; fewer only where the file ends before.
+        """Bytes `[start, stop)` of the file; fewer only if the file ends before `stop`.
 
         Raises:
             NotFoundError: no such file.
-            StorageError: fewer bytes came back than the file has there, again and again.
+            StorageError: every attempt returned fewer bytes of the range than the file has.
         """
         return self._read_whole_range(start, stop)
 
     def _read_whole_range(self, start: int, stop: int) -> bytes:
-        """What `read_range` gives, tried once."""
+        """`read_range` without retries."""
         data = self._read_range(start, stop)
         if len(data) != stop - start and not (self.is_local or self.is_object):
             expected = max(0, min(stop, int(self.filesystem.size(self.url))) - start)
@@ -161,22 +161,22 @@ class Location:
                 )
         return data
 
-    @patient
+    @with_retries
     def read_into(self, start: int, target: memoryview, *, whole: bool = False) -> int:
-        """Fill memory with the file's bytes from `start`.
+        """Read the file's bytes from `start` into memory.
 
         Args:
             start: the first byte.
-            target: of bytes, writable.
-            whole: whether it is as large as the file should be. No range is asked for then, which
-                is less work for some servers; a file that is larger is read as far.
+            target: of bytes, writable; its length is the number of bytes to read.
+            whole: whether `target` is as large as the file should be. The request then names no
+                range, which is less work for some servers. Bytes of a larger file are ignored.
 
         Returns:
-            How many bytes there were: fewer than asked for only where the file ends before.
+            The number of bytes read: less than the length of `target` only if the file ends before.
 
         Raises:
             NotFoundError: no such file.
-            StorageError: fewer bytes came back than the file has there, again and again.
+            StorageError: every attempt returned fewer bytes of the range than the file has.
         """
         if self.is_object:
             return objects.read_into(self.url, self.storage_options, start, target, whole=whole)
@@ -184,11 +184,11 @@ class Location:
         target[: len(data)] = data
         return len(data)
 
-    @patient
+    @with_retries
     def read_prefix(self, limit: int) -> bytes:
         """The file's first bytes, `limit` at most, in one request.
 
-        Only for files that tell by themselves whether they are whole, as manifests do.
+        Only for files that show by themselves whether they are whole, as manifests do.
         """
         return self._read_range(0, limit)
 
@@ -199,7 +199,7 @@ class Location:
                 return file.read(stop - start)
         if self.is_object:
             return objects.read(self.url, self.storage_options, start, stop)
-        # Files of huggingface_hub read 5 MiB further than they are asked to.
+        # By default, files of huggingface_hub read 5 MiB beyond the range.
         exactly = {"cache_type": "none"} if self.url.startswith("hf://") else {}
         return bytes(self.filesystem.cat_file(self.url, start=start, end=stop, **exactly))
 
@@ -207,34 +207,34 @@ class Location:
         """Paths of all files below the folder, relative to it, sorted."""
         return sorted(self.sizes())
 
-    @patient
+    @with_retries
     def sizes(self) -> dict[str, int]:
-        """Every file below the folder, by its path relative to it, with its bytes.
+        """Size in bytes of every file below the folder, by its path relative to the folder.
 
-        One listing on object storage. Empty when there is no folder; a file is listed alone,
-        under the empty name.
+        One listing on object storage. Empty if there is no folder. For a file, one entry under the
+        empty name.
         """
         if self.is_local:
             if self.path.is_file():
                 return {"": self.path.stat().st_size}
-            found = {}
+            sizes = {}
             for path in self.path.rglob("*"):
                 # A writer's temporary file may be gone by now.
                 with contextlib.suppress(FileNotFoundError):
                     if path.is_file():
-                        found[path.relative_to(self.path).as_posix()] = path.stat().st_size
-            return found
+                        sizes[path.relative_to(self.path).as_posix()] = path.stat().st_size
+            return sizes
         if self.is_object:
             return objects.sizes(self.url, self.storage_options)
         filesystem = self.filesystem
-        own = filesystem._strip_protocol(self.url).rstrip("/")
+        root = filesystem._strip_protocol(self.url).rstrip("/")
         return {
-            path.removeprefix(own).removeprefix("/"): int(entry["size"])
+            path.removeprefix(root).removeprefix("/"): int(entry["size"])
             for path, entry in filesystem.find(self.url, detail=True).items()
-            if path == own or path.startswith(f"{own}/")
+            if path == root or path.startswith(f"{root}/")
         }
 
-    @patient
+    @with_retries
     def _names(self) -> list[str]:
         if self.is_local:
             folder = self.path
@@ -246,15 +246,15 @@ class Location:
         return sorted(names - {self.name, ""})
 
     def list(self) -> list[str]:
-        """Names directly inside the folder, sorted; empty when there is no folder."""
+        """Names directly inside the folder, sorted; empty if there is no folder."""
         try:
             return self._names()
         except NotFoundError:
             return []
 
-    @patient
+    @with_retries
     def delete(self) -> None:
-        """Remove the file or the whole folder; nothing happens when it is absent."""
+        """Remove the file or the whole folder; does nothing if it is absent."""
         if self.is_local:
             if self.path.is_dir():
                 shutil.rmtree(self.path)
@@ -263,7 +263,7 @@ class Location:
         elif self.is_object:
             objects.delete(self.url, self.storage_options)
         elif self.filesystem.exists(self.url):
-            # Somebody else may have removed it in between.
+            # Another process may have removed it in between.
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.rm(self.url, recursive=True)
 
@@ -275,6 +275,6 @@ def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: AN
         return fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
         raise InvalidInputError(
-            f"{protocol}:// is not a storage that can be opened here ({error}). "
+            f"{protocol}:// is not a storage that fusestore can open ({error}). "
             "Use a local path, s3://, or install the fsspec package for it."
         ) from error

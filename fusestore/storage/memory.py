@@ -1,9 +1,8 @@
-"""Results that take long to compute and follow from files alone, remembered between processes.
+"""Remembers slow results between processes, if they follow from files alone.
 
 One small JSON file below the user's cache folder holds two tables: the SHA-256 of large files, by
-path, size and time of change; and facts, by a key that names everything they follow from. It is a
-cache and nothing else: a damaged file counts as empty, and a folder that cannot be written to only
-costs time.
+path, size and time of change; and facts, by a key that names everything they follow from. The file
+is only a cache: a damaged one counts as empty, and a read-only folder only costs time.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from fusestore.storage.file_lock import locked
 from fusestore.storage.packages import user_cache_folder
 
 MAX_ENTRIES = 512
-"""Entries of each table; the oldest make room."""
+"""Entries of each table; the oldest are dropped first."""
 
 _MAX_BYTES = 4 * 2**20
-"""A larger file was not written here; it counts as damaged."""
+"""A larger file counts as damaged: this module never writes one."""
 
 _WORTH_REMEMBERING = 2**20
 """Bytes below which reading a file is as fast as looking it up."""
 
 _SETTLED_NS = 2 * 10**9
-"""A file changed this recently may change again without showing it: clocks of filesystems tick."""
+"""A file changed this recently may change again within one tick of the filesystem's clock."""
 
 _FILES, _FACTS = "files", "facts"
 _NAME = "remembered.json"
@@ -44,9 +43,9 @@ def file_digest(path: Path) -> str:
     """
     stamp = _stamp(path)
     key = str(path.absolute())
-    known = _read()[_FILES].get(key)
-    if isinstance(known, list) and known[:-1] == stamp and _is_digest(known[-1]):
-        return str(known[-1])
+    entry = _read()[_FILES].get(key)
+    if isinstance(entry, list) and entry[:-1] == stamp and _is_digest(entry[-1]):
+        return str(entry[-1])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size, modified, _ = stamp
@@ -67,16 +66,16 @@ def folder_digest(paths: Iterable[Path]) -> str:
 def remembered(
     key: str, make: Callable[[], dict[str, Any]], *, valid: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
-    """The fact that a key stands for; made and remembered if it is not known.
+    """The fact that a key stands for; computed and remembered if it is not remembered yet.
 
     Args:
         key: names everything that the fact follows from: versions, digests of files.
         make: computes the fact, which JSON can hold.
-        valid: whether what was remembered is such a fact.
+        valid: whether a remembered value is such a fact.
     """
-    known = _read()[_FACTS].get(key)
-    if isinstance(known, dict) and valid(known):
-        return known
+    entry = _read()[_FACTS].get(key)
+    if isinstance(entry, dict) and valid(entry):
+        return entry
     fact = make()
     _remember(_FACTS, key, fact)
     return fact
@@ -103,7 +102,7 @@ def _read() -> dict[str, dict[str, Any]]:
 
 
 def _remember(table: str, key: str, value: object) -> None:
-    """Add an entry to what other processes have added meanwhile; the file is replaced whole."""
+    """Add an entry, and keep the entries that other processes have added meanwhile."""
     folder = user_cache_folder()
     temporary = folder / f".tmp-{_NAME}-{os.getpid()}-{os.urandom(4).hex()}"
     with contextlib.suppress(OSError):

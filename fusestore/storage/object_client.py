@@ -1,8 +1,8 @@
-"""Clients of S3 and HTTP: opened once, asked by any thread, and never in a forked process.
+"""Clients of S3 and HTTP: opened once, shared by all threads, refused in a forked process.
 
-obstore runs its requests on threads of its own, which a forked child does not have: there it would
-wait for ever. So it is imported and opened when a remote location is first used, and a process that
-was forked after that is refused.
+obstore runs its requests on its own threads. A forked child lacks them and would wait forever. So
+obstore is imported and opened when a remote location is first used, and a process that was forked
+after that is refused.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from fusestore.storage import s3
 from fusestore.storage.object_errors import plain_error, shown
 
 RETRIES = 2
-"""Of each request, by obstore; every verb is tried again besides (`storage.failures`)."""
+"""Retries of each request, by obstore; `storage.retries` repeats the whole verb besides."""
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
-"""How long a server may say nothing."""
+"""How long a server may send nothing."""
 
-_LOOK_FOR_SIGNALS_S = 0.2
+_SIGNAL_CHECK_S = 0.2
 
 Options = tuple[tuple[str, str], ...]
 _Result = TypeVar("_Result")
@@ -41,19 +41,22 @@ _opened_in: int | None = None
 
 
 def ask(url: str, options: Options, verb: Callable[[Any, str], _Result]) -> _Result:
-    """Do something with an object, or below it, and raise what Python or this package raises.
+    """Call `verb` with the client of a URL and the object's key; raise errors of Python or ours.
 
     Raises:
         FileNotFoundError: there is no such object, or no such bucket.
         PermissionError: access is denied.
-        FileExistsError: there is one already.
-        StorageError: the request failed, or the answer is not what was asked for.
-        InvalidInputError: the storage does not take such names or options.
+        FileExistsError: the object exists already.
+        StorageError: the request failed, or the answer does not fit the request.
+        InvalidInputError: the storage does not accept this name or an option.
     """
-    return _interruptible(lambda: _ask_here(url, options, verb))
+    if threading.current_thread() is not threading.main_thread():
+        return _ask(url, options, verb)
+    # obstore does not see Ctrl-C, so the main thread must not wait for it.
+    return in_a_thread(lambda: _ask(url, options, verb))
 
 
-def _ask_here(url: str, options: Options, verb: Callable[[Any, str], _Result]) -> _Result:
+def _ask(url: str, options: Options, verb: Callable[[Any, str], _Result]) -> _Result:
     root, key = split(url)
     try:
         return verb(_client(root, options), key)
@@ -63,8 +66,8 @@ def _ask_here(url: str, options: Options, verb: Callable[[Any, str], _Result]) -
         problem, status = plain_error(error, url)
         if problem is error:
             raise
-    # A bucket's region may be found out where a request went elsewhere.
-    if url.startswith(s3.SCHEMES) and status in s3.ELSEWHERE and _found_region(root, options):
+    # The request may have gone to another region than the bucket's.
+    if url.startswith(s3.SCHEMES) and status in s3.ELSEWHERE and _reopened_in_region(root, options):
         try:
             return verb(_client(root, options), key)
         except FusestoreError:
@@ -73,7 +76,7 @@ def _ask_here(url: str, options: Options, verb: Callable[[Any, str], _Result]) -
             problem, _ = plain_error(error, url)
             if problem is error:
                 raise
-    # obstore's own error shows what a server answered, which may hold a session's token.
+    # The error of obstore shows the server's answer, which may hold a session's token.
     raise problem from None
 
 
@@ -104,8 +107,8 @@ def _client(root: str, options: Options) -> Any:  # noqa: ANN401
         return _CLIENTS[key]
 
 
-def _found_region(root: str, options: Options) -> bool:
-    """Open a bucket again in the region where it is; False where that is not known or not new."""
+def _reopened_in_region(root: str, options: Options) -> bool:
+    """Open a bucket again in its region; False if the region is unknown or the same as before."""
     region = s3.region_of_bucket(root, options)
     if region is None or region == _CLIENTS[root, options].config.get("region"):
         return False
@@ -121,7 +124,7 @@ def _open(root: str, options: Options, region: str | None = None) -> Any:  # noq
         "allow_http": True,
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
         "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
-        # Of all of an answer, which may be large and the line slow.
+        # For the whole answer, which may be large and the line slow.
         "timeout": timedelta(days=1),
         **s3.certificates(),
     }
@@ -147,15 +150,8 @@ def _open(root: str, options: Options, region: str | None = None) -> Any:  # noq
     )
 
 
-def _interruptible(verb: Callable[[], _Result]) -> _Result:
-    """In the main thread, have another one wait for obstore, which does not see Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        return verb()
-    return in_a_thread(verb)
-
-
 def in_a_thread(verb: Callable[[], _Result]) -> _Result:
-    """Do something in a thread of its own, and wait for it where Ctrl-C is seen."""
+    """Call `verb` in a new thread, and wait for its result so that Ctrl-C ends the wait."""
     answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
     def work() -> None:
@@ -168,7 +164,7 @@ def in_a_thread(verb: Callable[[], _Result]) -> _Result:
     while True:
         # A signal may have come to another thread of the process, and does not end a longer wait.
         with contextlib.suppress(queue.Empty):
-            result, problem = answers.get(timeout=_LOOK_FOR_SIGNALS_S)
+            result, problem = answers.get(timeout=_SIGNAL_CHECK_S)
             break
     if problem is not None:
         raise problem

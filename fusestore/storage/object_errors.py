@@ -1,4 +1,4 @@
-"""What S3 and HTTP servers refuse, in the errors of Python and of this package, without secrets."""
+"""Errors of S3 and HTTP servers as errors of Python and of this package, without secrets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _DENIED = ("PermissionDeniedError", "UnauthenticatedError")
 
 
 def plain_error(error: Exception, url: str) -> tuple[Exception, int | None]:
-    """What an error of obstore's says, without what it must not say, and the answer's status.
+    """An error of obstore as an error of Python or ours, without secrets, and the HTTP status.
 
-    Other errors are given back as they are.
+    Other errors are returned unchanged.
     """
     text, _, debug = str(error).partition("\n\nDebug source")
     if isinstance(error, ValueError) and text.startswith("Could not parse path"):
@@ -33,8 +33,8 @@ def plain_error(error: Exception, url: str) -> tuple[Exception, int | None]:
             "Use another server, or copy the dataset here."
         )
         return plain, None
-    found = re.search(r"status code: (\d+) ?([^:\n]*)", text)
-    status = int(found[1]) if found else None
+    match = re.search(r"status code: (\d+)", text)
+    status = int(match[1]) if match else None
     detail = _detail(text, debug)
     if status in (404, 410) or isinstance(error, FileNotFoundError):
         plain = FileNotFoundError(detail)
@@ -44,21 +44,21 @@ def plain_error(error: Exception, url: str) -> tuple[Exception, int | None]:
         plain = FileExistsError(detail)
     else:
         plain = StorageError(f"{shown(url)} could not be reached: {detail}")
-    # obstore does not follow a redirection that names no place.
+    # obstore does not follow a redirection without a location.
     return plain, 301 if "without LOCATION" in text else status
 
 
 def _detail(text: str, debug: str) -> str:
-    """The request and the answer in a line: no credentials of a URL, and of an answer its code."""
+    """The request and the answer in one line: no credentials of the URL, no body of the answer."""
     request = re.search(r"Error performing (\w+) (\S+) in \S+ - (.*)", text)
-    said = request[3].split(": <")[0].rstrip(": ") if request else text.splitlines()[0]
+    summary = request[3].split(": <")[0].rstrip(": ") if request else text.splitlines()[0]
     for tag in ("Code", "Message"):
         if answer := re.search(rf"<{tag}>([^<]*)</{tag}>", text):
-            said += f" ({answer[1]})"
+            summary += f" ({answer[1]})"
     reasons = re.findall(r'message: "([^"]*)"', debug) if "<" not in text else []
     reasons += ["it took too long"] if "TimedOut" in debug else []
-    said += f" ({reasons[-1]})" if reasons else ""
-    return f"{request[1]} {shown(request[2])}: {said}" if request else said
+    summary += f" ({reasons[-1]})" if reasons else ""
+    return f"{request[1]} {shown(request[2])}: {summary}" if request else summary
 
 
 def shown(url: str) -> str:

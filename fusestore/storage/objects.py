@@ -1,7 +1,4 @@
-"""Objects behind S3 and HTTP, by obstore: one client for every verb, from every thread.
-
-A verb raises what Python or this package raises: see `object_client.ask`.
-"""
+"""Verbs on objects behind S3 and HTTP, by obstore. For their errors see `object_client.ask`."""
 
 from __future__ import annotations
 
@@ -17,13 +14,13 @@ from fusestore.storage.object_errors import shown
 SCHEMES = (*s3.SCHEMES, "http://", "https://")
 
 BYTES_PER_REQUEST = 32 * 2**20
-"""A larger object is read in pieces of this size."""
+"""A larger object is read in ranges of this size."""
 
 PART_BYTES = 16 * 2**20
-"""Of an upload in parts. S3 takes parts from 5 MiB and 10,000 of them: objects up to 160 GB."""
+"""Size of a part of a multipart upload. S3 takes 10,000 parts of at least 5 MiB: up to 160 GB."""
 
 _READ_BYTES = 2**18
-"""Copied at a time: what arrives is still in the processor's caches."""
+"""Bytes copied at a time, few enough to be still in the processor's caches."""
 
 
 def serves(url: str) -> bool:
@@ -43,7 +40,7 @@ def size(url: str, options: Options) -> int:
 
 
 def exists(url: str, options: Options) -> bool:
-    """Whether there is such an object, or, on S3, any below it as below a folder."""
+    """Whether there is such an object or, on S3, a folder of this name."""
     with contextlib.suppress(FileNotFoundError):
         size(url, options)
         return True
@@ -51,61 +48,49 @@ def exists(url: str, options: Options) -> bool:
 
 
 def read(url: str, options: Options, start: int, stop: int) -> bytes:
-    """Bytes `[start, stop)` of an object; fewer only where it ends before."""
+    """Bytes `[start, stop)` of an object; fewer only if it ends before `stop`."""
     data, _, _ = ask(url, options, lambda client, key: _get(client, key, url, start, stop))
     return data
 
 
 def read_whole(url: str, options: Options) -> bytes:
-    """All bytes of an object: of a large one piece by piece, all of one version of it."""
+    """All bytes of an object; a large one is read range by range, all of one version of it."""
 
     def verb(client: Any, key: str) -> bytes:  # noqa: ANN401
         data, total, version = _get(client, key, url, 0, BYTES_PER_REQUEST)
-        pieces = [data]
+        ranges = [data]
         for start in range(BYTES_PER_REQUEST, total, BYTES_PER_REQUEST):
             stop = min(start + BYTES_PER_REQUEST, total)
-            pieces.append(_get(client, key, url, start, stop, if_match=version)[0])
-        return b"".join(pieces)
+            ranges.append(_get(client, key, url, start, stop, if_match=version)[0])
+        return b"".join(ranges)
 
     return ask(url, options, verb)
 
 
 def read_into(url: str, options: Options, start: int, target: memoryview, *, whole: bool) -> int:
-    """Fill memory with an object's bytes from `start`, in one request.
-
-    Args:
-        url: of the object.
-        options: of its storage.
-        start: the first byte.
-        target: of bytes, writable.
-        whole: whether it is as large as the object should be. No range is asked for then, which
-            is less work for some servers.
-
-    Returns:
-        How many bytes there were: fewer than asked for only where the object ends before.
-    """
+    """Read an object's bytes from `start` into memory, in one request; see `Location.read_into`."""
 
     def verb(client: Any, key: str) -> int:  # noqa: ANN401
         import obstore
 
-        asked: Any = {} if whole else {"range": (start, start + len(target))}
+        request: Any = {} if whole else {"range": (start, start + len(target))}
         try:
-            answer = obstore.get(client, key, options=asked)
+            answer = obstore.get(client, key, options=request)
         except Exception as error:
-            if _begins_behind_the_end(error):
+            if _starts_beyond_end(error):
                 return 0
             raise
         first, last = answer.range
-        expected, filled = min(last - first, len(target)), 0
+        expected, num_read = min(last - first, len(target)), 0
         for data in answer.stream(min_chunk_size=_READ_BYTES):
-            part = memoryview(data)[: len(target) - filled]
-            target[filled : filled + len(part)] = part
-            filled += len(part)
+            received = memoryview(data)[: len(target) - num_read]
+            target[num_read : num_read + len(received)] = received
+            num_read += len(received)
             # An answer that is read to its end leaves its connection for the next request.
-            if filled < last - first and filled == len(target):
+            if num_read < last - first and num_read == len(target):
                 break
-        _check_length(url, first, expected, filled)
-        return filled
+        _check_length(url, first, expected, num_read)
+        return num_read
 
     return ask(url, options, verb)
 
@@ -114,7 +99,7 @@ def write(url: str, options: Options, data: bytes, *, create: bool = False) -> N
     """Write a whole object in one request.
 
     Raises:
-        FileExistsError: with `create`, there is one.
+        FileExistsError: with `create`, the object exists already.
     """
     _check_is_s3(url, "written")
 
@@ -127,52 +112,53 @@ def write(url: str, options: Options, data: bytes, *, create: bool = False) -> N
     ask(url, options, verb)
 
 
-def write_pieces(url: str, options: Options, pieces: Callable[[], Iterable[bytes]]) -> None:
-    """Write a whole object in parts; it becomes visible when the last one is there.
+def write_chunks(url: str, options: Options, chunks: Callable[[], Iterable[bytes]]) -> None:
+    """Write a whole object as a multipart upload; it becomes visible with its last part.
 
     Args:
         url: of the object.
         options: of its storage.
-        pieces: begins the content anew. When it raises, what is there stays as it was.
+        chunks: returns an iterator over the content from its beginning. If the iterator raises, an
+            existing object stays as it was.
     """
     _check_is_s3(url, "written")
 
     def verb(client: Any, key: str) -> None:  # noqa: ANN401
         import obstore
 
-        # An object of no parts cannot be made.
-        content = iter(pieces())
+        # A multipart upload needs at least one part.
+        content = iter(chunks())
         first = next(content, b"")
         if not first:
             obstore.put(client, key, b"", use_multipart=False)
             return
-        parts = _made_elsewhere(first, content)
-        obstore.put(client, key, parts, chunk_size=PART_BYTES, max_concurrency=1)
+        data = _read_in_threads(first, content)
+        obstore.put(client, key, data, chunk_size=PART_BYTES, max_concurrency=1)
 
     ask(url, options, verb)
 
 
 def sizes(url: str, options: Options) -> dict[str, int]:
-    """Bytes of every object below a folder, by its path relative to it."""
+    """Size in bytes of every object below a folder, by its path relative to the folder."""
 
     def verb(client: Any, key: str) -> dict[str, int]:  # noqa: ANN401
         import obstore
 
         below = f"{key}/" if key else ""
         return {
-            found["path"].removeprefix(below): int(found["size"])
-            for found in obstore.list(client, key or None).collect()
-            # A folder's own marker.
-            if found["path"] != key
+            entry["path"].removeprefix(below): int(entry["size"])
+            for entry in obstore.list(client, key or None).collect()
+            # S3 may hold an empty object of the folder's own name.
+            if entry["path"] != key
         }
 
     _check_is_s3(url, "listed")
-    found = ask(url, options, verb)
+    found_sizes = ask(url, options, verb)
     # A bucket is no object, though a server may answer for its URL.
-    if not found and split(url)[1].strip("/"):
+    if not found_sizes and split(url)[1].strip("/"):
         with contextlib.suppress(FileNotFoundError):
             return {"": size(url, options)}
-    return found
+    return found_sizes
 
 
 def names(url: str, options: Options) -> list[str]:
@@ -181,8 +167,8 @@ def names(url: str, options: Options) -> list[str]:
     def verb(client: Any, key: str) -> list[str]:  # noqa: ANN401
         import obstore
 
-        found = obstore.list_with_delimiter(client, key or None)
-        paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+        listing = obstore.list_with_delimiter(client, key or None)
+        paths = [*listing["common_prefixes"], *(entry["path"] for entry in listing["objects"])]
         return sorted({path.rsplit("/", 1)[-1] for path in paths if path != key})
 
     _check_is_s3(url, "listed")
@@ -190,16 +176,16 @@ def names(url: str, options: Options) -> list[str]:
 
 
 def delete(url: str, options: Options) -> None:
-    """Remove an object, or all of them below a folder; nothing happens where there is none."""
-    below = [f"{url}/{name}" if name else url for name in sizes(url, options)]
-    if not below:
+    """Remove an object, or all objects below a folder; does nothing if there are none."""
+    urls = [f"{url}/{name}" if name else url for name in sizes(url, options)]
+    if not urls:
         return
     root = split(url)[0]
 
     def verb(client: Any, key: str) -> None:  # noqa: ANN401
         import obstore
 
-        obstore.delete(client, [split(each)[1] for each in below])
+        obstore.delete(client, [split(each)[1] for each in urls])
 
     ask(f"{root}/", options, verb)
 
@@ -212,18 +198,18 @@ def _get(
     stop: int,
     if_match: str | None = None,
 ) -> tuple[bytes, int, str | None]:
-    """Bytes of a range, the whole object's size, and which version of it that is."""
+    """Bytes of a range, the size of the whole object, and its version (ETag)."""
     import obstore
 
     if stop <= start:
         return b"", 0, None
-    asked: Any = {"range": (start, stop)}
+    request: Any = {"range": (start, stop)}
     if if_match is not None:
-        asked["if_match"] = if_match
+        request["if_match"] = if_match
     try:
-        answer = obstore.get(client, key, options=asked)
+        answer = obstore.get(client, key, options=request)
     except Exception as error:
-        if _begins_behind_the_end(error):
+        if _starts_beyond_end(error):
             return b"", 0, None
         raise
     first, last = answer.range
@@ -232,30 +218,30 @@ def _get(
     return data, int(answer.meta["size"]), answer.meta["e_tag"]
 
 
-def _check_length(url: str, start: int, expected: int, found: int) -> None:
-    if found != expected:
+def _check_length(url: str, start: int, expected: int, actual: int) -> None:
+    if actual != expected:
         raise StorageError(
-            f"Bytes {start:,} to {start + expected:,} of {shown(url)} came back as {found:,} "
+            f"Bytes {start:,} to {start + expected:,} of {shown(url)} came back as {actual:,} "
             f"instead of {expected:,}."
         )
 
 
-def _made_elsewhere(first: bytes, others: Iterator[bytes]) -> Iterator[bytes]:
-    """Pieces made in other threads: those that obstore calls cannot wait for obstore."""
-    piece: bytes | None = first
-    while piece is not None:
-        yield piece
-        piece = in_a_thread(lambda: next(others, None))
+def _read_in_threads(first: bytes, others: Iterator[bytes]) -> Iterator[bytes]:
+    """Chunks read in other threads, because obstore's threads cannot wait for obstore."""
+    chunk: bytes | None = first
+    while chunk is not None:
+        yield chunk
+        chunk = in_a_thread(lambda: next(others, None))
 
 
 def _check_is_s3(url: str, verb: str) -> None:
     if not url.startswith(s3.SCHEMES):
         raise InvalidInputError(
-            f"{shown(url)} cannot be {verb}: behind HTTP, files are read and nothing else. Use "
-            "another storage."
+            f"{shown(url)} cannot be {verb}: HTTP serves files for reading only. Use another "
+            "storage."
         )
 
 
-def _begins_behind_the_end(error: Exception) -> bool:
+def _starts_beyond_end(error: Exception) -> bool:
     text = str(error)
     return "416 Range Not Satisfiable" in text or "Wanted range starting at" in text

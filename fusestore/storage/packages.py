@@ -1,7 +1,7 @@
-"""Files that installed Python packages carry: `package:NAME` and `package:NAME/path`.
+"""Files of installed Python packages: `package:NAME` and `package:NAME/path`.
 
-Models and texts can arrive as packages, pinned and checked like any other dependency. A package
-is only looked into, never imported, so none of its code runs.
+Models and texts can come as packages, pinned and checked like any other dependency. A package is
+never imported, so none of its code runs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ SCHEME = "package:"
 
 
 def user_cache_folder() -> Path:
-    """Where converted models and fetched datasets are kept: `$FUSESTORE_HOME` or ~/.cache."""
+    """Folder of converted models and fetched datasets: `$FUSESTORE_HOME` or ~/.cache/fusestore."""
     home = os.environ.get("FUSESTORE_HOME")
     return Path(home).expanduser() if home else Path.home() / ".cache" / "fusestore"
 
 
 def resolve_path(spec: str) -> str:
-    """The local path (or glob) behind `package:NAME/path`; any other text is returned as it is.
+    """The local path (or glob) behind `package:NAME/path`; other text is returned unchanged.
 
     Raises:
         NotFoundError: no such package is installed.
@@ -41,12 +41,12 @@ def resolve_path(spec: str) -> str:
 
 
 def packaged_gguf(name: str) -> Path:
-    """The GGUF file that an installed package carries, put together once if it comes in parts.
+    """The GGUF file of an installed package, joined once if it comes in parts.
 
     Parts are files `*.gguf.partNN` of the package itself and of the packages it requires.
 
     Raises:
-        NotFoundError: no such package, or no GGUF file in it.
+        NotFoundError: no such package, or it holds no GGUF file.
     """
     distribution = _distribution(name)
     whole = _files(distribution, r"\.gguf$")
@@ -58,7 +58,7 @@ def packaged_gguf(name: str) -> Path:
         if required and ";" not in requirement:
             parts += _files(_distribution(required.group()), r"\.gguf\.part\d+$")
     if not parts:
-        raise NotFoundError(f"Package {name} carries no GGUF file.")
+        raise NotFoundError(f"Package {name} holds no GGUF file.")
     parts.sort(key=lambda path: path.name)
     folder = user_cache_folder() / "gguf" / f"{name}-{distribution.version}"
     target = folder / parts[0].name.rsplit(".part", 1)[0]

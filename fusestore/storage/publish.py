@@ -1,4 +1,4 @@
-"""Publishing bytes: a file is either absent or whole, at every moment, on every storage.
+"""Publishes bytes: a file is absent or whole at every moment, on every storage.
 
 Local: temporary file in the same folder, fsync, rename (or link, for create-only), fsync of the
 folder. Object storage: one PUT, which is atomic by itself; create-only is a conditional PUT
@@ -21,20 +21,20 @@ from typing import BinaryIO
 from fusestore.errors import AlreadyExistsError, StorageError
 from fusestore.storage import objects
 from fusestore.storage.location import Location
-from fusestore.storage.retries import patient, storage_errors
+from fusestore.storage.retries import storage_errors, with_retries
 
 TEMPORARY_PREFIX = ".tmp-"
-"""Files of this prefix are unfinished; readers ignore them and a later writer may remove them."""
+"""Prefix of unfinished files; readers ignore them and a later writer may remove them."""
 
 ABANDONED_AFTER_S = 24 * 3600
-"""A temporary file of another machine is taken for abandoned when it is this old."""
+"""A temporary file of another machine counts as abandoned at this age."""
 
 _TEMPORARY_NAME = re.compile(r"\.tmp-(?P<machine>[0-9a-f]{12})-(?P<pid>\d+)-[0-9a-f]{8}")
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def _machine() -> str:
-    """What tells apart the machines, and the containers on one, whose process ids mean others."""
+    """Identifies the set of process ids that this process is in: its machine and its container."""
     try:
         namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -43,10 +43,10 @@ def _machine() -> str:
 
 
 MACHINE = _machine()
-"""Stands for this machine in files that do not outlast the writing."""
+"""Identifies this machine in temporary files and heartbeats."""
 
 
-@patient
+@with_retries
 def publish(location: Location, data: bytes) -> None:
     """Write the whole file durably, replacing any file of that name.
 
@@ -61,23 +61,23 @@ def publish(location: Location, data: bytes) -> None:
         location.filesystem.pipe_file(location.url, data)
 
 
-def publish_pieces(location: Location, pieces: Iterable[bytes]) -> None:
-    """Write a whole local file durably from its pieces, replacing any file of that name.
+def publish_chunks(location: Location, chunks: Iterable[bytes]) -> None:
+    """Write a whole local file durably from chunks of bytes, replacing any file of that name.
 
-    When the iterator raises, what is there stays as it was: it may check what it yields.
+    If the iterator raises, an existing file stays as it was: the iterator may check what it yields.
 
     Raises:
         InvalidInputError: the location is remote.
         AccessDeniedError, StorageError: nothing was changed.
     """
     with storage_errors(location):
-        _publish_local(location.path, pieces, create_only=False)
+        _publish_local(location.path, chunks, create_only=False)
 
 
 def publish_new(location: Location, data: bytes) -> None:
     """Write the whole file durably; a file of that name with the same bytes counts as success.
 
-    The comparison makes a write recognise its own earlier success, whose answer was lost.
+    So a repeated write recognizes its own earlier success when the first answer was lost.
 
     Raises:
         AlreadyExistsError: a file of that name holds other bytes; it was left as it is.
@@ -88,13 +88,13 @@ def publish_new(location: Location, data: bytes) -> None:
     except FileExistsError as error:
         _accept_same(location, data, error)
     except StorageError as error:
-        # Some servers tell of a conflict otherwise than S3 does; or the last answer was lost.
+        # Some servers report a conflict in another way than S3; or the last answer was lost.
         if not location.exists():
             raise
         _accept_same(location, data, error)
 
 
-@patient
+@with_retries
 def _publish_new(location: Location, data: bytes) -> None:
     if location.is_local:
         _publish_local(location.path, (data,), create_only=True)
@@ -107,15 +107,15 @@ def _publish_new(location: Location, data: bytes) -> None:
 def _accept_same(location: Location, data: bytes, error: Exception) -> None:
     if location.read_bytes() != data:
         raise AlreadyExistsError(
-            f"{location.url} exists already with other content; it was left as it is."
+            f"{location.url} exists already with other content; it was not changed."
         ) from error
 
 
-def _publish_local(path: Path, pieces: Iterable[bytes], *, create_only: bool) -> None:
+def _publish_local(path: Path, chunks: Iterable[bytes], *, create_only: bool) -> None:
     temporary = path.parent / f"{TEMPORARY_PREFIX}{MACHINE}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         with _create(temporary) as file:
-            file.writelines(pieces)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
         if create_only:
@@ -132,7 +132,7 @@ def _create(path: Path) -> BinaryIO:
     try:
         return path.open("xb")
     except FileNotFoundError:
-        # Another writer has tidied up the folder, which was empty, in between.
+        # Another writer has removed the folder in between, because it was empty.
         _make_folder(path.parent)
         return path.open("xb")
 
@@ -143,7 +143,7 @@ def _link_new(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
-        # The second best where the filesystem has no hard links: a moment passes in between.
+        # Not atomic, but the best that a filesystem without hard links allows.
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         temporary.replace(path)
@@ -156,7 +156,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        # Not to be taken for the file that a create-only write finds.
+        # The caller would take FileExistsError for an existing file of a create-only write.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
     for path in missing:
         sync_folder(path.parent)
@@ -172,10 +172,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_abandoned(folder: Location) -> None:
-    """Remove temporary files below the folder that dead runs left.
+    """Remove temporary files that dead processes left below the folder.
 
-    Those of a process of this machine that no longer runs, and those of any machine that are
-    older than `ABANDONED_AFTER_S`. Object storage keeps no half-written objects.
+    A file counts as abandoned if its process on this machine has ended, or if it is older than
+    `ABANDONED_AFTER_S`. Object storage keeps no half-written objects.
     """
     if not folder.is_local:
         return
@@ -184,7 +184,7 @@ def remove_abandoned(folder: Location) -> None:
             match = _TEMPORARY_NAME.fullmatch(path.name)
             if match is None:
                 continue
-            # Another writer may finish or tidy up at the same time.
+            # Another writer may finish or remove it at the same time.
             with contextlib.suppress(FileNotFoundError):
                 dead = match["machine"] == MACHINE and not is_running(int(match["pid"]))
                 if dead or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:

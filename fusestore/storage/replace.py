@@ -1,4 +1,4 @@
-"""Replacing a local file or folder: a reader sees the old one or the new one, never a part.
+"""Replaces a local file or folder: a reader sees the old or the new content, never a mixture.
 
 The content is written under a temporary name beside it, made durable, and renamed. Files that
 belong to a store are written by `fusestore.storage.publish` instead.
@@ -18,9 +18,9 @@ from fusestore.storage.publish import TEMPORARY_PREFIX, sync_folder
 
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Replace a file by what the body writes to the path it receives.
+    """Replace a file by what the body writes to the yielded path.
 
-    When the body raises, the file stays as it was.
+    If the body raises, the file stays as it was.
     """
     temporary = _temporary(path)
     try:
@@ -34,10 +34,10 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Replace a flat folder by the empty one that the body receives and fills.
+    """Replace a flat folder by the yielded empty folder, once the body has written its files.
 
-    No rename replaces a folder that has files, so the old one is moved aside first: read the folder
-    through `whole_folder`, which finds it there after a crash between the two renames.
+    A rename cannot replace a folder that holds files, so the old folder is moved aside first. Read
+    the folder through `whole_folder`, which finds the old one after a crash between the renames.
     """
     temporary, older = _temporary(folder), _older(folder)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -55,12 +55,12 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def whole_folder(folder: Path) -> Path | None:
-    """Where the newest whole version of a folder of `replaced_folder` is; None if there is none."""
+    """The newest whole version of a folder of `replaced_folder`; None if there is none."""
     return next((path for path in (folder, _older(folder)) if path.is_dir()), None)
 
 
 def remove_replaced(path: Path) -> None:
-    """Remove a file or folder, and what interrupted replacements left of it."""
+    """Remove a file or folder, and what interrupted replacements left beside it."""
     for version in (path, _older(path), _temporary(path)):
         if version.is_dir():
             shutil.rmtree(version, ignore_errors=True)
@@ -69,7 +69,7 @@ def remove_replaced(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    # Without the name itself: whoever looks for files by a pattern must not find this one.
+    # Without the name itself: a search for files by a pattern must not find this one.
     name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
     return path.with_name(f"{TEMPORARY_PREFIX}{name}")
 

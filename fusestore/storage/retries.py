@@ -1,9 +1,9 @@
-"""What storages raise becomes our errors, and what fails in passing is tried again.
+"""Turns errors of storages into our errors, and retries requests that failed temporarily.
 
-Object storage answers some requests with 500 or 503, drops connections and cuts bodies; none of
-that says anything about the data. Every verb on a remote `Location` is therefore repeated a few
-times. That is safe because each verb may be repeated: reading, listing, deleting, writing the same
-bytes, and create-only writing, which recognises its own earlier success by the bytes.
+Object storage answers some requests with 500 or 503, drops connections and truncates bodies,
+although the data are whole. So every verb on a remote `Location` is retried a few times. That is
+safe, because each verb may be repeated: reading, listing, deleting, writing the same bytes, and
+create-only writing, which recognizes its own earlier success by the bytes.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from fusestore.errors import AccessDeniedError, FusestoreError, NotFoundError, StorageError
 
 ATTEMPTS = 6
-"""Times a verb on a remote location is tried before its failure is the caller's."""
+"""Attempts at a verb on a remote location before its error is raised."""
 
 FIRST_WAIT_S = 0.2
-"""Mean wait before the second attempt; each later one is twice as long: six seconds in all."""
+"""Mean wait before the second attempt; each later wait is twice as long: six seconds in all."""
 
 _HUB_ATTEMPTS = 2
-"""Instead, on `hf://`: its client repeats most requests itself, for twenty seconds."""
+"""Attempts on `hf://`: its client retries most requests itself, for twenty seconds."""
 
 _CLIENTS = ("botocore", "aiohttp", "httpx", "httpx2")
-"""Packages whose errors derive from Exception alone; importing them costs a second."""
+"""Packages with errors that derive from Exception alone; importing them costs a second."""
 
 _HUB_CLIENTS = ("huggingface_hub", "httpx", "httpx2")
 """Packages that read `hf://`."""
 
 _PERMANENT = {errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE}
-"""What a storage will answer again however often it is asked."""
+"""Error numbers that another attempt does not change."""
 
 
 class Address(Protocol):
-    """What is used of a `Location` here: where it lies."""
+    """The properties of a `Location` that retries depend on."""
 
     @property
     def url(self) -> str:
@@ -55,10 +55,10 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 
-def patient(
+def with_retries(
     verb: Callable[Concatenate[_Address, _Parameters], _Result],
 ) -> Callable[Concatenate[_Address, _Parameters], _Result]:
-    """A verb on a location whose failures are our errors, tried again where that may help."""
+    """Decorate a verb on a location: its errors become ours, and temporary ones are retried."""
 
     @functools.wraps(verb)
     def attempt(
@@ -76,7 +76,7 @@ def patient(
             except StorageError as error:
                 if attempts == 0 or getattr(error.__cause__, "errno", None) in _PERMANENT:
                     raise
-            # Spread, so that many writers do not come back all at once.
+            # Random, so that many writers do not retry all at once.
             time.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             wait *= 2
 
@@ -85,7 +85,7 @@ def patient(
 
 @contextlib.contextmanager
 def storage_errors(location: Address) -> Iterator[None]:
-    """Turn what the operating system and the storages' clients raise into our error family."""
+    """Turn errors of the operating system and of the storages' clients into ours."""
     try:
         yield
     except FusestoreError:
@@ -104,7 +104,7 @@ def storage_errors(location: Address) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileExistsError):
             raise
-        # huggingface_hub's, which says so by the status alone.
+        # huggingface_hub reports a denial by the status alone.
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise _denied(location, error) from error
         raise StorageError(f"{location.url} could not be read or written: {error}") from error
@@ -117,9 +117,9 @@ def storage_errors(location: Address) -> Iterator[None]:
 
 
 def _lost_session(error: Exception) -> bool:
-    """Whether huggingface_hub's session was closed under the thread that was about to ask.
+    """Whether another thread closed huggingface_hub's session before this thread used it.
 
-    All threads share it, and one that could not connect closes it and sets it to None.
+    All threads share one session, and a thread that cannot connect closes it and sets it to None.
     """
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     package = str(frame.f_globals["__name__"]).split(".", 1)[0]

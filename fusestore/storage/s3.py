@@ -1,4 +1,4 @@
-"""What S3 is asked with: storage options, the environment, credentials, and a bucket's region."""
+"""Configuration of S3: storage options, the environment, credentials, a bucket's region."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTIONS = (
 """Storage options of S3; the names are s3fs's."""
 
 ELSEWHERE = {301, 307, 400}
-"""What S3 answers where a bucket lies in another region, among other things."""
+"""Statuses of S3 for a bucket in another region; they have other causes too."""
 
 _CREDENTIALS_LAST = timedelta(minutes=5)
 _REGION_TIMEOUT_S = 10
@@ -36,7 +36,7 @@ _Credentials = Callable[[], Any]
 
 
 def endpoint(options: Mapping[str, str]) -> str | None:
-    """Where S3 is; None: at Amazon's."""
+    """URL of the S3 service; None means Amazon's."""
     return (
         options.get("endpoint_url")
         or os.environ.get("AWS_ENDPOINT_URL_S3")
@@ -45,32 +45,33 @@ def endpoint(options: Mapping[str, str]) -> str | None:
 
 
 def settings(root: str, options: Mapping[str, str]) -> tuple[_Settings, _Credentials | None]:
-    """How obstore opens a bucket: its configuration, and what gives credentials.
+    """The configuration by which obstore opens a bucket, and a source of credentials.
 
-    Options come before the environment, and that before botocore's other sources: profiles, SSO,
-    web identities, and those of containers and instances.
+    Options precede the environment, which precedes botocore's other sources: profiles, SSO, web
+    identities, containers and instances.
 
     Args:
         root: URL of the bucket.
         options: of the storage.
 
     Raises:
-        InvalidInputError: an option is not known, or no region or profile of that name.
+        InvalidInputError: an unknown option, or no region or profile of that name.
         AccessDeniedError: there are no credentials.
     """
     _check(options)
-    where = endpoint(options)
-    found: _Settings = {
-        # Amazon wants buckets in host names; their certificates know no dots, servers no names.
-        "virtual_hosted_style_request": where is None and "." not in root.split("://", 1)[1],
+    url = endpoint(options)
+    config: _Settings = {
+        # Amazon wants buckets in host names, but its certificates do not cover names with dots.
+        # Other servers do not resolve such host names.
+        "virtual_hosted_style_request": url is None and "." not in root.split("://", 1)[1],
         "request_payer": _is_true(options.get("requester_pays")),
     }
-    if where is not None:
-        found["endpoint"] = found["aws_endpoint_url_s3"] = where
+    if url is not None:
+        config["endpoint"] = config["aws_endpoint_url_s3"] = url
     region = options.get("region") or _first("AWS_REGION", "AWS_DEFAULT_REGION")
     credentials: _Credentials | None = None
     if _is_true(options.get("anon")):
-        found["skip_signature"] = True
+        config["skip_signature"] = True
     elif "key" in options or "secret" in options:
         credentials = _fixed(options.get("key"), options.get("secret"), options.get("token"))
     elif "profile" not in options and _first("AWS_ACCESS_KEY_ID"):
@@ -80,11 +81,11 @@ def settings(root: str, options: Mapping[str, str]) -> tuple[_Settings, _Credent
         session = _session(options.get("profile"))
         credentials = _provider(root, session)
         region = region or session.get_config_variable("region")
-    return {**found, "region": region or "us-east-1"}, credentials
+    return {**config, "region": region or "us-east-1"}, credentials
 
 
 def certificates() -> dict[str, bytes]:
-    """Certificates of the environment's own authority, which the system does not know."""
+    """Certificates of an authority that only the environment names, as a client option."""
     path = _first("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
     if path is None or not Path(path).is_file():
         return {}
@@ -92,12 +93,12 @@ def certificates() -> dict[str, bytes]:
 
 
 def region_of_bucket(root: str, options: tuple[tuple[str, str], ...]) -> str | None:
-    """Where S3 says that a bucket is; it tells everybody, with a refusal too."""
+    """The region of a bucket according to S3, which reveals it even when it denies access."""
     import urllib.error
     import urllib.request
 
-    where = endpoint(dict(options)) or "https://s3.amazonaws.com"
-    request = urllib.request.Request(f"{where}/{root.split('://', 1)[1]}", method="HEAD")  # noqa: S310
+    url = endpoint(dict(options)) or "https://s3.amazonaws.com"
+    request = urllib.request.Request(f"{url}/{root.split('://', 1)[1]}", method="HEAD")  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=_REGION_TIMEOUT_S) as answer:  # noqa: S310
             headers = answer.headers
@@ -118,7 +119,7 @@ def _check(options: Mapping[str, str]) -> None:
 
 
 def _fixed(key: str | None, secret: str | None, token: str | None) -> _Credentials:
-    # As settings, obstore would mix them with those of the environment.
+    # A provider, because obstore mixes credentials in settings with those of the environment.
     return lambda: {
         "access_key_id": key or "",
         "secret_access_key": secret or "",
@@ -146,8 +147,8 @@ def _provider(root: str, session: Any) -> _Credentials:  # noqa: ANN401
             "or use --storage-option."
         )
 
-    def give() -> dict[str, Any]:
-        # botocore renews what expires; it is asked again before long.
+    def current_credentials() -> dict[str, Any]:
+        # botocore renews expiring credentials, so they are asked for every few minutes.
         current = credentials.get_frozen_credentials()
         return {
             "access_key_id": current.access_key,
@@ -156,7 +157,7 @@ def _provider(root: str, session: Any) -> _Credentials:  # noqa: ANN401
             "expires_at": datetime.now(UTC) + _CREDENTIALS_LAST,
         }
 
-    return give
+    return current_credentials
 
 
 def _first(*names: str) -> str | None:

@@ -1,8 +1,8 @@
-"""Reading the arrays that `arrays` writes: memory map or ranged reads, checksum, decode.
+"""Reads the arrays that `arrays` writes: memory map or ranged reads, checksum, decode.
 
-Equal to zarr-python on every array both can read (a test holds it to that), and different in three
-ways: a missing file or chunk is an error instead of fill values, there is no event loop, and the
-chunks are handed out as they were decoded, so that what comes next can write its result in place.
+A test proves it equal to zarr-python on every array that both can read. It differs in three ways: a
+missing file or chunk is an error instead of fill values, there is no event loop, and chunks are
+yielded as they were decoded, so that a caller can write its own result in place.
 """
 
 from __future__ import annotations
@@ -22,19 +22,14 @@ from fusestore.storage.location import Location
 from fusestore.store.arrays import ABSENT_CHUNK, ArraySpec, ends_in_crc32c
 
 MAX_OPEN_SHARDS = 64
-"""Shards per array whose index (and, locally, memory map) a reader keeps."""
+"""Shards per array for which a reader keeps the index and, locally, the memory map."""
 
 RECENT_CHUNKS = 2
-"""Decoded chunks per array that a reader keeps: documents in order share them. One that was wanted
-whole is not kept, so that a long read decodes into the same few buffers, which stay in the
-processor's cache."""
+"""Decoded chunks per array that a reader keeps, because neighboring documents share them. A chunk
+that was read whole is not kept, so that a long read decodes into the same few buffers, which stay
+in the processor's cache."""
 
 _Values = npt.NDArray[Any]
-
-
-def read_rows(folder: Location, spec: ArraySpec, start: int, stop: int) -> _Values:
-    """Rows `[start, stop)` of the array in the group at `folder`; see `ArrayReader`."""
-    return ArrayReader(folder, spec).read(start, stop)
 
 
 def decode_file(
@@ -47,49 +42,49 @@ def decode_file(
         spec: the array.
         shard: which file.
         content: the file's bytes, uint8.
-        out: where the rows of `spec.rows_of(shard)` go; cast to its dtype.
+        out: receives the rows of `spec.rows_of(shard)`, cast to its dtype.
 
     Yields:
-        The rows of `out` that a chunk has just filled, while the processor's caches have them.
+        The rows of `out` that were just decoded, while the processor's caches hold them.
 
     Raises:
-        CorruptionError: the file is cut, or does not match its checksums.
+        CorruptionError: the file is truncated, or does not match its checksums.
     """
     opened = _OpenShard(folder, spec, shard, content=content)
     start, stop = spec.rows_of(shard)
     rows = spec.rows_per_chunk
     in_place = spec.chunks_across == 1 and out.dtype == spec.dtype and out.flags.c_contiguous
-    # For its check that all are there; the bytes are `content`.
+    # Checks that no chunk is absent; the bytes are `content`.
     opened.fetch_chunks(0, -(-(stop - start) // rows))
     for chunk in range(-(-(stop - start) // rows)):
-        here = out[chunk * rows : (chunk + 1) * rows]
-        whole = in_place and len(here) == rows
-        values = opened.decode(chunk, 0, content, here.reshape(1, -1) if whole else None)
-        if not np.may_share_memory(values, here):
+        target = out[chunk * rows : (chunk + 1) * rows]
+        whole = in_place and len(target) == rows
+        values = opened.decode(chunk, 0, content, target.reshape(1, -1) if whole else None)
+        if not np.may_share_memory(values, target):
             _place(spec, values, chunk * rows, out, 0)
-        yield here
+        yield target
 
 
 def _place(spec: ArraySpec, values: _Values, first: int, out: _Values, start: int) -> None:
-    """Copy what of a chunk lies in `out`: the chunk begins at row `first`, `out` at `start`."""
+    """Copy the rows that a chunk from row `first` and `out` from row `start` share into `out`."""
     low, high = max(start, first), min(start + len(out), first + spec.rows_per_chunk)
     target, rows = out[low - start : high - start], slice(low - first, high - first)
     if len(spec.shape) == 1:
         target[:] = values[0, rows]
         return
     width = spec.chunk_shape[1]
-    for number, part in enumerate(values):
+    for number, block in enumerate(values):
         columns = target[:, number * width : (number + 1) * width]
-        columns[:] = part[rows, : columns.shape[1]]
+        columns[:] = block[rows, : columns.shape[1]]
 
 
 class ArrayReader:
     """Reads rows of one array, checking every chunk it decodes.
 
-    A file or chunk that is missing, cut or does not match its checksum is a `CorruptionError`
-    that names the file. Local files are memory-mapped; of a remote one the index is fetched once
-    and then one range per read and shard. Can be pickled: what is open is opened again where it
-    is used. Not safe for use by several threads at once.
+    A file or chunk that is missing, truncated or does not match its checksum is a `CorruptionError`
+    that names the file. Local files are memory-mapped. Of a remote file, the index is fetched once,
+    then one range per read and shard. Can be pickled: the copy opens its files again. Not safe for
+    use by several threads at once.
 
     Args:
         folder: the group.
@@ -127,17 +122,17 @@ class ArrayReader:
         Args:
             start: the first row.
             stop: one past the last.
-            out: of an array whose chunks hold whole rows, where these rows go, of the array's
-                dtype: chunks that lie inside and have to be decoded are decoded there.
+            out: memory for these rows, of the array's dtype; only if chunks hold whole rows. Chunks
+                that lie inside the rows and have to be decoded are decoded into it.
 
         Yields:
-            The array's row that the chunk begins with, and its values, not to be written to:
+            The array's row that the chunk begins with, and its values, which are read-only:
             [chunks across, rows per chunk] of an array of one axis, else
-            [chunks across, rows per chunk, columns per chunk]. The last chunk is as long as any.
+            [chunks across, rows per chunk, columns per chunk]. The last chunk has full length too.
 
         Raises:
             InvalidInputError: rows outside the array.
-            CorruptionError: what is stored is damaged.
+            CorruptionError: the stored bytes are damaged.
         """
         spec = self.spec
         if not 0 <= start <= stop <= spec.shape[0]:
@@ -156,22 +151,22 @@ class ArrayReader:
             if missing:
                 begin = shard * per_file
                 opened = self._open(shard)
-                piece = opened.fetch_chunks(missing[0] - begin, missing[-1] + 1 - begin)
+                fetched = opened.fetch_chunks(missing[0] - begin, missing[-1] + 1 - begin)
             for chunk in inside:
                 first = chunk * rows
                 values = recent.get(chunk)
                 if values is None:
                     whole = start <= first and first + rows <= stop
-                    here = None
+                    target = None
                     if whole and out is not None:
-                        here = out[first - start : first - start + rows].reshape(1, -1)
-                    values = opened.decode(chunk - begin, *piece, here)
+                        target = out[first - start : first - start + rows].reshape(1, -1)
+                    values = opened.decode(chunk - begin, *fetched, target)
                     if not whole:
                         self._remember(chunk, values)
                 yield first, values
 
     def _remember(self, chunk: int, values: _Values) -> None:
-        # A raw chunk costs nothing but its checksum, and is checked each time.
+        # A raw chunk costs only its checksum, so it is checked each time.
         if self.spec.codec == "pcodec":
             self._recent[chunk] = values
             if len(self._recent) > RECENT_CHUNKS:
@@ -190,7 +185,7 @@ class ArrayReader:
 
 
 class _OpenShard:
-    """One file, its size and its index; `content` is its bytes where they were read already."""
+    """One file, its size and its index; `content` holds its bytes if they were read already."""
 
     def __init__(
         self,
@@ -217,7 +212,7 @@ class _OpenShard:
                         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                         self.mapped = np.frombuffer(mapped, dtype=np.uint8)
             else:
-                # A wrong size shows itself: the index would not be where the receipt puts it.
+                # A wrong size is noticed: the index would not match its checksum.
                 self.size = self.file.size() if expected_size is None else expected_size
         except (FileNotFoundError, NotFoundError) as error:
             raise self.corrupt("is missing") from error
@@ -228,7 +223,7 @@ class _OpenShard:
     def corrupt(self, problem: str) -> CorruptionError:
         return CorruptionError(
             f"{self.file} {problem}. Run `fusestore verify` on {self.folder} to see what is "
-            "damaged, then make the damaged part again."
+            "damaged, then make it again."
         )
 
     def fetch(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
@@ -244,7 +239,7 @@ class _OpenShard:
         return np.frombuffer(data, dtype=np.uint8)
 
     def checked(self, data: npt.NDArray[np.uint8], what: str) -> npt.NDArray[np.uint8]:
-        """The data without its trailing CRC-32C, which must match."""
+        """The data without the CRC-32C at its end, which must match."""
         if not ends_in_crc32c(data):
             raise self.corrupt(f"does not match its checksum in {what}")
         return data[:-4]
@@ -259,50 +254,50 @@ class _OpenShard:
         index = self.checked(self.fetch(data_end, self.size), "its chunk index")
         table = np.frombuffer(index.tobytes(), dtype="<u8").reshape(-1, 2)
         stored = table[table[:, 0] != ABSENT_CHUNK]
-        # Each alone first: a sum of two could wrap around.
+        # Each number alone first, because a sum could wrap around.
         if np.any(stored > data_end) or np.any(stored.sum(axis=1) > data_end):
             raise self.corrupt("has a chunk index that points outside the file")
         return table[:, 0].tolist(), table[:, 1].tolist()
 
     def fetch_chunks(self, first: int, stop: int) -> tuple[int, npt.NDArray[np.uint8]]:
-        """One piece of the file with the chunks `[first, stop)`, counted down the rows.
+        """One range of the file that holds the chunks `[first, stop)`, counted down the rows.
 
         Returns:
-            The byte of the file it begins with, and the bytes.
+            The first byte of the range, and its bytes.
         """
-        parts = slice(first * self.chunks_across, stop * self.chunks_across)
-        begins, lengths = self.offsets[parts], self.lengths[parts]
+        entries = slice(first * self.chunks_across, stop * self.chunks_across)
+        begins, lengths = self.offsets[entries], self.lengths[entries]
         if ABSENT_CHUNK in begins:
-            raise self.corrupt(f"holds no chunk {parts.start + begins.index(ABSENT_CHUNK)}")
-        # In whatever order they lie.
+            raise self.corrupt(f"holds no chunk {entries.start + begins.index(ABSENT_CHUNK)}")
+        # Chunks may lie in any order.
         begin, end = min(begins), max(map(sum, zip(begins, lengths, strict=True)))
         return begin, self.fetch(begin, end)
 
     def decode(
         self, chunk: int, begin: int, data: npt.NDArray[np.uint8], out: _Values | None = None
     ) -> _Values:
-        """Values of a chunk of rows, from what `fetch_chunks` gave; shape as in `chunks`.
+        """Values of a chunk of rows, from the result of `fetch_chunks`; shape as in `chunks`.
 
-        What has to be decoded is decoded into `out` [chunks across, values], if it is given.
+        Values that have to be decoded go into `out` [chunks across, values], if it is given.
         """
         shape, count = self.spec.chunk_shape, self.values_per_chunk
         if self.spec.codec == "raw":
             start = self.offsets[chunk] - begin
-            piece = self.checked(data[start : start + self.lengths[chunk]], f"chunk {chunk}")
-            if len(piece) != count * self.dtype.itemsize:
-                raise self.corrupt(f"holds {len(piece):,} bytes in chunk {chunk}")
-            return piece.view(self.dtype.newbyteorder("<")).reshape(1, *shape)
+            content = self.checked(data[start : start + self.lengths[chunk]], f"chunk {chunk}")
+            if len(content) != count * self.dtype.itemsize:
+                raise self.corrupt(f"holds {len(content):,} bytes in chunk {chunk}")
+            return content.view(self.dtype.newbyteorder("<")).reshape(1, *shape)
         values = np.empty((self.chunks_across, count), self.dtype) if out is None else out
-        for part, target in enumerate(values, chunk * self.chunks_across):
-            start = self.offsets[part] - begin
-            # As bytes, which the decoder wants; it stops before the checksum by itself.
-            encoded = data[start : start + self.lengths[part]].tobytes()
+        for number, target in enumerate(values, chunk * self.chunks_across):
+            start = self.offsets[number] - begin
+            # The decoder takes bytes, and stops before the checksum by itself.
+            encoded = data[start : start + self.lengths[number]].tobytes()
             if not ends_in_crc32c(encoded):
-                raise self.corrupt(f"does not match its checksum in chunk {part}")
+                raise self.corrupt(f"does not match its checksum in chunk {number}")
             try:
                 progress = standalone.simple_decompress_into(encoded, target)
             except (RuntimeError, TypeError, ValueError) as error:
-                raise self.corrupt(f"cannot be decoded in chunk {part} ({error})") from error
+                raise self.corrupt(f"cannot be decoded in chunk {number} ({error})") from error
             if progress.n_processed != count or not progress.finished:
-                raise self.corrupt(f"holds {progress.n_processed} values in chunk {part}")
+                raise self.corrupt(f"holds {progress.n_processed} values in chunk {number}")
         return values.reshape(-1, *shape)

@@ -1,8 +1,8 @@
-"""Zarr v3 arrays: metadata by zarr-python, files encoded here; `array_reader` reads them.
+"""Writes Zarr v3 arrays, with metadata by zarr-python; `array_reader` reads them.
 
-A chunk is coded with `pcodec`, or `raw` as its little-endian values, and ends in a CRC-32C. A file
-is one chunk, or a shard (`sharding_indexed`, index at the end) of many. Every Zarr v3 reader that
-knows these codecs reads the result.
+A chunk is encoded with `pcodec`, or is `raw`: its little-endian values. It ends in a CRC-32C. A
+file is one chunk, or a shard (`sharding_indexed`, index at the end) of many. Every Zarr v3 reader
+that has these codecs reads the result.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ArraySpec:
         dtype: NumPy name of a number type.
         chunk_shape: what is encoded together; divides `shard_shape`.
         shard_shape: what one file holds: rows of the shard, then the columns rounded up to whole
-            chunks. None: one chunk per file, which must be of all columns.
+            chunks. None: one chunk of all columns per file.
         codec: see the module's docstring.
         attributes: written into the array's metadata.
         dimension_names: one per axis.
@@ -65,14 +65,14 @@ class ArraySpec:
                 f"{self.shard_shape} must all have one axis, or two."
             )
         if min(self.chunk_shape) < 1 or any(
-            size % part for size, part in zip(outer, self.chunk_shape, strict=True)
+            size % chunk for size, chunk in zip(outer, self.chunk_shape, strict=True)
         ):
             raise InvalidInputError(
                 f"Array {self.name!r}: chunks of {self.chunk_shape} do not divide {outer}."
             )
-        if any(size > part for size, part in zip(self.shape[1:], outer[1:], strict=True)):
+        if any(size > width for size, width in zip(self.shape[1:], outer[1:], strict=True)):
             raise InvalidInputError(
-                f"Array {self.name!r}: only the first axis may be cut into files, but a file of "
+                f"Array {self.name!r}: only the first axis may be split into files, but a file of "
                 f"{outer} does not hold whole rows of {self.shape}."
             )
         if self.codec == "raw" and self.chunks_across > 1:
@@ -88,7 +88,7 @@ class ArraySpec:
 
     @property
     def num_files(self) -> int:
-        """Files the array has when complete."""
+        """Files of the complete array."""
         return -(-self.shape[0] // self.rows_per_file)
 
     def file_name(self, shard: int) -> str:
@@ -107,13 +107,13 @@ class ArraySpec:
 
     @property
     def chunks_across(self) -> int:
-        """Chunks that lie side by side and together hold whole rows."""
+        """Chunks side by side that together hold whole rows."""
         outer = self.shard_shape or self.chunk_shape
         return outer[-1] // self.chunk_shape[-1] if len(outer) == 2 else 1
 
     @property
     def chunks_per_file(self) -> int:
-        """Chunks in a whole file, in the order of its index: down the rows, across first."""
+        """Chunks in a whole file."""
         return self.rows_per_file // self.rows_per_chunk * self.chunks_across
 
     @property
@@ -181,7 +181,7 @@ def encode_shard(spec: ArraySpec, shard: int, values: npt.NDArray[Any]) -> bytes
         values: the file's rows, of the array's dtype.
 
     Raises:
-        InvalidInputError: other rows, columns or dtype than the file takes.
+        InvalidInputError: the values have another shape or dtype than the file.
     """
     start, stop = spec.rows_of(shard)
     if values.shape != (stop - start, *spec.shape[1:]) or values.dtype != np.dtype(spec.dtype):
@@ -193,12 +193,12 @@ def encode_shard(spec: ArraySpec, shard: int, values: npt.NDArray[Any]) -> bytes
     index: list[tuple[int, int]] = []
     position = 0
     for region in _chunk_regions(spec):
-        part = values[region]
-        if part.size == 0:
+        content = values[region]
+        if content.size == 0:
             index.append((ABSENT_CHUNK, ABSENT_CHUNK))
             continue
         chunk = np.zeros(spec.chunk_shape, dtype=spec.dtype)
-        chunk[tuple(slice(0, size) for size in part.shape)] = part
+        chunk[tuple(slice(0, size) for size in content.shape)] = content
         data = _encode_chunk(spec, chunk)
         index.append((position, len(data)))
         position += len(data)
@@ -231,13 +231,10 @@ def _chunk_regions(spec: ArraySpec) -> Iterator[tuple[slice, ...]]:
 
 
 def crc32c(data: bytes | npt.NDArray[np.uint8]) -> bytes:
-    """The checksum that ends a chunk: four bytes, little-endian."""
+    """The checksum at the end of a chunk: four bytes, little-endian."""
     return struct.pack("<I", google_crc32c.value(data))
 
 
 def ends_in_crc32c(data: bytes | npt.NDArray[np.uint8]) -> bool:
-    """Whether the last four bytes are the checksum of the rest.
-
-    The CRC of anything together with its own CRC is one constant: no need to part the two.
-    """
+    """Whether the last four bytes are the checksum of the rest."""
     return len(data) >= 4 and google_crc32c.value(data) == _CRC32C_RESIDUE

@@ -1,8 +1,8 @@
-"""The files of an artifact, in the order in which a copy of it must appear.
+"""The files of an artifact, in the order in which a copy must write them.
 
-A fingerprint takes the name before any data; groups of files follow, each sealed by its receipt;
-the manifest completes the artifact. Only JSON documents are read here, and none of the paths in
-them is trusted.
+The fingerprint reserves the name before any data; groups of files follow, each sealed by its
+receipt; the manifest completes the artifact. This module reads only JSON documents, and trusts none
+of the paths in them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MANIFEST_FILE = "manifest.json"
 FINGERPRINT_FILE = "fingerprint.json"
 
 _REQUESTS = 16
-"""Small documents that are read at the same time."""
+"""Documents that are read at the same time."""
 
 Identity = Callable[[str, Mapping[str, Any]], str | None]
-"""What a document (its path, its content) stands for; None for its digest."""
+"""The identity of a document, from its path and content; None means its digest."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Document:
     Attributes:
         path: relative to the artifact's folder.
         data: its bytes.
-        identity: what it stands for. Two documents of one identity may differ in bytes where a
-            table was encoded by another version of Polars.
+        identity: identifies its meaning. Two documents of one identity may differ in bytes if
+            another version of Polars encoded a table.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Document:
 
 @dataclass(frozen=True)
 class FileGroup:
-    """Files that are whole when `receipt` is there; without one, when the manifest is."""
+    """Files that are whole when `receipt` exists; without a receipt, when the manifest exists."""
 
     files: Mapping[str, FileRecord]
     receipt: Document | None = None
@@ -65,9 +65,9 @@ class ArtifactFiles:
         path: `kind/name`.
         location: the folder that file paths are relative to.
         fingerprint: the document written before all others.
-        groups: what comes between, in order.
+        groups: the files between, in order.
         manifest: the document written last.
-        sizes: bytes of every file that lies there now, by path.
+        sizes: size in bytes of every file in the folder now, by path.
     """
 
     path: str
@@ -89,10 +89,10 @@ def read_document(folder: Location, path: str, identity: Identity) -> Document:
     data = file.read_prefix(MAX_MANIFEST_BYTES + 1)
     content = manifest_content(data, str(file))
     try:
-        known_as = identity(path, content)
+        identifier = identity(path, content)
     except (KeyError, TypeError) as error:
         raise InvalidInputError(f"{file} is not the document it should be: {error!r}.") from error
-    return Document(path, data, known_as or digest_bytes(canonical_json(content)))
+    return Document(path, data, identifier or digest_bytes(canonical_json(content)))
 
 
 def read_documents(folder: Location, paths: Sequence[str], identity: Identity) -> list[Document]:

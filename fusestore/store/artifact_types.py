@@ -1,4 +1,4 @@
-"""What the methods of an artifact kind take and give: see `fusestore.store.registry`."""
+"""Arguments and results of the methods of an artifact kind: see `fusestore.store.registry`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class Input(NamedTuple):
-    """Something an artifact was made from.
+    """An artifact that another artifact was made from.
 
     Attributes:
         kind: name of its kind.
-        digest: what `ArtifactKind.digest` of that kind gives for it.
-        name: the name it had then, where it is known; the digest decides.
-        needed: whether nothing can be read without it, so that a copy always brings it along.
+        digest: its `ArtifactKind.digest`.
+        name: its name at that time, if that is recorded; the digest decides.
+        needed: whether the artifact cannot be read without it, so that a copy always includes it.
     """
 
     kind: str
@@ -34,9 +34,8 @@ class DocumentSchema(NamedTuple):
 
     Attributes:
         model: the class that reads and writes it.
-        file: where it lies below the store's root, as in `caches/<cache>/manifest.json`. What
-            stands in brackets may be missing. Where two documents have one file, each document
-            fits one of them alone.
+        file: its path below the store's root, as in `caches/<cache>/manifest.json`. A part in
+            brackets is optional. If two schemas name one file, each document fits only one.
     """
 
     model: type[Manifest]
@@ -47,8 +46,8 @@ class TableSchema(NamedTuple):
     """A Parquet table that a kind writes.
 
     Attributes:
-        file: where it lies below the store's root; "none: …" where it is not stored.
-        row: what one row is.
+        file: its path below the store's root; "none: …" if it is not stored.
+        row: what one row stands for.
         schema: its columns in order.
         meanings: of the columns, one line each.
         nullable: the columns that may hold nulls.
@@ -85,7 +84,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion wrote at the target."""
+    """The amount of data that a conversion wrote at the target."""
 
     num_files: int
     num_bytes: int
@@ -96,7 +95,7 @@ Conversion = Callable[[Progress], Converted]
 
 
 class RebuildTools(Protocol):
-    """What rebuilding may need from outside the store.
+    """Inputs of a rebuild that come from outside the store.
 
     Attributes:
         settings: `CaptureSettings`: device, batch size and the like for running a model.
@@ -114,7 +113,7 @@ class RebuildTools(Protocol):
         """
 
     def model(self, digest: str, tokenizer_digest: str, cache: str) -> Any:  # noqa: ANN401 - a Model
-        """The model of a digest with the tokenizer of another, which a cache was captured from.
+        """The model that a cache was captured from, by the digests of model and tokenizer.
 
         Raises:
             NotFoundError: this model was not given.

@@ -1,8 +1,8 @@
 """Log-probabilities as small integers and back: pure functions of arrays.
 
-Log-probabilities go on a grid of `step` nats: `n = rint(-logprob / step)`, so a value is off by at
-most `step / 2`. Along a row, falling log-probabilities give rising `n`, and what is stored are the
-differences `n[0], n[1] - n[0], …`. `docs/format.md` states the same for readers in other languages.
+Log-probabilities are rounded to a grid of `step` nats: `n = rint(-logprob / step)`, with an error
+of at most `step / 2`. Along a row, falling log-probabilities give rising `n`; the differences
+`n[0], n[1] - n[0], …` are stored. `docs/format.md` says the same for readers in other languages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ABSENT = 65535
 """Stored in place of −inf."""
 
 LARGEST = 65534
-"""The largest grid number: everything below `-LARGEST * step` is stored as that value."""
+"""The largest grid number: log-probabilities below `-LARGEST * step` are stored as this one."""
 
 MIN_STEP = 1 / 512
 """With this step the grid ends at −128 nats, below the log of the smallest float32 (−103.3)."""
@@ -24,10 +24,10 @@ MIN_STEP = 1 / 512
 MAX_STEP = 1.0
 
 TAIL_STEP = 1 / 256
-"""Grid of the tail in caches whose log-probabilities are on a grid: at most 1/512 nat off."""
+"""Grid of the tail in caches with log-probabilities on a grid: an error of at most 1/512 nat."""
 
 MAX_DRAWS = 65535
-"""What an entry's count, a uint16, can be at most."""
+"""The largest count of an entry, a uint16."""
 
 POSITIVE_TOLERANCE = 1e-3
 """A log-probability may exceed 0 by float32 rounding of the softmax, not by more."""
@@ -60,9 +60,9 @@ def quantize_logprobs(logprobs: _Floats, step: float) -> npt.NDArray[np.uint16]:
 
 
 def to_grid(values: _Floats, step: float) -> npt.NDArray[np.uint16]:
-    """Grid numbers of logs, each for itself: float32 to uint16 of one shape; `ABSENT` for −inf.
+    """Grid numbers of logs, not differences: float32 to uint16 of one shape; `ABSENT` for −inf.
 
-    The values have been checked: see `check_rows` and `check_tail`.
+    The values must have passed `check_rows` or `check_tail`.
     """
     numbers = _to_grid(values, step)
     numbers[np.isneginf(values)] = ABSENT
@@ -70,18 +70,18 @@ def to_grid(values: _Floats, step: float) -> npt.NDArray[np.uint16]:
 
 
 def counts_of(logprobs: _Floats, draws: int) -> npt.NDArray[np.uint16]:
-    """How many of the draws fell on each entry of sampled rows.
+    """The number of draws that fell on each entry of sampled rows.
 
     Args:
         logprobs: float32 [n, k] log(count / draws), falling along each row; −inf where none fell.
-        draws: how often was drawn, at most `MAX_DRAWS`.
+        draws: the number of draws per row, at most `MAX_DRAWS`.
 
     Returns:
         uint16 [n, k], 0 for −inf.
 
     Raises:
         NonFiniteError: NaN or +inf among the values.
-        InvalidInputError: a row that rises, or whose entries are no shares of so many draws.
+        InvalidInputError: a row that rises, or with entries that are no shares of `draws`.
     """
     check_rows(logprobs)
     shares = np.exp(logprobs.astype(np.float64)) * draws
@@ -106,7 +106,8 @@ def logprobs_of_counts(counts: npt.NDArray[np.uint16], draws: int) -> _Floats:
     """
     if counts.size and int(counts.max()) > draws:
         raise CorruptionError(
-            f"A count of {counts.max()} among {draws} draws. Run `fusestore verify`."
+            f"A stored row has a count of {counts.max()} among {draws} draws. "
+            "Run `fusestore verify`."
         )
     with np.errstate(divide="ignore"):
         table = np.log(np.arange(draws + 1) / draws).astype(np.float32)
@@ -115,16 +116,16 @@ def logprobs_of_counts(counts: npt.NDArray[np.uint16], draws: int) -> _Floats:
 
 
 def check_step(step: float) -> None:
-    """Refuse a grid that is too coarse to mean anything or too fine for 16 bits."""
+    """Refuse a grid that is too coarse to be useful or too fine for 16 bits."""
     if not MIN_STEP <= step <= MAX_STEP:
         raise InvalidInputError(
             f"A log-probability step of {step:g} nats is outside {MIN_STEP:g} to {MAX_STEP:g}. "
-            "Choose one inside, or the profile `lossless`, which keeps them exactly."
+            "Choose a step inside, or the profile `lossless`, which keeps exact log-probabilities."
         )
 
 
 def check_rows(logprobs: _Floats) -> None:
-    """Refuse what is not rows of falling log-probabilities; the message names the row.
+    """Refuse rows that are not falling log-probabilities; the message names the row.
 
     Raises:
         NonFiniteError: NaN or +inf among the values.
@@ -152,7 +153,7 @@ def check_rows(logprobs: _Floats) -> None:
 
 
 def check_tail(tail: _Floats) -> None:
-    """Refuse what is not the log of a mass.
+    """Refuse tails that are not logs of a mass; the message names the row.
 
     Raises:
         NonFiniteError: NaN or +inf among the values.

@@ -1,7 +1,7 @@
-"""Files from any storage to any other, or into memory, checked against their records on the way.
+"""Copies files between storages or into memory, and checks them against their records.
 
-What arrives is what a manifest says, or nothing arrives: the SHA-256 of the bytes is computed as
-they are read and compared before a file becomes visible. Memory is bounded by `PIECE_BYTES` a file.
+The SHA-256 of a file is computed while it is read, and compared before the copy becomes visible.
+Memory is bounded by `CHUNK_BYTES` per file.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_complete
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage import objects
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish, publish_pieces
-from fusestore.storage.retries import patient
+from fusestore.storage.publish import publish, publish_chunks
+from fusestore.storage.retries import with_retries
 from fusestore.store.receipts import FileRecord
 
 FILES_AT_ONCE = 8
 
-PIECE_BYTES = 16 * 2**20
-"""Files up to this size are copied in memory, larger ones in pieces of it."""
+CHUNK_BYTES = 16 * 2**20
+"""Files up to this size are copied in memory, larger files in chunks of this size."""
 
 
 def check_paths(folder: Location, paths: Iterable[str]) -> None:
-    """See that what a manifest or a listing names lies inside the folder, on every storage.
+    """Check that all paths of a manifest or a listing lie inside the folder, on every storage.
 
     Raises:
         InvalidInputError: a path that is absolute, empty, leads out, or has a NUL or a backslash.
@@ -46,25 +46,27 @@ def copy_missing(
     files: Mapping[str, FileRecord],
     jobs: int = FILES_AT_ONCE,
 ) -> None:
-    """Have a folder's files at the target; those that are there already are read and kept.
+    """Copy those files of a folder that the target lacks or that are damaged there.
 
     Args:
         source: the folder to copy from.
-        target: the folder to copy to, there or not.
-        files: what to copy, by path inside the folder, as its manifest has it.
-        jobs: files under way at a time.
+        target: the folder to copy to; it may exist already.
+        files: records of the files by path inside the folder, from its manifest.
+        jobs: files that are copied at the same time.
 
     Raises:
         InvalidInputError: a path that does not lie inside the folder.
-        CorruptionError: a file is missing or is not what its record says.
-        AccessDeniedError, StorageError: either storage failed. Copying again goes on from here.
+        CorruptionError: a file is missing or does not match its record.
+        AccessDeniedError, StorageError: either storage failed. Another call continues the copy.
     """
     check_paths(source, files)
     present = target.sizes()
     with ThreadPoolExecutor(jobs) as pool:
-        there = {path for path, record in files.items() if present.get(path) == record.num_bytes}
-        sound = pool.map(lambda path: matches(target / path, files[path]), sorted(there))
-        kept = {path for path, whole in zip(sorted(there), sound, strict=True) if whole}
+        candidates = sorted(
+            path for path, record in files.items() if present.get(path) == record.num_bytes
+        )
+        sound = pool.map(lambda path: matches(target / path, files[path]), candidates)
+        kept = {path for path, whole in zip(candidates, sound, strict=True) if whole}
         missing = {path: record for path, record in files.items() if path not in kept}
         try:
             problems = [error for _, error in copy_files(source, target, missing, pool) if error]
@@ -83,11 +85,11 @@ def copy_files(
     Args:
         source: the folder to copy from.
         target: the folder to copy to.
-        files: what to copy, by path inside the folder.
+        files: records of the files by path inside the folder.
         pool: copies one file each.
 
     Yields:
-        A path, and what is wrong with the file at the source, if anything is.
+        A path, and the damage of the file at the source, if there is any.
 
     Raises:
         InvalidInputError: a path that does not lie inside the folder; nothing was copied.
@@ -112,26 +114,26 @@ def copy_file(source: Location, target: Location, record: FileRecord) -> None:
 
     Args:
         source: the file to read.
-        target: where it goes.
-        record: the checksum it must have, and its size, which is not looked at further.
+        target: the file to write.
+        record: the checksum it must have; its size only bounds the read.
 
     Raises:
-        CorruptionError: the source is missing or is not what the record says; the target is as it
+        CorruptionError: the source is missing or does not match the record; the target is as it
             was.
-        AccessDeniedError, StorageError: either storage failed; likewise.
+        AccessDeniedError, StorageError: either storage failed; the target is as it was.
     """
-    if record.num_bytes <= PIECE_BYTES:
-        publish(target, b"".join(_checked_pieces(source, record)))
+    if record.num_bytes <= CHUNK_BYTES:
+        publish(target, b"".join(_checked_chunks(source, record)))
     elif target.is_local:
-        publish_pieces(target, _checked_pieces(source, record))
+        publish_chunks(target, _checked_chunks(source, record))
     else:
         _upload(target, source, record)
 
 
 def matches(location: Location, record: FileRecord) -> bool:
-    """Whether the file there holds what the record says; it is read whole, in pieces."""
+    """Whether the file matches the record; it is read whole, in chunks."""
     try:
-        for _ in _checked_pieces(location, record):
+        for _ in _checked_chunks(location, record):
             pass
     except CorruptionError:
         return False
@@ -139,14 +141,14 @@ def matches(location: Location, record: FileRecord) -> bool:
 
 
 class CheckedRead:
-    """A file on its way into memory, piece by piece in the threads of a pool.
+    """Reads a file into memory, range by range in the threads of a pool, and checks it.
 
     Args:
         source: the file.
-        record: what it must hold.
+        record: the checksum it must have.
         target: memory of the record's size.
         pool: makes the requests, first come first served.
-        piece_bytes: asked for at a time; a file that has no more is asked for whole.
+        range_bytes: size of one request; a file of at most this size is requested whole.
     """
 
     def __init__(
@@ -155,75 +157,75 @@ class CheckedRead:
         record: FileRecord,
         target: memoryview,
         pool: Executor,
-        piece_bytes: int,
+        range_bytes: int,
     ) -> None:
         self._source, self._record, self._target = source, record, target
-        whole = len(target) <= piece_bytes
-        self._pieces = {
+        whole = len(target) <= range_bytes
+        self._requests = {
             start: pool.submit(
-                _read_piece, source, start, target[start : start + piece_bytes], whole
+                _read_range, source, start, target[start : start + range_bytes], whole
             )
-            for start in range(0, len(target), piece_bytes)
+            for start in range(0, len(target), range_bytes)
         }
-        self._piece_bytes = piece_bytes
+        self._range_bytes = range_bytes
 
     def result(self) -> None:
-        """Wait until the file is there.
+        """Wait until the file is read.
 
         Raises:
-            CorruptionError: it is missing or is not what the record says.
+            CorruptionError: it is missing or does not match the record.
             AccessDeniedError, StorageError: the storage failed.
         """
         state = hashlib.sha256()
-        for start, piece in self._pieces.items():
-            piece.result()
-            state.update(self._target[start : start + self._piece_bytes])
+        for start, request in self._requests.items():
+            request.result()
+            state.update(self._target[start : start + self._range_bytes])
         _check(self._source, self._record, state.hexdigest())
 
     def cancel(self) -> list[Future[None]]:
-        """Begin no further request; returns those that are under way."""
-        return [piece for piece in self._pieces.values() if not piece.cancel()]
+        """Begin no further request; returns the requests that are under way."""
+        return [request for request in self._requests.values() if not request.cancel()]
 
 
 def end_reads(reads: Iterable[CheckedRead]) -> None:
-    """Cancel what has not begun, and wait for the rest: nothing is written to memory after this."""
-    # What could be cancelled is not waited for: a pool that was shut down never says so.
-    wait([piece for read in reads for piece in read.cancel()])
+    """Cancel requests that have not begun, and wait for the others, which write to memory."""
+    # A pool that was shut down never marks a canceled request as done, so none is waited for.
+    wait([request for read in reads for request in read.cancel()])
 
 
-def _read_piece(source: Location, start: int, target: memoryview, whole: bool) -> None:
+def _read_range(source: Location, start: int, target: memoryview, whole: bool) -> None:
     try:
-        there = source.read_into(start, target, whole=whole)
+        num_read = source.read_into(start, target, whole=whole)
     except NotFoundError as error:
         raise _missing(source) from error
-    if there != len(target):
+    if num_read != len(target):
         raise CorruptionError(
-            f"{source} is damaged: it ends at byte {start + there:,}, its manifest says more. "
+            f"{source} is damaged: it ends at byte {start + num_read:,}, its manifest says more. "
             f"{_VERIFY}"
         )
 
 
-def _checked_pieces(source: Location, record: FileRecord) -> Iterator[bytes]:
-    """The file's pieces; raises after the last one if they are not what the record says."""
+def _checked_chunks(source: Location, record: FileRecord) -> Iterator[bytes]:
+    """The file's chunks; raises after the last chunk if they do not match the record."""
     state = hashlib.sha256()
-    # Of an empty file too a byte is asked for: it may be missing.
+    # An empty file is requested too, because it may be missing.
     end = max(record.num_bytes, 1)
-    for start in range(0, end, PIECE_BYTES):
-        stop = min(start + PIECE_BYTES, end)
+    for start in range(0, end, CHUNK_BYTES):
+        stop = min(start + CHUNK_BYTES, end)
         try:
-            piece = source.read_range(start, stop)
+            chunk = source.read_range(start, stop)
         except NotFoundError as error:
             raise _missing(source) from error
-        state.update(piece)
-        yield piece
+        state.update(chunk)
+        yield chunk
     _check(source, record, state.hexdigest())
 
 
-def _check(source: Location, record: FileRecord, found: str) -> None:
-    if found != record.sha256:
+def _check(source: Location, record: FileRecord, actual: str) -> None:
+    if actual != record.sha256:
         raise CorruptionError(
             f"{source} is damaged: its {record.num_bytes:,} bytes should have the SHA-256 "
-            f"{record.sha256[:16]}…, they have {found[:16]}…. {_VERIFY}"
+            f"{record.sha256[:16]}…, they have {actual[:16]}…. {_VERIFY}"
         )
 
 
@@ -234,21 +236,18 @@ def _missing(source: Location) -> CorruptionError:
 _VERIFY = "Run `fusestore verify` on its store."
 
 
-@patient
+@with_retries
 def _upload(target: Location, source: Location, record: FileRecord) -> None:
-    """Send a large file in parts: storages show it when it is complete, and it never is if damaged.
+    """Upload a large file; it becomes visible only when it is complete and checked.
 
-    A part that fails begins the file anew.
+    After a failed part, the whole file is sent again.
     """
-
-    def pieces() -> Iterator[bytes]:
-        return _checked_pieces(source, record)
-
     if target.is_object:
-        objects.write_pieces(target.url, target.storage_options, pieces)
+        options = target.storage_options
+        objects.write_chunks(target.url, options, lambda: _checked_chunks(source, record))
         return
-    # Files of fsspec end their upload when they are closed, for an error too.
+    # A file of fsspec completes its upload when it is closed, even after an error.
     with tempfile.NamedTemporaryFile(prefix="fusestore-") as spool:
-        spool.writelines(pieces())
+        spool.writelines(_checked_chunks(source, record))
         spool.flush()
         target.filesystem.put_file(spool.name, target.url)

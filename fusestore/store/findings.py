@@ -1,4 +1,4 @@
-"""What is wrong with an artifact, and the checks that several kinds share."""
+"""Problems of an artifact, and the checks that several kinds share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusestore.store.receipts import FileRecord
 M = TypeVar("M", bound=Manifest)
 
 DAMAGE = (CorruptionError, FormatVersionError, InvalidInputError, NotFoundError)
-"""What reading something damaged raises. A failure of the storage says nothing about the data."""
+"""Errors of reading damaged files. A failure of the storage is not damage."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Finding:
 
     Attributes:
         file: the file, relative to the artifact's folder.
-        problem: what is wrong with it.
-        part: of a cache, the part to make again; empty where the damage is in no part.
+        problem: a phrase such as "is missing", which follows the file's name.
+        part: of a cache, the part to make again; empty if the damage is in no part.
     """
 
     file: str
@@ -40,7 +40,7 @@ class Finding:
 def load_or_report(
     document: type[M], folder: Location, file: str, findings: list[Finding], part: str = ""
 ) -> M | None:
-    """The document in a file of the folder; None, with what is wrong added to the findings."""
+    """The document in a file of the folder; None, and a new finding, if it cannot be used."""
     try:
         return document.load(folder / file)
     except NotFoundError:
@@ -54,7 +54,7 @@ def load_or_report(
 def check_files(
     folder: Location, files: Mapping[str, FileRecord], *, quick: bool
 ) -> Iterator[Finding]:
-    """What is wrong with files: only their sizes are compared if `quick`, else every byte."""
+    """Problems of files: only their sizes are compared if `quick`, else every byte."""
     sizes = folder.sizes()
     for name, record in files.items():
         if name not in sizes:
@@ -62,6 +62,8 @@ def check_files(
         elif sizes[name] != record.num_bytes:
             yield Finding(name, f"has {sizes[name]:,} bytes, {record.num_bytes:,} were written")
         elif not quick:
-            found = digest_bytes((folder / name).read_bytes())
-            if found != record.sha256:
-                yield Finding(name, f"has SHA-256 {found[:16]}…, {record.sha256[:16]}… was written")
+            actual = digest_bytes((folder / name).read_bytes())
+            if actual != record.sha256:
+                yield Finding(
+                    name, f"has SHA-256 {actual[:16]}…, {record.sha256[:16]}… was written"
+                )

@@ -1,7 +1,7 @@
-"""Fingerprints: what an artifact's content depends on, written before anything else of it.
+"""Fingerprints: the settings and inputs that an artifact's content depends on, written first.
 
-Whoever goes on with an artifact, or asks for it again, must ask for the same; otherwise both
-fingerprints are shown and nothing is changed.
+A run that continues an artifact, or requests it again, must have the same fingerprint. Otherwise an
+error shows both fingerprints and nothing is changed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from fusestore.store.manifest import Manifest
 
 
 def write_fingerprint(folder: Location, fingerprint: Manifest, name: str) -> None:
-    """Write the fingerprint, or check that the one there is the same.
+    """Write the fingerprint, or check that it equals the stored fingerprint.
 
     Args:
         folder: the artifact's folder.
         fingerprint: what its content depends on.
-        name: what messages call it.
+        name: of the artifact, for messages.
 
     Raises:
-        FingerprintMismatchError: the folder holds, complete or not, what depends on something else.
+        FingerprintMismatchError: the folder holds an artifact of another fingerprint.
     """
     file = folder / FINGERPRINT_FILE
     try:
@@ -36,25 +36,25 @@ def write_fingerprint(folder: Location, fingerprint: Manifest, name: str) -> Non
     check_same_fingerprint(existing, fingerprint, f"{name} ({folder})")
 
 
-def check_same_fingerprint(existing: Manifest, asked: Manifest, name: str) -> None:
-    """Refuse to continue what was begun with other settings.
+def check_same_fingerprint(existing: Manifest, requested: Manifest, name: str) -> None:
+    """Refuse to continue an artifact that was begun with other settings.
 
     Raises:
         FingerprintMismatchError: with each differing field, both values and both digests.
     """
-    if existing.digest == asked.digest:
+    if existing.digest == requested.digest:
         return
-    old, new = (_flat(fingerprint.model_dump(mode="json")) for fingerprint in (existing, asked))
+    old, new = (_flat(fingerprint.model_dump(mode="json")) for fingerprint in (existing, requested))
     lines = [
-        f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
+        f"  {field}: {old.get(field)!r} stored, {new.get(field)!r} requested"
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field)
     ]
     raise FingerprintMismatchError(
         "\n".join(
             [
-                f"{name} was begun with other settings (fingerprint {existing.digest} there, "
-                f"{asked.digest} now):",
+                f"{name} was begun with other settings (fingerprint {existing.digest} stored, "
+                f"{requested.digest} requested):",
                 *lines,
                 "Use the same settings to continue it, another name for a new one, or delete it.",
             ]

@@ -1,4 +1,4 @@
-"""What a store holds, read from manifests alone: no data are decoded, nothing heavy is imported."""
+"""The artifacts of a store, read from manifests alone: no data, no heavy imports."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fusestore.store.manifest import (
 from fusestore.store.registry import Artifact, ArtifactKind, kinds, split_path
 
 _WRONG_CONTENT = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
-"""What reading a document raises that is sound JSON and says something else than it should."""
+"""Errors of reading a document that is sound JSON but not a manifest of its kind."""
 
 
 def list_artifacts(store: Store) -> list[Artifact]:
-    """Everything in the store, each kind after what it is made from, then by name.
+    """All artifacts of the store, each kind after the kinds it is made from, then by name.
 
     Raises:
         NotFoundError: there is no store.
@@ -45,15 +45,15 @@ def find_artifact(store: Store, path: str) -> Artifact:
 
     Raises:
         InvalidInputError: not of that form.
-        NotFoundError: no such artifact; the message lists what there is.
+        NotFoundError: no such artifact; the message lists all artifacts.
     """
     split_path(path)
     artifacts = list_artifacts(store)
     for artifact in artifacts:
         if artifact.path == path:
             return artifact
-    there = ", ".join(artifact.path for artifact in artifacts) or "nothing"
-    raise NotFoundError(f"There is no {path} in {store.location}. It holds: {there}.")
+    names = ", ".join(artifact.path for artifact in artifacts) or "nothing"
+    raise NotFoundError(f"There is no {path} in {store.location}. It holds: {names}.")
 
 
 def _read(kind: ArtifactKind, name: str, location: Location) -> Artifact:
@@ -70,8 +70,8 @@ def _read(kind: ArtifactKind, name: str, location: Location) -> Artifact:
             raise
         return Artifact(kind, name, location, None, f"{file} is a folder.")
     except _WRONG_CONTENT as error:
-        said = f"{file} is not the manifest of a {kind.title}: {error!r}."
-        return Artifact(kind, name, location, None, said)
+        damage = f"{file} is not the manifest of a {kind.title}: {error!r}."
+        return Artifact(kind, name, location, None, damage)
     return Artifact(kind, name, location, content)
 
 
@@ -81,7 +81,7 @@ def _content(file: Location) -> Mapping[str, Any]:
 
 
 def describe(artifact: Artifact) -> str:
-    """One line on what an artifact is, or on what to do about it."""
+    """One line on what an artifact is, or on how to finish or repair it."""
     if artifact.damage is not None:
         return f"its manifest is damaged; run `fusestore verify {artifact.path}`"
     if artifact.manifest is None:

@@ -1,4 +1,4 @@
-"""`Store`: the root folder or URL, and where each artifact lies below it."""
+"""`Store`: the root folder or URL, and the folders of artifacts below it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def is_name(text: str) -> bool:
-    """Whether an artifact can be called so; see `check_name`."""
+    """Whether the text can be an artifact's name; see `check_name`."""
     return _NAME.fullmatch(text) is not None
 
 
 def check_name(name: str) -> str:
-    """A name that is safe as one part of a path on every storage.
+    """The name, if it is safe as one component of a path on every storage.
 
     Raises:
-        InvalidInputError: empty, too long, or with other characters than letters, digits, `._-`.
+        InvalidInputError: empty, too long, or with characters besides letters, digits, `._-`.
     """
     if not is_name(name):
         raise InvalidInputError(
@@ -65,7 +65,7 @@ class Store:
         return self.location / "vocabularies" / tokenizer_digest[:16]
 
     def vocabulary_map(self, source_digest: str, target_digest: str, method: str) -> Location:
-        """Folder of a vocabulary map, by the two tokenizers' digests."""
+        """Folder of a vocabulary map."""
         name = f"{source_digest[:16]}-{target_digest[:16]}-{check_name(method)}"
         return self.location / "vocabulary_maps" / name
 

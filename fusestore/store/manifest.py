@@ -1,9 +1,9 @@
-"""Manifests: small JSON documents that say what an artifact is, and their digests.
+"""Manifests: small JSON documents that describe an artifact, and their digests.
 
 A manifest is frozen, validated where it is made, and written once. Its JSON is canonical (sorted
 keys, two-space indent, newline at the end), so the same content is the same bytes, and `digest`
 identifies it. In a file the key `checksum` holds that digest, computed without the key itself: a
-damaged manifest is recognized without anything else.
+damaged manifest is recognized by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fusestore.storage.publish import publish_new
 from fusestore.version import FORMAT_VERSION
 
 MAX_MANIFEST_BYTES = 64 * 2**20
-"""A manifest from elsewhere larger than this is refused before it is parsed."""
+"""A larger manifest is refused before it is parsed."""
 
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
@@ -68,7 +68,7 @@ def _add_checksum_to_schema(schema: dict[str, Any]) -> None:
 
 
 class Manifest(Frozen):
-    """Base of all manifests: carries the format version and knows its own canonical bytes."""
+    """Base of all manifests: a format version, canonical bytes and a digest."""
 
     model_config = ConfigDict(json_schema_extra=_add_checksum_to_schema)
 
@@ -101,7 +101,7 @@ class Manifest(Frozen):
 
     @classmethod
     def load_if_sound(cls, location: Location) -> Self | None:
-        """Read a manifest; None where it is missing or damaged.
+        """Read a manifest; None if it is missing or damaged.
 
         Raises:
             AccessDeniedError, StorageError: the storage failed.
@@ -121,21 +121,21 @@ class Manifest(Frozen):
 
 
 def check_repaired(before: Manifest | None, after: Manifest, location: Location) -> None:
-    """See that what was made again is what it was, where a sound manifest told what that is.
+    """Check that an artifact that was made again is the same, if its old manifest was sound.
 
     Raises:
-        IncompatibleError: it is something else, which is sound by itself.
+        IncompatibleError: it differs; the new artifact is sound by itself.
     """
     if before is not None and before != after:
         raise IncompatibleError(
-            f"{location} was made again and is sound, but its bytes are not those of before: other "
-            "versions of fusestore or its libraries write it otherwise. Make again what was made "
-            "from it."
+            f"{location} was made again and is sound, but its bytes differ from the old ones: this "
+            "version of fusestore or of its libraries writes it in another way. Make the artifacts "
+            "that were made from it again."
         )
 
 
 def manifest_content(data: bytes, name: str) -> dict[str, Any]:
-    """What a manifest file of any kind says, its `checksum` checked and taken off.
+    """The content of a manifest file of any kind, with its `checksum` checked and removed.
 
     For readers that must not import the kind's own class; errors as for `Manifest.load`.
     """
@@ -160,13 +160,13 @@ def manifest_content(data: bytes, name: str) -> dict[str, Any]:
     try:
         canonical = canonical_json(content)
         checksum = content.pop("checksum", None)
-        found = digest_bytes(canonical_json(content))
+        actual = digest_bytes(canonical_json(content))
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{name} is not valid JSON: {error}") from error
-    # White space and the like can change without changing what the document says.
-    if checksum != found or data != canonical:
+    # Changes of white space and the like leave the content as it is.
+    if checksum != actual or data != canonical:
         raise CorruptionError(
             f"{name} does not match its checksum: it was damaged or edited. "
-            "`fusestore verify` says what is damaged and how to repair it."
+            "Run `fusestore verify`, which lists the damage and how to repair it."
         )
     return content

@@ -1,4 +1,4 @@
-"""Shards: the unit of work, and the receipts that say a shard is whole."""
+"""Shards, the units of work, and receipts, which prove that a shard is whole."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ShardPlan:
     def __post_init__(self) -> None:
         if self.num_rows < 0 or self.rows_per_shard < 1:
             raise InvalidInputError(
-                f"{self.num_rows} rows in shards of {self.rows_per_shard} cannot be planned: "
-                "rows must not be negative, a shard holds at least one."
+                f"{self.num_rows} rows cannot be divided into shards of {self.rows_per_shard}: "
+                "there must be 0 or more rows, and 1 or more in a shard."
             )
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class ShardPlan:
 
 
 class FileRecord(Frozen):
-    """What a published file holds."""
+    """Size and checksum of a published file."""
 
     num_bytes: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -61,38 +61,38 @@ class FileRecord(Frozen):
         return cls(num_bytes=len(data), sha256=digest_bytes(data))
 
 
-def file_records(manifest: Mapping[str, Any], where: str) -> dict[str, FileRecord]:
-    """What the files of a manifest's content hold, by path.
+def file_records(manifest: Mapping[str, Any], name: str) -> dict[str, FileRecord]:
+    """The records of the files that a manifest lists, by path.
 
     Args:
         manifest: content of a manifest of any kind.
-        where: it lies, for messages.
+        name: of its file, for messages.
 
     Raises:
-        CorruptionError: it lists no files, or not as manifests do.
+        CorruptionError: it has no valid list of files.
     """
     try:
         return {
             path: FileRecord.model_validate(record) for path, record in manifest["files"].items()
         }
     except (KeyError, AttributeError, ValidationError) as error:
-        raise CorruptionError(f"{where} does not say what its files hold: {error!r}.") from error
+        raise CorruptionError(f"{name} has no valid list of its files: {error!r}.") from error
 
 
 C = TypeVar("C", default=Any)
-"""What a stage adds to its receipts; whoever reads any receipt need not know it."""
+"""What a stage adds to its receipts; a reader of receipts of any stage ignores it."""
 
 
 class Receipt(Manifest, Generic[C]):
-    """Says that the files of one part are published whole; written after them, never changed.
+    """Proves that the files of one part are published whole; written after them, never changed.
 
     Attributes:
-        part: the shard's number in six digits, or the name of a part that is no shard.
+        part: the shard's number in six digits, or the name of a part that is not a shard.
         start: first row of the part.
         stop: one past its last row.
         fingerprint_digest: digest of the fingerprint under which it was made.
-        files: path relative to the artifact's folder → what the file holds.
-        content: what the stage adds to it, such as sums over the shard; null for most.
+        files: records of the files, by path relative to the artifact's folder.
+        content: added by the stage, such as sums over the shard; null for most.
     """
 
     part: str
@@ -115,7 +115,7 @@ class Receipt(Manifest, Generic[C]):
 
 
 def shard_part(shard: int) -> str:
-    """What a receipt calls a shard: its number in six digits."""
+    """The part of a receipt that stands for a shard: the shard's number in six digits."""
     return f"{shard:06d}"
 
 

@@ -1,15 +1,15 @@
 """The kinds of artifacts: one class each, beside the stage that makes them.
 
 Listing, `show`, verify, repair, sharing and the schemas are loops over `kinds()` and name no kind.
-A class of a plugin takes part in all of them once `register` has seen it:
+A class of a plugin takes part in all of them once it is registered:
 
     @register
     class NotesKind(ArtifactKind):
         name, folder, title = "notes", "notes", "notes"
         ...
 
-A kind's module must be light: whatever imports torch, transformers, zarr, polars or numba is
-imported inside the methods that need it.
+A kind's module must be light: modules that import torch, transformers, zarr, polars or numba are
+imported inside the methods that need them.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Artifact:
     """One named result in a store.
 
     Attributes:
-        kind: what it is.
+        kind: its kind.
         name: its name.
         location: its folder.
-        manifest: content of its manifest; None while it is unfinished, or where it is damaged.
-        damage: why the manifest cannot be used; None where it can, or is not there.
+        manifest: content of its manifest; None if it is unfinished or damaged.
+        damage: why the manifest cannot be used; None if it can, or does not exist.
     """
 
     kind: ArtifactKind
@@ -81,7 +81,7 @@ class Artifact:
 
     @property
     def complete(self) -> bool:
-        """Whether its manifest is there, sound or damaged."""
+        """Whether its manifest exists, sound or damaged."""
         return self.manifest is not None or self.damage is not None
 
     @property
@@ -93,13 +93,13 @@ class Artifact:
 
 
 class ArtifactKind(ABC):
-    """A kind of artifact. What a kind of plain files needs is here; override what differs.
+    """A kind of artifact. The defaults suit a kind of plain files; override what differs.
 
     Attributes:
         name: the word of the command line: `cache` in `cache/smollm2`.
-        folder: where the store keeps its artifacts: `caches`.
-        title: how a sentence calls one: "fused dataset".
-        unfinished: what to do about one without a manifest.
+        folder: the folder of its artifacts in the store: `caches`.
+        title: its name in a sentence: "fused dataset".
+        unfinished: what to do about an artifact without a manifest.
     """
 
     name: ClassVar[str]
@@ -112,12 +112,12 @@ class ArtifactKind(ABC):
         return store.location / self.folder / name
 
     def names(self, store: Store) -> list[str]:
-        """Names of the artifacts that the store has, complete or not."""
+        """Names of the artifacts in the store, complete or not."""
         return [name for name in store.names(self.folder) if not name.startswith(".")]
 
     @abstractmethod
     def parse(self, data: bytes, file: str) -> Manifest:
-        """Validate the bytes of a manifest, `file` by name; errors as for `Manifest.from_bytes`."""
+        """Validate the bytes of the manifest `file`; errors as for `Manifest.from_bytes`."""
 
     def load(self, location: Location) -> Manifest:
         """Read and validate the manifest in a folder; errors as for `Manifest.load`."""
@@ -129,24 +129,23 @@ class ArtifactKind(ABC):
         """One line on what the artifact is, from the content of its manifest."""
 
     def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
-        """What the artifact was directly made from."""
+        """The artifacts from which this artifact was made directly."""
         del manifest
         return ()
 
     def digest(self, manifest: Mapping[str, Any]) -> str:
-        """What other manifests name the artifact by; its manifest's digest unless overridden."""
+        """The digest by which other manifests refer to it; that of its manifest by default."""
         return str(manifest["checksum"])
 
     def identity(self, path: str, content: Mapping[str, Any]) -> str | None:
-        """What a document stands for, where its bytes may differ for one content; else None."""
+        """The identity of a document if its bytes may differ for one content; else None."""
         del path, content
         return None
 
     def files(self, location: Location, path: str, manifest: Document) -> ArtifactFiles:
         """All files of a complete artifact, in the order of a copy.
 
-        Unless overridden, those that the manifest lists as `files`; receipts among them vouch for
-        their files.
+        By default, those that the manifest lists as `files`; receipts among them seal their files.
 
         Args:
             location: its folder.
@@ -176,14 +175,14 @@ class ArtifactKind(ABC):
         return ArtifactFiles(path, location, fingerprint, tuple(groups), manifest, location.sizes())
 
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
-        """What is wrong with the artifact.
+        """The problems of the artifact.
 
-        Unless overridden, every file that the manifest lists as `files` is compared with it.
+        By default, every file that the manifest lists as `files` is compared with its record.
 
         Args:
             store: the store.
             artifact: in any state.
-            quick: sizes, receipts and manifests only; data are not read.
+            quick: check sizes, receipts and manifests only, without reading data.
 
         Raises:
             One of `findings.DAMAGE`: the manifest is damaged.
@@ -197,10 +196,10 @@ class ArtifactKind(ABC):
     def rebuild(
         self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
     ) -> None:
-        """Make again what `check` found damaged, to the same bytes.
+        """Make the damaged files that `check` found again, to the same bytes.
 
         Raises:
-            FusestoreError: it cannot be made again; the message says why, and what to do.
+            FusestoreError: they cannot be made again; the message says why, and what to do.
         """
         del tools
         raise InvalidInputError(
@@ -209,32 +208,32 @@ class ArtifactKind(ABC):
         )
 
     def remedy(self, store: Store, name: str, finding: Finding) -> str:
-        """What to type about a finding."""
+        """The command that repairs a finding, or what else to do."""
         del finding
         return f"fusestore verify {self.name}/{name} --store {store.location} --repair"
 
     def conversion(self, source: Location, target: Location) -> Conversion | bool:
-        """What copying from one folder to another takes beyond copying files.
+        """The conversion that copying from one folder to another needs.
 
         Returns:
-            False: nothing; copy the files. True: the target has it already, in another form. Else
-            what writes the form that the target takes.
+            False: none; copy the files. True: the target has the artifact already, in another form.
+            Else a function that writes the form of the target.
 
         Raises:
-            AlreadyExistsError: the target has something else of this name.
+            AlreadyExistsError: the target has another artifact of this name.
         """
         del source, target
         return False
 
     def view(self, store: Store, artifact: Artifact, rows: int) -> View | None:
-        """What `show` prints instead of the manifest, in `rows` lines a table; None: nothing."""
+        """What `show` prints, with `rows` lines per table; None: it prints the manifest."""
         del store, artifact, rows
         return None
 
     def view_document(
         self, store: Store, artifact: Artifact, document: int, rows: int
     ) -> View | None:
-        """What `show --document` prints; None where the kind has nothing by document."""
+        """What `show --document` prints; None if the kind has no view by document."""
         del store, artifact, document, rows
         return None
 
@@ -261,7 +260,7 @@ K = TypeVar("K", bound=type[ArtifactKind])
 
 @dataclass
 class _Registry:
-    """The kinds by name; fusestore's own are imported when they are first asked for."""
+    """The kinds by name; fusestore's own are imported on first use."""
 
     registered: dict[str, ArtifactKind] = field(default_factory=dict)
     built_in: dict[str, ArtifactKind] = field(default_factory=dict)
@@ -300,7 +299,7 @@ def register(kind: K) -> K:
 
 
 def unregister(name: str) -> None:
-    """Forget a kind that was registered; fusestore's own stay."""
+    """Remove a registered kind; fusestore's own stay."""
     _REGISTRY.registered.pop(name, None)
 
 
@@ -313,12 +312,13 @@ def split_path(path: str) -> tuple[ArtifactKind, str]:
     """The kind and the name in `kind/name`.
 
     Raises:
-        InvalidInputError: not of that form, or something that cannot be a name.
+        InvalidInputError: not of that form, an unknown kind, or an impossible name.
     """
     kind, separator, name = path.partition("/")
-    known = _REGISTRY.all()
-    if not separator or kind not in known:
+    kinds_by_name = _REGISTRY.all()
+    if not separator or kind not in kinds_by_name:
         raise InvalidInputError(
-            f"{path!r} names no artifact: write KIND/NAME with a kind of {', '.join(known)}."
+            f"{path!r} names no artifact: write KIND/NAME with a kind of "
+            f"{', '.join(kinds_by_name)}."
         )
-    return known[kind], check_name(name)
+    return kinds_by_name[kind], check_name(name)

@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StageResult(Generic[T]):
-    """The artifact that a stage was asked for, and whether the stage had to work for it.
+    """The artifact that a stage returns, and whether the stage made it.
 
     Attributes:
         artifact: the complete artifact, opened.
-        created: False if the artifact was there already and nothing was computed.
+        created: False if the artifact existed already and nothing was computed.
     """
 
     artifact: T

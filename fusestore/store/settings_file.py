@@ -1,4 +1,4 @@
-"""Settings that people write: TOML or JSON files, checked, with help for a misspelt key."""
+"""Settings files in TOML or JSON, with a suggestion for a misspelled key."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_settings_file(location: Location) -> dict[str, Any]:
 
 
 def parse_settings(model: type[_Model], content: Mapping[str, Any], where: str) -> _Model:
-    """Validate settings, naming what is wrong in words a person can act on.
+    """Validate settings; the error names each wrong value.
 
     Raises:
         InvalidInputError: an unknown key (the nearest known one is suggested), a missing one, or
@@ -53,10 +53,10 @@ def parse_settings(model: type[_Model], content: Mapping[str, Any], where: str) 
 
 
 def check_keys(content: Mapping[str, Any], known: list[str], where: str) -> None:
-    """Refuse a key that is not known, suggesting the nearest one that is.
+    """Refuse an unknown key, and suggest the nearest known key.
 
     Raises:
-        InvalidInputError: there is such a key.
+        InvalidInputError: there is an unknown key.
     """
     for key in content:
         if key not in known:
@@ -65,6 +65,6 @@ def check_keys(content: Mapping[str, Any], known: list[str], where: str) -> None
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """A sentence that suggests the known names nearest to an unknown one; empty if none is near."""
+    """A sentence that suggests the known names nearest to `name`; empty if none is near."""
     nearest = difflib.get_close_matches(name, known, n=2)
     return f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""

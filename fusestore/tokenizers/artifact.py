@@ -15,7 +15,7 @@ from fusestore.tokenizers.manifest import VocabularyFingerprint, VocabularyManif
 
 
 class VocabularyKind(ArtifactKind):
-    """What each token id stands for; named by the first 16 digits of the tokenizer's digest."""
+    """The bytes of each token id; named by the first 16 digits of the tokenizer's digest."""
 
     name, folder, title = "vocabulary", "vocabularies", "vocabulary"
 
@@ -24,19 +24,19 @@ class VocabularyKind(ArtifactKind):
         return VocabularyManifest.from_bytes(data, file)
 
     def describe(self, manifest: Mapping[str, Any]) -> str:
-        """How many tokens it has."""
+        """Its number of tokens."""
         return f"{manifest['num_tokens']:,} tokens"
 
     def digest(self, manifest: Mapping[str, Any]) -> str:
-        """The tokenizer's."""
+        """The tokenizer's digest."""
         return str(manifest["fingerprint"]["tokenizer_digest"])
 
     def identity(self, path: str, content: Mapping[str, Any]) -> str | None:
-        """Whatever version of Polars wrote the table."""
+        """The same for each version of Polars that may write the table."""
         return self.digest(content) if path == MANIFEST_FILE else None
 
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
-        """Its files, and unless `quick` that the table can be read."""
+        """Check its files and, unless `quick`, that the table can be read."""
         from fusestore.tokenizers.vocabulary_table import TABLE_FILE, load_vocabulary
 
         findings = list(super().check(store, artifact, quick=quick))
@@ -56,15 +56,15 @@ class VocabularyKind(ArtifactKind):
         del findings
         before = VocabularyManifest.load_if_sound(artifact.location / MANIFEST_FILE)
         vocabulary = tools.tokenizer(artifact.name).vocabulary
-        # The manifest goes first: what is left when this is cut short is unfinished.
+        # The manifest is deleted first: after an interruption the vocabulary is unfinished.
         for file in (MANIFEST_FILE, FINGERPRINT_FILE):
             (artifact.location / file).delete()
         save_vocabulary(store, vocabulary)
-        made = VocabularyManifest.load(artifact.location / MANIFEST_FILE)
-        check_repaired(before, made, artifact.location)
+        after = VocabularyManifest.load(artifact.location / MANIFEST_FILE)
+        check_repaired(before, after, artifact.location)
 
     def remedy(self, store: Store, name: str, finding: Finding) -> str:
-        """The tokenizer comes with a model."""
+        """Verify with `--repair` and a model, which has the tokenizer."""
         return f"{super().remedy(store, name, finding)} --model MODEL"
 
     def schemas(self) -> Mapping[str, DocumentSchema]:
@@ -90,7 +90,7 @@ class VocabularyKind(ArtifactKind):
                     "token_id": "token id",
                     "bytes": "the UTF-8 bytes the token stands for; empty for an unused id",
                     "kind": "text, byte (byte fallback), special or unused",
-                    "roles": "what the token does: bos, eos, pad, unk; empty for most",
+                    "roles": "roles of the token: bos, eos, pad, unk; empty for most",
                 },
             )
         }

@@ -1,9 +1,9 @@
-"""Tokenizers of tiktoken, tekken and sentencepiece as fast ones, each proved against its original.
+"""Converts tokenizers of tiktoken, tekken and sentencepiece to fast ones, and proves the result.
 
-A fast tokenizer is all that the rest of fusestore knows: its components say which bytes a token
-stands for and where in the text it ends. A conversion is accepted only when it gives the original's
-ids on texts made of the whole vocabulary and on odd ones; what it cannot express (a sentencepiece
-model that normalises its text, say) is refused, never approximated.
+The rest of fusestore takes only fast tokenizers: their components say which bytes a token stands
+for and where in the text it ends. A conversion is accepted only if it gives the original's ids on
+texts of the whole vocabulary and on unusual texts. Otherwise (a sentencepiece model that normalizes
+its text in a special way, for instance) it is refused, never approximated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ODD_TEXTS = (
 )
 
 _TOKENS_PER_TEXT = 200
-"""Tokens of the vocabulary that one text of the proof puts one after another."""
+"""Tokens of the vocabulary that are joined to one text of the proof."""
 
 _TEKKEN_SPECIAL = ("<unk>", "<s>", "</s>")
 """The first special tokens of a tekken file that lists none."""
@@ -47,8 +47,8 @@ def fast_from_tiktoken(
 
     Args:
         encoding: byte pairs by rank, split by a regular expression.
-        roles: special tokens by Hugging Face's names (`bos_token`, …); `<|endoftext|>`, where there
-            is one, ends a text.
+        roles: special tokens by Hugging Face's names (`bos_token`, …). By default `<|endoftext|>`,
+            if it exists, is the end of a text.
 
     Raises:
         IncompatibleError: the conversion does not give the encoding's own ids.
@@ -83,7 +83,7 @@ def fast_from_tekken(path: Path) -> Any:  # noqa: ANN401 - Hugging Face classes 
     """Mistral's tekken.json as a fast Hugging Face tokenizer.
 
     Raises:
-        InvalidInputError: the file is not what its configuration says.
+        InvalidInputError: the file does not fit its own configuration.
         IncompatibleError: the conversion does not give tiktoken's ids.
         MissingDependencyError: tiktoken is not installed.
     """
@@ -115,14 +115,14 @@ def fast_from_tekken(path: Path) -> Any:  # noqa: ANN401 - Hugging Face classes 
         path.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
     )
     roles = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    known = {role: token for role, token in roles.items() if token in special}
-    return fast_from_tiktoken(encoding, known)
+    roles = {role: token for role, token in roles.items() if token in special}
+    return fast_from_tiktoken(encoding, roles)
 
 
 def fast_from_sentencepiece(processor: Any, name: str) -> Any:  # noqa: ANN401 - untyped, optional
     """A `sentencepiece.SentencePieceProcessor` as a fast Hugging Face tokenizer.
 
-    Like the processor, it adds no BOS of its own accord.
+    Like the processor, it adds no BOS by default.
 
     Raises:
         IncompatibleError: a model of words or characters, or the conversion does not give the
@@ -169,7 +169,7 @@ def _sentencepiece_model(model: SentencePieceModel, unknown: int, name: str) -> 
     if model.model_type != "bpe":
         raise IncompatibleError(
             f"Sentencepiece model {name!r} is of type {model.model_type}, which fast tokenizers do "
-            "not know; only unigram and bpe can be converted."
+            "not support. Only unigram and bpe can be converted."
         )
     vocab = {piece: token_id for token_id, (piece, _) in enumerate(model.pieces)}
     return models.BPE(
@@ -224,7 +224,7 @@ def _optional(package: str, path: Path) -> Any:  # noqa: ANN401 - modules are of
 
 
 def _merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """Every pair of tokens that is a token, by the rank of the whole, then of its parts."""
+    """Pairs of tokens that form a token, by the rank of that token, then of the two."""
     for token in sorted(ranks, key=ranks.__getitem__):
         cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         pairs = [pair for pair in cuts if pair[0] in ranks and pair[1] in ranks]
@@ -236,7 +236,7 @@ def _special(tokenizers: Any, contents: Iterable[str]) -> list[Any]:  # noqa: AN
 
 
 def _texts(tokens: Sequence[bytes]) -> Iterator[str]:
-    """Odd texts, and the whole vocabulary in pieces; bytes that are no text are left out."""
+    """Unusual texts, then the whole vocabulary; bytes that are not UTF-8 are left out."""
     yield from _ODD_TEXTS
     for start in range(0, len(tokens), _TOKENS_PER_TEXT):
         data = b"".join(tokens[start : start + _TOKENS_PER_TEXT])
@@ -249,16 +249,16 @@ def _prove(
     texts: Iterable[str],
     name: str,
 ) -> None:
-    # A special token spelt out in a text is text, as `Tokenizer.encode` has it.
+    # A special token that is spelled out in a text is text, as in `Tokenizer.encode`.
     backend.encode_special_tokens = True
     for text in texts:
-        found, expected = backend.encode(text, add_special_tokens=False).ids, reference(text)
-        if found != expected:
-            pairs = enumerate(zip(found, expected, strict=False))
-            at = next((i for i, (a, b) in pairs if a != b), min(len(found), len(expected)))
+        actual, expected = backend.encode(text, add_special_tokens=False).ids, reference(text)
+        if actual != expected:
+            pairs = enumerate(zip(actual, expected, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(actual), len(expected)))
             raise IncompatibleError(
                 f"Tokenizer {name!r} cannot be converted to a fast one: on {text[:60]!r} the two "
-                f"differ from token {at} on ({found[at : at + 4]}, its own are "
-                f"{expected[at : at + 4]}); it probably normalises text. Convert it with the "
+                f"differ from token {at} on ({actual[at : at + 4]}, its own are "
+                f"{expected[at : at + 4]}); it probably normalizes text. Convert it with the "
                 "model's own script and give the folder with tokenizer.json."
             )

@@ -1,8 +1,8 @@
 """The byte offset at which each token of a text ends.
 
-Two ways. Where the tokens' bytes, one after another, are the text, their running length is the
-answer and exact inside characters too. Where a normaliser changed the text, or a token stands
-for text its vocabulary lacks, the tokenizer's character offsets are converted to bytes.
+There are two ways. If the tokens' bytes, one after another, are the text, the offsets are their
+cumulated lengths, exact inside characters too. If a normalizer changed the text, or a token stands
+for text outside the vocabulary, the tokenizer's character offsets are converted to bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 def concatenated_end_offsets(
     joined: bytes, lengths: npt.NDArray[np.int64], text: bytes
 ) -> npt.NDArray[np.int64] | None:
-    """End offsets where the tokens' bytes are the text, or the text after one added space.
+    """End offsets if the tokens' bytes are the text, or the text after one added space.
 
     Args:
         joined: the bytes of all tokens, concatenated.
@@ -22,8 +22,8 @@ def concatenated_end_offsets(
         text: the text as UTF-8.
 
     Returns:
-        int64 [n], or None where the bytes differ. A space that the tokenizer puts before the
-        text ends at 0.
+        int64 [n], or None if the bytes differ. A space that the tokenizer adds before the text
+        ends at 0.
     """
     if joined == text:
         return np.cumsum(lengths)
@@ -35,12 +35,11 @@ def concatenated_end_offsets(
 def converted_end_offsets(
     spans: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], text: str
 ) -> npt.NDArray[np.int64]:
-    """End offsets from character spans, for any normaliser.
+    """End offsets from character spans, for any normalizer.
 
-    A token ends where its last character ends. When the next token shares that character, only
-    the last token to share it reaches its end; the others end strictly inside, as far from the
-    end as the bytes of the tokens still to come. A token with no text ends where the one before
-    it does.
+    A token ends where its last character ends. If several tokens share that character, only the
+    last of them reaches its end. The others end strictly inside, as far from the end as the bytes
+    of the tokens that follow. A token without text ends where the token before it does.
 
     Args:
         spans: int64 [n, 2], start and end character of each token in `text`.

@@ -1,4 +1,4 @@
-"""What the JSON documents of a vocabulary say."""
+"""JSON documents of a vocabulary."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class VocabularyManifest(Manifest):
     """A complete vocabulary.
 
     Attributes:
-        fingerprint: whose it is.
+        fingerprint: its tokenizer.
         num_tokens: ids, from 0 to the tokenizer's largest.
-        files: every other file of the folder: path → what it holds.
+        files: records of every other file of the folder, by path.
     """
 
     fingerprint: VocabularyFingerprint

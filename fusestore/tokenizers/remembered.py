@@ -1,7 +1,8 @@
-"""Tokenizers of local folders, whose digest is known without loading them.
+"""Tokenizers of local folders, with properties that need no loading.
 
-Loading a tokenizer takes transformers and, for a large vocabulary, seconds. What stages ask first
-(its digest, its length, whether it adds BOS) follows from the folder's files, and is remembered.
+Loading a tokenizer takes transformers and, for a large vocabulary, seconds. The properties that
+stages need first (digest, length, whether it adds BOS) follow from the folder's files, and are
+remembered.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", "
 
 
 def folder_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a local model folder, loaded when it has to encode or tell its tokens.
+    """The tokenizer of a local model folder; it is loaded when its encoder or vocabulary is used.
 
     Raises:
         NotFoundError, IncompatibleError, MissingDependencyError: as `load_tokenizer`.
@@ -49,7 +50,7 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
 
 
 class _FolderTokenizer(Tokenizer):
-    """A tokenizer whose digest is remembered; everything else is loaded on first use."""
+    """A tokenizer with remembered properties; everything else is loaded on first use."""
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         self.name = folder.name
@@ -85,7 +86,7 @@ class _FolderTokenizer(Tokenizer):
 
 
 def _versions() -> str:
-    """Everything but the files that a tokenizer's digest follows from, our own code included."""
+    """What a tokenizer's digest follows from besides its files, our own code included."""
     code = hashlib.sha256()
     for module in (tokenizer_module, token_bytes):
         code.update(Path(str(module.__file__)).read_bytes())

@@ -1,7 +1,7 @@
-"""What a sentencepiece `.model` file says: its pieces, and how it normalises text.
+"""Reads a sentencepiece `.model` file: its pieces, and how it normalizes text.
 
 The file is a protocol buffer (`sentencepiece_model.proto` of google/sentencepiece names its fields
-by number). The handful read here do not justify a protobuf runtime.
+by number). The few that are needed do not justify a protobuf runtime.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fusestore.errors import InvalidInputError
 
 _USER_DEFINED = 4
-"""Type of a piece that is cut out of the text before anything else."""
+"""Type of a piece that is split off the text before anything else."""
 
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
@@ -26,12 +26,12 @@ class SentencePieceModel:
 
     Attributes:
         pieces: text and score of every id.
-        user_defined: pieces that are matched in the text as they stand.
+        user_defined: pieces that are matched literally in the text.
         model_type: unigram, bpe, word or char.
         byte_fallback: whether unknown characters become byte pieces.
-        charsmap: the compiled normalisation rules, empty for none.
-        adds_dummy_prefix: whether a space is put before the text.
-        removes_extra_spaces: whether spaces are stripped and runs of them become one.
+        charsmap: the compiled normalization rules, empty for none.
+        adds_dummy_prefix: whether a space is added before the text.
+        removes_extra_spaces: whether outer spaces are stripped and runs of spaces become one.
     """
 
     pieces: tuple[tuple[str, float], ...]
@@ -44,7 +44,7 @@ class SentencePieceModel:
 
 
 def parse_sentencepiece(data: bytes, name: str) -> SentencePieceModel:
-    """Read a serialised model.
+    """Read a serialized model.
 
     Raises:
         InvalidInputError: the bytes are no sentencepiece model.
@@ -89,7 +89,7 @@ def _as_bytes(value: int | bytes) -> bytes:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of every field of one message; of a field set twice the last counts."""
+    """Number and value of every field of one message; if a field occurs twice, the last counts."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

@@ -1,8 +1,8 @@
-"""Which bytes of text every token stands for, read off the tokenizer's own components.
+"""The bytes of text that each token stands for, derived from the tokenizer's own components.
 
-The convention follows from what the serialised tokenizer does (its decoder, pre-tokenizer and
+The convention follows from what the serialized tokenizer does (its decoder, pre-tokenizer and
 model), never from the name of its class, so a tokenizer of any family that the `tokenizers`
-library can express is understood: byte-level BPE, sentencepiece-style BPE and Unigram with `▁`
+library can express is supported: byte-level BPE, sentencepiece-style BPE and Unigram with `▁`
 and byte fallback, WordPiece.
 """
 
@@ -18,28 +18,28 @@ _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def vocabulary_of(
-    serialised: Mapping[str, Any], roles: Mapping[Role, int], digest: str
+    serialized: Mapping[str, Any], roles: Mapping[Role, int], digest: str
 ) -> Vocabulary:
     """The vocabulary of a tokenizer.
 
-    A WordPiece token that starts a word stands for its own text without a space: whether a space
-    precedes it is not knowable from the token. Added tokens that the model itself does not know
-    match the text literally, so they stand for their content as it is written.
+    A WordPiece token that starts a word stands for its own text without a space, because the token
+    does not determine whether a space precedes it. Added tokens that the model itself lacks match
+    the text literally, so they stand for their content.
 
     Args:
-        serialised: the tokenizer as `tokenizers.Tokenizer.to_str` writes it, parsed.
-        roles: special ids by role; whatever has a role is of kind `special`.
+        serialized: the tokenizer as `tokenizers.Tokenizer.to_str` writes it, parsed.
+        roles: special ids by role; an id with a role is of kind `special`.
         digest: the tokenizer's digest.
     """
-    model = serialised["model"]
-    to_bytes = _convention(serialised)
+    model = serialized["model"]
+    to_bytes = _convention(serialized)
     model_vocab = _model_vocab(model)
-    added = {int(token["id"]): token for token in serialised.get("added_tokens", ())}
+    added = {int(token["id"]): token for token in serialized.get("added_tokens", ())}
     length = 1 + max([-1, *model_vocab.values(), *added])
     token_bytes = [b""] * length
     kinds: list[TokenKind] = ["unused"] * length
     byte_fallback = bool(model.get("byte_fallback")) or any(
-        part["type"] == "ByteFallback" for part in _parts(serialised.get("decoder"))
+        part["type"] == "ByteFallback" for part in _parts(serialized.get("decoder"))
     )
     for token, token_id in model_vocab.items():
         fallback = _BYTE_FALLBACK.fullmatch(token) if byte_fallback else None
@@ -64,9 +64,9 @@ def vocabulary_of(
     return Vocabulary(digest, tuple(token_bytes), tuple(kinds), ordered)
 
 
-def model_unknown_id(serialised: Mapping[str, Any]) -> int | None:
-    """The id the model itself writes for text it does not know, if it has one."""
-    model = serialised["model"]
+def model_unknown_id(serialized: Mapping[str, Any]) -> int | None:
+    """The id that the model itself writes for unknown text, if it has one."""
+    model = serialized["model"]
     if model["type"] == "Unigram":
         unknown = model.get("unk_id")
         return None if unknown is None else int(unknown)
@@ -93,11 +93,11 @@ def _parts(component: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
             yield from _parts(part)
 
 
-def _convention(serialised: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """How a token of the model's vocabulary is written, undone."""
-    normalizers = list(_parts(serialised.get("normalizer")))
-    pre_tokenizers = list(_parts(serialised.get("pre_tokenizer")))
-    decoders = list(_parts(serialised.get("decoder")))
+def _convention(serialized: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """The function from the spelling of a token in the vocabulary to its bytes."""
+    normalizers = list(_parts(serialized.get("normalizer")))
+    pre_tokenizers = list(_parts(serialized.get("pre_tokenizer")))
+    decoders = list(_parts(serialized.get("decoder")))
     everywhere = [*normalizers, *pre_tokenizers, *decoders]
     if any(part["type"] == "ByteLevel" for part in everywhere):
         return _byte_level_bytes
@@ -111,11 +111,11 @@ def _convention(serialised: Mapping[str, Any]) -> Callable[[str], bytes]:
         for part in decoders
         if part["type"] == "Replace" and "String" in part["pattern"]
     ]
-    prefix = serialised["model"].get("continuing_subword_prefix") or ""
-    suffix = serialised["model"].get("end_of_word_suffix") or ""
+    prefix = serialized["model"].get("continuing_subword_prefix") or ""
+    suffix = serialized["model"].get("end_of_word_suffix") or ""
 
     def to_bytes(token: str) -> bytes:
-        # A piece that is nothing but the prefix is that text itself ("##" in BERT's vocabulary).
+        # A token that is only the prefix stands for that text ("##" in BERT's vocabulary).
         if prefix and len(token) > len(prefix):
             token = token.removeprefix(prefix)
         if suffix:
@@ -131,7 +131,7 @@ def _byte_level_bytes(token: str) -> bytes:
     try:
         return bytes(_BYTE_OF_CHARACTER[character] for character in token)
     except KeyError:
-        # A token that byte-level spelling cannot have written stands for itself.
+        # A token that is not in byte-level spelling stands for itself.
         return token.encode()
 
 

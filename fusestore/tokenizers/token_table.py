@@ -1,6 +1,6 @@
 """`TokenTable`: documents as flat token ids with the byte offsets at which the tokens end.
 
-`TokenReader` is the same behind a reader, for stages whose memory must not grow with the corpus.
+`TokenReader` reads ranges of the same, for stages with memory that must not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fusestore.errors import InvalidInputError
 
 
 class TokenReader(Protocol):
-    """Tokens of D documents laid end to end, read piece by piece; see `TokenTable`."""
+    """Tokens of D documents, concatenated and read range by range; see `TokenTable`."""
 
     @property
     def document_offsets(self) -> npt.NDArray[np.int64]:
@@ -78,7 +78,7 @@ class TokenTable:
         return self.token_ids[start:stop], self.end_offsets[start:stop]
 
     def take(self, documents: Sequence[int] | npt.NDArray[np.int64]) -> TokenTable:
-        """The table of these documents alone, in the order given."""
+        """The table of these documents alone, in this order."""
         parts = [self.document(int(index)) for index in documents]
         lengths = np.array([len(ids) for ids, _ in parts], dtype=np.int64)
         return TokenTable(
@@ -89,7 +89,7 @@ class TokenTable:
 
 
 def read_documents(tokens: TokenReader, documents: npt.NDArray[np.int64]) -> TokenTable:
-    """The table of these documents, in the order given; neighbours are read together."""
+    """The table of these documents, in this order; neighbors are read together."""
     offsets = tokens.document_offsets
     parts = [
         tokens.read_tokens(int(offsets[documents[first]]), int(offsets[documents[stop - 1] + 1]))
@@ -110,7 +110,7 @@ def document_range(tokens: TokenReader, start: int, stop: int) -> TokenTable:
 
 
 def runs(documents: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Stretches `[first, stop)` of documents that follow each other in the corpus."""
+    """Ranges `[first, stop)` of indices of `documents` that follow each other in the corpus."""
     breaks = np.flatnonzero(np.diff(documents) != 1) + 1
     edges = [0, *breaks.tolist(), len(documents)]
     for first, stop in itertools.pairwise(edges):

@@ -1,7 +1,7 @@
 """`Tokenizer`: a fast Hugging Face tokenizer as fusestore uses it.
 
-It knows the bytes of text behind every token, gives every token the byte offset at which it
-ends, and has a digest that identifies it wherever it was loaded from.
+It has the bytes of text of every token, the byte offset at which each token of a text ends, and a
+digest that identifies it wherever it was loaded from.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Tokenizer:
     Attributes:
         name: the last part of the path or hub id it came from; for messages only.
         bos_id: id of the beginning-of-sequence token, or None.
-        adds_bos: whether the tokenizer starts a sequence with BOS of its own accord.
+        adds_bos: whether the tokenizer starts a sequence with BOS by default.
     """
 
     def __init__(self, hugging_face: Any, name: str | None = None) -> None:  # noqa: ANN401
-        """Wrap a fast Hugging Face tokenizer, which is left as it is.
+        """Wrap a fast Hugging Face tokenizer, which is not changed.
 
         Raises:
-            IncompatibleError: a slow tokenizer, which cannot say where its tokens end.
+            IncompatibleError: a slow tokenizer, which has no offsets of its tokens.
         """
         path = str(getattr(hugging_face, "name_or_path", "") or "")
         self.name: str = name or Path(path).name or type(hugging_face).__name__
@@ -60,17 +60,17 @@ class Tokenizer:
             and getattr(hugging_face, "backend_tokenizer", None) is not None
         ):
             raise IncompatibleError(
-                f"Tokenizer {self.name!r} ({type(hugging_face).__name__}) is a slow one: it cannot "
-                "say where in the text its tokens end, which alignment needs. Use a fast "
-                "tokenizer (a folder with tokenizer.json), what the slow one is made of (its "
-                "sentencepiece .model file, its tiktoken.Encoding), or convert it with the model's "
+                f"Tokenizer {self.name!r} ({type(hugging_face).__name__}) is slow: it does not "
+                "report where in the text its tokens end, which alignment needs. Use a fast "
+                "tokenizer (a folder with tokenizer.json), the source of the slow tokenizer (a "
+                "sentencepiece .model file, a tiktoken.Encoding), or convert it with the model's "
                 "own conversion script."
             )
         self.bos_id: int | None = hugging_face.bos_token_id
         first = hugging_face("a")["input_ids"][:1]
         self.adds_bos: bool = self.bos_id is not None and first == [self.bos_id]
-        self._serialised = _canonical(json.loads(hugging_face.backend_tokenizer.to_str()))
-        self._roles = _role_ids(hugging_face, self._serialised)
+        self._serialized = _canonical(json.loads(hugging_face.backend_tokenizer.to_str()))
+        self._roles = _role_ids(hugging_face, self._serialized)
 
     def __len__(self) -> int:
         """One more than the largest token id."""
@@ -83,11 +83,11 @@ class Tokenizer:
     def digest(self) -> str:
         """SHA-256, hexadecimal, of everything that changes ids, offsets or token bytes.
 
-        The post-processor, truncation and padding are left out, since `encode` uses none of
-        them; the ids with a role and the habit of adding BOS are in.
+        The post-processor, truncation and padding are excluded, because `encode` uses none of
+        them. The ids with a role and `adds_bos` are included.
         """
         identity = {
-            "tokenizer": self._serialised,
+            "tokenizer": self._serialized,
             "roles": self._roles,
             "adds_bos": self.adds_bos,
         }
@@ -96,15 +96,15 @@ class Tokenizer:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Every id as the bytes it stands for."""
-        return vocabulary_of(self._serialised, self._roles, self.digest)
+        """The bytes of every id."""
+        return vocabulary_of(self._serialized, self._roles, self.digest)
 
     def encode(self, texts: Sequence[str], add_bos: bool) -> TokenTable:
         """Token ids and byte end offsets of the texts.
 
-        Nothing is added but BOS, and that only when asked. A special token spelt out in a text
-        is text like any other (as far as the tokenizer's model lets it be: a Unigram vocabulary
-        may hold the spelling as a piece).
+        Nothing is added but BOS, if requested. A special token that is spelled out in a text is
+        text like any other (unless the tokenizer's model holds the spelling as a piece, as a
+        Unigram vocabulary may).
 
         Args:
             texts: D texts.
@@ -114,13 +114,13 @@ class Tokenizer:
             The table of D documents; end offsets never decrease and never pass the text's end.
 
         Raises:
-            IncompatibleError: BOS was asked of a tokenizer without one.
+            IncompatibleError: BOS is requested of a tokenizer without one.
             InvalidInputError: a text holds a lone surrogate, which UTF-8 cannot express.
         """
         if add_bos and self.bos_id is None:
             raise IncompatibleError(
-                f"Tokenizer {self.name!r} has no BOS token to start documents with; "
-                "ask for add_bos=False."
+                f"Tokenizer {self.name!r} has no BOS token to start documents with. "
+                "Use add_bos=False."
             )
         ids_parts = [np.empty(0, np.int32)]
         ends_parts = [np.empty(0, np.int32)]
@@ -142,7 +142,7 @@ class Tokenizer:
         lengths = self._token_lengths[np.array(ids, np.int64)]
         ends = concatenated_end_offsets(joined, lengths, data)
         if ends is None:
-            # Only now: asking for spans costs time that few texts need.
+            # Only now, because spans cost time that few texts need.
             encoding = self._backend.encode(text, add_special_tokens=False)
             spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
             ends = converted_end_offsets(spans, lengths, text)
@@ -154,17 +154,17 @@ class Tokenizer:
 
     @cached_property
     def _backend(self) -> Any:  # noqa: ANN401 - the tokenizers library is untyped
-        """Our own copy: without post-processing, which trims offsets and adds special tokens."""
+        """A copy without post-processing, which trims offsets and adds special tokens."""
         import tokenizers
 
-        content = {**self._serialised, "post_processor": None, "truncation": None, "padding": None}
+        content = {**self._serialized, "post_processor": None, "truncation": None, "padding": None}
         backend = tokenizers.Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
         backend.encode_special_tokens = True
         return backend
 
 
 def as_tokenizer(tokenizer: Any) -> Tokenizer:  # noqa: ANN401 - Hugging Face classes are untyped
-    """Ours as it is, a Hugging Face tokenizer wrapped, a path or hub id loaded.
+    """A `Tokenizer` unchanged, a Hugging Face tokenizer wrapped, a path or hub id loaded.
 
     A `tiktoken.Encoding` and a `sentencepiece.SentencePieceProcessor` are converted, and the
     conversion is proved to give their ids.
@@ -193,7 +193,7 @@ def load_tokenizer(
     Files are `.gguf`, `tokenizer.json`, sentencepiece's `.model` and Mistral's `tekken….json`.
 
     Args:
-        spec: a local path (the network is never asked for one), `package:NAME/PATH` (inside an
+        spec: a local path (which never uses the network), `package:NAME/PATH` (inside an
             installed package) or a hub id.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run tokenizer code that comes with the model.
@@ -236,14 +236,14 @@ def load_tokenizer(
             "folder or repository holds tokenizer.json."
         ) from error
     except Exception as error:
-        # The tokenizers library raises bare Exception for a file it cannot read.
+        # The tokenizers library raises Exception itself for a file it cannot read.
         raise IncompatibleError(
             f"The tokenizer of {text} could not be loaded by transformers: {error}"
         ) from error
 
 
 def _converted_file(path: Path) -> Tokenizer | None:
-    """The tokenizer in a file that is no model folder's business; None for anything else."""
+    """The tokenizer of a single tokenizer file; None for any other path."""
     if not path.is_file():
         return None
     if ".model" in path.suffixes:
@@ -256,7 +256,7 @@ def _converted_file(path: Path) -> Tokenizer | None:
 
 
 def _check_local(path: Path, spec: str) -> None:
-    """Refuse what transformers would answer with a question about the hub or a converter."""
+    """Refuse paths for which transformers would fail with a misleading message."""
     if not path.exists():
         raise NotFoundError(
             f"No tokenizer at {spec}: there is no such file or folder. Give a model folder, "
@@ -281,25 +281,25 @@ def _check_local(path: Path, spec: str) -> None:
         )
 
 
-def _canonical(serialised: dict[str, Any]) -> dict[str, Any]:
-    """What of a serialised tokenizer changes ids, offsets or token bytes, and nothing else."""
+def _canonical(serialized: dict[str, Any]) -> dict[str, Any]:
+    """The content of a serialized tokenizer that changes ids, offsets or token bytes."""
     kept = ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "model")
-    content: dict[str, Any] = {key: copy.copy(serialised.get(key)) for key in kept}
-    content["version"] = serialised.get("version", "1.0")
+    content: dict[str, Any] = {key: copy.copy(serialized.get(key)) for key in kept}
+    content["version"] = serialized.get("version", "1.0")
     content["added_tokens"] = sorted(content["added_tokens"] or [], key=lambda token: token["id"])
     if content["model"].get("dropout"):
-        # Dropout is for training a model; capture must see the same tokens every time.
+        # Dropout is for training; here the same text must give the same tokens every time.
         content["model"]["dropout"] = None
     return content
 
 
-def _role_ids(hugging_face: Any, serialised: dict[str, Any]) -> dict[Role, int]:  # noqa: ANN401
+def _role_ids(hugging_face: Any, serialized: dict[str, Any]) -> dict[Role, int]:  # noqa: ANN401
     roles: dict[Role, int] = {}
     for role in _ROLES:
         token_id = getattr(hugging_face, f"{role}_token_id", None)
         if token_id is not None:
             roles[role] = int(token_id)
-    unknown = model_unknown_id(serialised)
+    unknown = model_unknown_id(serialized)
     if "unk" not in roles and unknown is not None:
         roles["unk"] = unknown
     return roles

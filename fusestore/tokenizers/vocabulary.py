@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 TokenKind = Literal["text", "byte", "special", "unused"]
-"""`byte` is a byte-fallback token; `unused` an id inside the range that no token has."""
+"""`byte` is a byte-fallback token; `unused` an id in the range that no token has."""
 
 Role = Literal["bos", "eos", "pad", "unk"]
 
@@ -21,11 +21,11 @@ class Vocabulary:
 
     Attributes:
         tokenizer_digest: SHA-256 of the tokenizer's canonical form, hexadecimal.
-        token_bytes: the UTF-8 bytes each token stands for; a word piece that continues a word has
-            no leading space, one that starts a word has the space its tokenizer writes for it.
-            Special tokens have their content's bytes; unused ids are empty.
-        kinds: what each id is.
-        roles: special ids by what they do; an id may have several roles.
+        token_bytes: the UTF-8 bytes of each token. A token that continues a word has no leading
+            space; a token that starts a word has the space that its tokenizer writes for it.
+            Special tokens have the bytes of their content; unused ids are empty.
+        kinds: the kind of each id.
+        roles: special ids by role; an id may have several roles.
     """
 
     tokenizer_digest: str
@@ -37,5 +37,5 @@ class Vocabulary:
         return len(self.token_bytes)
 
     def role(self, role: Role) -> int | None:
-        """The id that plays the role, if any."""
+        """The id with this role, if any."""
         return dict(self.roles).get(role)

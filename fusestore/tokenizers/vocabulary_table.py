@@ -1,11 +1,11 @@
-"""Vocabularies in a store, kept by their tokenizer's digest so that none is written twice.
+"""Vocabularies in a store, by their tokenizer's digest so that none is written twice.
 
 vocabularies/<first 16 digits of the tokenizer's digest>/fingerprint.json      the whole digest
                                                          vocabulary.parquet    see below
                                                          manifest.json         written last
 
-The manifest holds the table's checksum: alignment rests on these bytes, and Parquet would not
-notice a wrong one.
+The manifest holds the table's checksum: alignment depends on these bytes, and Parquet does not
+notice a wrong byte.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ VOCABULARY_SCHEMA = pl.Schema(
 def save_vocabulary(
     store: str | os.PathLike[str] | Location | Store, vocabulary: Vocabulary
 ) -> Location:
-    """Write the vocabulary under its tokenizer's digest; one that is there already is kept.
+    """Write the vocabulary under its tokenizer's digest; an existing one is kept.
 
     Returns:
         Its folder.
@@ -92,7 +92,7 @@ def load_vocabulary_manifest(store: Store, tokenizer_digest: str) -> VocabularyM
 
     Raises:
         NotFoundError: the store does not hold it.
-        CorruptionError, InvalidInputError: it is damaged, or another tokenizer's.
+        CorruptionError, InvalidInputError: it is damaged, or of another tokenizer.
     """
     file = store.vocabulary(tokenizer_digest) / MANIFEST_FILE
     try:
@@ -102,16 +102,16 @@ def load_vocabulary_manifest(store: Store, tokenizer_digest: str) -> VocabularyM
             f"The store holds no vocabulary of tokenizer {tokenizer_digest[:16]} "
             f"({error}). Capturing a cache with that tokenizer writes it."
         ) from error
-    found = manifest.fingerprint.tokenizer_digest
-    if not found.startswith(tokenizer_digest):
+    actual = manifest.fingerprint.tokenizer_digest
+    if not actual.startswith(tokenizer_digest):
         raise InvalidInputError(
-            f"{file} is not the vocabulary of tokenizer {tokenizer_digest}, but of {found}."
+            f"{file} is not the vocabulary of tokenizer {tokenizer_digest}, but of {actual}."
         )
     return manifest
 
 
 def keep_vocabulary(store: Store, tokenizer: Tokenizer) -> None:
-    """Write the tokenizer's vocabulary unless it is there; then nothing of it is loaded."""
+    """Write the tokenizer's vocabulary unless the store has it, without loading it then."""
     if not _is_complete(store.vocabulary(tokenizer.digest)):
         save_vocabulary(store, tokenizer.vocabulary)
 
@@ -129,7 +129,7 @@ def load_vocabulary(
     Raises:
         NotFoundError: the store does not hold it.
         CorruptionError: it does not match its checksum.
-        InvalidInputError: the file is not a vocabulary, or another tokenizer's.
+        InvalidInputError: the file is not a vocabulary, or of another tokenizer.
     """
     opened = Store.open(store)
     manifest = load_vocabulary_manifest(opened, tokenizer_digest)

@@ -18,7 +18,7 @@ import torch
 from fusestore.corpus.build import open_corpus
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.errors import InvalidInputError, NonFiniteError
-from fusestore.models.logits import logit_pieces, pad_batch
+from fusestore.models.logits import logit_chunks, pad_batch
 from fusestore.models.precision import PrecisionSetting, choose_precision
 from fusestore.progress import Reporter
 from fusestore.store.layout import Store
@@ -220,7 +220,7 @@ def _window_nats(
     input_ids, mask = pad_batch([window.input_ids for window in batch], model.device)
     labels, _ = pad_batch([window.next_ids for window in batch], model.device)
     nats = torch.zeros(input_ids.shape, dtype=torch.float64)
-    for start, logits in logit_pieces(model, input_ids, mask):
+    for start, logits in logit_chunks(model, input_ids, mask):
         positions = slice(start, start + logits.shape[1])
         logprobs = torch.log_softmax(logits.float(), -1)
         at_label = logprobs.gather(-1, labels[:, positions, None]).squeeze(-1)

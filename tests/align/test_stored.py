@@ -253,7 +253,7 @@ def test_a_shard_of_another_fingerprint_is_not_kept(tmp_path):
 def test_other_settings_under_the_same_name_are_refused(folder):
     write(folder / "x")
     before = contents(folder / "x")
-    with pytest.raises(FingerprintMismatchError, match="method: 'hybrid' there, 'span' now"):
+    with pytest.raises(FingerprintMismatchError, match="method: 'hybrid' stored, 'span' requested"):
         write(folder / "x", method="span")
     with pytest.raises(FingerprintMismatchError, match="target_tokens_digest"):
         write(folder / "x", target_seed=3)
@@ -317,7 +317,7 @@ def test_a_vocabulary_map_is_stored_once_and_read_back(folder):
         assert read.digest == made.digest
         assert read.to_polars().equals(made.to_polars())
     assert contents(location) == before
-    with pytest.raises(FingerprintMismatchError, match="tie_break: 'prefix' there"):
+    with pytest.raises(FingerprintMismatchError, match="tie_break: 'prefix' stored"):
         stored_vocabulary_map(location, SOURCE, TARGET, tie_break="first")
     (location / "map.parquet").delete()
     with pytest.raises(CorruptionError, match="missing"):

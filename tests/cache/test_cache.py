@@ -231,8 +231,8 @@ def test_other_settings_are_refused_and_shown(store, make, capture):
     with pytest.raises(FingerprintMismatchError) as caught:
         other.begin(store)
     message = str(caught.value)
-    assert "logprob_step: 0.0625 there, 0.03125 now" in message
-    assert "add_bos: False there, True now" in message
+    assert "logprob_step: 0.0625 stored, 0.03125 requested" in message
+    assert "add_bos: False stored, True requested" in message
     assert capture.fingerprint.digest in message
     assert other.fingerprint.digest in message
     assert "top_k" not in message

@@ -122,10 +122,10 @@ def test_a_shard_of_another_cache_is_found(tmp_path, make):
 )
 def test_rows_that_break_a_rule_are_found(capture, array, change):
     rows = Rows(**{name: values.copy() for name, values in vars(capture.rows).items()})
-    unlabelled = np.isnan(rows.label_logprob)
-    assert list(row_problems(rows, capture.fingerprint, unlabelled)) == []
+    unlabeled = np.isnan(rows.label_logprob)
+    assert list(row_problems(rows, capture.fingerprint, unlabeled)) == []
     change(rows)
-    assert array in {name for name, _ in row_problems(rows, capture.fingerprint, unlabelled)}
+    assert array in {name for name, _ in row_problems(rows, capture.fingerprint, unlabeled)}
 
 
 def test_labels_missing_without_a_skipped_document_are_found(tmp_path, make):
@@ -155,14 +155,14 @@ def sampled_rows():
 
 def test_rows_that_are_no_samples_are_found(make):
     fingerprint = changed(make(k=4), selection="sampled", seed=0, logprob_step=None)
-    unlabelled = np.array([False, True, True])
+    unlabeled = np.array([False, True, True])
     rows = sampled_rows()
-    assert list(row_problems(rows, fingerprint, unlabelled)) == []
+    assert list(row_problems(rows, fingerprint, unlabeled)) == []
     rows.logprobs[0, 2] = -np.inf
-    assert [name for name, _ in row_problems(rows, fingerprint, unlabelled)] == ["logprobs"]
+    assert [name for name, _ in row_problems(rows, fingerprint, unlabeled)] == ["logprobs"]
     rows = sampled_rows()
     rows.tail[2] = -np.inf
-    assert [name for name, _ in row_problems(rows, fingerprint, unlabelled)] == ["tail"]
+    assert [name for name, _ in row_problems(rows, fingerprint, unlabeled)] == ["tail"]
 
 
 @pytest.mark.parametrize("step", [None, 1 / 16])
@@ -175,13 +175,13 @@ def test_a_nucleus_that_ends_too_early_is_found(make, step):
         np.log(np.array([0.1, 0.4], np.float32)),
         np.array([-1, np.nan], np.float32),
     )
-    unlabelled = np.array([False, True])
+    unlabeled = np.array([False, True])
     for top_p, problems in ((0.8, []), (0.97, ["logprobs"])):
         profile = "compact" if step else "lossless"
         fingerprint = changed(
             make(k=3), selection="top-p", top_p=top_p, logprob_step=step, profile=profile
         )
-        found = [name for name, _ in row_problems(rows, fingerprint, unlabelled)]
+        found = [name for name, _ in row_problems(rows, fingerprint, unlabeled)]
         assert found == problems
 
 

@@ -26,7 +26,7 @@ from fusestore.errors import (
     OutOfMemoryError,
     StorageError,
 )
-from fusestore.models.logits import logit_pieces
+from fusestore.models.logits import logit_chunks
 from fusestore.models.model import Model
 from fusestore.progress import SilentReporter
 from fusestore.store.codec import TAIL_STEP
@@ -302,9 +302,9 @@ def nan_model(model, tokenizer, tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("nan") / "model", broken, tokenizer)
 
 
-def without_claims(files):
+def without_leases(files):
     """What a writer that ended leaves besides saying what it was at."""
-    return {path: data for path, data in files.items() if path.parts[0] != "claims"}
+    return {path: data for path, data in files.items() if path.parts[0] != "leases"}
 
 
 def test_nan_stops_and_names_the_document(store, corpus, nan_model, tmp_path):
@@ -314,13 +314,13 @@ def test_nan_stops_and_names_the_document(store, corpus, nan_model, tmp_path):
         open_cache(store, "tiny")
     # The shards before it are kept, and a second run goes on from there.
     folder = tmp_path / "store" / "caches" / "tiny"
-    before = without_claims(contents(folder))
+    before = without_leases(contents(folder))
     assert Path("receipts/000000.json") in before
     listener = Listener()
     with pytest.raises(NonFiniteError, match="document 4"):
         capture(store, "tiny", Model.open(nan_model), corpus, SMALL_SHARDS, reporter=listener)
     assert listener.progress[0][0] > 0
-    assert without_claims(contents(folder)) == before
+    assert without_leases(contents(folder)) == before
 
 
 def test_nan_is_skipped_when_asked(store, corpus, model, nan_model):
@@ -377,7 +377,7 @@ def test_document_longer_than_the_context(store, corpus, tokenizer, tmp_path):
 def test_batches_are_halved_when_memory_runs_out(store, corpus, model_path, monkeypatch):
     expected = capture(store, "roomy", Model.open(model_path), corpus, EXACT).artifact
     sizes = []
-    real = logit_pieces
+    real = logit_chunks
 
     def scarce(model, input_ids, mask):
         sizes.append(len(input_ids))
@@ -385,7 +385,7 @@ def test_batches_are_halved_when_memory_runs_out(store, corpus, model_path, monk
             raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
         return real(model, input_ids, mask)
 
-    monkeypatch.setattr(batches, "logit_pieces", scarce)
+    monkeypatch.setattr(batches, "logit_chunks", scarce)
     cache = capture(store, "scarce", Model.open(model_path), corpus, EXACT).artifact
     # The first batch is the sample of one document, which settles the order of ids.
     assert sizes == [1, 6, 3, 1, 2, 3, 1, 2]
@@ -396,7 +396,7 @@ def test_single_document_that_does_not_fit_is_an_error(store, corpus, model_path
     def full(*_):
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
 
-    monkeypatch.setattr(batches, "logit_pieces", full)
+    monkeypatch.setattr(batches, "logit_chunks", full)
     with pytest.raises(OutOfMemoryError, match=r"Document .* alone .* --max-length") as caught:
         capture(store, "tiny", Model.open(model_path), corpus, EXACT)
     assert isinstance(caught.value, MemoryError)
@@ -409,7 +409,7 @@ def test_other_failures_of_the_model_are_not_retried(store, corpus, model_path, 
         calls.append(1)
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(batches, "logit_pieces", broken)
+    monkeypatch.setattr(batches, "logit_chunks", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         capture(store, "tiny", Model.open(model_path), corpus, EXACT)
     assert len(calls) == 1

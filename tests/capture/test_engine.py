@@ -1,4 +1,4 @@
-"""Logits in pieces are the model's own logits, for every family of output head."""
+"""Logits in chunks are the model's own logits, for every family of output head."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize(("family", "changes"), FAMILIES, ids=[name for name, _ in FAMILIES])
-def test_pieces_equal_the_whole(family, changes, monkeypatch):
+def test_chunks_equal_the_whole(family, changes, monkeypatch):
     model = make_model(family, **changes)
     input_ids = torch.randint(3, 100, (2, 17))
     mask = torch.ones_like(input_ids)
@@ -26,11 +26,11 @@ def test_pieces_equal_the_whole(family, changes, monkeypatch):
     with torch.inference_mode():
         whole = model(input_ids=input_ids, attention_mask=mask).logits
     monkeypatch.setitem(engine.CHUNK_LOGITS, "cpu", 2 * 100 * 3)
-    pieces = list(engine.logit_pieces(model, input_ids, mask))
-    assert [start for start, _ in pieces] == list(range(0, 17, 3))
-    assert all(logits.shape[1] <= 3 for _, logits in pieces)
+    chunks = list(engine.logit_chunks(model, input_ids, mask))
+    assert [start for start, _ in chunks] == list(range(0, 17, 3))
+    assert all(logits.shape[1] <= 3 for _, logits in chunks)
     torch.testing.assert_close(
-        torch.cat([logits for _, logits in pieces], 1), whole, atol=1e-6, rtol=0
+        torch.cat([logits for _, logits in chunks], 1), whole, atol=1e-6, rtol=0
     )
     with torch.inference_mode():
         again = model(input_ids=input_ids, attention_mask=mask).logits

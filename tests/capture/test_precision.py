@@ -190,7 +190,7 @@ def test_a_cache_is_finished_in_the_dtype_it_was_begun_in(
 
     machine(OTHER[first])
     explicit = SETTINGS.model_copy(update={"dtype": OTHER[first]})
-    with pytest.raises(FingerprintMismatchError, match=f"dtype: '{first}' there"):
+    with pytest.raises(FingerprintMismatchError, match=f"dtype: '{first}' stored"):
         new_capture(tmp_path / "shared", explicit)
     cache, built = new_capture(tmp_path / "shared", reporter=finished)
     assert built

@@ -170,7 +170,7 @@ def test_draws_do_not_depend_on_the_order_of_shards(
 
 def test_another_seed_is_another_cache(store, corpus, model_path):
     one = capture(store, "tiny", Model.open(model_path), corpus, SAMPLED).artifact
-    with pytest.raises(FingerprintMismatchError, match="seed: 4 there, 5 now"):
+    with pytest.raises(FingerprintMismatchError, match="seed: 4 stored, 5 requested"):
         capture(
             store, "tiny", Model.open(model_path), corpus, SAMPLED.model_copy(update={"seed": 5})
         )

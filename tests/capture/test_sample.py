@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fusestore.cache.reader import open_cache
 from fusestore.cache.writer import stored_order
 from fusestore.capture.run import capture
-from fusestore.capture.sample import MAX_SAMPLE_ROWS, sample_stretches, sample_tokens
+from fusestore.capture.sample import MAX_SAMPLE_ROWS, sample_slices, sample_tokens
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import write_corpus
 from fusestore.errors import FingerprintMismatchError
@@ -43,7 +43,7 @@ def table(lengths):
 )
 def test_a_sample_is_a_small_spread_part(lengths):
     tokens = table(lengths)
-    stretches = sample_stretches(tokens)
+    stretches = sample_slices(tokens)
     starts = tokens.document_offsets.tolist()
     assert all(stretch.start in starts and stretch.start < stretch.stop for stretch in stretches)
     assert [s.start for s in stretches] == sorted({s.start for s in stretches})

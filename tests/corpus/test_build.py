@@ -105,7 +105,7 @@ def test_another_corpus_is_not_written_over(tmp_path, inputs, smollm2, unigram):
     store = Store.open(tmp_path / "my.store")
     corpus = write_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=256)
     before = (corpus.location / "manifest.json").read_bytes()
-    with pytest.raises(FingerprintMismatchError, match=r"max_length: 256 there, 128 now"):
+    with pytest.raises(FingerprintMismatchError, match=r"max_length: 256 stored, 128 requested"):
         write_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=128)
     with pytest.raises(FingerprintMismatchError, match="tokenizer_digests"):
         write_corpus(store, "c", inputs, tokenizers=[smollm2, unigram], max_length=256)

@@ -72,19 +72,19 @@ def test_an_https_or_hub_table_is_left_to_polars(monkeypatch):
 
 def test_held_out_rules():
     rules = [HeldOut(patterns=("19[89]*", "20*")), HeldOut(split="dev", fraction=0.25, seed=3)]
-    assert rules[0].claims("1985-Reagan.txt")
-    assert not rules[0].claims("1905-Roosevelt.txt")
+    assert rules[0].matches("1985-Reagan.txt")
+    assert not rules[0].matches("1905-Roosevelt.txt")
     names = [f"document {number}" for number in range(4000)]
-    claimed = [name for name in names if rules[1].claims(name)]
-    assert 900 < len(claimed) < 1100
-    assert claimed == [name for name in names if rules[1].claims(name)]
+    matched = [name for name in names if rules[1].matches(name)]
+    assert 900 < len(matched) < 1100
+    assert matched == [name for name in names if rules[1].matches(name)]
     with pytest.raises(ValueError, match="either patterns or a fraction"):
         HeldOut()
     with pytest.raises(ValueError, match="either patterns or a fraction"):
         HeldOut(patterns=("*",), fraction=0.5)
 
 
-def test_the_first_rule_that_claims_a_document_wins(tmp_path):
+def test_the_first_rule_that_matches_a_document_wins(tmp_path):
     for name in ("1789", "1985", "2001"):
         (tmp_path / f"{name}.txt").write_text(name)
     rules = [HeldOut(patterns=("19*",)), HeldOut(split="late", patterns=("*",))]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fusestore.corpus.segment import segment, segment_text
+from fusestore.corpus.segment import segment_text
 from fusestore.errors import InvalidInputError
 
 TEXT = st.text(
@@ -18,17 +18,21 @@ TEXT = st.text(
 )
 
 
+def segment(text, tokenizers, max_tokens):
+    return list(segment_text(text, tokenizers, max_tokens).segments)
+
+
 @given(text=TEXT, max_tokens=st.integers(8, 40))
 @hypothesis_settings(deadline=None, max_examples=100)
-def test_pieces_join_to_the_text_and_fit_every_tokenizer(
+def test_segments_join_to_the_text_and_fit_every_tokenizer(
     smollm2, gemma, mistral, wordpiece, text, max_tokens
 ):
     tokenizers = [smollm2, gemma, mistral, wordpiece]
-    pieces = segment(text, tokenizers, max_tokens)
-    assert "".join(pieces) == text
-    assert all(pieces) or text == ""
+    segments = segment(text, tokenizers, max_tokens)
+    assert "".join(segments) == text
+    assert all(segments) or text == ""
     for tokenizer in tokenizers:
-        counts = [tokenizer.encode([piece], add_bos=False).num_tokens for piece in pieces]
+        counts = [tokenizer.encode([part], add_bos=False).num_tokens for part in segments]
         assert max(counts) <= max_tokens - 1
 
 
@@ -36,15 +40,15 @@ def test_pieces_join_to_the_text_and_fit_every_tokenizer(
 def test_a_real_text_is_cut_where_a_reader_would(smollm2, gemma, speeches, max_tokens):
     for text in speeches[:3]:
         result = segment_text(text, [smollm2, gemma], max_tokens)
-        assert "".join(result.pieces) == text
+        assert "".join(result.segments) == text
         assert result.forced_cuts == 0
         for tokenizer in (smollm2, gemma):
-            table = tokenizer.encode(result.pieces, add_bos=tokenizer.bos_id is not None)
+            table = tokenizer.encode(result.segments, add_bos=tokenizer.bos_id is not None)
             lengths = table.document_offsets[1:] - table.document_offsets[:-1]
             assert lengths.max() <= max_tokens
-        # Two thirds of the length at least, but for the last piece.
-        whole = smollm2.encode(result.pieces[:-1], add_bos=False)
-        assert whole.num_tokens >= 0.5 * max_tokens * (len(result.pieces) - 1)
+        # Two thirds of the length at least, but for the last part.
+        whole = smollm2.encode(result.segments[:-1], add_bos=False)
+        assert whole.num_tokens >= 0.5 * max_tokens * (len(result.segments) - 1)
 
 
 def test_cuts_prefer_paragraphs_then_lines_then_sentences_then_words(smollm2):
@@ -70,16 +74,16 @@ def test_short_texts_stay_whole(smollm2, gemma):
 
 def test_graphemes_stay_whole_where_possible(smollm2):
     family = "👩🏽\u200d👩🏽\u200d👧"
-    pieces = segment_text(family * 6, [smollm2], 40).pieces
-    assert "".join(pieces) == family * 6
-    assert all(piece == family * (len(piece) // len(family)) for piece in pieces)
+    segments = segment_text(family * 6, [smollm2], 40).segments
+    assert "".join(segments) == family * 6
+    assert all(part == family * (len(part) // len(family)) for part in segments)
 
 
 def test_a_text_without_common_boundaries_is_cut_all_the_same(smollm2, wordpiece):
     # WordPiece reads a word of more than 100 letters as one unknown token.
     text = "é" * 150
     result = segment_text(text, [smollm2, wordpiece], 40)
-    assert "".join(result.pieces) == text
+    assert "".join(result.segments) == text
     assert result.forced_cuts > 0
 
 

@@ -205,7 +205,7 @@ def test_another_recipe_or_cache_under_the_same_name_is_refused(helpers, tmp_pat
     location = Location.parse(tmp_path)
     fuse(location, **make(helpers))
     before = files(location)
-    with pytest.raises(FingerprintMismatchError, match=r"top_k: 3 there, 2 now"):
+    with pytest.raises(FingerprintMismatchError, match=r"top_k: 3 stored, 2 requested"):
         fuse(location, **make(helpers, top_k=2))
     arguments = make(helpers)
     arguments["sources"][0] = SourceInput(

@@ -10,7 +10,7 @@ from fusestore.store.layout import Store
 
 def is_between(name):
     """Files that no reader looks at: unfinished ones, and those that divide the work."""
-    return name.rsplit("/", 1)[-1].startswith(".tmp-") or name.startswith("caches/tiny/claims/")
+    return name.rsplit("/", 1)[-1].startswith(".tmp-") or name.startswith("caches/tiny/leases/")
 
 
 def check_nothing_torn(root, whole):

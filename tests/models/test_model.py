@@ -498,7 +498,7 @@ def test_target_by_digest(store, folder):
 
 def test_a_digest_that_fits_several(store):
     for name in ("abcdef0123456789", "abcdef0199999999"):
-        _write(store.location / "vocabularies" / f"{name}.json", b"{}")
+        _write(store.location / "vocabularies" / name / "manifest.json", b"{}")
     with pytest.raises(IncompatibleError, match="several tokenizers"):
         Target.open("abcdef01", store=store)
 

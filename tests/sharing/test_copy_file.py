@@ -15,9 +15,9 @@ from tests.helpers.places import PLACES
 DATA = bytes(range(256)) * 3
 
 
-@pytest.fixture(params=[100, len(DATA), len(DATA) + 1], ids=lambda size: f"pieces of {size}")
+@pytest.fixture(params=[100, len(DATA), len(DATA) + 1], ids=lambda size: f"chunks of {size}")
 def _piece(request, monkeypatch):
-    monkeypatch.setattr(copy, "PIECE_BYTES", request.param)
+    monkeypatch.setattr(copy, "CHUNK_BYTES", request.param)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ class TestEveryWay:
 
 @pytest.mark.parametrize("place", ["s3"], indirect=True)
 def test_a_large_object_is_sent_in_parts(place, tmp_path):
-    data = np.random.default_rng(0).bytes(2 * copy.PIECE_BYTES + 1)
+    data = np.random.default_rng(0).bytes(2 * copy.CHUNK_BYTES + 1)
     publish(Location.parse(tmp_path / "file"), data)
     record = FileRecord.of(data)
     copy_file(Location.parse(tmp_path / "file"), place.location / "file", record)
@@ -69,7 +69,7 @@ def test_a_large_object_is_sent_in_parts(place, tmp_path):
 @pytest.mark.parametrize("origin", ["local", "s3"], indirect=True)
 def test_a_folder_is_copied_as_its_manifest_lists_it(place, origin, monkeypatch):
     content = {"x": DATA, "a/y": DATA[::-1], "a/b/z": b"", "large": DATA * 3}
-    monkeypatch.setattr(copy, "PIECE_BYTES", 2 * len(DATA))
+    monkeypatch.setattr(copy, "CHUNK_BYTES", 2 * len(DATA))
     for path, data in content.items():
         publish(origin / path, data)
     publish(origin / "not-listed", b"1")

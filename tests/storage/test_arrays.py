@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fusestore.errors import CorruptionError, InvalidInputError
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.store.array_reader import ArrayReader, decode_file, read_rows
+from fusestore.store.array_reader import ArrayReader, decode_file
 from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 
 
@@ -69,7 +69,7 @@ def test_zarr_python_and_we_read_the_same(tmp_path_factory, spec, bounds):
     values = some_values(spec)
     root = write(folder, spec, values)
     start, stop = sorted(min(bound, spec.shape[0]) for bound in bounds)
-    ours = read_rows(root, spec, start, stop)
+    ours = ArrayReader(root, spec).read(start, stop)
     theirs = open_with_zarr(folder)[start:stop]
     assert ours.dtype == theirs.dtype == np.dtype(spec.dtype)
     assert ours.tobytes() == theirs.tobytes() == values[start:stop].tobytes()
@@ -166,7 +166,7 @@ def test_we_read_what_zarr_python_writes(tmp_path, codec):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         zarr.open_group(tmp_path, mode="r+")["values"][:] = values
-    assert np.array_equal(read_rows(root, spec, 0, 21), values)
+    assert np.array_equal(ArrayReader(root, spec).read(0, 21), values)
 
 
 def test_a_raw_file_can_be_memory_mapped(tmp_path):
@@ -196,7 +196,7 @@ def test_every_flipped_or_cut_byte_is_noticed(tmp_path, spec, seed):
         data[choice.randrange(len(data))] ^= 1 << choice.randrange(8)
     file.write_bytes(data)
     with pytest.raises(CorruptionError, match="fusestore verify") as caught:
-        read_rows(root, spec, *spec.rows_of(shard))
+        ArrayReader(root, spec).read(*spec.rows_of(shard))
     assert str(file) in str(caught.value)
 
 
@@ -204,9 +204,9 @@ def test_a_missing_file_is_an_error_where_zarr_python_gives_zeros(tmp_path):
     root = write(tmp_path, SHARDED, some_values(SHARDED))
     (root / SHARDED.file_name(1)).delete()
     assert not open_with_zarr(tmp_path)[8:16].any()
-    assert len(read_rows(root, SHARDED, 0, 8)) == 8
+    assert len(ArrayReader(root, SHARDED).read(0, 8)) == 8
     with pytest.raises(CorruptionError, match="is missing"):
-        read_rows(root, SHARDED, 7, 9)
+        ArrayReader(root, SHARDED).read(7, 9)
 
 
 def test_a_missing_chunk_is_an_error(tmp_path):
@@ -214,9 +214,9 @@ def test_a_missing_chunk_is_an_error(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         zarr.open_group(tmp_path, mode="r+")["values"][2:4] = 0
-    assert len(read_rows(root, SHARDED, 4, 8)) == 4
+    assert len(ArrayReader(root, SHARDED).read(4, 8)) == 4
     with pytest.raises(CorruptionError, match="no chunk 1"):
-        read_rows(root, SHARDED, 0, 8)
+        ArrayReader(root, SHARDED).read(0, 8)
 
 
 def test_the_size_in_the_receipt_counts(tmp_path):
@@ -236,10 +236,10 @@ def test_readers_can_be_pickled_after_use(tmp_path):
 def test_remote_arrays_read_like_local_ones(s3_url):
     values = some_values(SHARDED)
     root = write(f"{s3_url}/group", SHARDED, values)
-    assert np.array_equal(read_rows(root, SHARDED, 1, 19), values[1:19])
+    assert np.array_equal(ArrayReader(root, SHARDED).read(1, 19), values[1:19])
     (root / SHARDED.file_name(1)).delete()
     with pytest.raises(CorruptionError, match="is missing"):
-        read_rows(root, SHARDED, 8, 9)
+        ArrayReader(root, SHARDED).read(8, 9)
     whole = (root / SHARDED.file_name(0)).read_bytes()
     publish(root / SHARDED.file_name(0), whole[:-9])
     for reader in (ArrayReader(root, SHARDED), ArrayReader(root, SHARDED, lambda _: len(whole))):
@@ -269,4 +269,4 @@ def test_other_values_than_the_shard_takes_are_refused():
     with pytest.raises(InvalidInputError, match="takes uint32"):
         encode_shard(SHARDED, 0, np.zeros((8, 3), np.int32))
     with pytest.raises(InvalidInputError, match="outside array"):
-        read_rows(Location.parse("/nowhere"), SHARDED, 10, 21)
+        ArrayReader(Location.parse("/nowhere"), SHARDED).read(10, 21)

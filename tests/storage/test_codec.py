@@ -141,5 +141,5 @@ def test_what_is_no_share_of_the_draws_is_refused():
 
 
 def test_a_count_above_the_draws_is_damage():
-    with pytest.raises(CorruptionError, match="A count of 7 among 6 draws"):
+    with pytest.raises(CorruptionError, match="a count of 7 among 6 draws"):
         logprobs_of_counts(np.array([[7, 0]], np.uint16), 6)

@@ -1,4 +1,4 @@
-"""Claims: each shard to one living writer, whatever happens to the others."""
+"""Leases: each shard to one living writer, whatever happens to the others."""
 
 import itertools
 import subprocess
@@ -9,20 +9,20 @@ import pytest
 
 from fusestore.storage.location import Location
 from fusestore.storage.publish import MACHINE, publish
-from fusestore.store import leases as claims
-from fusestore.store.leases import Claims, remove_claims
+from fusestore.store import leases
+from fusestore.store.leases import Leases, remove_leases
 
 
 @pytest.fixture(params=["local", "s3"])
 def folder(request, tmp_path):
     if request.param == "local":
-        return Location.parse(tmp_path / "claims")
-    return Location.parse(request.getfixturevalue("s3_url")) / "claims"
+        return Location.parse(tmp_path / "leases")
+    return Location.parse(request.getfixturevalue("s3_url")) / "leases"
 
 
 @pytest.fixture
 def local(tmp_path):
-    return Location.parse(tmp_path / "claims")
+    return Location.parse(tmp_path / "leases")
 
 
 def never(count):
@@ -30,11 +30,11 @@ def never(count):
 
 
 class Clock:
-    """`time` as the claims see it: every wait is a second."""
+    """`time` as the leases see it: every wait is a second."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
-        monkeypatch.setattr(claims, "time", self)
+        monkeypatch.setattr(leases, "time", self)
 
     def monotonic(self):
         return self.now
@@ -45,7 +45,7 @@ class Clock:
 
 def test_writers_share_and_none_is_left_out(folder):
     done = set()
-    with Claims(folder, lambda: done, 7) as one, Claims(folder, lambda: done, 7, first=3) as two:
+    with Leases(folder, lambda: done, 7) as one, Leases(folder, lambda: done, 7, first=3) as two:
         orders = ([], [])
         for order, shard in itertools.cycle(
             zip(orders, (one.shards(never), two.shards(never)), strict=True)
@@ -56,7 +56,7 @@ def test_writers_share_and_none_is_left_out(folder):
             order.append(number)
             done.add(number)
     assert orders == ([0, 1, 2, 6], [3, 4, 5])
-    remove_claims(folder)
+    remove_leases(folder)
     assert folder.list() == []
     assert not folder.exists()
 
@@ -65,7 +65,7 @@ def test_threads_never_get_the_same_shard(local):
     done, taken, lock = set(), [], threading.Lock()
 
     def write():
-        with Claims(local, lambda: done, 30) as own:
+        with Leases(local, lambda: done, 30) as own:
             for shard in own.shards(lambda _count: None):
                 with lock:
                     taken.append(shard)
@@ -80,16 +80,16 @@ def test_threads_never_get_the_same_shard(local):
 
 
 def test_a_writer_that_ends_leaves_its_shards_at_once(folder):
-    with Claims(folder, set, 2) as one:
+    with Leases(folder, set, 2) as one:
         assert next(one.shards(never)) == 0
-    with Claims(folder, set, 2) as two:
+    with Leases(folder, set, 2) as two:
         assert list(itertools.islice(two.shards(never), 2)) == [1, 0]
 
 
-def test_a_finished_shard_is_not_made_again_by_a_late_claim(local):
-    """The other writer finishes shard 0 between this one's look and its claim."""
+def test_a_finished_shard_is_not_made_again_by_a_late_lease(local):
+    """The other writer finishes shard 0 between this one's look and its lease."""
     looks = iter([set(), {0}, {0}, {0}, {0, 1}])
-    with Claims(local, lambda: next(looks), 2) as own:
+    with Leases(local, lambda: next(looks), 2) as own:
         assert list(own.shards(never)) == [1]
 
 
@@ -97,9 +97,9 @@ def test_a_killed_writer_of_this_machine_is_dead_at_once(local):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     publish(local / "000000-0", b"0123456789abcdef")
-    sign = f"{MACHINE} {dead.pid} 3\n".encode()
-    publish(local / "writer-0123456789abcdef", sign)
-    with Claims(local, set, 1) as own:
+    heartbeat = f"{MACHINE} {dead.pid} 3\n".encode()
+    publish(local / "writer-0123456789abcdef", heartbeat)
+    with Leases(local, set, 1) as own:
         assert next(own.shards(never)) == 0
 
 
@@ -107,13 +107,13 @@ def test_a_silent_writer_of_another_machine_loses_its_shard_after_the_lease(loca
     clock = Clock(monkeypatch)
     publish(local / "000000-0", b"0123456789abcdef")
     publish(local / "writer-0123456789abcdef", b"0123456789ab 1 3\n")
-    with Claims(local, set, 1, lease_s=60) as own:
+    with Leases(local, set, 1, lease_s=60) as own:
         assert next(own.shards(clock.wait)) == 0
     assert 160 <= clock.now <= 161
     assert (local / "000000-1").exists()
 
 
-def test_a_writer_that_shows_life_keeps_its_shard(local, monkeypatch):
+def test_a_writer_that_sends_heartbeats_keeps_its_shard(local, monkeypatch):
     clock = Clock(monkeypatch)
     publish(local / "000000-0", b"0123456789abcdef")
     done = set()
@@ -126,34 +126,34 @@ def test_a_writer_that_shows_life_keeps_its_shard(local, monkeypatch):
             done.add(0)
 
     wait(1)
-    with Claims(local, lambda: done, 1, lease_s=60) as own:
+    with Leases(local, lambda: done, 1, lease_s=60) as own:
         assert list(own.shards(wait)) == []
 
 
 def test_two_that_take_over_get_one_shard_between_them(local):
     publish(local / "000000-4", b"0123456789abcdef")
     done = set()
-    with Claims(local, lambda: done, 1) as one, Claims(local, lambda: done, 1) as two:
+    with Leases(local, lambda: done, 1) as one, Leases(local, lambda: done, 1) as two:
         assert next(one.shards(never)) == 0
         assert list(two.shards(lambda _count: done.add(0))) == []
 
 
-def test_signs_of_life_are_rewritten(local):
-    with Claims(local, set, 1, beat_s=0.01):
-        (sign,) = local.list()
-        first = (local / sign).read_bytes()
+def test_heartbeats_are_rewritten(local):
+    with Leases(local, set, 1, heartbeat_s=0.01):
+        (heartbeat,) = local.list()
+        first = (local / heartbeat).read_bytes()
         changed = threading.Event()
         for _ in range(500):
-            if (local / sign).read_bytes() != first or changed.wait(0.01):
+            if (local / heartbeat).read_bytes() != first or changed.wait(0.01):
                 break
-        assert (local / sign).read_bytes() != first
+        assert (local / heartbeat).read_bytes() != first
     assert local.list() == []
 
 
 @pytest.mark.parametrize("owner", [b"", b"../../etc", b"\xff" * 16, b"0" * 5000])
-def test_claims_of_nobody_are_free(local, owner):
+def test_leases_of_nobody_are_free(local, owner):
     publish(local / "000000-0", owner)
     publish(local / "nonsense", b"")
-    publish(local / "writer-0123456789abcdef", b"no sign")
-    with Claims(local, set, 1) as own:
+    publish(local / "writer-0123456789abcdef", b"no heartbeat")
+    with Leases(local, set, 1) as own:
         assert next(own.shards(never)) == 0
