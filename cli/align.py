@@ -1,4 +1,4 @@
-"""`fusestore align`: align a cache to a target's tokenizer, or show how a document aligns."""
+"""`fusestore align`: align a cache to a target's tokenizer, or show how a text aligns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 from fusestore.align.settings import AlignSettings
 
 from .console import ConsoleReporter, output, print_json, print_view
-from .options import JsonOption, StorageOption, storage_options
+from .options import MODEL_FORMS, STORE_HELP, JsonOption, StorageOption, storage_options
 from .settings_options import settings_options
 
 _UNMATCHED_IN_JSON = 50
-_LOOK = "Look only"
+_SHOW = "Show without writing"
 
 
 @settings_options(AlignSettings)
@@ -21,25 +21,31 @@ def align(
     settings: AlignSettings,
     cache: Annotated[
         str | None,
-        typer.Argument(help="Name of the source's cache; none with --text.", show_default=False),
+        typer.Argument(
+            help="Name of the source's distribution cache; left out with --text.",
+            show_default=False,
+        ),
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option("--store", "-s", help="The store: a folder, or a URL such as s3://bucket/x."),
+        typer.Option(
+            "--store", "-s", metavar="STORE", help=f"{STORE_HELP} Not needed with --text."
+        ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
             "--target",
             "-t",
-            help="The target: a name that the store knows, a model (folder, hub id, .gguf, "
-            "package:NAME), a tokenizer's digest, or a tokenizer file.",
+            metavar="MODEL",
+            help=f"Target model: {MODEL_FORMS}; also a tokenizer file or a tokenizer's digest.",
         ),
     ] = None,
     corpus: Annotated[
         str | None,
         typer.Option(
-            help="Name of the corpus that the target reads. Default: the cache's corpus.",
+            metavar="NAME",
+            help="Name of the corpus that is aligned. By default the cache's corpus.",
             show_default=False,
         ),
     ] = None,
@@ -48,41 +54,53 @@ def align(
         typer.Option(
             "--name",
             "-n",
-            help="Name of the alignment. Default: CACHE--TARGET, with the target's name.",
+            metavar="NAME",
+            help="Alignment name. By default CACHE--TARGET.",
             show_default=False,
         ),
     ] = None,
     inspect: Annotated[
         str | None,
         typer.Option(
-            metavar="DOC",
-            help="Show a document of a finished alignment: its index, NAME, or NAME#SEGMENT.",
-            rich_help_panel=_LOOK,
+            metavar="DOCUMENT",
+            help="Show this document of a finished alignment: its index in the corpus, its source "
+            "document's NAME, or NAME#SEGMENT.",
+            rich_help_panel=_SHOW,
         ),
     ] = None,
     text: Annotated[
         str | None,
         typer.Option(
-            help="Show how this text aligns from --source to --target.", rich_help_panel=_LOOK
+            metavar="TEXT",
+            help="Show how the tokens that --source and --target have of this text align.",
+            rich_help_panel=_SHOW,
         ),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="Source model of --text, named as --target is.", rich_help_panel=_LOOK),
+        typer.Option(
+            metavar="MODEL",
+            help="Source model of --text, in the same forms as --target.",
+            rich_help_panel=_SHOW,
+        ),
     ] = None,
     around: Annotated[
         int | None,
-        typer.Option(min=0, help="Show target positions around this one.", rich_help_panel=_LOOK),
+        typer.Option(
+            min=0,
+            help="Target position to show in the middle. By default the first tokens are shown.",
+            rich_help_panel=_SHOW,
+        ),
     ] = None,
     width: Annotated[
-        int, typer.Option(min=1, help="Number of target tokens to show.", rich_help_panel=_LOOK)
+        int, typer.Option(min=1, help="Number of target tokens to show.", rich_help_panel=_SHOW)
     ] = 60,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Map a source's vocabulary to the target's and align their tokens.
+    """Align a source's vocabulary and tokens to the target's.
 
-    With --inspect or --text nothing is written: two tokenizations are shown above each other.
+    With --inspect or --text nothing is written; the two tokenizations of one text are shown.
     """
     from fusestore.models.target import Target
     from fusestore.store.layout import Store
@@ -107,8 +125,8 @@ def align(
         from .alignments import print_document
 
         if name is None:
-            known = Target.open(_needed(target, "--target or --name"), store=opened)
-            name = alignment_name(cache, known.name)
+            target_tokenizer = Target.open(_needed(target, "--target or --name"), store=opened)
+            name = alignment_name(cache, target_tokenizer.name)
         document = stored_alignment(opened, cache, name, inspect)
         print_document(document, around, width, as_json=as_json)
         return

@@ -1,4 +1,4 @@
-"""Two tokenizations above each other, as the command prints them."""
+"""Prints two tokenizations of a text, the source's above the target's."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LETTERS = {"span": "s", "mined": "m", "none": "-"}
 def print_document(
     document: AlignedDocument, around: int | None, count: int, *, as_json: bool
 ) -> None:
-    """Show target positions around one, or from the first on.
+    """Show target positions around a position, or the first ones.
 
     Args:
         document: what to show.
-        around: the position in the middle; None for the beginning.
-        count: target tokens to show.
+        around: the position in the middle; None for the first tokens.
+        count: number of target tokens to show.
         as_json: print the positions as JSON instead.
     """
     from fusestore.align.report.columns import explain, window
@@ -43,16 +43,16 @@ def print_document(
         f"method {document.method}",
         markup=False,
     )
-    legend = Text("│ ends a token; under the target its kind: ")
+    legend = Text("│ ends a token; the letter below a target token is its kind: ")
     for kind, letter in _LETTERS.items():
         legend.append(f"{letter} {kind}  ", style=_STYLES[kind])
     output.print(legend)
     for line in _lines(window(document, first, last), output.width):
         output.print(line)
-    unlike = [explanation for explanation in explanations if explanation.kind != "span"]
-    if unlike:
-        output.print("What does not end together:")
-    for explanation in unlike:
+    unpaired = [explanation for explanation in explanations if explanation.kind != "span"]
+    if unpaired:
+        output.print("Tokens without a span:")
+    for explanation in unpaired:
         partner = ""
         if explanation.source_pos is not None:
             partner = f" with source {explanation.source_pos} {explanation.source_token}"
@@ -63,7 +63,7 @@ def print_document(
 
 
 def _lines(columns: Sequence[Column], width: int) -> Iterator[Text]:
-    """Three lines at a time, as long as the width allows."""
+    """Strips of three lines, each as long as the width allows."""
     margin = len("source 00000 ")
     strip: list[Column] = []
     used = margin
@@ -96,7 +96,7 @@ def _strip(columns: Sequence[Column], margin: int) -> Iterator[Text]:
 
 
 def _label(side: str, cells: Sequence[Cell], margin: int) -> Text:
-    """The side and the position of the first token in the line."""
+    """The side, and the position of the first token in the line."""
     first = next((str(cell.position) for cell in cells if cell.position >= 0), "")
     return Text(f"{side} {first}".ljust(margin), style="dim")
 

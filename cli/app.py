@@ -1,4 +1,4 @@
-"""The command `fusestore` and how it ends: 0 done, 1 a failure explained, 2 wrong usage."""
+"""The command `fusestore`. Exit codes: 0 done, 1 a failure that is explained, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-# What typer makes of a Ctrl-C, without a word.
+# Exit code of Typer after a Ctrl-C, for which it prints no message.
 _TYPER_INTERRUPTED = 130
 
 _debug = False
@@ -50,8 +50,8 @@ def _options(
         typer.Option(
             "--plugin",
             metavar="MODULE",
-            help="Import a Python module that registers strategies, divergences or artifact kinds "
-            "(repeatable).",
+            help="Python module to import, which registers strategies, divergences or artifact "
+            "kinds. Repeat it for several modules.",
         ),
     ] = None,
 ) -> None:
@@ -60,25 +60,25 @@ def _options(
 
 
 def main() -> NoReturn:
-    """Run the command line as a process of its own: Ctrl-C ends it with a word, at any moment."""
+    """Run the command line as a process of its own: Ctrl-C at any moment ends it with a message."""
     try:
         try:
             run_command()
         except SystemExit as ended:
             if ended.code == _TYPER_INTERRUPTED:
                 raise KeyboardInterrupt from ended
-            # All is done and said; a Ctrl-C while Python shuts down would kill the process.
+            # The command is done; a Ctrl-C while Python shuts down would kill the process.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             raise
     except KeyboardInterrupt:
-        # A second one need not wait for what is still being tidied up.
+        # A second Ctrl-C ends the process at once, without waiting for cleanup.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        _fail("Interrupted. What was finished is kept; run the same command again to go on.")
+        _fail("Interrupted. What was finished is kept; run the same command again to continue.")
 
 
 def run_command() -> NoReturn:
     """Run the command in `sys.argv`; ends with `SystemExit`, or with `KeyboardInterrupt`."""
-    # Both of these only ever add noise between our progress lines.
+    # All three would print between our progress lines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -100,14 +100,14 @@ def run_command() -> NoReturn:
 
 
 def _comes_from_interrupt(error: BaseException) -> bool:
-    """Whether a Ctrl-C began what ended so: compiled libraries answer it with errors of their own.
+    """Whether a Ctrl-C caused the error: compiled libraries raise errors of their own after one.
 
-    A SystemError, "… returned a result with an exception set", is the commonest.
+    The most common is a SystemError, "… returned a result with an exception set".
     """
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, KeyboardInterrupt):
-        seen = seen.__cause__ or seen.__context__
-    return seen is not None
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def _fail(message: str) -> NoReturn:

@@ -9,48 +9,47 @@ import typer
 from fusestore.capture.settings import CaptureSettings
 
 from .console import ConsoleReporter, output, print_json
-from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, storage_options
 from .settings_options import settings_options
 
 
 @settings_options(CaptureSettings)
 def capture(
     model: Annotated[
-        str, typer.Argument(help="A model folder, hub id, .gguf file, or package:NAME.")
+        str, typer.Argument(help=f"Model to capture: {MODEL_FORMS}.", show_default=False)
     ],
     store: StoreOption,
-    name: Annotated[str, typer.Option("--name", "-n", help="Name of the cache.")],
+    name: Annotated[str, typer.Option("--name", "-n", metavar="NAME", help="Name of the cache.")],
     settings: CaptureSettings,
-    corpus: Annotated[str, typer.Option(help="Name of the corpus.")] = "corpus",
+    corpus: Annotated[str, typer.Option(metavar="NAME", help="Name of the corpus.")] = "corpus",
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Capture a model's top-k next-token log-probabilities over a corpus.
+    """Capture a model's next-token distributions over a corpus.
 
-    Run it again after an interruption: what is there is kept.
+    The same command continues an interrupted capture; finished shards are kept.
     """
     from fusestore.capture.run import capture as capture_model
     from fusestore.corpus.build import open_corpus
     from fusestore.models.model import Model
     from fusestore.store.layout import Store
 
-    where = Store.open(store, storage_options(storage_option))
-    opened = open_corpus(where, corpus)
+    opened = Store.open(store, storage_options(storage_option))
+    documents = open_corpus(opened, corpus)
     handle = Model.open(
         model,
-        store=where,
+        store=opened,
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
     )
-    captured = capture_model(where, name, handle, opened, settings, reporter=ConsoleReporter())
-    result = captured.artifact
+    result = capture_model(opened, name, handle, documents, settings, reporter=ConsoleReporter())
+    cache = result.artifact
     if as_json:
-        print_json(
-            {"cache": name, "built": captured.created, **result.manifest.model_dump(mode="json")}
-        )
+        content = cache.manifest.model_dump(mode="json")
+        print_json({"cache": name, "built": result.created, **content})
         return
-    verb = "Captured" if captured.created else "Already there:"
+    verb = "Captured" if result.created else "Already there:"
     output.print(
-        f"{verb} cache {name}: {len(result):,} rows of at most {result.k} entries in "
-        f"{where.location}"
+        f"{verb} cache {name}: {len(cache):,} rows of at most {cache.k} entries in "
+        f"{opened.location}"
     )

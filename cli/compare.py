@@ -8,6 +8,7 @@ import typer
 
 from .console import ConsoleReporter, print_json, print_table
 from .options import (
+    MODEL_FORMS,
     JsonOption,
     PrecisionOption,
     StorageOption,
@@ -23,25 +24,27 @@ def compare(
     evaluate: Annotated[
         str,
         typer.Option(
-            help="Corpus and split, as CORPUS/SPLIT, to score in bits per byte.",
+            help="Corpus and split on which everything is scored in bits per byte.",
             metavar="CORPUS/SPLIT",
         ),
     ],
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Further models, in addition to the store's: folders, hub ids, .gguf files, "
-            "package:NAME, or names of caches.",
+            help=f"Model to compare with those of the store: {MODEL_FORMS}.",
         ),
     ] = None,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="Cache that takes part in the ensemble; repeat for each."),
+        typer.Option(
+            metavar="NAME ...", help="Distribution cache of an ensemble. Needs `--target`."
+        ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
-            help="With --source: the model whose tokens are predicted, as in `fusestore fuse`."
+            metavar="MODEL",
+            help=f"Model whose tokens the ensemble predicts: {MODEL_FORMS}.",
         ),
     ] = None,
     precision: PrecisionOption = "auto",
@@ -49,7 +52,7 @@ def compare(
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the store's models, others, and ensembles of caches, on the same held-out text."""
+    """Compare models and ensembles of caches on the same held-out text."""
     from fusestore.forecast.run import forecast as forecast_recipe
     from fusestore.forecast.settings import ForecastSettings
     from fusestore.fuse.recipe import Recipe
@@ -58,7 +61,7 @@ def compare(
     from fusestore.workflows.comparison import compare as compare_all
 
     if bool(source) != (target is not None):
-        raise typer.BadParameter("--source and --target go together", param_hint="--source")
+        raise typer.BadParameter("needs --target, and --target needs it", param_hint="--source")
     opened = Store.open(store, storage_options(storage_option))
     corpus, split = corpus_and_split(evaluate) or ("", "")
     forecast = None
@@ -85,7 +88,7 @@ def compare(
         return
     print_table(
         f"{corpus}/{split}, models in {comparison.precision}",
-        ["model or ensemble", "bits/byte", "of the text", "how it was made"],
+        ["model or ensemble", "bits/byte", "of the text", "made from"],
         [
             [row.name, f"{row.bits_per_byte:.4f}", f"{row.covered:.1%}", row.made]
             for row in comparison.rows

@@ -1,4 +1,4 @@
-"""What the user sees: progress, tables, JSON and errors. Only results go to standard output."""
+"""Prints progress, tables, JSON and errors. Only results go to standard output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fusestore.store.artifact_types import View
 
 _PIPE_WIDTH = 160
-"""Columns when nobody's terminal says otherwise: a table in a log must not lose its figures."""
+"""Columns without a terminal: a table in a log must not lose its figures."""
 
 output = Console(
     highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH
@@ -45,7 +45,7 @@ class _RateColumn(ProgressColumn):
 
 
 class ConsoleReporter:
-    """Bars with rate and ETA on a terminal, plain lines anywhere else; both on standard error."""
+    """Bars with rate and ETA on a terminal, else plain lines; both on standard error."""
 
     def line(self, text: str) -> None:
         """Print one line."""
@@ -59,7 +59,7 @@ class ConsoleReporter:
 
     @contextlib.contextmanager
     def measured_stage(self, title: str, unit: str) -> Iterator[MeasuredProgress]:
-        """A long step whose line ends with what was measured."""
+        """A long step; its line ends with what was measured."""
         if messages.is_terminal:
             columns: Sequence[str | ProgressColumn] = (
                 TextColumn("{task.description}", markup=False),
@@ -81,7 +81,7 @@ class ConsoleReporter:
 class _PlainLines:
     """One line at the start, at most one every ten seconds, one at the end.
 
-    The rate is that since the first report: what came before it was loading, not work.
+    The rate is measured from the first report on: the time before it is loading, not work.
     """
 
     def __init__(self, title: str, unit: str) -> None:

@@ -1,4 +1,4 @@
-"""`fusestore estimate`: what a capture will take, before it is begun."""
+"""`fusestore estimate`: size, time and cost of a capture before it begins."""
 
 from __future__ import annotations
 
@@ -10,72 +10,86 @@ import typer
 from fusestore.capture.settings import CaptureSettings
 
 from .console import ConsoleReporter, output, print_json, print_table
-from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, storage_options
 from .settings_options import settings_options
 
 if TYPE_CHECKING:
     from fusestore.capture.estimate import CaptureEstimate
     from fusestore.workflows.fusion_config import FusionConfig
 
+_ESTIMATE = "Estimate"
+
 PricePerHour = Annotated[
     float | None,
-    typer.Option(min=0, help="Price of the machine that captures, per hour; adds its cost."),
+    typer.Option(
+        min=0,
+        help="Price per hour of the capturing machine. Adds the cost of the capture.",
+        rich_help_panel=_ESTIMATE,
+    ),
 ]
 PricePerGbMonth = Annotated[
     float | None,
-    typer.Option(min=0, help="Price of storage, per 10^9 bytes and month; adds its cost."),
+    typer.Option(
+        min=0,
+        help="Price of storage per 10^9 bytes and month. Adds the cost of storage.",
+        rich_help_panel=_ESTIMATE,
+    ),
 ]
 
 
-# --seed draws the documents here, so that setting of a capture has no option.
+# --seed selects the documents of an estimate, so the capture's own seed has no option.
 @settings_options(CaptureSettings, skip={"seed"})
 def estimate(
     model: Annotated[
         str,
-        typer.Argument(
-            help="Model to capture: a folder, hub id, .gguf file, package:NAME, or a name of the "
-            "store."
-        ),
+        typer.Argument(help=f"Model to capture: {MODEL_FORMS}."),
     ],
     store: StoreOption,
     settings: CaptureSettings,
-    corpus: Annotated[str, typer.Option(help="Name of the corpus to capture.")] = "corpus",
+    corpus: Annotated[str, typer.Option(metavar="NAME", help="Name of the corpus.")] = "corpus",
     price_per_hour: PricePerHour = None,
     price_per_gb_month: PricePerGbMonth = None,
     sample_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Number of tokens to capture for the estimate. By default as many as take a few "
-            "seconds.",
+            help="Number of tokens that are captured for the estimate. By default as many as take "
+            "a few seconds.",
+            rich_help_panel=_ESTIMATE,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed that draws the documents of the estimate.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed that selects the documents that are captured.", rich_help_panel=_ESTIMATE
+        ),
+    ] = 0,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the bytes, time and money that `fusestore capture` with these options takes.
+    """Estimate the size, time and cost of a capture.
 
-    A few documents are captured for real; nothing is written to the store.
+    A few documents are captured with the options of `fusestore capture` that are given here.
+    Nothing is written to the store.
     """
     from fusestore.capture.estimate import Prices, estimate_capture
     from fusestore.corpus.build import open_corpus
     from fusestore.models.model import Model
     from fusestore.store.layout import Store
 
-    where = Store.open(store, storage_options(storage_option))
-    opened = open_corpus(where, corpus)
+    opened = Store.open(store, storage_options(storage_option))
+    documents = open_corpus(opened, corpus)
     handle = Model.open(
         model,
-        store=where,
+        store=opened,
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
     )
     result = estimate_capture(
-        where,
+        opened,
         "estimate",
         handle,
-        opened,
+        documents,
         settings,
         prices=Prices(price_per_hour, price_per_gb_month),
         sample_tokens=sample_tokens,
@@ -94,7 +108,7 @@ def print_estimate(result: CaptureEstimate) -> None:
     sizes = {**result.bytes_by_array, "all": result.num_bytes}
     print_table(
         f"{tokens:,} tokens in {result.num_documents:,} documents",
-        ["part", "bytes", "bytes a token"],
+        ["array", "bytes", "bytes per token"],
         [[name, f"{size:,}", f"{size / tokens:.2f}"] for name, size in sizes.items()],
     )
     steps = ", ".join(f"{name} {value:,.1f} s" for name, value in result.seconds_by_step.items())
@@ -106,7 +120,7 @@ def print_estimate(result: CaptureEstimate) -> None:
     if result.cost is not None:
         output.print(f"Cost of the capture: {result.cost:.4g}")
     if result.storage_cost_per_month is not None:
-        output.print(f"Cost of storage: {result.storage_cost_per_month:.4g} a month")
+        output.print(f"Cost of storage: {result.storage_cost_per_month:.4g} per month")
     output.print(
         f"Estimated from {result.sampled_tokens:,} tokens in {result.sampled_documents:,} documents"
     )
@@ -119,7 +133,7 @@ def print_fusion_estimate(
     price_per_gb_month: float | None,
     as_json: bool,
 ) -> None:
-    """What the captures of a fusion.toml will take, one line each, and all together."""
+    """Estimate the captures of a fusion.toml; print one line for each, and their sum."""
     from fusestore.capture.estimate import Prices
     from fusestore.workflows.estimation import estimate_fusion
 
@@ -128,22 +142,22 @@ def print_fusion_estimate(
     if as_json:
         print_json({name: vars(result) for name, result in results.items()})
         return
-    shown: dict[str, tuple[str, Callable[[CaptureEstimate], float]]] = {
+    columns: dict[str, tuple[str, Callable[[CaptureEstimate], float]]] = {
         "tokens": (",", lambda result: result.num_tokens),
         "bytes": (",", lambda result: result.num_bytes),
         "seconds": (",.1f", lambda result: result.seconds),
     }
     if price_per_hour is not None:
-        shown["cost"] = (".4g", lambda result: result.cost or 0)
+        columns["cost"] = (".4g", lambda result: result.cost or 0)
     if price_per_gb_month is not None:
-        shown["cost a month"] = (".4g", lambda result: result.storage_cost_per_month or 0)
+        columns["cost per month"] = (".4g", lambda result: result.storage_cost_per_month or 0)
     groups = {name: [result] for name, result in results.items()}
     groups["all"] = list(results.values())
     print_table(
-        "What the captures will take",
-        ["cache", *shown],
+        "Estimate of the captures",
+        ["cache", *columns],
         [
-            [name, *(format(sum(map(value, group)), form) for form, value in shown.values())]
+            [name, *(format(sum(map(value, group)), form) for form, value in columns.values())]
             for name, group in groups.items()
         ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -24,11 +25,11 @@ class SettingOption:
     """One option of one field.
 
     Attributes:
-        path: the field's place in the settings: its name, after that of the table it lies in.
+        path: the field's name, after the name of the table that it is in.
         flags: `--top-k`, `-k`; for a pair of flags `--tail/--no-tail`.
         annotation: the type that Typer parses.
-        default: the value shown; `inspect.Parameter.empty` where the option is required.
-        option: what Typer is told.
+        default: the value shown; `inspect.Parameter.empty` if the option is required.
+        option: Typer's description of the option.
         pairs: whether values are KEY=VALUE.
         can_be_none: whether the word `none` stands for None.
     """
@@ -85,12 +86,18 @@ def setting_options(
     """The options of a settings class, in the order of its fields.
 
     Fields of an optional table are not required: the table is absent unless one of them is typed.
+    `panel` replaces the panels that the fields name.
     """
+    flags = {
+        name: _flags((*path, name), _extra(field))[0]
+        for name, field in settings.model_fields.items()
+        if name not in skip
+    }
     for name, field in settings.model_fields.items():
         if name in skip:
             continue
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        own_panel = str(extra["panel"]) if "panel" in extra else panel
+        extra = _extra(field)
+        own_panel = panel or extra.get("panel")
         kind, optional = _without_none(field.annotation)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from setting_options(
@@ -98,7 +105,17 @@ def setting_options(
             )
         else:
             required = field.is_required() and not is_optional_table
-            yield _setting_option((*path, name), field, kind, optional, own_panel, extra, required)
+            yield _setting_option(
+                (*path, name), field, kind, optional, own_panel, extra, required, flags
+            )
+
+
+def _extra(field: FieldInfo) -> Mapping[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def _flags(path: tuple[str, ...], extra: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(extra.get("names") or [f"--{'-'.join(path).replace('_', '-')}"])
 
 
 def _setting_option(
@@ -109,18 +126,23 @@ def _setting_option(
     panel: str | None,
     extra: Mapping[str, Any],
     required: bool,
+    flags_by_name: Mapping[str, str],
 ) -> SettingOption:
-    where = ".".join(path)
+    setting = ".".join(path)
     if not field.description:
-        raise TypeError(f"The setting {where} has no description, so its option has no help.")
+        raise TypeError(f"The setting {setting} has no description, so its option has no help.")
+    # A description names other settings as `top_k`; the command line calls them `--top-k`.
+    help_text = re.sub(
+        r"`(\w+)`", lambda match: f"`{flags_by_name.get(match[1], match[1])}`", field.description
+    )
     default = None if field.is_required() else field.get_default(call_default_factory=True)
-    annotation, pairs = _command_line_type(kind, where)
+    annotation, pairs = _command_line_type(kind, setting)
     metavar = extra.get("metavar") or ("KEY=VALUE" if pairs else None)
     can_be_none = optional and default is not None
     if can_be_none:
         metavar = metavar or f"<{getattr(kind, '__name__', 'value')}|{_NONE}>"
         annotation = str
-    flags = tuple(extra.get("names") or [f"--{'-'.join(path).replace('_', '-')}"])
+    flags = _flags(path, extra)
     if annotation is bool and default is not False:
         flags = (f"{flags[0]}/--no-{flags[0].removeprefix('--')}", *flags[1:])
     if "short" in extra:
@@ -128,7 +150,7 @@ def _setting_option(
     minimum, maximum = _bounds(field) if annotation in (int, float) else (None, None)
     option = typer.Option(
         *flags,
-        help=field.description,
+        help=help_text,
         rich_help_panel=panel,
         metavar=metavar,
         min=minimum,
@@ -144,7 +166,7 @@ def _setting_option(
 
 
 def _bounds(field: FieldInfo) -> tuple[Any, Any]:
-    """The values of `ge` and `le`, or None; pydantic checks the other bounds."""
+    """The values of `ge` and `le`, or None. Pydantic checks all bounds; Typer shows these two."""
     minimum: Any = None
     maximum: Any = None
     for bound in field.metadata:
@@ -155,31 +177,31 @@ def _bounds(field: FieldInfo) -> tuple[Any, Any]:
     return minimum, maximum
 
 
-def _command_line_type(kind: Any, where: str) -> tuple[Any, bool]:  # noqa: ANN401 - any type
-    """What Typer parses for a type, and whether its values are KEY=VALUE."""
+def _command_line_type(kind: Any, setting: str) -> tuple[Any, bool]:  # noqa: ANN401 - any type
+    """The type that Typer parses for a field's type, and whether its values are KEY=VALUE."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         as_text = any(
             isinstance(entry, BeforeValidator) and str in get_args(entry.json_schema_input_type)
             for entry in arguments[1:]
         )
-        return (str, False) if as_text else _command_line_type(arguments[0], where)
+        return (str, False) if as_text else _command_line_type(arguments[0], setting)
     if kind in _SCALARS or origin is Literal:
         return kind, False
     if origin in (list, frozenset, set) or (origin is tuple and arguments[1:] == (...,)):
-        entry: Any = _command_line_type(arguments[0], where)[0]
+        entry: Any = _command_line_type(arguments[0], setting)[0]
         if get_origin(entry) is Literal:
             entry = _enum_of(get_args(entry))
         return list[entry], False
     if origin is tuple:
-        return tuple[tuple(_command_line_type(part, where)[0] for part in arguments)], False  # type: ignore[misc]
+        return tuple[tuple(_command_line_type(item, setting)[0] for item in arguments)], False  # type: ignore[misc]
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return list[str], True
-    raise TypeError(f"The setting {where} is a {kind}, which no option can express; skip it.")
+    raise TypeError(f"The setting {setting} is a {kind}, which no option can express; skip it.")
 
 
 def _enum_of(choices: Sequence[str]) -> Any:  # noqa: ANN401 - a class
-    """An Enum of the choices: Typer takes lists of its members, but not of a Literal's."""
+    """An Enum of the choices: Typer parses lists of Enum members, but not of a Literal."""
     enum_class: Any = Enum
     return enum_class("Choice", {choice: choice for choice in choices})
 

@@ -13,7 +13,7 @@ from .recipes import NO_SOURCES, RecipeArgument, recipe_of
 from .settings_options import Given, settings_options
 
 
-# What no forecast depends on has no option here.
+# Settings on which no forecast depends have no option.
 @settings_options(
     Recipe, parameter="options", skip={"split", "unaligned", "target_cache", "rows_per_shard"}
 )
@@ -28,27 +28,27 @@ def forecast(
 ) -> None:
     """Forecast from the caches alone what fusing them would bring.
 
-    No model runs and nothing is written. Every source, strategy and number of sources is measured
-    by the bits per byte it gives the text of a held-out split.
+    No model runs and nothing is written. Each source, strategy and number of sources is measured
+    in bits per byte of the text of a held-out split.
     """
-    chosen = recipe_of(recipe, options)
-    if chosen is None:
+    whole_recipe = recipe_of(recipe, options)
+    if whole_recipe is None:
         raise typer.BadParameter(NO_SOURCES, param_hint="--source")
     from fusestore.forecast.run import forecast as forecast_recipe
     from fusestore.store.layout import Store
 
-    found = forecast_recipe(
+    result = forecast_recipe(
         Store.open(store, storage_options(storage_option)),
-        chosen,
+        whole_recipe,
         settings,
         reporter=ConsoleReporter(),
     )
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(result.model_dump(mode="json"))
         return
-    for title, columns, rows in found.tables():
+    for title, columns, rows in result.tables():
         print_table(title, columns, rows)
     output.print(
-        "Compare the column common: the other columns are over the positions that each row covers. "
-        "docs/fusion.md defines every number and says what a forecast cannot show."
+        "Compare rows by the column common; each row's other columns are over the positions that "
+        "it covers. docs/fusion.md defines every number and says what a forecast cannot show."
     )

@@ -1,4 +1,4 @@
-"""`fusestore fuse`: define a fused dataset, and make its shards."""
+"""`fusestore fuse`: define a fused dataset and compute its shards."""
 
 from __future__ import annotations
 
@@ -30,26 +30,33 @@ def fuse(
         typer.Option(
             "--name",
             "-n",
-            help="Name of the fused dataset. Default: fused, or recipe-DIGEST with a recipe file.",
+            metavar="NAME",
+            help="Name of the dataset. By default fused; with a recipe file, recipe-DIGEST.",
             show_default=False,
         ),
     ] = None,
     materialize: Annotated[
         bool,
         typer.Option(
-            "--materialize", help="Make every shard now, instead of when it is first read."
+            "--materialize", help="Compute every shard now instead of when it is first read."
         ),
     ] = False,
     jobs: Annotated[
         int,
-        typer.Option("--jobs", "-j", min=1, help="Number of processes that make the shards."),
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Number of processes that compute shards; needs --materialize.",
+        ),
     ] = 1,
     shared_to: Annotated[
         str | None,
         typer.Option(
             "--shared-to",
-            help="Make every shard, and write the compressed, shared form of the dataset into the "
-            "store at this URL. `fusestore pull` turns it into the local form again.",
+            metavar="STORE",
+            help="Store to write the compressed, shared form of the dataset to; computes every "
+            "shard. `fusestore pull` restores the local form.",
         ),
     ] = None,
     storage_option: StorageOption = None,
@@ -57,13 +64,13 @@ def fuse(
 ) -> None:
     """Fuse the sources' distributions over the target's tokens.
 
-    Without --materialize only the definition is written: each shard is made when it is first read.
-    With --name alone, a dataset that was begun goes on.
+    Without --materialize only the definition is written, and a shard is computed when it is first
+    read. With --name alone, an unfinished dataset is continued.
     """
     materialize = materialize or shared_to is not None
     if jobs > 1 and not materialize:
-        raise typer.BadParameter("goes with --materialize", param_hint="--jobs")
-    chosen = recipe_of(recipe, options)
+        raise typer.BadParameter("needs --materialize", param_hint="--jobs")
+    whole_recipe = recipe_of(recipe, options)
     from fusestore.fuse.run import fuse as fuse_recipe
     from fusestore.store.layout import Store
 
@@ -71,7 +78,7 @@ def fuse(
     result = fuse_recipe(
         Store.open(store, options_of_storage),
         name or (None if recipe else _DEFAULT_NAME),
-        chosen,
+        whole_recipe,
         materialize=materialize,
         jobs=jobs,
         reporter=ConsoleReporter(),
@@ -83,7 +90,7 @@ def fuse(
 
 
 def _pack(folder: FusedFolder, destination: Store) -> bool:
-    """Write the shared form; returns whether it was not there yet."""
+    """Write the shared form; return whether it is new."""
     from fusestore.fuse.shared import pack_fused
 
     shared = destination.fused(folder.location.name)
@@ -111,6 +118,6 @@ def _print_dataset(folder: FusedFolder, created: bool, as_json: bool) -> None:
         return
     output.print(
         f"{'Defined' if created else 'Already there:'} {name}: {size}; "
-        f"{len(folder.finished()):,} of {folder.num_shards:,} shards are made. The others are made "
-        "when they are read, or now with --materialize."
+        f"{len(folder.finished()):,} of {folder.num_shards:,} shards are computed. The others are "
+        "computed when they are read, or now with --materialize."
     )

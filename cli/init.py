@@ -1,4 +1,4 @@
-"""`fusestore init`: write a fusion.toml to start from."""
+"""`fusestore init`: write a fusion.toml template."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .console import output
 
 def init(
     file: Annotated[
-        Path, typer.Argument(help="File to write; a file that is there is left as it is.")
+        Path, typer.Argument(help="File to write. An existing file is never changed.")
     ] = Path("fusion.toml"),
 ) -> None:
-    """Write a fusion.toml to start from, with every setting and its default.
+    """Write a fusion.toml template with every setting and its default.
 
-    Lines that begin with `#KEY =` are settings at their defaults: remove the `#` to change one.
+    A line `#KEY = VALUE` shows a default. To change the setting, remove the `#`.
     """
     from fusestore.workflows.template import write_template
 

@@ -1,4 +1,4 @@
-"""`fusestore ls`: what a store holds."""
+"""`fusestore ls`: the artifacts of a store."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ def ls(
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the artifacts of a store: name, state, and one line on each.
+    """List the artifacts of a store with their states.
 
-    Only manifests are read. A damaged manifest does not stop the list; its artifact is shown as
-    damaged.
+    Only manifests are read. An artifact with a damaged manifest is listed as damaged.
     """
     from fusestore.store.inventory import describe, list_artifacts
     from fusestore.store.layout import Store

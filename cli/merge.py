@@ -10,6 +10,7 @@ from fusestore.merge.settings import MergeSettings
 
 from .console import ConsoleReporter, output, print_json
 from .options import (
+    MODEL_FORMS,
     EvaluateOption,
     JsonOption,
     PrecisionOption,
@@ -27,17 +28,19 @@ def merge(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Two or more models: folders, hub ids, .gguf files, package:NAME, or names of the "
-            "store.",
+            help=f"Two or more models, each {MODEL_FORMS}.",
         ),
     ],
     store: StoreOption,
     settings: MergeSettings,
-    name: Annotated[str, typer.Option("--name", "-n", help="Name of the merged model.")] = "merged",
+    name: Annotated[
+        str, typer.Option("--name", "-n", metavar="NAME", help="Name of the merged model.")
+    ] = "merged",
     base: Annotated[
         str | None,
         typer.Option(
-            help="Model that the others were trained from, for task_arithmetic and ties.",
+            metavar="MODEL",
+            help="Base model of task_arithmetic and ties, from which the others were trained.",
             rich_help_panel="Merging",
         ),
     ] = None,
@@ -47,7 +50,7 @@ def merge(
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge the weights of models of one architecture and one tokenizer."""
+    """Merge the weights of models of one architecture and tokenizer."""
     from fusestore.merge.run import merge_models
     from fusestore.models.model import Model
     from fusestore.store.layout import Store

@@ -6,29 +6,34 @@ from typing import Annotated, Literal
 
 import typer
 
+MODEL_FORMS = "a folder, hub id, .gguf file, package:NAME, or a name in the store"
+STORE_HELP = "The store: a folder, or a URL such as s3://bucket/x."
+
 StoreOption = Annotated[
-    str, typer.Option("--store", "-s", help="The store: a folder, or a URL such as s3://bucket/x.")
+    str, typer.Option("--store", "-s", metavar="STORE", help=STORE_HELP, show_default=False)
 ]
 StorageOption = Annotated[
     list[str] | None,
     typer.Option(
         "--storage-option",
-        help="KEY=VALUE for the storage (repeatable); credentials: rather by AWS_* variables.",
+        metavar="KEY=VALUE ...",
+        help="Option of the storage, such as endpoint_url=URL. Pass credentials in AWS_* variables "
+        "instead.",
     ),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(
-        help="Format of matrix products. auto: bfloat16 where the device has it in hardware, "
-        "else float32."
+        help="Format of matrix products in the evaluation. auto: bfloat16 where the device has it "
+        "in hardware, else float32."
     ),
 ]
 EvaluateOption = Annotated[
     str | None,
     typer.Option(
-        help="Corpus and split, as CORPUS/SPLIT, on which the model is scored in bits per byte.",
+        help="Corpus and split on which the model is scored in bits per byte.",
         metavar="CORPUS/SPLIT",
-        rich_help_panel="Evaluation and checkpoints",
+        rich_help_panel="Evaluation",
     ),
 ]
 TrustOption = Annotated[
@@ -42,7 +47,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 
 def storage_options(pairs: list[str] | None, hint: str = "--storage-option") -> dict[str, str]:
-    """`KEY=VALUE` pairs as a dictionary; ends with exit code 2 when one is not a pair."""
+    """`KEY=VALUE` pairs as a dictionary; exit code 2 if a text is not such a pair."""
     options: dict[str, str] = {}
     for pair in pairs or ():
         key, separator, value = pair.partition("=")
@@ -53,7 +58,7 @@ def storage_options(pairs: list[str] | None, hint: str = "--storage-option") -> 
 
 
 def corpus_and_split(text: str | None) -> tuple[str, str] | None:
-    """`CORPUS/SPLIT` as its two names; ends with exit code 2 when it is not that."""
+    """`CORPUS/SPLIT` as its two names; exit code 2 if the text has another form."""
     if text is None:
         return None
     corpus, separator, split = text.partition("/")

@@ -11,22 +11,22 @@ from fusestore.fuse.recipe import Recipe
 
 from .settings_options import Given
 
-NO_SOURCES = "is missing: name a cache, or give a recipe file"
+NO_SOURCES = "is missing; name a cache, or give a recipe file"
 
 RecipeArgument = Annotated[
     Path | None,
     typer.Argument(
-        help="Recipe file, .toml or .json. Options change what it says.", show_default=False
+        help="Recipe file, .toml or .json. Options replace its values.", show_default=False
     ),
 ]
 
 
 def recipe_of(file: Path | None, options: Given[Recipe]) -> Recipe | None:
-    """The recipe of the file, with the options laid over it; None where neither says anything.
+    """The recipe of the file, with the options laid over it; None without file and options.
 
     Raises:
         typer.BadParameter: both name sources, or the options are no recipe; exit code 2.
-        NotFoundError, InvalidInputError: the file is not there or holds no recipe.
+        NotFoundError, InvalidInputError: the file does not exist or holds no recipe.
     """
     if file is None:
         if options.values and "sources" not in options.values:
@@ -39,6 +39,6 @@ def recipe_of(file: Path | None, options: Given[Recipe]) -> Recipe | None:
     from fusestore.store.settings_file import read_settings_file
 
     location = Location.parse(file)
-    # The file alone is valid or not; a mistake in it is not the options'.
+    # Checked alone first: a mistake in the file is not reported as one of the options.
     load_recipe(location)
     return options.over(read_settings_file(location), f"the recipe {location}")

@@ -1,4 +1,4 @@
-"""`fusestore run`: the whole job from one file."""
+"""`fusestore run`: all stages of a fusion, described by one file."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from .options import JsonOption, StorageOption, storage_options
 
 
 def run(
-    file: Annotated[str, typer.Argument(help="The fusion.toml to carry out.")],
+    file: Annotated[str, typer.Argument(help="The fusion.toml file: a path or URL.")],
     store: Annotated[
         str | None,
-        typer.Option("--store", "-s", help="Store to use in place of the file's."),
+        typer.Option(
+            "--store", "-s", metavar="STORE", help="Store to use instead of the one in the file."
+        ),
     ] = None,
     estimate: Annotated[
         bool,
         typer.Option(
             "--estimate",
-            help="Only estimate what the captures will take, in bytes, time and money. The corpus "
-            "is built if it is missing.",
+            help="Only estimate the size, time and cost of the captures. The corpus is built if it "
+            "is missing.",
+            rich_help_panel="Estimate",
         ),
     ] = False,
     price_per_hour: PricePerHour = None,
@@ -30,9 +33,12 @@ def run(
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Carry out a fusion.toml: build what is missing, and skip what is there."""
+    """Run all stages of a fusion.toml; skip what is already built.
+
+    The same command continues an interrupted run.
+    """
     if not estimate and (price_per_hour, price_per_gb_month) != (None, None):
-        raise typer.BadParameter("goes with --estimate", param_hint="--price-per-…")
+        raise typer.BadParameter("needs --estimate", param_hint="--price-per-…")
     from fusestore.storage.location import Location
     from fusestore.workflows.fusion_config import load_config
 

@@ -2,18 +2,19 @@
 
 The pattern, as `cli/capture.py` follows it:
 
-1. The settings class stands beside its stage. Each field has a `description` that is a whole
-   phrase, bounds (`ge`, `le`, …) and a type; `Literal` makes choices. What only the command line
-   needs stands in `json_schema_extra={"panel": "Rows kept", "short": "-k", "names": ["--lr"],
+1. The settings class is beside its stage. Each field has a `description` that is a whole phrase,
+   bounds (`ge`, `le`, …) and a type; `Literal` makes choices. A description names another setting
+   as `top_k`, which help shows as `--top-k`. What only the command line needs is in
+   `json_schema_extra={"panel": "Kept entries", "short": "-k", "names": ["--lr"],
    "metavar": "SPLIT=NUMBER"}`; `names` replaces the name made of the field's.
 2. The command takes `settings: CaptureSettings` and is decorated with
    `@settings_options(CaptureSettings)`. Typer sees one option per field in its place.
 3. A command that lays options over a file takes `settings: Given[CaptureSettings]` instead, and
-   calls `settings.over(table)`. Fields the options cannot express (tables, lists of tables) are
+   calls `settings.over(table)`. Fields that options cannot express (tables, lists of tables) are
    listed in `skip`, and the command passes them to `over`.
-4. No option of a setting is written by hand. Defaults are the class's: only what the user typed
-   is passed on. A value that the class refuses ends with exit code 2 and the option's name.
-5. `cli/commands.py` holds the command's panel, its one-line help and two examples.
+4. No option of a setting is written by hand. Defaults are those of the class: only typed values
+   are passed on. A value that the class refuses ends with exit code 2 and the option's name.
+5. `cli/commands.py` has the command's panel, its one-line help and two examples.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Given(Generic[_Settings]):
 
     Attributes:
         settings: the settings class.
-        values: what was typed, by field; a table's values in a dictionary of their own.
+        values: typed values by field; those of a table are in a nested dictionary.
     """
 
     settings: type[_Settings]
@@ -54,11 +55,11 @@ class Given(Generic[_Settings]):
     context: typer.Context
 
     def over(self, base: Mapping[str, Any] | None = None, where: str = "The options") -> _Settings:
-        """Validated settings: what was typed, laid over `base`, over the class's defaults.
+        """Validated settings: typed values, over `base`, over the defaults of the class.
 
         Args:
             base: values by field, such as a TOML file's table.
-            where: name of `base` for messages.
+            where: name of `base` in messages.
 
         Raises:
             typer.BadParameter: a value does not fit, and an option was typed; exit code 2.
@@ -100,7 +101,7 @@ class Given(Generic[_Settings]):
     def _with_flags(self, message: str) -> str:
         """A message about several settings, with their options' names.
 
-        A name of one word may also be a word of the sentence, and is left as it is.
+        A setting's name of one word may be an ordinary word of the sentence, so it is kept.
         """
         flags = {option.parameter: option.name for option in self.options if len(option.path) == 1}
         names = [re.escape(name) for name in flags if "_" in name]
@@ -118,19 +119,19 @@ def settings_options(
 ) -> Callable[[_Command], _Command]:
     """Give a Typer command one option for each field of a settings class.
 
-    The command's own `parameter` receives a validated instance of the class, or a `Given` where
-    it is annotated so. A field whose type is another settings class, or None, becomes prefixed
-    options (`--lora-rank`); the field is set when one of them is typed.
+    The command's own `parameter` receives a validated instance of the class, or a `Given` if it is
+    annotated so. A field that is a settings class, or None, becomes prefixed options
+    (`--lora-rank`); the field is set when one of them is typed.
 
     Args:
         settings: the class.
         parameter: name of the command's parameter.
-        panel: of the fields that name none.
+        panel: replaces the panels that the fields name.
         skip: fields without an option.
 
     Raises:
-        TypeError: a field's type has no form on the command line, or has no description, or the
-            command has no such parameter.
+        TypeError: a field has no description or a type that no option can express, or the command
+            has no such parameter.
     """
     options = tuple(setting_options(settings, panel=panel, skip=skip))
 
@@ -151,15 +152,15 @@ def settings_options(
             command(**arguments)
 
         parameters: list[inspect.Parameter] = []
-        for name, taken in own.items():
-            new = _parameters(options, only_given) if name == parameter else [taken]
+        for name, declared in own.items():
+            new = _parameters(options, only_given) if name == parameter else [declared]
             parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in new]
         if not contexts:
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(_CONTEXT, kind, annotation=typer.Context))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.setting_options = options  # type: ignore[attr-defined]
-        run.__annotations__ = {taken.name: taken.annotation for taken in parameters}
+        run.__annotations__ = {parsed.name: parsed.annotation for parsed in parameters}
         return run
 
     return decorate
@@ -170,7 +171,7 @@ def _parameters(options: tuple[SettingOption, ...], only_given: bool) -> list[in
     for option in options:
         default = option.default
         if only_given and default is inspect.Parameter.empty:
-            # What the options are laid over may have it.
+            # The file below the options may have the value.
             default = None
         annotation = option.annotation | None if default is None else option.annotation
         parameters.append(
@@ -192,11 +193,11 @@ def _given(context: typer.Context, typed: list[tuple[SettingOption, Any]]) -> di
         if source is None or source.name in ("DEFAULT", "DEFAULT_MAP"):
             continue
         *tables, name = option.path
-        place = values
+        table_values = values
         for table in tables:
-            place = place.setdefault(table, {})
+            table_values = table_values.setdefault(table, {})
         try:
-            place[name] = option.value(value)
+            table_values[name] = option.value(value)
         except ValueError as error:
             raise typer.BadParameter(str(error), ctx=context, param_hint=option.name) from error
     return values

@@ -16,31 +16,46 @@ if TYPE_CHECKING:
 
 _Artifacts = Annotated[
     list[str] | None,
-    typer.Argument(help="KIND/NAME each, as `fusestore ls` lists them; or --all."),
+    typer.Argument(
+        metavar="KIND/NAME", help="Artifacts, as `fusestore ls` lists them, such as cache/demo."
+    ),
 ]
-_From = Annotated[str, typer.Option("--from", help="The store to copy from: folder or URL.")]
-_To = Annotated[str, typer.Option("--to", help="The store to copy to: folder or URL.")]
+_FROM_HELP = "Store to copy from: a folder or URL."
+_TO_HELP = "Store to copy to: a folder or URL."
+_From = Annotated[str, typer.Option("--from", metavar="STORE", help=_FROM_HELP)]
+_To = Annotated[str, typer.Option("--to", metavar="STORE", help=_TO_HELP)]
 _FromOption = Annotated[
     list[str] | None,
-    typer.Option("--from-storage-option", help="KEY=VALUE for the storage of --from (repeatable)."),
+    typer.Option(
+        "--from-storage-option",
+        metavar="KEY=VALUE ...",
+        help="Option of the storage of --from, such as endpoint_url=URL.",
+    ),
 ]
 _ToOption = Annotated[
     list[str] | None,
-    typer.Option("--to-storage-option", help="KEY=VALUE for the storage of --to (repeatable)."),
+    typer.Option(
+        "--to-storage-option",
+        metavar="KEY=VALUE ...",
+        help="Option of the storage of --to, such as endpoint_url=URL.",
+    ),
 ]
-_All = Annotated[bool, typer.Option("--all", help="Everything that is complete.")]
+_All = Annotated[bool, typer.Option("--all", help="Copy every complete artifact.")]
 _WithInputs = Annotated[
-    bool, typer.Option("--with-inputs", help="Also copy what the artifacts were made from.")
+    bool, typer.Option("--with-inputs", help="Also copy the artifacts that these were made from.")
 ]
-_Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files under way at a time.")]
+_Jobs = Annotated[
+    int, typer.Option("--jobs", "-j", min=1, help="Number of files copied at the same time.")
+]
 _Check = Annotated[
-    bool, typer.Option("--check", help="Read back what is there; copy damaged files again.")
+    bool,
+    typer.Option("--check", help="Also read files that were copied before; replace damaged ones."),
 ]
 
 
 def push(
     from_store: Annotated[
-        str, typer.Option("--from", "--store", "-s", help="The store to copy from: folder or URL.")
+        str, typer.Option("--from", "--store", "-s", metavar="STORE", help=_FROM_HELP)
     ],
     to_store: _To,
     artifacts: _Artifacts = None,
@@ -52,20 +67,19 @@ def push(
     to_storage_option: _ToOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy artifacts from your store to another one: only what is missing, every byte checked.
+    """Copy artifacts from your store to another one.
 
-    Run it again after an interruption: it goes on where it stopped.
+    Only missing files are copied, and every byte is checked. The same command continues an
+    interrupted copy.
     """
     source = _store(from_store, from_storage_option, "--from-storage-option")
     target = _store(to_store, to_storage_option, "--to-storage-option")
-    _copy(source, target, _wanted(artifacts, everything), inputs, jobs, check, as_json)
+    _copy(source, target, _names(artifacts, everything), inputs, jobs, check, as_json)
 
 
 def pull(
     from_store: _From,
-    to_store: Annotated[
-        str, typer.Option("--to", "--store", "-s", help="The store to copy to: folder or URL.")
-    ],
+    to_store: Annotated[str, typer.Option("--to", "--store", "-s", metavar="STORE", help=_TO_HELP)],
     artifacts: _Artifacts = None,
     everything: _All = False,
     inputs: _WithInputs = False,
@@ -75,22 +89,33 @@ def pull(
     to_storage_option: _ToOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy artifacts from another store to yours: only what is missing, every byte checked.
+    """Copy artifacts from another store to yours.
 
-    Run it again after an interruption: it goes on where it stopped.
+    Only missing files are copied, and every byte is checked. The same command continues an
+    interrupted copy.
     """
     source = _store(from_store, from_storage_option, "--from-storage-option")
     target = _store(to_store, to_storage_option, "--to-storage-option")
-    _copy(source, target, _wanted(artifacts, everything), inputs, jobs, check, as_json)
+    _copy(source, target, _names(artifacts, everything), inputs, jobs, check, as_json)
 
 
 def sync(
     from_store: Annotated[
-        str, typer.Option("--from", "--store", "-s", help="One store: folder or URL.")
+        str,
+        typer.Option(
+            "--from", "--store", "-s", metavar="STORE", help="One of the stores: a folder or URL."
+        ),
     ],
-    to_store: Annotated[str, typer.Option("--to", help="The other store: folder or URL.")],
+    to_store: Annotated[
+        str, typer.Option("--to", metavar="STORE", help="The other store: a folder or URL.")
+    ],
     artifacts: Annotated[
-        list[str] | None, typer.Argument(help="KIND/NAME each; none: everything complete.")
+        list[str] | None,
+        typer.Argument(
+            metavar="KIND/NAME",
+            help="Artifacts, as `fusestore ls` lists them, such as cache/demo. By default every "
+            "complete artifact.",
+        ),
     ] = None,
     jobs: _Jobs = 8,
     check: _Check = False,
@@ -98,13 +123,16 @@ def sync(
     to_storage_option: _ToOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give each of two stores what only the other one has."""
+    """Copy to each of two stores what only the other one has.
+
+    The same command continues an interrupted copy.
+    """
     from fusestore.workflows.sharing import sync_stores
 
-    one = _store(from_store, from_storage_option, "--from-storage-option")
-    other = _store(to_store, to_storage_option, "--to-storage-option")
+    first = _store(from_store, from_storage_option, "--from-storage-option")
+    second = _store(to_store, to_storage_option, "--to-storage-option")
     results = sync_stores(
-        one, other, artifacts or None, jobs=jobs, check=check, reporter=ConsoleReporter()
+        first, second, artifacts or None, jobs=jobs, check=check, reporter=ConsoleReporter()
     )
     _report(results, as_json)
 
@@ -127,11 +155,11 @@ def _copy(
     _report(results, as_json)
 
 
-def _wanted(artifacts: list[str] | None, everything: bool) -> list[str] | None:
-    """The names; None for all."""
+def _names(artifacts: list[str] | None, everything: bool) -> list[str] | None:
+    """The names, or None for all artifacts."""
     if bool(artifacts) == everything:
         raise typer.BadParameter(
-            "name the artifacts to copy, or give --all", param_hint="ARTIFACTS"
+            "name the artifacts to copy, or give --all, not both", param_hint="KIND/NAME"
         )
     return artifacts or None
 

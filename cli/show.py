@@ -13,39 +13,48 @@ from .options import JsonOption, StorageOption, StoreOption, storage_options
 def show(
     store: StoreOption,
     artifact: Annotated[
-        str, typer.Argument(help="KIND/NAME as `fusestore ls` lists it, for instance cache/demo.")
+        str,
+        typer.Argument(
+            metavar="KIND/NAME", help="Artifact, as `fusestore ls` lists it, such as cache/demo."
+        ),
     ],
     document: Annotated[
         int | None,
-        typer.Option("--document", "-d", min=0, help="Show a cache's rows of this document."),
+        typer.Option(
+            "--document", "-d", min=0, help="Index of a document of a cache; its rows are shown."
+        ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 20,
+    rows: Annotated[int, typer.Option(min=1, help="Maximum number of rows in a table.")] = 20,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one artifact: an alignment's figures, a cache's rows of a document, or its manifest."""
+    """Show one artifact: its figures, its rows, or its manifest.
+
+    An alignment is shown as figures, and a cache with --document as rows. Otherwise the manifest
+    is printed.
+    """
     from fusestore.errors import CorruptionError
     from fusestore.store.inventory import find_artifact
     from fusestore.store.layout import Store
 
     opened = Store.open(store, storage_options(storage_option))
-    found = find_artifact(opened, artifact)
-    if found.damage is not None:
-        raise CorruptionError(f"{found.damage} See `fusestore verify {found.path}`.")
+    listed = find_artifact(opened, artifact)
+    if listed.damage is not None:
+        raise CorruptionError(f"{listed.damage} See `fusestore verify {listed.path}`.")
     if document is not None:
-        view = found.kind.view_document(opened, found, document, rows)
+        view = listed.kind.view_document(opened, listed, document, rows)
         if view is None:
             raise typer.BadParameter(
-                f"a {found.kind.title} has no rows of a document; a cache has",
+                f"{listed.path} is a {listed.kind.title}; only a cache has rows of a document",
                 param_hint="--document",
             )
-    elif found.complete:
-        view = found.kind.view(opened, found, rows)
+    elif listed.complete:
+        view = listed.kind.view(opened, listed, rows)
     else:
-        print_json({"state": found.state})
+        print_json({"state": listed.state})
         return
     if view is None:
-        print_json(found.manifest)
+        print_json(listed.manifest)
     elif as_json:
         print_json(view.content)
     else:

@@ -12,6 +12,7 @@ from fusestore.train.settings import TrainSettings
 
 from .console import ConsoleReporter, output, print_json
 from .options import (
+    MODEL_FORMS,
     EvaluateOption,
     JsonOption,
     StorageOption,
@@ -22,7 +23,7 @@ from .options import (
 )
 from .settings_options import settings_options
 
-_EVALUATION = "Evaluation and checkpoints"
+_FOLDERS = "Checkpoints and logs"
 
 
 @settings_options(TrainSettings)
@@ -30,8 +31,7 @@ def train(
     model: Annotated[
         str,
         typer.Argument(
-            help="Model to start from: a folder, hub id, .gguf file, package:NAME, or a name of "
-            "the store.",
+            help=f"Model to start from: {MODEL_FORMS}.",
         ),
     ],
     store: StoreOption,
@@ -39,34 +39,39 @@ def train(
     fused: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name of the fused dataset; repeat as NAME or NAME=WEIGHT to mix several.",
-            show_default="fused",
+            metavar="NAME[=WEIGHT] ...",
+            help="Name of the fused dataset. Repeat it, with weights, to mix several datasets. By "
+            "default fused.",
         ),
     ] = None,
-    name: Annotated[str, typer.Option("--name", "-n", help="Name of the trained model.")] = "model",
+    name: Annotated[
+        str, typer.Option("--name", "-n", metavar="NAME", help="Name of the trained model.")
+    ] = "model",
     trust_remote_code: TrustOption = False,
     evaluate: EvaluateOption = None,
     work_dir: Annotated[
         Path | None,
         typer.Option(
+            metavar="FOLDER",
             help="Local folder for checkpoints. By default a folder in the user's cache.",
-            rich_help_panel=_EVALUATION,
+            rich_help_panel=_FOLDERS,
         ),
     ] = None,
     log_dir: Annotated[
         Path | None,
         typer.Option(
+            metavar="FOLDER",
             help="Local folder for TensorBoard logs, outside the store. By default no logs.",
-            rich_help_panel=_EVALUATION,
+            rich_help_panel=_FOLDERS,
         ),
     ] = None,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model on text and fused distributions, or on the same text alone.
+    """Train a model on text and fused distributions, or on text alone.
 
-    An interrupted run is resumed by the same command. For several processes start the command
-    with `accelerate launch` or `torchrun`.
+    The same command resumes an interrupted run. To train with several processes, start the
+    command with `accelerate launch` or `torchrun`.
     """
     from fusestore.models.model import Model
     from fusestore.progress import SilentReporter
@@ -105,14 +110,14 @@ def train(
 
 
 def _weights(fused: list[str]) -> str | dict[str, float | None]:
-    """Names of fused datasets with their weights; of a single one without a weight, its name."""
+    """Weights by dataset name; for a single dataset without a weight, its name."""
     if len(fused) == 1 and "=" not in fused[0]:
         return fused[0]
     weights: dict[str, float | None] = {}
     for entry in fused:
         name, separator, weight = entry.partition("=")
         if name in weights:
-            raise typer.BadParameter(f"{name} is named twice", param_hint="--fused")
+            raise typer.BadParameter(f"{name} is given twice", param_hint="--fused")
         try:
             weights[name] = float(weight) if separator else None
         except ValueError as error:

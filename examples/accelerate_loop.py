@@ -1,10 +1,10 @@
-"""accelerate with any number of processes: each takes its share of every step's windows.
+"""accelerate with any number of processes: each process takes its share of every step's windows.
 
     torchrun --nproc-per-node 2 examples/accelerate_loop.py STORE FUSED MODEL_FOLDER OUTPUT [STEPS]
 
 The windows of a step are the same for any number of processes that divides the batch: `BatchOrder`
-deals them out by rank, and every rank makes the same number of steps. So accelerate gets the loader
-as it is: `prepare` would shard it a second time.
+assigns them to ranks, and every rank makes the same number of steps. Do not pass the loader to
+`prepare`, which would shard it a second time.
 """
 
 from __future__ import annotations

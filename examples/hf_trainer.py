@@ -2,9 +2,9 @@
 
     python examples/hf_trainer.py STORE FUSED MODEL_FOLDER OUTPUT_FOLDER [STEPS]
 
-`remove_unused_columns=False` matters: otherwise the Trainer takes the fused distributions, which
-the model's `forward` does not know, out of every sample before they are collated. It shuffles by
-itself; `fusestore train` is what resumes to the sample.
+`remove_unused_columns=False` is needed: otherwise the Trainer removes the fused distributions from
+every sample before it is collated, because they are no arguments of the model's `forward`. The
+Trainer shuffles in its own order. Use `fusestore train` to resume a run at the exact sample.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Lightning on a stream of a fused dataset, with our loss; stopped anywhere, it goes on exactly.
+"""Lightning on a stream of a fused dataset, with our loss; an interrupted run resumes exactly.
 
     python examples/lightning_loop.py STORE FUSED MODEL_FOLDER OUTPUT_FOLDER [STEPS]
 
-Lightning puts the state of a loader that has `state_dict` into its checkpoints, and
-`StreamingLoader` has: run the example again with more steps, and it goes on behind the last window
-that was trained on, in the middle of an epoch too. Under several devices each rank takes its share
-of the stream by itself, so Lightning has no sampler to replace.
+Lightning stores the state of a loader with `state_dict` in its checkpoints, and `StreamingLoader`
+has that method. Run the example again with more steps, and it continues after the last trained
+window, also in the middle of an epoch. With several devices each rank reads its share of the stream, so
+Lightning has no sampler to replace.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FusionModule(lightning.LightningModule):
 
 
 def main(store: str, fused: str, model_folder: str, output: str, steps: str = "20") -> None:
-    """Train, or go on, and save; prints the loss of each step in nats."""
+    """Train or resume, and save; prints the loss of each step in nats."""
     lightning.seed_everything(0, verbose=False)
     stream = fs.StreamingFusedDataset(f"{store}/fused/{fused}", seed=0)
     module = FusionModule(model_folder)

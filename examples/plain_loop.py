@@ -2,8 +2,8 @@
 
     python examples/plain_loop.py STORE FUSED MODEL_FOLDER OUTPUT_FOLDER [STEPS]
 
-The order of windows, and so the result, is fixed by the seed; `first_batch` would go on in the
-middle of an epoch.
+The seed determines the order of windows, and so the result. To resume in the middle of an epoch,
+give `BatchOrder` the argument `first_batch`.
 """
 
 from __future__ import annotations

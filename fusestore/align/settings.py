@@ -1,4 +1,4 @@
-"""What can be chosen when a source is aligned to a target."""
+"""`AlignSettings`: methods of an alignment; the options of `fusestore align`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from fusestore.store.manifest import Frozen
 TokenMethod = Annotated[
     AlignmentMethod,
     Field(
-        description="How target tokens are paired with source tokens. span: equal end offsets; "
-        "exact: equal "
-        "start and end offsets; mined: minimum edit distance; anchored: mined, through the tokens "
-        "that cover the same bytes; hybrid: span, and mined in the gaps between.",
+        description="How target tokens are paired with source tokens. span: equal end offsets. "
+        "exact: equal start and end offsets. mined: minimum edit distance. anchored: mined, with "
+        "tokens that cover the same bytes fixed. hybrid: span, and mined in the gaps.",
         json_schema_extra={"panel": "Alignments", "names": ["--method"]},
     ),
 ]
@@ -24,9 +23,9 @@ TokenMethod = Annotated[
 VocabularyMethod = Annotated[
     MapMethod,
     Field(
-        description="How source token ids are mapped to target token ids. exact: equal text; "
-        "mined: nearest text by edit distance; prefix: first target token of the text; "
-        "statistical: tokens that begin together in the corpus.",
+        description="How source token ids are mapped to target token ids. exact: equal text. "
+        "mined: nearest text by edit distance. prefix: longest target token that the text begins "
+        "with. statistical: target token that most often begins at the same byte.",
         json_schema_extra={"panel": "Alignments", "names": ["--vocabulary"]},
     ),
 ]

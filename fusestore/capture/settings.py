@@ -1,4 +1,4 @@
-"""`CaptureSettings`: the settings of a capture; the options of `fusestore capture`."""
+"""`CaptureSettings`: what a capture keeps and how it runs; the options of `fusestore capture`."""
 
 from __future__ import annotations
 
@@ -15,105 +15,113 @@ from fusestore.store.manifest import Frozen
 
 BosPolicy = Literal["auto", "always", "never"]
 
-_ROWS: dict[str, JsonValue] = {"panel": "Rows kept"}
+
+_ROWS: dict[str, JsonValue] = {"panel": "Kept entries"}
 _MODEL: dict[str, JsonValue] = {"panel": "Model"}
-_WORK: dict[str, JsonValue] = {"panel": "Work"}
+_WORK: dict[str, JsonValue] = {"panel": "Execution"}
 
 
 class CaptureSettings(Frozen):
-    """Settings of one capture. Only those up to `on_nan` change the content of the rows."""
+    """What a capture keeps and how it runs. Fields up to `on_nan` change the stored numbers."""
 
     selection: RuleName = Field(
         default="top-k",
-        description="Rule that selects the kept entries: the most probable top_k; as few of these "
-        "as reach the mass top_p; or top_k random draws.",
+        description="Which entries are kept. top-k: the `top_k` most probable. top-p: as few of "
+        "these as reach the mass `top_p`. sampled: `top_k` random draws.",
         json_schema_extra=_ROWS,
     )
     top_k: int = Field(
         default=32,
         ge=1,
-        description="Most entries kept of each distribution; number of draws if sampled.",
+        description="Maximum number of entries kept of each distribution; with `selection` "
+        "sampled, the number of draws.",
         json_schema_extra={**_ROWS, "short": "-k"},
     )
     top_p: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Probability mass that the kept entries reach; required by top-p.",
+        description="Probability mass that the kept entries reach. `selection` top-p needs it.",
         json_schema_extra=_ROWS,
     )
     seed: int | None = Field(
         default=None,
         ge=0,
         lt=2**63,
-        description="Seed of the random draws if sampled; 0 unless given.",
+        description="Seed of the random draws of `selection` sampled. By default 0.",
         json_schema_extra=_ROWS,
     )
     profile: Profile = Field(
         default="compact",
-        description="Storage profile: compact is smallest, lossless keeps exact float32, fast is "
-        "not compressed.",
+        description="How rows are stored. compact: rounded and smallest. lossless: exact float32, "
+        "compressed. fast: not compressed.",
         json_schema_extra=_ROWS,
     )
     logprob_step: float | None = Field(
         default=None,
         ge=0,
-        description="Grid of stored log-probabilities in nats, 1/16 if not given; 0 with the "
-        "profile fast keeps float32. The profile lossless and the selection sampled have no grid.",
+        description="Step in nats to which log-probabilities are rounded, by default 1/16. 0 with "
+        "`profile` fast stores exact float32. `profile` lossless and `selection` sampled round "
+        "nothing and take no step.",
         json_schema_extra=_ROWS,
     )
     dtype: DtypeSetting = Field(
         default="auto",
-        description="Data type that the model runs in. auto is bfloat16 where the device has it in "
-        "hardware, else float32; a cache that was begun keeps its own.",
+        description="Data type in which the model runs. auto: bfloat16 where the device has it in "
+        "hardware, else float32. A capture that is continued keeps its dtype.",
         json_schema_extra=_MODEL,
     )
     bos: BosPolicy = Field(
         default="auto",
-        description="Whether documents begin with the BOS token; auto does as the tokenizer does.",
+        description="Whether documents begin with the BOS token. auto: as the tokenizer does.",
         json_schema_extra=_MODEL,
     )
     on_nan: Literal["stop", "skip"] = Field(
         default="stop",
-        description="What happens to a document with logits that are not finite: the capture "
-        "stops, or the document is skipped.",
+        description="What to do with a document that has logits that are not finite. stop: end "
+        "the capture. skip: keep no entries of the document.",
         json_schema_extra=_WORK,
     )
     device: str = Field(
         default="auto",
-        description="Device that runs the model: auto, cpu, cuda, cuda:1, mps.",
-        json_schema_extra=_WORK,
+        description="Device that runs the model, such as cpu, cuda, cuda:1 or mps. auto: a GPU if "
+        "there is one.",
+        json_schema_extra={**_WORK, "metavar": "DEVICE"},
     )
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="Documents in one forward pass. By default a token budget decides, which is "
-        "halved when memory runs out.",
+        description="Number of documents in one forward pass. By default as many as fit a budget "
+        "of tokens, which is halved when memory runs out.",
         json_schema_extra=_WORK,
     )
     attention: str | None = Field(
         default=None,
-        description="Attention implementation of transformers: sdpa, eager, flash_attention_2.",
-        json_schema_extra=_MODEL,
+        description="Attention implementation of transformers, such as sdpa, eager or "
+        "flash_attention_2. By default the model's own.",
+        json_schema_extra={**_MODEL, "metavar": "NAME"},
     )
     revision: str | None = Field(
-        default=None, description="Commit or tag of a hub model.", json_schema_extra=_MODEL
+        default=None,
+        description="Commit or tag of a hub model.",
+        json_schema_extra={**_MODEL, "metavar": "COMMIT"},
     )
     trust_remote_code: bool = Field(
         default=False,
-        description="Run the Python code in the model's folder.",
+        description="Run Python code that the model folder contains. Only for code you have read.",
         json_schema_extra=_MODEL,
     )
     rows_per_shard: int = Field(
         default=262_144,
         ge=1,
-        description="Rows that are written as one unit.",
+        description="Rows of one shard, which one worker writes and an interruption may lose.",
         json_schema_extra=_WORK,
     )
     rows_per_chunk: int = Field(
         default=2_048,
         ge=1,
-        description="Rows that are decoded as one unit.",
+        description="Rows of one chunk, which is read and decoded whole. `rows_per_shard` must be "
+        "a multiple of it.",
         json_schema_extra=_WORK,
     )
 

@@ -14,7 +14,7 @@ _SIZE: dict[str, JsonValue] = {"panel": "Size"}
 _LIMIT: dict[str, JsonValue] = {**_SIZE, "metavar": "SPLIT=NUMBER ..."}
 
 Limits = dict[str, Annotated[int, Field(ge=1)]]
-"""Split → the most documents or bytes of it."""
+"""Split → maximum number of its documents or bytes."""
 
 
 class CorpusSettings(Frozen):
@@ -24,51 +24,51 @@ class CorpusSettings(Frozen):
         default="text",
         min_length=1,
         description="Column that holds the text, in .jsonl, .parquet and .csv files.",
-        json_schema_extra=_TEXT,
+        json_schema_extra={**_TEXT, "metavar": "NAME"},
     )
     split_column: str | None = Field(
         default=None,
         min_length=1,
         description="Column that names the split of each row. Without it the held-out rules "
-        "decide; what they leave is the split train.",
-        json_schema_extra=_SPLITS,
+        "decide, and all other documents are in the split train.",
+        json_schema_extra={**_SPLITS, "metavar": "NAME"},
     )
     held_out_fraction: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Share of source documents in the split held_out, chosen by a hash of their "
-        "names.",
+        description="Share of source documents that are in the split held_out, selected by a hash "
+        "of their names.",
         json_schema_extra=_SPLITS,
     )
     held_out_pattern: tuple[str, ...] = Field(
         default=(),
-        description="Shell pattern; source documents whose file names match are in the split "
+        description="Shell pattern of file names. Source documents that match are in the split "
         "held_out.",
-        json_schema_extra={**_SPLITS, "names": ["--held-out"]},
+        json_schema_extra={**_SPLITS, "names": ["--held-out"], "metavar": "PATTERN ..."},
     )
     max_length: int | None = Field(
         default=1024,
         ge=8,
-        description="Most tokens of a document in any model's tokenizer, BOS included. Longer "
-        "documents are cut where all tokenizers agree.",
+        description="Maximum number of tokens of a document in any model's tokenizer, BOS "
+        "included. Longer documents are cut where tokens of all tokenizers end.",
         json_schema_extra=_SIZE,
     )
     max_documents: Limits = Field(
         default_factory=dict,
-        description="Most source documents of a split.",
+        description="Maximum number of source documents in a split, as in train=1000.",
         json_schema_extra=_LIMIT,
     )
     max_bytes: Limits = Field(
         default_factory=dict,
-        description="Most bytes of text of a split.",
+        description="Maximum number of bytes of text in a split, as in train=1000000.",
         json_schema_extra=_LIMIT,
     )
     sample_seed: int | None = Field(
         default=None,
         ge=0,
-        description="Seed that draws the documents of a limited split. By default the first "
-        "documents are kept.",
+        description="Seed that selects the documents of a limited split at random. By default the "
+        "first documents are kept.",
         json_schema_extra=_SIZE,
     )
 

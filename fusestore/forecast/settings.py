@@ -1,4 +1,4 @@
-"""What can be chosen about a forecast, beside the recipe that it is of."""
+"""`ForecastSettings`: what a forecast of a recipe compares, and on which text."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from fusestore.store.manifest import Frozen
 
 
 class ForecastSettings(Frozen):
-    """Where a forecast looks, and which ways of fusing it compares."""
+    """The text that a forecast measures, and the strategies and granularities that it compares."""
 
     split: str = Field(
         default="held_out",
         min_length=1,
-        description="Split of the corpus to look at, in place of the recipe's: a forecast is of "
-        "text that nothing trains on.",
+        description="Split of the corpus to measure, in place of the recipe's split. Choose text "
+        "that no model trains on.",
+        json_schema_extra={"metavar": "NAME"},
     )
     strategies: tuple[str, ...] = Field(
         default=("mince", "avgce", "packllm", "uniform"),
-        description="Strategies to compare, for all sources together; the recipe's is compared "
-        "too.",
+        description="Strategies to compare, each over all sources. The recipe's strategy is "
+        "always compared.",
         json_schema_extra={"names": ["--compare"], "metavar": "STRATEGY ..."},
     )
     granularities: tuple[Granularity, ...] = Field(
         default=get_args(Granularity),
-        description="Units of weighting to compare; the recipe's is compared too.",
+        description="Granularities to compare. The recipe's granularity is always compared.",
         json_schema_extra={"names": ["--compare-by"]},
     )
 

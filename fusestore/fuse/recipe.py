@@ -37,10 +37,10 @@ from fusestore.store.settings_file import check_keys, parse_settings, read_setti
 _WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "packllm", "uniform", "single"})
 _DIGEST = re.compile(r"[0-9a-f]{16,64}")
 
-_INPUTS: dict[str, JsonValue] = {"panel": "What is fused"}
+_INPUTS: dict[str, JsonValue] = {"panel": "Inputs"}
 _WEIGHTING: dict[str, JsonValue] = {"panel": "Weighting"}
 _POSITIONS: dict[str, JsonValue] = {"panel": "Positions"}
-_OUTPUT: dict[str, JsonValue] = {"panel": "Fused dataset"}
+_OUTPUT: dict[str, JsonValue] = {"panel": "Output"}
 
 KEPT = {"kept": True}
 """Validation context of a recipe that a store keeps: its strategy may be registered elsewhere."""
@@ -52,13 +52,13 @@ class RecipeSource(Frozen):
     cache: str = Field(min_length=1, description="Name of the source's distribution cache.")
     alignment: str | None = Field(
         default=None,
-        description="Name of the cache's alignment to the target. Needed only if there are several "
-        "by the recipe's method.",
+        description="Name of the cache's alignment to the target. Needed only if the store has "
+        "several by the recipe's method.",
     )
     weight: float = Field(
         default=1.0,
         ge=0.0,
-        description="Share of the source for strategy weighted, relative to the other sources'.",
+        description="Weight of the source for `strategy` weighted, relative to the other sources.",
     )
 
 
@@ -81,80 +81,85 @@ class Recipe(Frozen):
 
     sources: tuple[SourceEntry, ...] = Field(
         min_length=1,
-        description="Distribution caches to fuse, each with its weight for strategy weighted. A "
-        "tie between scores goes to the cache that is listed first.",
+        description="Distribution caches to fuse, each with its weight for `strategy` weighted. "
+        "Of equal scores, that of the cache that is listed first wins.",
         json_schema_extra={**_INPUTS, "names": ["--source"], "metavar": "NAME[=WEIGHT] ..."},
     )
     target: str | None = Field(
         default=None,
         min_length=1,
-        description="Model whose tokens are supervised: a name that the store knows, a model, or a "
-        "tokenizer's digest. Default: the sources' tokenizer, if they share one.",
-        json_schema_extra={**_INPUTS, "short": "-t"},
+        description="Target model: a name in the store, a folder, hub id, .gguf file, "
+        "package:NAME, or a tokenizer's digest. By default the sources' tokenizer, if they share "
+        "one.",
+        json_schema_extra={**_INPUTS, "short": "-t", "metavar": "MODEL"},
     )
     corpus: str | None = Field(
         default=None,
         min_length=1,
-        description="Name of the corpus. Default: the corpus of the sources.",
-        json_schema_extra=_INPUTS,
+        description="Name of the corpus. By default the corpus of the sources.",
+        json_schema_extra={**_INPUTS, "metavar": "NAME"},
     )
     split: str = Field(
         default="train",
         min_length=1,
         description="Split of the corpus that is fused.",
-        json_schema_extra=_INPUTS,
+        json_schema_extra={**_INPUTS, "metavar": "NAME"},
     )
     strategy: str = Field(
         default="mince",
-        description="How sources are weighted by their scores: mince, avgce, packllm, weighted, "
-        "uniform, single, or one that a plugin registers.",
-        json_schema_extra=_WEIGHTING,
+        description="Rule that turns scores of sources into weights: mince, avgce, packllm, "
+        "weighted, uniform, single, or one that a plugin registers.",
+        json_schema_extra={**_WEIGHTING, "metavar": "NAME"},
     )
     score: Score = Field(
         default="bits_per_byte",
-        description="Score that the strategy compares; smaller is better.",
+        description="Score of a source on a text; smaller is better. bits_per_byte: comparable "
+        "across tokenizers. aligned_ce: cross-entropy at aligned positions. token_ce: "
+        "cross-entropy of the source's own tokens, as in the paper.",
         json_schema_extra=_WEIGHTING,
     )
     granularity: Granularity = Field(
         default="document",
-        description="Unit over which sources are scored and weighted.",
+        description="Unit of text over which sources are scored and weighted.",
         json_schema_extra=_WEIGHTING,
     )
     # `span` alone: equal end offsets are the only pairs where both models have read the same text.
     kinds: tuple[AcceptedKind, ...] = Field(
         default=("span",),
         min_length=1,
-        description="Alignment kinds that may supervise a position; the paper accepts both.",
+        description="Alignment kinds that may supervise a position. span: both tokens end at the "
+        "same byte. mined: paired by edit distance. The paper accepts both.",
         json_schema_extra={**_POSITIONS, "names": ["--kind"]},
     )
     unaligned: UnalignedPolicy = Field(
         default="skip",
-        description="Distribution at positions that no source supervises: none, the label, the "
-        "target's own, or the token itself as FuseLLM's code has it.",
+        description="Distribution at positions that no source supervises. skip: none. label: the "
+        "next token alone. target: the target's own row. fusellm: the token itself alone, as in "
+        "FuseLLM's code.",
         json_schema_extra=_POSITIONS,
     )
     target_cache: str | None = Field(
         default=None,
-        description="The target's own distribution cache, for unaligned = target. Default: the "
-        "target, if that is a cache's name.",
-        json_schema_extra=_POSITIONS,
+        description="Distribution cache of the target, for `unaligned` target. By default the "
+        "cache that `target` names.",
+        json_schema_extra={**_POSITIONS, "metavar": "NAME"},
     )
     top_k: int = Field(
         default=32,
         ge=1,
-        description="Entries kept of each fused distribution.",
+        description="Maximum number of entries kept of each fused distribution.",
         json_schema_extra={**_OUTPUT, "short": "-k"},
     )
     window_length: int = Field(
         default=1024,
         ge=1,
-        description="Target tokens of one window.",
+        description="Maximum number of target tokens in a window.",
         json_schema_extra=_OUTPUT,
     )
     packing: Packing = Field(
         default="stream",
-        description="Windows cut from the documents laid end to end, or windows that never hold "
-        "two documents.",
+        description="How windows are cut. stream: from all documents laid end to end. document: "
+        "from each document alone.",
         json_schema_extra=_OUTPUT,
     )
     vocabulary_method: VocabularyMethod = DEFAULT_VOCABULARY
@@ -162,7 +167,7 @@ class Recipe(Frozen):
     rows_per_shard: int = Field(
         default=65_536,
         ge=1,
-        description="Positions of one file.",
+        description="Target positions of one shard, which is computed whole.",
         json_schema_extra=_OUTPUT,
     )
 

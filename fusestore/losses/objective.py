@@ -1,4 +1,4 @@
-"""What is minimised: how text and fused distributions are weighed, and how they are compared."""
+"""`FusionObjective`: how the loss weights text and fused distributions, and compares them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class FusionObjective:
     Attributes:
         lm_weight: λ in [0, 1], the weight of the text's own next tokens.
         temperature: T > 0, of both distributions.
-        tail: what becomes of the mass that a sparse row does not keep. `renormalize`: the kept
-            entries are scaled to sum to 1. `ghost`: it is one more outcome, held against the
-            student's mass outside the kept ids.
-        divergence: D. `cross_entropy` is FuseLLM's; `forward_kl` has the same gradient and
-            another value: its least is 0.
+        tail: how the mass outside the kept entries is treated. `renormalize`: the kept entries are
+            scaled to sum to 1. `ghost`: that mass is one more outcome, compared with the student's
+            mass outside the kept ids.
+        divergence: D. `cross_entropy` is FuseLLM's. `forward_kl` has the same gradient, and its
+            smallest value is 0.
         temperature_squared: whether the fused term is multiplied by T², which keeps its gradient
             as large as at T = 1 (Hinton et al., 2015).
 
@@ -55,13 +55,13 @@ class FusionObjective:
         return self.temperature**2 if self.temperature_squared else 1.0
 
     def check_samples(self, where: str) -> None:
-        """See that rows that are samples give an unbiased gradient.
+        """Check that rows that are samples give an unbiased gradient.
 
         Args:
-            where: what has the samples, for the message.
+            where: name, in the message, of the dataset that has the samples.
 
         Raises:
-            IncompatibleError: they do not under this objective.
+            IncompatibleError: the gradient would be biased under this objective.
         """
         if self.lm_weight == 1.0:
             return
@@ -75,6 +75,6 @@ class FusionObjective:
         if not is_unbiased(self.divergence):
             raise IncompatibleError(
                 f"divergence is {self.divergence!r}, but {where} has samples of its sources' "
-                "distributions, which would bias it. Use cross_entropy or forward_kl, whose "
-                "gradients are linear in them, or distributions captured as top-k."
+                "distributions, which would bias it. Use cross_entropy or forward_kl, which have "
+                "gradients that are linear in them, or distributions captured as top-k."
             )

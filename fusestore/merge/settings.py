@@ -1,4 +1,4 @@
-"""`MergeSettings`: how weights are merged; also the options of `fusestore merge`."""
+"""`MergeSettings`: how weights are merged; the options of `fusestore merge`."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class MergeSettings(Frozen):
     method: MergeMethod = Field(
         default="linear",
         description="Merging method. slerp takes exactly two models; task_arithmetic and ties need "
-        "`--base`.",
+        "a base model.",
     )
     weights: tuple[float, ...] = Field(
         default=(),
-        description="Weight of a model; give one for each model, in order. By default all are 1. "
-        "Only their proportions matter, except for task_arithmetic, where they may be negative.",
-        json_schema_extra={"names": ["--weight"]},
+        description="One weight for each model, in order. By default all are 1. Only their "
+        "proportions matter, except for task_arithmetic, where they may be negative.",
+        json_schema_extra={"names": ["--weight"], "metavar": "NUMBER ..."},
     )
     scale: float = Field(
         default=1.0,
-        description="Factor of what task_arithmetic and ties add to the base model.",
+        description="Factor of the change that task_arithmetic and ties add to the base model.",
     )
     density: float = Field(
         default=_DENSITY,
         gt=0.0,
         le=1.0,
-        description="Share of the largest changes of each model that ties keeps.",
+        description="Share of each model's changes that ties keeps: the largest ones.",
     )
     dtype: Dtype | None = Field(
         default=None,

@@ -16,7 +16,7 @@ _OPTIMIZER: dict[str, JsonValue] = {"panel": "Optimizer"}
 _SCHEDULE: dict[str, JsonValue] = {"panel": "Schedule"}
 _BATCHES: dict[str, JsonValue] = {"panel": "Batches"}
 _LORA: dict[str, JsonValue] = {"panel": "LoRA"}
-_EVALUATION: dict[str, JsonValue] = {"panel": "Evaluation and checkpoints"}
+_EVALUATION: dict[str, JsonValue] = {"panel": "Evaluation"}
 _MEMORY: dict[str, JsonValue] = {"panel": "Precision and memory"}
 
 
@@ -32,7 +32,7 @@ class LoraSettings(Frozen):
     alpha: float = Field(
         default=32.0,
         gt=0,
-        description="LoRA updates are multiplied by alpha / rank.",
+        description="Factor of the LoRA updates: they are multiplied by alpha / rank.",
         json_schema_extra=_LORA,
     )
     dropout: float = Field(
@@ -46,7 +46,7 @@ class LoraSettings(Frozen):
         default=(),
         description="Names, or ends of names such as q_proj, of the layers that LoRA adapts. By "
         "default every linear layer except the output head.",
-        json_schema_extra=_LORA,
+        json_schema_extra={**_LORA, "metavar": "NAME ..."},
     )
     adapter_only: bool = Field(
         default=False,
@@ -61,23 +61,24 @@ class TrainSettings(Frozen):
 
     objective: Literal["fuse", "kd", "clm"] = Field(
         default="fuse",
-        description="fuse: text and fused distributions. kd: the distributions alone. clm: the "
-        "text alone. All three read the same tokens in the same order.",
+        description="What is learned from. fuse: text and fused distributions. kd: the "
+        "distributions alone. clm: the text alone. All three read the same tokens in the same "
+        "order.",
         json_schema_extra=_OBJECTIVE,
     )
     lm_weight: float = Field(
         default=0.9,
         ge=0,
         le=1,
-        description="Weight λ of the text's own next tokens in the objective `fuse`; the fused "
-        "distributions have 1 − λ.",
+        description="Weight λ of the text's next tokens in `objective` fuse; the fused "
+        "distributions have the weight 1 − λ.",
         json_schema_extra=_OBJECTIVE,
     )
     final_lm_weight: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Final value of `--lm-weight`, reached linearly. By default the weight is "
+        description="Final value of `lm_weight`, reached linearly. By default the weight is "
         "constant; 1 is FuseLLM's `hard_and_decay`.",
         json_schema_extra=_OBJECTIVE,
     )
@@ -85,7 +86,7 @@ class TrainSettings(Frozen):
         default="cross_entropy",
         description="Divergence of the fused term: cross_entropy, forward_kl, reverse_kl, "
         "jensen_shannon, or one that a plugin registers.",
-        json_schema_extra=_OBJECTIVE,
+        json_schema_extra={**_OBJECTIVE, "metavar": "NAME"},
     )
     temperature: float = Field(
         default=1.0,
@@ -100,8 +101,8 @@ class TrainSettings(Frozen):
     )
     tail: TailMode = Field(
         default="renormalize",
-        description="Mass outside the kept entries. renormalize: scale the entries to sum to 1. "
-        "ghost: compare it with the model's mass outside the kept ids.",
+        description="How the mass outside the kept entries is treated. renormalize: scale the "
+        "entries to sum to 1. ghost: compare it with the model's mass outside the kept ids.",
         json_schema_extra=_OBJECTIVE,
     )
     lora: LoraSettings | None = Field(
@@ -141,7 +142,7 @@ class TrainSettings(Frozen):
     loss_spike: float = Field(
         default=3.0,
         ge=0,
-        description="Stop before the update of a step whose loss is this many nats above the "
+        description="Stop before the update if the loss of a step is this many nats above the "
         "median of the 20 steps before; 0: never.",
         json_schema_extra=_OPTIMIZER,
     )
@@ -167,13 +168,13 @@ class TrainSettings(Frozen):
     epochs: int = Field(
         default=1,
         ge=1,
-        description="Passes over the dataset; has no effect with `--max-steps`.",
+        description="Passes over the dataset; has no effect with `max_steps`.",
         json_schema_extra=_SCHEDULE,
     )
     max_steps: int | None = Field(
         default=None,
         ge=1,
-        description="Number of optimizer steps, in place of `--epochs`.",
+        description="Number of optimizer steps, in place of `epochs`.",
         json_schema_extra=_SCHEDULE,
     )
     batch_size: int = Field(
@@ -191,7 +192,7 @@ class TrainSettings(Frozen):
     attend_within: Literal["window", "document"] = Field(
         default="window",
         description="How far attention reaches. window: over all documents of a window. document: "
-        "only over the own document (document masking).",
+        "only within each document (document masking).",
         json_schema_extra=_BATCHES,
     )
     num_workers: int = Field(
@@ -219,18 +220,18 @@ class TrainSettings(Frozen):
         ge=1,
         description="Steps between checkpoints. By default a checkpoint is written only when the "
         "run is interrupted.",
-        json_schema_extra=_EVALUATION,
+        json_schema_extra={"panel": "Checkpoints and logs"},
     )
     result: Literal["last", "best"] = Field(
         default="last",
-        description="Weights to publish: those of the last step, or of the evaluation with the "
-        "fewest bits per byte (the starting model's, if no other is better).",
+        description="Weights that are published. last: those of the last step. best: those of the "
+        "evaluation with the fewest bits per byte, which may be the one before the first step.",
         json_schema_extra=_EVALUATION,
     )
     precision: PrecisionSetting = Field(
         default="auto",
         description="Format of matrix products, with float32 weights. auto: bfloat16 where the "
-        "device has it in hardware, else float32; a resumed run keeps what it began with.",
+        "device has it in hardware, else float32. A resumed run keeps its precision.",
         json_schema_extra=_MEMORY,
     )
     save_dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -242,7 +243,7 @@ class TrainSettings(Frozen):
         default=None,
         description="Attention implementation of transformers, such as sdpa, eager or "
         "flash_attention_2. By default the model's own.",
-        json_schema_extra=_MEMORY,
+        json_schema_extra={**_MEMORY, "metavar": "NAME"},
     )
     gradient_checkpointing: bool = Field(
         default=False,
@@ -251,8 +252,8 @@ class TrainSettings(Frozen):
     )
     logits: Literal["auto", "whole", "chunked"] = Field(
         default="auto",
-        description="whole: make all logits of a batch at once. chunked: make them a chunk of "
-        "tokens at a time. auto: chunked above 2^28 logits, where the model's head allows it.",
+        description="How logits are computed. whole: for the whole batch at once. chunked: for one "
+        "chunk of tokens at a time. auto: chunked above 2^28 logits if the model's head allows it.",
         json_schema_extra=_MEMORY,
     )
 

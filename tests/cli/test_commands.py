@@ -42,11 +42,14 @@ def test_examples_are_understood(entry):
 
 def test_all_commands_are_listed_by_purpose():
     shown = help_of()
-    places = [shown.index(f"\n{panel}:\n") for panel in ("Begin", "Make", "Train", "Look", "Share")]
+    places = [
+        shown.index(f"\n{panel}:\n") for panel in ("Start", "Build", "Measure", "Inspect", "Share")
+    ]
     assert places == sorted(places)
     assert len({entry.name for entry in COMMANDS}) == len(COMMANDS)
     for entry in COMMANDS:
-        assert f"\n  {entry.name} " in shown
+        # One line each.
+        assert f"\n  {entry.name:8}  {entry.summary}\n" in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
 
 
