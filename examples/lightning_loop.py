@@ -4,8 +4,8 @@
 
 Lightning stores the state of a loader with `state_dict` in its checkpoints, and `StreamingLoader`
 has that method. Run the example again with more steps, and it continues after the last trained
-window, also in the middle of an epoch. With several devices each rank reads its share of the stream, so
-Lightning has no sampler to replace.
+window, also in the middle of an epoch. With several devices each rank reads its share of the
+stream, so Lightning has no sampler to replace.
 """
 
 from __future__ import annotations

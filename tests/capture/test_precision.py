@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,8 +18,9 @@ from fusestore.corpus.build import open_corpus
 from fusestore.errors import FingerprintMismatchError
 from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision
-from fusestore.progress import SilentReporter
 from fusestore.store.layout import Store
+from tests.helpers.fork_server import python
+from tests.helpers.lines import Lines
 from tests.helpers.store_contents import contents
 
 SETTINGS = CaptureSettings(top_k=7, rows_per_shard=64, rows_per_chunk=16, device="cpu")
@@ -39,11 +39,14 @@ print(json.dumps([choice.value, choice.reason, has, flags["architecture"]]))
 
 
 def ask(**environment):
-    """The choice of a fresh interpreter, and whether its processor has the instructions at all."""
+    """The choice of a new process, and whether its processor has the instructions at all.
+
+    torch and oneDNN look at the limits when they are first asked what there is.
+    """
     cleared = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}
     inherited = {name: value for name, value in os.environ.items() if name not in cleared}
     shown = subprocess.run(
-        [sys.executable, "-c", ASK],
+        [python(), "-c", ASK],
         env={**inherited, **environment},
         check=True,
         capture_output=True,
@@ -118,16 +121,6 @@ def test_other_devices(monkeypatch):
     assert choose_precision("cuda:1").value == "bfloat16"
     assert choose_precision("cuda").value == "float32"
     assert asked == [False, False]
-
-
-class Lines(SilentReporter):
-    """Keeps what a run says."""
-
-    def __init__(self):
-        self.said = []
-
-    def line(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture

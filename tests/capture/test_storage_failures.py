@@ -85,7 +85,9 @@ def capture_behind_faults(captures, new_store, whole, s3_url, proxy):
     root = new_store(f"{s3_url}/store")
     variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     for _ in range(5):
-        child = captures.start(root, **{**variables, "AWS_ENDPOINT_URL": proxy.url})
+        child = captures.start(
+            root, first_wait=0.01, **{**variables, "AWS_ENDPOINT_URL": proxy.url}
+        )
         if captures.wait(child) == 0:
             break
         check_nothing_torn(root, whole)

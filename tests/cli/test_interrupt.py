@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -18,12 +19,12 @@ from tests.helpers.command import start
 from tests.helpers.tiny_job import hashes, run_fusion, write_fusion
 
 
-def interrupted(arguments, moment, delay):
+def interrupted(arguments, moment, delay, **options):
     """Run, wait for a line of progress that begins with `moment`, and press Ctrl-C after a delay.
 
     Returns the exit code and what was said on standard error.
     """
-    with start(*arguments) as process:
+    with start(*arguments, **options) as process:
         said = ""
         for line in process.stderr:
             said += line
@@ -106,10 +107,14 @@ def test_sigterm_keeps_a_checkpoint(command, job, store, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_at_random_moments_of_a_whole_run(seed, job, first_store, tmp_path):
-    """Three interruptions in a row, each at another moment, then an uninterrupted run."""
+    """Three interruptions in a row, each at another moment, then an uninterrupted run.
+
+    The first may come while modules are imported.
+    """
     store = tmp_path / "store"
     fusion = write_fusion(tmp_path, job, str(store))
     moments = random.Random(seed)  # noqa: S311 - no secret
-    for _ in range(3):
-        check_end(*interrupted(["run", fusion], "model", moments.uniform(0, 12)))
+    for interpreter in (sys.executable, None, None):
+        delay = moments.uniform(0, 12 if interpreter else 6)
+        check_end(*interrupted(["run", fusion], "model", delay, interpreter=interpreter))
     check_finishes(fusion, store, first_store)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +12,7 @@ from fusestore.data import FusedMixture
 from fusestore.losses import divergence_registry as registry
 from fusestore.storage.location import Location
 from tests.helpers.command import PROGRAM
+from tests.helpers.fork_server import python
 from tests.helpers.tiny_job import hashes
 
 
@@ -181,8 +181,8 @@ def test_two_processes_of_a_launcher_speak_once(job, store, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = train(job, store, "--max-steps", "1", "--evaluate", "addresses/held_out")
     ended = subprocess.run(
-        [sys.executable, *launcher, tmp_path / "fusestore", *arguments],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        [python(), *launcher, tmp_path / "fusestore", *arguments],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHON_EXEC": python()},
         capture_output=True,
         text=True,
         check=False,

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from fusestore.fuse.resolve import find_inputs
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
 from fusestore.store.layout import Store
+from tests.helpers.fork_server import python
 from tests.helpers.small_store import ROWS_PER_SHARD, make_small_store
 
 ROOT = Path(__file__).parents[2]
@@ -277,7 +277,7 @@ for shard in range(4):
 
 def start_counting(small):
     process = subprocess.Popen(
-        [sys.executable, "-c", COUNTING, small.root],
+        [python(), "-c", COUNTING, small.root],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

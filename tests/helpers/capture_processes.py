@@ -35,12 +35,14 @@ class CaptureProcesses:
             },
         )
 
-    def start(self, store, log=os.devnull, pause=0.0, **environment):
+    def start(self, store, log=os.devnull, pause=0.0, first_wait=None, **environment):
         """Begin a capture; its process id.
 
         Each shard is noted in the file `log` when it is captured, after a pause of `pause` seconds.
+        What fails in passing is tried again after `first_wait` seconds instead of the usual wait.
         """
         job = {**self.job, "store": str(store), "log": str(log), "pause": pause}
+        job["first_wait"] = first_wait
         return self._ask(f"start {json.dumps({**job, 'environment': environment})}")
 
     def wait(self, child):
@@ -121,9 +123,11 @@ def _capture(job):
     from fusestore.capture.shard_queue import ShardQueue
     from fusestore.corpus.build import open_corpus
     from fusestore.models.model import Model
+    from fusestore.storage import retries
     from fusestore.store.layout import Store
 
     os.environ.update(job["environment"])
+    retries.FIRST_WAIT_S = job["first_wait"] or retries.FIRST_WAIT_S
     put = ShardQueue.put
 
     def noted(self, shard, rows):

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.fork_server import python
+
 PROGRAM = "from fusestore_cli.app import main; main()"
 
 
@@ -67,10 +69,12 @@ class Command:
         return message
 
 
-def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """The command in a process of its own, its output piped."""
+def start(
+    *arguments: str | Path, interpreter: str | None = None, **options: Any
+) -> subprocess.Popen[str]:
+    """The command in a process of its own, its output piped; by default in a fork: see `python`."""
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        [interpreter or python(), "-c", PROGRAM, *map(str, arguments)],
         # A test runner started in the background ignores Ctrl-C, and its children inherit that.
         preexec_fn=_heed_interrupts,
         stdout=subprocess.PIPE,

@@ -5,12 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
-from fusestore.progress import SilentReporter
 from fusestore.report.summary import Summary
 from fusestore.storage.location import Location
 from fusestore.storage.packages import resolve_path
 from fusestore.workflows.fusion_config import load_config
 from fusestore.workflows.pipeline import run_pipeline
+from tests.helpers.lines import Lines
 from tests.helpers.tiny_models import make_llama, save_model, train_byte_fallback
 
 NUM_DOCUMENTS = 30
@@ -124,27 +124,6 @@ def write_fusion(folder: Path, job: Path, store: str, *changes: tuple[str, str])
     path = folder / "fusion.toml"
     path.write_text(text)
     return path
-
-
-class Lines(SilentReporter):
-    """Keeps the lines a pipeline reports."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-    @property
-    def built(self) -> list[str]:
-        """Stages that were not already there, in order."""
-        return [line.removesuffix(": done") for line in self.lines if line.endswith(": done")]
-
-    @property
-    def found(self) -> list[str]:
-        """Stages that were already there, in order."""
-        there = ": already there"
-        return [line.removesuffix(there) for line in self.lines if line.endswith(there)]
 
 
 def run_fusion(path: Path) -> tuple[Summary, Lines]:

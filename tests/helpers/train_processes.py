@@ -4,10 +4,10 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 from fusestore.train import TrainSettings
+from tests.helpers.fork_server import python
 
 SCRIPT = """
 import os, signal, sys
@@ -147,6 +147,7 @@ def _environment(**variables: str) -> dict[str, str]:
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
         **variables,
     }
 
@@ -165,7 +166,7 @@ def two_processes(
     )
     processes = [
         subprocess.Popen(
-            [sys.executable, *arguments],
+            [python(), *arguments],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -188,11 +189,12 @@ def launch(
     """Train under `accelerate launch`; its return code, and stderr."""
     arguments = _arguments(model_path, fused_folder, folder, settings, stop_after)
     (folder / "config.yaml").write_text(configuration)
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [python(), "-m", "accelerate.commands.launch"]
     command += ["--config_file", folder / "config.yaml", "--main_process_port", str(free_port())]
     ended = subprocess.run(
         [*command, *arguments],
-        env=_environment(**variables),
+        # What the launcher starts the script by.
+        env=_environment(**variables, PYTHON_EXEC=python()),
         capture_output=True,
         text=True,
         check=False,

@@ -33,6 +33,7 @@ from fusestore.store.receipts import FileRecord
 from fusestore.tokenizers.remembered import folder_tokenizer
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fusestore.tokenizers.vocabulary_table import save_vocabulary
+from tests.helpers.fork_server import python
 from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 
 
@@ -274,9 +275,9 @@ print([name for name in ("torch", "transformers", "polars", "zarr") if name in s
 """
     told = [
         subprocess.run(
-            [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+            [interpreter, "-c", code, str(folder)], capture_output=True, text=True, check=True
         ).stdout.splitlines()
-        for _ in range(2)
+        for interpreter in (python(), sys.executable)
     ]
     assert told[0][:2] == told[1][:2]
     tokenizer = load_tokenizer(folder)

@@ -5,7 +5,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import fusestore as fs
 from fusestore.errors import InvalidInputError
+from tests.helpers.fork_server import python
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 12
@@ -26,12 +26,17 @@ def losses(text):
 
 def run(*command):
     done = subprocess.run(
-        [sys.executable, *map(str, command)],
+        [python(), *map(str, command)],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "PYTHON_EXEC": python(),
+        },
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

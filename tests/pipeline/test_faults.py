@@ -3,12 +3,18 @@
 import pytest
 
 from fusestore.errors import FusestoreError
+from fusestore.storage import retries
 from fusestore.storage.location import Location
 from fusestore.workflows.fusion_config import load_config
 from fusestore.workflows.pipeline import run_pipeline
 from fusestore.workflows.verification import verify_store
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.tiny_job import hashes, write_fusion
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.01)
 
 
 @pytest.mark.slow

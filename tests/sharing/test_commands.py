@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -108,7 +109,7 @@ def test_a_killed_pull_is_unfinished_and_goes_on(command, store, s3_url, tmp_pat
     command.succeeds("push", "cache/small", "--from", store, "--to", s3_url)
     target = tmp_path / "target"
     arguments = ["pull", "cache/small", "--from", s3_url, "--to", target, "--jobs", "1"]
-    process = start(*arguments)
+    process = start(*arguments, interpreter=sys.executable)
     folder = target / "caches/small"
     while process.poll() is None and len(written(folder)) < after:
         time.sleep(0.001)

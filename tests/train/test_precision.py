@@ -4,23 +4,13 @@ import pytest
 
 from fusestore.errors import AlreadyExistsError, FingerprintMismatchError
 from fusestore.models.precision import PrecisionChoice
-from fusestore.progress import SilentReporter
 from fusestore.train import trainer
 from fusestore.train.manifest import TrainingPlan
+from tests.helpers.lines import Lines
 from tests.helpers.train_runs import SETTINGS, folder_bytes, held_out, manifest, run, signal_after
 
 AUTO = SETTINGS.model_copy(update={"precision": "auto"})
 OTHER = {"float32": "bfloat16", "bfloat16": "float32"}
-
-
-class Lines(SilentReporter):
-    """Keeps what a run says."""
-
-    def __init__(self):
-        self.said = []
-
-    def line(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture
