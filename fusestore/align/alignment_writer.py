@@ -1,9 +1,9 @@
 """Writing an alignment: shard by shard, over any number of runs, with memory for one shard.
 
-A shard holds a fixed number of target tokens. It depends on nothing but the documents it touches
-(those that two shards share are aligned for both), so an interrupted run goes on where it stopped,
-and the same inputs give the same bytes. Order on disk: fingerprint, layout, then for each shard its
-files and after them its receipt, and the manifest when nothing is missing.
+A shard holds a fixed number of target tokens. It depends only on the documents it touches (a
+document in two shards is aligned for both), so an interrupted run resumes where it stopped, and the
+same inputs give the same bytes. Order on disk: fingerprint, layout, then the files and the receipt
+of each shard, and last the manifest.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from fusestore.align.report.unmatched import UNMATCHED_FILE, unmatched_table
 from fusestore.align.stored import Alignment, AlignmentRows, alignment_arrays, open_alignment
 from fusestore.align.tokens.pairing import align_table, check_method, check_tokens
 from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
-from fusestore.errors import FusestoreError, IncompatibleError, NotFoundError
+from fusestore.errors import FusestoreError, IncompatibleError
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
+from fusestore.store.copy import matches
 from fusestore.store.fingerprints import write_fingerprint
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
 from fusestore.tokenizers.token_table import TokenReader, document_range
 from fusestore.tokenizers.vocabulary import Vocabulary
 
 ROWS_PER_SHARD = 2**18
-"""Target tokens in a shard: 1.3 MB of files, and some ten times that while it is made."""
+"""Target tokens in a shard: 1.3 MB of files; making it takes about ten times that in memory."""
 
 
 def write_alignment(
@@ -51,27 +52,27 @@ def write_alignment(
     rows_per_shard: int = ROWS_PER_SHARD,
     progress: Progress = ignore_progress,
 ) -> Alignment:
-    """Align and store, shard by shard; what an earlier run of the same finished is kept.
+    """Align and store, shard by shard; finished shards of an earlier run are kept.
 
     Args:
         location: the alignment's folder.
         source: the cache's tokens.
         target: the target's tokens of the same documents.
-        source_vocab: what the source ids stand for.
-        target_vocab: what the target ids stand for.
-        source_cache_digest: identifies the cache the rows will come from.
-        source_corpus_digest: the corpus that the cache was made of.
-        target_corpus_digest: the corpus that the target tokens were made of.
+        source_vocab: vocabulary of the source ids.
+        target_vocab: vocabulary of the target ids.
+        source_cache_digest: digest of the source's cache.
+        source_corpus_digest: digest of the cache's corpus.
+        target_corpus_digest: digest of the target tokens' corpus.
         method: see `align_table`.
         vocabulary_map: see `align_table`.
         rows_per_shard: target tokens in a shard.
-        progress: called with (target tokens done, in all), first with what was there already.
+        progress: receives the target tokens done and their total after every shard.
 
     Raises:
         IncompatibleError: the corpora differ, or ids do not belong to their vocabulary.
         FingerprintMismatchError: an alignment of this name has other inputs or settings.
-        InvalidInputError: unknown method, or end offsets that decrease.
-        In each case the store is left as it was.
+        InvalidInputError: an unknown method, or end offsets that decrease.
+        In each case the store is unchanged.
     """
     if source_corpus_digest != target_corpus_digest:
         raise IncompatibleError(
@@ -123,24 +124,21 @@ def write_alignment(
 def _checked_digests(
     source: TokenReader, target: TokenReader, source_vocab: Vocabulary, target_vocab: Vocabulary
 ) -> tuple[str, str]:
-    """SHA-256 of each side's tokens, once they are found sound.
-
-    The digest is that of the digests of offsets, ids and end offsets.
-    """
+    """SHA-256 of the digests of offsets, ids and end offsets of each side, which are checked."""
     sides = (("source", source, source_vocab), ("target", target, target_vocab))
     states = {name: (hashlib.sha256(), hashlib.sha256()) for name, _, _ in sides}
     for start, stop in document_blocks(source, target):
-        for name, stream, vocabulary in sides:
-            tokens = document_range(stream, start, stop)
+        for name, reader, vocabulary in sides:
+            tokens = document_range(reader, start, stop)
             check_tokens(tokens, vocabulary, name)
             ids, ends = states[name]
             ids.update(np.ascontiguousarray(tokens.token_ids, "<i4").data)
             ends.update(np.ascontiguousarray(tokens.end_offsets, "<i4").data)
     digests = []
-    for name, stream, _ in sides:
-        offsets = hashlib.sha256(np.ascontiguousarray(stream.document_offsets, "<i8").data)
-        parts = (offsets, *states[name])
-        digests.append(hashlib.sha256(b"".join(state.digest() for state in parts)).hexdigest())
+    for name, reader, _ in sides:
+        offsets = hashlib.sha256(np.ascontiguousarray(reader.document_offsets, "<i8").data)
+        hashes = (offsets, *states[name])
+        digests.append(hashlib.sha256(b"".join(each.digest() for each in hashes)).hexdigest())
     return digests[0], digests[1]
 
 
@@ -170,7 +168,7 @@ def _publish(
     stop: int,
     files: Mapping[str, bytes],
 ) -> Receipt:
-    """Publish the files of a part, then its receipt."""
+    """Publish the files of a receipt's part, then the receipt."""
     receipt = Receipt(
         part=part,
         start=start,
@@ -180,27 +178,22 @@ def _publish(
     )
     for name, data in files.items():
         publish(location / name, data)
-    publish(_receipt_file(location, part), receipt.to_bytes())
+    publish(location / receipt_path(part), receipt.to_bytes())
     return receipt
 
 
 def _whole_receipt(
     location: Location, fingerprint: AlignmentFingerprint, part: str
 ) -> Receipt | None:
-    """The receipt that an earlier run left, if it is of this alignment and its files are whole."""
+    """The receipt of an earlier run, if it is of this alignment and its files are whole."""
     try:
-        receipt = Receipt.load(_receipt_file(location, part))
+        receipt = Receipt.load(location / receipt_path(part))
         sound = (receipt.part, receipt.fingerprint_digest) == (part, fingerprint.digest) and all(
-            FileRecord.of((location / name).read_bytes()) == record
-            for name, record in receipt.files.items()
+            matches(location / name, record) for name, record in receipt.files.items()
         )
-    except (NotFoundError, ValueError, FusestoreError):
+    except FusestoreError:
         return None
     return receipt if sound else None
-
-
-def _receipt_file(location: Location, part: str) -> Location:
-    return location / receipt_path(part)
 
 
 def _aligned_rows(
@@ -213,7 +206,7 @@ def _aligned_rows(
     start: int,
     stop: int,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Rows `[start, stop)` of the alignment, by aligning the documents that reach into them."""
+    """Rows `[start, stop)` of the alignment, by aligning the documents that overlap them."""
     offsets = target.document_offsets
     first = int(np.searchsorted(offsets, start, side="right")) - 1
     last = int(np.searchsorted(offsets, stop, side="left"))
@@ -238,7 +231,7 @@ def _finish(
     source_vocab: Vocabulary,
     target_vocab: Vocabulary,
 ) -> Alignment:
-    """Count what was stored, and write the table of unmatched tokens and the manifest."""
+    """Count the stored rows; write the table of unmatched tokens, then the manifest."""
     files = {name: record for receipt in receipts for name, record in receipt.files.items()}
     files["fingerprint.json"] = FileRecord.of(fingerprint.to_bytes())
     for receipt in receipts:
@@ -246,7 +239,7 @@ def _finish(
     sample = compare_methods(source, target, source_vocab, target_vocab)
     totals = AlignmentTotals.zero(len(source_vocab), len(target_vocab))
     for start, stop in document_blocks(source, target):
-        # Opened anew: what a reader has mapped stays resident.
+        # A new reader for each block, because what a reader has mapped stays resident.
         rows = AlignmentRows(location, fingerprint, files)
         totals.add(
             document_range(source, start, stop),

@@ -38,14 +38,14 @@ class AlignmentKind(ArtifactKind):
     def rebuild(
         self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
     ) -> None:
-        """See `rebuild_alignment`: damaged shards alone are aligned again."""
+        """See `rebuild_alignment`: only damaged shards are aligned again."""
         from fusestore.align.rebuild_alignment import rebuild_alignment
 
         del findings, tools
         rebuild_alignment(store, artifact.name)
 
     def view(self, store: Store, artifact: Artifact, rows: int) -> View:
-        """How well the methods align, and what stays unmatched."""
+        """Coverage by method, and the unmatched tokens."""
         from fusestore.align.report.overview import alignment_view
         from fusestore.align.stored import open_alignment
 
@@ -65,34 +65,34 @@ class AlignmentKind(ArtifactKind):
         }
 
     def tables(self) -> Mapping[str, TableSchema]:
-        """The alignment as a table, which is made on demand, and the unmatched tokens."""
+        """The alignment as a table (made on demand), and the unmatched tokens."""
         from fusestore.align.report.unmatched import ALIGNMENT_SCHEMA, UNMATCHED_SCHEMA
 
         return {
             "alignment": TableSchema(
-                "none: `align.report.unmatched.alignment_table` makes it of the stored arrays",
+                "none: `align.report.unmatched.alignment_table` makes it from the stored arrays",
                 "one token of the target, in corpus order",
                 ALIGNMENT_SCHEMA,
                 {
                     "document": "index of the document in the corpus",
                     "target_pos": "position of the target's token in its document, from 0",
-                    "source_pos": "position in the document whose row may supervise it; null for "
-                    "none",
+                    "source_pos": "position in the document of the row that may supervise it; null "
+                    "for none",
                     "kind": "span: equal end offsets; mined: by edit distance alone; none",
                 },
                 frozenset({"source_pos"}),
             ),
             "unmatched": TableSchema(
                 "alignments/<alignment>/unmatched.parquet",
-                "one token id that stays unmatched somewhere: by side, then the most frequent "
-                "first",
+                "one token id with unmatched occurrences: by side, then by falling number of these",
                 UNMATCHED_SCHEMA,
                 {
                     "side": "the tokenizer that the id belongs to",
                     "token_id": "token id",
                     "bytes": "the UTF-8 bytes the token stands for",
-                    "text": "the same as text; bytes that are no characters as \\xNN",
-                    "unmatched": "target: occurrences without a source row; source: without a use",
+                    "text": "the bytes as text; invalid UTF-8 as \\xNN",
+                    "unmatched": "target: occurrences without a source row; source: occurrences "
+                    "with a row that supervises no target position",
                     "total": "occurrences in the corpus",
                 },
             ),

@@ -1,8 +1,8 @@
 """Levenshtein distances between token texts.
 
-A token's text is compared character by character. Bytes that are no valid UTF-8 (a character cut
-over several tokens) count as one character each (`surrogateescape`), so that distance 0 means equal
-bytes and the distance stays a metric over all tokens, whole or cut.
+A token's text is compared character by character. Bytes that are invalid UTF-8 (of a character that
+is cut over several tokens) count as one character each (`surrogateescape`), so that distance 0
+means equal bytes and the distance is a metric over all tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def text_of(token: bytes) -> str:
 
 
 def common_prefix(left: str, right: str) -> int:
-    """Characters that the two texts begin with in common."""
+    """Length in characters of the longest common prefix."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
 
@@ -37,7 +37,7 @@ class Texts:
     """Texts as flat character codes.
 
     Attributes:
-        characters: uint32 [N]: code points, all texts one after the other.
+        characters: uint32 [N]: code points of the concatenated texts.
         offsets: int64 [n + 1]: text i is `characters[offsets[i]:offsets[i + 1]]`.
     """
 
@@ -46,7 +46,7 @@ class Texts:
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Texts:
-        """Flatten the texts, in the order given."""
+        """Flatten the texts."""
         encoded = "".join(texts).encode("utf-32-le", "surrogatepass")
         lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
@@ -77,8 +77,8 @@ def bit_parallel(
 ) -> int:
     """Edit distance of a pattern of 1 to 64 characters to `text` (Hyyrö 2003, after Myers 1999).
 
-    `masks[c]` has bit i set where the pattern's character i is c. Returns some number above `bound`
-    as soon as the distance is known to exceed it.
+    `masks[c]` has bit i set where the pattern's character i is c. Returns a number above `bound` as
+    soon as the distance must exceed it.
     """
     one = np.uint64(1)
     last = one << np.uint64(length - 1)

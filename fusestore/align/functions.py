@@ -1,4 +1,4 @@
-"""The public face of alignment: two tokenizers in, Polars tables out."""
+"""The public functions of alignment: from two tokenizers to Polars tables."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ def vocabulary_map(
         target_tokenizer: the same; swap the two for the other direction.
         method: `mined` (minimum edit distance, FuseLLM section 3.3), `exact`, `prefix`, or
             `statistical` (tokens that begin together in `texts`, after FuseChat).
-        tie_break: of equally near tokens the one of longest common prefix, or the `first`.
-        texts: what `statistical` counts.
+        tie_break: of equally near tokens, take that with the longest common `prefix` or the
+            `first`.
+        texts: documents in which `statistical` counts tokens.
 
     Returns:
         One row per source id: source_id int32, target_id int32 or null, distance int32 in
         characters or null, kind string (none, exact, mined, prefix, role, byte, statistical).
 
     Raises:
-        IncompatibleError: a slow tokenizer, which does not say where its tokens end.
-        InvalidInputError: unknown method or tie break, or texts without `statistical`, or not.
+        IncompatibleError: a slow tokenizer, which gives no end offsets.
+        InvalidInputError: an unknown method or tie break, `statistical` without texts, or texts
+            for another method.
     """
     source, target = as_tokenizer(source_tokenizer), as_tokenizer(target_tokenizer)
     counts = None
@@ -69,11 +71,11 @@ def token_alignment(
     Returns:
         One row per target token: target_pos int32, source_pos int32 or null, kind string (span,
         mined, none). Row `source_pos` of the source may supervise row `target_pos` of the target:
-        both are predictions of what follows the token at that position.
+        both predict what follows the token at that position.
 
     Raises:
-        IncompatibleError: a slow tokenizer, which does not say where its tokens end.
-        InvalidInputError: unknown method.
+        IncompatibleError: a slow tokenizer, which gives no end offsets.
+        InvalidInputError: an unknown method.
     """
     source, target = as_tokenizer(source_tokenizer), as_tokenizer(target_tokenizer)
     position, kind = align_table(

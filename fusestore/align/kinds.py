@@ -1,4 +1,4 @@
-"""How a position was aligned and how a vocabulary row was mapped: codes and names."""
+"""Codes and names of alignment kinds, and of the kinds of a vocabulary map's rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NONE = 0
 SPAN = 1
 """Source and target token end at the same byte offset: both have read the same text."""
 MINED = 2
-"""Paired by minimum edit distance alone; the end offsets differ."""
+"""Paired only by minimum edit distance; the end offsets differ."""
 
 ALIGNMENT_KINDS = ("none", "span", "mined")
 """Names of the alignment kinds, indexed by code."""

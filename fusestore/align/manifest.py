@@ -1,4 +1,4 @@
-"""What an alignment's JSON documents say."""
+"""An alignment's JSON documents."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord, ShardPlan
 
 LAYOUT_PART = "layout"
-"""Receipt of what is known before anything is aligned: metadata and document offsets."""
+"""Name of the receipt for metadata and document offsets, which are written first."""
 
 
 class AlignmentFingerprint(Manifest):
-    """Everything that decides an alignment's content; all digests are SHA-256, hexadecimal.
+    """Everything that determines an alignment's content; all digests are SHA-256, hexadecimal.
 
     Attributes:
         method: hybrid, span, mined, anchored or exact.
@@ -23,7 +23,7 @@ class AlignmentFingerprint(Manifest):
         target_tokenizer_digest: the target's tokenizer.
         source_tokens_digest: the source's ids and offsets.
         target_tokens_digest: the target's ids and offsets.
-        vocabulary_map_digest: digest of the map that pairs had to agree with, if there was one.
+        vocabulary_map_digest: digest of the map that pairs had to agree with; None without one.
         num_documents: documents on either side.
         num_source_tokens: tokens of the source.
         num_target_tokens: rows of the alignment.
@@ -45,19 +45,18 @@ class AlignmentFingerprint(Manifest):
 
     @property
     def plan(self) -> ShardPlan:
-        """How the rows are cut into shards."""
+        """Shards of the rows."""
         return ShardPlan(self.num_target_tokens, self.rows_per_shard)
 
 
 class MethodSample(Frozen):
-    """What each method makes of the same documents, drawn evenly from the corpus.
+    """The methods compared on the same documents, drawn evenly from the corpus.
 
     Attributes:
         num_documents: documents in the sample.
         num_tokens: their target tokens.
         aligned: target tokens that a method aligns, by method.
-        same: target tokens for which two methods give the same answer, be it none; by method and
-            method.
+        same: target tokens that two methods align alike or both leave unaligned, by both methods.
     """
 
     num_documents: int
@@ -70,11 +69,11 @@ class AlignmentManifest(Manifest):
     """A complete alignment.
 
     Attributes:
-        fingerprint: what was aligned, and how.
-        counts: target tokens by kind.
-        unused_source_tokens: source tokens whose row supervises no target position.
+        fingerprint: inputs and settings.
+        counts: target tokens by alignment kind.
+        unused_source_tokens: source tokens with a row that supervises no target position.
         sample: the methods compared.
-        files: every other file: path relative to the alignment → what it holds.
+        files: record of every other file, by its path in the alignment.
     """
 
     fingerprint: AlignmentFingerprint
@@ -85,6 +84,6 @@ class AlignmentManifest(Manifest):
 
     @property
     def coverage(self) -> dict[str, float]:
-        """Share of target tokens by kind; all zero when there are no tokens."""
+        """Share of target tokens by alignment kind; all zero without tokens."""
         total = max(self.fingerprint.num_target_tokens, 1)
         return {kind: count / total for kind, count in self.counts.items()}

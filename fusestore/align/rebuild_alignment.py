@@ -1,8 +1,9 @@
-"""Making damaged vocabulary maps and alignments again from what they were made from."""
+"""Rebuilding damaged vocabulary maps and alignments from their inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from fusestore.align.alignment_writer import write_alignment
 from fusestore.align.kinds import MapMethod
@@ -26,13 +27,13 @@ from fusestore.tokenizers.vocabulary_table import load_vocabulary
 
 
 def rebuild_vocabulary_map(store: Store, name: str) -> None:
-    """Make a vocabulary map again from what its name tells: two vocabularies and a method.
+    """Make a vocabulary map again from the two vocabularies and the method in its name.
 
-    A statistical one also takes the corpus, a cache of it and the target's tokens.
+    A statistical map also needs the corpus, a cache of it and the target's tokens.
 
     Raises:
-        NotFoundError, CorruptionError: what it was made from is not there, or damaged.
-        IncompatibleError: the map comes out otherwise.
+        NotFoundError, CorruptionError: an input is missing or damaged.
+        IncompatibleError: the new map differs from the manifest.
     """
     location = store.location / "vocabulary_maps" / name
     source, target, method, *corpus = name.split("-")
@@ -42,18 +43,18 @@ def rebuild_vocabulary_map(store: Store, name: str) -> None:
     tie_break = "prefix" if old is None else old.fingerprint.tie_break
     counts = _counted(store, source, target, corpus[0]) if corpus else iter([None])
     for counted in counts:
-        # The manifest goes first: what is left when this is cut short is unfinished.
+        # The manifest is deleted first, so that an interruption leaves an unfinished map.
         for file in (MANIFEST_FILE, FINGERPRINT_FILE):
             (location / file).delete()
         stored_vocabulary_map(location, *vocabularies, chosen, tie_break, corpus=counted)
-        made = VocabularyMapManifest.load(location / "manifest.json")
-        if old is None or made == old:
+        rebuilt = VocabularyMapManifest.load(location / "manifest.json")
+        if old is None or rebuilt == old:
             return
-    check_repaired(old, made, location)
+    check_repaired(old, rebuilt, location)
 
 
 def _counted(store: Store, source: str, target: str, corpus_digest: str) -> Iterator[CountedCorpus]:
-    """What may have been counted: the target's tokens may be kept with BOS, without, or both."""
+    """The counts that the map may have: of the target's stored tokens, with and without BOS."""
     corpus = find_corpus(store, corpus_digest)
     cache = next(
         (
@@ -67,19 +68,18 @@ def _counted(store: Store, source: str, target: str, corpus_digest: str) -> Iter
     if cache is None:
         raise NotFoundError(
             f"{store.location} holds no complete cache of corpus {corpus.name!r} by a model with "
-            f"tokenizer {source}, whose tokens this map was counted from."
+            f"tokenizer {source}, which this map was counted from."
         )
-    for kept in find_corpus_tokens(corpus, target):
-        # Called at once, before the loop goes on.
-        yield CountedCorpus(corpus.digest, lambda kept=kept: count_pairs(cache, kept))  # type: ignore[misc]
+    for tokens in find_corpus_tokens(corpus, target):
+        yield CountedCorpus(corpus.digest, partial(count_pairs, cache, tokens))
 
 
 def rebuild_alignment(store: Store, name: str) -> None:
-    """Make the damaged shards of an alignment again from the cache and the corpus's tokens.
+    """Make the damaged shards of an alignment again from the cache and the target's tokens.
 
     Raises:
-        NotFoundError, CorruptionError: what it was made from is not there, or damaged.
-        IncompatibleError: it comes out otherwise.
+        NotFoundError, CorruptionError: an input is missing or damaged.
+        IncompatibleError: the result differs from the manifest.
     """
     location = store.alignment(name)
     old = AlignmentManifest.load_if_sound(location / "manifest.json")
@@ -87,8 +87,8 @@ def rebuild_alignment(store: Store, name: str) -> None:
     fingerprint = kept if old is None else old.fingerprint
     if fingerprint is None:
         raise CorruptionError(
-            f"Neither manifest.json nor fingerprint.json of {location} is sound, so nothing says "
-            "what was aligned. Delete it and run `fusestore align` again."
+            f"Neither manifest.json nor fingerprint.json of {location} is sound, so its inputs "
+            "cannot be found. Delete it and run `fusestore align` again."
         )
     cache = find_cache(store, fingerprint.source_cache_digest)
     corpus = find_corpus(store, fingerprint.corpus_digest)
@@ -100,8 +100,8 @@ def rebuild_alignment(store: Store, name: str) -> None:
     (location / "manifest.json").delete()
     if kept != fingerprint:
         (location / "fingerprint.json").delete()
-    # What has no receipt, or does not hold what its receipt says, is made again.
-    made = write_alignment(
+    # Makes every shard again that has no receipt or does not match it.
+    rebuilt = write_alignment(
         location,
         cache,
         target,
@@ -114,7 +114,7 @@ def rebuild_alignment(store: Store, name: str) -> None:
         vocabulary_map=vocabulary_map,
         rows_per_shard=fingerprint.rows_per_shard,
     )
-    check_repaired(old, made.manifest, location)
+    check_repaired(old, rebuilt.manifest, location)
 
 
 def sound_caches(store: Store) -> Iterator[Cache]:
@@ -130,7 +130,7 @@ def find_cache(store: Store, digest: str) -> Cache:
     """The cache of this content digest.
 
     Raises:
-        NotFoundError: the store holds none that is complete.
+        NotFoundError: the store holds no such complete cache.
     """
     for cache in sound_caches(store):
         if cache.digest == digest:
@@ -142,13 +142,13 @@ def find_vocabulary_map(store: Store, digest: str) -> VocabularyMap:
     """The vocabulary map of this content digest.
 
     Raises:
-        NotFoundError: the store holds none that is sound.
+        NotFoundError: the store holds no such sound map.
     """
     for name in store.names("vocabulary_maps"):
         try:
-            found = load_vocabulary_map(store.location / "vocabulary_maps" / name)
+            vocabulary_map = load_vocabulary_map(store.location / "vocabulary_maps" / name)
         except FusestoreError:
             continue
-        if found.digest == digest:
-            return found
+        if vocabulary_map.digest == digest:
+            return vocabulary_map
     raise NotFoundError(f"{store.location} holds no sound vocabulary map {digest[:16]}.")

@@ -26,7 +26,7 @@ from fusestore.tokenizers.vocabulary_table import load_vocabulary, save_vocabula
 
 
 def alignment_name(cache: str, target: str) -> str:
-    """The name an alignment goes by unless another is given."""
+    """The default name of an alignment."""
     return f"{cache}--{target}"
 
 
@@ -43,21 +43,21 @@ def align(
     """Align a cache's tokens and vocabulary to the target's tokenizer.
 
     Args:
-        store: holds the cache; alignment and vocabulary map go there.
+        store: holds the cache; receives alignment and vocabulary map.
         source: the cache, or its name.
-        target: the target; or a name that the store knows, a model, or a tokenizer's digest.
-        settings: methods; the defaults unless given.
-        name: of the alignment; `alignment_name` of source and target unless given.
-        corpus: name of the corpus the target reads; the cache's own unless given.
+        target: the target, or a name in the store, a model, or a tokenizer's digest.
+        settings: methods; by default the defaults of `AlignSettings`.
+        name: of the alignment; by default `alignment_name` of source and target.
+        corpus: name of the target's corpus; by default the cache's.
         reporter: receives progress updates.
 
     Returns:
-        The alignment. It was created if the alignment or its vocabulary map was.
+        The alignment; created if it or its vocabulary map was missing.
 
     Raises:
         NotFoundError: no such cache, corpus, or target.
         IncompatibleError: cache and target read different corpora.
-        InvalidInputError: the target's digest alone does not say whether documents begin with BOS.
+        InvalidInputError: `target` is a digest, and the store has its tokens with and without BOS.
         FingerprintMismatchError: an alignment of this name was made with other settings.
     """
     settings = settings or AlignSettings()
@@ -70,9 +70,9 @@ def align(
     if text.manifest.digest != identity.digest:
         raise IncompatibleError(
             f"Cache {source_name!r} was captured from corpus {identity.name!r} "
-            f"({identity.digest[:16]}), but corpus {text.name!r} is another one "
+            f"({identity.digest[:16]}), but corpus {text.name!r} has other text "
             f"({text.manifest.digest[:16]}). Capture the cache again from that corpus, "
-            "or align it within its own."
+            f"or align it within corpus {identity.name!r}."
         )
     tokens = target_tokens(store, text, opened)
     target_vocabulary = _target_vocabulary(store, opened)
@@ -118,7 +118,7 @@ def align(
 
 
 def _target_vocabulary(store: Store, target: Target) -> Vocabulary:
-    """The target's vocabulary as the store has it, which loads no tokenizer; kept there if new."""
+    """The target's vocabulary from the store, without loading a tokenizer; stored if missing."""
     try:
         return load_vocabulary(store, target.digest)
     except NotFoundError:

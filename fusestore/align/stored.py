@@ -1,15 +1,15 @@
 """A stored alignment, read as flat arrays.
 
-    alignments/<name>/fingerprint.json     what is aligned, and how; written first
+    alignments/<name>/fingerprint.json     inputs and settings; written first
                       zarr.json            a Zarr v3 group of the arrays
                       source_pos/ kind/    one row per target token, see `alignment_arrays`
-                      document_offsets/    where each document's rows begin
+                      document_offsets/    first row of each document
                       receipts/            layout.json, then 000000.json …, one per shard
-                      unmatched.parquet    see `tables.py`
+                      unmatched.parquet    see `report/unmatched.py`
                       manifest.json        written last
 
-The arrays are uncompressed, one chunk per file, so `data.mapped` can map them. Nothing here imports
-Polars, numba or zarr: workers of a training run read alignments too.
+The arrays are uncompressed, one chunk per file, so that `data.mapped` can map them. This module
+imports none of Polars, numba and zarr, because workers of a training run read alignments too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fusestore.store.receipts import FileRecord
 def alignment_arrays(fingerprint: AlignmentFingerprint) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
     """`source_pos`, `kind` and `document_offsets` of an alignment of this fingerprint."""
     rows = fingerprint.num_target_tokens
-    # A chunk is stored whole: a small alignment should not fill a large one.
+    # A chunk is stored whole, so that of a small alignment is small too.
     chunk = max(1, min(fingerprint.rows_per_shard, rows))
 
     def per_token(name: str, dtype: str, attributes: dict[str, Any]) -> ArraySpec:
@@ -68,9 +68,9 @@ def alignment_arrays(fingerprint: AlignmentFingerprint) -> tuple[ArraySpec, Arra
 
 
 class AlignmentRows:
-    """The rows of an alignment, complete or in the making; what is asked for must be written.
+    """The rows of an alignment; of an unfinished alignment, only written rows can be read.
 
-    Every read checks the checksums of what it touches. Can be pickled.
+    Every read checks the checksums of the files it touches. Can be pickled.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class AlignmentRows:
 
         Raises:
             IndexError: not a range of the corpus's documents.
-            CorruptionError: a file is missing or not what was written.
+            CorruptionError: a file is missing or damaged.
         """
         if not 0 <= start <= stop <= self._num_documents:
             raise IndexError(
                 f"Documents [{start}, {stop}) of {self.location}, which has "
                 f"{self._num_documents:,}."
             )
-        first, last = (int(self.document_offsets[at]) for at in (start, stop))
+        first, last = int(self.document_offsets[start]), int(self.document_offsets[stop])
         return self._source_pos.read(first, last), self._kind.read(first, last)
 
 
@@ -118,7 +118,7 @@ class Alignment(AlignmentRows):
 
     Attributes:
         location: its folder.
-        manifest: what it is.
+        manifest: its manifest.
     """
 
     def __init__(self, location: Location, manifest: AlignmentManifest) -> None:
@@ -127,15 +127,15 @@ class Alignment(AlignmentRows):
 
     def __repr__(self) -> str:
         shares = ", ".join(f"{kind} {share:.1%}" for kind, share in self.coverage.items())
-        made = self.manifest.fingerprint
+        fingerprint = self.manifest.fingerprint
         return (
             f"Alignment({self.location.name!r} in {self.location.parent.parent}: method "
-            f"{made.method}, {made.num_target_tokens:,} target tokens, {shares})"
+            f"{fingerprint.method}, {fingerprint.num_target_tokens:,} target tokens, {shares})"
         )
 
     @property
     def coverage(self) -> dict[str, float]:
-        """Share of target tokens by kind; all zero when there are no tokens."""
+        """Share of target tokens by alignment kind; all zero without tokens."""
         return self.manifest.coverage
 
 
@@ -164,17 +164,15 @@ def open_alignment(location: Location) -> Alignment:
     """Open a complete alignment.
 
     Raises:
-        NotFoundError: there is none here, or it was not finished.
+        NotFoundError: the folder holds no alignment, or an unfinished one.
     """
     try:
         return Alignment(location, AlignmentManifest.load(location / "manifest.json"))
     except NotFoundError as error:
         state = f"There is no alignment at {location}"
         if (location / "fingerprint.json").exists():
-            found = [name for name in (location / "receipts").list() if name[0].isdigit()]
-            state = (
-                f"{location} is an alignment that was not finished ({len(found)} shards are there)"
-            )
+            shards = [name for name in (location / "receipts").list() if name[0].isdigit()]
+            state = f"The alignment at {location} is not finished ({len(shards)} shards are)"
         raise NotFoundError(
             f"{state}. Run `fusestore align`, which does only what is missing."
         ) from error

@@ -1,4 +1,4 @@
-"""The target's tokens of a corpus, by whatever the target was named."""
+"""The target's tokens of a corpus, for a model, a tokenizer or a digest."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from fusestore.store.layout import Store
 
 
 def target_tokens(store: Store, corpus: Corpus, target: Target) -> StoredTokens:
-    """The target's tokens of the corpus; made first where they are missing and can be made.
+    """The target's tokens of the corpus; made if they are missing and the tokenizer is given.
 
     Raises:
-        NotFoundError: they are missing, and nothing tells where the target's tokenizer is.
-        InvalidInputError: they are there with BOS and without, and nothing tells which are meant.
+        NotFoundError: they are missing, and only the digest of the tokenizer is given.
+        InvalidInputError: the store has them with and without BOS, and only the digest is given.
         CorruptionError: they are damaged.
     """
-    found = find_corpus_tokens(corpus, target.digest)
+    stored = find_corpus_tokens(corpus, target.digest)
     if target.adds_bos is not None:
-        for tokens in found:
+        for tokens in stored:
             if tokens.manifest.add_bos == target.adds_bos:
                 return tokens
         return store_corpus_tokens(store, corpus, target.tokenizer, target.adds_bos)
-    if not found:
+    if not stored:
         raise NotFoundError(
-            f"Corpus {corpus.name!r} has no tokens of the target {target.digest[:16]} yet. Name "
-            "the target's model, as in --target MODEL, instead of the digest of its tokenizer."
+            f"Corpus {corpus.name!r} has no tokens of the target {target.digest[:16]}. Name the "
+            "target's model, as in --target MODEL, instead of the digest of its tokenizer."
         )
-    if len(found) > 1:
+    if len(stored) > 1:
         raise InvalidInputError(
             f"Corpus {corpus.name!r} has tokens of the target {target.digest[:16]} with BOS and "
-            "without. Name the target's model, as in --target MODEL: its own rule decides."
+            "without. Name the target's model, as in --target MODEL, to choose by its own rule."
         )
-    return found[0]
+    return stored[0]

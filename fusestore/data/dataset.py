@@ -1,6 +1,6 @@
 """A fused dataset as a map-style torch dataset over packed windows, memory-mapped.
 
-A dataset that is not complete is made on demand: reading a window makes the shards it lies in.
+A dataset that is not complete is made on demand: reading a window makes its shards.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fusestore.data.fill import ShardFiller
-from fusestore.data.mapped import MappedArray, chunk_parts
+from fusestore.data.mapped import MappedArray, chunk_slices
 from fusestore.data.order import permutation
+from fusestore.data.shard_maker import ShardMaker
 from fusestore.data.windows import SAMPLE_ARRAYS, WIDE_ARRAYS, Windows, empty_rows, sample_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
 from fusestore.storage.file_lock import locked
@@ -42,21 +42,21 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
     """Window i is target tokens `[i · window_length, (i + 1) · window_length)`, fewer at the end.
 
     With the recipe's packing `document` no window holds two documents: each document begins a
-    window, and its last one has the tokens that are left.
+    window, and its last window may be shorter.
 
     Each sample: `input_ids` int32 [l], `next_ids` int32 [l] (−100: none), `fused_ids` int32
     [l, k], `fused_logprobs` float32 [l, k] (−inf: unused entry), `fused_tail` float32 [l],
     `fused_mask` bool [l] (whether the position is distilled), `document_end` bool [l] (whether a
     document ends with this token), `fused_sampled` bool [] (whether rows are samples), `window`
-    int64 []. Widths that losses need are `fusestore.data.collate`'s work.
+    int64 []. `fusestore.data.collate` converts them to the dtypes that losses need.
 
     Files are mapped lazily in each process, so the dataset can be pickled and used by any number
     of DataLoader workers, forked or spawned.
 
     Attributes:
         folder: the local folder.
-        plan: what the dataset is made of; see `fusestore.fuse.manifest.FusionPlan`.
-        digest: SHA-256 of the plan, hexadecimal: the same however and wherever it was filled.
+        plan: recipe and inputs; see `fusestore.fuse.manifest.FusionPlan`.
+        digest: SHA-256 of the plan, hexadecimal; the same for every copy of the dataset.
         window_length: tokens per window.
         vocab_size: tokens of the target's tokenizer.
         sampled: whether rows of any source are samples; see docs/losses.md.
@@ -65,28 +65,28 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], fill: Callable[[int], object] | None = None
+        self, folder: str | os.PathLike[str], make_shard: Callable[[int], object] | None = None
     ) -> None:
         """Open a local fused dataset.
 
         Args:
             folder: its folder.
-            fill: makes a shard, given its number; without it the dataset must be complete.
+            make_shard: makes a shard, given its number; None: the dataset must be complete.
 
         Raises:
-            NotFoundError: no complete fused dataset is here, or with `fill` none was begun.
+            NotFoundError: the folder holds no complete fused dataset, or with `make_shard` no plan.
             CorruptionError: its arrays do not belong together.
             InvalidInputError: it has no tokens.
         """
         self.folder = Path(folder)
         location = Location.parse(self.folder)
-        self.plan = _read_plan(location, complete=fill is None)
+        self.plan = _read_plan(location, complete=make_shard is None)
         self.digest = plan_digest(self.plan)
         self.window_length = int(self.plan["recipe"]["window_length"])
         self.vocab_size = int(self.plan["vocab_size"])
         self.sampled = bool(self.plan["sampled"])
-        self._fill = fill
-        self._there: set[int] = set()
+        self._make_shard = make_shard
+        self._made_shards: set[int] = set()
         self._arrays = {name: MappedArray(self.folder / name) for name in _READ}
         self._check_arrays()
         self._starts = None
@@ -102,7 +102,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
             )
 
     def _check_arrays(self) -> None:
-        """Refuse arrays that do not belong together."""
+        """Raise CorruptionError unless the arrays belong together."""
         arrays = self._arrays
         lengths = {name: (len(array), array.rows_per_chunk) for name, array in arrays.items()}
         columns = {arrays[name].shape[1:] for name in WIDE_ARRAYS}
@@ -112,16 +112,16 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
                 f"{lengths}. Fuse it again."
             )
         for name, dtype in SAMPLE_ARRAYS.items():
-            found, axes = arrays[name].dtype, len(arrays[name].shape)
+            actual, axes = arrays[name].dtype, len(arrays[name].shape)
             expected = 2 if name in WIDE_ARRAYS else 1
-            if found != dtype or axes != expected:
+            if actual != dtype or axes != expected:
                 raise CorruptionError(
-                    f"{self.folder / name} has {axes} axes of {found}; expected {expected} of "
+                    f"{self.folder / name} has {axes} axes of {actual}; expected {expected} of "
                     f"{dtype}. Fuse it again."
                 )
 
     def __len__(self) -> int:
-        """Windows."""
+        """Number of windows."""
         if self._starts is not None:
             return len(self._starts) - 1
         return -(-self.num_tokens // self.window_length)
@@ -133,7 +133,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
     def __getitems__(self, windows: Sequence[int]) -> Windows:
         """Several windows, for a DataLoader's batch: a sequence of samples.
 
-        They share one memory, from which `fusestore.data.collate` takes the batch as it is.
+        They share one memory, which `fusestore.data.collate` uses as the batch.
         """
         bounds = [self._bounds(window) for window in windows]
         lengths, count = [stop - start for start, stop in bounds], len(self)
@@ -141,19 +141,19 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         return Windows(self._rows(bounds), lengths, numbers, sampled=self.sampled)
 
     def _rows(self, bounds: Sequence[tuple[int, int]]) -> dict[str, npt.NDArray[Any]]:
-        """Positions `[start, stop)` of each pair, one after the other: `SAMPLE_ARRAYS`."""
-        if self._fill is not None:
+        """`SAMPLE_ARRAYS` of the concatenated positions `[start, stop)` of each pair."""
+        if self._make_shard is not None:
             for start, stop in bounds:
-                self._need(start, stop)
+                self._make_shards(start, stop)
         rows = empty_rows(sum(stop - start for start, stop in bounds), self.top_k)
-        parts = chunk_parts(bounds, self._rows_per_chunk)
+        slices = chunk_slices(bounds, self._rows_per_chunk)
         for name, values in rows.items():
-            self._arrays[name].gather(parts, values)
+            self._arrays[name].gather(slices, values)
         return rows
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return self.folder.name
 
     @property
@@ -171,34 +171,34 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         return f"windows {list(windows)} (documents {documents}) of {self.name}"
 
     def documents(self, window: int) -> list[int]:
-        """Corpus document indices that the window touches, rising."""
+        """Corpus indices of the documents that the window touches, ascending."""
         start, stop = self._bounds(window)
-        self._need(start, stop)
+        self._make_shards(start, stop)
         return [int(i) for i in np.unique(self._arrays["document"].read(start, stop))]
 
     def largest_token_id(self) -> int:
-        """The largest token id anywhere in the dataset; reads all ids once, and so makes them."""
+        """The largest token id in the dataset; reads all ids, which makes all missing shards."""
         largest = 0
         for start in range(0, self.num_tokens, _ROWS_PER_SCAN):
             stop = min(start + _ROWS_PER_SCAN, self.num_tokens)
-            self._need(start, stop)
+            self._make_shards(start, stop)
             for name in ("input_ids", "next_ids", "ids"):
                 largest = max(largest, int(self._arrays[name].read(start, stop).max(initial=0)))
         return largest
 
-    def _need(self, start: int, stop: int) -> None:
-        """See that the shards of these positions are there."""
-        if self._fill is None:
+    def _make_shards(self, start: int, stop: int) -> None:
+        """Make the missing shards of these positions."""
+        if self._make_shard is None:
             return
         rows = self._rows_per_chunk
         for shard in range(start // rows, -(-stop // rows)):
-            if shard not in self._there:
+            if shard not in self._made_shards:
                 if not self._finished(shard):
-                    self._fill(shard)
-                self._there.add(shard)
+                    self._make_shard(shard)
+                self._made_shards.add(shard)
 
     def _finished(self, shard: int) -> bool:
-        """Whether the shard has a receipt of this very plan."""
+        """Whether the shard has a receipt of this plan."""
         receipt = Location.parse(self.folder) / receipt_path(shard_part(shard))
         try:
             content = manifest_content(receipt.read_bytes(), str(receipt))
@@ -225,21 +225,20 @@ def open_fused(
 ) -> FusedDataset:
     """Open fused dataset `name` of a store.
 
-    A remote one is first copied to this machine: every file is checked, and a copy that was cut
-    short goes on. One in the shared form is turned into the local form. One that was begun and is
-    not complete is made on demand, in its own folder or, for a remote store, in a folder of
-    `cache_dir`.
+    A remote dataset is first copied to this machine: every file is checked, and an interrupted copy
+    is resumed. A dataset in the shared form is unpacked to the local form. An unfinished dataset is
+    made on demand, in its own folder or, for a remote store, in a folder of `cache_dir`.
 
     Args:
         store: folder or URL of the store.
         name: of the fused dataset.
         storage_options: for the fsspec filesystem of a remote store.
-        cache_dir: where remote datasets are kept on this machine, one folder per digest; by
-            default fusestore's folder in the user's cache. Unused for local stores, unless the
-            dataset is in the shared form.
+        cache_dir: local folder for remote datasets, with one folder per digest; by default
+            fusestore's folder in the user's cache. For local stores only used if the dataset is in
+            the shared form.
 
     Raises:
-        NotFoundError: there is no such dataset.
+        NotFoundError: the store has no such dataset.
     """
     root = Location.parse(store, storage_options)
     source = root / "fused" / name
@@ -251,25 +250,26 @@ def open_fused(
     if source.is_local and not shared:
         return FusedDataset(source.path)
     folder = base.absolute() / "fused" / hashlib.sha256(content).hexdigest()
-    with _appearing_whole(folder) as partial:
+    with _renamed_when_complete(folder) as partial:
         if partial is not None and shared:
             from fusestore.fuse.shared import unpack_fused
 
             unpack_fused(source, Location.parse(partial))
         elif partial is not None:
-            here = Location.parse(partial)
-            copy_missing(source, here, file_records(json.loads(content), f"{source}/manifest.json"))
-            publish(here / "manifest.json", content)
+            local = Location.parse(partial)
+            records = file_records(json.loads(content), f"{source}/manifest.json")
+            copy_missing(source, local, records)
+            publish(local / "manifest.json", content)
     return FusedDataset(folder)
 
 
 def open_unfinished(store: Location, source: Location, base: Path) -> FusedDataset:
-    """A dataset that was begun: its shards are made when they are read, on this machine.
+    """Open an unfinished dataset: its shards are made when they are read, on this machine.
 
     Args:
-        store: holds what the dataset is made of.
+        store: holds the inputs.
         source: the dataset's folder.
-        base: a remote dataset is made in a folder below this one.
+        base: local folder; a remote dataset is made in a folder below it.
     """
     plan = _read_plan(source, complete=False)
     folder = source.path if source.is_local else base / "on_demand" / plan_digest(plan)
@@ -283,14 +283,14 @@ def open_unfinished(store: Location, source: Location, base: Path) -> FusedDatas
                 publish(Location.parse(folder) / path, content)
     except NotFoundError as error:
         raise NotFoundError(
-            f"The definition of {source} was cut short: {error} Run the same `fusestore fuse`, or "
+            f"The definition of {source} is incomplete: {error} Run the same `fusestore fuse`, or "
             "open the same recipe again."
         ) from error
-    return FusedDataset(folder, ShardFiller(store.url, store.storage_options, str(folder)))
+    return FusedDataset(folder, ShardMaker(store.url, store.storage_options, str(folder)))
 
 
 def plan_digest(plan: Mapping[str, Any]) -> str:
-    """SHA-256 of a plan's content, as `FusionPlan.digest` has it."""
+    """`FusionPlan.digest` of a plan's content."""
     return digest_bytes(canonical_json(plan))
 
 
@@ -315,7 +315,9 @@ def _check_plan(plan: Any, where: str) -> None:  # noqa: ANN401 - JSON from outs
         int(plan["recipe"]["window_length"]), int(plan["vocab_size"]), bool(plan["sampled"])
         str(plan["recipe"]["packing"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptionError(f"{where} is not that of a fused dataset: {error!r}.") from error
+        raise CorruptionError(
+            f"{where} is not the plan of a fused dataset: {error!r}. Fuse it again."
+        ) from error
 
 
 def _read_manifest(folder: Location) -> bytes:
@@ -325,7 +327,7 @@ def _read_manifest(folder: Location) -> bytes:
     except NotFoundError as error:
         raise NotFoundError(
             f"No complete fused dataset at {folder}: it has no manifest.json. Make it with "
-            "`fusestore fuse`; an interrupted fusion goes on where it stopped."
+            "`fusestore fuse`, which resumes an interrupted fusion."
         ) from error
     try:
         plan = manifest_content(content, where).get("plan")
@@ -333,18 +335,18 @@ def _read_manifest(folder: Location) -> bytes:
         raise
     except ValueError as error:
         raise CorruptionError(
-            f"{where} is not the manifest of a fused dataset: {error!r}."
+            f"{where} is not the manifest of a fused dataset: {error!r}. Fuse it again."
         ) from error
     _check_plan(plan, where)
     return content
 
 
 @contextlib.contextmanager
-def _appearing_whole(folder: Path) -> Iterator[Path | None]:
-    """A folder to fill, which becomes `folder` when that went well, else is gone on with later.
+def _renamed_when_complete(folder: Path) -> Iterator[Path | None]:
+    """A partial folder, which is renamed to `folder` after the body; else the next call resumes it.
 
     Yields:
-        The folder, for this process alone; None where `folder` is there.
+        The partial folder, locked for this process; None if `folder` exists.
     """
     if folder.exists():
         yield None
@@ -353,7 +355,7 @@ def _appearing_whole(folder: Path) -> Iterator[Path | None]:
     locks = folder.parent.parent / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     with (locks / name).open("ab") as file, locked(file):
-        # Another process of this machine may have filled it meanwhile.
+        # Another process of this machine may have completed it before the lock.
         partial = None if folder.exists() else folder.with_name(name)
         yield partial
         if partial is not None:

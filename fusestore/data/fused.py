@@ -1,4 +1,4 @@
-"""`Fused`: a fused dataset of a store, complete or not, as a handle to open it by."""
+"""`Fused`: the handle of a fused dataset in a store, complete or not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Fused:
     """A fused dataset. Making a handle reads nothing; can be pickled.
 
     Attributes:
-        store: holds what the dataset is made of.
+        store: holds the dataset's inputs.
         location: the dataset's folder, in the store or kept on this machine for a remote one.
     """
 
@@ -31,17 +31,17 @@ class Fused:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return self.location.name
 
     @property
     def complete(self) -> bool:
-        """Whether every shard is there; the others are made when they are read."""
+        """Whether no shard is missing; missing shards are made when they are read."""
         return (self.location / "manifest.json").exists()
 
     @property
     def manifest(self) -> FusedManifest:
-        """What the complete dataset is.
+        """The manifest of the complete dataset.
 
         Raises:
             NotFoundError: it is not complete.
@@ -61,7 +61,7 @@ class Fused:
         """Everything that determines the dataset's bytes.
 
         Raises:
-            NotFoundError: no dataset was begun here.
+            NotFoundError: the folder holds no plan.
             CorruptionError: the plan is damaged.
         """
         return FusionPlan.load(self.location / FINGERPRINT_FILE)
@@ -75,7 +75,7 @@ class Fused:
         """The map-style dataset, memory-mapped; see `open_fused` for remote ones and for errors.
 
         Args:
-            cache_dir: where a remote dataset is kept on this machine.
+            cache_dir: local folder for a remote dataset.
         """
         if self.location.url == self.store.fused(self.name).url:
             return open_fused(self.store.location, self.name, cache_dir=cache_dir)
@@ -94,15 +94,15 @@ class Fused:
         return StreamingFusedDataset(self.location, **options)
 
     def __repr__(self) -> str:
-        where = f"Fused({self.name!r} in {self.store.location}"
+        start = f"Fused({self.name!r} in {self.store.location}"
         try:
             plan = self.plan
         except NotFoundError:
-            return f"{where}: not begun)"
+            return f"{start}: not begun)"
         recipe = plan.recipe
         sources = ", ".join(source.cache for source in recipe.sources)
         state = "complete" if self.complete else "made when it is read"
         return (
-            f"{where}: {recipe.strategy} of {sources} on split {recipe.split!r}, "
+            f"{start}: {recipe.strategy} of {sources} on split {recipe.split!r}, "
             f"{plan.num_tokens:,} target tokens, {state})"
         )

@@ -1,8 +1,8 @@
 """Read-only memory maps over the chunk files of an uncompressed Zarr v3 array.
 
 Each chunk file is the raw little-endian values of one chunk and 4 bytes of CRC32C. A chunk's
-checksum is checked once per process, when the chunk is first touched; a missing file is an error,
-never fill values. Knows neither zarr nor anything remote, so it is safe in DataLoader workers.
+checksum is checked once per process, when the chunk is first read; a missing file is an error,
+never fill values. Uses neither zarr nor remote storage, so it is safe in DataLoader workers.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ _DTYPES = {
 }
 
 
-def chunk_parts(bounds: Iterable[tuple[int, int]], rows_per_chunk: int) -> list[tuple[int, slice]]:
-    """Where rows `[start, stop)` of each pair lie, in order: a chunk, and rows of it."""
-    parts = []
+def chunk_slices(bounds: Iterable[tuple[int, int]], rows_per_chunk: int) -> list[tuple[int, slice]]:
+    """The chunks of rows `[start, stop)` of each pair, in order, each with a slice of its rows."""
+    slices = []
     for start, stop in bounds:
         while start < stop:
             chunk, low = divmod(start, rows_per_chunk)
             high = min(low + stop - start, rows_per_chunk)
-            parts.append((chunk, slice(low, high)))
+            slices.append((chunk, slice(low, high)))
             start += high - low
-    return parts
+    return slices
 
 
 class MappedArray:
     """Rows of a 1-d or 2-d array, chunked along the first axis only.
 
-    Holds no open file until rows are read, can be pickled, and after a fork or spawn each process
-    opens (and checks) what it reads itself.
+    Holds no open file until rows are read and can be pickled. After a fork or spawn each process
+    opens and checks its own files.
 
     Attributes:
         shape: [rows] or [rows, columns].
         dtype: little-endian.
-        rows_per_chunk: rows in a file, the last one apart.
+        rows_per_chunk: rows in a file; the last file is padded.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class MappedArray:
 
         Raises:
             NotFoundError: no such array.
-            CorruptionError: the metadata is not of an array that can be mapped.
+            CorruptionError: the metadata describes an array that cannot be mapped.
         """
         self.folder = folder
         self.shape, self.dtype, self.rows_per_chunk = _read_metadata(folder / "zarr.json")
@@ -81,29 +81,29 @@ class MappedArray:
         """A fresh, writable copy of rows `[start, stop)`, which must lie inside the array.
 
         Raises:
-            CorruptionError: a chunk is missing, cut, or does not match its checksum.
+            CorruptionError: a chunk is missing, truncated, or does not match its checksum.
         """
         rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        self.gather(chunk_parts([(start, stop)], self.rows_per_chunk), rows)
+        self.gather(chunk_slices([(start, stop)], self.rows_per_chunk), rows)
         return rows
 
-    def gather(self, parts: Sequence[tuple[int, slice]], out: npt.NDArray[Any]) -> None:
-        """Copy parts of chunks to `out`, one after the other.
+    def gather(self, slices: Sequence[tuple[int, slice]], out: npt.NDArray[Any]) -> None:
+        """Concatenate slices of chunks into `out`.
 
         Args:
-            parts: of `chunk_parts`.
-            out: [rows of all parts] or [rows of all parts, columns], of the array's dtype.
+            slices: of `chunk_slices`, n rows in all.
+            out: [n] or [n, columns], of the array's dtype.
 
         Raises:
-            CorruptionError: a chunk is missing, cut, or does not match its checksum.
+            CorruptionError: a chunk is missing, truncated, or does not match its checksum.
         """
         maps = self._maps
         try:
-            pieces = [maps[chunk][rows] for chunk, rows in parts]
+            views = [maps[chunk][rows] for chunk, rows in slices]
         except KeyError:
-            pieces = [self._map(chunk)[rows] for chunk, rows in parts]
-        if pieces:
-            np.concatenate(pieces, out=out)
+            views = [self._map(chunk)[rows] for chunk, rows in slices]
+        if views:
+            np.concatenate(views, out=out)
 
     def _map(self, chunk: int) -> npt.NDArray[Any]:
         values = self._maps.get(chunk)
@@ -118,11 +118,10 @@ class MappedArray:
         shape = (self.rows_per_chunk, *self.shape[1:])
         num_bytes = int(np.prod(shape)) * self.dtype.itemsize
         try:
-            found = path.stat().st_size
-            if found != num_bytes + _CHECKSUM_BYTES:
+            size = path.stat().st_size
+            if size != num_bytes + _CHECKSUM_BYTES:
                 raise CorruptionError(
-                    f"{path} is {found:,} bytes; expected {num_bytes + _CHECKSUM_BYTES:,}. "
-                    f"{_REPAIR}"
+                    f"{path} is {size:,} bytes; expected {num_bytes + _CHECKSUM_BYTES:,}. {_REPAIR}"
                 )
             raw = np.memmap(path, np.uint8, mode="r")
         except FileNotFoundError as error:
@@ -140,7 +139,7 @@ class MappedArray:
         return np.asarray(raw[:num_bytes]).view(np.ndarray).view(self.dtype).reshape(shape)
 
 
-_REPAIR = "Delete the fused dataset and fuse again, or copy it again from where it is whole."
+_REPAIR = "Delete the fused dataset and fuse it again, or copy it again from a sound store."
 
 
 def _read_metadata(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:

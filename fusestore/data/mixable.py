@@ -1,4 +1,4 @@
-"""What fused datasets must have in common to be mixed."""
+"""Checks that fused datasets can be mixed, and the digest and seeds of a mixture."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Mixable(Protocol):
 
     @property
     def target(self) -> str:
-        """Digest of the tokenizer whose tokens it holds."""
+        """Digest of the target's tokenizer."""
         ...
 
 
 def check_mixable(datasets: Sequence[Mixable]) -> None:
-    """See that windows of all datasets fit into one batch, and none is there twice.
+    """Check that windows of all datasets fit into one batch, and that all datasets differ.
 
     Raises:
-        IncompatibleError: they differ.
-        InvalidInputError: there are none, or one is there twice.
+        IncompatibleError: target, vocabulary, window length or top_k differ.
+        InvalidInputError: no datasets, or the same dataset twice.
     """
     if not datasets:
         raise InvalidInputError("A mixture needs at least one fused dataset.")
@@ -42,11 +42,11 @@ def check_mixable(datasets: Sequence[Mixable]) -> None:
     names: dict[str, str] = {}
     for dataset in datasets:
         for field, meaning in _COMMON.items():
-            expected, found = getattr(first, field), getattr(dataset, field)
-            if expected != found:
+            expected, actual = getattr(first, field), getattr(dataset, field)
+            if expected != actual:
                 raise IncompatibleError(
                     f"Fused datasets {first.name} and {dataset.name} cannot be mixed: {meaning} is "
-                    f"{expected} in the first and {found} in the second. Fuse one of them again "
+                    f"{expected} in the first and {actual} in the second. Fuse one of them again "
                     "like the other."
                 )
         if dataset.digest in names:
@@ -58,15 +58,15 @@ def check_mixable(datasets: Sequence[Mixable]) -> None:
 
 
 def own_seed(digest: str, seed: int) -> int:
-    """The seed of a dataset's own order in a mixture of this seed: 63 bits."""
+    """The seed of a dataset's order in a mixture of this seed: 63 bits."""
     if not 0 <= seed < 2**63:
         raise InvalidInputError(f"seed={seed}: expected 0 or more, and below 2**63.")
-    found = hashlib.sha256(f"{digest} {seed}".encode()).digest()
-    return int.from_bytes(found[:8], "little") >> 1
+    seed_digest = hashlib.sha256(f"{digest} {seed}".encode()).digest()
+    return int.from_bytes(seed_digest[:8], "little") >> 1
 
 
 def mixture_digest(datasets: Sequence[Mixable], weights: Sequence[int]) -> str:
-    """SHA-256 of the datasets' digests and the weights, in the order given."""
+    """SHA-256 of the datasets' digests and the weights, in their order."""
     content = {"datasets": [each.digest for each in datasets], "weights": list(weights)}
     return digest_bytes(canonical_json(content))
 

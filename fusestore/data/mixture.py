@@ -17,17 +17,17 @@ from fusestore.data.order import permutation
 
 
 class FusedMixture(Dataset[dict[str, Tensor]]):
-    """Windows of several datasets, numbered one dataset after the other.
+    """Windows of several datasets, numbered dataset by dataset.
 
-    `order` is what mixes; give the mixture to `BatchOrder`. An epoch has as many windows as all
-    datasets have together. With the default weights, the sizes, each window comes once in it; with
-    others, a dataset of more weight begins again in another order of its windows, and one of less
-    weight goes on in the next epoch where it stopped in this one.
+    `order` mixes them; give the mixture to `BatchOrder`. An epoch has as many windows as all
+    datasets together. With the default weights, the sizes, it has each window once. With others, a
+    dataset with more weight is repeated in another order of its windows, and a dataset with less
+    weight continues in the next epoch where it stopped in this epoch.
 
-    Samples are those of `FusedDataset`, but for `window`, the number in the mixture.
+    Samples are those of `FusedDataset`, except that `window` is the number in the mixture.
 
     Attributes:
-        datasets: in the order given.
+        datasets: in the caller's order.
         weights: in the smallest integers.
         name: the datasets' names.
         digest: SHA-256 of the datasets' digests and the weights.
@@ -42,11 +42,11 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
 
         Args:
             datasets: of one target, window length and number of entries per row.
-            weights: how many windows of each, in proportion; None: as many as each has.
+            weights: relative number of windows of each dataset; None: its size.
 
         Raises:
             IncompatibleError: the datasets do not belong together.
-            InvalidInputError: no datasets, one twice, or weights that are none.
+            InvalidInputError: no datasets, the same dataset twice, or invalid weights.
         """
         check_mixable(datasets)
         self.datasets = tuple(datasets)
@@ -67,8 +67,8 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
         return self._turns.num_windows
 
     def __getitem__(self, window: int) -> dict[str, Tensor]:
-        index, own = self._own(window)
-        sample = self.datasets[index][own]
+        index, number = self._locate(window)
+        sample = self.datasets[index][number]
         sample["window"] = torch.tensor(window % len(self))
         return sample
 
@@ -79,36 +79,39 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
     def order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
         """The window at each position of an epoch, int64 [len(self)].
 
-        Each dataset's windows come in `permutation`s of its own, one after the other, of seeds
-        that follow from its digest and `seed`.
+        Each dataset's windows come in successive `permutation`s with a seed that follows from its
+        digest and `seed`.
         """
         turn, number = self._turns.turns(epoch)
         windows = np.empty_like(turn)
         for index, dataset in enumerate(self.datasets):
-            mine = turn == index
-            own_epoch, place = np.divmod(number[mine], len(dataset))
+            is_turn = turn == index
+            dataset_epoch, place = np.divmod(number[is_turn], len(dataset))
             dataset_seed = own_seed(dataset.digest, seed)
-            own = np.empty_like(place)
-            for each in np.unique(own_epoch).tolist():
-                here = own_epoch == each
-                own[here] = permutation(len(dataset), dataset_seed, each)[place[here]]
-            windows[mine] = self._firsts[index] + own
+            numbers = np.empty_like(place)
+            for each in np.unique(dataset_epoch).tolist():
+                in_epoch = dataset_epoch == each
+                order = permutation(len(dataset), dataset_seed, each)
+                numbers[in_epoch] = order[place[in_epoch]]
+            windows[is_turn] = self._firsts[index] + numbers
         return windows
 
     def describe(self, windows: Sequence[int]) -> str:
         """Windows and the documents they touch, by dataset, for messages."""
-        own: dict[int, list[int]] = {}
+        by_dataset: dict[int, list[int]] = {}
         for window in windows:
-            index, number = self._own(window)
-            own.setdefault(index, []).append(number)
-        return "; ".join(self.datasets[index].describe(found) for index, found in own.items())
+            index, number = self._locate(window)
+            by_dataset.setdefault(index, []).append(number)
+        return "; ".join(
+            self.datasets[index].describe(numbers) for index, numbers in by_dataset.items()
+        )
 
     def largest_token_id(self) -> int:
-        """The largest token id anywhere in the datasets; reads all ids once."""
+        """The largest token id in the datasets; reads all ids."""
         return max(dataset.largest_token_id() for dataset in self.datasets)
 
-    def _own(self, window: int) -> tuple[int, int]:
-        """The dataset, and the window's number in it."""
+    def _locate(self, window: int) -> tuple[int, int]:
+        """The index of the window's dataset, and its number in the dataset."""
         if not -len(self) <= window < len(self):
             raise IndexError(f"Window {window} of a mixture of {len(self)} windows.")
         window %= len(self)

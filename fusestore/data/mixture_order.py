@@ -1,8 +1,8 @@
-"""Which dataset's turn it is in a mixture: a pure function of weights and position.
+"""The order of datasets in a mixture: a pure function of weights and position.
 
-The first p windows of a mixture hold, of every dataset, its share of p to less than one window,
-for every p. Where a dataset's windows come to their end, they begin again in the order of its next
-own epoch; nothing begins anew where an epoch of the mixture does.
+For every p, the number of a dataset's windows among the first p of a mixture differs from its share
+of p by less than one. After a dataset's last window follows its next epoch, in another order; an
+epoch of the mixture restarts no dataset.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ _MAX_PERIOD = 2**20
 
 
 def integer_weights(weights: Sequence[float] | None, sizes: Sequence[int]) -> tuple[int, ...]:
-    """Weights in the smallest integers; a float counts as the decimal it is written as.
+    """Weights as the smallest integers; a float stands for its decimal notation.
 
     Args:
-        weights: one per dataset; None: as many windows as each has.
+        weights: one per dataset; None: the sizes.
         sizes: windows of each dataset.
 
     Raises:
         InvalidInputError: not one positive number per dataset, or too many digits.
     """
     if weights is None:
-        parts = [Fraction(size) for size in sizes]
+        fractions = [Fraction(size) for size in sizes]
     else:
         try:
-            parts = [Fraction(str(weight)) for weight in weights]
+            fractions = [Fraction(str(weight)) for weight in weights]
         except ValueError as error:
             raise InvalidInputError(f"weights={list(weights)}: expected numbers.") from error
-        if len(parts) != len(sizes) or min(parts, default=Fraction(0)) <= 0:
+        if len(fractions) != len(sizes) or min(fractions, default=Fraction(0)) <= 0:
             raise InvalidInputError(
                 f"weights={list(weights)} for {len(sizes)} datasets: expected one number above 0 "
                 "for each."
             )
-    scale = math.lcm(*(part.denominator for part in parts))
-    whole = [int(part * scale) for part in parts]
+    scale = math.lcm(*(fraction.denominator for fraction in fractions))
+    whole = [int(fraction * scale) for fraction in fractions]
     divisor = math.gcd(*whole)
     whole = [weight // divisor for weight in whole]
     if weights is not None and sum(whole) > _MAX_PERIOD:
@@ -59,19 +59,19 @@ def integer_weights(weights: Sequence[float] | None, sizes: Sequence[int]) -> tu
 
 
 def interleaving(weights: Sequence[int]) -> _Indices:
-    """The dataset at each of A = Σ weights places, after which all begins again.
+    """The dataset at each of A = Σ weights places, which then repeat.
 
-    Of dataset i with weight a the j-th window (from 0) may come at place ⌊j·A/a⌋ at the earliest,
-    and must come before place ⌈(j + 1)·A/a⌉: this is the same as saying that its number among the
-    first p windows differs from p·a/A by less than one, for every p. Of those that may come, the
-    one that must come first is taken, which meets all such bounds if anything does (Baruah et al.,
+    For dataset i with weight a, the earliest place of the j-th window (from 0) is ⌊j·A/a⌋, and its
+    deadline is before place ⌈(j + 1)·A/a⌉. Equivalently, the number of its windows among the first
+    p differs from p·a/A by less than one, for every p. Each place gets the window with the first
+    deadline among those that may come, which meets all deadlines if any order does (Baruah et al.,
     Proportionate Progress, Algorithmica 15, 1996).
 
     Returns:
         int64 [A] indices into `weights`.
     """
     total = sum(weights)
-    # [place, dataset, number]: what may not come yet, and by deadline what may.
+    # (earliest place, dataset, number) of windows that may not come yet; (deadline, …) of others.
     waiting = [(0, index, 0) for index in range(len(weights))]
     ready: list[tuple[int, int, int]] = []
     places = np.empty(total, np.int64)
@@ -87,7 +87,7 @@ def interleaving(weights: Sequence[int]) -> _Indices:
 
 @dataclass(frozen=True)
 class MixtureOrder:
-    """The turns of D datasets, without end.
+    """The infinite sequence of turns of D datasets.
 
     Attributes:
         sizes: windows of each dataset.
@@ -99,15 +99,15 @@ class MixtureOrder:
 
     @property
     def num_windows(self) -> int:
-        """Windows in an epoch of the mixture, n: as many as all datasets have together."""
+        """Windows in an epoch of the mixture, n: those of all datasets."""
         return sum(self.sizes)
 
     def turns(self, epoch: int) -> tuple[_Indices, _Indices]:
-        """Whose turn it is at each position of an epoch.
+        """The dataset at each position of an epoch.
 
         Returns:
-            int64 [n] each: the dataset, and how many of its windows came before, since the
-            beginning of the first epoch.
+            int64 [n] each: the dataset, and the number of its windows before this position, from
+            the beginning of the first epoch.
         """
         if epoch < 0:
             raise InvalidInputError(f"epoch={epoch}: expected 0 or more.")
@@ -119,7 +119,7 @@ class MixtureOrder:
 
     @cached_property
     def _period(self) -> tuple[_Indices, _Indices]:
-        """The dataset at each place, and how many of its windows came before in the period."""
+        """The dataset at each place of a period, and the number of its windows before it."""
         places = interleaving(self.weights)
         numbers = np.empty_like(places)
         for index, weight in enumerate(self.weights):

@@ -1,4 +1,4 @@
-"""`open_recipe`: from a recipe to a dataset at once; its shards are made when they are read."""
+"""`open_recipe`: from a recipe to a dataset without delay; shards are made when they are read."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def open_recipe(
     cache_dir: str | os.PathLike[str] | None = None,
     target: Model | Tokenizer | Target | None = None,
 ) -> FusedDataset:
-    """Open the fused dataset that a recipe stands for, computing nothing yet.
+    """Open the fused dataset of a recipe without computing it.
 
-    Reading a window makes the shards it lies in and keeps them; `fusestore fuse --materialize`
-    makes the rest. The same recipe over the same inputs is always the same folder, so nothing is
-    computed twice; a changed recipe or input is another one, so nothing old is read.
+    Reading a window makes and keeps its shards; `fusestore fuse --materialize` makes the others.
+    Without a name, the folder follows from recipe and inputs: the same ones share their shards, and
+    a changed recipe or input gets a new folder.
 
     Args:
-        store: folder or URL of the store that holds what the recipe names.
+        store: folder or URL of the store that holds the recipe's inputs.
         recipe: the recipe, its content, or a .toml or .json file.
-        name: of the fused dataset in the store. Without one it is `recipe-` and the first digits
-            of its digest; and of a remote store nothing is written: the dataset is kept below
-            `cache_dir`.
+        name: of the fused dataset in the store. By default `recipe-` and the first digits of its
+            digest; such a dataset of a remote store is kept below `cache_dir`, and nothing is
+            written to the store.
         storage_options: for the fsspec filesystem of a remote store.
-        cache_dir: where datasets of remote stores are kept; by default the user's cache.
-        target: the target, where it is open already; found by the recipe's `target` unless given.
+        cache_dir: local folder for datasets of remote stores; by default the user's cache.
+        target: the open target; by default found by the recipe's `target`.
 
     Raises:
-        NotFoundError: something the recipe names is not there; says which command makes it.
-        IncompatibleError: what it names does not belong together.
-        InvalidInputError: the recipe is not valid.
-        FingerprintMismatchError: `name` is a dataset made from something else.
+        NotFoundError: an input is missing; the message names the command that makes it.
+        IncompatibleError: the inputs do not belong together.
+        InvalidInputError: the recipe is invalid.
+        FingerprintMismatchError: `name` is a dataset with another plan.
     """
     from fusestore.fuse.run import fuse
 

@@ -1,7 +1,7 @@
-"""Which window comes when: pure functions of integers, the same on every machine.
+"""The order of windows in training: pure functions of integers, the same on every machine.
 
-`permutation(n, seed, epoch)` is an order; batches are consecutive pieces of it. Position, rank,
-batch size and number of workers choose where one stands in the order, never the order itself.
+`permutation(n, seed, epoch)` is an order; batches are consecutive ranges of it. Position, rank,
+batch size and number of workers select positions of the order, but never change it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fusestore.errors import InvalidInputError
 def permutation(num_windows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """The order of the windows in an epoch, int64 [num_windows].
 
-    Sorts the raw 64-bit output of Philox keyed by (seed, epoch), which NumPy guarantees never to
-    change, unlike `Generator.permutation`.
+    Sorts the raw 64-bit output of Philox keyed by (seed, epoch). NumPy guarantees that this output
+    never changes, unlike that of `Generator.permutation`.
     """
     if num_windows < 0 or not 0 <= seed < 2**63 or not 0 <= epoch < 2**63:
         raise InvalidInputError(
@@ -32,13 +32,13 @@ def permutation(num_windows: int, seed: int, epoch: int) -> npt.NDArray[np.int64
 
 
 def batches_per_epoch(num_windows: int, batch_size: int, world_size: int = 1) -> int:
-    """Batches that every rank gets from one epoch; see `BatchOrder`."""
+    """Batches of every rank in an epoch; see `BatchOrder`."""
     per_step = batch_size * world_size
     return num_windows // per_step + (num_windows % per_step >= world_size)
 
 
 class Ordered(Protocol):
-    """A dataset that says in which order its windows come."""
+    """A dataset with its own order of windows."""
 
     def __len__(self) -> int:
         """Windows in an epoch."""
@@ -52,13 +52,13 @@ class Ordered(Protocol):
 class BatchOrder:
     """A `batch_sampler` for `torch.utils.data.DataLoader`: one epoch's batches of one rank.
 
-    Step s takes the windows `[s · B · W, (s + 1) · B · W)` of the order, and of these rank r
-    takes every W-th. The last step may be smaller; when it has fewer windows than ranks, those
-    (at most W − 1) are left out of this epoch, so that every rank makes the same number of steps.
+    Step s takes the windows `[s · B · W, (s + 1) · B · W)` of the order, and of these rank r takes
+    every W-th. The last step may be smaller. If it has fewer windows than ranks, they (at most
+    W − 1) are left out of this epoch, so that every rank makes the same number of steps.
 
     Attributes:
-        windows: whose order it is, a dataset or a mixture; of a plain number, `permutation`'s.
-        first_batch: batches to leave out at the start, to go on in the middle of an epoch.
+        windows: a dataset or a mixture, which gives the order; for a number, that of `permutation`.
+        first_batch: batches to skip, to resume in the middle of an epoch.
     """
 
     def __init__(
@@ -98,5 +98,5 @@ class BatchOrder:
             windows = self.windows.order(self.seed, self.epoch)
         per_step = self.batch_size * self.world_size
         for step in range(self.first_batch, self.first_batch + len(self)):
-            shared = windows[step * per_step : (step + 1) * per_step]
-            yield [int(window) for window in shared[self.rank :: self.world_size]]
+            step_windows = windows[step * per_step : (step + 1) * per_step]
+            yield [int(window) for window in step_windows[self.rank :: self.world_size]]

@@ -1,4 +1,4 @@
-"""Rows of windows as the samples that training code gets."""
+"""Samples for training code, made from rows of windows."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SAMPLE_ARRAYS: dict[str, np.dtype[Any]] = {
     "tail": np.dtype(np.float32),
     "kind": np.dtype(np.uint8),
 }
-"""What of a fused dataset goes into a sample, and its dtype."""
+"""Arrays of a fused dataset that a sample is made from, and their dtypes."""
 
 WIDE_ARRAYS = ("ids", "logprobs")
-"""Those of `top_k` columns; the others have one value a position."""
+"""Arrays with `top_k` columns; the others have one value per position."""
 
 NO_WINDOW = -1
-"""`window` of a filler."""
+"""`window` of padding."""
 
 _CACHE_LINE = 64
 """Bytes."""
@@ -37,12 +37,12 @@ _NO_DISTILLATION = 0
 
 
 def empty_rows(num_rows: int, top_k: int) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of so many positions, uninitialised: `SAMPLE_ARRAYS` by name.
+    """`SAMPLE_ARRAYS` by name for this number of positions, uninitialized.
 
-    All in one piece of memory, which an allocator hands out again as it is; several large ones it
-    gives back to the system, to get them cleared page by page, which takes longer than filling
-    them. And each begins on a line of the processor's cache: rows are copied from the beginnings of
-    pages, and to a place a few bytes into a page that takes up to six times as long.
+    All share one allocation, which an allocator reuses. Several large allocations would be returned
+    to the system and cleared page by page, which takes longer than writing them. Each array begins
+    on a cache line: copying from the beginning of a page to an unaligned address takes up to six
+    times as long.
     """
     memory = np.empty(_memory_for(num_rows, top_k), np.uint8)
     begin = -memory.ctypes.data % _CACHE_LINE
@@ -55,7 +55,7 @@ def empty_rows(num_rows: int, top_k: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def _memory_for(num_rows: int, top_k: int) -> int:
-    """Bytes of `empty_rows`: each array on a line of its own, wherever the memory begins."""
+    """Bytes of `empty_rows`, with room to begin each array on a cache line."""
     narrow = sum(dtype.itemsize for dtype in SAMPLE_ARRAYS.values())
     wide = sum(SAMPLE_ARRAYS[name].itemsize for name in WIDE_ARRAYS)
     return num_rows * (narrow + (top_k - 1) * wide) + (len(SAMPLE_ARRAYS) + 1) * _CACHE_LINE
@@ -67,8 +67,8 @@ def sample_of(
     """The sample of window `window`, as `FusedDataset` describes it.
 
     Args:
-        rows: `SAMPLE_ARRAYS` by name, cut to the window's l positions; writable, and the sample's
-            own from now on.
+        rows: `SAMPLE_ARRAYS` by name, the window's l positions; writable, and owned by the sample
+            after the call.
         window: its number.
         sampled: whether rows of any source are samples.
     """
@@ -80,9 +80,9 @@ def sample_of(
 
 
 class Windows(Sequence[dict[str, Tensor]]):
-    """Several windows that were read together: a sequence of samples, cut when one is asked for.
+    """Several windows that were read together: a sequence of samples, cut at the first access.
 
-    Samples, and what `stacked` gives, are views of one memory.
+    Samples, and the tensors of `stacked`, are views of one allocation.
 
     Attributes:
         lengths: positions of each window.
@@ -99,8 +99,8 @@ class Windows(Sequence[dict[str, Tensor]]):
         """Samples as `sample_of` makes them.
 
         Args:
-            rows: `SAMPLE_ARRAYS` by name, the positions of one window after those of another;
-                writable, and the samples' own from now on.
+            rows: `SAMPLE_ARRAYS` by name, the concatenated positions of all windows; writable, and
+                owned by the samples after the call.
             lengths: positions of each window.
             windows: their numbers.
             sampled: whether rows of any source are samples.
@@ -114,16 +114,16 @@ class Windows(Sequence[dict[str, Tensor]]):
 
     @cached_property
     def _samples(self) -> list[dict[str, Tensor]]:
-        # Without the bookkeeping for gradients, which takes as long again.
+        # Skips the bookkeeping for gradients, which would double the time.
         split = torch.unsafe_split_with_sizes
-        parts = [split(values, self.lengths) for values in self._positions.values()]
-        parts += [values.unbind() for values in self._scalars.values()]
+        fields = [split(values, self.lengths) for values in self._positions.values()]
+        fields += [values.unbind() for values in self._scalars.values()]
         names = (*self._positions, *self._scalars)
-        return [dict(zip(names, values, strict=True)) for values in zip(*parts, strict=True)]
+        return [dict(zip(names, values, strict=True)) for values in zip(*fields, strict=True)]
 
     @property
     def is_cut(self) -> bool:
-        """Whether a sample was asked for; who has it may have put other tensors into it."""
+        """Whether a sample was accessed; its user may have replaced tensors in it."""
         return "_samples" in self.__dict__
 
     def __len__(self) -> int:
@@ -141,32 +141,32 @@ class Windows(Sequence[dict[str, Tensor]]):
     def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         return self._samples[index]
 
-    def stacked(self, name: str, filler: float) -> Tensor:
-        """A field of all windows as they were read: [B, L, …] with L of the longest, or [B].
+    def stacked(self, name: str, padding: float) -> Tensor:
+        """A field of all windows: [B, L, …] with L of the longest window, or [B].
 
         Args:
             name: of the field.
-            filler: what shorter windows are padded with, on the right.
+            padding: value that pads shorter windows on the right.
         """
         if name in self._scalars:
             return self._scalars[name]
         values, longest = self._positions[name], max(self.lengths)
         if min(self.lengths) == longest:
             return values.view(len(self), longest, *values.shape[1:])
-        return pad_right(torch.unsafe_split_with_sizes(values, self.lengths), filler)
+        return pad_right(torch.unsafe_split_with_sizes(values, self.lengths), padding)
 
 
-def pad_right(windows: Sequence[Tensor], filler: float) -> Tensor:
+def pad_right(windows: Sequence[Tensor], padding: float) -> Tensor:
     """One field of B windows of different lengths, [l, …] each, as [B, L, …] with L the longest."""
     longest = max(map(len, windows))
-    padded = windows[0].new_full((len(windows), longest, *windows[0].shape[1:]), filler)
+    padded = windows[0].new_full((len(windows), longest, *windows[0].shape[1:]), padding)
     for row, window in zip(padded, windows, strict=True):
         row[: len(window)] = window
     return padded
 
 
 def _by_position(rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
-    """What a sample has for each position."""
+    """The fields of a sample with one value or row per position."""
     # `torch.tensor` takes several times as long as `from_numpy`.
     tensor = torch.from_numpy
     return {
@@ -180,8 +180,8 @@ def _by_position(rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
     }
 
 
-def filler(top_k: int, *, sampled: bool) -> dict[str, Tensor]:
-    """A sample of one position that adds nothing to a loss: no label, no distribution."""
+def padding_sample(top_k: int, *, sampled: bool) -> dict[str, Tensor]:
+    """A sample of one position without label and distribution, which adds nothing to a loss."""
     rows: dict[str, npt.NDArray[Any]] = {
         "input_ids": np.zeros(1, np.int32),
         "next_ids": np.full(1, NO_LABEL, np.int32),

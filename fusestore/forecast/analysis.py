@@ -1,6 +1,6 @@
-"""The analysis behind a forecast: which mixtures are looked at, over one pass or a few.
+"""The analysis behind a forecast: which mixtures are measured, in one pass or a few.
 
-A pass goes through the split part by part, so memory does not grow with the corpus.
+A pass reads the split chunk by chunk, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import combinations
 
 from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.forecast.forecast import Forecast, MixtureForecast
-from fusestore.forecast.observation import read_parts
+from fusestore.forecast.observation import read_chunks
 from fusestore.forecast.settings import ForecastSettings
 from fusestore.forecast.tallies import (
     Mixture,
@@ -41,16 +41,16 @@ def analyze_fusion(
     """Forecast a fusion.
 
     Args:
-        fusion: what to look at; its recipe's strategy is looked at too.
+        fusion: what to forecast; its recipe's strategy is measured too.
         strategies: names of registered strategies, other than `single`, for all sources together.
         granularities: units to weigh them by.
-        progress: receives the target tokens done. More than four sources take further passes, each
-            counted anew in the total.
+        progress: receives the target tokens done. More than four sources take further passes, which
+            the total includes.
 
     Raises:
         InvalidInputError: no such strategy.
-        IncompatibleError: a source's rows are samples: they are right in the mean, but say nothing
-            of a label that was not drawn.
+        IncompatibleError: a source's rows are samples. They are unbiased, but give no probability
+            for a label that was not drawn.
         NonFiniteError, CorruptionError: a cache is damaged.
     """
     count = len(fusion.sources)
@@ -80,12 +80,12 @@ def analyze_fusion(
     sizes = range(1, count + 1) if few else (1, count)
     subsets = [grown(members) for size in sizes for members in combinations(everyone, size)]
     later_passes = 0 if few else count - 2
-    run = _Passes(fusion, (1 + later_passes) * fusion.num_tokens, progress)
+    passes = _Passes(fusion, (1 + later_passes) * fusion.num_tokens, progress)
 
     whole = SplitTally()
     sources = [SourceTally(index) for index in everyone]
     pairs = [PairTally(*pair) for pair in combinations(everyone, 2)]
-    mixtures = run.over(_unique([*full, *subsets]), [whole, *sources, *pairs])
+    mixtures = passes.measure(_unique([*full, *subsets]), [whole, *sources, *pairs])
 
     growth: list[Mixture] = []
     while len(growth) < count:
@@ -95,7 +95,7 @@ def analyze_fusion(
         ]
         missing = [mixture for mixture in candidates if mixture not in mixtures]
         if missing:
-            mixtures |= run.over(missing)
+            mixtures |= passes.measure(missing)
         growth.append(min(candidates, key=lambda mixture: mixtures[mixture].rank))
 
     def forecast_of(mixture: Mixture) -> MixtureForecast:
@@ -118,21 +118,21 @@ def analyze_fusion(
 
 
 class _Passes:
-    """Goes over the split, each time filling what is to be known then."""
+    """Reads the split once for every set of mixtures to measure."""
 
     def __init__(self, fusion: Fusion, total: int, progress: Progress) -> None:
         self._fusion, self._total, self._progress = fusion, total, progress
         self._done = 0
 
-    def over(
+    def measure(
         self, mixtures: Sequence[Mixture], others: Sequence[Tally] = ()
     ) -> dict[Mixture, MixtureTally]:
-        """One pass: the filled tallies of the mixtures; `others` are filled too."""
+        """Count all chunks for `others` and for new tallies of the mixtures, which it returns."""
         tallies = {mixture: MixtureTally(mixture) for mixture in mixtures}
-        for part in read_parts(self._fusion, [mixture.granularity for mixture in mixtures]):
+        for chunk in read_chunks(self._fusion, [mixture.granularity for mixture in mixtures]):
             for tally in [*others, *tallies.values()]:
-                tally.add(part)
-            self._done += part.num_positions
+                tally.add(chunk)
+            self._done += chunk.num_positions
             self._progress(self._done, self._total)
         return tallies
 

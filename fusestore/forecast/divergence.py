@@ -1,7 +1,7 @@
-"""How far apart two sparse distributions are, and whether they agree on the likeliest token.
+"""How much two sparse distributions diverge, and whether they agree on the likeliest token.
 
-A sparse row says nothing about the ids it did not keep but their mass together, its tail. As for
-labels, that mass is spread evenly over them; under this rule the divergence below is exact.
+Of the ids that it did not keep, a sparse row has only their total mass, its tail. As for labels,
+that mass is spread evenly over them; under this rule the divergence below is exact.
 """
 
 from __future__ import annotations
@@ -12,19 +12,14 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.fuse.project import Float32Array, Float64Array, Int32Array
-
-MAX_NATS = 1e6
-"""What a token of probability 0 counts, as in scores."""
-
-SparseRows = tuple[Int32Array, Float32Array, Float32Array]
-"""`(ids int32 [n, k], logprobs float32 [n, k], tail float32 [n])` in the form of `project`."""
+from fusestore.fuse.project import Float64Array, SparseRows
+from fusestore.fuse.scores import MAX_NATS
 
 
 def divergence(left: SparseRows, right: SparseRows, vocab_size: int) -> Float64Array:
     """KL(left ‖ right) in nats of n pairs of rows over `vocab_size` tokens, float64 [n].
 
-    A token that `right` holds impossible counts as one of log-probability −10⁶.
+    A token with probability 0 in `right` counts with log-probability −10⁶.
     """
     slots = np.full(vocab_size, -1, np.int32)
     result = np.empty(len(left[2]), np.float64)
@@ -33,7 +28,7 @@ def divergence(left: SparseRows, right: SparseRows, vocab_size: int) -> Float64A
 
 
 def same_top(left: SparseRows, right: SparseRows) -> npt.NDArray[np.bool_]:
-    """Where the likeliest tokens are the same, bool [n]; a row without entries has none."""
+    """Whether the likeliest tokens are the same, bool [n]; a row without entries has none."""
     both_kept = np.isfinite(left[1][:, 0]) & np.isfinite(right[1][:, 0])
     result: npt.NDArray[np.bool_] = both_kept & (left[0][:, 0] == right[0][:, 0])
     return result
@@ -41,7 +36,7 @@ def same_top(left: SparseRows, right: SparseRows) -> npt.NDArray[np.bool_]:
 
 @numba.njit(cache=True)
 def _divergence(p_ids, p_logprobs, p_tail, q_ids, q_logprobs, q_tail, slots, result):
-    """`slots` is scratch [vocab_size], −1 everywhere: where a token is among q's entries."""
+    """`slots` is scratch [vocab_size], −1 everywhere: the index of a token among q's entries."""
     vocab_size = len(slots)
     for row in range(len(p_tail)):
         num_p = num_q = num_both = 0
@@ -68,7 +63,7 @@ def _divergence(p_ids, p_logprobs, p_tail, q_ids, q_logprobs, q_tail, slots, res
                 total += _term(p_rest, np.float64(q_logprobs[row, entry]))
                 slots[q_ids[row, entry]] = -1
         total += (vocab_size - num_p - num_q + num_both) * _term(p_rest, q_rest)
-        # Rounding may leave two equal rows a hair below 0.
+        # Rounding may put two equal rows slightly below 0.
         result[row] = max(total, 0.0)
 
 

@@ -1,6 +1,6 @@
-"""`Forecast`: what caches alone tell about fusing them, before anything is trained.
+"""`Forecast`: measurements of a fusion, made from its caches before anything is trained.
 
-docs/fusion.md defines every number and says what none of them can tell.
+docs/fusion.md defines every number, and the limits of all.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ class SourceForecast(Frozen):
     Attributes:
         cache: its name.
         exact: whether it has the target's tokenizer, so that its figures are the model's own.
-        own_bits_per_byte: over its own tokens, whatever its tokenizer: the model's quality.
-        alone: what it teaches when it is the only source.
+        own_bits_per_byte: over its own tokens: the model's quality, whatever its tokenizer.
+        alone: the forecast with it as the only source.
         positions_span: share of target positions aligned to it by equal end offsets.
         positions_mined: share aligned by minimum edit distance alone.
         tail_mass: mean mass outside its cached entries, over the positions it may supervise.
         unmapped_mass: mean mass lost because the vocabulary map sends its tokens nowhere.
-        label_guessed: share of next tokens whose probability its cache does not tell, so that they
-            count with an even share of the tail.
+        label_guessed: share of next tokens without a probability in its cache; an even share of
+            the tail stands for it.
         documents: documents it takes part in.
         documents_won: share of the documents where its score is the lowest.
-        document_margin: mean of how much lower than the next best, over those.
-        tokens_won: share of the common positions where it finds the next token likeliest.
-        token_margin: mean of by how many bits more likely than the next best does, over those.
+        document_margin: mean difference to the next best score, over the documents it wins.
+        tokens_won: share of the common positions where it gives the next token most probability.
+        token_margin: mean difference to the next best source in bits, over the tokens it wins.
     """
 
     cache: str
@@ -86,14 +86,14 @@ class SourceForecast(Frozen):
 
 
 class Agreement(Frozen):
-    """How alike two sources are, over the positions that both may supervise.
+    """How similar two sources are, over the positions that both may supervise.
 
     Attributes:
         first, second: names of the caches.
-        num_positions: how many positions those are.
+        num_positions: number of these positions.
         divergence: mean KL(first ‖ second) of the projected distributions, in nats.
         divergence_back: mean KL(second ‖ first).
-        same_top: share where both find the same target token likeliest.
+        same_top: share of the positions where both have the same likeliest target token.
     """
 
     first: str
@@ -108,17 +108,17 @@ class Forecast(Frozen):
     """A forecast over one split.
 
     Attributes:
-        recipe: the fusion that was looked at; its strategy and granularity are those of `growth`
+        recipe: the fusion that was forecast; its strategy and granularity are those of `growth`
             and `subsets`.
         num_positions: target tokens of the split.
-        num_predicted: those with a next token in their document.
-        num_bytes: bytes those next tokens stand for.
+        num_predicted: target tokens with a next token in their document.
+        num_bytes: bytes that these next tokens stand for.
         common: share of the predicted positions that every source may supervise.
         sources: in the recipe's order.
         agreements: of every two sources.
         strategies: of all sources together.
-        growth: of 1, 2, … all sources, each time with the source that helps the common positions
-            most: what another source is worth.
+        growth: of 1, 2, … all sources; each adds the source that lowers `common_bits_per_byte`
+            most, which shows the value of another source.
         subsets: of every choice of sources, smallest first; empty for more than four sources.
     """
 
@@ -134,7 +134,7 @@ class Forecast(Frozen):
     subsets: tuple[MixtureForecast, ...]
 
     def __repr__(self) -> str:
-        """The sources and their best mixture; `tables` has everything."""
+        """The sources and their best mixture; see `tables` for all figures."""
         best = min(
             (row for row in self.strategies if row.common_bits_per_byte is not None),
             key=lambda row: row.common_bits_per_byte or 0.0,
@@ -149,7 +149,7 @@ class Forecast(Frozen):
         )
         return (
             f"Forecast({self.num_predicted:,} target tokens of split {self.recipe.split!r}, "
-            f"{self.common:.1%} common to all sources; bits per byte of these: {figures})"
+            f"{self.common:.1%} common to all sources; bits per byte on the common: {figures})"
         )
 
     def tables(self) -> Iterator[Table]:
@@ -178,7 +178,7 @@ class Forecast(Frozen):
             ],
         )
         yield (
-            "What the target can see of each source",
+            "Share of each source that reaches the target",
             [
                 *["source", "span", "mined", "unaligned"],
                 *["unmapped", "tail", "label in tail", "label guessed"],
@@ -200,7 +200,7 @@ class Forecast(Frozen):
         if self.strategies:
             yield _mixture_table("Strategies over all sources", self.strategies)
         if len(self.growth) > 1:
-            yield _mixture_table("One source more each time", self.growth)
+            yield _mixture_table("Sources added one at a time", self.growth)
         if self.agreements:
             yield (
                 "Agreement between sources",

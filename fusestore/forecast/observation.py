@@ -1,7 +1,7 @@
-"""Observing a fusion: what every source says at each position of the split, part by part.
+"""Every source's projected rows, scores and label probabilities, in chunks of the split.
 
-Projection and scores are the very functions that materializing uses; what is added here is
-looking up the next token.
+Projection and scores are the functions that materializing uses. This module adds the probability
+of the next token.
 """
 
 from __future__ import annotations
@@ -14,46 +14,45 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.rows import NO_LABEL
-from fusestore.errors import IncompatibleError, NonFiniteError
-from fusestore.forecast.divergence import MAX_NATS, SparseRows
 from fusestore.fuse.choices import Granularity
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
-from fusestore.fuse.project import project_and_measure
-from fusestore.fuse.scores import Amounts, document_amounts, label_nats
-from fusestore.fuse.shard import (
+from fusestore.fuse.project import SparseRows, empty_rows
+from fusestore.fuse.scores import MAX_NATS, Amounts, document_amounts, label_nats
+from fusestore.fuse.weights import (
     accepted,
     document_scores,
+    project_source,
     score_units,
     surround,
 )
 
-PART_ROWS = 16_384
+CHUNK_ROWS = 16_384
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Part:
-    """n positions of the split and everything the S sources say about them.
+class Chunk:
+    """n positions of the split with the rows and scores of the S sources.
 
     Attributes:
         fusion: the fusion.
-        predicted: bool [n] where a next token follows.
-        labels: int32 [n] that token, −100 for none.
-        label_bytes: int64 [n] how many bytes it stands for; 0 for none.
-        kinds: uint8 [n, S] how each source is aligned.
-        allowed: bool [n, S] where each may supervise.
-        rows: int64 [n, S] which of the projected rows each brings, −1 where it may not.
-        projected: all sources' projected rows, at the widest cache's width.
-        unmapped: float64 [R] mass of those rows that the vocabulary maps send nowhere.
-        label_logprob: float64 [n, S] of the next token; 0 where there is none or it may not.
-        label_found: bool [n, S] where that is known, not the even share of a tail.
+        predicted: bool [n], whether a next token follows.
+        labels: int32 [n], the next token, −100 for none.
+        label_bytes: int64 [n], number of its bytes; 0 for none.
+        kinds: uint8 [n, S], alignment kind of each source.
+        allowed: bool [n, S], whether the source may supervise.
+        rows: int64 [n, S], index of the source's projected row, −1 where it may not supervise.
+        projected: R projected rows of all sources, at the widest cache's width.
+        unmapped: float64 [R], mass of a row that the vocabulary map sends nowhere.
+        label_logprob: float64 [n, S] of the next token; 0 without one, or without supervision.
+        label_found: bool [n, S], whether the cache has it; else it is an even share of the tail.
         scores: by granularity: float64 [units, S], and int64 [n] the unit of each position.
-        counted: bool [D] the documents that begin here.
+        counted: bool [D], whether the document begins in this chunk.
         document_scores: float64 [D, S].
-        amounts: what each source spent on the D documents.
+        amounts: nats, bytes and tokens of each source on the D documents.
         takes_part: bool [D, S].
     """
 
@@ -76,7 +75,7 @@ class Part:
 
     @property
     def num_positions(self) -> int:
-        """Positions of the part, n."""
+        """Positions of the chunk, n."""
         return len(self.labels)
 
     @property
@@ -86,22 +85,24 @@ class Part:
         return result
 
     def projected_rows(self, rows: npt.NDArray[np.int64]) -> SparseRows:
-        """These of the projected rows."""
+        """The projected rows at these indices."""
         ids, logprobs, tail = self.projected
         return ids[rows], logprobs[rows], tail[rows]
 
 
-def read_parts(fusion: Fusion, granularities: Sequence[Granularity]) -> Iterator[Part]:
-    """The split in parts of `PART_ROWS` positions, scored by these granularities.
+def read_chunks(fusion: Fusion, granularities: Sequence[Granularity]) -> Iterator[Chunk]:
+    """The split in chunks of `CHUNK_ROWS` positions, scored by these granularities.
 
-    Whole documents, and windows if they are a granularity, are read around each part.
+    Whole documents, and windows if they are a granularity, are read around each chunk.
     """
     num_tokens = fusion.num_tokens
-    for start in range(0, num_tokens, PART_ROWS):
-        yield _read_part(fusion, start, min(start + PART_ROWS, num_tokens), granularities)
+    for start in range(0, num_tokens, CHUNK_ROWS):
+        yield _read_chunk(fusion, start, min(start + CHUNK_ROWS, num_tokens), granularities)
 
 
-def _read_part(fusion: Fusion, start: int, stop: int, granularities: Sequence[Granularity]) -> Part:
+def _read_chunk(
+    fusion: Fusion, start: int, stop: int, granularities: Sequence[Granularity]
+) -> Chunk:
     stretch = surround(fusion, start, stop, whole_windows="window" in granularities)
     spans = [load_span(source, stretch.documents, stretch.tokens) for source in fusion.sources]
     amounts = [document_amounts(span.tokens, span.rows.label_logprob) for span in spans]
@@ -109,8 +110,8 @@ def _read_part(fusion: Fusion, start: int, stop: int, granularities: Sequence[Gr
     asked = stretch.asked
     scores = {}
     for granularity in dict.fromkeys(granularities):
-        of_units, unit = score_units(fusion, stretch, spans, per_document, granularity)
-        scores[granularity] = (of_units, unit[asked])
+        unit_scores, unit = score_units(fusion, stretch, spans, per_document, granularity)
+        scores[granularity] = (unit_scores, unit[asked])
 
     labels = stretch.next_ids[asked]
     predicted = labels != NO_LABEL
@@ -124,26 +125,27 @@ def _read_part(fusion: Fusion, start: int, stop: int, granularities: Sequence[Gr
     for index, span in enumerate(spans):
         positions = np.flatnonzero(allowed[:, index])
         cached = span.row[asked][positions]
-        *projection, lost = _project(fusion, index, span, cached, width)
+        projection = empty_rows(len(cached), width)
+        lost = project_source(fusion, index, span, cached, np.arange(len(cached)), projection)
         projections.append((*projection, lost))
         rows[positions, index] = count + np.arange(len(positions))
         count += len(positions)
-        followed = predicted[positions]
-        at = positions[followed]
-        label_logprob[at, index], label_found[at, index] = _look_up(
+        has_label = predicted[positions]
+        labeled = positions[has_label]
+        label_logprob[labeled, index], label_found[labeled, index] = _look_up(
             fusion,
             index,
             span,
-            cached[followed],
-            [part[followed] for part in projection],
-            labels[at],
+            cached[has_label],
+            [column[has_label] for column in projection],
+            labels[labeled],
         )
 
     ids, logprobs, tail, unmapped = (
         np.concatenate(columns) for columns in zip(*projections, strict=True)
     )
     starts = stretch.tokens.document_offsets[:-1]
-    return Part(
+    return Chunk(
         fusion=fusion,
         predicted=predicted,
         labels=labels,
@@ -165,19 +167,6 @@ def _read_part(fusion: Fusion, start: int, stop: int, granularities: Sequence[Gr
     )
 
 
-def _project(
-    fusion: Fusion, index: int, span: SourceSpan, rows: npt.NDArray[np.int64], width: int
-) -> tuple[npt.NDArray[Any], ...]:
-    """`project_and_measure` of these rows of a source; its errors name the source."""
-    cached = span.rows
-    try:
-        return project_and_measure(
-            cached.ids[rows], cached.logprobs[rows], cached.tail[rows], fusion.maps[index], width
-        )
-    except (IncompatibleError, NonFiniteError) as error:
-        raise type(error)(f"Source {fusion.sources[index].name!r}: {error}") from error
-
-
 def _look_up(
     fusion: Fusion,
     index: int,
@@ -186,25 +175,25 @@ def _look_up(
     projection: Sequence[npt.NDArray[Any]],
     labels: npt.NDArray[np.int32],
 ) -> tuple[FloatArray, BoolArray]:
-    """Log-probability of each label [n] by a source before any cut, and where it is known.
+    """Log-probability of each label [n] by a source before any cut, and whether the cache has it.
 
     `rows` are the source's own rows [n], `projection` the same over the target's tokens. The
-    cache knows the probability of the source's own next token exactly. With the target's own
-    tokenizer that is the label; with another it stands for the label where the map says so.
+    cache has the exact probability of the source's own next token. With the target's tokenizer
+    that token is the label; with another it stands for the label where it is mapped to it.
     """
     ids, logprobs, tail = projection
     source = fusion.sources[index]
-    own = np.maximum(span.rows.label_logprob[rows].astype(np.float64), -MAX_NATS)
+    cached = np.maximum(span.rows.label_logprob[rows].astype(np.float64), -MAX_NATS)
     if source.target_id is None and source.alignment is None:
-        return own, np.ones(len(rows), np.bool_)
+        return cached, np.ones(len(rows), np.bool_)
     kept = is_kept(ids, logprobs, labels)
     logprob = -label_nats(ids, logprobs, tail, labels, fusion.vocab_size)
-    # Without a label a document ends there, and the row after is another document's.
+    # A document's last row has no label (NaN), and the row after it is another document's.
     following = np.minimum(rows + 1, max(0, span.tokens.num_tokens - 1))
-    meant = fusion.maps[index][span.tokens.token_ids[following]] == labels
-    meant &= ~np.isnan(own) & ~kept
-    logprob[meant] = np.minimum(own, tail)[meant]
-    return np.maximum(logprob, -MAX_NATS), kept | meant
+    mapped = fusion.maps[index][span.tokens.token_ids[following]] == labels
+    mapped &= ~np.isnan(cached) & ~kept
+    logprob[mapped] = np.minimum(cached, tail)[mapped]
+    return np.maximum(logprob, -MAX_NATS), kept | mapped
 
 
 def is_kept(

@@ -27,9 +27,9 @@ def forecast(
     Args:
         store: holds what the recipe names.
         recipe: what would be fused, and how.
-        settings: the split to look at, in place of the recipe's, and what to compare; the defaults
-            unless given.
-        target: the target, where it is open already; found by the recipe's `target` unless given.
+        settings: the split, which replaces the recipe's, and what to compare; by default the
+            defaults of `ForecastSettings`.
+        target: the open target; by default found by the recipe's `target`.
         reporter: receives progress updates.
 
     Raises:

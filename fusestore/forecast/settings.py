@@ -35,7 +35,7 @@ class ForecastSettings(Frozen):
     @field_validator("strategies")
     @classmethod
     def _strategies_are_registered(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        # Here, because it imports NumPy.
+        # Imported when it is used, because it imports NumPy.
         from fusestore.fuse.strategies import get_strategy
 
         for name in names:

@@ -1,4 +1,4 @@
-"""Tallies: the sums that a forecast's figures are made of, part by part."""
+"""Tallies: the sums that a forecast's figures are made of, added up chunk by chunk."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import Protocol
 
 import numpy as np
 
-from fusestore.forecast.divergence import MAX_NATS, divergence, same_top
+from fusestore.forecast.divergence import divergence, same_top
 from fusestore.forecast.forecast import Agreement, MixtureForecast, SourceForecast
-from fusestore.forecast.observation import BoolArray, FloatArray, Part, is_kept
+from fusestore.forecast.observation import BoolArray, Chunk, FloatArray, is_kept
 from fusestore.fuse.choices import Granularity
 from fusestore.fuse.combine import mix
 from fusestore.fuse.fusion import Fusion
-from fusestore.fuse.scores import label_nats
-from fusestore.fuse.shard import KIND, weigh
+from fusestore.fuse.manifest import KIND_CODES
+from fusestore.fuse.scores import MAX_NATS, label_nats
 from fusestore.fuse.strategies import SCORE_FREE, get_strategy
+from fusestore.fuse.weights import weigh
 
 
 class Tally(Protocol):
-    """Something that is counted over all parts of a split, once each."""
+    """Counts every chunk of a split once."""
 
-    def add(self, part: Part) -> None:
-        """Count a part."""
+    def add(self, chunk: Chunk) -> None:
+        """Count a chunk."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Mixture:
 
     @classmethod
     def of(cls, strategy: str, granularity: Granularity, members: tuple[int, ...]) -> Mixture:
-        """One name for what is the same: one source alone, or a strategy that needs no scores."""
+        """The mixture; one source alone, or a strategy without scores, has one granularity."""
         if len(members) == 1:
             strategy = "single"
         return cls(strategy, "document" if strategy in SCORE_FREE else granularity, members)
@@ -47,12 +48,12 @@ class SplitTally:
     def __init__(self) -> None:
         self.predicted = self.num_bytes = self.common = self.documents = 0
 
-    def add(self, part: Part) -> None:
-        """Count a part."""
-        self.predicted += int(part.predicted.sum())
-        self.num_bytes += int(part.label_bytes.sum())
-        self.common += int(part.common.sum())
-        self.documents += int(part.counted.sum())
+    def add(self, chunk: Chunk) -> None:
+        """Count a chunk."""
+        self.predicted += int(chunk.predicted.sum())
+        self.num_bytes += int(chunk.label_bytes.sum())
+        self.common += int(chunk.common.sum())
+        self.documents += int(chunk.counted.sum())
 
 
 class MixtureTally:
@@ -63,22 +64,24 @@ class MixtureTally:
         self.covered = self.num_bytes = self.common_bytes = self.in_tail = 0
         self.nats = self.stored_nats = self.common_nats = self.tail_mass = 0.0
 
-    def add(self, part: Part) -> None:
+    def add(self, chunk: Chunk) -> None:
         """Weigh, look up the next tokens, and mix as materializing would."""
-        fusion, mixture = part.fusion, self.mixture
+        fusion, mixture = chunk.fusion, self.mixture
         members = list(mixture.members)
-        scores, unit = part.scores[mixture.granularity]
+        scores, unit = chunk.scores[mixture.granularity]
         fixed = np.array([fusion.recipe.sources[index].weight for index in members])
-        weights = weigh(mixture.strategy, fixed, scores[:, members], unit, part.allowed[:, members])
-        covered = np.flatnonzero(part.predicted & (weights > 0).any(axis=1))
-        weights, rows = weights[covered], part.rows[covered[:, None], members]
-        labels, label_bytes = part.labels[covered], part.label_bytes[covered]
+        weights = weigh(
+            mixture.strategy, fixed, scores[:, members], unit, chunk.allowed[:, members]
+        )
+        covered = np.flatnonzero(chunk.predicted & (weights > 0).any(axis=1))
+        weights, rows = weights[covered], chunk.rows[covered[:, None], members]
+        labels, label_bytes = chunk.labels[covered], chunk.label_bytes[covered]
         with np.errstate(divide="ignore"):
-            terms = np.log(weights) + part.label_logprob[covered[:, None], members]
+            terms = np.log(weights) + chunk.label_logprob[covered[:, None], members]
         nats = np.minimum(-np.logaddexp.reduce(terms, axis=1), MAX_NATS)
-        ids, logprobs, tail = mix(rows, weights, *part.projected, fusion.recipe.top_k)
+        ids, logprobs, tail = mix(rows, weights, *chunk.projected, fusion.recipe.top_k)
 
-        common = part.common[covered]
+        common = chunk.common[covered]
         self.covered += len(covered)
         self.num_bytes += int(label_bytes.sum())
         self.nats += float(nats.sum())
@@ -90,7 +93,7 @@ class MixtureTally:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """What greedy growth minimises; what cannot be measured comes last."""
+        """The bits per byte that greedy growth minimizes; a mixture without any comes last."""
         bits = _bits(self.common_nats, self.common_bytes)
         return (True, 0.0) if bits is None else (False, bits)
 
@@ -117,33 +120,33 @@ class SourceTally:
     def __init__(self, index: int) -> None:
         self.index = index
         self.documents = self.documents_won = self.documents_compared = 0
-        self.span = self.mined = self.allowed = self.labelled = self.guessed = 0
+        self.span = self.mined = self.allowed = self.labeled = self.guessed = 0
         self.own_bytes = self.tokens_won = self.tokens_compared = 0
         self.own_nats = self.unmapped = self.tail = 0.0
         self.document_margin = self.token_margin = 0.0
 
-    def add(self, part: Part) -> None:
-        """Count a part; a document where it begins."""
-        index, kinds = self.index, part.kinds[:, self.index]
-        counted = part.counted & part.takes_part[:, index]
+    def add(self, chunk: Chunk) -> None:
+        """Count a chunk; a document where it begins."""
+        index, kinds = self.index, chunk.kinds[:, self.index]
+        counted = chunk.counted & chunk.takes_part[:, index]
         self.documents += int(counted.sum())
-        self.own_nats += float(part.amounts[index].nats[counted].sum())
-        self.own_bytes += int(part.amounts[index].num_bytes[counted].sum())
-        won, margin = _wins(part.document_scores[part.counted], index)
+        self.own_nats += float(chunk.amounts[index].nats[counted].sum())
+        self.own_bytes += int(chunk.amounts[index].num_bytes[counted].sum())
+        won, margin = _wins(chunk.document_scores[chunk.counted], index)
         self.documents_won += int(won.sum())
         self.documents_compared += int(np.isfinite(margin[won]).sum())
         self.document_margin += float(margin[won & np.isfinite(margin)].sum())
 
-        rows = part.rows[part.allowed[:, index], index]
-        self.span += int((kinds == KIND["span"]).sum())
-        self.mined += int((kinds == KIND["mined"]).sum())
+        rows = chunk.rows[chunk.allowed[:, index], index]
+        self.span += int((kinds == KIND_CODES["span"]).sum())
+        self.mined += int((kinds == KIND_CODES["mined"]).sum())
         self.allowed += len(rows)
-        self.unmapped += float(part.unmapped[rows].sum())
-        self.tail += float(np.exp(part.projected[2][rows].astype(np.float64)).sum())
-        labelled = part.allowed[:, index] & part.predicted
-        self.labelled += int(labelled.sum())
-        self.guessed += int((~part.label_found[labelled, index]).sum())
-        won, margin = _wins(-part.label_logprob[part.common], index)
+        self.unmapped += float(chunk.unmapped[rows].sum())
+        self.tail += float(np.exp(chunk.projected[2][rows].astype(np.float64)).sum())
+        labeled = chunk.allowed[:, index] & chunk.predicted
+        self.labeled += int(labeled.sum())
+        self.guessed += int((~chunk.label_found[labeled, index]).sum())
+        won, margin = _wins(-chunk.label_logprob[chunk.common], index)
         self.tokens_won += int(won.sum())
         self.tokens_compared += int(np.isfinite(margin[won]).sum())
         self.token_margin += float(margin[won & np.isfinite(margin)].sum())
@@ -163,7 +166,7 @@ class SourceTally:
             positions_mined=self.mined / fusion.num_tokens,
             tail_mass=tail,
             unmapped_mass=mean(self.unmapped, self.allowed),
-            label_guessed=mean(self.guessed, self.labelled),
+            label_guessed=mean(self.guessed, self.labeled),
             documents=self.documents,
             documents_won=mean(self.documents_won, whole.documents) or 0.0,
             document_margin=mean(self.document_margin, self.documents_compared),
@@ -173,7 +176,7 @@ class SourceTally:
 
 
 def _wins(scores: FloatArray, index: int) -> tuple[BoolArray, FloatArray]:
-    """Where a source's score is the lowest, bool [n], and by how much; +inf or NaN if alone."""
+    """Whether a source's score is the lowest, bool [n], and by how much; +inf or NaN if alone."""
     won: BoolArray = get_strategy("mince")(scores, np.ones(scores.shape[1]))[:, index] > 0
     others = np.where(np.isnan(scores), np.inf, scores)
     others[:, index] = np.inf
@@ -189,14 +192,14 @@ class PairTally:
         self.num_positions = self.same = 0
         self.forth = self.back = 0.0
 
-    def add(self, part: Part) -> None:
-        """Compare the two at every position of a part."""
-        both = part.allowed[:, self.first] & part.allowed[:, self.second]
-        left = part.projected_rows(part.rows[both, self.first])
-        right = part.projected_rows(part.rows[both, self.second])
+    def add(self, chunk: Chunk) -> None:
+        """Compare the two at every position of a chunk."""
+        both = chunk.allowed[:, self.first] & chunk.allowed[:, self.second]
+        left = chunk.projected_rows(chunk.rows[both, self.first])
+        right = chunk.projected_rows(chunk.rows[both, self.second])
         self.num_positions += int(both.sum())
-        self.forth += float(divergence(left, right, part.fusion.vocab_size).sum())
-        self.back += float(divergence(right, left, part.fusion.vocab_size).sum())
+        self.forth += float(divergence(left, right, chunk.fusion.vocab_size).sum())
+        self.back += float(divergence(right, left, chunk.fusion.vocab_size).sum())
         self.same += int(same_top(left, right).sum())
 
     def forecast(self, fusion: Fusion) -> Agreement:

@@ -18,7 +18,7 @@ from fusestore.store.registry import Artifact, ArtifactKind
 
 
 class FusedKind(ArtifactKind):
-    """A fused dataset; one that was begun may be used while its shards are made."""
+    """A fused dataset; an unfinished one may be used while its shards are made."""
 
     name, folder, title = "fused", "fused", "fused dataset"
     unfinished = (
@@ -51,19 +51,19 @@ class FusedKind(ArtifactKind):
             yield Input("cache", str(plan["target_cache_digest"]))
 
     def digest(self, manifest: Mapping[str, Any]) -> str:
-        """That of its plan, whatever its name and form."""
+        """The digest of its plan, whatever its name and form."""
         return str(manifest["plan_digest"])
 
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
-        """All files of a complete one; of one on demand, the shards that are made."""
+        """All files of a complete dataset; of an unfinished one, the shards that exist."""
         if artifact.complete:
             return super().check(store, artifact, quick=quick)
-        return _check_begun(store, artifact.location, quick)
+        return _check_unfinished(store, artifact.location, quick)
 
     def rebuild(
         self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
     ) -> None:
-        """See `rebuild_fused`: damaged shards alone are fused again."""
+        """See `rebuild_fused`: only damaged shards are fused again."""
         from fusestore.fuse.rebuild_fused import rebuild_fused
 
         del findings, tools
@@ -86,7 +86,7 @@ class FusedKind(ArtifactKind):
         }
 
 
-def _check_begun(store: Store, location: Location, quick: bool) -> list[Finding]:
+def _check_unfinished(store: Store, location: Location, quick: bool) -> list[Finding]:
     from fusestore.fuse.folder import PLAN_FILE, FusedFolder, metadata_files
     from fusestore.fuse.resolve import find_inputs
 
@@ -96,7 +96,7 @@ def _check_begun(store: Store, location: Location, quick: bool) -> list[Finding]
         return findings
     expected = metadata_files(plan)
     if plan.recipe.packing == "document":
-        # Where windows begin follows from the documents' lengths, which the inputs know.
+        # The beginnings of windows follow from the documents' lengths, which the inputs have.
         with contextlib.suppress(FusestoreError):
             inputs = find_inputs(store, plan.recipe, plan=plan)
             expected |= FusedFolder(location, inputs).metadata
@@ -112,7 +112,7 @@ def _check_begun(store: Store, location: Location, quick: bool) -> list[Finding]
         findings.append(
             Finding(
                 MANIFEST_FILE,
-                "is missing although every shard is there: run the same command again, or "
+                "is missing although no shard is: run the same command again, or "
                 "`fusestore fuse --materialize`",
             )
         )

@@ -1,4 +1,4 @@
-"""Where a fusion's dataset goes, and a dataset that was begun found again."""
+"""The folder of a fusion's dataset, and reopening an unfinished dataset."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def place(
     name: str | None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> FusedFolder:
-    """The folder of a fusion's dataset; nothing is written yet.
+    """The folder of a fusion's dataset; writes nothing.
 
     Args:
         store: the store.
         fusion: what is fused.
-        name: of the dataset in the store. Without one it is `recipe-` and the first digits of its
-            digest, and that of a remote store is kept on this machine.
-        cache_dir: where, by default fusestore's folder in the user's cache.
+        name: of the dataset in the store. By default `recipe-` and the first digits of its digest;
+            such a dataset of a remote store is kept on this machine.
+        cache_dir: local folder for it; by default fusestore's folder in the user's cache.
     """
     digest = plan_of(fusion).digest
     if name is None and not store.location.is_local:
@@ -42,15 +42,15 @@ def place(
 
 
 def reopen(store: Store, location: Location) -> FusedFolder:
-    """A fused dataset that was begun, by the plan that its folder holds.
+    """An unfinished fused dataset, by the plan in its folder.
 
     Args:
         store: holds the inputs.
         location: the fused dataset's folder, anywhere.
 
     Raises:
-        NotFoundError: nothing was begun there, or an input is gone.
-        FingerprintMismatchError: an input is not what it was.
+        NotFoundError: the folder has no plan, or an input is missing.
+        FingerprintMismatchError: an input has changed.
     """
     try:
         plan = FusionPlan.load(location / PLAN_FILE)
@@ -65,7 +65,7 @@ def reopen(store: Store, location: Location) -> FusedFolder:
 
 
 def is_current(store: Store, plan: FusionPlan) -> bool:
-    """Whether caches and alignments are still those of the plan, by their manifests alone."""
+    """Whether caches and alignments are still those of the plan, by their manifests."""
     for source, digests in zip(plan.recipe.sources, plan.inputs, strict=True):
         if open_cache(store, source.cache).digest != digests.cache_digest:
             return False
@@ -73,5 +73,7 @@ def is_current(store: Store, plan: FusionPlan) -> bool:
             alignment = open_alignment(store.alignment(source.alignment))
             if alignment.manifest.digest != digests.alignment_digest:
                 return False
-    own = plan.recipe.target_cache
-    return own is None or open_cache(store, own).digest == plan.target_cache_digest
+    target_cache = plan.recipe.target_cache
+    return target_cache is None or (
+        open_cache(store, target_cache).digest == plan.target_cache_digest
+    )

@@ -1,11 +1,11 @@
-"""What can be chosen in a recipe: the names of scores, units, policies and packings."""
+"""The choices of a recipe: names of scores, units, policies and packings."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Score = Literal["bits_per_byte", "aligned_ce", "token_ce"]
-"""What strategies compare; smaller is better. See `fusestore.fuse.scores`."""
+"""The score that strategies compare; smaller is better. See `fusestore.fuse.scores`."""
 
 Granularity = Literal["document", "window", "token"]
 """The unit over which sources are scored and weighted."""

@@ -1,7 +1,7 @@
 """Mixing: several projected distributions at one position become one.
 
-Probabilities are mixed in the linear domain, on the union of the sources' entries; what a source
-has in its tail joins the tail of the mixture.
+Probabilities are mixed in the linear domain, on the union of the sources' entries; the sources'
+tails join the tail of the mixture.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def mix(
     """Mix the rows that each position names.
 
     Args:
-        rows: int64 [n, sources] which of the R rows each source brings to each position; −1 none.
-        weights: float64 [n, sources] summing to 1 at each position, 0 where there is no row. A
-            position whose weights are all 0 comes out with all its mass in the tail.
-        ids: int32 [R, k] target token ids; an entry with log-probability −inf is not there.
+        rows: int64 [n, sources], index of each source's row among the R rows; −1 for none.
+        weights: float64 [n, sources], sum 1 at each position, 0 without a row. If all weights of a
+            position are 0, all its mass is in the tail.
+        ids: int32 [R, k] target token ids; an entry with log-probability −inf is unused.
         logprobs: float32 [R, k]; together with `tail` each row's mass is 1.
         tail: float32 [R].
         k_out: entries to keep.
@@ -51,7 +51,7 @@ def mix(
 
 @numba.njit(cache=True)
 def _mix_rows(rows, weights, ids, logprobs, tail, slots, out_ids, out_logprobs, out_tail):
-    """`slots` is scratch, −1 everywhere: where in this row's kept entries a target token is."""
+    """`slots` is scratch, −1 everywhere: index of a target token among the row's kept entries."""
     num_positions, num_sources = rows.shape
     k = ids.shape[1]
     kept_ids = np.empty(max(1, num_sources * k), np.int32)
@@ -69,7 +69,7 @@ def _mix_rows(rows, weights, ids, logprobs, tail, slots, out_ids, out_logprobs, 
         if contributors == 0:
             tail_mass = 1.0
         elif contributors == 1:
-            # The log-probabilities pass as they are, without a way through exp and log.
+            # The log-probabilities are copied, which avoids the rounding of exp and log.
             tail_mass = math.exp(np.float64(tail[only]))
             for entry in range(k):
                 if logprobs[only, entry] > -math.inf:

@@ -1,8 +1,8 @@
 """`FusedFolder`: a fused dataset on disk, shard by shard, in any order and by any process.
 
-The plan is written first and the manifest last. In between a shard is made when it is asked for:
-its files are published whole and then recorded in a receipt. The bytes of a shard depend on the
-plan alone, so however a dataset was filled, it ends with the same files.
+The plan is written first and the manifest last. In between, a shard is made on request: its files
+are published whole and then recorded in a receipt. The bytes of a shard depend on the plan alone,
+so the files of a complete dataset do not depend on how its shards were made.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PLAN_FILE = FINGERPRINT_FILE
 
 
 def plan_of(fusion: Fusion) -> FusionPlan:
-    """What determines the fused dataset's bytes; its digest is the dataset's identity."""
+    """The plan of a fusion; its digest is the fused dataset's identity."""
     documents = np.ascontiguousarray(fusion.documents, "<i8")
     return FusionPlan(
         recipe=fusion.recipe,
@@ -76,11 +76,11 @@ def metadata_files(plan: FusionPlan) -> dict[str, bytes]:
 
 
 class FusedFolder:
-    """The folder of one fused dataset, complete or not. Making one writes nothing; can be pickled.
+    """The folder of a fused dataset, complete or not. Its constructor writes nothing; pickles.
 
     Attributes:
         location: the folder.
-        fusion: what it is made of.
+        fusion: recipe and inputs of the dataset.
     """
 
     def __init__(self, location: Location, fusion: Fusion) -> None:
@@ -89,7 +89,7 @@ class FusedFolder:
 
     @cached_property
     def plan(self) -> FusionPlan:
-        """What is kept as fingerprint.json."""
+        """The content of fingerprint.json."""
         return plan_of(self.fusion)
 
     @cached_property
@@ -99,11 +99,11 @@ class FusedFolder:
 
     @property
     def num_shards(self) -> int:
-        """Shards when complete."""
+        """Number of shards of the complete dataset."""
         return self.arrays[0].num_files
 
     def begin(self) -> None:
-        """Write the plan and the arrays' metadata; nothing where they are already.
+        """Write the plan and the arrays' metadata unless they exist.
 
         Raises:
             FingerprintMismatchError: the folder holds a fused dataset made from something else.
@@ -134,15 +134,14 @@ class FusedFolder:
                 shards = {shard for shard in shards if str(shard) in present}
         return shards
 
-    def fill(self, shard: int) -> bool:
-        """Make a shard unless it is there; wait where another process is making it.
+    def make_shard(self, shard: int) -> bool:
+        """Make a shard unless it exists; waits while another process makes it.
 
         Returns:
-            Whether it had to be made.
+            Whether this call made it.
 
         Raises:
-            CorruptionError: an input is damaged; what is fused stays, and nothing of this shard
-                is shown.
+            CorruptionError: an input is damaged; finished shards stay, and this one has no receipt.
         """
         if self._has(shard):
             return False
@@ -153,7 +152,7 @@ class FusedFolder:
         return True
 
     def complete(self) -> FusedManifest | None:
-        """Write the manifest if no shard is missing; None if one is."""
+        """Write the manifest if no shard is missing; else return None."""
         receipts = []
         if len(self.finished()) < self.num_shards:
             return None
@@ -162,19 +161,19 @@ class FusedFolder:
             if receipt.fingerprint_digest != self.plan.digest:
                 return None
             receipts.append(receipt)
-        others = {path: FileRecord.of(data) for path, data in self.metadata.items()}
-        others[PLAN_FILE] = FileRecord.of(self.plan.to_bytes())
+        metadata = {path: FileRecord.of(data) for path, data in self.metadata.items()}
+        metadata[PLAN_FILE] = FileRecord.of(self.plan.to_bytes())
         for receipt in receipts:
-            others[receipt_path(receipt.part)] = FileRecord.of(receipt.to_bytes())
+            metadata[receipt_path(receipt.part)] = FileRecord.of(receipt.to_bytes())
         num_windows = len(self.fusion.window_starts) - 1
-        manifest = _manifest(self.plan, num_windows, receipts, others)
+        manifest = _manifest(self.plan, num_windows, receipts, metadata)
         manifest.save(self.location / MANIFEST_FILE)
         remove_locks(self.location)
         return manifest
 
     @cached_property
     def metadata(self) -> Mapping[str, bytes]:
-        """What is written beside the plan before the first shard, by path."""
+        """Files that are written after the plan and before the first shard, by path."""
         files = metadata_files(self.plan)
         if self.plan.recipe.packing == "document":
             files |= window_files(self.fusion.window_starts)
@@ -188,7 +187,7 @@ class FusedFolder:
             receipt = FusedReceipt.load(self._receipt_file(shard))
         except NotFoundError:
             return False
-        # A folder whose plan was deleted may hold shards of another one.
+        # A folder with a deleted plan may hold shards of another plan.
         return receipt.fingerprint_digest == self.plan.digest and all(
             (self.location / path).exists() for path in receipt.files
         )
@@ -218,7 +217,7 @@ def _manifest(
     plan: FusionPlan,
     num_windows: int,
     receipts: Sequence[FusedReceipt],
-    others: Mapping[str, FileRecord],
+    metadata: Mapping[str, FileRecord],
 ) -> FusedManifest:
     kinds = np.sum([receipt.content.kinds for receipt in receipts], axis=0)
     per_source = zip(*(receipt.content.sources for receipt in receipts), strict=True)
@@ -236,7 +235,7 @@ def _manifest(
             for source, parts in zip(plan.inputs, per_source, strict=True)
         ),
         num_bytes=sum(record.num_bytes for record in files.values()),
-        files={**files, **others},
+        files={**files, **metadata},
     )
 
 

@@ -1,8 +1,8 @@
-"""The two forms of a fused dataset, when it goes from one store to another.
+"""The two forms of a fused dataset, when it is copied from one store to another.
 
-The shared form is for storage, the local one for mapping (`fuse/shared.py`). A dataset in the first
-arrives in the second where the target is a folder of this machine; and a dataset that the
-target has in the other form is there already.
+The shared form is for storage, the local form for mapping (`fuse/shared.py`). A dataset in the
+shared form is unpacked where the target is a folder of this machine. A dataset that the target has
+in the other form is not copied.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def change_of_form(source: Location, target: Location) -> Conversion | bool:
 
     Args:
         source: the dataset's folder.
-        target: the folder it goes to.
+        target: the folder to copy to.
     """
     manifest = FusedManifest.load_if_sound(source / MANIFEST_FILE)
     if manifest is None:
-        # Whoever copies files says what is wrong.
+        # The copy of the files reports the damage.
         return False
     existing = FusedManifest.load_if_sound(target / MANIFEST_FILE)
     if existing is not None and existing.form != manifest.form:
         if existing.plan_digest == manifest.plan_digest:
             return True
-        raise _other(source, manifest.plan_digest, target, existing.plan_digest)
+        raise _other_dataset(source, manifest.plan_digest, target, existing.plan_digest)
     if manifest.form == "shared" and target.is_local and existing is None:
         _check_free(source, manifest, target)
 
@@ -45,11 +45,11 @@ def change_of_form(source: Location, target: Location) -> Conversion | bool:
 
 
 def _check_free(source: Location, manifest: FusedManifest, target: Location) -> None:
-    """See that nothing lies at the target, or an unfinished dataset of the same plan."""
+    """Check that the target is empty or holds an unfinished dataset of the same plan."""
     sizes = target.sizes()
     plan = FusionPlan.load_if_sound(target / PLAN_FILE)
     if plan is not None and plan.digest != manifest.plan_digest:
-        raise _other(source, manifest.plan_digest, target, plan.digest)
+        raise _other_dataset(source, manifest.plan_digest, target, plan.digest)
     if MANIFEST_FILE in sizes or (sizes and plan is None):
         raise AlreadyExistsError(
             f"{target} holds files, but its {MANIFEST_FILE if plan else PLAN_FILE} is missing or "
@@ -57,8 +57,11 @@ def _check_free(source: Location, manifest: FusedManifest, target: Location) -> 
         )
 
 
-def _other(source: Location, ours: str, target: Location, theirs: str) -> AlreadyExistsError:
+def _other_dataset(
+    source: Location, source_digest: str, target: Location, target_digest: str
+) -> AlreadyExistsError:
     return AlreadyExistsError(
-        f"{target} is another fused dataset than {source}: its plan has the digest {theirs}, the "
-        f"one there {ours}. Nothing was copied; delete or rename one of the two."
+        f"{target} is another fused dataset than {source}: its plan has the digest "
+        f"{target_digest}, that of the source {source_digest}. Nothing was copied; delete or "
+        "rename one of the two."
     )

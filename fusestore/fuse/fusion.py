@@ -1,7 +1,7 @@
 """`Fusion`: a recipe with its inputs, checked to belong together.
 
-Of the corpus only what is one number a document is held: offsets and the split's documents. Tokens
-and rows are read where they are needed, so memory does not grow with the corpus.
+In memory are one offset per document of the corpus and the split's document indices. Tokens and
+rows are read when they are needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Fusion:
     """A checked fusion of one split, T target positions of D documents in all.
 
     Attributes:
-        recipe: what to do.
+        recipe: the whole recipe.
         sources: in the recipe's order.
         maps: int32 [V_src] per source.
         target_cache: the target's own rows, exactly when `unaligned = "target"`.
@@ -54,7 +54,7 @@ class Fusion:
 
     @property
     def num_tokens(self) -> int:
-        """T."""
+        """Target positions of the split, T."""
         return int(self.offsets[-1])
 
     @cached_property
@@ -95,13 +95,13 @@ def prepare(
     corpus_digest: str,
     target_cache: SourceInput | None = None,
 ) -> Fusion:
-    """Check that everything belongs together.
+    """Check that recipe and inputs belong together.
 
     Args:
-        recipe: what to do.
-        sources: one for each of the recipe's, in any order.
+        recipe: the whole recipe.
+        sources: one for each of the recipe's sources, in any order.
         target_tokens: the target's tokens of the whole corpus.
-        tokens_digest: identifies those.
+        tokens_digest: identifies the target's tokens.
         documents: int64 [D] indices of the split's documents, in the order of the fused stream.
         vocab_size: tokens of the target (the width of its output).
         corpus_digest: of the corpus.
@@ -118,14 +118,15 @@ def prepare(
             f"top_k is {recipe.top_k}, but the target has {vocab_size} tokens; lower top_k."
         )
     by_name = {source.name: source for source in sources}
-    for wanted in recipe.sources:
-        if wanted.cache not in by_name:
+    names = [source.cache for source in recipe.sources]
+    for name in names:
+        if name not in by_name:
             raise NotFoundError(
-                f"The recipe names source {wanted.cache!r}, which was not given "
-                f"(there are: {', '.join(sorted(by_name)) or 'none'}). Capture it with "
-                f"`fusestore capture`, or take it out of the recipe."
+                f"The recipe names source {name!r}, which was not given "
+                f"(given are: {', '.join(sorted(by_name)) or 'none'}). Capture it with "
+                f"`fusestore capture`, or remove it from the recipe."
             )
-    ordered = tuple(by_name[wanted.cache] for wanted in recipe.sources)
+    ordered = tuple(by_name[name] for name in names)
     if recipe.target_cache is not None:
         if target_cache is None:
             raise NotFoundError(
@@ -166,8 +167,8 @@ def prepare(
         vocab_size,
         corpus_digest,
     )
-    # The first document with tokens shows a mistake before anything is written; every other one
-    # is looked at when its shard is made.
+    # Checking the first document with tokens finds a mistake before anything is written. The
+    # others are checked when their shards are made.
     first = int(np.argmax(lengths > 0))
     tokens = fusion.read(first, first + 1)
     for source in (*ordered, *([target_cache] if target_cache else [])):
@@ -183,30 +184,30 @@ def _check_source(source: SourceInput, target_tokens: TokenReader, corpus_digest
             f"Cache {source.name!r} was made from corpus {source.corpus_digest[:16]}, but the "
             f"fusion is over corpus {corpus_digest[:16]}. Capture it again over this corpus."
         )
-    offsets, wanted = source.cache.document_offsets, target_tokens.document_offsets
-    if len(offsets) != len(wanted):
+    offsets, target_offsets = source.cache.document_offsets, target_tokens.document_offsets
+    if len(offsets) != len(target_offsets):
         raise IncompatibleError(
             f"Cache {source.name!r} has {len(offsets) - 1} documents, the target's tokens "
-            f"{len(wanted) - 1}: the segmentations differ. Use one corpus for all."
+            f"{len(target_offsets) - 1}: the segmentations differ. Use one corpus for all."
         )
     if source.alignment is None:
-        check_same_tokens(source, offsets, wanted)
+        check_same_tokens(source, offsets, target_offsets)
 
 
 def _check_samples(
     recipe: Recipe, sources: Sequence[SourceInput], target_cache: SourceInput | None
 ) -> None:
-    """Sampled rows are estimates: right as a whole and in the mean, not entry by entry.
+    """Check that the recipe uses sampled rows only where they stay unbiased.
 
     Raises:
-        IncompatibleError: the recipe scores labels by them, or would cut entries off.
+        IncompatibleError: the recipe scores labels by entries, or `top_k` would cut entries off.
     """
     sampled = [source for source in sources if source.draws]
     if sampled and recipe.score == "aligned_ce":
         raise IncompatibleError(
-            f"Score 'aligned_ce' looks for the label among a row's entries, but those of cache "
-            f"{sampled[0].name!r} are {sampled[0].draws} draws: a label that was not drawn is not "
-            "impossible. Use score 'bits_per_byte' or 'token_ce', which use the exact "
+            f"Score 'aligned_ce' reads the label's probability from a row's entries, but those of "
+            f"cache {sampled[0].name!r} are {sampled[0].draws} draws: a label that was not drawn "
+            "has a probability too. Use score 'bits_per_byte' or 'token_ce', which use the exact "
             "log-probabilities of labels that every cache keeps."
         )
     needed = max((source.draws for source in sampled), default=0)
@@ -219,6 +220,6 @@ def _check_samples(
     if recipe.top_k < needed:
         raise IncompatibleError(
             f"top_k is {recipe.top_k}, but a fused position may have {needed} entries, and the "
-            f"rows of {', '.join(repr(source.name) for source in sampled)} are samples: without "
-            f"the rarest of their entries they would be wrong in the mean. Set top_k to {needed}."
+            f"rows of {', '.join(repr(source.name) for source in sampled)} are samples: cutting "
+            f"off their rarest entries would bias them. Set top_k to {needed}."
         )

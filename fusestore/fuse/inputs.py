@@ -1,7 +1,6 @@
-"""What a fusion reads: sources with their maps and alignments, loaded for a few documents.
+"""The inputs of a fusion: sources with their maps and alignments, loaded for a few documents.
 
-Caches and alignments are used through the two small protocols below, so a store's own and plain
-arrays serve alike.
+Caches and alignments are used through the two protocols below, which plain arrays meet too.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.align.kinds import SPAN
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
 from fusestore.errors import CorruptionError, IncompatibleError
 from fusestore.tokenizers.token_table import TokenTable
 
-SPAN = 1
-
 
 class DistributionCache(Protocol):
-    """A distribution cache of the whole corpus; `fusestore.cache` has the stored one."""
+    """A distribution cache of the whole corpus, such as `fusestore.cache.reader.Cache`."""
 
     @property
     def document_offsets(self) -> npt.NDArray[np.int64]:
@@ -39,16 +37,16 @@ class DistributionCache(Protocol):
         """Documents without usable rows."""
 
     def __getitem__(self, rows: slice) -> Rows:
-        """Rows `[start, stop)` of all documents' rows laid end to end."""
+        """Rows `[start, stop)` of the concatenated rows of all documents."""
 
 
 class TokenAlignment(Protocol):
-    """An alignment of the whole corpus; `fusestore.align` has the stored one."""
+    """An alignment of the whole corpus, such as `fusestore.align.stored.Alignment`."""
 
     def for_documents(
         self, start: int, stop: int
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-        """`(source_pos, kind)` of all target tokens of documents `[start, stop)`, laid end to end.
+        """`(source_pos, kind)` of all target tokens of documents `[start, stop)`, concatenated.
 
         `source_pos` counts from the first token of the same document; −1 for none.
         """
@@ -66,11 +64,11 @@ class SourceInput:
         target_id: int32 [V_src] the vocabulary map, −1 for none; None when source and target have
             one tokenizer.
         alignment: None when the source's tokens are the target's own.
-        vocabulary_map_digest: of the map, if there is one.
-        alignment_digest: of the alignment, if there is one.
-        vocab_size: width of the source model's output. Ids beyond the map, up to this, are
-            padding that no token has: their mass joins the tail. 0: as wide as the map.
-        rule: by which the cache's entries were kept; None: not known to be samples.
+        vocabulary_map_digest: of the map; None without one.
+        alignment_digest: of the alignment; None without one.
+        vocab_size: width of the source model's output. Ids between the map's size and this are
+            padding without tokens, and their mass joins the tail. 0: as wide as the map.
+        rule: the rule by which the cache keeps entries; None: the rows do not count as samples.
     """
 
     name: str
@@ -86,13 +84,13 @@ class SourceInput:
 
     @property
     def draws(self) -> int:
-        """How often a sampled cache's rows were drawn from; 0 for other caches."""
+        """Draws per row of a sampled cache; 0 for other caches."""
         if self.rule is None or self.rule.name != "sampled":
             return 0
         return self.rule.top_k
 
     def projection_map(self, target_vocab_size: int) -> npt.NDArray[np.int32]:
-        """int32 [V_src]: the target token of every id the source may put out.
+        """int32 [V_src]: the target token of every id in the source's output.
 
         Raises:
             IncompatibleError: the map names tokens that the target does not have.
@@ -113,13 +111,13 @@ class SourceInput:
 
 @dataclass(frozen=True)
 class SourceSpan:
-    """A source's part in D documents that hold n target positions.
+    """A source's rows of D documents that hold n target positions.
 
     Attributes:
-        tokens: its tokens; documents it takes no part in are empty.
+        tokens: its tokens; documents without usable rows are empty.
         rows: one per token.
-        row: int64 [n] the row aligned to each target position, −1 for none.
-        kind: uint8 [n] how it was aligned.
+        row: int64 [n], index of the row aligned to each target position, −1 for none.
+        kind: uint8 [n], the alignment kind.
     """
 
     tokens: TokenTable
@@ -129,14 +127,14 @@ class SourceSpan:
 
     @property
     def takes_part(self) -> npt.NDArray[np.bool_]:
-        """Documents where it has rows, bool [D]."""
+        """Whether it has rows of the document, bool [D]."""
         return np.diff(self.tokens.document_offsets) > 0
 
 
 def load_span(
     source: SourceInput, documents: npt.NDArray[np.int64], target: TokenTable
 ) -> SourceSpan:
-    """Read what a source has of these documents.
+    """Read a source's tokens, rows and alignment of some documents.
 
     Args:
         source: the source.
@@ -150,32 +148,32 @@ def load_span(
     cache = source.cache
     corpus_offsets = cache.document_offsets
     usable = np.array([int(document) not in cache.skipped for document in documents], np.bool_)
-    # Not np.diff of all offsets: that would cost every shard the whole corpus.
+    # np.diff of all offsets would cost every shard the whole corpus.
     lengths = np.where(usable, corpus_offsets[documents + 1] - corpus_offsets[documents], 0)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
     row = np.full(target.num_tokens, -1, np.int64)
     kind = np.zeros(target.num_tokens, np.uint8)
-    parts: list[Rows] = []
+    rows_of_runs: list[Rows] = []
     ids: list[npt.NDArray[np.int32]] = []
     ends: list[npt.NDArray[np.int32]] = []
     for first, stop in _runs(documents, usable):
         start, end = int(documents[first]), int(documents[stop - 1]) + 1
         flat = slice(int(corpus_offsets[start]), int(corpus_offsets[end]))
-        with _naming(source):
-            own_ids, own_ends = cache.read_tokens(flat.start, flat.stop)
-            parts.append(cache[flat])
-        ids.append(own_ids)
-        ends.append(own_ends)
+        with _errors_name(source):
+            run_ids, run_ends = cache.read_tokens(flat.start, flat.stop)
+            rows_of_runs.append(cache[flat])
+        ids.append(run_ids)
+        ends.append(run_ends)
         rows = slice(int(target.document_offsets[first]), int(target.document_offsets[stop]))
         target_lengths = np.diff(target.document_offsets[first : stop + 1])
         base = np.repeat(offsets[first:stop], target_lengths)
         if source.alignment is None:
-            check_same_tokens(source, own_ids, target.token_ids[rows])
+            check_same_tokens(source, run_ids, target.token_ids[rows])
             row[rows] = base + _counts_within(target_lengths)
             kind[rows] = SPAN
             continue
-        position, found = source.alignment.for_documents(start, end)
+        position, kinds = source.alignment.for_documents(start, end)
         length = np.repeat(lengths[first:stop], target_lengths)
         if len(position) != len(base) or np.any(position >= length):
             raise IncompatibleError(
@@ -183,24 +181,24 @@ def load_span(
                 f"{start} to {end - 1}: it was made for another cache or another target. "
                 "Align again with `fusestore align`."
             )
-        aligned = (position >= 0) & (found > 0)
+        aligned = (position >= 0) & (kinds > 0)
         row[rows] = np.where(aligned, base + position, -1)
-        kind[rows] = np.where(aligned, found, 0)
-    if not parts:
-        parts, ids, ends = [cache[0:0]], *([np.empty(0, np.int32)] for _ in range(2))
+        kind[rows] = np.where(aligned, kinds, 0)
+    if not rows_of_runs:
+        rows_of_runs, ids, ends = [cache[0:0]], *([np.empty(0, np.int32)] for _ in range(2))
     table = TokenTable(np.concatenate(ids), np.concatenate(ends), offsets)
-    return SourceSpan(table, _join(parts), row, kind)
+    return SourceSpan(table, _concatenate(rows_of_runs), row, kind)
 
 
 def check_same_tokens(
-    source: SourceInput, found: npt.NDArray[np.integer], wanted: npt.NDArray[np.integer]
+    source: SourceInput, actual: npt.NDArray[np.integer], expected: npt.NDArray[np.integer]
 ) -> None:
-    """A source without an alignment has the target's own tokens, or offsets.
+    """Check that a source without an alignment has the target's own tokens (or offsets).
 
     Raises:
-        IncompatibleError: it has not.
+        IncompatibleError: they differ.
     """
-    if not np.array_equal(found, wanted):
+    if not np.array_equal(actual, expected):
         raise IncompatibleError(
             f"Cache {source.name!r} is given without an alignment, but its tokens are not the "
             "target's. Align it with `fusestore align`."
@@ -208,15 +206,15 @@ def check_same_tokens(
 
 
 @contextlib.contextmanager
-def _naming(source: SourceInput) -> Iterator[None]:
-    """Say which cache is damaged and what repairs it; the error itself names the file."""
+def _errors_name(source: SourceInput) -> Iterator[None]:
+    """Add the damaged cache and the command that repairs it to an error, which names the file."""
     try:
         yield
     except CorruptionError as error:
         raise CorruptionError(
             f"Cache {source.name!r} is damaged: {error} `fusestore verify cache/{source.name} "
-            "--repair` makes its damaged shards again; then go on with the same command, what is "
-            "fused is kept."
+            "--repair` makes its damaged shards again. Then run the same command; finished shards "
+            "are kept."
         ) from error
 
 
@@ -239,17 +237,17 @@ def _runs(
 
 
 def _counts_within(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """0, 1, … inside each of the stretches."""
+    """0, 1, … in each stretch of these lengths."""
     starts = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
 
 
-def _join(parts: list[Rows]) -> Rows:
-    if len(parts) == 1:
-        return parts[0]
+def _concatenate(runs: list[Rows]) -> Rows:
+    if len(runs) == 1:
+        return runs[0]
     return Rows(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.logprobs for part in parts]),
-        np.concatenate([part.tail for part in parts]),
-        np.concatenate([part.label_logprob for part in parts]),
+        np.concatenate([rows.ids for rows in runs]),
+        np.concatenate([rows.logprobs for rows in runs]),
+        np.concatenate([rows.tail for rows in runs]),
+        np.concatenate([rows.label_logprob for rows in runs]),
     )

@@ -1,10 +1,10 @@
 """A fused dataset's arrays on disk, in both forms.
 
 The local form is uncompressed Zarr v3, one chunk per file: a file is the raw little-endian values
-followed by 4 bytes of CRC-32C (the `raw` form of `fusestore.store.arrays`), so it can be
-memory-mapped as it lies and is read by any Zarr implementation. The last file is padded with zeros
-to the size of the others. The shared form has the same arrays, compressed, in shards of about as
-many positions.
+followed by 4 bytes of CRC-32C (the `raw` form of `fusestore.store.arrays`). So it can be
+memory-mapped, and any Zarr implementation reads it. The last file is padded with zeros to the size
+of the others. The shared form has the same arrays, compressed, in shards of about as many
+positions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One process makes a shard, the others wait for it: file locks that end with their process.
+"""File locks, so that one process makes a shard and the others wait; they end with their process.
 
-A lock only saves work. Shards are published whole and are the same bytes whoever makes them, so
-where a filesystem knows no locks, or two machines fill one folder of object storage, a shard may be
-paid for twice, but it is never torn.
+A lock only saves work. Shards are published whole and their bytes do not depend on the process that
+makes them. So a filesystem without locks, or two machines that write to one folder of object
+storage, may make a shard twice, but never a torn one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from fusestore.store.receipts import shard_part
 
 @contextlib.contextmanager
 def shard_lock(folder: Location, shard: int) -> Iterator[None]:
-    """Hold the lock of a shard, waiting for whoever has it.
+    """Hold the lock of a shard; waits until it is free.
 
-    Look again whether the shard is there once it is held: the one before may have made it.
+    The process that held the lock before may have made the shard: check again after this.
 
     Args:
         folder: the fused dataset's folder. Locks of a remote one are kept on this machine.
@@ -34,17 +34,17 @@ def shard_lock(folder: Location, shard: int) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file, locked(file):
         yield
-        # Only after success: whoever waits now finds the shard, by whichever file it waits.
+        # Only after success: a process that waits on the deleted file finds the shard made.
         path.unlink(missing_ok=True)
 
 
 def remove_locks(folder: Location) -> None:
-    """Remove what killed processes left; only when no shard is missing any more."""
+    """Remove the locks that killed processes left; only when no shard is missing."""
     shutil.rmtree(lock_folder(folder), ignore_errors=True)
 
 
 def lock_folder(folder: Location) -> Path:
-    """Where the locks of a fused dataset lie: never among what is published."""
+    """The folder of a fused dataset's locks, outside what is published."""
     if folder.is_local:
         return folder.path / f"{TEMPORARY_PREFIX}locks"
     digest = hashlib.sha256(folder.url.encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""What a fused dataset's JSON files hold: the plan, one receipt per shard, and the manifest.
+"""A fused dataset's JSON files: the plan, one receipt per shard, and the manifest.
 
 The plan is written before the first shard and names everything that changes content, so a run
-that resumes under other inputs is refused. Receipts carry the sums that statistics are made of,
-so the manifest of an interrupted run equals that of an uninterrupted one.
+with other inputs cannot resume it. Receipts have the sums that statistics are made of, so the
+manifest does not depend on interruptions.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from fusestore.store.receipts import FileRecord, Receipt
 KIND_NAMES = ("none", "span", "mined", "label", "target", "fusellm")
 """Names of the codes in the array `kind`; `none` is a position without distillation."""
 
+KIND_CODES = {name: code for code, name in enumerate(KIND_NAMES)}
+
 
 class SourceDigests(Frozen):
-    """What a source's rows come from. A map or alignment of None is the identity."""
+    """The inputs of a source's rows. A map or alignment of None is the identity."""
 
     cache: str
     cache_digest: str
@@ -35,11 +37,11 @@ class FusionPlan(Manifest):
     Attributes:
         recipe: the whole recipe: corpus, the target's whole digest and every alignment are named.
         corpus_digest: of the corpus that all caches and the target's tokens belong to.
-        inputs: what each of the recipe's sources comes from, in its order.
+        inputs: of each source, in the recipe's order.
         target_cache_digest: for `unaligned = "target"`.
         vocab_size: tokens of the target.
-        sampled: whether rows of any source are samples: then the loss is unbiased at temperature 1
-            alone.
+        sampled: whether rows of any source are samples. If so, the loss is unbiased only at
+            temperature 1.
         num_tokens: target tokens of the split, T.
         num_documents: documents of the split.
         tokens_digest: of the target's tokens of the whole corpus.
@@ -64,7 +66,7 @@ class FusionPlan(Manifest):
 
     @field_validator("recipe", mode="before")
     @classmethod
-    def _recipe_is_kept(cls, value: Any) -> Any:  # noqa: ANN401 - what a file says
+    def _recipe_is_kept(cls, value: Any) -> Any:  # noqa: ANN401 - the content of a file
         return Recipe.model_validate(value, context=KEPT) if isinstance(value, dict) else value
 
     @field_validator("recipe")
@@ -84,12 +86,12 @@ class SourceTotals(Frozen):
         documents_scored: documents that have a score.
         score_sum: sum of those documents' scores, by the recipe's score.
         nats: −Σ log-probability of its own predicted tokens.
-        num_bytes: bytes of text those tokens stand for.
-        num_tokens: how many they are.
+        num_bytes: bytes of text that these tokens stand for.
+        num_tokens: number of these tokens.
         positions_span: target positions aligned by equal end offsets.
         positions_mined: target positions aligned by minimum edit distance alone.
-        positions_used: target positions to whose distribution it contributes.
-        unmapped_mass: sum over those of the mass on tokens that the vocabulary map sends nowhere.
+        positions_used: target positions with a distribution that it contributes to.
+        unmapped_mass: mass on tokens that the vocabulary map sends nowhere, summed over these.
     """
 
     documents: int = 0
@@ -105,16 +107,16 @@ class SourceTotals(Frozen):
     unmapped_mass: float = 0.0
 
     @classmethod
-    def add(cls, parts: Iterable[SourceTotals]) -> Self:
-        """The sums of all parts, in the order given."""
-        listed = list(parts)
+    def add(cls, totals: Iterable[SourceTotals]) -> Self:
+        """The sums of all totals, added in their order."""
+        listed = list(totals)
         return cls(
-            **{name: sum(getattr(part, name) for part in listed) for name in cls.model_fields}
+            **{name: sum(getattr(each, name) for each in listed) for name in cls.model_fields}
         )
 
 
 class ShardTotals(Frozen):
-    """What the receipt of a fused shard adds: the sums that statistics are made of.
+    """The content of a fused shard's receipt: the sums that statistics are made of.
 
     Attributes:
         kinds: positions of each kind, in the order of `KIND_NAMES`.
@@ -126,11 +128,11 @@ class ShardTotals(Frozen):
 
 
 FusedReceipt = Receipt[ShardTotals]
-"""Of one shard in the local form; its `fingerprint_digest` is that of the plan."""
+"""The receipt of a shard in the local form; its `fingerprint_digest` is that of the plan."""
 
 
 class SourceStatistics(Frozen):
-    """How a source did. Shares lie in [0, 1]; a value is None where nothing was measured.
+    """Statistics of a source. Shares lie in [0, 1]; a value is None where nothing was measured.
 
     Attributes:
         cache: its cache's name.
@@ -140,7 +142,7 @@ class SourceStatistics(Frozen):
         documents_won: share of the split's documents where its score is the lowest.
         positions_span: share of target positions aligned to it by equal end offsets.
         positions_mined: share aligned by minimum edit distance alone.
-        positions_used: share of target positions to whose distribution it contributes.
+        positions_used: share of target positions with a distribution that it contributes to.
         unmapped_mass: mean mass lost in projection, over the positions used.
     """
 
@@ -159,16 +161,16 @@ class FusedManifest(Manifest):
     """A complete fused dataset; written last, once.
 
     Attributes:
-        form: `local`, to be mapped into memory, or `shared`, compressed.
-        plan: what it was made from; its digest is the dataset's identity.
+        form: `local` (mapped into memory) or `shared` (compressed).
+        plan: the recipe and all inputs; its digest is the dataset's identity.
         plan_digest, recipe_digest: SHA-256, hexadecimal.
         num_tokens: target positions, T.
         num_documents: documents.
-        num_windows: windows of `recipe.window_length` positions, the last one may be shorter.
+        num_windows: windows of `recipe.window_length` positions; the last may be shorter.
         kinds: positions of each kind, by name.
         sources: in the recipe's order.
         num_bytes: bytes of the arrays' files.
-        files: what each file holds, the manifest itself apart, by path inside the folder.
+        files: record of each file except for the manifest, by path inside the folder.
     """
 
     form: Literal["local", "shared"] = "local"

@@ -1,8 +1,8 @@
-"""Materializing: making every shard of a fused dataset that is missing, by one process or several.
+"""Materializing: making every missing shard of a fused dataset, by one process or several.
 
-A killed run continues where it stopped, and several runs at once share the work: see
-`fusestore.fuse.folder` and `fusestore.fuse.locks`. Memory depends on the shard's rows, on k and on
-the length of the documents and windows a shard touches, times the processes; not on the corpus.
+A killed run resumes where it stopped, and several runs at once share the work: see
+`fusestore.fuse.folder` and `fusestore.fuse.locks`. Memory per process depends on the shard's rows,
+on k and on the length of the documents and windows a shard touches, not on the corpus.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from fusestore.progress import Progress, ignore_progress
 def materialize(
     folder: FusedFolder, *, jobs: int = 1, progress: Progress = ignore_progress
 ) -> FusedManifest:
-    """Make what is missing of a fused dataset, and complete it; nothing if it is complete.
+    """Make the missing shards of a fused dataset, then its manifest.
 
     Args:
         folder: the fused dataset.
-        jobs: processes that make shards. More than one are spawned, so a script that asks for
-            them needs the usual `if __name__ == "__main__":`.
-        progress: receives the target tokens done: first those found, then after every shard.
+        jobs: processes that make shards. Several are spawned, so a script that uses them needs the
+            usual `if __name__ == "__main__":`.
+        progress: receives the target tokens done: first those of finished shards, then after every
+            shard.
 
     Raises:
         FingerprintMismatchError: the folder holds a fused dataset made from something else.
         CorruptionError: an input is damaged.
         StorageError: a process was killed.
-        InvalidInputError: fewer jobs than one.
-        In each case what is finished stays, and the same call goes on from there.
+        InvalidInputError: `jobs` is below 1.
+        In each case finished shards stay, and the same call resumes.
     """
     if jobs < 1:
-        raise InvalidInputError(f"jobs is {jobs}; at least one process has to do the work.")
+        raise InvalidInputError(f"jobs is {jobs}; expected 1 or more processes.")
     folder.begin()
     manifest = folder.manifest()
     if manifest is not None:
@@ -51,28 +52,28 @@ def materialize(
     sizes = [stop - start for start, stop in bounds]
     done = sum(sizes[shard] for shard in finished)
     progress(done, num_rows)
-    for shard in _fill(folder, missing, min(jobs, len(missing))):
+    for shard in _make_shards(folder, missing, min(jobs, len(missing))):
         done += sizes[shard]
         progress(done, num_rows)
     manifest = folder.complete()
     if manifest is None:
-        # A shard that was listed as finished belongs to another plan, or lost a file meanwhile.
+        # A shard that was listed as finished belongs to another plan, or lost a file since.
         for shard in range(folder.num_shards):
-            folder.fill(shard)
+            folder.make_shard(shard)
         manifest = folder.complete()
     if manifest is None:
         raise StorageError(
-            f"Shards of {folder.location} disappear while it is being filled. Find out what else "
-            "writes there, then run the same command again."
+            f"Shards of {folder.location} disappear while others are made. Find out what else "
+            "writes to that folder, then run the same command again."
         )
     return manifest
 
 
-def _fill(folder: FusedFolder, shards: Sequence[int], jobs: int) -> Iterator[int]:
-    """Make the shards; yields each when it is there."""
+def _make_shards(folder: FusedFolder, shards: Sequence[int], jobs: int) -> Iterator[int]:
+    """Make the shards; yields each when it is made."""
     if jobs <= 1:
         for shard in shards:
-            folder.fill(shard)
+            folder.make_shard(shard)
             yield shard
         return
     pool = ProcessPoolExecutor(
@@ -82,14 +83,14 @@ def _fill(folder: FusedFolder, shards: Sequence[int], jobs: int) -> Iterator[int
         initargs=(folder, plugin_names()),
     )
     try:
-        filled = {pool.submit(_fill_one, shard): shard for shard in shards}
-        for future in as_completed(filled):
+        futures = {pool.submit(_make_in_process, shard): shard for shard in shards}
+        for future in as_completed(futures):
             future.result()
-            yield filled[future]
+            yield futures[future]
     except BrokenProcessPool as error:
         raise StorageError(
-            f"A process that made shards of {folder.location} was killed, perhaps for want of "
-            "memory. What is finished stays: run the same command again, with fewer jobs or a "
+            f"A process that made shards of {folder.location} was killed, perhaps because memory "
+            "ran out. Finished shards stay: run the same command again, with fewer jobs or a "
             "smaller rows_per_shard if memory is short."
         ) from error
     finally:
@@ -97,16 +98,16 @@ def _fill(folder: FusedFolder, shards: Sequence[int], jobs: int) -> Iterator[int
 
 
 _folder: FusedFolder
-"""In a spawned process: what it makes shards of."""
+"""In a spawned process: the dataset that it makes shards of."""
 
 
 def _start(folder: FusedFolder, plugins: Sequence[str]) -> None:
     global _folder
     expect_plugins(plugins)
-    # A Ctrl-C reaches every process of the terminal; the parent decides what happens.
+    # A Ctrl-C reaches every process of the terminal, and the parent ends its processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _folder = folder
 
 
-def _fill_one(shard: int) -> None:
-    _folder.fill(shard)
+def _make_in_process(shard: int) -> None:
+    _folder.make_shard(shard)

@@ -1,4 +1,4 @@
-"""Where the windows of a fused dataset begin: how documents are packed into them."""
+"""Packing of documents into the windows of a fused dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def window_starts(
 
     Args:
         document_offsets: int64 [D + 1]: document i is positions `[value[i], value[i + 1])`.
-        window_length: most positions of a window.
+        window_length: largest number of positions of a window.
         packing: see `Packing`.
 
     Returns:
@@ -34,7 +34,7 @@ def window_starts(
 
 
 def window_files(starts: npt.NDArray[np.int64]) -> dict[str, bytes]:
-    """The array `window_starts` as files, by path: it is kept where packing is `document`."""
+    """The array `window_starts` as files, by path; it is stored for the packing `document`."""
     rows = (len(starts),)
     spec = ArraySpec("window_starts", rows, "int64", rows, None, "raw", dimension_names=("window",))
     return {

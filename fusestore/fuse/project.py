@@ -1,9 +1,9 @@
 """Projection: a distribution over a source's tokens becomes one over the target's tokens.
 
-The mass of all source tokens that land on one target token is summed; mass that lands nowhere,
-and mass beyond the largest `k_out` entries, joins the tail. Cached log-probabilities lie on a
-grid, so a row's mass is only nearly 1: kept entries and tail are first rescaled by one common
-factor to exactly 1, which leaves all ratios as they were stored.
+The masses of all source tokens that are mapped to one target token are summed. Mass of tokens
+without a target token, and mass beyond the largest `k_out` entries, joins the tail. Cached
+log-probabilities lie on a grid, so a row's mass is only nearly 1: kept entries and tail are first
+rescaled by one common factor to exactly 1, which keeps all stored ratios.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
+SparseRows = tuple[Int32Array, Float32Array, Float32Array]
+"""`(ids int32 [n, k], logprobs float32 [n, k], tail float32 [n])` in the form of `project`."""
+
 _OUTSIDE_MAP = 1
 _NOT_FINITE = 2
 
@@ -31,11 +34,11 @@ def project(
     tail: Float32Array,
     target_id: Int32Array,
     k_out: int,
-) -> tuple[Int32Array, Float32Array, Float32Array]:
+) -> SparseRows:
     """Project n rows over source tokens onto target tokens.
 
     Args:
-        ids: int32 [n, k] source token ids; an entry with log-probability −inf is not there.
+        ids: int32 [n, k] source token ids; an entry with log-probability −inf is unused.
         logprobs: float32 [n, k] natural log-probabilities.
         tail: float32 [n] log of the mass outside the entries.
         target_id: int32 [V_src] target token of each source token, −1 for none.
@@ -44,7 +47,7 @@ def project(
     Returns:
         `(ids int32 [n, k_out], logprobs float32 [n, k_out], tail float32 [n])`, each row by
         falling log-probability, then by id; unused entries are id 0 with −inf. A row without any
-        mass comes out with all of it in the tail: it says nothing.
+        mass gets a tail of mass 1.
 
     Raises:
         IncompatibleError: an id lies outside the map.
@@ -60,17 +63,17 @@ def project_and_measure(
     target_id: Int32Array,
     k_out: int,
 ) -> tuple[Int32Array, Float32Array, Float32Array, Float64Array]:
-    """`project`, and the mass of each row that landed on no target token, float64 [n]."""
+    """`project`, and the mass of each row on tokens without a target token, float64 [n]."""
     if k_out < 1:
         raise InvalidInputError(f"k_out is {k_out}; at least one entry must be kept.")
-    every = np.arange(len(ids))
+    rows = np.arange(len(ids))
     out = empty_rows(len(ids), k_out)
-    unmapped = project_into(ids, logprobs, tail, target_id, every, every, *out)
+    unmapped = project_into(ids, logprobs, tail, target_id, rows, rows, *out)
     return *out, unmapped
 
 
-def empty_rows(num_rows: int, k_out: int) -> tuple[Int32Array, Float32Array, Float32Array]:
-    """`(ids, logprobs, tail)` of rows that say nothing: all their mass is in the tail."""
+def empty_rows(num_rows: int, k_out: int) -> SparseRows:
+    """Rows with all their mass in the tail."""
     return (
         np.zeros((num_rows, k_out), np.int32),
         np.full((num_rows, k_out), -np.inf, np.float32),
@@ -89,21 +92,21 @@ def project_into(
     out_logprobs: Float32Array,
     out_tail: Float32Array,
 ) -> Float64Array:
-    """`project` some rows to where they belong, without a copy on the way.
+    """`project` some rows into given rows of the output, without a copy.
 
     Args:
         ids: as for `project`.
         logprobs: as for `project`.
         tail: as for `project`.
         target_id: as for `project`.
-        rows: int64 [m] which rows.
-        places: int64 [m] the rows of the output they become.
+        rows: int64 [m], indices of the rows to project.
+        places: int64 [m], indices of their rows in the output.
         out_ids: int32 [p, k_out], written at `places` as `project` returns it.
         out_logprobs: float32 [p, k_out], likewise.
         out_tail: float32 [p], likewise.
 
     Returns:
-        The mass of each row that landed on no target token, float64 [m].
+        The mass of each row on tokens without a target token, float64 [m].
 
     Raises:
         As for `project`.
@@ -145,7 +148,7 @@ def _project_rows(
     out_tail,
     unmapped,
 ):
-    """`slots` is scratch, −1 everywhere: where in this row's kept entries a target token is."""
+    """`slots` is scratch, −1 everywhere: index of a target token among the row's kept entries."""
     k = ids.shape[1]
     entry_masses = np.empty(k, np.float64)
     kept_ids = np.empty(k, np.int32)
@@ -193,7 +196,7 @@ def _project_rows(
         log_total = math.log(total)
         for slot in range(count):
             slots[kept_ids[slot]] = -1
-            # A mass that underflowed still has its exact log-probability when it is alone.
+            # A token that did not collide keeps its exact log-probability, even if its mass is 0.
             if collided[slot]:
                 kept_logprobs[slot] = math.log(masses[slot]) - log_total
             else:
@@ -214,7 +217,7 @@ def _project_rows(
 def keep_largest(kept_ids, kept_logprobs, count, tail_mass, out_ids, out_logprobs):
     """Write the largest of the first `count` entries in order; return the new tail, a log.
 
-    Insertion sort that lets what falls off the end join the tail: rows come in almost sorted.
+    Insertion sort, because rows are almost sorted. Entries beyond the last join the tail.
     """
     written = 0
     for entry in range(count):

@@ -1,11 +1,11 @@
 """`Recipe`: the complete, hashable description of a fusion.
 
 sources = ["smollm2", "gemma3"]   # or [[sources]] tables, to name an alignment or a weight
-target = "smollm2"                # a name the store knows, a model, or a tokenizer's digest
+target = "smollm2"                # a name in the store, a model, or a tokenizer's digest
 strategy = "mince"
 
-What a recipe leaves out is found in the store (`fusestore.fuse.resolve`). The whole recipe, with
-every name and digest in it, is kept with the fused dataset.
+`fusestore.fuse.resolve` completes a recipe from the store. The whole recipe, with every name and
+digest, is kept with the fused dataset.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class RecipeSource(Frozen):
     )
 
 
-def _source_of(value: Any) -> Any:  # noqa: ANN401 - pydantic validates what comes out
-    """A source that is written as text: `NAME`, or `NAME=WEIGHT`."""
+def _source_of(value: Any) -> Any:  # noqa: ANN401 - pydantic validates the result
+    """The table of a source in the form `NAME` or `NAME=WEIGHT`."""
     if not isinstance(value, str):
         return value
     cache, equals, weight = value.partition("=")
@@ -73,11 +73,11 @@ def _source_of(value: Any) -> Any:  # noqa: ANN401 - pydantic validates what com
 SourceEntry = Annotated[
     RecipeSource, BeforeValidator(_source_of, json_schema_input_type=str | RecipeSource)
 ]
-"""A source as people write it: a table, `NAME`, or `NAME=WEIGHT`."""
+"""A source in a recipe: a table, `NAME`, or `NAME=WEIGHT`."""
 
 
 class Recipe(Frozen):
-    """What is fused, and how. See docs/fusion.md for the meaning of every choice."""
+    """The complete description of a fusion; see docs/fusion.md for every choice."""
 
     sources: tuple[SourceEntry, ...] = Field(
         min_length=1,
@@ -123,7 +123,7 @@ class Recipe(Frozen):
         description="Unit of text over which sources are scored and weighted.",
         json_schema_extra=_WEIGHTING,
     )
-    # `span` alone: equal end offsets are the only pairs where both models have read the same text.
+    # Only at equal end offsets have both models read the same text.
     kinds: tuple[AcceptedKind, ...] = Field(
         default=("span",),
         min_length=1,
@@ -185,11 +185,11 @@ class Recipe(Frozen):
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], where: str = "the recipe") -> Self:
-        """Make a recipe of plain values; `where` is what messages call it.
+        """Validate plain values; messages name the recipe by `where`.
 
         Raises:
             InvalidInputError: a key is unknown (the nearest right one is suggested) or missing,
-                or a value does not fit.
+                or a value is invalid.
         """
         sources = content.get("sources")
         for number, source in enumerate(sources if isinstance(sources, list) else [], start=1):
@@ -201,7 +201,7 @@ class Recipe(Frozen):
     @classmethod
     def _strategy_is_registered(cls, name: str, info: ValidationInfo) -> str:
         if info.context != KEPT:
-            # Here, because it imports NumPy.
+            # Imported when it is used, because it imports NumPy.
             from fusestore.fuse.strategies import get_strategy
 
             get_strategy(name)
@@ -212,7 +212,7 @@ class Recipe(Frozen):
     def _kinds_in_order(cls, kinds: tuple[AcceptedKind, ...]) -> tuple[AcceptedKind, ...]:
         if len(set(kinds)) < len(kinds):
             raise ValueError("kinds lists a kind twice")
-        # Their order means nothing, so it must not change the digest.
+        # Their order has no effect, so it must not change the digest.
         return tuple(kind for kind in get_args(AcceptedKind) if kind in kinds)
 
     @model_validator(mode="after")
@@ -232,7 +232,7 @@ class Recipe(Frozen):
             )
         if self.target_cache is not None and self.unaligned != "target":
             raise ValueError("target_cache is only used with unaligned = 'target'")
-        # Another target may be a cache's name, which only the store knows.
+        # Any other target may be the name of a cache in the store.
         digest_only = self.target is None or self.target_digest is not None
         if self.unaligned == "target" and self.target_cache is None and digest_only:
             raise ValueError(

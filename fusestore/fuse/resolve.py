@@ -1,7 +1,7 @@
-"""From a recipe, and a store that holds what it names, to a checked `Fusion`.
+"""From a recipe and a store to a checked `Fusion`.
 
-What a recipe leaves out is filled in: the corpus, the whole digest of the target's tokenizer, and
-the name of every alignment. So two ways to write one recipe are one recipe, with one digest.
+A recipe is completed with the corpus, the whole digest of the target's tokenizer, and the name of
+every alignment. So two ways to write one recipe have one digest.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def find_inputs(
     *,
     plan: FusionPlan | None = None,
 ) -> Fusion:
-    """Everything a recipe names, found in the store and checked to belong together.
+    """The inputs that a recipe names, found in the store and checked to belong together.
 
-    Reads manifests, offsets and maps; tokens and rows wait until they are needed. The fusion's own
-    recipe is whole.
+    Reads manifests, offsets and maps; tokens and rows are read when they are needed. The recipe of
+    the result is whole.
 
     Args:
         store: holds corpus, caches, maps and alignments.
-        recipe: what to do.
-        target: the target, where it is open already; found by the recipe's `target` unless given.
-        plan: of a fusion that was begun: settles which tokens are meant.
+        recipe: the recipe to complete.
+        target: the open target; by default found by the recipe's `target`.
+        plan: of an unfinished fusion: selects the target's tokens.
 
     Raises:
         NotFoundError: a cache or an alignment is missing; the message names it and the command
@@ -57,16 +57,16 @@ def find_inputs(
     """
     caches = [open_cache(store, source.cache) for source in recipe.sources]
     corpus = open_corpus(store, recipe.corpus or caches[0].fingerprint.corpus.name)
-    known = _target_of(store, recipe, target, caches)
+    opened = _target_of(store, recipe, target, caches)
     target_cache = _target_cache(store, recipe)
     sources = tuple(
-        _with_alignment(store, source, cache, recipe, known)
+        _with_alignment(store, source, cache, recipe, opened)
         for source, cache in zip(recipe.sources, caches, strict=True)
     )
     whole = recipe.model_copy(
         update={
             "corpus": corpus.name,
-            "target": known.digest,
+            "target": opened.digest,
             "target_cache": target_cache,
             "sources": sources,
         }
@@ -75,17 +75,17 @@ def find_inputs(
         _source_input(store, source, cache, whole)
         for source, cache in zip(sources, caches, strict=True)
     ]
-    own = None
+    target_input = None
     if target_cache is not None:
         cache = open_cache(store, target_cache)
-        source = _with_alignment(store, RecipeSource(cache=target_cache), cache, whole, known)
-        own = _source_input(store, source, cache, whole)
-    vocab_size = _vocab_size(store, known)
+        source = _with_alignment(store, RecipeSource(cache=target_cache), cache, whole, opened)
+        target_input = _source_input(store, source, cache, whole)
+    vocab_size = _vocab_size(store, opened)
     documents = corpus.split_documents(recipe.split)
-    # Last: the target's tokens are made if they are not there, and a mistake must write nothing.
+    # Missing target tokens are written, so this comes after everything that can fail.
     tokens = None if plan is None else _tokens_of_plan(corpus, plan)
     if tokens is None:
-        tokens = target_tokens(store, corpus, known)
+        tokens = target_tokens(store, corpus, opened)
     return prepare(
         whole,
         inputs,
@@ -94,7 +94,7 @@ def find_inputs(
         documents=documents,
         vocab_size=vocab_size,
         corpus_digest=corpus.digest,
-        target_cache=own,
+        target_cache=target_input,
     )
 
 
@@ -104,7 +104,7 @@ def _target_of(
     target: Model | Tokenizer | Target | None,
     caches: Sequence[Cache],
 ) -> Target:
-    """The target that is given, that the recipe names, or that all sources share."""
+    """The open target, that of the recipe, or the tokenizer that all sources share."""
     if target is not None:
         opened = Target.open(target, store=store)
         if recipe.target_digest and not opened.digest.startswith(recipe.target_digest):
@@ -126,27 +126,27 @@ def _target_of(
         )
         raise InvalidInputError(
             f"The recipe names no target, and its sources have {len(tokenizers)} tokenizers "
-            f"({listed}). Name the model whose tokens are supervised, as in target = "
+            f"({listed}). Name the model that is trained on the result, as in target = "
             f'"{recipe.sources[0].cache}" or --target {recipe.sources[0].cache}.'
         )
     return Target.open(recipe.sources[0].cache, store=store)
 
 
 def _whole_digest(store: Store, digest: str) -> str:
-    """The whole digest of a tokenizer that the store knows, by its first 16 digits or more."""
+    """The whole digest of a tokenizer in the store, by its first 16 digits or more."""
     try:
         manifest = load_vocabulary_manifest(store, digest)
     except NotFoundError as error:
-        known = ", ".join(store.names("vocabularies")) or "none"
+        names = ", ".join(store.names("vocabularies")) or "none"
         raise NotFoundError(
-            f"{store.location} knows no tokenizer {digest[:16]}, the recipe's target; it knows "
-            f"{known}. Align a cache to that target, or capture one with it."
+            f"{store.location} has no tokenizer {digest[:16]}, the recipe's target; it has "
+            f"{names}. Align a cache to that target, or capture one with it."
         ) from error
     return manifest.fingerprint.tokenizer_digest
 
 
 def _vocab_size(store: Store, target: Target) -> int:
-    """Ids of the target's tokenizer; of a vocabulary in the store only the manifest is read."""
+    """Number of ids of the target's tokenizer, from the manifest of its vocabulary if stored."""
     try:
         return load_vocabulary_manifest(store, target.digest).num_tokens
     except DAMAGE:
@@ -161,25 +161,25 @@ def _target_cache(store: Store, recipe: Recipe) -> str | None:
     if name is not None and is_name(name) and (store.cache(name) / "manifest.json").exists():
         return name
     raise InvalidInputError(
-        f"unaligned = 'target' needs the target's own distribution cache, and {name!r} is no cache "
+        f"unaligned = 'target' needs the target's own distribution cache, but {name!r} is no cache "
         f'of {store.location}: name the target\'s cache, as in target_cache = "NAME".'
     )
 
 
 def _tokens_of_plan(corpus: Corpus, plan: FusionPlan) -> StoredTokens | None:
-    """The target's tokens that a plan was begun with, or others of the target, or none.
+    """The plan's target tokens; else other tokens of the target; else None.
 
-    With others the plans differ, and that is what the message should say.
+    Other tokens give another plan, and the error then names what differs.
     """
-    found = find_corpus_tokens(corpus, plan.target_digest)
+    stored = find_corpus_tokens(corpus, plan.target_digest)
     return next(
-        (tokens for tokens in found if tokens.digest == plan.tokens_digest),
-        found[0] if found else None,
+        (tokens for tokens in stored if tokens.digest == plan.tokens_digest),
+        stored[0] if stored else None,
     )
 
 
 def _source_input(store: Store, source: RecipeSource, cache: Cache, recipe: Recipe) -> SourceInput:
-    """What a source of a whole recipe stands for."""
+    """The input of a source of a whole recipe."""
     name, target_digest = source.cache, str(recipe.target)
     fingerprint = cache.fingerprint
     plain = SourceInput(
@@ -201,7 +201,7 @@ def _source_input(store: Store, source: RecipeSource, cache: Cache, recipe: Reci
         vocabulary_map = load_vocabulary_map(folder)
     except NotFoundError as error:
         raise NotFoundError(
-            f"Source {name!r} has another tokenizer than the target and is not aligned to it yet "
+            f"Source {name!r} has another tokenizer than the target and is not aligned to it "
             f"({error}). Run `fusestore align {name} --target MODEL --name {source.alignment} "
             f"--method {recipe.alignment_method} --vocabulary {method}` first."
         ) from error
@@ -210,10 +210,10 @@ def _source_input(store: Store, source: RecipeSource, cache: Cache, recipe: Reci
         "source": (vocabulary_map.source_digest, fingerprint.tokenizer_digest),
         "target": (vocabulary_map.target_digest, target_digest),
     }
-    for side, (found, expected) in digests.items():
-        if found != expected:
+    for side, (actual, expected) in digests.items():
+        if actual != expected:
             raise IncompatibleError(
-                f"The vocabulary map at {folder} has {side} tokenizer {found[:16]}, but "
+                f"The vocabulary map at {folder} has {side} tokenizer {actual[:16]}, but "
                 f"{name!r} needs one for {expected[:16]}. Delete it and align again."
             )
     return replace(
@@ -228,7 +228,7 @@ def _source_input(store: Store, source: RecipeSource, cache: Cache, recipe: Reci
 def _with_alignment(
     store: Store, source: RecipeSource, cache: Cache, recipe: Recipe, target: Target
 ) -> RecipeSource:
-    """The source with its alignment named; without one where its tokenizer is the target's own."""
+    """The source with its alignment's name; None if its tokenizer is the target's own."""
     name = None
     if cache.fingerprint.tokenizer_digest != target.digest:
         name = source.alignment or _only_alignment(store, source.cache, recipe, target)
@@ -236,60 +236,58 @@ def _with_alignment(
 
 
 def _only_alignment(store: Store, cache: str, recipe: Recipe, target: Target) -> str:
-    """The name of the one alignment of this cache to this target by the recipe's method."""
+    """The name of the only alignment of a cache to the target by the recipe's method."""
     prefix = alignment_name(cache, "")
-    found = []
+    fitting = []
     for name in store.names("alignments"):
         if name.startswith(prefix):
             try:
-                made = AlignmentManifest.load(store.alignment(name) / "manifest.json").fingerprint
+                manifest = AlignmentManifest.load(store.alignment(name) / "manifest.json")
             except NotFoundError:
                 continue
-            if (made.target_tokenizer_digest, made.method) == (
-                target.digest,
-                recipe.alignment_method,
-            ):
-                found.append(name)
-    if alignment_name(cache, target.name) in found:
+            settings = (manifest.fingerprint.target_tokenizer_digest, manifest.fingerprint.method)
+            if settings == (target.digest, recipe.alignment_method):
+                fitting.append(name)
+    if alignment_name(cache, target.name) in fitting:
         return alignment_name(cache, target.name)
-    if len(found) > 1:
+    if len(fitting) > 1:
         raise InvalidInputError(
-            f"Source {cache!r} has {len(found)} alignments to the target by method "
-            f"{recipe.alignment_method}: {', '.join(found)}. Name one in the recipe, as in "
-            f'alignment = "{found[0]}".'
+            f"Source {cache!r} has {len(fitting)} alignments to the target by method "
+            f"{recipe.alignment_method}: {', '.join(fitting)}. Name one in the recipe, as in "
+            f'alignment = "{fitting[0]}".'
         )
-    if not found:
+    if not fitting:
         raise NotFoundError(
             f"Source {cache!r} has another tokenizer than the target and no alignment to it by "
             f"method {recipe.alignment_method}. Run `fusestore align {cache} --target MODEL "
             f"--method {recipe.alignment_method} --vocabulary {recipe.vocabulary_method}` first, "
-            "with a --name of its own if there is one by another method."
+            "with a --name of its own if the store has an alignment by another method."
         )
-    return found[0]
+    return fitting[0]
 
 
 def _check_alignment(
     alignment: Alignment, cache: Cache, target_digest: str, method: str, name: str
 ) -> None:
-    """The alignment is of this cache, to this target, by the method asked for.
+    """Check that an alignment is of this cache, to this target, by this method.
 
     Raises:
-        IncompatibleError: it is not.
+        IncompatibleError: it is not; the message names each difference.
     """
-    made = alignment.manifest.fingerprint
+    fingerprint = alignment.manifest.fingerprint
     expected = {
         "source_cache_digest": cache.digest,
         "target_tokenizer_digest": target_digest,
         "method": method,
     }
     differing = [
-        f"{key} is {getattr(made, key)[:16]} there, {value[:16]} here"
+        f"{key} is {getattr(fingerprint, key)[:16]}, expected {value[:16]}"
         for key, value in expected.items()
-        if getattr(made, key) != value
+        if getattr(fingerprint, key) != value
     ]
     if differing:
         raise IncompatibleError(
-            f"The alignment of {name!r} at {alignment.location} is of something else: "
-            f"{'; '.join(differing)}. Name another one, or delete it and run "
+            f"The alignment of {name!r} at {alignment.location} does not fit the recipe: "
+            f"{'; '.join(differing)}. Name another alignment, or delete this one and run "
             f"`fusestore align {name}` again."
         )

@@ -1,4 +1,4 @@
-"""`fuse`: from a recipe, and a store that holds what it names, to a fused dataset."""
+"""`fuse`: from a recipe and a store to a fused dataset."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def fuse(
     cache_dir: str | os.PathLike[str] | None = None,
     reporter: Reporter | None = None,
 ) -> StageResult[FusedFolder]:
-    """Fuse what a recipe names into a fused dataset, now or when its shards are read.
+    """Make the fused dataset of a recipe, at once or shard by shard when it is read.
 
     Args:
-        store: holds what the recipe names; the dataset goes there.
-        name: of the fused dataset; without one it is `recipe-` and the first digits of its digest,
-            and that of a remote store is kept on this machine.
-        recipe: what is fused, and how; None goes on with the dataset of this name that was begun.
-        target: the target, where it is open already; found by the recipe's `target` unless given.
-        materialize: make every shard now. Without it the definition is written, and a shard is
+        store: holds the recipe's inputs; receives the dataset.
+        name: of the fused dataset. By default `recipe-` and the first digits of its digest; such a
+            dataset of a remote store is kept on this machine.
+        recipe: the recipe; None resumes the unfinished dataset of this name.
+        target: the open target; by default found by the recipe's `target`.
+        materialize: make every shard now. Otherwise only the definition is written, and a shard is
             made when it is read.
         jobs: processes that make shards.
-        cache_dir: where datasets without a name are kept for a remote store; by default the user's
-            cache.
+        cache_dir: local folder for datasets without a name of a remote store; by default the
+            user's cache.
         reporter: receives progress updates.
 
     Returns:
@@ -48,10 +48,10 @@ def fuse(
         definition, was missing.
 
     Raises:
-        NotFoundError: a cache or an alignment is missing, or there is nothing to go on with.
-        IncompatibleError, InvalidInputError: as `find_inputs`.
-        FingerprintMismatchError: `name` is a dataset made from something else.
-        CorruptionError, StorageError: as `materialize`; what is finished stays.
+        NotFoundError: a cache or an alignment is missing, or the dataset to resume is.
+        IncompatibleError, InvalidInputError: see `find_inputs`.
+        FingerprintMismatchError: `name` is a dataset with another plan.
+        CorruptionError, StorageError: see `materialize`; finished shards stay.
     """
     if recipe is None:
         folder = reopen(store, store.fused(name or ""))

@@ -1,13 +1,12 @@
 """Scores: how well a source predicts a stretch of text; smaller is better.
 
 A score is a ratio of two sums over the stretch, nats to bytes, to the source's own tokens or to
-aligned positions, so any unit's score (a document's, a window's, a token's) follows from amounts
-per position. A source's tokens rarely end where a unit does: between two of its token ends its
-nats are spread evenly over the bytes, which gives every byte range a score that can be compared
-across tokenizers.
+aligned positions. So the score of any unit (document, window or token) follows from amounts per
+position. A source's tokens rarely end where a unit does: between two of its token ends its nats are
+spread evenly over the bytes, which makes scores of byte ranges comparable across tokenizers.
 
-What a source never had to predict is not counted: without a BOS token, that is the bytes of each
-document's first token.
+Bytes that a source does not predict are not counted: without a BOS token, those of each document's
+first token.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from fusestore.errors import NonFiniteError
 from fusestore.fuse.project import Float32Array, Float64Array, Int32Array
 from fusestore.tokenizers.token_table import TokenTable
 
-_IMPOSSIBLE_NATS = 1e6
-"""What a token of probability 0 counts: +inf would swallow a document and all differences."""
+MAX_NATS = 1e6
+"""Nats of a token with probability 0: with +inf all documents that hold one would score alike."""
 
 IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """What a source spent on each of m stretches of text.
+    """Nats, bytes and tokens of a source in each of m stretches of text.
 
     Attributes:
-        nats: float64 [m] −Σ log-probability of the predicted tokens.
-        num_bytes: float64 [m] bytes of text those tokens stand for.
-        num_tokens: float64 [m] how many tokens of the source's own; a token that lies partly in
-            the stretch counts by the share of its bytes.
+        nats: float64 [m], −Σ log-probability of the predicted tokens.
+        num_bytes: float64 [m], bytes of text that these tokens stand for.
+        num_tokens: float64 [m], number of the source's own tokens; a token that lies partly in the
+            stretch counts by the share of its bytes.
     """
 
     nats: Float64Array
@@ -67,11 +66,11 @@ def ratio(amount: Float64Array, count: Float64Array) -> Float64Array:
 
 
 def document_amounts(tokens: TokenTable, label_logprob: Float32Array) -> Amounts:
-    """What a source spent on each of D whole documents.
+    """Amounts of a source for each of D whole documents.
 
     Args:
         tokens: the source's tokens of the documents.
-        label_logprob: float32 [T] log p(token i+1); a document's last row is not looked at.
+        label_logprob: float32 [T] log p(token i+1); a document's last row is ignored.
 
     Raises:
         NonFiniteError: a predicted token's log-probability is NaN.
@@ -79,11 +78,11 @@ def document_amounts(tokens: TokenTable, label_logprob: Float32Array) -> Amounts
     predicted = _token_nats(tokens, label_logprob)
     first, stop = tokens.document_offsets[:-1], tokens.document_offsets[1:]
     document = np.repeat(np.arange(len(first)), stop - first)
-    filled = stop > first
+    has_tokens = stop > first
     last_end = np.zeros(len(first))
     first_end = np.zeros(len(first))
-    last_end[filled] = tokens.end_offsets[stop[filled] - 1]
-    first_end[filled] = tokens.end_offsets[first[filled]]
+    last_end[has_tokens] = tokens.end_offsets[stop[has_tokens] - 1]
+    first_end[has_tokens] = tokens.end_offsets[first[has_tokens]]
     return Amounts(
         unit_sums(predicted, document, len(first)),
         last_end - first_end,
@@ -98,17 +97,17 @@ def range_amounts(
     start: Int32Array,
     stop: Int32Array,
 ) -> Amounts:
-    """What a source spent on m byte ranges `(start, stop]` of its documents.
+    """Amounts of a source for m byte ranges `(start, stop]` of its documents.
 
     Args:
         tokens: the source's tokens of D documents.
         label_logprob: float32 [T] log p(token i+1).
-        document: int64 [m] which of the D documents each range lies in.
-        start: int32 [m] byte offset in the document after which the range begins.
-        stop: int32 [m] byte offset at which it ends.
+        document: int64 [m], index of each range's document among the D.
+        start: int32 [m], byte offset in the document after which the range begins.
+        stop: int32 [m], byte offset at which it ends.
 
     Returns:
-        Amounts of the part of each range that the source had to predict.
+        Amounts of the bytes in each range that the source predicts.
 
     Raises:
         NonFiniteError: a predicted token's log-probability is NaN.
@@ -142,8 +141,8 @@ def range_amounts(
 
         def until(offset: IntArray) -> Float64Array:
             value = np.interp(document * stride + offset, knots[keep], cumulative[keep])
-            # What was spent at the very offset where a document's first token ends belongs to
-            # the range that begins there.
+            # Nats at the end offset of a document's first token count for the range that begins
+            # at that offset.
             return np.where(offset <= first_end[document], at_first[document], value)
 
         return until(high) - until(low)
@@ -167,7 +166,7 @@ def label_nats(
     A label outside the kept entries has an even share of the tail: `tail / (vocab_size − kept)`.
 
     Args:
-        ids: int32 [n, k] target token ids; an entry with log-probability −inf is not there.
+        ids: int32 [n, k] target token ids; an entry with log-probability −inf is unused.
         logprobs: float32 [n, k].
         tail: float32 [n].
         labels: int32 [n] the next target token.
@@ -179,12 +178,12 @@ def label_nats(
     others = (vocab_size - present.sum(axis=1)).astype(np.float64)
     share = np.where(others > 0, tail - np.log(np.maximum(others, 1.0)), -np.inf)
     logprob = np.where(hit.any(axis=1), kept_logprob.astype(np.float64), share)
-    capped: Float64Array = np.minimum(-logprob, _IMPOSSIBLE_NATS)
+    capped: Float64Array = np.minimum(-logprob, MAX_NATS)
     return capped
 
 
 def _token_nats(tokens: TokenTable, label_logprob: Float32Array) -> Float64Array:
-    """−log p(token i), float64 [T]; 0 for each document's first token, which nobody predicts."""
+    """−log p(token i), float64 [T]; 0 for each document's first token, which is not predicted."""
     nats = np.zeros(tokens.num_tokens)
     nats[1:] = -label_logprob[:-1].astype(np.float64)
     starts = tokens.document_offsets[:-1]
@@ -197,5 +196,5 @@ def _token_nats(tokens: TokenTable, label_logprob: Float32Array) -> Float64Array
             f"document {document} (of those read) is NaN, but its cache does not list the document "
             "as skipped; run `fusestore verify`."
         )
-    capped: Float64Array = np.minimum(nats, _IMPOSSIBLE_NATS)
+    capped: Float64Array = np.minimum(nats, MAX_NATS)
     return capped

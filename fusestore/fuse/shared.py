@@ -1,9 +1,9 @@
-"""The shared form of a fused dataset: compressed, for object storage; and the way back.
+"""Packing a fused dataset into the shared form, compressed for object storage, and unpacking it.
 
-The local form is for mapping: raw values, as large as they are. The shared form has the same arrays
-in pcodec, in shards of about as many positions. Everything of the local form that is not a file of
-values (its manifest, receipts and metadata) lies as it is below `local/`, so that turning one form
-into the other and back gives the same bytes, each checked against the manifest.
+The local form has raw values for memory mapping. The shared form has the same arrays in pcodec, in
+shards of about as many positions. The other files of the local form (manifest, receipts, metadata)
+are copied unchanged into `local/`, so that packing and unpacking gives the same bytes, which are
+checked against the manifest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LOCAL = "local"
 def pack_fused(
     local: Location, shared: Location, progress: Progress = ignore_progress
 ) -> FusedManifest:
-    """Write the shared form of a complete local one, or what is missing of it.
+    """Write the missing files of the shared form of a complete dataset in the local form.
 
     Args:
         local: the folder of the local form.
@@ -46,10 +46,10 @@ def pack_fused(
         The manifest of the shared form.
 
     Raises:
-        NotFoundError: there is no complete dataset at `local`.
+        NotFoundError: `local` holds no complete dataset.
         InvalidInputError: it is not in the local form.
         CorruptionError: it is damaged.
-        FingerprintMismatchError: another dataset lies at `shared`.
+        FingerprintMismatchError: `shared` holds another dataset.
     """
     manifest = _load(local, "local")
     write_fingerprint(shared, manifest.plan, "Fused dataset")
@@ -88,7 +88,7 @@ def pack_fused(
 def unpack_fused(
     shared: Location, local: Location, progress: Progress = ignore_progress
 ) -> FusedManifest:
-    """Write the local form of a shared one, byte for byte as it was, or what is missing of it.
+    """Write the missing files of the local form of a dataset in the shared form, byte for byte.
 
     Args:
         shared: the folder of the shared form, on any storage.
@@ -99,10 +99,10 @@ def unpack_fused(
         The manifest of the local form.
 
     Raises:
-        NotFoundError: there is no complete dataset at `shared`.
+        NotFoundError: `shared` holds no complete dataset.
         InvalidInputError: it is not in the shared form.
-        CorruptionError: it is damaged; what is wrong was not written.
-        FingerprintMismatchError: another dataset lies at `local`.
+        CorruptionError: it is damaged; damaged files were not written.
+        FingerprintMismatchError: `local` holds another dataset.
     """
     packed = _load(shared, "shared")
     manifest = _local_manifest(shared, packed)
@@ -123,12 +123,12 @@ def unpack_fused(
             data = encode_shard(array, shard, reader.read(start, stop).astype(array.dtype))
             if FileRecord.of(data) != manifest.files[name]:
                 raise CorruptionError(
-                    f"{array.name} of {shared} does not give back {name} as its manifest has it. "
+                    f"{array.name} of {shared} unpacks to another {name} than its manifest has. "
                     f"Run `fusestore verify` on it, then share it again."
                 )
             publish(local / name, data)
         progress(stop, manifest.num_tokens)
-    # Receipts say that a shard is whole: after all values.
+    # After all values, because a receipt proves that a shard is whole.
     values = {array.file_name(shard) for array, shard in _shards(arrays)}
     for name, record in manifest.files.items():
         if name not in values and name != PLAN_FILE and not matches(local / name, record):
@@ -138,7 +138,7 @@ def unpack_fused(
 
 
 def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
-    """The manifest of the local form, which is to be written: none of its paths is trusted."""
+    """The manifest of the local form to write; its paths are checked, because it is untrusted."""
     path = f"{_LOCAL}/{MANIFEST_FILE}"
     file = f"{shared}/{path}"
     if path not in packed.files:
@@ -146,8 +146,8 @@ def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
     manifest = FusedManifest.from_bytes(_checked(shared, path, packed.files[path]), file)
     if manifest.form != "local" or manifest.plan != packed.plan:
         raise CorruptionError(
-            f"{file} is not that of the dataset that {shared} holds in the shared form. Share it "
-            "again."
+            f"{file} is not the manifest of the dataset that {shared} holds in the shared form. "
+            "Share it again."
         )
     arrays = fused_arrays(*_size(manifest))
     expected = {
@@ -161,8 +161,8 @@ def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
     if manifest.files.keys() != expected:
         name = min(manifest.files.keys() ^ expected)
         raise CorruptionError(
-            f"{file} {'lists' if name in manifest.files else 'does not list'} {name!r}, other "
-            "than the local form of its plan. Share it again."
+            f"{file} {'lists' if name in manifest.files else 'does not list'} {name!r}, unlike "
+            "the local form of its plan. Share it again."
         )
     return manifest
 

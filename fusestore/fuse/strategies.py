@@ -1,14 +1,14 @@
-"""Strategies: from the scores of several sources to the weights they are mixed with.
+"""Strategies: from the scores of several sources to the weights of their mixture.
 
-A strategy is a pure function of arrays, see `Strategy`. Register one of your own with
+A strategy is a pure function of arrays, see `Strategy`. Register your own with
 
     @register_strategy("best_two")
     def best_two(scores, fixed_weights):
         ...
 
-and name it in a recipe: `strategy = "best_two"`. Name the module that holds it with `--plugin`.
-Helper processes, such as a DataLoader's workers, import that module: see `fusestore.plugins`. A
-unit is a document, a window or a token, as the recipe's granularity says.
+and name it in a recipe: `strategy = "best_two"`. Name its module with `--plugin`. Helper processes,
+such as a DataLoader's workers, import that module: see `fusestore.plugins`. The recipe's
+granularity sets whether a unit is a document, a window or a token.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Strategy = Callable[[FloatArray, FloatArray], FloatArray]
 
 scores: float64 [units, sources], smaller is better. NaN: the source takes no part in the unit.
     +inf: it takes part, but nothing of the unit could be scored.
-fixed_weights: float64 [sources], the recipe's own weights (1 where it gives none).
+fixed_weights: float64 [sources], the recipe's weights (by default 1).
 weights: float64 [units, sources], not negative, 0 where the score is NaN. Each row sums to 1, or
     to 0 when no source takes part.
 """
@@ -37,20 +37,20 @@ weights: float64 [units, sources], not negative, 0 where the score is NaN. Each 
 _STRATEGIES: dict[str, Strategy] = {}
 
 SCORE_FREE = frozenset({"weighted", "uniform", "single"})
-"""Strategies that do not look at scores: granularity makes no difference to them."""
+"""Strategies that ignore scores, and so granularity."""
 
 
 def register_strategy(name: str) -> Callable[[Strategy], Strategy]:
     """Register the decorated function as the strategy of this name.
 
     Raises:
-        InvalidInputError: another function has the name.
+        InvalidInputError: the name is taken.
     """
 
     def add(function: Strategy) -> Strategy:
         if name in _STRATEGIES:
             raise InvalidInputError(
-                f"A strategy named {name!r} is registered already; choose another name."
+                f"A strategy named {name!r} is registered already. Choose another name."
             )
         _STRATEGIES[name] = function
         plugins.record(function)
@@ -65,10 +65,10 @@ def strategy_names() -> list[str]:
 
 
 def get_strategy(name: str) -> Strategy:
-    """The strategy of this name; plugins are imported if none has it yet.
+    """The strategy of this name; an unknown name imports the plugins first.
 
     Raises:
-        InvalidInputError: none has it; the nearest names are suggested.
+        InvalidInputError: the name is unknown; the nearest names are suggested.
     """
     problems = [] if name in _STRATEGIES else plugins.load_expected_plugins()
     if name not in _STRATEGIES:
@@ -76,8 +76,8 @@ def get_strategy(name: str) -> Strategy:
             f"No strategy is named {name!r}. {did_you_mean(name, strategy_names())} Strategies "
             f"are: {', '.join(strategy_names())}. Register your own with "
             "@fusestore.register_strategy in a module that helper processes can import, and "
-            "name the module with --plugin or FUSESTORE_PLUGINS: what a script or a notebook "
-            f"registers does not reach every helper process. {' '.join(problems)}".rstrip()
+            "name the module with --plugin or FUSESTORE_PLUGINS: helper processes lack strategies "
+            f"that a script or a notebook registers. {' '.join(problems)}".rstrip()
         )
     return _STRATEGIES[name]
 
@@ -117,7 +117,7 @@ def packllm(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
     """
     del fixed_weights
     takes_part = ~np.isnan(scores)
-    # Finite, so that sources that are all unscored share alike.
+    # Finite, so that sources that are all unscored get equal weights.
     capped = np.where(takes_part, np.minimum(scores, np.finfo(np.float64).max), np.inf)
     lowest = np.where(takes_part.any(axis=1), capped.min(axis=1, initial=np.inf), 0.0)
     return normalize_rows(np.where(takes_part, np.exp(lowest[:, None] - capped), 0.0))
@@ -138,7 +138,7 @@ def uniform(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
 
 @register_strategy("single")
 def single(scores: FloatArray, fixed_weights: FloatArray) -> FloatArray:
-    """One source alone: the distillation baseline. A recipe with it names exactly one source."""
+    """Weight 1 for the only source: the distillation baseline."""
     del fixed_weights
     return np.where(np.isnan(scores), 0.0, 1.0)
 
@@ -149,7 +149,7 @@ def normalize_rows(weights: FloatArray) -> FloatArray:
     Args:
         weights: float64 [n, sources], not negative.
     """
-    # By columns: there are few, and NumPy sums short rows slowly.
+    # Summed by columns, which are few; NumPy is slow at summing short rows.
     total = np.zeros(len(weights))
     for column in weights.T:
         total += column

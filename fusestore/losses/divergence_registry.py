@@ -1,6 +1,6 @@
 """The divergences by name: those of this package, and those that a program registers.
 
-Nothing here imports torch, so that settings can be validated before anything slow is imported.
+Does not import torch, so that settings are validated before anything slow is imported.
 """
 
 from __future__ import annotations
@@ -41,22 +41,24 @@ _ENTRIES: dict[str, _Entry] = {}
 def register_divergence(name: str, *, unbiased: bool = False) -> Callable[[Divergence], Divergence]:
     """Register the decorated function as the divergence of this name; see `Divergence`.
 
-    The name can then stand in `TrainSettings.divergence`, in a fusion.toml and on the command line
-    (`fusestore --plugin MODULE train … --divergence NAME`).
+    `TrainSettings.divergence`, a fusion.toml and the command line
+    (`fusestore --plugin MODULE train … --divergence NAME`) take the name.
 
     Args:
-        name: what settings call it.
-        unbiased: whether its gradient is linear in P, so that rows that are samples may stand for
-            P. The trainer refuses samples otherwise.
+        name: its name in settings.
+        unbiased: whether its gradient is linear in P, so that samples of P give an unbiased
+            gradient. Otherwise the trainer raises an error for samples.
 
     Raises:
-        InvalidInputError: another function has the name.
+        InvalidInputError: the name is taken.
     """
 
     def register(function: Divergence) -> Divergence:
         taken = name in _ENTRIES or (name in BUILT_IN and function.__module__ != _BUILT_IN_MODULE)
         if taken:
-            raise InvalidInputError(f"A divergence named {name!r} exists already; choose another.")
+            raise InvalidInputError(
+                f"A divergence named {name!r} exists already. Choose another name."
+            )
         _ENTRIES[name] = _Entry(function, unbiased)
         record(function)
         return function
@@ -73,7 +75,7 @@ def check_divergence(name: str) -> None:
     """Check that a divergence of this name exists.
 
     Raises:
-        InvalidInputError: none has it; the nearest names are suggested.
+        InvalidInputError: it does not; the nearest names are suggested.
     """
     if name in divergence_names():
         return
@@ -98,7 +100,7 @@ def get_divergence(name: str) -> Divergence:
     """The function of this name.
 
     Raises:
-        InvalidInputError: none has it.
+        InvalidInputError: no divergence has this name.
     """
     return _entry(name).function
 

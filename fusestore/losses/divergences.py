@@ -33,7 +33,7 @@ def forward_kl(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 @register_divergence("reverse_kl")
 def reverse_kl(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     """Σ Q log(Q / P), of Q given that the outcome is one of P's."""
-    # It would be infinite wherever P has no mass.
+    # Without the condition the value is infinite where P has no mass.
     logq = torch.log_softmax(student.masked_fill(target == -torch.inf, -torch.inf), -1)
     q = logq.exp()
     ratio = logq - target
@@ -54,5 +54,5 @@ def jensen_shannon(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _weighted(probs: Tensor, values: Tensor) -> Tensor:
-    """The products, 0 where the probability is 0 whatever the value."""
+    """The products; 0 where the probability is 0, even for infinite values."""
     return torch.where(probs == 0, 0.0, probs * values)

@@ -16,14 +16,14 @@ input's shape; None for the others."""
 
 
 def loss_with_gradients(compute: Compute, *inputs: Tensor | None) -> FusionTerms:
-    """Run `compute` now; the backward pass returns the gradients that it made.
+    """Run `compute` now; the backward pass returns its gradients.
 
     The gradients may have another dtype than their inputs: they are multiplied by the gradient of
     the loss first and rounded afterwards.
 
     Args:
-        compute: run without autograd; it reads the inputs itself.
-        inputs: the tensors that the gradients belong to, in the order of `compute`.
+        compute: runs without autograd, with its own references to the inputs.
+        inputs: the tensors of the gradients, in the order of `compute`.
     """
     loss, lm, fused = _LossWithGradients.apply(  # type: ignore[no-untyped-call]
         compute, *inputs
@@ -40,7 +40,7 @@ class _LossWithGradients(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         terms, gradients = compute(ctx.needs_input_grad[1:])
         ctx.dtypes = [None if value is None else value.dtype for value in inputs]
-        # Autograd frees tensors that are saved this way as soon as they were used.
+        # Autograd frees tensors that are saved this way right after their use.
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(terms.lm, terms.fused)
         return terms.loss, terms.lm, terms.fused

@@ -1,10 +1,10 @@
 """The fusion objective over hidden states: output head and loss together, in chunks of tokens.
 
-With a vocabulary of 262,144 the logits of 2,048 tokens take 2 GiB in float32, and their gradient as
-much again. The chunked loss has both for one chunk of tokens at a time: it makes the chunk's
-logits, turns them into their gradient in place, and multiplies that by the head and by the hidden
-states before the next chunk. The arithmetic is that of the unchunked loss and nothing is computed
-twice; only the gradients [N, H] and [V, H] are kept.
+With a vocabulary of 262,144 the logits of 2,048 tokens take 2 GiB in float32, and so does their
+gradient. The chunked loss holds both for one chunk of tokens at a time: it computes the chunk's
+logits, replaces them by their gradient, and multiplies that by the head and by the hidden states
+before the next chunk. The arithmetic is that of the unchunked loss, and nothing is computed twice;
+only the gradients [N, H] and [V, H] are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fusestore.losses.row_losses import (
 )
 
 PRODUCT_LOGITS = {"cpu": 1 << 25}
-"""Logits of one matrix product: 128 MiB in float32, enough to read the head's weights seldom."""
+"""Logits of one matrix product: 128 MiB in float32; smaller ones read the head's weights often."""
 
 PRODUCT_LOGITS_ELSEWHERE = 1 << 28
 """1 GiB: accelerators are faster with few large products."""
@@ -93,17 +93,17 @@ def linear_fusion_terms(
     the weights is added up in float32 over the chunks.
 
     Args:
-        hidden: [B, L, H], what the output head reads.
+        hidden: [B, L, H], the input of the output head.
         weight: [V, H] of the output head; may be tied to the embeddings.
         batch: as in `fusestore.losses.logit_loss.fusion_terms`.
-        objective: the default one unless given.
+        objective: by default `FusionObjective()`.
         bias: [V] of the output head.
         softcap: c; the logits are c · tanh(· / c), as in Gemma 2.
 
     Raises:
-        InvalidInputError: a cap that is not a positive number.
+        InvalidInputError: `softcap` is not a positive number.
         IncompatibleError: the tensors do not fit each other, or products would run in float16,
-            where these gradients underflow.
+            in which their gradients underflow.
     """
     check_batch_shape(batch, hidden.shape, "Hidden states")
     if (
@@ -182,7 +182,7 @@ def _products(num_rows: int, vocab_size: int, device: torch.device) -> list[slic
 def _replace_by_gradient(
     logits: Tensor, rows: RowLosses, start: int, softcap: float | None
 ) -> Tensor:
-    """Put d loss / d logits in the place of the logits of rows `start`… [n, V]."""
+    """Replace the logits of rows `start`… [n, V] by d loss / d logits."""
     for rows_of_chunk in row_chunks(logits):
         chunk = logits[rows_of_chunk]
         if softcap is None:

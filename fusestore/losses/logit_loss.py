@@ -57,18 +57,18 @@ def fusion_terms(
 ) -> FusionTerms:
     """The training loss of a batch and its two parts.
 
-    The first term is averaged over the positions with a label, the fused one over those that
-    have a label and a fused distribution; a term without positions is 0. So a position whose
-    label is −100 is not trained on at all: that is how to mask the prompts of instructions.
+    The first term is averaged over the positions with a label, the fused term over positions with
+    a label and a fused distribution; a term without positions is 0. So a position with label −100
+    is not trained on: set −100 to mask the prompts of instructions.
 
     Args:
         logits: [B, L, V] floating; row i is scored against the token after token i.
         batch: from `fusestore.data.collate`: `next_ids` int64 [B, L] (−100: no label) and, unless
             λ is 1, `fused_ids` int64 [B, L, k] without duplicates among its used entries,
             `fused_logprobs` float32 [B, L, k] (−inf: unused), `fused_tail` float32 [B, L] (used
-            by `ghost`), `fused_mask` bool [B, L]; `fused_sampled` bool [B], if there, says which
-            windows' rows are samples. All on the logits' device.
-        objective: the default one unless given.
+            by `ghost`), `fused_mask` bool [B, L]; optionally `fused_sampled` bool [B], whether the
+            rows of a window are samples. All on the logits' device.
+        objective: by default `FusionObjective()`.
 
     Raises:
         IncompatibleError: the batch does not fit the logits, or has samples where the objective

@@ -51,7 +51,7 @@ class FusionObjective:
 
     @property
     def fused_factor(self) -> float:
-        """What the mean divergence is multiplied by before λ."""
+        """Factor of the mean divergence, before λ."""
         return self.temperature**2 if self.temperature_squared else 1.0
 
     def check_samples(self, where: str) -> None:
@@ -68,9 +68,9 @@ class FusionObjective:
         if self.temperature != 1.0:
             raise IncompatibleError(
                 f"temperature is {self.temperature}, but {where} has samples of its sources' "
-                "distributions, which estimate them at temperature 1 alone: a power of an "
-                "estimate is no estimate of the power. Use temperature 1, or distributions "
-                "captured as top-k."
+                "distributions, which are unbiased only at temperature 1: a power of an estimate "
+                "does not estimate the power. Use temperature 1, or distributions captured as "
+                "top-k."
             )
         if not is_unbiased(self.divergence):
             raise IncompatibleError(

@@ -1,8 +1,8 @@
 """The loss of a few rows of logits, and its gradient in their place.
 
-All forms of the loss (`logit_loss`, `linear_loss`) use `RowLosses`, one chunk of rows after the
-other, in float32 (float64 for float64 logits). A chunk is read and overwritten while it is in the
-processor's cache; nothing of the vocabulary's width is built for the target.
+All forms of the loss (`logit_loss`, `linear_loss`) use `RowLosses`, chunk by chunk, in float32
+(float64 for float64 logits). A chunk is read and overwritten while it is in the processor's cache;
+the target never becomes a dense row of the vocabulary's width.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class RowLosses:
             IncompatibleError: the batch does not fit V = `vocab_size` or the objective.
         """
         labels = batch["next_ids"].reshape(-1)
-        labelled = labels != NO_LABEL
+        labeled = labels != NO_LABEL
         self._objective = objective
-        self._labelled = labelled
-        self._labels = torch.where(labelled, labels, 0)
+        self._labeled = labeled
+        self._labels = torch.where(labeled, labels, 0)
         check_ids(self._labels, vocab_size, "next_ids")
         self._target: SparseTarget | None = None
         if objective.lm_weight < 1.0:
-            self._target = sparse_target(batch, labelled, vocab_size, objective, dtype)
-        distilled = torch.zeros_like(labelled) if self._target is None else self._target.mask
-        self._lm_share = labelled.to(dtype) / labelled.sum().clamp(min=1)
+            self._target = sparse_target(batch, labeled, vocab_size, objective, dtype)
+        distilled = torch.zeros_like(labeled) if self._target is None else self._target.mask
+        self._lm_share = labeled.to(dtype) / labeled.sum().clamp(min=1)
         self._fused_share = distilled.to(dtype) / distilled.sum().clamp(min=1)
         self._fused_share *= objective.fused_factor
         self._lm = torch.zeros((), dtype=dtype, device=labels.device)
@@ -98,13 +98,13 @@ class RowLosses:
                     logits, labels, lm_scale, target, scale, objective, objective.temperature
                 )
             self._fused += torch.where(target.mask, value * share, 0.0).sum()
-        self._lm += torch.where(self._labelled[rows], nll * lm_share, 0.0).sum()
+        self._lm += torch.where(self._labeled[rows], nll * lm_share, 0.0).sum()
 
     @property
     def _needs_tempered_logits(self) -> bool:
-        """Whether the fused term compares with softmax(logits / T) of the whole vocabulary.
+        """Whether the fused term needs softmax(logits / T) over the whole vocabulary.
 
-        The other forms need of it only the kept entries and the mass of all others at T = 1.
+        The other forms need only the kept entries, and the mass of all others at T = 1.
         """
         objective = self._objective
         return (
@@ -117,7 +117,7 @@ class RowLosses:
         """The loss and its two parts, scalars in nats, after all rows."""
         lm_weight = self._objective.lm_weight
         loss = torch.zeros_like(self._lm)
-        # A term of weight 0 stays out even where it is infinite.
+        # A term with weight 0 is left out, because it may be infinite.
         if lm_weight > 0.0:
             loss = loss + lm_weight * self._lm
         if lm_weight < 1.0:
@@ -126,12 +126,12 @@ class RowLosses:
 
 
 def compute_dtype(logits_dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the loss of logits of a dtype is computed."""
+    """The dtype for computing the loss of logits of a dtype."""
     return torch.float64 if logits_dtype == torch.float64 else torch.float32
 
 
 def row_chunks(logits: Tensor) -> Iterator[slice]:
-    """Slices that cut logits [N, V] into chunks of rows of the size that suits `RowLosses`."""
+    """Slices that cut logits [N, V] into chunks of rows for `RowLosses`."""
     num_rows, vocab_size = logits.shape
     step = max(1, CHUNK_LOGITS.get(logits.device.type, CHUNK_LOGITS_ELSEWHERE) // vocab_size)
     for start in range(0, num_rows, step):
@@ -173,13 +173,13 @@ def _both_losses(
 
     `logits` become `lm_scale` · d(label loss) + `scale` · d(divergence).
 
-    The student's outcomes are the kept ids and all others as one, whose logit is the logsumexp of
-    theirs: summed by itself, since 1 − Σ kept would be lost to rounding for a peaked student. They
-    are an exact account of softmax(logits), and are tempered as outcomes.
+    The student's outcomes are the kept ids, and one outcome for all other ids with the logsumexp of
+    their logits as its logit. It is summed directly, because 1 − Σ kept would round to 0 for a
+    peaked student. The outcomes have the exact masses of softmax(logits), and are tempered.
     """
     at_label = logits.gather(-1, labels[:, None])[:, 0]
     at_ids = logits.gather(-1, target.ids)
-    # Not where a row has no target: its ids say nothing.
+    # Rows without a target keep their logits; their ids are arbitrary.
     logits.scatter_(-1, target.ids, torch.where(target.mask[:, None], -torch.inf, at_ids))
     rest, total = _exponentiate(logits)
     kept = torch.where(target.used, at_ids, -torch.inf)
@@ -189,7 +189,7 @@ def _both_losses(
     value, gradient = divergence(target.logprobs, outcomes / temperature)
     gradient = torch.where(target.mask[:, None], gradient * (scale / temperature)[:, None], 0.0)
     gradient += lm_scale[:, None] * (outcomes - lse[:, None]).exp()
-    # All other tokens share their outcome's gradient by their share of its mass, e / total.
+    # The other tokens divide their outcome's gradient by their shares of its mass, e / total.
     logits.mul_((gradient[:, -1] / total)[:, None])
     logits.scatter_add_(-1, target.ids, gradient[:, :-1])
     logits.scatter_add_(-1, labels[:, None], -lm_scale[:, None])
@@ -199,7 +199,7 @@ def _both_losses(
 def _exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Replace rows by exp(row − max); returns their logsumexp [n] and the sums [n].
 
-    A row of −inf alone becomes zeros with logsumexp −inf and sum 1.
+    A row with only −inf becomes zeros, with logsumexp −inf and sum 1.
     """
     peak = logits.amax(-1)
     peak = torch.where(peak == -torch.inf, 0.0, peak)

@@ -16,10 +16,10 @@ class SparseTarget(NamedTuple):
     """P at the objective's temperature over k token ids and the ghost, per position.
 
     Attributes:
-        ids: int64 [N, k]; unused entries repeat a used id of their row, or 0 where there is none.
+        ids: int64 [N, k]; unused entries repeat a used id of their row, or are 0 without one.
         used: bool [N, k].
-        logprobs: log P [N, k + 1], the ghost last; −inf in unused entries and where there is no
-            ghost; −inf throughout in positions without a target.
+        logprobs: log P [N, k + 1], the ghost last; −inf in unused entries, without a ghost, and in
+            all entries of positions without a target.
         mask: bool [N] positions that have a target.
     """
 
@@ -35,57 +35,57 @@ class SparseTarget(NamedTuple):
 
 def sparse_target(
     batch: Mapping[str, Tensor],
-    labelled: Tensor,
+    labeled: Tensor,
     vocab_size: int,
     objective: FusionObjective,
     dtype: torch.dtype,
 ) -> SparseTarget:
-    """Read the target of N positions off a batch of `fusestore.data.collate`.
+    """The target of N positions, from a batch of `fusestore.data.collate`.
 
     Args:
         batch: its `fused_*` fields, N positions in all.
-        labelled: bool [N]; other positions have no target.
+        labeled: bool [N]; other positions have no target.
         vocab_size: V, of the student.
         objective: its temperature and tail.
         dtype: to compute in.
 
     Raises:
-        IncompatibleError: the fields do not fit each other or the student's ids, or are samples
-            where the objective would be biased.
+        IncompatibleError: the fields do not fit each other or the student's ids, or they are
+            samples and the objective would be biased.
     """
-    _check_shapes(batch, labelled)
+    _check_shapes(batch, labeled)
     sampled = batch.get("fused_sampled")
     if sampled is not None and bool(sampled.any()):
         objective.check_samples("this batch")
-    ids = batch["fused_ids"].reshape(len(labelled), -1)
+    ids = batch["fused_ids"].reshape(len(labeled), -1)
     logprobs = batch["fused_logprobs"].reshape(ids.shape).to(dtype)
-    # NaN counts as used, so that a damaged distribution shows in the loss.
+    # NaN counts as used, so that a damaged distribution makes the loss NaN.
     used = logprobs != -torch.inf
-    mask = batch["fused_mask"].reshape(-1) & labelled & used.any(-1)
+    mask = batch["fused_mask"].reshape(-1) & labeled & used.any(-1)
     used = used & mask[:, None]
-    # An unused entry takes the place of its row's first used one, with no mass: so it can be
-    # gathered and scattered like any other and changes nothing.
+    # An unused entry gets the id of its row's first used entry, without mass: gathering and
+    # scattering it has no effect.
     first = ids.gather(-1, used.to(torch.int8).argmax(-1, keepdim=True))
     ids = torch.where(used, ids, torch.where(mask[:, None], first, 0))
     check_ids(ids, vocab_size, "fused_ids")
     kept = torch.where(used, logprobs, -torch.inf)
     ghost = torch.full_like(kept[:, :1], -torch.inf)
     if objective.tail == "ghost":
-        # A row of the whole vocabulary leaves nothing for a ghost to stand for.
+        # A row with the whole vocabulary has no mass outside its entries.
         has_ghost = mask & (used.sum(-1) < vocab_size)
         tail = batch["fused_tail"].reshape(-1, 1).to(dtype)
         ghost = torch.where(has_ghost[:, None], tail, ghost)
     scaled = torch.cat([kept, ghost], -1) / objective.temperature
     # Rows without a target would become NaN.
-    normalised = torch.where(mask[:, None], torch.log_softmax(scaled, -1), -torch.inf)
-    return SparseTarget(ids, used, normalised, mask)
+    normalized = torch.where(mask[:, None], torch.log_softmax(scaled, -1), -torch.inf)
+    return SparseTarget(ids, used, normalized, mask)
 
 
 def check_ids(ids: Tensor, vocab_size: int, name: str) -> None:
-    """See that all ids lie in [0, V): a wrong one would end a CUDA process without a word.
+    """Check that all ids lie in [0, V), because others end a CUDA process without an error.
 
     Raises:
-        IncompatibleError: one does not.
+        IncompatibleError: an id lies outside.
     """
     if ids.numel() == 0:
         return
@@ -97,22 +97,21 @@ def check_ids(ids: Tensor, vocab_size: int, name: str) -> None:
         )
 
 
-def _check_shapes(batch: Mapping[str, Tensor], labelled: Tensor) -> None:
+def _check_shapes(batch: Mapping[str, Tensor], labeled: Tensor) -> None:
     shape = batch["next_ids"].shape
-    found = {
+    actual = {
         name: tuple(batch[name].shape)
         for name in ("fused_ids", "fused_logprobs", "fused_tail", "fused_mask")
     }
-    top_k = found["fused_ids"][-1:]
+    top_k = actual["fused_ids"][-1:]
     expected = {
         "fused_ids": (*shape, *top_k),
         "fused_logprobs": (*shape, *top_k),
         "fused_tail": tuple(shape),
         "fused_mask": tuple(shape),
     }
-    if found != expected or len(labelled) != shape.numel():
+    if actual != expected or len(labeled) != shape.numel():
         raise IncompatibleError(
-            f"The batch's fields do not fit each other: next_ids has shape {tuple(shape)}, and "
-            f"there are {found}; expected [B, L, k] twice and [B, L] twice, as "
-            "fusestore.data.collate makes them."
+            f"The batch's fields do not fit each other: next_ids has shape {tuple(shape)}, the "
+            f"others {actual}; expected {expected}. Make batches with fusestore.data.collate."
         )

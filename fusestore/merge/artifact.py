@@ -15,17 +15,17 @@ from fusestore.train.manifest import TrainingManifest, TrainingPlan
 
 
 class ModelKind(ArtifactKind):
-    """A Hugging Face model folder that training or merging has published."""
+    """A Hugging Face model folder, published by training or merging."""
 
     name, folder, title = "model", "models", "model"
 
     def parse(self, data: bytes, file: str) -> TrainingManifest | MergeManifest:
-        """The manifest of whichever of the two made it."""
+        """The manifest of training or merging."""
         merged = "merge" in manifest_content(data, file)
         return (MergeManifest if merged else TrainingManifest).from_bytes(data, file)
 
     def describe(self, manifest: Mapping[str, Any]) -> str:
-        """How it was made, and how well it predicts what it was evaluated on."""
+        """Its origin and held-out bits per byte."""
         if "merge" in manifest:
             metrics = (manifest["evaluation"] or {"metrics": {}})["metrics"]
         else:
@@ -37,12 +37,12 @@ class ModelKind(ArtifactKind):
         return text
 
     def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
-        """The fused dataset; what is merged comes from outside."""
+        """The fused dataset of a trained model; the inputs of a merge are outside the store."""
         if "merge" not in manifest:
             yield Input("fused", str(manifest["plan"]["dataset_digest"]))
 
     def remedy(self, store: Store, name: str, finding: Finding) -> str:
-        """No model can be computed again byte for byte."""
+        """The commands that make the model again; a repair could not give the same bytes."""
         del finding
         return (
             f"delete {self.location(store, name)} and run the same `fusestore train` or "
@@ -61,7 +61,7 @@ class ModelKind(ArtifactKind):
 
 
 def how_made(manifest: Mapping[str, Any]) -> str:
-    """How a model came to be, from the content of its manifest."""
+    """The origin of a model, from the content of its manifest."""
     if "merge" in manifest:
         plan = manifest["merge"]
         return f"{plan['settings']['method']} merge of {len(plan['model_digests'])} models"

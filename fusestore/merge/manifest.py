@@ -71,16 +71,16 @@ class MergedModel(NamedTuple):
     manifest: MergeManifest
 
     def __repr__(self) -> str:
-        made = self.manifest
-        metrics = made.evaluation.metrics if made.evaluation is not None else {}
+        manifest = self.manifest
+        metrics = manifest.evaluation.metrics if manifest.evaluation is not None else {}
         scores = "".join(f", {key} {value:.4f}" for key, value in metrics.items())
         return (
             f"MergedModel({self.name!r} in {self.location.parent.parent}: "
-            f"{made.merge.settings.method} merge of {len(made.merge.model_digests)} models, "
-            f"{made.num_parameters:,} parameters{scores})"
+            f"{manifest.merge.settings.method} merge of {len(manifest.merge.model_digests)} "
+            f"models, {manifest.num_parameters:,} parameters{scores})"
         )
 
     @property
     def name(self) -> str:
-        """Its name in the store: that of the folder."""
+        """Its name in the store."""
         return self.location.name

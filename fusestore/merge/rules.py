@@ -63,16 +63,16 @@ def ties(
     scale: float,
     thresholds: Sequence[float],
 ) -> Tensor:
-    """TIES (section 3 of the paper): trim, elect signs, mean of those who agree.
+    """TIES (section 3 of the paper): trim, elect signs, average the values with that sign.
 
-    Each task vector `θ − θ_base` keeps what reaches its threshold in magnitude. The sign of a
-    parameter is that of the weighted sum of what is left, and `λ` times the weighted mean of the
-    task vectors with that sign is added; a sum of 0 elects nobody.
+    Each task vector `θ − θ_base` is set to 0 below its threshold in magnitude. The sign of a
+    parameter is that of the weighted sum of the trimmed task vectors, and `λ` times the weighted
+    mean of those with that sign is added; nothing is added if the sum is 0.
 
     Args:
-        base: the model all others were made from.
+        base: the model that the others were trained from.
         tensors: of the models.
-        weights: one each, positive; the paper's are all 1.
+        weights: one per model, positive; in the paper all are 1.
         scale: λ.
         thresholds: smallest magnitude kept of each task vector, see `magnitude_threshold`.
     """
@@ -94,11 +94,11 @@ def ties(
 
 
 def magnitude_threshold(vectors: Callable[[], Iterable[Tensor]], density: float) -> float:
-    """The magnitude that a share `density` of all elements of a task vector reach.
+    """The magnitude that a share `density` of a task vector's elements reach.
 
-    Over all tensors together, as the paper trims, in two passes and a fixed 512 KiB: the bits of a
-    float32 magnitude are in the order of its value, so counting their upper and then their lower
-    halves finds the exact element. At least one element is kept.
+    Over all tensors together, as in the paper, in two passes and 512 KiB: the bits of float32
+    magnitudes have the order of their values, so counting the upper and then the lower halves of
+    the bits finds the exact element. At least one element is kept.
 
     Args:
         vectors: gives the task vector's tensors, float32, finite; called twice.
@@ -108,23 +108,23 @@ def magnitude_threshold(vectors: Callable[[], Iterable[Tensor]], density: float)
     for vector in vectors():
         for bits in _magnitude_bits(vector):
             upper += np.bincount(bits >> 16, minlength=2**16)
-    wanted = max(1, math.floor(int(upper.sum()) * density))
+    num_kept = max(1, math.floor(int(upper.sum()) * density))
     if upper.sum() == 0:
         return 0.0
-    half, above = _reach(upper, wanted)
+    half, above = _bin_of(upper, num_kept)
     lower = np.zeros(2**16, np.int64)
     for vector in vectors():
         for bits in _magnitude_bits(vector):
             lower += np.bincount(bits[bits >> 16 == half] & 0xFFFF, minlength=2**16)
-    rest, _ = _reach(lower, wanted - above)
+    rest, _ = _bin_of(lower, num_kept - above)
     return float(np.array([half << 16 | rest], np.uint32).view(np.float32)[0])
 
 
-def _reach(counts: np.ndarray[tuple[int], np.dtype[np.int64]], wanted: int) -> tuple[int, int]:
-    """`(bin, elements above it)`: the highest bin that with all above it holds `wanted`."""
+def _bin_of(counts: np.ndarray[tuple[int], np.dtype[np.int64]], rank: int) -> tuple[int, int]:
+    """`(bin, elements in higher bins)` of the element with this rank from the top, from 1."""
     from_top = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(from_top, wanted))
-    return len(counts) - 1 - place, int(from_top[place] - counts[::-1][place])
+    index = int(np.searchsorted(from_top, rank))
+    return len(counts) - 1 - index, int(from_top[index] - counts[::-1][index])
 
 
 def _magnitude_bits(

@@ -50,8 +50,8 @@ def merge_models(
 
     Raises:
         NotFoundError: there is no such model or corpus.
-        InvalidInputError: the number of models or weights does not fit the method, or the base is
-            missing or superfluous.
+        InvalidInputError: the number of models or weights does not fit the method, the base is
+            missing, or the method has no base.
         IncompatibleError: models of different architectures, tensors or tokenizers.
         NonFiniteError: the merged weights hold NaN or infinity.
         AlreadyExistsError: another model has this name.
@@ -98,7 +98,10 @@ def merge_models(
 def _check_call(num_models: int, settings: MergeSettings, has_base: bool) -> None:
     method = settings.method
     if num_models < (1 if settings.needs_base else 2):
-        raise InvalidInputError(f"Method {method} needs more models than {num_models}.")
+        raise InvalidInputError(
+            f"Method {method} needs at least {1 if settings.needs_base else 2} models, but "
+            f"{num_models} were given. Name more models."
+        )
     if method == "slerp" and num_models != 2:
         raise InvalidInputError(
             f"Method slerp interpolates between two models, not {num_models}; merge pairs, or use "
@@ -106,15 +109,16 @@ def _check_call(num_models: int, settings: MergeSettings, has_base: bool) -> Non
         )
     if settings.weights and len(settings.weights) != num_models:
         raise InvalidInputError(
-            f"There are {len(settings.weights)} weights for {num_models} models; give one each."
+            f"There are {len(settings.weights)} weights for {num_models} models. Give one weight "
+            "for each model."
         )
     if settings.needs_base and not has_base:
         raise InvalidInputError(
-            f"Method {method} adds what models learned to the model they were trained from: "
-            "give it with --base."
+            f"Method {method} adds the changes of models to the model that they were trained "
+            "from. Name that model with --base."
         )
     if has_base and not settings.needs_base:
-        raise InvalidInputError(f"Method {method} has no base; leave --base out.")
+        raise InvalidInputError(f"Method {method} has no base. Remove --base.")
 
 
 def _finished(output: Location, plan: MergePlan) -> MergeManifest | None:
@@ -124,12 +128,12 @@ def _finished(output: Location, plan: MergePlan) -> MergeManifest | None:
         manifest = MergeManifest.load(output / "manifest.json")
     except InvalidInputError as error:
         raise AlreadyExistsError(
-            f"{output} holds a model that was not merged. Choose another name."
+            f"{output} holds a model that was not made by merging. Choose another name."
         ) from error
     if manifest.merge != plan:
         raise AlreadyExistsError(
-            f"{output} holds a model merged from others or in another way. Choose another name, "
-            "or delete it first."
+            f"{output} holds a model merged from other models or with other settings. Choose "
+            "another name, or delete it first."
         )
     return manifest
 

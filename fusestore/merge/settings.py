@@ -59,9 +59,9 @@ class MergeSettings(Frozen):
             if self.weights and not sum(self.weights) > 0:
                 raise ValueError(f"weights {self.weights} do not sum to a positive number")
         if self.scale != 1.0 and not self.needs_base:
-            raise ValueError(f"{self.method} has no scale; task_arithmetic and ties have")
+            raise ValueError(f"{self.method} has no scale; only task_arithmetic and ties do")
         if self.density != _DENSITY and self.method != "ties":
-            raise ValueError(f"{self.method} has no density; ties has")
+            raise ValueError(f"{self.method} has no density; only ties does")
         return self
 
     def weights_of(self, count: int) -> tuple[float, ...]:

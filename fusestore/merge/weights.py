@@ -1,4 +1,4 @@
-"""The tensors of model folders, read one at a time, and whether models can be merged."""
+"""The tensors of model folders, read one at a time, and the check that models can be merged."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.models.model import Model
 
-_MAX_HEADER_JSON = 2**26
+_MAX_JSON_BYTES = 2**26
 
-# What differs between checkpoints of one architecture without changing what they compute.
+FUSE_INSTEAD = "Fuse their distributions instead."
+
+# Keys that may differ between checkpoints of one architecture: they do not change the logits.
 _HARMLESS = frozenset(
     {
         *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"),
@@ -31,7 +33,7 @@ class ModelWeights:
     Attributes:
         model: the model.
         folder: its local folder.
-        name: what messages call it.
+        name: for messages.
         config: the content of its config.json.
     """
 
@@ -44,7 +46,7 @@ class ModelWeights:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor, sorted by name; of tied tensors, only the one that is stored."""
+        """Shape of each tensor, sorted by name; of tied tensors only that of the stored tensor."""
         tied = tied_names(self.folder) if self.config.get("tie_word_embeddings", True) else set()
         return {
             key: tuple(self._slice(key).get_shape())
@@ -54,7 +56,7 @@ class ModelWeights:
 
     def dtype(self, key: str) -> torch.dtype:
         """The dtype of one tensor."""
-        # A 0-dimensional slice cannot be cut, and is small enough to read.
+        # A 0-dimensional tensor cannot be sliced, and is small enough to read.
         view = self._slice(key)
         result: torch.dtype = (view[:0] if view.get_shape() else self._tensor(key)).dtype
         return result
@@ -94,28 +96,30 @@ def check_mergeable(models: Sequence[ModelWeights]) -> None:
     for model in models[1:]:
         keys = sorted((first.config.keys() | model.config.keys()) - _HARMLESS)
         for key in ("model_type", "architectures", *keys):
-            expected, found = first.config.get(key), model.config.get(key)
-            if expected != found:
+            expected, actual = first.config.get(key), model.config.get(key)
+            if expected != actual:
                 raise IncompatibleError(
                     f"{first.name} and {model.name} have different architectures: {key} is "
-                    f"{expected!r} in the first and {found!r} in the second. Weights can only be "
+                    f"{expected!r} in the first and {actual!r} in the second. Weights can only be "
                     "merged between models of one architecture; fuse their distributions instead."
                 )
         for key in sorted(first.shapes.keys() | model.shapes.keys()):
             if key not in first.shapes or key not in model.shapes:
                 has, lacks = (first, model) if key in first.shapes else (model, first)
-                raise IncompatibleError(f"Tensor {key} is in {has.name} but not in {lacks.name}.")
+                raise IncompatibleError(
+                    f"Tensor {key} is in {has.name} but not in {lacks.name}. {FUSE_INSTEAD}"
+                )
             if first.shapes[key] != model.shapes[key]:
                 raise IncompatibleError(
                     f"Tensor {key} has shape {list(first.shapes[key])} in {first.name} and "
-                    f"{list(model.shapes[key])} in {model.name}."
+                    f"{list(model.shapes[key])} in {model.name}. {FUSE_INSTEAD}"
                 )
         digests = [each.model.tokenizer.digest for each in (first, model)]
         if digests[0] != digests[1]:
             raise IncompatibleError(
                 f"{first.name} and {model.name} have different tokenizers ({digests[0][:16]} "
-                f"and {digests[1][:16]}): a row of the embeddings means another token in each. "
-                "Fuse their distributions instead."
+                f"and {digests[1][:16]}): a row of the embeddings is another token in each. "
+                f"{FUSE_INSTEAD}"
             )
 
 
@@ -130,7 +134,7 @@ def tied_names(folder: Path) -> set[str]:
             model = auto.from_config(config)
     except (ValueError, OSError, KeyError, ImportError) as error:
         raise IncompatibleError(
-            f"{folder} cannot be loaded as a causal language model: {error}"
+            f"{folder} cannot be loaded as a causal language model: {error} {FUSE_INSTEAD}"
         ) from error
     return set(model.all_tied_weights_keys)
 
@@ -156,10 +160,12 @@ def _tensor_files(folder: Path, name: str) -> dict[str, Path]:
 
 def _open(path: Path, name: str) -> Any:  # noqa: ANN401
     try:
-        # The mapping lives as long as the object; there is nothing to close but memory.
+        # Needs no close: the memory map ends with the object.
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
-        raise NotFoundError(f"{path} of {name} is missing, but its index names it.") from error
+        raise NotFoundError(
+            f"{path} of {name} is missing, but its index names it. Download the model again."
+        ) from error
     except (SafetensorError, OSError) as error:
         raise InvalidInputError(
             f"{path} of {name} is no valid safetensors file: {error}"
@@ -167,8 +173,11 @@ def _open(path: Path, name: str) -> Any:  # noqa: ANN401
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
-    if path.stat().st_size > _MAX_HEADER_JSON:
-        raise InvalidInputError(f"{path} of {name} is too large for a file of this name.")
+    num_bytes = path.stat().st_size
+    if num_bytes > _MAX_JSON_BYTES:
+        raise InvalidInputError(
+            f"{path} of {name} is {num_bytes:,} bytes; expected at most {_MAX_JSON_BYTES:,}."
+        )
     try:
         content: Any = json.loads(path.read_bytes())
     except ValueError as error:

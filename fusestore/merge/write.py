@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 
 import torch
@@ -12,14 +13,13 @@ from safetensors.torch import save_file
 from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.merge.rules import linear, magnitude_threshold, slerp, task_arithmetic, ties
 from fusestore.merge.settings import MergeSettings
-from fusestore.merge.weights import ModelWeights
+from fusestore.merge.weights import FUSE_INSTEAD, ModelWeights
 from fusestore.progress import Progress
 from fusestore.store.manifest import canonical_json
 from fusestore.train.student.model_folder import copy_tokenizer_files
 
 MAX_FILE_BYTES = 512 * 2**20
-"""Size of the tensors that one file holds. Merging keeps them in memory, and one tensor of every
-model in float32."""
+"""Bytes of tensors in one file. Merging holds these in memory, and one float32 tensor per model."""
 
 
 def write_merged(
@@ -43,10 +43,10 @@ def write_merged(
 
     Raises:
         IncompatibleError: a tensor of integers differs between models.
-        NonFiniteError: a merged tensor holds NaN or infinity; it is named.
+        NonFiniteError: a merged tensor holds NaN or infinity; the message names it.
     """
     first = models[0]
-    sizes = {key: _count(shape) for key, shape in first.shapes.items()}
+    sizes = {key: prod(shape) for key, shape in first.shapes.items()}
     trims = settings.method == "ties"
     counter = _Counter((1 + 2 * len(models) * trims) * sum(sizes.values()), progress)
     thresholds = [_threshold(model, base, settings, counter) for model in models if trims and base]
@@ -79,7 +79,7 @@ def _threshold(
         for key, shape in model.shapes.items():
             if model.dtype(key).is_floating_point:
                 yield model.tensor(key) - base.tensor(key)
-            counter.add(_count(shape))
+            counter.add(prod(shape))
 
     return magnitude_threshold(vectors, settings.density)
 
@@ -117,10 +117,10 @@ def _merged(
                 if not torch.equal(tensor, model.raw(key)):
                     raise IncompatibleError(
                         f"Tensor {key} holds integers that differ between {first.name} and "
-                        f"{model.name}; integers cannot be averaged."
+                        f"{model.name}, and integers cannot be averaged. {FUSE_INSTEAD}"
                     )
         yield key, tensor.contiguous()
-        counter.add(_count(shape))
+        counter.add(prod(shape))
 
 
 def _write_tensors(
@@ -160,10 +160,3 @@ def _write_tensors(
     for number, name in enumerate(names):
         (folder / f"{number:05d}.part").rename(folder / name)
     return dtypes
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

@@ -1,1 +1,1 @@
-"""What people look at when a run ends."""
+"""The summary of a pipeline run."""

@@ -1,4 +1,4 @@
-"""What a pipeline ends with: how the models came out and how the sources did."""
+"""The summary of a pipeline run: scores of the models, and statistics of the sources."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SourceResult:
 
     @classmethod
     def of(cls, statistics: SourceStatistics, cache: Cache) -> Self:
-        """Gathered from the fused dataset's manifest and the cache's."""
+        """The result from the manifests of the fused dataset and the cache."""
         return cls(
             name=statistics.cache,
             bits_per_byte=statistics.bits_per_byte,
@@ -49,7 +49,7 @@ class SourceResult:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One trained model: held-out bits per byte before and after, None where not evaluated."""
+    """One trained model; bits per byte of held-out text are None without an evaluation."""
 
     name: str
     objective: str
@@ -59,26 +59,26 @@ class ModelResult:
 
     @classmethod
     def of(cls, name: str, manifest: TrainingManifest) -> Self:
-        """Gathered from the training manifest."""
-        started = [point.metrics for point in manifest.evaluations if point.step == 0]
+        """The result from the training manifest."""
+        before = [point.metrics for point in manifest.evaluations if point.step == 0]
         return cls(
             name=name,
             objective=manifest.plan.settings.objective,
             num_tokens=manifest.num_tokens,
-            bits_per_byte_before=started[0].get("bits_per_byte") if started else None,
+            bits_per_byte_before=before[0].get("bits_per_byte") if before else None,
             bits_per_byte_after=manifest.result_metrics.get("bits_per_byte"),
         )
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a pipeline.
+    """The results of a pipeline run.
 
     Attributes:
         sources: in the recipe's order.
         models: in the file's order.
         num_tokens: target tokens of the fused dataset.
-        kinds: how many of them have which kind of distribution.
+        kinds: number of target tokens by kind of their distribution.
     """
 
     sources: tuple[SourceResult, ...]
@@ -91,7 +91,7 @@ class Summary:
         return asdict(self)
 
     def tables(self) -> list[Table]:
-        """What a person wants to see at the end."""
+        """The results as tables for people."""
         tables: list[Table] = [
             (
                 f"Sources on {self.num_tokens:,} target tokens",

@@ -34,9 +34,8 @@ def check_vocabulary(
     largest = dataset.largest_token_id()
     if largest >= width:
         raise IncompatibleError(
-            f"TrainingDataset dataset {dataset.name} has token id {largest}, but the model "
-            f"{name} has {width} ids: they do not belong together. Train the target that "
-            "the dataset was fused for."
+            f"Fused dataset {dataset.name} has token id {largest}, but the model {name} has only "
+            f"{width} ids. Train the target that the dataset was fused for."
         )
 
 
@@ -54,7 +53,7 @@ def check_tokenizer(digest: str, dataset: Trainable, name: str) -> None:
     expected = dataset.target
     if digest != expected:
         raise IncompatibleError(
-            f"TrainingDataset dataset {dataset.name} holds tokens of the tokenizer with digest "
+            f"Fused dataset {dataset.name} holds tokens of the tokenizer with digest "
             f"{expected[:16]}, but that of {name} has digest {digest[:16]}: the same ids would "
             f"stand for other text. Train the target that the dataset was fused for, or fuse for "
             f"{name}."

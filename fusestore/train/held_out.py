@@ -53,8 +53,8 @@ def bits_per_byte(
 ) -> HeldOut:
     """Score every document; see `document_nats` for the arguments.
 
-    A document's first token is not predicted, nor are its bytes counted: with BOS that is the
-    BOS, which has none.
+    A document's first token is not predicted, and its bytes are not counted; with BOS it is the
+    BOS, which has no bytes.
 
     Raises:
         InvalidInputError: no token of the documents can be predicted.
@@ -69,14 +69,14 @@ def bits_per_byte(
         progress=progress,
     )
     offsets = tokens.document_offsets
-    filled = np.flatnonzero(np.diff(offsets) > 0)
-    ends = tokens.end_offsets
-    num_bytes = int((ends[offsets[filled + 1] - 1] - ends[offsets[filled]]).sum(dtype=np.int64))
-    num_tokens = tokens.num_tokens - len(filled)
+    documents = np.flatnonzero(np.diff(offsets) > 0)
+    first, last = offsets[documents], offsets[documents + 1] - 1
+    num_bytes = int((tokens.end_offsets[last] - tokens.end_offsets[first]).sum(dtype=np.int64))
+    num_tokens = tokens.num_tokens - len(documents)
     if num_tokens == 0 or num_bytes == 0:
         raise InvalidInputError(
-            f"{tokens.num_documents} documents with {tokens.num_tokens} tokens hold nothing to "
-            "predict: evaluation needs a document of two tokens or more."
+            f"{tokens.num_documents} documents with {tokens.num_tokens} tokens hold no token to "
+            "predict. Evaluate on a split with a document of two tokens or more."
         )
     total = math.fsum(nats.tolist())
     return HeldOut(total / math.log(2) / num_bytes, total / num_tokens, num_tokens, num_bytes)
@@ -94,10 +94,10 @@ def document_nats(
     """−Σ log p(token i + 1 | tokens 0..i) of each document, float64 [D].
 
     Args:
-        model: a causal language model; its mode is put back afterwards.
+        model: a causal language model; its mode is restored afterwards.
         tokens: D documents of the model's own token ids.
-        max_length: longer documents are read in windows of this many tokens, each without the
-            text before it; their first tokens are predicted by the window before.
+        max_length: longer documents are read in windows of this many tokens, without the text
+            before; the window before predicts the first token of a window.
         batch_tokens: padded tokens per forward pass.
         precision: `bfloat16` runs the model under autocast, `auto` where its device has bfloat16
             in hardware; log-softmax is float32 always.
@@ -118,8 +118,8 @@ def document_nats(
                 for window, value in zip(batch, per_window, strict=True):
                     if not math.isfinite(value):
                         raise NonFiniteError(
-                            f"The model gives {value} for document {window.document}. Its weights "
-                            "or its precision do not work; nothing was stored."
+                            f"The model gives {value} for document {window.document}; nothing was "
+                            "stored. Use precision 'float32', or check the model's weights."
                         )
                     nats[window.document] += value
                 if progress is not None:

@@ -122,15 +122,15 @@ class TrainedModel(NamedTuple):
     manifest: TrainingManifest
 
     def __repr__(self) -> str:
-        made = self.manifest
-        scores = "".join(f", {key} {value:.4f}" for key, value in made.result_metrics.items())
+        manifest, plan = self.manifest, self.manifest.plan
+        scores = "".join(f", {key} {value:.4f}" for key, value in manifest.result_metrics.items())
         return (
             f"TrainedModel({self.name!r} in {self.location.parent.parent}: "
-            f"{made.plan.settings.objective}, {made.num_tokens:,} tokens trained, weights of step "
-            f"{made.result_step:,} of {made.plan.total_steps:,}{scores})"
+            f"{plan.settings.objective}, {manifest.num_tokens:,} tokens trained, weights of step "
+            f"{manifest.result_step:,} of {plan.total_steps:,}{scores})"
         )
 
     @property
     def name(self) -> str:
-        """Its name in the store: that of the folder."""
+        """Its name in the store."""
         return self.location.name

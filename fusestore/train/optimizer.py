@@ -1,4 +1,4 @@
-"""AdamW, and what changes from step to step: the learning rate, and the weight of the text."""
+"""AdamW, and the schedules of the learning rate and of the text's weight λ."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def adamw(
 def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:
     """The learning rate of optimizer step `step` (from 0) out of `total_steps`.
 
-    Rises linearly over the warm-up and reaches the peak with its last step; then falls from the
-    peak towards `final_learning_rate`, which a step after the last would have.
+    Rises linearly over the warm-up and reaches the peak at its last step; then falls from the peak
+    to `final_learning_rate`, the value of a step after the last.
     """
     warmup_steps = round(settings.warmup * total_steps)
     if step < warmup_steps:
@@ -53,7 +53,7 @@ def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> fl
 def lm_weight_at(settings: TrainSettings, step: int, total_steps: int) -> float:
     """λ of optimizer step `step` (from 0) out of `total_steps`.
 
-    λ + (λ_final − λ) · step / total_steps, as FuseLLM's code has it for λ_final = 1.
+    λ + (λ_final − λ) · step / total_steps, as in FuseLLM's code for λ_final = 1.
     """
     first, final = settings.lm_weights
     return first + (final - first) * step / total_steps

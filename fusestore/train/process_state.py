@@ -1,4 +1,4 @@
-"""What a run changes in its process and restores: determinism, and the signal handlers."""
+"""Process-wide state that a run changes and restores: determinism and signal handlers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import torch
 
 _ONE_CTRL_C_SECONDS = 2.0
-"""A launcher forwards to its processes a Ctrl-C that the terminal has sent them already."""
+"""Signals within this time count as one: the terminal and a launcher send the same Ctrl-C."""
 
 
 @contextlib.contextmanager
 def deterministic(seed: int) -> Iterator[None]:
-    """Deterministic and seeded inside; afterwards the settings and random state are restored."""
+    """Deterministic algorithms and a seed inside; restores settings and random state afterwards."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     devices = list(range(torch.cuda.device_count()))
@@ -30,7 +30,7 @@ def deterministic(seed: int) -> Iterator[None]:
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM; a second Ctrl-C raises KeyboardInterrupt at once."""
+    """Records SIGINT and SIGTERM; a second Ctrl-C raises KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
         self._requested_at: float | None = None
@@ -38,12 +38,12 @@ class StopSignals:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came: the run shall end as soon as it can be resumed from there."""
+        """Whether a signal came, so that the run should end at the next resumable step."""
         return self._requested_at is not None
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal raises KeyboardInterrupt at once: the work can be repeated."""
+        """Inside, a signal raises KeyboardInterrupt at once, because the work can be repeated."""
         self._ends_at_once = True
         try:
             yield
@@ -63,7 +63,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """SIGINT and SIGTERM are noted instead of ending the process (in the main thread only)."""
+    """Record SIGINT and SIGTERM instead of ending the process (in the main thread only)."""
     stops = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield stops

@@ -49,8 +49,8 @@ def train_model(
         name: of the trained model.
         model: the model to start from, whose tokenizer is the dataset's: a model, or what
             `Model.open` takes with this store.
-        fused: name of the fused dataset; or names of several with their weights, or each with
-            None (see `fusestore.data.FusedMixture`); or a handle, an open dataset or a mixture.
+        fused: name of the fused dataset, or names of several with their weights or all with None
+            (see `fusestore.data.FusedMixture`), or a handle, an open dataset or a mixture.
         settings: of the run.
         evaluate: corpus and split to score in bits per byte, before, during and after training.
         work_dir: local folder for checkpoints; by default a folder in the user's cache.
@@ -60,7 +60,7 @@ def train_model(
     Raises:
         NotFoundError: there is no such dataset, model or corpus.
         IncompatibleError: the model cannot be trained on this dataset, for example because its
-            tokenizer is another one.
+            tokenizer differs.
         NonFiniteError: the loss, its gradient or the weights are not finite.
         DivergedError: the loss rose by more than `settings.loss_spike`.
         AlreadyExistsError: another model has this name.
@@ -109,10 +109,10 @@ def _open(
     fused: str | Mapping[str, float | None] | Fused | TrainingDataset,
     seed: int,
 ) -> Trainable:
-    """One dataset or a mixture: mapped where it lies here, streamed where it is complete elsewhere.
+    """One dataset or a mixture: mapped if it is local or incomplete, streamed if it is remote.
 
-    Windows come in one order either way, so a run may go on where the store is nearer. What is not
-    complete is made on demand, which a stream does not.
+    Both have the same order of windows, so a run can be resumed on a machine with another path to
+    the store. A stream cannot make missing shards of an incomplete dataset.
     """
     if isinstance(fused, FusedDataset | FusedMixture):
         return fused
@@ -131,8 +131,8 @@ def _open(
     weights = [weight for weight in fused.values() if weight is not None]
     if 0 < len(weights) < len(fused):
         raise InvalidInputError(
-            f"Some of the fused datasets {', '.join(fused)} have weights and some have none: give "
-            "each a weight, as in NAME=0.7, or none."
+            f"Some of the fused datasets {', '.join(fused)} have weights and some do not. Give all "
+            "of them weights, as in NAME=0.7, or none."
         )
     if streamed:
         digests = [StreamingFusedDataset(store.fused(name)).digest for name in names]

@@ -35,11 +35,11 @@ def step_batches(
 ) -> Generator[list[dict[str, Tensor]], None, None]:
     """The batches of each optimizer step after `steps_done`, epoch after epoch, without end.
 
-    A stream has the batches of a map-style dataset whose windows come in its order: the windows
-    that `BatchOrder` leaves out at the end of an epoch are left out, and no filler is in a batch.
+    A stream gives the batches of a map-style dataset with the same order: the windows that
+    `BatchOrder` leaves out at the end of an epoch are left out, and padding is removed.
 
     Args:
-        dataset: the training data; a stream is moved along.
+        dataset: the training data; the position of a stream is set.
         plan: of the run.
         rank: of this process, out of `plan.world_size`.
         steps_done: optimizer steps to skip.
@@ -51,16 +51,16 @@ def step_batches(
     accumulation = settings.gradient_accumulation
     if isinstance(dataset, Stream) and dataset.place() != (rank, world_size):
         raise InvalidInputError(
-            f"{dataset.name} is streamed as rank and world size {dataset.place()}, and trained on "
-            f"as {(rank, world_size)}: open it without rank and world_size."
+            f"{dataset.name} is a stream of rank and world size {dataset.place()}, but the run has "
+            f"{(rank, world_size)}. Open it without rank and world_size."
         )
     batches = batches_in_epoch(dataset, settings.batch_size, world_size)
     epoch, steps_into_epoch = divmod(steps_done, -(-batches // accumulation))
     while True:
         first = steps_into_epoch * accumulation
         group: list[dict[str, Tensor]] = []
-        left = islice(_epoch(dataset, plan, rank, epoch, first), batches - first)
-        for number, batch in enumerate(left, first + 1):
+        remaining = islice(_epoch(dataset, plan, rank, epoch, first), batches - first)
+        for number, batch in enumerate(remaining, first + 1):
             group.append(batch)
             if len(group) == accumulation or number == batches:
                 yield group
@@ -73,7 +73,7 @@ def _epoch(
 ) -> Iterator[dict[str, Tensor]]:
     settings = plan.settings
     options: dict[str, Any] = {
-        "collate_fn": partial(_collate, apart=settings.attend_within == "document"),
+        "collate_fn": partial(_collate, document_masking=settings.attend_within == "document"),
         "num_workers": settings.num_workers,
         # Without its own generator a loader would draw from the global one.
         "generator": torch.Generator(),
@@ -94,8 +94,8 @@ def _epoch(
     return iter(DataLoader(dataset, batch_sampler=order, **options, **workers))
 
 
-def _collate(samples: Sequence[dict[str, Tensor]], *, apart: bool) -> dict[str, Tensor]:
+def _collate(samples: Sequence[dict[str, Tensor]], *, document_masking: bool) -> dict[str, Tensor]:
     if isinstance(samples, list):
-        # The last batch of a stream may have one for some ranks.
+        # The last batch of a stream has padding on some ranks.
         samples = [sample for sample in samples if int(sample["window"]) != NO_WINDOW]
-    return collate(samples, documents_apart=apart)
+    return collate(samples, document_masking=document_masking)

@@ -62,9 +62,8 @@ def train(
 
     Args:
         model: the target: a model or what `Model.open` takes.
-        dataset: its fused dataset; of a stream, windows come in the stream's own order. One of
-            `settings.seed` that mixes all windows (`shuffle_span=None`) is trained on exactly as
-            the map-style dataset is.
+        dataset: its fused dataset. A stream is read in its own order; with `settings.seed` and
+            `shuffle_span=None` that is the order of the map-style dataset.
         settings: of the run.
         output: the model folder to create; its `manifest.json` is written last.
         work_dir: local folder for the checkpoint; removed at the end of the run.
@@ -131,7 +130,7 @@ def train(
         )
         trained = loop.run(state)
         if accelerator.is_main_process:
-            _forget_guards(output, plan)
+            _remove_equivalent(output, plan)
             files = publish_model(trained.weights, model, plan, output, work_dir / "model")
             manifest = TrainingManifest(
                 plan=plan,
@@ -203,7 +202,7 @@ def _finished(output: Location, plan: TrainingPlan) -> TrainingManifest | None:
     manifest = None
     if (output / MANIFEST_FILE).exists():
         manifest = TrainingManifest.load(output / MANIFEST_FILE)
-    # Of a model whose publication was cut short, the fingerprint says what it is.
+    # An interrupted publication leaves a fingerprint without a manifest.
     begun = _begun(output) if manifest is None else manifest.plan
     if begun is not None and not begun.same_result(plan):
         raise AlreadyExistsError(
@@ -218,8 +217,8 @@ def _begun(output: Location) -> TrainingPlan | None:
     return TrainingPlan.load(file) if file.exists() else None
 
 
-def _forget_guards(output: Location, plan: TrainingPlan) -> None:
-    """Let a plan take the place of one that differs in what never changes the weights."""
+def _remove_equivalent(output: Location, plan: TrainingPlan) -> None:
+    """Remove the fingerprint of another plan with the same weights, so that it can be replaced."""
     begun = _begun(output)
     if begun is not None and begun != plan and begun.same_result(plan):
         (output / FINGERPRINT_FILE).delete()

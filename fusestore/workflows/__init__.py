@@ -1,1 +1,1 @@
-"""What spans several stages: pipeline, comparison, verification, repair, sharing."""
+"""Workflows over several stages: pipeline, comparison, verification, repair, sharing."""

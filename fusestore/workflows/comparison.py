@@ -24,8 +24,8 @@ class ComparedRow(Frozen):
         name: `model/NAME` of the store, the spec of another model, `cache/NAME`, or `ensemble`.
         made: how it was made.
         bits_per_byte: of the held-out text; lower is better.
-        covered: share of the tokens that it was measured on. Below 1 for caches of another
-            tokenizer; their figures cannot be compared with the others.
+        covered: share of the tokens that it was measured on. It is below 1 for caches of another
+            tokenizer, whose scores are not comparable with the others.
     """
 
     name: str
@@ -73,14 +73,14 @@ def compare(
 
     Raises:
         NotFoundError: there is no such corpus or model.
-        InvalidInputError: there is no such split, the forecast is of another one, a model is no
+        InvalidInputError: there is no such split, the forecast is of another split, a model is no
             causal language model, or there is nothing to compare.
     """
     reporter = reporter or SilentReporter()
     settled = settle_precision(precision, "cpu", reporter)
     others = [Model.open(model, store=store) for model in models]
     for model in others:
-        # A missing folder is reported before anything is scored.
+        # Raises the error of a missing folder before anything is scored.
         _ = model.folder
     rows = []
     for artifact in list_artifacts(store):
@@ -93,14 +93,14 @@ def compare(
         rows.append(_row(model.spec, "not made here", bits_per_byte))
     if not rows and forecast is None:
         raise InvalidInputError(
-            f"There are no models in {store.location} to compare. Train or merge some, or name "
-            "others."
+            f"There are no models in {store.location} to compare. Train or merge models, or name "
+            "other models."
         )
     if forecast is not None:
         if (forecast.recipe.corpus, forecast.recipe.split) != (corpus, split):
             raise InvalidInputError(
                 f"The forecast is of {forecast.recipe.corpus}/{forecast.recipe.split}, not of "
-                f"{corpus}/{split}."
+                f"{corpus}/{split}. Forecast that split."
             )
         rows += _of_caches(forecast)
     rows.sort(key=lambda row: (row.bits_per_byte, row.name))

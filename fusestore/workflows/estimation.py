@@ -1,4 +1,4 @@
-"""`estimate_fusion`: what the captures of one fusion.toml will take."""
+"""`estimate_fusion`: size, time and memory of the captures of a fusion.toml."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def estimate_fusion(
     prices: Prices | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, CaptureEstimate]:
-    """Estimate every capture that `run_pipeline` would still have to do.
+    """Estimate every missing capture of a fusion.toml.
 
-    The corpus is made if it is not there, since everything depends on its tokens; nothing else is
-    written. Aligning, fusing and training are not estimated.
+    A missing corpus is made, because estimates need its tokens; nothing else is written. Aligning,
+    fusing and training are not estimated.
 
     Args:
         config: the file's content.
@@ -31,7 +31,7 @@ def estimate_fusion(
         reporter: receives progress updates.
 
     Returns:
-        Estimates by the cache's name, in the order of the file; complete caches are left out.
+        Estimates by the cache's name, in the order of the file, without complete caches.
 
     Raises:
         FusestoreError: see `build_corpus` and `estimate_capture`.

@@ -7,10 +7,10 @@ from fusestore.workflows.fusion_config import FusionConfig
 
 
 def open_models(config: FusionConfig) -> dict[str, Model]:
-    """The models by their names in the file, each of them found.
+    """The models by their names in the file; checks that each exists.
 
-    Names of the store's artifacts are not looked up: what a run makes must not depend on what it
-    made before.
+    Names of the store's artifacts are not looked up, so that a run does not depend on the results
+    of earlier runs.
 
     Raises:
         NotFoundError, InvalidInputError, MissingDependencyError: as `Model.folder`.
@@ -24,6 +24,6 @@ def open_models(config: FusionConfig) -> dict[str, Model]:
         for name, model in config.models.items()
     }
     for model in models.values():
-        # Before anything slow is begun.
+        # Raises the error of a missing model before anything slow starts.
         _ = model.folder
     return models

@@ -1,7 +1,7 @@
-"""`fusestore run`: from one fusion.toml to trained models, doing only what is missing.
+"""`fusestore run`: from a fusion.toml to trained models; only missing artifacts are made.
 
-Each stage knows whether its output is there. A stage that had to be built makes everything that
-depends on it be built again: what an artifact was made from is always what the store holds.
+If a stage makes its artifact, all artifacts that depend on it are deleted and made again. So the
+inputs of every artifact are the artifacts in the store.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _Result = TypeVar("_Result")
 
 
 class _Stages:
-    """Runs stages in order and remembers which of them had to be built."""
+    """Runs stages in order, and records the stages that made their artifact."""
 
     def __init__(self, reporter: Reporter) -> None:
-        self._built: set[str] = set()
+        self._made: set[str] = set()
         self._reporter = reporter
 
     def run(
@@ -45,14 +45,14 @@ class _Stages:
         output: Location,
         make: Callable[[], StageResult[_Result]],
     ) -> _Result:
-        """Run one stage; `make` is its function."""
-        if self._built.intersection(after):
-            # The manifest goes first: what a deletion that is cut short leaves is unfinished.
+        """Run one stage with the function `make`; `after` has the names of the stages it needs."""
+        if self._made.intersection(after):
+            # The manifest is deleted first, so that an interruption leaves an unfinished artifact.
             (output / "manifest.json").delete()
             output.delete()
         result = make()
         if result.created:
-            self._built.add(name)
+            self._made.add(name)
         self._reporter.line(f"{name}: {'done' if result.created else 'already there'}")
         return result.artifact
 
@@ -62,7 +62,7 @@ def run_pipeline(
     storage_options: Mapping[str, str] | None = None,
     reporter: Reporter | None = None,
 ) -> Summary:
-    """Do what a fusion.toml says.
+    """Run all stages of a fusion.toml.
 
     Args:
         config: the file's content.
@@ -70,10 +70,10 @@ def run_pipeline(
         reporter: receives progress updates.
 
     Returns:
-        What came out, as the tables that `fusestore run` ends with show it.
+        The summary that `fusestore run` prints at the end.
 
     Raises:
-        FusestoreError: whatever a stage raises; what is finished stays.
+        FusestoreError: the error of a stage; finished artifacts stay.
     """
     reporter = reporter or SilentReporter()
     store = Store.open(config.store, storage_options)

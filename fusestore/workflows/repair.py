@@ -1,9 +1,9 @@
-"""Repairing a store: what `verify` finds damaged is made again from what it was made from.
+"""Repairing a store: damaged artifacts are made again from their inputs.
 
-Damaged bytes are never an input. Each artifact is repaired only when those it was made from are
-sound, which is why they go first; what comes out is checked against whatever sound manifest or
-receipt tells what it must be, and verified again at the end. Documents and trained models come
-from outside the store: they are named, with what to do.
+Damaged bytes are never an input: inputs are repaired before the artifacts made from them, and an
+artifact with damaged inputs is not repaired. The result is compared with the sound manifest or
+receipts of the artifact, and verified at the end. Documents and trained models cannot be made again
+from the store: the result names them, with the command to run.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Repair:
-    """What became of a damaged artifact.
+    """The repair of a damaged artifact.
 
     Attributes:
-        findings: what was wrong.
-        problem: why it is not repaired; None when it is.
+        findings: the damage.
+        problem: why it could not be repaired; None if it was.
     """
 
     findings: list[Finding]
@@ -47,18 +47,18 @@ def repair_store(
     settings: CaptureSettings | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Repair]:
-    """Check one artifact or all of them, and make exactly what is damaged again.
+    """Check one artifact or all artifacts, and make the damaged files again.
 
     Args:
         store: the store.
         path: `kind/name`; None repairs everything.
-        models: the models whose distributions or tokens may have to be computed again; found by
-            digest, so their order and names do not matter.
-        settings: device, batch size, attention and trust for running them.
+        models: models to compute distributions or tokens with; they are found by digest, in any
+            order and under any name.
+        settings: device, batch size, attention and trust for running the models.
         reporter: receives progress updates.
 
     Returns:
-        The artifacts that were damaged, by `kind/name`.
+        The repairs of damaged artifacts, by `kind/name`.
 
     Raises:
         NotFoundError: no such store or artifact, or no such model.
@@ -67,7 +67,7 @@ def repair_store(
 
     tools = _Models(store, models, settings or CaptureSettings(), reporter or SilentReporter())
     repairs: dict[str, Repair] = {}
-    # Listed so that each artifact comes after those it is made from.
+    # The list has each artifact after its inputs.
     for artifact in list_artifacts(store) if path is None else [find_artifact(store, path)]:
         findings = check_artifact(store, artifact)
         if not findings:
@@ -75,9 +75,9 @@ def repair_store(
         problem = None
         try:
             artifact.kind.rebuild(store, artifact, findings, tools)
-            left = check_artifact(store, find_artifact(store, artifact.path))
-            if left:
-                problem = f"{left[0].file} {left[0].problem}"
+            remaining = check_artifact(store, find_artifact(store, artifact.path))
+            if remaining:
+                problem = f"{remaining[0].file} {remaining[0].problem}"
         except FusestoreError as error:
             problem = str(error)
         repairs[artifact.path] = Repair(findings, problem)
@@ -85,10 +85,10 @@ def repair_store(
 
 
 class _Models:
-    """The models that were given, by digest; `RebuildTools` of every kind.
+    """The given models, found by digest; implements `RebuildTools`.
 
     Attributes:
-        settings: for running them.
+        settings: for running the models.
         reporter: receives progress updates.
     """
 
@@ -102,7 +102,7 @@ class _Models:
 
     @cached_property
     def _opened(self) -> Mapping[str, Model]:
-        """By spec."""
+        """The models by spec."""
         from fusestore.models.model import Model
 
         return {
@@ -116,19 +116,19 @@ class _Models:
         }
 
     def tokenizer(self, digest: str) -> Tokenizer:
-        """The tokenizer of a digest, or of its first 16 digits."""
+        """The tokenizer with a digest, or with its first 16 digits."""
         for model in self._opened.values():
             if model.tokenizer.digest.startswith(digest):
                 return model.tokenizer
-        found = {spec: model.tokenizer.digest for spec, model in self._opened.items()}
-        raise NotFoundError(_not_given("tokenizer", digest, found))
+        digests = {spec: model.tokenizer.digest for spec, model in self._opened.items()}
+        raise NotFoundError(_not_given("tokenizer", digest, digests))
 
     def model(self, digest: str, tokenizer_digest: str, cache: str) -> Model:
-        """The model of a digest that has the tokenizer of the other one."""
-        found = {spec: model.digest for spec, model in self._opened.items()}
-        if digest not in found.values():
-            raise NotFoundError(_not_given(f"model of cache {cache!r}", digest, found))
-        fitting = {spec: self._opened[spec] for spec in found if found[spec] == digest}
+        """The model with a digest and with the tokenizer of `tokenizer_digest`."""
+        digests = {spec: model.digest for spec, model in self._opened.items()}
+        if digest not in digests.values():
+            raise NotFoundError(_not_given(f"model of cache {cache!r}", digest, digests))
+        fitting = {spec: self._opened[spec] for spec in digests if digests[spec] == digest}
         tokenizers = {spec: model.tokenizer.digest for spec, model in fitting.items()}
         for spec, model in fitting.items():
             if tokenizers[spec] == tokenizer_digest:
@@ -138,10 +138,10 @@ class _Models:
         )
 
 
-def _not_given(what: str, digest: str, found: Mapping[str, str]) -> str:
-    has = "".join(f"; {spec} has {other[:16]}" for spec, other in found.items())
+def _not_given(needed: str, digest: str, given: Mapping[str, str]) -> str:
+    others = "".join(f"; {spec} has {other[:16]}" for spec, other in given.items())
     return (
-        f"Repairing this takes the {what} with digest {digest[:16]}, and "
-        f"{'--model was not given' if not found else 'no --model has it'}{has}. "
+        f"The repair needs the {needed} with digest {digest[:16]}, but "
+        f"{'no --model has it' if given else '--model was not given'}{others}. "
         "Give the folder, hub id, .gguf file or package:NAME that it was captured with as --model."
     )

@@ -1,4 +1,4 @@
-"""Checking everything a store holds against the checksums its manifests carry."""
+"""Checking the artifacts of a store against the checksums in their manifests."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def verify_store(
     Args:
         store: the store.
         path: `kind/name`; None checks everything.
-        quick: sizes, receipts and manifests only; the data are not read.
+        quick: check only sizes, receipts and manifests, without reading data.
 
     Returns:
-        What is wrong, by `kind/name`; an empty list for a sound artifact.
+        The damage, by `kind/name`; an empty list for a sound artifact.
 
     Raises:
         NotFoundError: no such store or artifact.
@@ -30,7 +30,7 @@ def verify_store(
 
 
 def check_artifact(store: Store, artifact: Artifact, *, quick: bool = False) -> list[Finding]:
-    """What is wrong with an artifact."""
+    """The damage of an artifact."""
     try:
         return list(artifact.kind.check(store, artifact, quick=quick))
     except DAMAGE as error:

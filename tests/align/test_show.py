@@ -56,7 +56,7 @@ def test_worked_example():
     ]
     assert [explain(document, j).why for j in (0, 1)] == [
         "both end at byte 3",
-        "their ends differ, but the path of least edit distance joins them and no others",
+        "their ends differ, but the path of least edit distance joins only these two",
     ]
     assert line(c.target for c in window(document, 1, 3)) == "␣under s|tand ing|"
 

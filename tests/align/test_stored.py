@@ -212,7 +212,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tmp_path, stop_at
 
     with pytest.raises(KeyboardInterrupt):
         write(broken, progress=stop)
-    with pytest.raises(NotFoundError, match=rf"not finished \({stop_at} shards are there\)"):
+    with pytest.raises(NotFoundError, match=rf"is not finished \({stop_at} shards are\)"):
         open_alignment(broken)
     before = (broken / "kind/c/0").path.stat().st_mtime_ns
     write(broken)

@@ -88,9 +88,9 @@ def test_any_chunking(tmp_path_factory, num_tokens, window_length, chunk_rows, c
         assert_window(sample, arrays, window, window_length)
     for apart in (False, True):
         together = dataset.__getitems__(chosen)
-        batch = collate(together, documents_apart=apart)
+        batch = collate(together, document_masking=apart)
         assert not together.is_cut
-        expected = collate([dataset[window] for window in chosen], documents_apart=apart)
+        expected = collate([dataset[window] for window in chosen], document_masking=apart)
         assert batch.keys() == expected.keys()
         for name, values in expected.items():
             assert batch[name].dtype == values.dtype
@@ -182,7 +182,7 @@ def test_pickles_without_open_files(folder, arrays):
 
 def test_workers_import_no_polars_zarr_or_obstore():
     code = (
-        "import sys, fusestore.data, fusestore.data.on_demand, fusestore.data.fill;"
+        "import sys, fusestore.data, fusestore.data.on_demand, fusestore.data.shard_maker;"
         "heavy = {'polars', 'zarr', 'obstore', 'numba', 'transformers'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -141,8 +141,8 @@ def test_over_http_by_ranges(made, shared, expected, cache, monkeypatch):
         with pytest.raises(NotFoundError, match="STORE/fused/NAME"):
             stream(f"{site.url}/nowhere", cache)
     # Large files come in pieces. Only this process is told that they are small.
-    monkeypatch.setattr(download, "MIN_PIECE_BYTES", 100)
-    monkeypatch.setattr(download, "MAX_PIECE_BYTES", 1_000)
+    monkeypatch.setattr(download, "MIN_RANGE_BYTES", 100)
+    monkeypatch.setattr(download, "MAX_RANGE_BYTES", 1_000)
     with RangeServer(made) as site:
         dataset = stream(site.url, cache / "pieces")
         fetch_here(dataset, 0)
@@ -209,7 +209,7 @@ def test_what_this_process_has_just_written_is_not_checked_again(shared, cache, 
 
 
 def test_only_a_shard_that_comes_alone_takes_all_connections(made, monkeypatch):
-    monkeypatch.setattr(download, "MIN_PIECE_BYTES", 100)
+    monkeypatch.setattr(download, "MIN_RANGE_BYTES", 100)
     with RangeServer(made) as site:
         origin = Location.parse(site.url)
         manifest = FusedManifest.load(origin / "manifest.json")
@@ -230,7 +230,7 @@ def fetch_here(dataset, shard):
         problems.append(problem)
         done.set()
 
-    server.FetchServer(dataset._job, answer).want(now=shard)
+    server.FetchServer(dataset._job, answer).request(now=shard)
     assert done.wait(60)
     if problems[0] is not None:
         raise problems[0]

@@ -187,11 +187,11 @@ CHOICES = {
     seed=st.integers(0, 2**32 - 1),
     num_sources=st.integers(1, 3),
     num_documents=st.integers(1, 5),
-    part_rows=st.integers(1, 12),
+    chunk_rows=st.integers(1, 12),
     **CHOICES,
 )
 def test_mixtures_equal_the_dense_reference_however_the_split_is_divided(
-    helpers, seed, part_rows, **choices
+    helpers, seed, chunk_rows, **choices
 ):
     rng = np.random.default_rng(seed)
     made = random_fusion(helpers, rng, **choices)
@@ -199,7 +199,7 @@ def test_mixtures_equal_the_dense_reference_however_the_split_is_divided(
         return
     fusion, reference = made
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(observation, "PART_ROWS", part_rows)
+        patch.setattr(observation, "CHUNK_ROWS", chunk_rows)
         forecast = analyze_fusion(
             fusion, strategies=["mince", "uniform"], granularities=["document"]
         )
@@ -224,10 +224,10 @@ def test_mixtures_equal_the_dense_reference_however_the_split_is_divided(
     seed=st.integers(0, 2**32 - 1),
     num_sources=st.integers(1, 3),
     num_documents=st.integers(1, 6),
-    part_rows=st.integers(1, 12),
+    chunk_rows=st.integers(1, 12),
     **CHOICES,
 )
-def test_stored_figures_are_those_of_the_materialized_rows(helpers, seed, part_rows, **choices):
+def test_stored_figures_are_those_of_the_materialized_rows(helpers, seed, chunk_rows, **choices):
     """The forecast's own mixing against `fuse_rows` of the recipe it stands for."""
     made = random_fusion(helpers, np.random.default_rng(seed), **choices)
     if made is None:
@@ -237,7 +237,7 @@ def test_stored_figures_are_those_of_the_materialized_rows(helpers, seed, part_r
     if len(fusion.sources) == 1:
         recipe = recipe.model_copy(update={"strategy": "single"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(observation, "PART_ROWS", part_rows)
+        patch.setattr(observation, "CHUNK_ROWS", chunk_rows)
         forecast = analyze_fusion(fusion, strategies=[], granularities=[])
     [mixture] = forecast.strategies or [forecast.sources[0].alone]
     assert mixture.strategy == recipe.strategy

@@ -19,10 +19,10 @@ folder = FusedFolder(
     Location.parse(tempfile.mkdtemp()), synthetic.make_fusion(int(sys.argv[1]) * synthetic.SHARD)
 )
 folder.begin()
-folder.fill(0)
+folder.make_shard(0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for shard in range(1, folder.num_shards):
-    folder.fill(shard)
+    folder.make_shard(shard)
     # What is written is not read again, and 4 GB need not lie on the disk.
     shutil.rmtree(folder.location.path / "ids")
     shutil.rmtree(folder.location.path / "logprobs")

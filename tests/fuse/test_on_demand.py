@@ -271,7 +271,7 @@ folder = reopen(store, store.fused("demo"))
 print("ready", flush=True)
 sys.stdin.readline()
 for shard in range(4):
-    folder.fill(shard)
+    folder.make_shard(shard)
 """
 
 
@@ -336,7 +336,7 @@ def test_locks_of_remote_folders_are_kept_here(tmp_path, monkeypatch):
         ({"sources": [{"cache": "absent"}]}, NotFoundError, "no cache 'absent'.*fusestore capture"),
         ({"corpus": "absent"}, NotFoundError, "absent"),
         ({"split": "absent"}, InvalidInputError, "no split 'absent'"),
-        ({"target": "0" * 64}, NotFoundError, "knows no tokenizer 0000000000000000"),
+        ({"target": "0" * 64}, NotFoundError, "has no tokenizer 0000000000000000"),
         ({"strategy": "absent"}, InvalidInputError, "Strategies are: avgce"),
         ({"alignment_method": "exact"}, NotFoundError, "fusestore align other.*--method exact"),
         ({"vocabulary_method": "exact"}, NotFoundError, "fusestore align.*--vocabulary exact"),

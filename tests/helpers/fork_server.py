@@ -173,7 +173,7 @@ def _begin(streams, arguments, environment, folder):
     # As an interpreter ends: other threads, then what was registered, then what is not written.
     import threading
 
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BrokenPipeError, ValueError):

@@ -278,7 +278,7 @@ def test_models_that_do_not_belong_together(store, folders, change, edit, error,
         ("aba", {"method": "slerp"}, None, "two models, not 3"),
         ("ab", {"weights": (1.0,)}, None, "1 weights for 2 models"),
         ("ab", {"method": "ties"}, None, "--base"),
-        ("ab", {}, "base", "leave --base out"),
+        ("ab", {}, "base", "Remove --base"),
     ],
 )
 def test_calls_that_make_no_sense(store, folders, names, values, base, message):

@@ -65,9 +65,9 @@ def test_a_shard_can_be_claimed_and_room_made_afterwards(tmp_path, monkeypatch):
         # It is called while the root is locked, and the claimed file is.
         monkeypatch.setattr(os, "posix_fallocate", forking_allocate)
         for shard in range(4):
-            with folder.claim(shard) as file:
+            with folder.create(shard) as file:
                 folder.reserve(file, needed=[])
-                folder.keep(shard)
+                folder.publish(shard)
             assert can_be_locked(tmp_path / ".lock")
             assert can_be_locked(folder.path / f"{shard:06d}")
             used = folder.open(shard)
@@ -75,9 +75,9 @@ def test_a_shard_can_be_claimed_and_room_made_afterwards(tmp_path, monkeypatch):
             folder.close(used)
         assert not folder.has(0)
         assert not folder.has(1)
-        with folder.claim(0) as file:
+        with folder.create(0) as file:
             fork()
-        with folder.claim(0) as file:
+        with folder.create(0) as file:
             assert file is not None
 
 

@@ -54,7 +54,7 @@ def test_logits_of_packed_documents_are_those_of_each_alone(
     rest = window + 40 - sum(map(len, documents))
     documents.append(tokenizer(" ".join(texts[2:]))["input_ids"][:rest])
     dataset = documents_dataset(tmp_path / "fused", documents, window)
-    batch = collate([dataset[0], dataset[1]], documents_apart=True)
+    batch = collate([dataset[0], dataset[1]], document_masking=True)
     listed = list(pieces(batch))
     assert len(listed) == 4
     model = AutoModelForCausalLM.from_pretrained(
@@ -81,7 +81,7 @@ def test_positions_begin_with_documents_windows_and_padding(tmp_path):
     documents = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]]
     dataset = documents_dataset(tmp_path / "fused", documents, 7)
     samples = [dataset[0], dataset[1]]
-    batch = collate(samples, documents_apart=True)
+    batch = collate(samples, document_masking=True)
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1, 2], [0, 1, 2, 0, 1, 0, 1]]
     assert samples[0]["document_end"].tolist() == [False, False, True, True, *[False] * 3]
     assert batch["attention_mask"][1].tolist() == [1, 1, 1, 1, 1, 0, 0]
@@ -105,7 +105,7 @@ def test_the_loss_is_that_of_each_document_alone(tiny_model_path, tmp_path, logi
     settings = SETTINGS.model_copy(update={"attend_within": "document", "logits": logits})
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32).eval()
     student = Student(model, settings, 16)
-    batch = collate([dataset[i] for i in range(len(dataset))], documents_apart=True)
+    batch = collate([dataset[i] for i in range(len(dataset))], document_masking=True)
     found = student(batch)
     rows = torch.zeros(*batch["input_ids"].shape, 100)
     for row, here in pieces(batch):

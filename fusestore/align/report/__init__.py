@@ -1,1 +1,1 @@
-"""What people look at in an alignment."""
+"""Views of an alignment for people."""

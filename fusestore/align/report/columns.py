@@ -1,7 +1,6 @@
-"""Two tokenizations of one text above each other, cut at every boundary of either.
+"""Two tokenizations of one text as columns, cut at every boundary of either, with explanations.
 
-Pure: what is shown where, and why a position was or was not aligned. Colors and printing belong to
-the command.
+Pure functions; the command prints and colors.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from fusestore.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class AlignedDocument:
-    """One document as both sides read it, and its alignment.
+    """One document as tokens of both sides, and its alignment.
 
     Attributes:
-        name: what it is called.
+        name: for messages and titles.
         text: its text as UTF-8.
         source_ids: int32 [n], and `source_ends` int32 [n], its source tokens.
         source_ends: see above.
         target_ids: int32 [m], and `target_ends` int32 [m], its target tokens.
         target_ends: see above.
-        source_vocab: what the source ids stand for.
-        target_vocab: what the target ids stand for.
-        method: how they were aligned.
+        source_vocab: vocabulary of the source ids.
+        target_vocab: vocabulary of the target ids.
+        method: the alignment method.
         source_pos: int32 [m], −1 for none.
         kind: uint8 [m], index into `ALIGNMENT_KINDS`.
     """
@@ -50,14 +49,14 @@ class AlignedDocument:
 
 @dataclass(frozen=True)
 class Cell:
-    """A part of one token.
+    """The bytes of one token between two boundaries.
 
     Attributes:
-        text: what is shown; empty where the side has no token.
+        text: readable text; empty where the side has no token.
         position: the token's position, −1 for none.
-        kind: name of the alignment kind of a target token; of a source token, that of the first
-            target token its row may supervise.
-        closes: whether the token ends here.
+        kind: name of a target token's alignment kind; for a source token, of the first target
+            token that its row may supervise.
+        closes: whether the token ends at the second boundary.
     """
 
     text: str
@@ -71,7 +70,7 @@ _NO_CELL = Cell("", -1, "none", closes=False)
 
 @dataclass(frozen=True)
 class Column:
-    """What both sides make of the bytes between two boundaries; `end` is the second."""
+    """The cells of both sides between two boundaries; `end` is the second."""
 
     end: int
     source: Cell
@@ -80,7 +79,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One target position: how it was aligned, and why."""
+    """The alignment of one target position, and the reason for it."""
 
     target_pos: int
     target_token: str
@@ -93,24 +92,24 @@ class Explanation:
 
 
 def shown_text(data: bytes) -> str:
-    """Bytes as people can read them: spaces as ␣, controls and parts of characters escaped."""
-    shown = []
+    """Bytes as readable text: spaces as ␣; controls and invalid UTF-8 escaped."""
+    characters = []
     for character in data.decode("utf-8", "backslashreplace"):
         if character == " ":
-            shown.append("␣")
+            characters.append("␣")
         elif unicodedata.category(character)[0] in "CZ" or unicodedata.combining(character):
-            shown.append(character.encode("unicode_escape").decode())
+            characters.append(character.encode("unicode_escape").decode())
         else:
-            shown.append(character)
-    return "".join(shown)
+            characters.append(character)
+    return "".join(characters)
 
 
 def columns(document: AlignedDocument) -> list[Column]:
     """The document cut at every end offset of either side, in order.
 
-    A character that a token holds whole stands where it begins, though the other side cuts it. A
-    token that ends where the one before it ends stands for no text: it gets a
-    column of its own, with its vocabulary's bytes in angle brackets.
+    A character that lies in one token is shown in its first column, even if the other side cuts it.
+    A token without text, which ends where the token before it ends, gets its own column, with its
+    vocabulary's bytes in angle brackets.
     """
     text = document.text
     source = _Side(
@@ -131,7 +130,7 @@ def columns(document: AlignedDocument) -> list[Column]:
     start = 0
     for end in np.union1d(document.source_ends, document.target_ends).tolist():
         if end > start:
-            result.append(Column(end, source.part(start, end), target.part(start, end)))
+            result.append(Column(end, source.cell(start, end), target.cell(start, end)))
         left, right = source.without_text(end), target.without_text(end)
         missing = len(left) - len(right)
         # The last pairs with the last, as in `spans.py`.
@@ -156,19 +155,19 @@ def window(document: AlignedDocument, first: int, last: int) -> list[Column]:
 
 
 def explain(document: AlignedDocument, position: int) -> Explanation:
-    """How and why a target position was aligned."""
+    """The alignment of a target position, and the reason for it."""
     end = int(document.target_ends[position])
     partner = int(document.source_pos[position])
     kind = int(document.kind[position])
-    found = partner >= 0
+    is_aligned = partner >= 0
     return Explanation(
         position,
         _token(document.target_vocab, document.target_ids[position]),
         end,
         ALIGNMENT_KINDS[kind],
-        partner if found else None,
-        _token(document.source_vocab, document.source_ids[partner]) if found else None,
-        int(document.source_ends[partner]) if found else None,
+        partner if is_aligned else None,
+        _token(document.source_vocab, document.source_ids[partner]) if is_aligned else None,
+        int(document.source_ends[partner]) if is_aligned else None,
         _why(document, position),
     )
 
@@ -179,9 +178,9 @@ def _why(document: AlignedDocument, position: int) -> str:
     if kind == SPAN:
         return f"both end at byte {end}"
     if kind == MINED:
-        return "their ends differ, but the path of least edit distance joins them and no others"
+        return "their ends differ, but the path of least edit distance joins only these two"
     if position + 1 < len(ends) and ends[position + 1] == end:
-        return f"another target token ends at byte {end} too, and the last one is aligned"
+        return f"another target token ends at byte {end} too, and the last such token is aligned"
     after = int(np.searchsorted(document.source_ends, end, side="right"))
     if after and document.source_ends[after - 1] == end:
         if document.method == "exact":
@@ -222,28 +221,28 @@ class _Side:
         self.shown = _shown_bytes(text, ends)
         self.next = 0
 
-    def part(self, start: int, end: int) -> Cell:
+    def cell(self, start: int, end: int) -> Cell:
         """The current token's bytes `[start, end)`."""
-        at = self.next
-        if at == len(self.ends):
+        token = self.next
+        if token == len(self.ends):
             return _NO_CELL
-        closes = bool(self.ends[at] == end)
+        closes = bool(self.ends[token] == end)
         self.next += closes
-        return Cell("".join(self.shown[start:end]), at, self.kinds[at], closes)
+        return Cell("".join(self.shown[start:end]), token, self.kinds[token], closes)
 
     def without_text(self, end: int) -> list[Cell]:
-        """The tokens that end at `end` as well, after the one that brought the text."""
+        """The tokens without text at `end`, after the token that ends there with text."""
         cells = []
         while self.next < len(self.ends) and self.ends[self.next] == end:
-            at = self.next
-            text = f"⟨{_token(self.vocabulary, self.ids[at])}⟩"
-            cells.append(Cell(text, at, self.kinds[at], closes=True))
+            token = self.next
+            text = f"⟨{_token(self.vocabulary, self.ids[token])}⟩"
+            cells.append(Cell(text, token, self.kinds[token], closes=True))
             self.next += 1
         return cells
 
 
 def _shown_bytes(text: bytes, ends: npt.NDArray[np.int32]) -> list[str]:
-    """What is shown for each byte: a character that lies in one token for its first byte."""
+    """The text shown for each byte; a character that lies in one token is shown for its first."""
     shown = []
     start = 0
     for end in np.unique(np.append(ends, len(text))).tolist():

@@ -1,4 +1,4 @@
-"""Finding what `show.py` shows: a document of a store, or a text given directly."""
+"""Aligned documents to show: a text, or a document of a stored alignment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fusestore.tokenizers.vocabulary_table import load_vocabulary
 def text_alignment(
     text: str, source: Tokenizer, target: Tokenizer, method: AlignmentMethod
 ) -> AlignedDocument:
-    """Align a text as the two models would read it, BOS included where they use one."""
+    """Align a text as the two models read it, with BOS where they use it."""
     source_ids, source_ends = source.encode([text], source.adds_bos).document(0)
     target_ids, target_ends = target.encode([text], target.adds_bos).document(0)
     vocabularies = source.vocabulary, target.vocabulary
@@ -91,14 +91,14 @@ def _document_index(corpus: Corpus, document: str) -> int:
         # Names of source documents may hold a # themselves.
         name, _, segment = document.rpartition("#")
         table = corpus.table()
-        for wanted in ((document, "0"), (name, segment)):
+        for source, number in ((document, "0"), (name, segment)):
             rows = table.filter(
-                (pl.col("source") == wanted[0]) & (pl.col("segment").cast(pl.String) == wanted[1])
+                (pl.col("source") == source) & (pl.col("segment").cast(pl.String) == number)
             )
             if len(rows):
                 return int(rows["document"][0])
     raise NotFoundError(
         f"Corpus {corpus.name!r} has no document {document!r}: give an index from 0 to "
-        f"{count - 1}, or the name of a source document, with #SEGMENT for a later piece of it "
+        f"{count - 1}, or the name of a source document, with #SEGMENT for a later segment of it "
         f"(the first is called {corpus.table()['source'][0]!r})."
     )

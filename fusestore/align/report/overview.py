@@ -1,4 +1,4 @@
-"""An alignment at a glance: how well each method aligns, and which tokens stay unmatched."""
+"""Overview of an alignment: coverage of each method, and the unmatched tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _UNMATCHED_SHOWN = 8
 
 
 def alignment_view(alignment: Alignment, num_unmatched: int = _UNMATCHED_SHOWN) -> View:
-    """What `align` and `show` print.
+    """The output of `align` and `show`.
 
     Args:
         alignment: the alignment.
-        num_unmatched: most frequent unmatched tokens a side in the JSON content.
+        num_unmatched: most frequent unmatched tokens per side in the JSON content.
     """
     summary = alignment_summary(alignment, num_unmatched)
     manifest, sample = alignment.manifest, alignment.manifest.sample

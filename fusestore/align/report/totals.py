@@ -1,7 +1,7 @@
-"""What an alignment comes to: coverage, what stays unmatched, and how far the methods agree.
+"""Totals of an alignment: coverage, unmatched tokens, and agreement between the methods.
 
-Computed from the stored rows alone, a few documents at a time, so it is the same whether the
-alignment was written in one run or in several.
+Computed from the stored rows, a few documents at a time, so that interruptions of the writer do not
+change it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fusestore.tokenizers.token_table import TokenReader, TokenTable, document_r
 from fusestore.tokenizers.vocabulary import Vocabulary
 
 TOKENS_PER_BLOCK = 2**18
-"""Tokens of either side after which a block of documents ends: what is held at a time."""
+"""Tokens of either side in a block of documents, which is read at a time."""
 
 SAMPLE_TOKENS = 2**16
 """Target tokens in the sample on which the methods are compared."""
 
 SAMPLE_DOCUMENT_TOKENS = 2**13
-"""Longer documents stay out of the sample: `mined` is quadratic in the worst case."""
+"""The sample has no longer documents, because `mined` is quadratic in the worst case."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class AlignmentTotals:
     """Counts over all documents.
 
     Attributes:
-        kinds: int64, target tokens by kind.
+        kinds: int64, target tokens by alignment kind.
         unmatched_target: int64 [V_target], occurrences of each id without a source row.
         total_target: int64 [V_target], occurrences of each id.
-        unmatched_source: int64 [V_source], occurrences whose row supervises no target position.
-        total_source: int64 [V_source].
+        unmatched_source: int64 [V_source], occurrences with a row that supervises no position.
+        total_source: int64 [V_source], occurrences of each id.
     """
 
     kinds: npt.NDArray[np.int64]
@@ -48,7 +48,7 @@ class AlignmentTotals:
 
     @classmethod
     def zero(cls, num_source_ids: int, num_target_ids: int) -> AlignmentTotals:
-        """Nothing counted yet."""
+        """Totals of no documents."""
         sizes = (len(ALIGNMENT_KINDS), *(2 * [num_target_ids]), *(2 * [num_source_ids]))
         return cls(*(np.zeros(size, np.int64) for size in sizes))
 
@@ -77,7 +77,7 @@ def _count(counts: npt.NDArray[np.int64], ids: npt.NDArray[np.int32]) -> None:
 def document_blocks(
     source: TokenReader, target: TokenReader, tokens_per_block: int = TOKENS_PER_BLOCK
 ) -> Iterator[tuple[int, int]]:
-    """Documents `[start, stop)` of blocks that hold few tokens, or one long document, each."""
+    """Documents `[start, stop)` of each block: up to `tokens_per_block`, or one long document."""
     start = 0
     num_documents = len(target.document_offsets) - 1
     while start < num_documents:
@@ -96,7 +96,7 @@ def compare_methods(
 ) -> MethodSample:
     """Align the same documents, drawn evenly from the corpus, by every method.
 
-    The sample holds at least one document, if there is one that is short enough.
+    The sample holds at least one document, if any is short enough.
     """
     lengths = [np.diff(side.document_offsets) for side in (source, target)]
     fitting = np.flatnonzero(np.maximum(*lengths) <= SAMPLE_DOCUMENT_TOKENS)

@@ -1,4 +1,4 @@
-"""Alignments as Polars tables: the rows of documents, and the tokens that stay unmatched."""
+"""Alignments as Polars tables: the rows of documents, and the unmatched tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALIGNMENT_SCHEMA = pl.Schema(
         "kind": pl.Enum(ALIGNMENT_KINDS),
     }
 )
-"""One row per target token; `source_pos` is null where there is none."""
+"""One row per target token; `source_pos` is null for unaligned tokens."""
 
 UNMATCHED_SCHEMA = pl.Schema(
     {
@@ -36,7 +36,7 @@ UNMATCHED_SCHEMA = pl.Schema(
         "total": pl.Int64(),
     }
 )
-"""One row per token id that stays unmatched somewhere: by side, then the most frequent first."""
+"""One row per token id with unmatched occurrences: by side, then by falling number of these."""
 
 
 def alignment_table(alignment: Alignment, start: int, stop: int) -> pl.DataFrame:
@@ -44,7 +44,7 @@ def alignment_table(alignment: Alignment, start: int, stop: int) -> pl.DataFrame
 
     Raises:
         IndexError: not a range of the corpus's documents.
-        CorruptionError: a file is missing or not what was written.
+        CorruptionError: a file is missing or damaged.
     """
     position, kind = alignment.for_documents(start, stop)
     lengths = np.diff(alignment.document_offsets[start : stop + 1])
@@ -63,18 +63,17 @@ def alignment_table(alignment: Alignment, start: int, stop: int) -> pl.DataFrame
 def unmatched_table(
     counts: dict[str, tuple[Vocabulary, npt.NDArray[np.int64], npt.NDArray[np.int64]]],
 ) -> pl.DataFrame:
-    """The tokens that stay unmatched; see `UNMATCHED_SCHEMA`.
+    """The unmatched tokens; see `UNMATCHED_SCHEMA`.
 
     Args:
-        counts: by side: what the ids stand for, and for every id int64 [V] how often it is
-            unmatched and how often it occurs.
+        counts: by side: the vocabulary, and int64 [V] unmatched and all occurrences of every id.
     """
-    parts = [pl.DataFrame(schema=UNMATCHED_SCHEMA)]
+    tables = [pl.DataFrame(schema=UNMATCHED_SCHEMA)]
     for side, (vocabulary, unmatched, total) in counts.items():
         ids = np.flatnonzero(unmatched)
         ids = ids[np.argsort(-unmatched[ids], kind="stable")]
         tokens = [vocabulary.token_bytes[i] for i in ids]
-        parts.append(
+        tables.append(
             pl.DataFrame(
                 {
                     "side": [side] * len(ids),
@@ -87,14 +86,14 @@ def unmatched_table(
                 schema=UNMATCHED_SCHEMA,
             )
         )
-    return pl.concat(parts)
+    return pl.concat(tables)
 
 
 def read_unmatched(alignment: Alignment) -> pl.DataFrame:
     """The stored table of unmatched tokens; see `UNMATCHED_SCHEMA`.
 
     Raises:
-        CorruptionError: it is missing or not what was written.
+        CorruptionError: it is missing or damaged.
     """
     file = alignment.location / UNMATCHED_FILE
     try:

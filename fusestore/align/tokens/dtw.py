@@ -7,20 +7,20 @@ the last cell; on equal totals the diagonal goes first, then the step to the ear
 then the one to the earlier target token, as in the public code.
 
 The path pairs tokens, and row i of a source is its distribution after token i (the public code
-indexes its logits in the same way), so a pair says whose row supervises which position as it
-stands: after a pair both continue with the next text.
+indexes its logits in the same way). So the row of a pair's source token supervises the position of
+its target token: both predict what follows the pair.
 
 A target token counts as paired when the path joins it to one source token only. That token is its
 `partner`; the pair is `mutual` when the path joins the partner to no other target token either.
 
 Three paths:
 
-- `GAPS`: the tokens between two shared end offsets, warped by themselves. Linear.
+- `GAPS`: each range of tokens between two shared end offsets is warped separately. Linear.
 - `ANCHORED`: the best path of those that join every pair of tokens that cover the same bytes, found
-  piece by piece from one such pair to the next. Linear.
-- `FULL`: the best path. Totals never fall along a path, so a cell whose total exceeds that of the
-  anchored path lies on no best path, not even on a tied one: leaving such cells out changes neither
-  the path nor how its ties are broken. What remains is a band, at worst every cell.
+  range by range from one such pair to the next. Linear.
+- `FULL`: the best path. Totals never fall along a path, so a cell with a total above that of the
+  anchored path lies on no best path, not even on a tied path. Without such cells the path and its
+  ties are the same; what remains is a band, at worst every cell.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class _Pair(NamedTuple):
 
 
 class _Joined(NamedTuple):
-    """What a path joins.
+    """The pairs that a path joins.
 
     Attributes:
         partner: int32 [m], a source token that the target token is joined to, −1 for none.
-        sources: int32 [m], how many source tokens each target token is joined to.
-        targets: int32 [n], how many target tokens each source token is joined to.
+        sources: int32 [m], number of source tokens that each target token is joined to.
+        targets: int32 [n], number of target tokens that each source token is joined to.
     """
 
     partner: npt.NDArray[np.int32]
@@ -98,20 +98,20 @@ def warp_documents(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
     """Warp every document, without the tokens that end at 0 (BOS, an added space).
 
-    Those stand for nothing in the text, and as text would spoil the pairing of its first tokens.
+    Those have no text, so their vocabulary's text would spoil the pairing of the first tokens.
 
     Args:
         source: the source's tokens.
         target: the target's tokens of the same documents.
-        source_texts: the texts that `source.texts` names.
-        target_texts: the texts that `target.texts` names.
+        source_texts: the texts that `source.texts` are indices of.
+        target_texts: the texts that `target.texts` are indices of.
         pairs: int32 [T_target], `span_pairs` of the documents: by equal end offsets for `GAPS`,
             exact for the other paths.
         path: `GAPS`, `ANCHORED` or `FULL`.
 
     Returns:
-        partner int32 [T_target], position within the source document or −1, and mutual bool
-        [T_target]; see the module.
+        partner int32 [T_target] (position within the source document or −1) and mutual bool
+        [T_target]; see the module's docstring.
     """
     partner = np.full(len(target.texts), -1, np.int32)
     mutual = np.zeros(len(target.texts), np.bool_)
@@ -191,12 +191,12 @@ def _join_gaps(pair: _Pair, span: npt.NDArray[np.int32], joined: _Joined) -> Non
     """Warp every gap between shared boundaries.
 
     A gap holds the tokens after one span pair up to and including the next; its path ends in that
-    pair. What follows the last span pair is a gap too, if both sides go on there.
+    pair. The tokens after the last span pair are a gap too, if both sides have any.
 
     Args:
         pair: the document.
-        span: int32 [m], source token of each target token that ends where it ends, else negative.
-        joined: what is joined is added here.
+        span: int32 [m], source token with the end offset of each target token, else negative.
+        joined: receives the joined pairs.
     """
     n, m = len(pair.left), len(pair.right)
     first_source = first_target = 0
@@ -206,7 +206,7 @@ def _join_gaps(pair: _Pair, span: npt.NDArray[np.int32], joined: _Joined) -> Non
             continue
         i = span[j] if closes else n - 1
         if first_source <= i:
-            _join_piece(pair, first_source, i, first_target, j, joined, False)
+            _join_range(pair, first_source, i, first_target, j, joined, False)
             _join(first_source, first_target, joined)
         first_source, first_target = i + 1, j + 1
 
@@ -219,16 +219,16 @@ def _join_anchored(
 
     Args:
         pair: the document.
-        exact: int32 [m], source token of each target token that covers its bytes, else negative.
-        joined: what is joined is added here.
-        with_total: whether the total is wanted.
+        exact: int32 [m], source token with the bytes of each target token, else negative.
+        joined: receives the joined pairs.
+        with_total: whether to compute the total.
 
     Returns:
-        The path's total; 0 if it is not wanted.
+        The path's total; 0 without `with_total`.
     """
     n, m = len(pair.left), len(pair.right)
     total = 0
-    # The path begins in the first cell; from then on (i, j) is the cell that it has reached.
+    # The path begins in the first cell; (i, j) is the cell that it has reached.
     i = j = 0
     _join(0, 0, joined)
     if with_total:
@@ -243,13 +243,13 @@ def _join_anchored(
             if with_total:
                 total += _distance(pair, row, column)
         else:
-            total += _join_piece(pair, i, row, j, column, joined, with_total)
+            total += _join_range(pair, i, row, j, column, joined, with_total)
         i, j = row, column
     return total
 
 
 @numba.njit(cache=True, nogil=True)
-def _join_piece(
+def _join_range(
     pair: _Pair,
     first_source: int,
     last_source: int,
@@ -260,14 +260,14 @@ def _join_piece(
 ) -> int:
     """Warp the tokens from one cell to another, both included.
 
-    What the path joins after its first cell is added to `joined`.
+    The pairs after the path's first cell are added to `joined`.
 
     Returns:
-        The total after the first cell; 0 if it is not wanted.
+        The total after the first cell; 0 without `with_total`.
     """
     n, m = last_source - first_source + 1, last_target - first_target + 1
     if n > 1 and m > 1:
-        piece = _Pair(
+        token_range = _Pair(
             pair.left[first_source : last_source + 1],
             pair.right[first_target : last_target + 1],
             pair.source_texts,
@@ -275,7 +275,7 @@ def _join_piece(
             pair.masks,
         )
         costs = np.full((n, m), -1, np.int32)
-        moves, total = _warp(piece, costs, np.arange(n), np.arange(m), _NO_BOUND)
+        moves, total = _warp(token_range, costs, np.arange(n), np.arange(m), _NO_BOUND)
         _follow(moves, first_source, first_target, joined)
         return total - costs[0, 0] if with_total else 0
     # A single row or column has one path.
@@ -304,21 +304,21 @@ def _warp(
     columns: npt.NDArray[np.int64],
     bound: int,
 ) -> tuple[npt.NDArray[np.uint8], int]:
-    """The dynamic programme over n ≥ 1 source tokens and m ≥ 1 target tokens.
+    """The dynamic program over n ≥ 1 source tokens and m ≥ 1 target tokens.
 
-    Costs are integers, so totals are exact and ties are ties. Of row i only the columns from the
-    first to the last whose total is within the bound matter to row i + 1. What lies outside holds
-    values above the bound, possibly of an earlier row, which no cell within it can prefer.
+    Costs are integers, so totals and ties are exact. Row i + 1 depends only on the columns of row i
+    from the first to the last total within the bound. Columns outside hold totals above the bound,
+    possibly of an earlier row, which no cell within the bound can prefer.
 
     Args:
         pair: the tokens.
-        costs: int32 [A, B], the distances known so far, others −1; filled as needed.
+        costs: int32 [A, B], distances, −1 for those not computed yet; computed when needed.
         slots: int64 [n], row of `costs` for each source token.
         columns: int64 [m], column of `costs` for each target token.
-        bound: at least the least total.
+        bound: an upper bound of the least total.
 
     Returns:
-        uint8 [n, m], how the best path to each cell within the bound reaches it, and the least
+        uint8 [n, m], the last move of the best path to each cell within the bound, and the least
         total.
     """
     n, m = len(pair.left), len(pair.right)
@@ -328,10 +328,10 @@ def _warp(
     above = np.full(m, _UNREACHED, np.int64)
     low, high = 0, -1
     for i in range(n):
-        known = costs[slots[i]]
+        row_costs = costs[slots[i]]
         left = pair.left[i]
         mark_text(source_texts, left, masks)
-        # Left of the window there is nothing worth coming from; the path begins at no cost.
+        # No cell left of the window is on a best path; the path begins with total 0.
         diagonal = np.int64(_UNREACHED) if i > 0 else np.int64(0)
         total = np.int64(_UNREACHED)
         j = low
@@ -342,10 +342,10 @@ def _warp(
                 best, move = up, _UP
             if total < best:
                 best, move = total, _LEFT
-            cost = known[columns[j]]
+            cost = row_costs[columns[j]]
             if cost < 0:
                 cost = marked_distance(source_texts, left, target_texts, right[j], masks)
-                known[columns[j]] = cost
+                row_costs[columns[j]] = cost
             moves[i, j] = move
             diagonal = up
             total = best + cost
@@ -364,7 +364,7 @@ def _warp(
 def _follow(
     moves: npt.NDArray[np.uint8], first_source: int, first_target: int, joined: _Joined
 ) -> None:
-    """Follow the path back from the last cell and join what it joins, but for its first cell."""
+    """Follow the path back from the last cell and join its cells, except for the first."""
     i, j = moves.shape[0] - 1, moves.shape[1] - 1
     while i > 0 or j > 0:
         _join(first_source + i, first_target + j, joined)

@@ -1,16 +1,17 @@
-"""Token alignment: for each target position the source position whose row may supervise it.
+"""Token alignment: for each target position, the source position of the row that may supervise it.
 
-Pure functions of token ids and end offsets; documents never meet. Four methods:
+Pure functions of token ids and end offsets; pairs never cross documents. Methods:
 
     span    equal end offsets (`spans.py`)
     exact   equal start and end offsets: both tokens cover the same bytes ("EM" in the paper)
     mined   FuseLLM's dynamic time warping over the whole document (`dtw.py`)
-    hybrid  span where offsets meet; in the gaps between shared offsets, the warping of the gap
+    anchored  mined, through every pair of tokens that cover the same bytes
+    hybrid  span where end offsets are equal; in the gaps between, the warping of the gap
 
-A pair of `mined` or of a gap is kept when it is one-to-one on both sides. With a vocabulary map it
-is kept by the public code's rule instead: the target token is joined to one source token, and the
-map sends that source token to it. The `mined` map makes this the code's "soft" rule and the `exact`
-map its "hard" rule. A warped pair whose end offsets meet is marked as a span.
+A warped pair is kept when it is one-to-one on both sides. With a vocabulary map it is kept by the
+public code's rule instead: the target token is joined to one source token, and the map sends that
+source token to it. The `mined` map makes this the code's "soft" rule and the `exact` map its "hard"
+rule. A warped pair with equal end offsets gets the kind `span`.
 """
 
 from __future__ import annotations
@@ -48,17 +49,17 @@ def align_tokens(
         source_ends: see above.
         target_ids: int32 [m], and `target_ends` int32 [m]: its target tokens.
         target_ends: see above.
-        source_vocab: what the source ids stand for.
-        target_vocab: what the target ids stand for.
-        method: see the module.
-        vocabulary_map: see the module.
+        source_vocab: vocabulary of the source ids.
+        target_vocab: vocabulary of the target ids.
+        method: see the module's docstring.
+        vocabulary_map: see the module's docstring.
 
     Returns:
         source position int32 [m], −1 for none, and kind uint8 [m] (`kinds.py`).
     """
     return align_table(
-        _one_document(source_ids, source_ends),
-        _one_document(target_ids, target_ends),
+        _document(source_ids, source_ends),
+        _document(target_ids, target_ends),
         source_vocab,
         target_vocab,
         method,
@@ -79,10 +80,10 @@ def align_table(
     Args:
         source: D documents.
         target: the same D documents.
-        source_vocab: what the source ids stand for.
-        target_vocab: what the target ids stand for.
-        method: see the module.
-        vocabulary_map: see the module; of no effect for `span` and `exact`.
+        source_vocab: vocabulary of the source ids.
+        target_vocab: vocabulary of the target ids.
+        method: see the module's docstring.
+        vocabulary_map: see the module's docstring; no effect for `span` and `exact`.
 
     Returns:
         source position within the document int32 [T_target], −1 for none, and kind uint8
@@ -91,7 +92,7 @@ def align_table(
     Raises:
         IncompatibleError: different numbers of documents, or ids outside a vocabulary, or a map of
             another pair of tokenizers.
-        InvalidInputError: unknown method, or end offsets that decrease or are negative.
+        InvalidInputError: an unknown method, or end offsets that decrease or are negative.
     """
     check_method(source, target, source_vocab, target_vocab, method, vocabulary_map)
     check_tokens(source, source_vocab, "source")
@@ -112,7 +113,7 @@ def align_table(
         _PATHS[method],
     )
     keep = mutual if vocabulary_map is None else _mapped(source, target, partner, vocabulary_map)
-    # What ends at 0 takes no part in the warping.
+    # Tokens that end at 0 are not warped.
     by_span = span >= 0 if method == "hybrid" else target.end_offsets == 0
     position = np.where(by_span, span, np.where(keep, partner, -1)).astype(np.int32)
     return position, _kinds(position, span)
@@ -144,36 +145,36 @@ def check_method(
     method: AlignmentMethod,
     vocabulary_map: VocabularyMap | None,
 ) -> None:
-    """Raise what `align_table` raises of what is asked, before any token is looked at."""
+    """Make the checks of `align_table` that read no token."""
     if method not in ALIGNMENT_METHODS:
         raise InvalidInputError(
             f"Alignment method {method!r} is unknown; use one of {', '.join(ALIGNMENT_METHODS)}."
         )
-    found, expected = (len(side.document_offsets) - 1 for side in (source, target))
-    if found != expected:
+    source_size, target_size = (len(side.document_offsets) - 1 for side in (source, target))
+    if source_size != target_size:
         raise IncompatibleError(
-            f"The source has {found:,} documents and the target {expected:,}; an alignment needs "
-            "two tokenizations of one corpus."
+            f"The source has {source_size:,} documents and the target {target_size:,}; an "
+            "alignment needs two tokenizations of one corpus."
         )
     if vocabulary_map is None:
         return
     mapped = (vocabulary_map.source_digest, vocabulary_map.target_digest)
-    asked = (source_vocab.tokenizer_digest, target_vocab.tokenizer_digest)
-    if mapped != asked:
+    expected = (source_vocab.tokenizer_digest, target_vocab.tokenizer_digest)
+    if mapped != expected:
         raise IncompatibleError(
             f"The vocabulary map is from tokenizer {mapped[0][:16]} to {mapped[1][:16]}, but the "
-            f"tokens are of {asked[0][:16]} and {asked[1][:16]}; map these two instead."
+            f"tokens are of {expected[0][:16]} and {expected[1][:16]}; map these two instead."
         )
 
 
-def _one_document(ids: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> TokenTable:
+def _document(ids: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> TokenTable:
     return TokenTable(
         np.asarray(ids, np.int32), np.asarray(ends, np.int32), np.array([0, len(ids)], np.int64)
     )
 
 
 def check_tokens(table: TokenTable, vocabulary: Vocabulary, side: str) -> None:
-    """Raise what `align_table` raises of a side's tokens; `side` is what messages call it."""
+    """Make the checks of `align_table` on the tokens of a side, which messages call `side`."""
     ids, ends, offsets = table.token_ids, table.end_offsets, table.document_offsets
     if len(ids) == 0:
         return
@@ -192,10 +193,10 @@ def check_tokens(table: TokenTable, vocabulary: Vocabulary, side: str) -> None:
 
 
 def _by_texts(table: TokenTable, vocabulary: Vocabulary) -> tuple[list[str], Tokens]:
-    """Texts of the ids that occur, and the tokens by their texts.
+    """Distinct texts of the tokens, and the tokens as indices of their texts.
 
-    Spaces are left out: where a tokenizer puts the space says nothing about which tokens belong
-    together, and the public code drops each tokenizer's mark for it too.
+    Spaces are left out: tokenizers put them into different tokens, and the public code drops each
+    tokenizer's mark for a space too.
     """
     distinct, index = np.unique(table.token_ids, return_inverse=True)
     texts = [text_of(vocabulary.token_bytes[i].replace(b" ", b"")) for i in distinct]

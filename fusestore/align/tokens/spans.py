@@ -1,9 +1,9 @@
-"""Pairs of tokens that end at the same byte offset: equal text read, so the row is valid.
+"""Pairs of tokens that end at the same byte offset: both models have read the same text.
 
 After token i a model predicts what follows the bytes up to token i's end. A source row may
 supervise a target position when both ends are the same offset. Where several tokens of one side end
-at one offset (a BOS and an added space at 0, tokens with no text), only the last of them has the
-next text as its next token, so the last pairs with the last and the others with none.
+at one offset (a BOS and an added space at 0, tokens without text), only the last of them is
+followed by the next text. So the last pairs with the last, and the others stay unpaired.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def span_pairs(
             0 for the first): both tokens cover the same bytes.
 
     Returns:
-        int32 [T_target], position within the source document, −1 where there is none.
+        int32 [T_target], position within the source document, −1 for none.
     """
     result = np.full(len(target_ends), -1, np.int32)
     for document in range(len(target_offsets) - 1):

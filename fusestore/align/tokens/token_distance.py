@@ -1,7 +1,8 @@
-"""Edit distances between the texts of tokens, as dynamic time warping needs them: many, and short.
+"""Edit distances between the texts of tokens for dynamic time warping: many, and short.
 
-Both sides' texts are coded over one alphabet once. A distance then costs about 20 ns: texts without
-a common character need no comparison, others up to 64 characters one machine word per character.
+Both sides' texts are coded once over one alphabet. A distance then costs about 20 ns: texts without
+a common character are not compared, and others of up to 64 characters take one machine word per
+character.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ def _signatures(
 
 @numba.njit(cache=True, nogil=True)
 def mark_text(texts: TokenTexts, text: int, masks: npt.NDArray[np.uint64]) -> None:
-    """Set bit i of `masks[c]` where the text's character i is c; to be undone by `unmark_text`.
+    """Set bit i of `masks[c]` where the text's character i is c; `unmark_text` resets them.
 
     `masks` is uint64 [alphabet], scratch that is zero when no text is marked. Texts longer than a
-    word leave it so.
+    word leave it zero.
     """
     start, stop = texts.offsets[text], texts.offsets[text + 1]
     if stop - start <= WORD:
@@ -89,16 +90,16 @@ def marked_distance(
 
     Args:
         source: texts of one side.
-        left: which of them; the one that is marked.
+        left: index of the marked source text.
         target: texts of the other side.
-        right: which of them.
-        masks: as `mark_text` left it.
+        right: index of the target text.
+        masks: set by `mark_text`.
     """
     start, stop = source.offsets[left], source.offsets[left + 1]
     other_start, other_stop = target.offsets[right], target.offsets[right + 1]
     length, other_length = stop - start, other_stop - other_start
     if source.signatures[left] & target.signatures[right] == 0:
-        # Without a common character every one of the longer text costs an edit.
+        # Without a common character, every character of the longer text costs an edit.
         return int(max(length, other_length))
     if length > WORD:
         row = np.empty(other_length + 1, np.int32)

@@ -23,7 +23,7 @@ class VocabularyMapKind(ArtifactKind):
         return VocabularyMapManifest.from_bytes(data, file)
 
     def describe(self, manifest: Mapping[str, Any]) -> str:
-        """How it was made, and its size."""
+        """Its method and size."""
         return f"{manifest['fingerprint']['method']}, {manifest['num_source_ids']:,} source tokens"
 
     def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
@@ -35,11 +35,11 @@ class VocabularyMapKind(ArtifactKind):
             yield Input("corpus", str(fingerprint["corpus_digest"]))
 
     def digest(self, manifest: Mapping[str, Any]) -> str:
-        """That of its content."""
+        """The digest of its content."""
         return str(manifest["content_digest"])
 
     def identity(self, path: str, content: Mapping[str, Any]) -> str | None:
-        """Whatever version of Polars wrote the table."""
+        """The content's digest, which does not depend on the version of Polars that wrote it."""
         return str(content["content_digest"]) if path == MANIFEST_FILE else None
 
     def rebuild(
@@ -76,7 +76,7 @@ class VocabularyMapKind(ArtifactKind):
                 empty_map.to_polars().schema,
                 {
                     "source_id": "token id of the source",
-                    "target_id": "token id of the target; null where there is none",
+                    "target_id": "token id of the target; null for none",
                     "distance": "edit distance of the two tokens in characters; null without a "
                     "target",
                     "kind": "how the pair was found",

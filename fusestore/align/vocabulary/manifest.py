@@ -1,4 +1,4 @@
-"""What the JSON documents of a vocabulary map say."""
+"""A vocabulary map's JSON documents."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from fusestore.store.receipts import FileRecord
 
 
 class VocabularyMapFingerprint(Manifest):
-    """What a vocabulary map depends on.
+    """Everything that determines a vocabulary map.
 
     Attributes:
         source_tokenizer_digest: the tokenizer mapped from.
         target_tokenizer_digest: the tokenizer mapped to.
         method: exact, mined, prefix or statistical.
         tie_break: how ties of `mined` and `statistical` were broken.
-        corpus_digest: the corpus whose pairs were counted, of a statistical map alone.
+        corpus_digest: the corpus that a statistical map counts pairs in; None for other methods.
     """
 
     source_tokenizer_digest: str
@@ -29,11 +29,11 @@ class VocabularyMapManifest(Manifest):
     """A complete vocabulary map.
 
     Attributes:
-        fingerprint: what was mapped, and how.
+        fingerprint: inputs and settings.
         num_source_ids: rows of the map.
-        counts: source ids by kind.
+        counts: source ids by kind of row.
         content_digest: `VocabularyMap.digest`, the same for every copy of the map.
-        files: every other file of the folder: path → what it holds.
+        files: record of every other file, by its path in the folder.
     """
 
     fingerprint: VocabularyMapFingerprint

@@ -1,14 +1,14 @@
-"""The nearest of many texts by edit distance: the answer of comparing every pair, without doing so.
+"""The nearest of many texts by edit distance, exactly and without comparing every pair.
 
 Two texts of m and n characters whose distance is at most e agree in at least max(m, n) − e aligned
 characters. With g = n − m, none of these is shifted by more than (e − g)/2 to the left or
 (e + g)/2 to the right, because insertions and deletions differ by g and are at most e together.
 
 So the index keeps one bit per candidate for every length, position and character. A query's
-character picks the candidates that have it at a position within reach; counters whose bits lie in
-separate words add these up for 64 candidates at once, and only a candidate that enough characters
-reach is compared. Both bounds are bounds of the true distance: the answer is that of the full
-search, ties included.
+character selects the candidates that have it at a position within reach. Counters, with their bits
+in separate words, add these up for 64 candidates at once, and only a candidate that enough
+characters reach is compared. Both bounds hold for the true distance, so the result is that of the
+full search, ties included.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fusestore.align.edit_distance import WORD, Texts, bit_parallel, levenshtein
 from fusestore.progress import Progress, ignore_progress
 
 _QUERIES_PER_BLOCK = 4096
-"""Queries that one call searches: enough to be worth a thread, few enough to show progress."""
+"""Queries of one search call: enough to be worth a thread, few enough to show progress."""
 
 _NEIGHBORS = 3
 """Neighbors on each side, in order of beginnings and of endings, that give a first bound."""
@@ -37,23 +37,23 @@ _MAX_COMMON = 256
 """Characters that may have bit rows: at most 32 bytes per character of a candidate."""
 
 _COMMON_SHARE = 1 / 256
-"""A character has bit rows if it occurs this often per candidate, else a list of its places."""
+"""Occurrences per candidate from which a character has bit rows; others have lists of places."""
 
 
 class _Index(NamedTuple):
-    """Candidates in order of their lengths, and where each character stands in them.
+    """Candidates in order of their lengths, and the positions of each character in them.
 
     Attributes:
         characters: int32 [N], indices into the alphabet, the most frequent character first.
         offsets: int64 [C + 1], candidate c is `characters[offsets[c]:offsets[c + 1]]`.
-        rank: int64 [C], the candidate's place in the order given.
+        rank: int64 [C], the candidate's index in the caller's order.
         starts: int64 [longest + 2], candidates of length n are `[starts[n], starts[n + 1])`.
-        num_common: characters below this one have bit rows, the others have places.
+        num_common: characters below this index have bit rows, the others have places.
         rows: uint64, for each length, position and common character a row of one bit a candidate.
-        row_starts: int64 [longest + 2], where the rows of each length begin.
-        place_starts: int64 [alphabet + 1], where the places of each character begin.
-        place_candidates: int64, candidates in which a rare character stands, ascending.
-        place_positions: int64, where it stands in them.
+        row_starts: int64 [longest + 2], first row of each length.
+        place_starts: int64 [alphabet + 1], first place of each character.
+        place_candidates: int64, candidates that hold a rare character, ascending.
+        place_positions: int64, its positions in them.
     """
 
     characters: npt.NDArray[np.int32]
@@ -75,7 +75,7 @@ def nearest(
     prefer_prefix: bool,
     progress: Progress = ignore_progress,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """The nearest candidate of every query by edit distance; identical to comparing all pairs.
+    """The nearest candidate of every query by edit distance; equal to comparing all pairs.
 
     Ties go to the longest common prefix (with `prefer_prefix`), then to the earliest candidate.
 
@@ -90,7 +90,7 @@ def nearest(
     """
     if not queries:
         return np.empty(0, np.int64), np.empty(0, np.int32)
-    # Beginnings first, then (stably) lengths: within a length neighbors share cache lines.
+    # Sorted by text, then (stably) by length: within a length, neighbors share cache lines.
     order = np.array(sorted(range(len(candidates)), key=candidates.__getitem__), dtype=np.int64)
     lengths = np.fromiter(map(len, candidates), np.int64, len(candidates))
     by_length = order[np.argsort(lengths[order], kind="stable")]
@@ -132,16 +132,15 @@ def nearest(
 def _first_by_length(
     queries: Sequence[str], lengths: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """The first candidate no longer than each query, or the first of the shortest ones, [Q].
+    """The first candidate no longer than each query, or the first of the shortest, int64 [Q].
 
-    No text without a character in common is nearer or of the same distance and earlier, so the
-    search may leave all of those out.
+    Among the candidates without a common character it wins, so the search may leave out the others.
     """
     first = np.full(int(lengths.max()) + 1, len(lengths), np.int64)
     np.minimum.at(first, lengths, np.arange(len(lengths)))
     first = np.minimum.accumulate(first)
-    of_queries = np.fromiter(map(len, queries), np.int64, len(queries))
-    result: npt.NDArray[np.int64] = first[np.clip(of_queries, lengths.min(), lengths.max())]
+    query_lengths = np.fromiter(map(len, queries), np.int64, len(queries))
+    result: npt.NDArray[np.int64] = first[np.clip(query_lengths, lengths.min(), lengths.max())]
     return result
 
 
@@ -150,10 +149,10 @@ def _neighbors(
 ) -> npt.NDArray[np.int64]:
     """The candidates that sort next to each query, [Q, 2·neighbors]; `order` sorts them."""
     ordered = [candidates[i] for i in order]
-    at = np.fromiter(
+    insertion = np.fromiter(
         (bisect.bisect_left(ordered, query) for query in queries), np.int64, len(queries)
     )
-    around = at[:, None] + np.arange(-_NEIGHBORS, _NEIGHBORS)[None, :]
+    around = insertion[:, None] + np.arange(-_NEIGHBORS, _NEIGHBORS)[None, :]
     result: npt.NDArray[np.int64] = order[np.clip(around, 0, len(candidates) - 1)]
     return result
 
@@ -170,7 +169,7 @@ def _neighbors_by_ending(
 def _alphabet(texts: Texts) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Index of every code point by falling frequency in the texts, and the frequencies.
 
-    Code points that no text has share the index after the last.
+    Code points that occur in no text share the index after the last.
     """
     counts = np.bincount(texts.characters, minlength=0x110000)
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
@@ -189,8 +188,8 @@ def _index(
     texts = Texts.of(candidates)
     lengths = np.diff(texts.offsets)
     starts = np.searchsorted(lengths, np.arange(lengths[-1] + 2)).astype(np.int64)
-    often = int(np.count_nonzero(occurrences >= _COMMON_SHARE * len(candidates)))
-    num_common = min(often, _MAX_COMMON)
+    num_frequent = int(np.count_nonzero(occurrences >= _COMMON_SHARE * len(candidates)))
+    num_common = min(num_frequent, _MAX_COMMON)
     words = (np.diff(starts) + 63) // 64
     row_starts = np.concatenate(
         [np.zeros(1, np.int64), np.cumsum(np.arange(len(words)) * num_common * words)]
@@ -209,14 +208,14 @@ def _index(
         np.empty(place_starts[-1], np.int64),
         np.empty(place_starts[-1], np.int64),
     )
-    _fill(index)
+    _set_characters(index)
     return index
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill(index: _Index) -> None:
+def _set_characters(index: _Index) -> None:
     """Set the bits and the places of every character."""
-    at = index.place_starts.copy()
+    next_place = index.place_starts.copy()
     for length in range(len(index.starts) - 1):
         first, stop = index.starts[length], index.starts[length + 1]
         words = (stop - first + 63) // 64
@@ -229,9 +228,9 @@ def _fill(index: _Index) -> None:
                     row += (position * index.num_common + character) * words
                     index.rows[row + word] |= np.uint64(1) << shift
                 else:
-                    index.place_candidates[at[character]] = candidate
-                    index.place_positions[at[character]] = position
-                    at[character] += 1
+                    index.place_candidates[next_place[character]] = candidate
+                    index.place_positions[next_place[character]] = position
+                    next_place[character] += 1
 
 
 def _generate_popcount(typing_context: Any, bits: Any) -> Any:
@@ -265,18 +264,18 @@ def _reach(
         return
     reached[:] = np.uint64(0)
     first, stop = index.starts[length], index.starts[length + 1]
-    at, end = index.place_starts[character], index.place_starts[character + 1]
-    at += np.searchsorted(index.place_candidates[at:end], first)
-    while at < end and index.place_candidates[at] < stop:
-        if low <= index.place_positions[at] < high:
-            bit = index.place_candidates[at] - first
+    place, end = index.place_starts[character], index.place_starts[character + 1]
+    place += np.searchsorted(index.place_candidates[place:end], first)
+    while place < end and index.place_candidates[place] < stop:
+        if low <= index.place_positions[place] < high:
+            bit = index.place_candidates[place] - first
             reached[bit // 64] |= np.uint64(1) << np.uint64(bit % 64)
-        at += 1
+        place += 1
 
 
 @numba.njit(cache=True, nogil=True)
 def _count(planes: npt.NDArray[np.uint64], used: int, reached: npt.NDArray[np.uint64]) -> None:
-    """Add 1 to the counter of every candidate reached; `reached` is spent on the carries.
+    """Add 1 to the counter of every reached candidate; `reached` is overwritten by the carries.
 
     Bit p of candidate 64·w + b's counter is bit b of `planes[p, w]`.
     """
@@ -299,9 +298,9 @@ def _survivors(
     survivors: npt.NDArray[np.int64],
     only_ties: npt.NDArray[np.bool_],
 ) -> int:
-    """Candidates of one length that may be within `bound` of the query; returns how many.
+    """Candidates of one length that may be within `bound` of the query; returns their number.
 
-    `only_ties` says of each whether it cannot be nearer than `bound`.
+    `only_ties` is set for each that cannot be nearer than `bound`.
     """
     first = index.starts[length]
     words = (index.starts[length + 1] - first + 63) // 64
@@ -310,7 +309,7 @@ def _survivors(
     gap = length - len(query)
     left, right = (bound - gap) // 2, (bound + gap) // 2
     agreeing = max(length, len(query)) - bound
-    # Nothing in common is what `_first_by_length` is for.
+    # `_first_by_length` has the candidate without a common character.
     needed = max(agreeing, 1)
     added = used = 0
     for position in range(len(query)):
@@ -353,8 +352,8 @@ def _search(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Candidate of least (distance, −common prefix, rank) for every query.
 
-    The hints are compared first. Then come the lengths from the query's own outwards, while the
-    difference in length alone does not exceed the best distance.
+    The hints are compared first. Then follow the lengths by their difference to the query's, while
+    that difference does not exceed the best distance.
     """
     num_queries = len(query_offsets) - 1
     best_candidate = np.full(num_queries, -1, np.int64)
@@ -375,7 +374,7 @@ def _search(
             for position in range(length):
                 masks[query[position]] |= np.uint64(1) << np.uint64(position)
         best, bound, common, rank = -1, 2**30, -1, np.int64(0)
-        # Step 0 looks at the hints; steps 1, 2, 3, … at lengths ±0, +1, −1, +2, …
+        # Step 0 compares the hints; steps 1, 2, 3, … lengths ±0, +1, −1, +2, …
         for step in range(2 * max(longest, length) + 2):
             if step == 0:
                 count = hints.shape[1]

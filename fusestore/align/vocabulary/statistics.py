@@ -1,13 +1,13 @@
-"""How often a source and a target token begin together: what a statistical vocabulary map rests on.
+"""Counts of source and target tokens that begin together, for statistical vocabulary maps.
 
-FuseChat (arXiv 2402.16107, section 3.3, "MS") counts which tokens meet in the alignments of a
-corpus, and lets the counts choose among targets where edit distance alone would guess. Here two
-tokens meet where they begin at the same byte. A row of an aligned source says what follows the
-text that both models have read, so a source token's mass belongs to the target token that begins
-where it would begin: the same text (1-1), the first of several target tokens (1-n), or the longer
-target token that several source tokens begin (n-1, n-n).
+FuseChat (arXiv 2402.16107, section 3.3, "MS") counts the pairs of tokens in the alignments of a
+corpus, and chooses targets by the counts where edit distance would guess. This module pairs tokens
+that begin at the same byte. A row of an aligned source predicts what follows the text that both
+models have read. So a source token's mass belongs to the target token that begins where it begins:
+the same text (1-1), the first of several target tokens (1-n), or a longer target token that begins
+with it (n-1, n-n).
 
-The counts are a table of the pairs that occur, never a matrix of all pairs.
+The counts are a table of the pairs that occur, not a matrix of all pairs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fusestore.errors import IncompatibleError
 from fusestore.tokenizers.token_table import TokenReader, document_range
 
 _TOKENS_PER_BLOCK = 2**20
-"""Source tokens after which new pairs are added to the table: memory is this and the pairs."""
+"""Source tokens after which new pairs are added to the table; memory holds these and the table."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PairCounts:
 
 
 def count_pairs(source: TokenReader, target: TokenReader) -> PairCounts:
-    """Count the pairs of tokens that begin at the same byte; tokens without text take no part.
+    """Count the pairs of tokens that begin at the same byte; tokens without text are left out.
 
     Args:
         source: D documents in the source's tokens.
@@ -50,10 +50,10 @@ def count_pairs(source: TokenReader, target: TokenReader) -> PairCounts:
     Raises:
         IncompatibleError: different numbers of documents.
     """
-    of_source, of_target = (len(side.document_offsets) - 1 for side in (source, target))
-    if of_source != of_target:
+    source_size, target_size = (len(side.document_offsets) - 1 for side in (source, target))
+    if source_size != target_size:
         raise IncompatibleError(
-            f"The source has {of_source:,} documents and the target {of_target:,}; statistics "
+            f"The source has {source_size:,} documents and the target {target_size:,}; statistics "
             "need two tokenizations of one corpus."
         )
     keys = np.empty(0, np.int64)
@@ -105,7 +105,7 @@ def _pairs(
             begin, source_begin = source_begin, source_ends[source]
             if source_begin == begin:
                 continue
-            # To the target token with text that begins here or later.
+            # Move to the first target token with text that begins at `begin` or later.
             while target < target_stop and (
                 target_begin < begin or target_ends[target] == target_begin
             ):

@@ -1,10 +1,10 @@
-"""Vocabulary maps in a store, kept by the two tokenizers' digests so that none is made twice.
+"""Vocabulary maps in a store, named by the two tokenizers' digests so that none is made twice.
 
 vocabulary_maps/<source 16>-<target 16>-<method>/fingerprint.json  written first
                                                  map.parquet       `VocabularyMap.to_polars`
                                                  manifest.json     written last
 
-A statistical map rests on a corpus too: its method is followed by `-<corpus 16>`.
+The method of a statistical map, which depends on a corpus too, is followed by `-<corpus 16>`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ from fusestore.tokenizers.vocabulary import Vocabulary
 
 TABLE_FILE = "map.parquet"
 
+_REPAIR = "Delete {} and run `fusestore align` again."
+
 
 @dataclass(frozen=True)
 class CountedCorpus:
-    """What the counts of a statistical map come from.
+    """The corpus of a statistical map.
 
     Attributes:
         digest: of the corpus.
-        count: counts its pairs; called only where the map is not there yet.
+        count: counts its pairs; called only if the map does not exist.
     """
 
     digest: str
@@ -49,7 +51,7 @@ class CountedCorpus:
 def vocabulary_map_folder(
     store: Store, source_digest: str, target_digest: str, method: MapMethod, corpus_digest: str
 ) -> Location:
-    """Where a map is kept; `corpus_digest` matters to a statistical one alone."""
+    """The folder of a map; `corpus_digest` is used for a statistical map only."""
     suffix = f"-{corpus_digest[:16]}" if method == "statistical" else ""
     return store.vocabulary_map(source_digest, target_digest, f"{method}{suffix}")
 
@@ -63,7 +65,7 @@ def stored_vocabulary_map(
     progress: Progress = ignore_progress,
     corpus: CountedCorpus | None = None,
 ) -> VocabularyMap:
-    """The map at the location; made and stored first when there is none.
+    """The map at the location; made and stored if it does not exist.
 
     Args:
         location: its folder.
@@ -75,9 +77,10 @@ def stored_vocabulary_map(
         corpus: for `statistical`.
 
     Raises:
-        FingerprintMismatchError: the map there is of other tokenizers, settings or corpus.
-        CorruptionError: the map there is not what was written.
-        InvalidInputError: unknown method or tie break, or a corpus without `statistical`, or not.
+        FingerprintMismatchError: the existing map has other tokenizers, settings or corpus.
+        CorruptionError: the existing map is damaged.
+        InvalidInputError: an unknown method or tie break, `statistical` without a corpus, or a
+            corpus for another method.
         IncompatibleError: the corpus's tokens are not of these vocabularies.
     """
     corpus_digest = None if corpus is None else corpus.digest
@@ -89,8 +92,8 @@ def stored_vocabulary_map(
         corpus_digest=corpus_digest,
     )
     if (location / MANIFEST_FILE).exists():
-        there = VocabularyMapManifest.load(location / MANIFEST_FILE).fingerprint
-        check_same_fingerprint(there, fingerprint, f"Vocabulary map {location}")
+        existing = VocabularyMapManifest.load(location / MANIFEST_FILE).fingerprint
+        check_same_fingerprint(existing, fingerprint, f"Vocabulary map {location}")
         return load_vocabulary_map(location)
     write_fingerprint(location, fingerprint, "Vocabulary map")
     remove_abandoned(location)
@@ -117,19 +120,17 @@ def load_vocabulary_map(location: Location) -> VocabularyMap:
     """Read a stored map.
 
     Raises:
-        NotFoundError: there is none.
-        CorruptionError: map.parquet is missing or not what was written.
+        NotFoundError: the folder holds no complete map.
+        CorruptionError: map.parquet is missing or damaged.
     """
     manifest = VocabularyMapManifest.load(location / MANIFEST_FILE)
     path = location / TABLE_FILE
     try:
         data = path.read_bytes()
     except NotFoundError as error:
-        raise CorruptionError(f"{path} is missing. Delete {location} to make it anew.") from error
+        raise CorruptionError(f"{path} is missing. {_REPAIR.format(location)}") from error
     if FileRecord.of(data) != manifest.files.get(TABLE_FILE):
-        raise CorruptionError(
-            f"{path} does not match its checksum. Delete {location} to make it anew."
-        )
+        raise CorruptionError(f"{path} does not match its checksum. {_REPAIR.format(location)}")
     fingerprint = manifest.fingerprint
     table = pl.read_parquet(io.BytesIO(data))
     return VocabularyMap(

@@ -1,8 +1,8 @@
 """Vocabulary maps: for every source token id the target token that stands for the same text.
 
 FuseLLM (arXiv 2401.10491) section 3.3 maps tokens by minimum edit distance ("MinED") between the
-tokens' texts. Here a token is the bytes it stands for, whatever marks its tokenizer writes for a
-space or a cut character.
+tokens' texts. Tokens are compared by the bytes they stand for, without the marks that tokenizers
+write for a space or a cut character.
 
     special   by role (eos, bos, unk, pad), then to the special token of the same content, else none
     byte      to the target token that stands for exactly that byte, else none
@@ -11,8 +11,8 @@ space or a cut character.
               `exact`   none
               `mined`   the text token of least edit distance over characters
               `prefix`  the longest target token that the source token's text begins with
-              `statistical`  the token that most often begins where it begins in a corpus
-                        (`statistics.py`); where it never occurs, as `mined`
+              `statistical`  the token that most often begins at its position in a corpus
+                        (`statistics.py`); as `mined` if the corpus does not hold it
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _ROLES: tuple[Role, ...] = ("eos", "bos", "unk", "pad")
-"""In this order for a token of several roles: as a prediction it says that the text ends."""
+"""A token with several roles is mapped by the first: eos, because a prediction of it ends text."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class VocabularyMap:
     Attributes:
         source_digest: digest of the source tokenizer.
         target_digest: digest of the target tokenizer.
-        method: how text tokens without an equal were mapped.
+        method: how text tokens without an equal target token were mapped.
         tie_break: how ties of `mined` were broken.
-        target_id: int32 [V_source], −1 where there is none.
-        distance: int32 [V_source], edit distance in characters, −1 where there is no target.
+        target_id: int32 [V_source], −1 for none.
+        distance: int32 [V_source], edit distance in characters, −1 without a target token.
         kind: uint8 [V_source], index into `MAP_KINDS`.
     """
 
@@ -79,8 +79,8 @@ class VocabularyMap:
     def digest(self) -> str:
         """SHA-256, hexadecimal, of the tokenizers, the settings and every row."""
         state = hashlib.sha256()
-        for part in (self.source_digest, self.target_digest, self.method, self.tie_break):
-            state.update(part.encode() + b"\0")
+        for text in (self.source_digest, self.target_digest, self.method, self.tie_break):
+            state.update(text.encode() + b"\0")
         for values, dtype in ((self.target_id, "<i4"), (self.distance, "<i4"), (self.kind, "u1")):
             state.update(np.ascontiguousarray(values, dtype=dtype).data)
         return state.hexdigest()
@@ -116,7 +116,7 @@ def map_vocabulary(
     Args:
         source: the vocabulary to map from.
         target: the vocabulary to map to; swap the two for the other direction.
-        method: `exact`, `mined`, `prefix` or `statistical`, see the module.
+        method: `exact`, `mined`, `prefix` or `statistical`, see the module's docstring.
         tie_break: of several nearest tokens `prefix` takes the one with the longest common prefix,
             then the lowest id; `first` the lowest id, as the paper's code does with a vocabulary in
             order of ids.
@@ -124,7 +124,8 @@ def map_vocabulary(
         counts: for `statistical`, the pairs of a corpus.
 
     Raises:
-        InvalidInputError: unknown method or tie break, or counts without `statistical`, or not.
+        InvalidInputError: an unknown method or tie break, `statistical` without counts, or counts
+            for another method.
         IncompatibleError: the counts are of other vocabularies.
     """
     if method not in MAP_METHODS:
@@ -162,7 +163,7 @@ def _check_counts(
     if counts is None:
         if method == "statistical":
             raise InvalidInputError(
-                "Vocabulary map method 'statistical' needs counts of a corpus (texts); give them, "
+                "Vocabulary map method 'statistical' needs counts of a corpus (texts). Give texts, "
                 "or use 'mined'."
             )
         return
@@ -174,7 +175,7 @@ def _check_counts(
     if largest[0] >= len(source) or largest[1] >= len(target):
         raise IncompatibleError(
             f"The counts have ids up to {largest[0]} and {largest[1]}, but the vocabularies have "
-            f"{len(source):,} and {len(target):,} ids: they do not belong together."
+            f"{len(source):,} and {len(target):,} ids. Count the pairs with these two tokenizers."
         )
 
 
@@ -192,7 +193,7 @@ def _map_special(source: Vocabulary, target: Vocabulary, result: VocabularyMap) 
     for source_id, (token, kind) in enumerate(zip(source.token_bytes, source.kinds, strict=True)):
         if kind == "special" and token in by_content:
             _set(result, source_id, by_content[token], 0, MAP_EXACT)
-    # Roles come last and in reverse, so that they win over content and the first over the others.
+    # Roles are set last and in reverse order: a role overrides content, and the first role others.
     for role in reversed(_ROLES):
         source_role, target_role = source.role(role), target.role(role)
         if source_role is not None and target_role is not None:
@@ -200,19 +201,17 @@ def _map_special(source: Vocabulary, target: Vocabulary, result: VocabularyMap) 
 
 
 def _equal_tokens(target: Vocabulary) -> dict[bytes, int]:
-    """Bytes → target id; a text token wins over a byte token, a lower id over a higher one."""
-    found: dict[bytes, int] = {}
-    for wanted in ("text", "byte"):
-        for target_id, (token, kind) in enumerate(
-            zip(target.token_bytes, target.kinds, strict=True)
-        ):
-            if kind == wanted and token:
-                found.setdefault(token, target_id)
-    return found
+    """Bytes → target id; text tokens precede byte tokens, and lower ids higher ids."""
+    target_ids: dict[bytes, int] = {}
+    for kind in ("text", "byte"):
+        for target_id, token in enumerate(target.token_bytes):
+            if target.kinds[target_id] == kind and token:
+                target_ids.setdefault(token, target_id)
+    return target_ids
 
 
 def _map_equal(source: Vocabulary, target: Vocabulary, result: VocabularyMap) -> list[int]:
-    """Map byte tokens and tokens with an equal; returns the text tokens that are left."""
+    """Map byte tokens and tokens with an equal target token; returns the other text tokens."""
     equal = _equal_tokens(target)
     unmatched = []
     for source_id, (token, kind) in enumerate(zip(source.token_bytes, source.kinds, strict=True)):
@@ -232,7 +231,7 @@ def _map_mined(
     result: VocabularyMap,
     progress: Progress,
 ) -> None:
-    # A byte-fallback token stands for a piece of a character that no text comes near.
+    # Byte-fallback tokens are no candidates: each stands for a byte of a character.
     candidates: dict[bytes, int] = {}
     for target_id, (token, kind) in enumerate(zip(target.token_bytes, target.kinds, strict=True)):
         if kind == "text" and token:
@@ -254,20 +253,20 @@ def _map_mined(
 def _map_prefix(
     source: Vocabulary, target: Vocabulary, unmatched: list[int], result: VocabularyMap
 ) -> None:
-    # Byte tokens count: a tokenizer with byte fallback begins an unknown character with one.
+    # Includes byte tokens: with byte fallback, an unknown character begins with a byte token.
     equal = _equal_tokens(target)
     longest = max(map(len, equal), default=0)
-    found: list[tuple[int, bytes]] = []
+    prefixes: list[tuple[int, bytes]] = []
     for source_id in unmatched:
         token = source.token_bytes[source_id]
         for length in range(min(len(token), longest), 0, -1):
             if token[:length] in equal:
-                found.append((source_id, token[:length]))
+                prefixes.append((source_id, token[:length]))
                 break
     distances = text_distances(
-        [text_of(source.token_bytes[i]) for i, _ in found], [text_of(p) for _, p in found]
+        [text_of(source.token_bytes[i]) for i, _ in prefixes], [text_of(p) for _, p in prefixes]
     )
-    for (source_id, prefix), distance in zip(found, distances, strict=True):
+    for (source_id, prefix), distance in zip(prefixes, distances, strict=True):
         _set(result, source_id, equal[prefix], int(distance), MAP_PREFIX)
 
 
@@ -278,12 +277,13 @@ def _map_counted(
     result: VocabularyMap,
     counts: PairCounts,
 ) -> None:
-    """Let the counts choose for tokens without an equal; ties go as those of `mined`."""
-    of_text = np.array([kind in ("text", "byte") for kind in target.kinds])
-    wanted = np.zeros(len(source), np.bool_)
-    wanted[unmatched] = True
+    """Map tokens without an equal by their highest count; ties are broken as those of `mined`."""
+    has_text = np.array([kind in ("text", "byte") for kind in target.kinds])
+    is_unmatched = np.zeros(len(source), np.bool_)
+    is_unmatched[unmatched] = True
     most = np.zeros(len(source), np.int64)
-    usable = wanted[counts.source_ids] & of_text[counts.target_ids]
+    usable = is_unmatched[counts.source_ids] & has_text[counts.target_ids]
+
     np.maximum.at(most, counts.source_ids[usable], counts.counts[usable])
     usable &= counts.counts == most[counts.source_ids]
     source_ids, target_ids = counts.source_ids[usable], counts.target_ids[usable]

@@ -1,1 +1,1 @@
-"""Shards of fused datasets brought to this machine ahead of their use, verified, within a limit."""
+"""Prefetching of fused datasets' shards to this machine, verified and within a size limit."""

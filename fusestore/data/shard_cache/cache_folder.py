@@ -1,15 +1,14 @@
 """Fetched shards on this machine's disk, shared by its processes: locks, the limit, eviction.
 
-`<root>/<dataset>/<shard>` is a whole shard, `<root>/<dataset>/.tmp-<shard>` one that is being
-fetched. All coordination is by `flock`, so nothing has to be cleaned up after a process that was
-killed:
+`<root>/<dataset>/<shard>` is a whole shard, `<root>/<dataset>/.tmp-<shard>` an unfinished file. All
+coordination is by `flock`, so killed processes leave nothing to clean up:
 
-- whoever fetches a shard holds an exclusive lock on its unfinished file, which is then renamed;
-- whoever uses one holds a shared lock on it, and only what nobody holds is evicted;
-- room is made under a lock of the root, so that processes together keep the limit.
+- a process that fetches a shard holds an exclusive lock on its unfinished file, and renames it;
+- a process that uses a shard holds a shared lock on it, and only unlocked shards are evicted;
+- eviction holds a lock of the root, so that all processes together keep the limit.
 
-Only files of these names are ever removed. Where a filesystem knows no locks, a shard may be
-fetched twice or evicted while it is mapped, which costs time or disk, and is never wrong.
+Only files with these names are removed. On a filesystem without locks, a shard may be fetched twice
+or evicted while it is mapped, which costs time or disk but never gives wrong data.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class NoRoomError(StorageError):
-    """Everything that could make room for a shard is in use."""
+    """All shards that could be evicted are in use."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class ShardFolder:
 
     Attributes:
         root: folder of all datasets' shards.
-        dataset: what tells the dataset from others: the folder's name below the root.
-        shard_bytes: of each of its shards.
-        limit: bytes that all shards below the root may take together; None: what the disk has.
+        dataset: name of the dataset's folder below the root; unique to the dataset.
+        shard_bytes: size of each shard.
+        limit: bytes of all shards below the root; None: as much as the disk has.
     """
 
     root: Path
@@ -58,11 +57,11 @@ class ShardFolder:
         return self.root / self.dataset
 
     def has(self, shard: int) -> bool:
-        """Whether the shard is there, now."""
+        """Whether the shard exists; another process may evict it at any time."""
         return self._file(shard).exists()
 
     def open(self, shard: int) -> BinaryIO | None:
-        """The shard's file, which stays until `close`; None if it is not there."""
+        """The shard's file, which is not evicted before `close`; None if it does not exist."""
         try:
             file = self._file(shard).open("rb")
         except FileNotFoundError:
@@ -76,22 +75,21 @@ class ShardFolder:
         return file
 
     def close(self, file: BinaryIO) -> None:
-        """Give up a file of `open`; maps of it stay valid, and the shard may be evicted."""
-        # A map of the file, too, would keep the lock otherwise.
+        """Close a file of `open`; maps of it stay valid, and the shard may be evicted."""
+        # Unlocked first, because a map of the file would keep the lock.
         unlock_file(file)
         file.close()
 
     def discard(self, shard: int) -> None:
-        """Remove a shard, whoever uses it: it is damaged."""
+        """Remove a damaged shard, even while it is used."""
         self._file(shard).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def claim(self, shard: int) -> Iterator[BinaryIO | None]:
-        """An empty file for a shard that is missing; it disappears unless `keep` was called.
+    def create(self, shard: int) -> Iterator[BinaryIO | None]:
+        """An empty file for a missing shard; it is removed afterwards unless `publish` was called.
 
         Yields:
-            The file, or None when another process, or another thread, is fetching the shard or
-            has just fetched it.
+            The file; None if another process or thread is fetching the shard or has just done so.
         """
         temporary = self._temporary(shard)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -100,7 +98,7 @@ class ShardFolder:
             os.fdopen(opened, "r+b") as file,
             locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB) as held,
         ):
-            # The one before may have renamed or removed what was opened here.
+            # The previous holder of the lock may have renamed or removed the opened file.
             if not held or not _is_at(file, temporary):
                 yield None
                 return
@@ -112,46 +110,46 @@ class ShardFolder:
                     temporary.unlink()
 
     def reserve(self, file: BinaryIO, needed: Collection[int]) -> None:
-        """Give a claimed file its size on the disk, evicting the shards used longest ago.
+        """Allocate the disk space of a file, evicting the least recently used shards.
 
         Args:
-            file: from `claim`.
-            needed: shards of this dataset to be left alone, though nobody has them open.
+            file: from `create`.
+            needed: shards of this dataset that are not evicted, even if no process has them open.
 
         Raises:
-            NoRoomError: what is left is in use.
+            NoRoomError: all shards that may be evicted are in use.
         """
-        # Without a limit the shards are looked at only when the disk is full.
+        # Without a limit, shards are evicted only when the disk is full.
         if self.limit is None and _allocate(file, self.shard_bytes):
             return
-        spared = {self._file(shard) for shard in needed}
+        protected = {self._file(shard) for shard in needed}
         with self._root_lock():
             present = sorted(self._present(file))
             taken = sum(entry.num_bytes for entry in present)
-            candidates = iter([entry for entry in present if entry.path not in spared])
+            candidates = iter([entry for entry in present if entry.path not in protected])
             while True:
                 within_limit = self.limit is None or taken + self.shard_bytes <= self.limit
                 if within_limit and _allocate(file, self.shard_bytes):
                     return
                 evicted = next((entry for entry in candidates if _evict(entry.path)), None)
                 if evicted is None:
-                    problem = "its disk is full" if within_limit else f"it may have {self.limit:,}"
+                    problem = "its disk is full" if within_limit else f"its limit is {self.limit:,}"
                     raise NoRoomError(
                         f"{self.root} has no room for a shard of {self.shard_bytes:,} bytes: "
-                        f"{problem}, and the {taken:,} bytes of shards there are in use. Raise "
+                        f"{problem}, and its {taken:,} bytes of shards are in use. Raise "
                         "cache_limit, free disk space, or stream with a smaller shuffle_span."
                     )
                 taken -= evicted.num_bytes
 
-    def keep(self, shard: int) -> None:
-        """The file that was claimed for the shard holds it now: show it."""
-        # Whoever counts shards at this moment would miss one that changes its name.
+    def publish(self, shard: int) -> None:
+        """Make the completed file of `create` visible as the shard."""
+        # Under the lock, because a count of the shards would miss a file that is being renamed.
         with self._root_lock():
             self._temporary(shard).rename(self._file(shard))
 
     @contextlib.contextmanager
     def _root_lock(self) -> Iterator[None]:
-        """Held by whoever counts, evicts or renames shards below the root."""
+        """The lock for counting, evicting and renaming shards below the root."""
         with (self.root / ".lock").open("ab") as file, locked(file):
             yield
 
@@ -161,20 +159,20 @@ class ShardFolder:
     def _temporary(self, shard: int) -> Path:
         return self.path / f"{TEMPORARY_PREFIX}{shard:06d}"
 
-    def _present(self, apart: BinaryIO) -> Iterator[_Entry]:
-        """All shards below the root, unfinished ones too, but for the claimed one."""
-        own = os.fstat(apart.fileno()).st_ino
+    def _present(self, created: BinaryIO) -> Iterator[_Entry]:
+        """All shards and unfinished files below the root, except for the created file."""
+        created_inode = os.fstat(created.fileno()).st_ino
         for path in self.root.glob("*/*"):
             if _SHARD_NAME.fullmatch(path.name):
-                # Another process may remove or rename it at this moment.
+                # Another process may remove or rename it before the next line.
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
-                    if status.st_ino != own:
+                    if status.st_ino != created_inode:
                         yield _Entry(status.st_mtime_ns, path, status.st_size)
 
 
 class _Entry(NamedTuple):
-    """A file below the root; the one used longest ago sorts first."""
+    """A file below the root; the least recently used file sorts first."""
 
     used_ns: int
     path: Path
@@ -189,7 +187,7 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 
 
 def _evict(path: Path) -> bool:
-    """Remove the file unless somebody holds it; whether it is gone."""
+    """Remove the file unless a process has it open; returns whether it is removed."""
     try:
         with path.open("rb") as file, locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
             if not held:
@@ -201,7 +199,7 @@ def _evict(path: Path) -> bool:
 
 
 def _allocate(file: BinaryIO, num_bytes: int) -> bool:
-    """Give the file its size and the disk space for it; False when the disk is full."""
+    """Allocate the file's disk space; False if the disk is full."""
     try:
         os.posix_fallocate(file.fileno(), 0, num_bytes)
     except OSError as error:

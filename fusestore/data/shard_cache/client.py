@@ -1,8 +1,8 @@
-"""The side of fetching that a training process sees: shards as maps, fetched in the background.
+"""Fetched shards as memory maps for a training process, fetched in the background.
 
-Threads of this process fetch; they begin when the first shard is missing. All processes of a
+Threads of this process fetch; they start when the first shard is missing. All processes of a
 machine share shards through `ShardFolder`. A forked process fetches nothing: it lacks the threads
-of the clients that its parent has used, and would wait for them for ever.
+of its parent's clients, and would wait for them forever.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from fusestore.forked import check_not_forked
 _Values = Mapping[str, npt.NDArray[Any]]
 
 _ATTEMPTS = 10
-"""Times a shard is looked for: it may be evicted before it is opened, or be damaged there."""
+"""Attempts to open a shard: it may be evicted before it is opened, or be damaged on the disk."""
 
 _MAX_OPEN = 256
-"""Shards that are open at a time; the one opened longest ago is closed, and may be evicted."""
+"""Open shards at a time; the first opened shard is closed first, and may be evicted."""
 
 
 class FetchedShards:
-    """The shards that one process uses, mapped. Not for use after a fork, nor by several threads.
+    """The mapped shards of one process. Not for use after a fork, nor by several threads.
 
     Args:
-        job: what is fetched.
-        layout: of its shards.
+        job: the dataset and its local folder.
+        layout: of the dataset's shards.
     """
 
     def __init__(self, job: FetchJob, layout: ShardLayout) -> None:
@@ -54,38 +54,38 @@ class FetchedShards:
             self._fetcher.close()
             self._fetcher = None
 
-    def pieces(self, start: int, stop: int) -> list[_Values]:
-        """Positions `[start, stop)`, shard by shard; waits for what is missing.
+    def views(self, start: int, stop: int) -> list[_Values]:
+        """Positions `[start, stop)`, shard by shard; waits for missing shards.
 
         Args:
             start: the first position.
             stop: one past the last.
 
         Returns:
-            For each shard that they lie in, views of its map by the array's name: [positions] or
-            [positions, k]. They stay valid after `release`. What is written to them goes to a copy
-            of the page, of this process and this map alone.
+            For each shard of these positions, views of its map by the array's name: [positions] or
+            [positions, k]. They stay valid after `release`. Writing to them changes a private copy
+            of the page, of this process and this map.
 
         Raises:
-            CorruptionError: what the storage has is not what the manifest says.
-            AccessDeniedError, StorageError: the storage failed, or there is no room.
+            CorruptionError: the storage's files do not match the manifest.
+            AccessDeniedError, StorageError: the storage failed, or the disk has no room.
         """
         rows = self._layout.rows_per_shard
-        found: list[_Values] = []
+        views: list[_Values] = []
         for shard in range(start // rows, -(-stop // rows)):
-            part = slice(max(start - shard * rows, 0), min(stop - shard * rows, rows))
+            shard_rows = slice(max(start - shard * rows, 0), min(stop - shard * rows, rows))
             values = self._values(shard)
-            found.append({name: array[part] for name, array in values.items()})
-        return found
+            views.append({name: array[shard_rows] for name, array in values.items()})
+        return views
 
-    def expect(self, shards: Sequence[int]) -> None:
-        """Say what will be needed, in this order; replaces what was said before."""
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Fetch shards in this order in the background; replaces the shards of earlier calls."""
         missing = [shard for shard in shards if shard not in self._open]
         if self._fetcher is not None or not all(map(self._folder.has, missing)):
-            self._ask(ahead=missing)
+            self._request(ahead=missing)
 
     def release(self, shards: Iterable[int]) -> None:
-        """Shards that are not needed any more."""
+        """Close shards that are not needed any more."""
         for shard in shards:
             if shard in self._open:
                 self._folder.close(self._open.pop(shard)[0])
@@ -96,10 +96,10 @@ class FetchedShards:
         for _ in range(_ATTEMPTS):
             file = self._folder.open(shard)
             if file is None:
-                self._ask(now=shard).wait()
+                self._request(now=shard).wait()
                 continue
             status = os.fstat(file.fileno())
-            # "c": written to, a page is copied first.
+            # "c": copy on write.
             is_empty = status.st_size == 0
             content = np.empty(0, np.uint8) if is_empty else np.memmap(file, np.uint8, mode="c")
             content = content.view(np.ndarray)
@@ -111,37 +111,37 @@ class FetchedShards:
                 if len(self._open) > _MAX_OPEN:
                     self.release([next(iter(self._open))])
                 return self._open[shard][1]
-            # Written by a machine that lost power, or by a disk that fails.
+            # The machine lost power while it was written, or the disk fails.
             self._folder.close(file)
             self._folder.discard(shard)
         raise CorruptionError(
-            f"Shard {shard} of {self._job.source}, fetched to {self._folder.path}, was gone or "
-            "damaged there again and again. Check the disk, or give another cache_dir."
+            f"Shard {shard} of {self._job.source}, fetched to {self._folder.path}, was missing or "
+            f"damaged {_ATTEMPTS} times. Check the disk, or give another cache_dir."
         )
 
-    def _ask(self, **wanted: Any) -> _Fetcher:  # noqa: ANN401 - see `FetchServer.want`
+    def _request(self, **shards: Any) -> _Fetcher:  # noqa: ANN401 - see `FetchServer.request`
         if self._fetcher is None:
             check_not_forked(f"fetches shards of {self._job.source}")
             self._fetcher = _Fetcher(self._job)
-        self._fetcher.want(**wanted)
+        self._fetcher.request(**shards)
         return self._fetcher
 
 
 class _Fetcher:
-    """A `FetchServer`, and the line of its answers."""
+    """A `FetchServer` and the queue of its answers."""
 
     def __init__(self, job: FetchJob) -> None:
-        # Only who fetches imports what fetching needs.
+        # Imported when it is used: a process that never fetches needs no download libraries.
         from fusestore.data.shard_cache.server import FetchServer
 
         self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._server = FetchServer(job, self._answers.put)
-        self.want = self._server.want
+        self.request = self._server.request
         self.wrote = self._server.wrote
         self.close = self._server.close
 
     def wait(self) -> None:
-        """Until the shard that was wanted now is there; raises what went wrong."""
+        """Wait for the shard requested as `now`; raises the error of its download."""
         problem = self._answers.get()
         if problem is not None:
             raise problem

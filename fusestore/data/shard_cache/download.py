@@ -1,4 +1,4 @@
-"""One shard from where the dataset lies: ranged GETs in parallel, SHA-256, decoded into place."""
+"""Download of one shard: parallel range requests, SHA-256, and decoding into the local layout."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from fusestore.store.copy import CheckedRead, end_reads
 from fusestore.store.receipts import FileRecord
 
 CONNECTIONS = 8
-"""Pieces asked for at one time by a process."""
+"""Range requests of a process at a time."""
 
-MIN_PIECE_BYTES = 2**19
-MAX_PIECE_BYTES = 2**24
-"""A file is asked for in pieces of at most the larger size. One that is waited for, with nothing
-else under way, is asked for in as many pieces as there are connections, but for none below the
-smaller size: requests take time of the processor on both sides."""
+MIN_RANGE_BYTES = 2**19
+MAX_RANGE_BYTES = 2**24
+"""A file is requested in ranges of at most the larger size. If training waits for it and no other
+download runs, it is requested in as many ranges as there are connections, but none below the
+smaller size, because requests take processor time on both sides."""
 
 _Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Download:
-    """A dataset to fetch shards of. Can be used by several threads at once.
+    """Downloads shards of a dataset. Can be used by several threads at once.
 
     Attributes:
         source: the dataset's folder on any storage.
-        manifest: its manifest, which says in which form it is and what every file holds.
-        pool: makes the requests, first come first served.
+        manifest: its manifest, with its form and the record of every file.
+        pool: makes the requests, first come, first served.
     """
 
     source: Location
@@ -50,12 +50,12 @@ class Download:
 
     @cached_property
     def layout(self) -> ShardLayout:
-        """Of the shards' files on this machine."""
+        """Layout of the shards' files on this machine."""
         return ShardLayout.of(self.manifest)
 
     @cached_property
     def _stored(self) -> dict[str, ArraySpec]:
-        """The arrays as the shared form has them, by name."""
+        """The arrays of the shared form, by name."""
         layout = self.layout
         arrays = shared_arrays(layout.num_tokens, layout.top_k, layout.rows_per_shard)
         return {array.name: array for array in arrays}
@@ -68,22 +68,22 @@ class Download:
         *,
         alone: bool = False,
     ) -> None:
-        """Fill a shard's file.
+        """Download a shard into memory.
 
         Args:
             shard: its number.
-            content: uint8 [`ShardLayout.num_bytes`], whatever it holds.
-            begun: called when all requests stand in the pool's line.
+            content: uint8 [`ShardLayout.num_bytes`], overwritten with the shard's file.
+            begun: called when the pool has all requests.
             alone: whether all connections are free for this shard.
 
         Raises:
-            CorruptionError: a file is missing, or is not what the manifest says.
+            CorruptionError: a file is missing, or does not match the manifest.
             AccessDeniedError, StorageError: the storage failed.
         """
         layout = self.layout
         sections = layout.sections(content)
         shared = self.manifest.form == "shared"
-        # A file of the local form is its section as it stands.
+        # A file of the local form is equal to its section.
         files = [
             self._new_file(array, shard) if shared else sections[array.name]
             for array in layout.arrays
@@ -104,18 +104,18 @@ class Download:
     def _record(self, array: ArraySpec, shard: int) -> FileRecord:
         name = array.file_name(shard)
         record = self.manifest.files.get(name)
-        # The shared form is smaller than the values, or hardly larger: pcodec's worst case.
+        # The shared form is smaller than the values; in pcodec's worst case slightly larger.
         raw = math.prod(array.chunk_shape) * np.dtype(array.dtype).itemsize + 4
         allowed = 2 * raw + 2**20 if self.manifest.form == "shared" else raw
         if record is None or not 0 < record.num_bytes <= allowed:
-            found = "nothing" if record is None else f"{record.num_bytes:,} bytes"
+            listed = "no size" if record is None else f"{record.num_bytes:,} bytes"
             raise CorruptionError(
-                f"The manifest of {self.source} says {found} of {name}; expected up to "
+                f"The manifest of {self.source} lists {listed} of {name}; expected up to "
                 f"{allowed:,} bytes. Share the dataset again."
             )
         if self.manifest.form == "local" and record.num_bytes != raw:
             raise CorruptionError(
-                f"The manifest of {self.source} says {record.num_bytes:,} bytes of {name}; "
+                f"The manifest of {self.source} lists {record.num_bytes:,} bytes of {name}; "
                 f"expected {raw:,}. Fuse it again."
             )
         return record
@@ -124,11 +124,11 @@ class Download:
         return np.empty(self._record(array, shard).num_bytes, np.uint8)
 
     def _read(self, array: ArraySpec, file: _Bytes, shard: int, alone: bool) -> CheckedRead:
-        size = MAX_PIECE_BYTES
+        size = MAX_RANGE_BYTES
         if alone:
-            size = min(max(-(-len(file) // CONNECTIONS), MIN_PIECE_BYTES), size)
-        where = self.source / array.file_name(shard)
-        return CheckedRead(where, self._record(array, shard), file.data, self.pool, size)
+            size = min(max(-(-len(file) // CONNECTIONS), MIN_RANGE_BYTES), size)
+        path = self.source / array.file_name(shard)
+        return CheckedRead(path, self._record(array, shard), file.data, self.pool, size)
 
     def _decode(self, array: ArraySpec, shard: int, file: _Bytes, content: _Bytes) -> None:
         start, stop = array.rows_of(shard)

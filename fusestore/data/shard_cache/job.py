@@ -1,4 +1,4 @@
-"""What is fetched, from where, and to which folder of this machine."""
+"""`FetchJob`: a dataset to fetch, and its folder on this machine."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from fusestore.data.shard_cache.cache_folder import ShardFolder
 
 @dataclass(frozen=True)
 class FetchJob:
-    """What is fetched and where to. Can be pickled; has no open files.
+    """A dataset to fetch, and its folder on this machine. Can be pickled; has no open files.
 
     Attributes:
         source: path or URL of the fused dataset's folder.
         storage_options: for its filesystem.
         root: folder of all datasets' shards on this machine.
         dataset: digest of the manifest file; names the dataset's folder below the root.
-        shard_bytes: of each fetched shard.
-        limit: bytes for everything below the root; None: no limit.
+        shard_bytes: size of each fetched shard.
+        limit: bytes of all shards below the root; None: no limit.
     """
 
     source: str
@@ -30,7 +30,7 @@ class FetchJob:
 
     @property
     def folder(self) -> ShardFolder:
-        """Where its shards are kept."""
+        """The folder of its shards."""
         return ShardFolder(Path(self.root), self.dataset, self.shard_bytes, self.limit)
 
     @property

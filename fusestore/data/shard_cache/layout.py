@@ -1,7 +1,7 @@
-"""A fetched shard as one file: the arrays that samples are made of, ready to be mapped.
+"""A fetched shard as one file with the arrays of samples, for memory mapping.
 
-The file is chunk files of the local form, one after the other: raw little-endian values and four
-bytes of CRC-32C each. Nothing in it says what it is; a dataset's layout follows from its manifest.
+The file is concatenated chunk files of the local form: raw little-endian values and four bytes of
+CRC-32C each. It has no header; a dataset's layout follows from its manifest.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from fusestore.store.arrays import ArraySpec, ends_in_crc32c
 _CHECKSUM_BYTES = 4
 
 _IN_ORDER = ("ids", "logprobs", "input_ids", "next_ids", "tail", "kind")
-"""Large ones first, to be decoded while the rest arrives; bytes last, so that all are aligned."""
+"""Large arrays first, to be decoded while others arrive; bytes last, so that all are aligned."""
 
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """Where each array lies in a shard's file.
+    """The byte range of each array in a shard's file.
 
     Attributes:
         num_tokens: T.
         top_k: entries per row.
-        rows_per_shard: positions per stored file of the dataset's form, and so per file here; every
-            file has room for as many (for T, if fewer).
+        rows_per_shard: positions of a shard, as the dataset is stored; every file has this size (T
+            positions, if fewer).
     """
 
     num_tokens: int
@@ -49,7 +49,7 @@ class ShardLayout:
 
     @cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """The arrays in the order of the file, as the local form has them."""
+        """The arrays of the local form, in the order of the file."""
         by_name = {
             array.name: array
             for array in fused_arrays(self.num_tokens, self.top_k, self.rows_per_shard)
@@ -67,7 +67,7 @@ class ShardLayout:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Bytes of every shard's file."""
+        """Size of every shard's file in bytes."""
         return max(stop for _, stop in self._bounds.values())
 
     def sections(self, content: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.uint8]]:
@@ -85,7 +85,7 @@ class ShardLayout:
         }
 
     def seal(self, content: npt.NDArray[np.uint8], name: str, checksum: int) -> None:
-        """Write the CRC-32C of an array's values behind them."""
+        """Write the CRC-32C of an array's values after them."""
         section = self.sections(content)[name]
         section[-_CHECKSUM_BYTES:].view("<u4")[0] = checksum
 

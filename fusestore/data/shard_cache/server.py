@@ -1,4 +1,4 @@
-"""Fetches what is wanted, the most urgent first, in threads of its own (for `fetch.client`)."""
+"""Fetches requested shards in background threads, the most urgent first; used by `client`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from fusestore.fuse.manifest import FusedManifest
 from fusestore.storage.location import Location
 
 SHARDS_AT_ONCE = 3
-"""Some are verified and decoded while others arrive."""
+"""Shards fetched at a time: some are verified and decoded while others arrive."""
 
 _POLL_S = 0.02
 _ROOM_TIMEOUT_S = 60
-"""How long a shard that is needed now waits for room before that is an error."""
+"""Seconds that a shard that is needed now waits for room before an error."""
 
 
 class FetchServer:
-    """Begins at once, and fetches until it is closed.
+    """Starts its threads at once, and fetches until it is closed.
 
     Args:
-        job: what is fetched, and where to.
-        answer: told of each shard that was asked for now: what went wrong, or None.
+        job: the dataset and its local folder.
+        answer: called once for each shard requested as `now`, with its error or None.
     """
 
     def __init__(self, job: FetchJob, answer: Callable[[BaseException | None], None]) -> None:
@@ -50,12 +50,12 @@ class FetchServer:
         for _ in range(SHARDS_AT_ONCE):
             threading.Thread(target=self._work, daemon=True).start()
 
-    def want(self, *, now: int | None = None, ahead: list[int] | None = None) -> None:
-        """Change what is wanted; None leaves it as it is.
+    def request(self, *, now: int | None = None, ahead: list[int] | None = None) -> None:
+        """Replace the requests; None keeps the current request.
 
         Args:
-            now: a shard that is waited for: answered, once. Only one can be.
-            ahead: what will be needed, in this order.
+            now: the shard that the caller waits for; answered once. One at a time.
+            ahead: shards to prefetch, in this order.
         """
         with self._changed:
             self._now = now if now is not None else self._now
@@ -63,11 +63,11 @@ class FetchServer:
             self._changed.notify_all()
 
     def wrote(self, shard: int, file: BinaryIO) -> bool:
-        """Whether the shard's open file is one that this server has written."""
+        """Whether this server has written the shard's open file."""
         return self._written.get(shard) == os.fstat(file.fileno()).st_ino
 
     def close(self) -> None:
-        """End; what is under way is given up."""
+        """Stop the threads and abandon running downloads."""
         with self._changed:
             self._closed = True
             self._now = None
@@ -94,32 +94,32 @@ class FetchServer:
                 self._beginning = False
                 if shard in self._ahead:
                     self._ahead.remove(shard)
-                # What could not be had ahead of its use is tried again when it is needed.
-                asked = shard == self._now and settled
-                if asked:
+                # A shard that could not be prefetched is tried again when it is needed.
+                is_answer = shard == self._now and settled
+                if is_answer:
                     self._now = None
                 self._changed.notify_all()
-            if asked:
+            if is_answer:
                 self._answer(problem)
 
     def _next(self) -> int | None:
-        # The first sample waits for the first shard: nothing takes link or processor from it.
+        # The first sample waits for the first shard, which gets all bandwidth and processor time.
         if self._under_way and not self._first_is_done:
             return None
-        # Requests stand in line in the order in which shards are wanted.
+        # Shards begin one at a time, so that the pool has their requests in order of urgency.
         if self._beginning:
             return None
-        wanted = [] if self._now is None else [self._now]
-        return next((s for s in [*wanted, *self._ahead] if s not in self._under_way), None)
+        urgent = [] if self._now is None else [self._now]
+        return next((s for s in [*urgent, *self._ahead] if s not in self._under_way), None)
 
     def _begun(self) -> None:
-        """The next shard may stand in line."""
+        """Allow the next shard to begin."""
         with self._changed:
             self._beginning = False
             self._changed.notify_all()
 
     def _fetch(self, shard: int) -> bool:
-        """See that the shard is there; False if it was given up because it is not needed yet."""
+        """Fetch the shard unless it exists; False if it was abandoned as not urgent."""
         deadline = time.monotonic() + _ROOM_TIMEOUT_S
         while not self._folder.has(shard):
             try:
@@ -131,12 +131,12 @@ class FetchServer:
             if not self._is_urgent(shard):
                 return False
             self._begun()
-            # Another process is fetching it, or has the room.
+            # Another process is fetching it, or uses the disk space.
             time.sleep(_POLL_S)
         return True
 
     def _try(self, shard: int) -> bool:
-        with self._folder.claim(shard) as file:
+        with self._folder.create(shard) as file:
             if file is None:
                 return False
             with self._changed:
@@ -147,13 +147,13 @@ class FetchServer:
             file.write(content.data)
             file.flush()
             self._written[shard] = os.fstat(file.fileno()).st_ino
-            self._folder.keep(shard)
+            self._folder.publish(shard)
         return True
 
     def _memory(self) -> npt.NDArray[np.uint8]:
-        """Room for one shard, the thread's own: new memory would be cleared by the kernel first.
+        """Memory for one shard, reused by the thread because the kernel clears new memory first.
 
-        Filling a map of the file instead takes the kernel five times as long.
+        Writing to a map of the file instead takes five times as long.
         """
         if not hasattr(self._of_thread, "memory"):
             self._of_thread.memory = np.empty(self._folder.shard_bytes, np.uint8)

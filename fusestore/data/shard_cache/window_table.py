@@ -1,4 +1,4 @@
-"""Where the windows of a dataset of packing `document` begin: eight bytes each, read at once."""
+"""The first positions of windows of a dataset with packing `document`: eight bytes each."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ _PATHS = {"local": "window_starts/c/0", "shared": "local/window_starts/c/0"}
 
 
 def read_window_starts(source: Location, manifest: FusedManifest) -> npt.NDArray[np.int64]:
-    """The first position of each window, and T: int64 [W + 1], rising.
+    """The first position of each window, and T: int64 [W + 1], ascending.
 
     Args:
         source: the dataset's folder on any storage.
         manifest: its manifest.
 
     Raises:
-        CorruptionError: the table is missing, or is not what the manifest says.
+        CorruptionError: the table is missing, or does not match the manifest.
         AccessDeniedError, StorageError: the storage failed.
     """
     path = _PATHS[manifest.form]
-    where = source / path
+    file = source / path
     num_bytes = 8 * (manifest.num_windows + 1) + _CHECKSUM_BYTES
     record = manifest.files.get(path)
-    # A window has a token: the size is known before anything is read.
+    # Checked before reading, which bounds memory: a window has at least one token.
     if (
         record is None
         or record.num_bytes != num_bytes
         or not 0 < manifest.num_windows <= manifest.num_tokens
     ):
-        found = "nothing" if record is None else f"{record.num_bytes:,} bytes"
+        listed = "no size" if record is None else f"{record.num_bytes:,} bytes"
         raise CorruptionError(
-            f"The manifest of {source} says {found} of {path}; expected {num_bytes:,} bytes for "
+            f"The manifest of {source} lists {listed} of {path}; expected {num_bytes:,} bytes for "
             f"{manifest.num_windows:,} windows of {manifest.num_tokens:,} tokens. {_AGAIN}"
         )
     try:
-        data = where.read_range(0, num_bytes)
+        data = file.read_range(0, num_bytes)
     except NotFoundError as error:
-        raise CorruptionError(f"{where} is missing. {_AGAIN}") from error
+        raise CorruptionError(f"{file} is missing. {_AGAIN}") from error
     if FileRecord.of(data) != record:
-        raise CorruptionError(f"{where} does not match its checksum. {_AGAIN}")
+        raise CorruptionError(f"{file} does not match its checksum. {_AGAIN}")
     starts = np.frombuffer(data, "<i8", manifest.num_windows + 1).astype(np.int64)
     lengths = np.diff(starts)
     if (
@@ -53,7 +53,7 @@ def read_window_starts(source: Location, manifest: FusedManifest) -> npt.NDArray
         or starts[-1] != manifest.num_tokens
         or not 0 < lengths.min() <= lengths.max() <= manifest.plan.recipe.window_length
     ):
-        raise CorruptionError(f"{where} does not divide the dataset into windows. {_AGAIN}")
+        raise CorruptionError(f"{file} does not divide the dataset into windows. {_AGAIN}")
     return starts
 
 

@@ -1,4 +1,4 @@
-"""Batches of a stream, whose state counts what the training loop was given."""
+"""Batches of a stream, with a state that counts the batches the training loop received."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ _REFUSED = {
     "shuffle": "the stream has its own order",
     "sampler": "the stream has its own order",
     "batch_sampler": "the stream has its own order",
-    "drop_last": "every window comes once an epoch",
-    "persistent_workers": "workers begin each epoch anew, at the state of the loader",
+    "drop_last": "an epoch has every window once",
+    "persistent_workers": "new workers start each epoch at the state of the loader",
 }
 
 
 def worker_options(
     num_workers: int, worker_init_fn: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
-    """DataLoader's options for workers that may fetch and make shards: forkserver's, or spawned.
+    """DataLoader's options for workers that may fetch and make shards, by forkserver or spawn.
 
     A forked worker can hang once its parent has used Polars or obstore.
 
     Args:
-        num_workers: how many; without any there is nothing to say.
-        worker_init_fn: called in each.
+        num_workers: number of workers; 0 needs no options.
+        worker_init_fn: called in each worker.
     """
     if num_workers == 0:
         return {}
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-    beginning = _WorkerBeginning(dict(os.environ), worker_init_fn)
-    return {"multiprocessing_context": method, "worker_init_fn": beginning}
+    start = _WorkerStart(dict(os.environ), worker_init_fn)
+    return {"multiprocessing_context": method, "worker_init_fn": start}
 
 
 @dataclass(frozen=True)
-class _WorkerBeginning:
-    """Gives a worker this process's environment, and ends it when this process was killed.
+class _WorkerStart:
+    """Gives a worker this process's environment, and ends it when this process is killed.
 
-    A fork server has the environment of its first use. It lives as long as its workers, and torch
-    ends a worker when its parent, which the server is, does not live any more.
+    A fork server keeps the environment of its first use. torch ends a worker when its parent ends,
+    but that is the server, which lives as long as its workers.
     """
 
     environment: dict[str, str] = field(repr=False)
@@ -72,10 +72,10 @@ def _end_with_parent() -> None:
 class StreamingLoader(DataLoader[dict[str, Tensor]]):
     """A `torch.utils.data.DataLoader` over a stream, with `state_dict` and `load_state_dict`.
 
-    Batches are the same for any number of workers. The state is counted here, where batches are
-    given out: what workers have read ahead does not matter to it. It is the same on every rank,
-    and may be loaded by another number of ranks or workers, or with another batch size, as long as
-    all ranks stopped after the same number of batches.
+    Batches are the same for any number of workers. The state counts the batches that the loader
+    yielded, without those that workers have prefetched. It is the same on every rank, and another
+    number of ranks or workers, or another batch size, may load it, if all ranks stopped after the
+    same number of batches.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class StreamingLoader(DataLoader[dict[str, Tensor]]):
         """Make batches of each rank.
 
         Args:
-            dataset: the stream; it is moved along with the loader.
+            dataset: the stream; the loader sets its position.
             batch_size: windows per batch and rank.
             num_workers: worker processes; started by forkserver, unless `options` say otherwise
                 (`multiprocessing_context`). Forked ones read local datasets only.
             collate_fn: makes a batch of samples.
-            options: further ones of DataLoader.
+            options: further options of DataLoader.
 
         Raises:
             InvalidInputError: an option that would change order or state.
@@ -117,7 +117,7 @@ class StreamingLoader(DataLoader[dict[str, Tensor]]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """The batches that are left of the epoch."""
+        """The remaining batches of the epoch."""
         state = self._stream.state_dict()
         epoch, start = state["epoch"], state["position"]
         _, world_size = self._stream.place()
@@ -127,9 +127,9 @@ class StreamingLoader(DataLoader[dict[str, Tensor]]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream's state behind the last batch that was given out."""
+        """The stream's state after the last batch that was yielded."""
         return self._stream.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go where `state_dict` was taken; see `Stream.load_state_dict`."""
+        """Resume from a state; see `Stream.load_state_dict`."""
         self._stream.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What every stream of windows does: ranks, workers, epochs and state, over an order of its own."""
+"""`Stream`, the base of all streams of windows: ranks, workers, epochs and state."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fusestore.data.streaming.stream_reader import WindowReader
-from fusestore.data.windows import filler
+from fusestore.data.windows import padding_sample
 from fusestore.errors import IncompatibleError, InvalidInputError
 
 
 class Identity(NamedTuple):
-    """A part of a state that must be the same where it is loaded: its value, and what it is of.
+    """A field of a state that must be equal in the stream that loads it.
 
     Attributes:
         value: JSON.
-        meaning: for messages.
-        is_of_data: whether the stream's `digest` stands for it too.
+        meaning: for messages: what another value belongs to.
+        is_of_data: whether the stream's `digest` includes it.
     """
 
     value: Any
@@ -32,14 +32,14 @@ class Identity(NamedTuple):
 class Stream(IterableDataset[dict[str, Tensor]]):
     """Windows in an order that is a function of epoch and position, epoch after epoch.
 
-    Iterating goes on behind the last sample that was given out, up to the end of the epoch; the
-    next iteration is the next epoch. Of W ranks, rank r gets positions r, r + W, r + 2W, … of what
-    is left of the epoch. All get equally many: where the epoch ends before the last rank had its
-    turn, that rank gets a filler (`window` −1, one position, nothing to learn), so that every
-    position comes once an epoch, whatever W is, and no rank waits for another.
+    Iteration continues after the last yielded sample, up to the end of the epoch; the next
+    iteration is the next epoch. Of W ranks, rank r gets positions r, r + W, r + 2W, … of the rest
+    of the epoch. All ranks get the same number: where the epoch ends before a rank's last position,
+    that rank gets padding (`window` −1, one position without label or distribution). So every
+    position comes once in an epoch for every W, and no rank waits for another.
 
-    In DataLoader workers the state is not counted: use `StreamingLoader`, which counts what the
-    training loop was given, or `set_epoch` before each epoch.
+    In DataLoader workers the state is not counted: use `StreamingLoader`, which counts the batches
+    that the training loop received, or `set_epoch` before each epoch.
 
     A subclass has the attributes `name`, `digest`, `target`, `window_length`, `vocab_size`, `top_k`
     and `sampled`, and the methods below that raise NotImplementedError.
@@ -48,8 +48,8 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         name: for messages.
         digest: of the data.
         target, window_length, vocab_size, top_k, sampled: as in `FusedDataset`.
-        batch_size: windows per batch of each rank, which several workers must know in order to
-            take whole batches in turns; None: not said.
+        batch_size: windows per batch of each rank; several workers need it to take whole batches
+            in turns. None: unknown.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         """Begin at the first position.
 
         Args:
-            batch_size: as given to the DataLoader; needed for more than one worker.
-            rank: of this process, below `world_size`; both are by default those of
+            batch_size: that of the DataLoader; needed for more than one worker.
+            rank: of this process, below `world_size`. By default, both are those of
                 torch.distributed, else the variables RANK and WORLD_SIZE.
             world_size: processes that share the stream.
 
@@ -77,7 +77,7 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         if (rank is None) != (world_size is None) or not 0 <= (rank or 0) < (world_size or 1):
             raise InvalidInputError(
                 f"rank={rank}, world_size={world_size}: give both, with 0 ≤ rank < world_size, or "
-                "none."
+                "neither."
             )
         self.batch_size = batch_size
         self._place = None if rank is None or world_size is None else (rank, world_size)
@@ -86,32 +86,33 @@ class Stream(IterableDataset[dict[str, Tensor]]):
 
     @property
     def num_windows(self) -> int:
-        """Positions of an epoch, of all ranks together."""
+        """Positions of an epoch, over all ranks."""
         raise NotImplementedError
 
     def reader(self, epoch: int, start: int) -> WindowReader:
-        """Opens an epoch at a position."""
+        """Reader of an epoch from a position."""
         raise NotImplementedError
 
     def _identity(self) -> dict[str, Identity]:
-        """All that the order depends on, by its name in a state; JSON."""
+        """Everything that the order depends on, by its name in a state; JSON."""
         raise NotImplementedError
 
     def follows(self, seed: int) -> bool:
-        """Whether windows come in the order of the map-style dataset, or mixture, at this seed."""
+        """Whether the order is that of the map-style dataset, or mixture, at this seed."""
         raise NotImplementedError
 
     @property
     def order_identity(self) -> dict[str, Any]:
-        """What the order of a given `digest`'s windows depends on; JSON."""
-        return {key: part.value for key, part in self._identity().items() if not part.is_of_data}
+        """Everything except for the data that the order depends on; JSON."""
+        fields = self._identity().items()
+        return {key: field.value for key, field in fields if not field.is_of_data}
 
     def describe(self, windows: Sequence[int]) -> str:
-        """Windows, for messages; fillers are none."""
+        """Windows without padding, for messages."""
         return f"windows {[window for window in windows if window >= 0]} of {self.name}"
 
     def largest_token_id(self) -> int:
-        """The largest token id anywhere in the data; reads, and so fetches, all of it once."""
+        """The largest token id in the data; reads, and so fetches, all of it."""
         largest = 0
         with self.reader(0, 0) as reader:
             for position in range(self.num_windows):
@@ -121,34 +122,34 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         return largest
 
     def __len__(self) -> int:
-        """Samples of one rank in an epoch, fillers included."""
+        """Samples of one rank in an epoch, including padding."""
         return -(-self.num_windows // self.place()[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker has no torch.distributed to ask.
+        # In a spawned worker, torch.distributed is not initialized.
         return {**self.__dict__, "_place": self.place()}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
-        numbers, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        if workers > 1 and self.batch_size is None:
+        worker_id, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        if num_workers > 1 and self.batch_size is None:
             raise InvalidInputError(
-                f"{workers} workers would put other windows together than one does. Use "
-                f"fusestore.data.StreamingLoader, or give {type(self).__name__} the batch_size "
-                "that the DataLoader has."
+                f"{num_workers} workers without a batch size would make other batches than one "
+                f"worker. Use fusestore.data.StreamingLoader, or give {type(self).__name__} the "
+                "batch_size of the DataLoader."
             )
         rank, world_size = self.place()
         epoch, start = self._epoch, self._position
-        left = -(-(self.num_windows - start) // world_size)
+        remaining = -(-(self.num_windows - start) // world_size)
         batch_size = self.batch_size or 1
-        mine = (n for n in range(left) if n // batch_size % workers == numbers)
+        numbers = (n for n in range(remaining) if n // batch_size % num_workers == worker_id)
         with self.reader(epoch, start) as reader:
-            for number in mine:
+            for number in numbers:
                 position = start + number * world_size + rank
-                ended = position >= self.num_windows
-                sample = (
-                    filler(self.top_k, sampled=self.sampled) if ended else reader.sample(position)
-                )
+                if position < self.num_windows:
+                    sample = reader.sample(position)
+                else:
+                    sample = padding_sample(self.top_k, sampled=self.sampled)
                 if worker is None:
                     self.seek(epoch, start + (number + 1) * world_size)
                 yield sample
@@ -162,36 +163,39 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch."""
+        """Continue at the beginning of an epoch."""
         if epoch < 0:
             raise InvalidInputError(f"epoch={epoch}: expected 0 or more.")
         self.seek(epoch, 0)
 
     def seek(self, epoch: int, position: int) -> None:
-        """Go to a position of all ranks together; behind the last one begins the next epoch."""
+        """Continue at a position over all ranks; after the last position, at the next epoch."""
         ended = position >= self.num_windows
         self._epoch, self._position = (epoch + 1, 0) if ended else (epoch, position)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is; the same on every rank, and good for any number of ranks."""
-        identity = {key: part.value for key, part in self._identity().items()}
+        """The position of the stream; the same on every rank, and valid for any number of ranks."""
+        identity = {key: field.value for key, field in self._identity().items()}
         return {**identity, "epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go where `state_dict` was taken.
+        """Continue at the position of a `state_dict`.
 
         Raises:
             IncompatibleError: the state is of other data or another order.
-            InvalidInputError: it is no state.
+            InvalidInputError: it is no state of a stream.
         """
-        own = self.state_dict()
-        if not isinstance(state, Mapping) or set(state) != set(own):
-            raise InvalidInputError(f"Not the state of a stream: {state!r:.200}.")
-        for key, part in self._identity().items():
-            if state[key] != part.value:
+        expected = self.state_dict().keys()
+        if not isinstance(state, Mapping) or state.keys() != expected:
+            raise InvalidInputError(
+                f"Not the state of a stream: {state!r:.200}; expected the keys "
+                f"{', '.join(expected)}. Give what `state_dict` returned."
+            )
+        for key, field in self._identity().items():
+            if state[key] != field.value:
                 raise IncompatibleError(
-                    f"The state is of {part.meaning}: {key} is {state[key]!r}, this stream has "
-                    f"{part.value!r}. Open the stream it was taken of, or begin a new one."
+                    f"The state is of {field.meaning}: {key} is {state[key]!r}, this stream has "
+                    f"{field.value!r}. Open the stream that the state is of, or begin a new one."
                 )
         epoch, position = state["epoch"], state["position"]
         if not all(type(value) is int for value in (epoch, position)) or not (
@@ -199,6 +203,6 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         ):
             raise InvalidInputError(
                 f"Not the state of a stream: epoch {epoch!r}, position {position!r} of "
-                f"{self.num_windows} windows."
+                f"{self.num_windows} windows. Give what `state_dict` returned."
             )
         self.seek(epoch, position)

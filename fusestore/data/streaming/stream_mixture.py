@@ -21,13 +21,12 @@ from fusestore.errors import InvalidInputError
 class StreamingMixture(Stream):
     """The windows of several fused datasets, each in the order of its own stream.
 
-    Whose turn it is says `MixtureOrder`; see there, and `FusedMixture`, for what an epoch is. The
-    streams are only asked for their orders and shards: ranks, batches and state are the mixture's.
-    Samples are those of `FusedDataset`, but for `window`: windows are numbered one dataset after
-    the other.
+    `MixtureOrder` gives the order of the datasets; `FusedMixture` explains an epoch. The mixture
+    uses the orders and shards of its streams, and has its own ranks, batches and state. Samples are
+    those of `FusedDataset`, except that `window` is numbered dataset by dataset.
 
     Attributes:
-        streams: in the order given.
+        streams: in the caller's order.
         weights: in the smallest integers.
         name: the streams' names.
         digest: as of a `FusedMixture` of the same datasets.
@@ -48,15 +47,15 @@ class StreamingMixture(Stream):
 
         Args:
             streams: of one target, window length and number of entries per row.
-            weights: how many windows of each, in proportion; None: as many as each has.
-            batch_size: see `Stream`, as for the next two.
+            weights: relative number of windows of each stream; None: its size.
+            batch_size: as for `Stream`, as are the next two.
             rank: of this process.
             world_size: processes that share the mixture.
 
         Raises:
             IncompatibleError: the streams do not belong together.
-            InvalidInputError: no streams, one twice, weights that are none, or a `cache_limit` that
-                is below what they need together.
+            InvalidInputError: no streams, the same dataset twice, invalid weights, or a
+                `cache_limit` below the total need of the streams.
         """
         super().__init__(batch_size, rank, world_size)
         check_mixable(streams)
@@ -83,11 +82,11 @@ class StreamingMixture(Stream):
         return all(stream.follows(own_seed(stream.digest, seed)) for stream in self.streams)
 
     def largest_token_id(self) -> int:
-        """The largest token id anywhere in any dataset; reads, and so fetches, all of them once."""
+        """The largest token id in the datasets; reads, and so fetches, all of them."""
         return max(stream.largest_token_id() for stream in self.streams)
 
     def reader(self, epoch: int, start: int) -> WindowReader:
-        """Opens an epoch at a position."""
+        """See `Stream`."""
         return _MixedReader(self.streams, self._turns, epoch)
 
     def _identity(self) -> dict[str, Identity]:
@@ -102,7 +101,7 @@ class StreamingMixture(Stream):
 
 
 class _MixedReader:
-    """See `WindowReader`. Each stream's reader is opened when its turn comes."""
+    """See `WindowReader`. Opens each stream's reader at its first turn."""
 
     def __init__(
         self, streams: Sequence[StreamingFusedDataset], order: MixtureOrder, epoch: int
@@ -134,7 +133,7 @@ class _MixedReader:
         return sample
 
     def _reader(self, turn: int, epoch: int, place: int) -> WindowReader:
-        """That of a stream's own epoch; the one before is closed."""
+        """The reader of a stream's epoch; closes that of the epoch before."""
         if turn in self._open:
             current, reader = self._open[turn]
             if current == epoch:
@@ -147,7 +146,7 @@ class _MixedReader:
 
 
 def _check_limits(streams: Sequence[StreamingFusedDataset]) -> None:
-    """Streams that share a folder must have room in it together."""
+    """Check that the cache limit has room for all streams that share a folder."""
     needed: dict[str, int] = {}
     for stream in streams:
         needed[stream.cache_root] = needed.get(stream.cache_root, 0) + stream.needed_bytes
@@ -156,6 +155,6 @@ def _check_limits(streams: Sequence[StreamingFusedDataset]) -> None:
         if limit is not None and limit < total:
             raise InvalidInputError(
                 f"cache_limit={limit:,} bytes of {stream.name} is too small for the mixture: its "
-                f"datasets need up to {total:,} bytes of shards at a time. Raise it, lower "
-                "shuffle_span, or give the streams different folders as cache_dir."
+                f"datasets need up to {total:,} bytes of shards at a time. Raise cache_limit, "
+                "lower shuffle_span, or give the streams different folders as cache_dir."
             )

@@ -1,11 +1,11 @@
-"""Which window comes when in a stream: a pure function of dataset, seed, epoch and position.
+"""The order of windows in a stream: a pure function of dataset, seed, epoch and position.
 
-Windows are grouped into blocks of about a shard. An epoch lays the blocks end to end in a shuffled
-order, and then mixes: the window at place i of that line gets the key i + u, u uniform in
-[0, span), and windows come by rising key. So every window moves by less than `span` places, a
-stream needs only the few shards that `span` consecutive places touch, and it can begin when the
-first shard has arrived. Without a span all windows are mixed, as in a map-style dataset. Ranks,
-workers and batch size choose where one stands in the order, never the order itself.
+Windows are grouped into blocks of about a shard. An epoch concatenates the blocks in a shuffled
+order, and then mixes: the window at place i gets the key i + u, with u uniform in [0, span), and
+windows are sorted by key. So every window moves by less than `span` places, a stream needs only the
+few shards that `span` consecutive places touch, and it can begin when the first shard has arrived.
+Without a span all windows are mixed, as in a map-style dataset. Ranks, workers and batch size
+select positions of the order, but never change it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class StreamOrder:
         digest: the dataset's (of its plan): another dataset has another order.
         num_tokens: T.
         window_length: tokens per window; the last window may be shorter.
-        starts: int64 [n + 1] the first position of each window, and T, where windows are not cut
-            every `window_length` tokens; else None.
-        rows_per_block: tokens that the windows of one block begin in.
-        seed: another seed is another order.
+        starts: int64 [n + 1], the first position of each window, and T; None where windows are cut
+            every `window_length` tokens.
+        rows_per_block: tokens of a block; it has the windows that begin in them.
+        seed: another seed gives another order.
         span: places that windows are mixed over; 1 keeps a shard's windows together and in order.
             None: all windows are mixed, in the order of `FusedDataset.order`.
     """
@@ -47,7 +47,7 @@ class StreamOrder:
     rows_per_block: int
     seed: int
     span: int | None
-    # A part of what `digest` stands for.
+    # Not compared, because `digest` includes it.
     starts: _Indices | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class StreamOrder:
         return -(-self.num_tokens // self.window_length)
 
     def bounds(self, window: int) -> tuple[int, int]:
-        """A window's positions: the first, and the one behind the last."""
+        """A window's positions: the first, and one past the last."""
         if self.starts is not None:
             return int(self.starts[window]), int(self.starts[window + 1])
         start = window * self.window_length
@@ -85,21 +85,21 @@ class StreamOrder:
             return permutation(self.num_windows, self.seed, epoch)
         starts = self._block_starts()
         shuffled = np.argsort(self._random(epoch, "shards", len(starts) - 1), kind="stable")
-        line = np.concatenate([np.arange(starts[b], starts[b + 1]) for b in shuffled])
-        fraction = self._random(epoch, "windows", len(line)) >> np.uint64(32)
-        keys = np.arange(len(line), dtype=np.uint64) << np.uint64(32)
+        windows = np.concatenate([np.arange(starts[b], starts[b + 1]) for b in shuffled])
+        fraction = self._random(epoch, "windows", len(windows)) >> np.uint64(32)
+        keys = np.arange(len(windows), dtype=np.uint64) << np.uint64(32)
         keys += fraction * np.uint64(self.span)
-        return line[np.argsort(keys, kind="stable")].astype(np.int64)
+        return windows[np.argsort(keys, kind="stable")].astype(np.int64)
 
     def uses(self, windows: _Indices) -> tuple[_Indices, _Indices]:
-        """When a part of an epoch needs each block first and last.
+        """The first and last use of each block in a range of an epoch.
 
         Args:
             windows: int64 [m].
 
         Returns:
-            int64 [blocks] each: the first and the last index into `windows` of one of the block's
-            windows; m and −1 where it has none there.
+            int64 [blocks] each: the first and the last index into `windows` of the block's windows;
+            m and −1 for a block without any.
         """
         starts = self._block_starts()
         blocks = np.searchsorted(starts, windows, side="right") - 1
@@ -110,13 +110,13 @@ class StreamOrder:
         return first, last
 
     def shards(self, rows_per_shard: int) -> tuple[_Indices, _Indices]:
-        """The shards that each block's windows lie in.
+        """The shards of each block's windows.
 
         Args:
             rows_per_shard: tokens per shard, as the dataset is stored.
 
         Returns:
-            int64 [blocks] each: the first shard, and the last one, included.
+            int64 [blocks] each: the first and the last shard, both included.
         """
         blocks = self._block_starts()
         if self.starts is not None:
@@ -126,10 +126,10 @@ class StreamOrder:
         return edges[:-1] // rows_per_shard, (edges[1:] - 1) // rows_per_shard
 
     def working_set(self, rows_per_shard: int) -> int:
-        """Shards that an epoch needs at one time, at most, whatever the seed and the epoch.
+        """The largest number of shards that any epoch of any seed needs at one time.
 
-        While a block is in use, some of its windows are still to come and others have been: at any
-        time such blocks touch `span` consecutive places, two at the ends and whole ones in between.
+        While a block is in use, some of its windows were read and others will be. At any time these
+        blocks touch `span` consecutive places: two blocks at the ends, and whole blocks in between.
         """
         num_shards = -(-self.num_tokens // rows_per_shard)
         if self.span is None:
@@ -141,7 +141,7 @@ class StreamOrder:
         return min(num_shards, blocks * int((high - low).max() + 1))
 
     def _block_starts(self) -> _Indices:
-        """First window of each block, and n; blocks without windows are left out."""
+        """First window of each block, and n; blocks without windows are omitted."""
         tokens = np.arange(0, self.num_tokens, self.rows_per_block, dtype=np.int64)
         if self.starts is not None:
             starts = np.searchsorted(self.starts, tokens)

@@ -1,4 +1,4 @@
-"""Samples of a stream by their position: from a local dataset, or from shards as they arrive."""
+"""Samples of a stream by position: from a local dataset, or from fetched shards."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fusestore.data.streaming.stream_order import StreamOrder
 from fusestore.data.windows import empty_rows, sample_of
 
 BLOCKS_AHEAD = 4
-"""Blocks (of about a shard) that are fetched before they are needed."""
+"""Blocks (of about a shard) to prefetch."""
 
 _Indices = npt.NDArray[np.int64]
 
 
 class WindowReader(Protocol):
-    """Reads samples at rising positions of one epoch; a context."""
+    """A context that reads samples of one epoch at ascending positions."""
 
     def __enter__(self) -> Self: ...
 
@@ -35,12 +35,12 @@ class WindowReader(Protocol):
     ) -> None: ...
 
     def sample(self, position: int) -> dict[str, Tensor]:
-        """The sample at a position, which is never smaller than the one before."""
+        """The sample at a position, which must not be below that of the call before."""
         ...
 
 
 class LocalReader:
-    """From the local form, memory-mapped where it lies.
+    """Reads the local form, memory-mapped.
 
     Args:
         dataset: the dataset.
@@ -63,16 +63,15 @@ class LocalReader:
 
 
 class FetchingReader:
-    """From fetched shards: asks for what comes next, and lets go of what is not needed any more.
+    """Reads fetched shards: prefetches the next shards, and releases those it has read.
 
-    A sample of one shard is a view of the shard's map: nothing is copied before a batch is made of
-    it. Every reader has maps of its own and gives each window once, so what is changed in a sample
-    is seen by nobody else, and not in another epoch.
+    A sample of one shard is a view of the shard's map, copied only into its batch. Every reader has
+    its own maps and reads each window once, so changes to a sample affect no other reader or epoch.
 
     Args:
-        job: what is fetched.
-        layout: of its shards.
-        order: the order that `windows` is of.
+        job: the dataset and its local folder.
+        layout: of the dataset's shards.
+        order: the order of `windows`.
         windows: the window at each position, int64 [n].
         start: the first position that will be read.
         sampled: whether rows of any source are samples.
@@ -116,17 +115,17 @@ class FetchingReader:
         self._move(position)
         window = int(self._windows[position])
         start, stop = self._order.bounds(window)
-        rows, *others = self._shards.pieces(start, stop)
-        if others:
-            # A sample is one piece of memory.
-            pieces = [rows, *others]
+        views = self._shards.views(start, stop)
+        rows = views[0]
+        if len(views) > 1:
+            # The arrays of a sample are contiguous.
             rows = empty_rows(stop - start, self._top_k)
             for name, values in rows.items():
-                np.concatenate([piece[name] for piece in pieces], out=values)
+                np.concatenate([view[name] for view in views], out=values)
         return sample_of(rows, window, sampled=self._sampled)
 
     def _move(self, position: int) -> None:
-        """Blocks that begin or end before this position: ask for shards, and let go of others."""
+        """Prefetch and release shards, if blocks begin or end before this position."""
         begun, ended = self._num_begun, self._num_ended
         while begun < len(self._by_first) and self._first[self._by_first[begun]] <= position:
             begun += 1
@@ -137,12 +136,12 @@ class FetchingReader:
         soon = self._by_first[: begun + BLOCKS_AHEAD]
         needed = self._shards_in(soon[self._last[soon] >= position])
         if ended != self._num_ended:
-            over = self._shards_in(self._by_last[self._num_ended : ended])
-            self._shards.release(shard for shard in over if shard not in needed)
+            finished = self._shards_in(self._by_last[self._num_ended : ended])
+            self._shards.release(shard for shard in finished if shard not in needed)
         if begun != self._num_begun:
-            self._shards.expect(list(needed))
+            self._shards.prefetch(list(needed))
         self._num_begun, self._num_ended = begun, ended
 
     def _shards_in(self, blocks: _Indices) -> dict[int, None]:
-        """The shards of some blocks, each once, in the order of the blocks."""
+        """The distinct shards of some blocks, in the order of the blocks."""
         return dict.fromkeys(shard for block in blocks for shard in self._shards_of[block])

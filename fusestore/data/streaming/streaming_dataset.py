@@ -1,4 +1,4 @@
-"""A fused dataset as a stream: from any storage, in an exact order, resumable anywhere."""
+"""A fused dataset as a stream: from any storage, in an exact order, resumable at any sample."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes
 class StreamingFusedDataset(Stream):
     """The windows of a fused dataset in the order of `StreamOrder`, epoch after epoch.
 
-    Samples are those of `FusedDataset`; how they are dealt out to ranks and workers says `Stream`.
-    Shards are fetched ahead from where the dataset lies, verified, and kept below `cache_dir`,
-    which all processes of the machine share; a local dataset in the local form is read where it is.
+    Samples are those of `FusedDataset`; see `Stream` for how they are assigned to ranks and
+    workers. Shards are prefetched from the dataset's storage, verified, and kept below `cache_dir`,
+    which all processes of the machine share. A local dataset in the local form is read in place.
 
     Attributes:
         name: its URL or folder, for messages.
-        target: digest of the tokenizer whose tokens it holds.
+        target: digest of the target's tokenizer.
         digest: of the dataset's plan, as `FusedDataset.digest`.
         window_length, vocab_size, sampled, num_tokens, top_k: as in `FusedDataset`.
-        order: which window comes when.
+        order: the order of windows.
         cache_root: folder of the fetched shards of all datasets.
-        cache_limit: bytes that these may take together.
+        cache_limit: size limit of this folder in bytes; None: no limit.
     """
 
     def __init__(
@@ -57,21 +57,21 @@ class StreamingFusedDataset(Stream):
         Args:
             url: the dataset's folder: a path, `s3://`, `hf://`, `https://` or any fsspec URL.
             storage_options: for the fsspec filesystem.
-            cache_dir: where fetched shards are kept; by default in the user's cache.
-            cache_limit: bytes that the fetched shards of all datasets below `cache_dir` may take;
-                None: as much as the disk has.
+            cache_dir: local folder for fetched shards; by default the user's cache.
+            cache_limit: size limit in bytes of the fetched shards of all datasets below
+                `cache_dir`; None: as much as the disk has.
             seed: of the order.
-            shuffle_span: windows that are mixed with each other; more mix better and need more
-                shards at one time. None: all windows, in the very order of `FusedDataset.order`;
-                every shard is kept until the end.
-            batch_size: see `Stream`, as for the next two.
+            shuffle_span: windows that are mixed with each other; a larger span mixes better and
+                needs more shards at one time. None: all windows, in the order of
+                `FusedDataset.order`; every shard is kept until the end of the epoch.
+            batch_size: as for `Stream`, as are the next two.
             rank: of this process.
             world_size: processes that share the stream.
 
         Raises:
-            NotFoundError: no complete fused dataset is there.
+            NotFoundError: the folder holds no complete fused dataset.
             CorruptionError: its manifest, or its table of windows, is damaged.
-            InvalidInputError: it has no tokens; or `cache_limit` is below what the order needs.
+            InvalidInputError: it has no tokens, or `cache_limit` is too small for the order.
         """
         super().__init__(batch_size, rank, world_size)
         location = Location.parse(url, storage_options)
@@ -95,7 +95,7 @@ class StreamingFusedDataset(Stream):
             digest=self.digest,
             num_tokens=self.num_tokens,
             window_length=self.window_length,
-            # The same in both forms, so that the order is.
+            # The same in both forms, so that both have the same order.
             rows_per_block=shared_rows(self.num_tokens, recipe.rows_per_shard),
             seed=seed,
             span=shuffle_span,
@@ -123,7 +123,7 @@ class StreamingFusedDataset(Stream):
             raise InvalidInputError(
                 f"cache_limit={cache_limit:,} bytes is too small: mixing {mixed} windows "
                 f"needs up to {self.needed_bytes // size} shards of {size:,} bytes at a time, "
-                f"{self.needed_bytes:,} bytes. Raise it, or lower shuffle_span."
+                f"{self.needed_bytes:,} bytes. Raise cache_limit, or lower shuffle_span."
             )
         publish(Location.parse(self._job.manifest_file), content)
 
@@ -134,15 +134,15 @@ class StreamingFusedDataset(Stream):
 
     @property
     def needed_bytes(self) -> int:
-        """Of fetched shards that an epoch needs at one time; 0 for a dataset that lies here."""
+        """Bytes of fetched shards that an epoch needs at one time; 0 for a local dataset."""
         if self._local is not None:
             return 0
-        # One more is on its way while the others are in use.
+        # One more shard is fetched while the others are in use.
         shards = self.order.working_set(self._layout.rows_per_shard) + 1
         return shards * self._layout.num_bytes
 
     def reader(self, epoch: int, start: int) -> WindowReader:
-        """Opens an epoch at a position."""
+        """See `Stream`."""
         windows = self.order.windows(epoch)
         if self._local is not None:
             return LocalReader(self._local, windows)

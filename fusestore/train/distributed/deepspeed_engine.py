@@ -58,32 +58,32 @@ def check_deepspeed(config: dict[str, Any], settings: TrainSettings, num_process
     for section in ("offload_optimizer", "offload_param"):
         if zero.get(section, {}).get("device") == "nvme":
             raise IncompatibleError(
-                f"DeepSpeed's configuration has {section} on nvme: checkpoints cannot read it "
-                "there. Offload to the CPU instead."
+                f"DeepSpeed's configuration has {section} on nvme, which checkpoints cannot read. "
+                "Offload to the CPU instead."
             )
     accumulation = settings.gradient_accumulation
-    _fill(config, "train_micro_batch_size_per_gpu", settings.batch_size, "batch_size")
+    _set(config, "train_micro_batch_size_per_gpu", settings.batch_size, "batch_size")
     if config.get("gradient_accumulation_steps") != 1:
         # accelerate sets 1 where the configuration sets nothing.
-        _fill(config, "gradient_accumulation_steps", accumulation, "gradient_accumulation")
-    _fill(
+        _set(config, "gradient_accumulation_steps", accumulation, "gradient_accumulation")
+    _set(
         config,
         "train_batch_size",
         settings.batch_size * accumulation * num_processes,
         "batch_size · gradient_accumulation · processes",
     )
     # 0 is no clipping in DeepSpeed too.
-    _fill(config, "gradient_clipping", settings.max_grad_norm, "max_grad_norm")
-    # The mean over the forward passes of a step is made outside, as in the other engines.
+    _set(config, "gradient_clipping", settings.max_grad_norm, "max_grad_norm")
+    # The training loop averages over the forward passes of a step, as with the other engines.
     config["gradient_accumulation_steps"] = 1
     del config["train_batch_size"]
 
 
-def _fill(config: dict[str, Any], key: str, value: float, setting: str) -> None:
-    found = config.get(key, "auto")
-    if found not in ("auto", value):
+def _set(config: dict[str, Any], key: str, value: float, setting: str) -> None:
+    configured = config.get(key, "auto")
+    if configured not in ("auto", value):
         raise IncompatibleError(
-            f"DeepSpeed's configuration has {key}: {found}, but {setting}, by the training "
+            f"DeepSpeed's configuration has {key}: {configured}, but {setting}, by the training "
             f"settings, is {value}. Make them equal, or set {key} to 'auto'."
         )
     config[key] = value

@@ -10,7 +10,7 @@ from fusestore.errors import IncompatibleError
 from fusestore.models.loading import output_width
 
 _CUTS = (5, 7)
-"""Begin of the second document in each window of the check."""
+"""First position of the second document in each window of the check."""
 
 _LENGTH = 16
 _TOLERANCE = 1e-4
@@ -21,14 +21,14 @@ def check_document_masking(
     model: Any,  # noqa: ANN401 - transformers is untyped
     batch_size: int = 1,
 ) -> None:
-    """Check, by running it, that documents packed into windows have the logits they have alone.
+    """Check, by running the model, that packed documents have the logits of separate documents.
 
     transformers derives document masks from `position_ids` in models that use its
     `masking_utils`; other models accept the same arguments and attend to the whole window.
 
     Args:
         model: a causal language model in float32.
-        batch_size: windows per call: 1, or more.
+        batch_size: windows per call; above 1 the check uses 2.
 
     Raises:
         IncompatibleError: the logits differ.
@@ -50,9 +50,12 @@ def check_document_masking(
             alone = torch.stack(
                 [
                     torch.cat(
-                        [model(input_ids=part[None], use_cache=False).logits[0] for part in parts]
+                        [
+                            model(input_ids=document[None], use_cache=False).logits[0]
+                            for document in documents
+                        ]
                     )
-                    for parts in (
+                    for documents in (
                         row.split([cut, _LENGTH - cut])
                         for row, cut in zip(ids, _CUTS, strict=False)
                     )
@@ -66,6 +69,7 @@ def check_document_masking(
         raise IncompatibleError(
             f"{type(model).__name__} with attention {attention!r} does not support document "
             f"masking: the logits of packed documents differ by up to {difference:.2g} from those "
-            "of each alone. Train with attend_within = 'window', with attn_implementation = 'sdpa' "
-            "or 'eager', or on a dataset fused with packing = 'document'."
+            "of separate documents. Train with attend_within = 'window', with "
+            "attn_implementation = 'sdpa' or 'eager', or on a dataset fused with packing = "
+            "'document'."
         )

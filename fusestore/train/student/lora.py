@@ -50,13 +50,14 @@ def add_lora(model: Any, lora: LoraSettings) -> Any:  # noqa: ANN401 - transform
     except ValueError as error:
         raise _no_modules(lora, linear, str(error)) from error
     targeted = set(handle.targeted_module_names)
-    for wanted in lora.target_modules:
-        if not any(f".{name}".endswith(f".{wanted}") for name in targeted):
-            raise _no_modules(lora, linear, f"{wanted!r} is not among them")
+    for ending in lora.target_modules:
+        if not any(f".{name}".endswith(f".{ending}") for name in targeted):
+            raise _no_modules(lora, linear, f"{ending!r} is not among them")
     if targeted & tied:
         raise IncompatibleError(
             f"lora.target_modules names {sorted(targeted & tied)}: embeddings and the output head "
-            "may be one tensor and are not adapted. Name other layers, or none for all linear ones."
+            "may be one tensor and are not adapted. Name other layers, or none to adapt all linear "
+            "layers."
         )
     return handle
 
@@ -88,5 +89,5 @@ def _no_modules(lora: LoraSettings, linear: list[str], why: str) -> Incompatible
     names = sorted({name.rpartition(".")[2] for name in linear})
     return IncompatibleError(
         f"LoRA cannot be added to {list(lora.target_modules) or 'the linear layers'} of this model "
-        f"({why}). Its linear layers are called {', '.join(names) or '(there are none)'}."
+        f"({why}). Its linear layers are called {', '.join(names) or '(it has none)'}."
     )

@@ -17,13 +17,13 @@ class PlainHead(NamedTuple):
 
 
 def plain_head(model: Any) -> PlainHead:  # noqa: ANN401
-    """Check, by running it, that the model's logits are a plain product of its hidden states.
+    """Check, by running the model, that its logits are a plain product of its hidden states.
 
-    The backbone's hidden states are replaced by others that make large logits, so that any
-    scaling, capping or other operation of the model's own forward changes the result.
+    The backbone's hidden states are replaced by random states with large logits, so that any
+    scaling, capping or other operation of the model's forward changes the result.
 
     Raises:
-        IncompatibleError: they are not.
+        IncompatibleError: the logits are another function of the hidden states.
     """
     backbone, output = backbone_of(model), model.get_output_embeddings()
     if backbone is None or type(output) is not torch.nn.Linear:
@@ -40,8 +40,8 @@ def plain_head(model: Any) -> PlainHead:  # noqa: ANN401
         logits = torch.nn.functional.linear(hidden, weight, output.bias)
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
-        own = _logits_of(model, backbone, hidden)
-    if own.shape != logits.shape or not torch.allclose(own, logits, rtol=1e-5, atol=1e-3):
+        actual = _logits_of(model, backbone, hidden)
+    if actual.shape != logits.shape or not torch.allclose(actual, logits, rtol=1e-5, atol=1e-3):
         raise _no_plain_head(model, "does more to its logits than multiply and cap them")
     return PlainHead(softcap)
 
@@ -68,7 +68,7 @@ def _logits_of(model: Any, backbone: Any, hidden: Tensor) -> Tensor:  # noqa: AN
 
 
 def backbone_of(model: Any) -> Any:  # noqa: ANN401
-    """The module that computes the hidden states; None where the model has no separate one."""
+    """The module that computes the hidden states; None if the model has no separate backbone."""
     backbone = getattr(model, model.base_model_prefix, None)
     return None if backbone is model else backbone
 

@@ -1,4 +1,4 @@
-"""Sharing: copying artifacts between stores, only what is missing, checked on the way."""
+"""Sharing: copying missing artifacts between stores, with checks of every file."""
 
 from __future__ import annotations
 

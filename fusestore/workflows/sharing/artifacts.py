@@ -1,4 +1,4 @@
-"""The artifacts of a store as sharing sees them: by path, and with the files of each."""
+"""The artifacts of a store by path, and their files, for sharing."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def folder_of(store: Store, path: str) -> Location:
     """The folder that the file paths of the artifact `kind/name` are relative to.
 
     Raises:
-        InvalidInputError: not of that form, or a name that cannot be.
+        InvalidInputError: the path has another form, or an invalid name.
     """
     kind, name = split_path(path)
     return kind.location(store, name)
 
 
 def paths_in(store: Store) -> dict[str, bool]:
-    """Every artifact of the store by `kind/name`, and whether it is complete.
+    """Whether each artifact of the store is complete, by `kind/name`.
 
     Raises:
-        NotFoundError: there is no store.
+        NotFoundError: the store does not exist.
     """
     return {artifact.path: artifact.complete for artifact in list_artifacts(store)}
 
@@ -46,9 +46,11 @@ def read_artifact(store: Store, path: str) -> ArtifactFiles:
         find_artifact(store, path)
         raise NotFoundError(
             f"{path} in {store.location} is not complete; only complete artifacts are shared. "
-            "Finish it first: the command that began it goes on where it stopped."
+            "Finish it first: run the command that makes it again, which resumes it."
         ) from error
     try:
         return kind.files(location, path, manifest)
     except NotFoundError as error:
-        raise CorruptionError(f"{error} Run `fusestore verify {path}` there.") from error
+        raise CorruptionError(
+            f"{error} Run `fusestore verify {path}` on {store.location}."
+        ) from error

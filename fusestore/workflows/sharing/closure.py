@@ -1,4 +1,4 @@
-"""What artifacts were made from, found again in their store by digest."""
+"""The inputs of artifacts, found in their store by digest."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from fusestore.store.registry import Artifact, split_path
 
 
 def with_inputs(store: Store, paths: list[str]) -> list[str]:
-    """The artifacts and all they were made from, inputs first, each once.
+    """The artifacts and all their direct and indirect inputs, inputs first, each once.
 
     Raises:
-        NotFoundError: something an artifact was made from is not in its store any more.
+        NotFoundError: the store does not have an input any more.
     """
     return _Inputs(store).closure(paths, _Inputs.all_of)
 
 
 def with_needed(store: Store, paths: list[str]) -> list[str]:
-    """The artifacts, each after what it cannot be read without, if the store has that."""
+    """The artifacts, each after the inputs that reading it needs, if the store has them."""
     return _Inputs(store).closure(paths, _Inputs.needed_by)
 
 
 class _Inputs:
-    """One look at a store's manifests."""
+    """The inputs of a store's artifacts, from manifests that are read once."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -35,32 +35,32 @@ class _Inputs:
     def closure(
         self, paths: list[str], inputs: Callable[[_Inputs, str], Iterator[str]]
     ) -> list[str]:
-        """The paths and what `inputs` gives for them, and so on; inputs first."""
-        found: dict[str, None] = {}
+        """The paths and, recursively, the `inputs` of each; inputs first."""
+        visited: dict[str, None] = {}
 
         def visit(path: str) -> None:
-            if path not in found:
+            if path not in visited:
                 for needed in inputs(self, path):
                     visit(needed)
-                found[path] = None
+                visited[path] = None
 
         for path in paths:
             visit(path)
-        return list(found)
+        return list(visited)
 
     def needed_by(self, path: str) -> Iterator[str]:
-        """Paths of what an artifact cannot be read without."""
-        for wanted in self._inputs_of(path):
-            if wanted.needed and (wanted.kind, wanted.digest) in self._by_digest:
-                yield self._by_digest[wanted.kind, wanted.digest]
+        """Paths of the direct inputs that reading an artifact needs."""
+        for needed in self._inputs_of(path):
+            if needed.needed and (needed.kind, needed.digest) in self._by_digest:
+                yield self._by_digest[needed.kind, needed.digest]
 
     def all_of(self, path: str) -> Iterator[str]:
-        """Paths of what an artifact was directly made from."""
-        for wanted in self._inputs_of(path):
+        """Paths of an artifact's direct inputs."""
+        for needed in self._inputs_of(path):
             try:
-                yield self._by_digest[wanted.kind, wanted.digest]
+                yield self._by_digest[needed.kind, needed.digest]
             except KeyError:
-                raise self._gone(wanted, path) from None
+                raise self._missing(needed, path) from None
 
     def _inputs_of(self, path: str) -> Iterator[Input]:
         artifact = self._artifacts.get(path)
@@ -73,17 +73,17 @@ class _Inputs:
 
     @cached_property
     def _by_digest(self) -> dict[tuple[str, str], str]:
-        """Path of each complete artifact by its kind and what other manifests call it by."""
+        """Path of each complete artifact by its kind and digest."""
         return {
             (artifact.kind.name, artifact.kind.digest(artifact.manifest)): path
             for path, artifact in self._artifacts.items()
             if artifact.manifest is not None
         }
 
-    def _gone(self, wanted: Input, path: str) -> NotFoundError:
-        title = split_path(f"{wanted.kind}/{wanted.name or 'unknown'}")[0].title
-        called = f" {wanted.name!r}" if wanted.name else ""
+    def _missing(self, needed: Input, path: str) -> NotFoundError:
+        title = split_path(f"{needed.kind}/{needed.name or 'unknown'}")[0].title
+        name = f" {needed.name!r}" if needed.name else ""
         return NotFoundError(
-            f"{path} was made from a {title}{called} with the digest {wanted.digest[:16]}…, which "
+            f"{path} was made from a {title}{name} with the digest {needed.digest[:16]}…, which "
             f"is not in {self._store.location} any more. Share it without its inputs."
         )

@@ -1,8 +1,8 @@
-"""Comparing an artifact with what lies under its name elsewhere: what is missing, what contradicts.
+"""The missing files of an artifact at a target, and conflicts with existing files.
 
-Nothing is written here. A file is taken for copied when it has the right size and the document
-that vouches for it (its receipt, or the manifest) is there too; any other file that lies there is
-read and compared, because something else may have left it.
+Writes nothing. A file counts as copied if it has the right size and the target has the document
+that records it (its receipt, or the manifest). Any other existing file is read and compared,
+because another artifact may have written it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fusestore.store.registry import split_path
 
 @dataclass(frozen=True)
 class GroupCopy:
-    """What is missing of one group: files, and the receipt if it is not there."""
+    """The missing files of a group, and its receipt if the target lacks it."""
 
     files: Mapping[str, FileRecord]
     receipt: Document | None
@@ -34,14 +34,14 @@ class GroupCopy:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is missing of one artifact at the target.
+    """The missing documents and files of an artifact at the target.
 
     Attributes:
-        artifact: the artifact as its own store has it.
-        target: the folder it goes to.
-        fingerprint: the document to write first, if it is not there.
-        groups: those with anything missing.
-        manifest: the document to write last, if it is not there.
+        artifact: the artifact in its own store.
+        target: the folder to copy to.
+        fingerprint: the document to write first; None if it exists.
+        groups: the groups with missing files or receipts.
+        manifest: the document to write last; None if it exists.
     """
 
     artifact: ArtifactFiles
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the target has everything."""
+        """Whether nothing is missing."""
         return not (self.fingerprint or self.groups or self.manifest)
 
     @property
@@ -67,16 +67,16 @@ class Plan:
 
 
 def plan_copy(artifact: ArtifactFiles, target: Location, pool: Executor, *, check: bool) -> Plan:
-    """Compare.
+    """Compare an artifact with the target's folder.
 
     Args:
-        artifact: what is to be copied.
-        target: the folder it goes to, there or not.
-        pool: runs the reading of files that must be compared.
-        check: read every file that is there, also those a receipt vouches for.
+        artifact: the artifact to copy.
+        target: the folder to copy to, existing or not.
+        pool: threads that read files to compare.
+        check: also read existing files that a receipt records.
 
     Raises:
-        AlreadyExistsError: something else has this name at the target.
+        AlreadyExistsError: the target has another artifact of this name.
     """
     return _Comparison(artifact, target, pool, check).plan()
 
@@ -92,79 +92,80 @@ class _Comparison:
     def plan(self) -> Plan:
         artifact = self.artifact
         fingerprint = artifact.fingerprint
-        begun = fingerprint is not None and self._found(fingerprint) is not None
-        found = self._found(artifact.manifest)
-        if found is not None and found.data != artifact.manifest.data:
-            # The same content in other bytes: a complete artifact of its own, and left alone.
+        begun = fingerprint is not None and self._existing(fingerprint) is not None
+        manifest = self._existing(artifact.manifest)
+        if manifest is not None and manifest.data != artifact.manifest.data:
+            # A complete artifact with the same content in other bytes: nothing is copied.
             return Plan(artifact, self.target, None, (), None)
-        groups = tuple(self._groups(begun or found is not None, found is not None))
+        groups = tuple(self._groups(begun or manifest is not None, manifest is not None))
         return Plan(
             artifact,
             self.target,
             None if begun else fingerprint,
             tuple(group for group in groups if group.files or group.receipt),
-            None if found is not None else artifact.manifest,
+            None if manifest is not None else artifact.manifest,
         )
 
     def _groups(self, same: bool, complete: bool) -> Iterator[GroupCopy]:
         for group in self.artifact.groups:
             receipt = group.receipt
-            found = None if receipt is None else self._found(receipt)
-            if found is not None and receipt is not None and found.data != receipt.data:
+            existing = None if receipt is None else self._existing(receipt)
+            if existing is not None and receipt is not None and existing.data != receipt.data:
                 continue
-            vouched = complete if receipt is None else found is not None
-            missing = self._missing(group, same=same or vouched, vouched=vouched)
-            yield GroupCopy(missing, receipt if found is None else None)
+            recorded = complete if receipt is None else existing is not None
+            missing = self._missing(group, same=same or recorded, recorded=recorded)
+            yield GroupCopy(missing, receipt if existing is None else None)
 
-    def _missing(self, group: FileGroup, *, same: bool, vouched: bool) -> dict[str, FileRecord]:
-        """The group's files that are not there as they must be.
+    def _missing(self, group: FileGroup, *, same: bool, recorded: bool) -> dict[str, FileRecord]:
+        """The group's files that the target lacks or has with other content.
 
         Args:
             group: the files.
-            same: the target's folder is this artifact's: what differs may be replaced.
-            vouched: a receipt or manifest that is there names these files.
+            same: whether the target's folder is this artifact's, so that differing files may be
+                replaced.
+            recorded: whether a receipt or manifest of the target records these files.
 
         Raises:
-            AlreadyExistsError: a file that differs, in a folder that may be another artifact's.
+            AlreadyExistsError: a file differs, and the folder may be another artifact's.
         """
         present = {path: record for path, record in group.files.items() if path in self.sizes}
         sized = {
             path: record for path, record in present.items() if self.sizes[path] == record.num_bytes
         }
         whole = set(sized)
-        if self.check or not vouched:
+        if self.check or not recorded:
             checked = self.pool.map(lambda path: matches(self.target / path, sized[path]), sized)
             whole = {path for path, equal in zip(sized, checked, strict=True) if equal}
         if not same and len(whole) < len(present):
-            other = min(present.keys() - whole)
+            differing = min(present.keys() - whole)
             raise AlreadyExistsError(
-                f"{self.target} holds a file {other} that is not the one of {self.artifact.path} "
-                f"in {self.artifact.location}: something else has this name. Nothing was copied; "
-                "delete it there if it is not needed."
+                f"{self.target} holds a file {differing} that differs from that of "
+                f"{self.artifact.path} in {self.artifact.location}: another artifact has this "
+                f"name. Nothing was copied; delete {self.target} if it is not needed."
             )
         return {path: record for path, record in group.files.items() if path not in whole}
 
-    def _found(self, document: Document) -> Document | None:
-        """The target's document of the same path.
+    def _existing(self, document: Document) -> Document | None:
+        """The target's document of the same path; None if the target lacks it.
 
         Raises:
-            AlreadyExistsError: it stands for something else.
+            AlreadyExistsError: it is another artifact's.
         """
         if document.path not in self.sizes:
             return None
         try:
-            found = read_document(self.target, document.path, self.identity)
+            existing = read_document(self.target, document.path, self.identity)
         except NotFoundError:
             return None
         except (CorruptionError, InvalidInputError) as error:
             raise AlreadyExistsError(
-                f"{self.artifact.path} cannot be copied to {self.target}: what lies there is "
-                f"damaged ({error}) Nothing was copied; delete it there and copy again."
+                f"{self.artifact.path} cannot be copied to {self.target}: its {document.path} is "
+                f"damaged ({error}) Nothing was copied; delete that folder and copy again."
             ) from error
-        if found.identity != document.identity:
+        if existing.identity != document.identity:
             raise AlreadyExistsError(
                 f"{self.target} is another {self.artifact.path}: its {document.path} has the "
-                f"digest {found.identity}, the one of {self.artifact.location} has "
+                f"digest {existing.identity}, that of {self.artifact.location} has "
                 f"{document.identity}. Nothing was copied; delete or rename one of the two."
             )
-        return found
+        return existing

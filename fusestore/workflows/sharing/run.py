@@ -1,8 +1,8 @@
-"""`copy_artifacts` and `sync_stores`: artifacts from one store to another, only what is missing.
+"""`copy_artifacts` and `sync_stores`: copying missing artifacts from one store to another.
 
-A copy appears in the order in which artifacts are made: the fingerprint, data files, each receipt
-after its files, the manifest last. So a copy that was cut short is an unfinished artifact, which
-cannot be opened and goes on where it stopped.
+A copy is written in the order in which artifacts are made: the fingerprint, data files, each
+receipt after its files, the manifest last. So an interrupted copy is an unfinished artifact, which
+cannot be opened and can be resumed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ DEFAULT_JOBS = 8
 
 @dataclass(frozen=True)
 class Shared:
-    """What happened to one artifact.
+    """The copy of one artifact.
 
     Attributes:
         artifact: `kind/name`.
-        target: the store it went to.
+        target: the store that was copied to.
         num_files: data files copied.
-        num_bytes: their bytes.
-        already_there: nothing was missing.
+        num_bytes: bytes of these files.
+        already_there: whether nothing was missing.
     """
 
     artifact: str
@@ -55,68 +55,68 @@ def copy_artifacts(
     check: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Shared]:
-    """Copy artifacts; what is there already is kept, byte for byte what it was.
+    """Copy artifacts; existing sound files of the target are kept unchanged.
 
     Args:
-        source: where they are.
-        target: where they go.
+        source: the store to copy from.
+        target: the store to copy to.
         names: `kind/name` each; None copies every complete artifact.
-        inputs: also copy what they were made from. A cache always brings its vocabulary.
-        jobs: files under way at a time.
-        check: also read back what the target has, and copy again what is damaged.
+        inputs: also copy all inputs of the artifacts. A cache's vocabulary is always copied.
+        jobs: files copied at a time.
+        check: also read existing files of the target, and copy damaged files again.
         reporter: receives progress updates.
 
     Returns:
-        One entry an artifact, in the order copied: what artifacts are made from comes first, but
-        fused datasets that are unpacked from their shared form into a folder come last.
+        One entry per artifact, in the order of the copies: inputs first, but fused datasets that
+        are unpacked from their shared form into a folder last.
 
     Raises:
-        NotFoundError: no such artifact, or one that is not complete.
-        AlreadyExistsError: the target has something else of that name; nothing was copied.
+        NotFoundError: an artifact does not exist or is not complete.
+        AlreadyExistsError: the target has another artifact of that name; nothing was copied.
         CorruptionError: files of the source are damaged. They were not copied, and their
             artifacts are unfinished at the target; everything else is copied.
         InvalidInputError: source and target are one store.
-        AccessDeniedError, StorageError: the copy goes on where it stopped when it is run again.
+        AccessDeniedError, StorageError: a storage failed; the same call resumes the copy.
     """
     _check_different(source, target)
     reporter = reporter or SilentReporter()
     if names is None:
         states = paths_in(source)
-        wanted = [name for name, complete in states.items() if complete]
-        _say_unfinished(reporter, source, states)
+        paths = [path for path, complete in states.items() if complete]
+        _report_unfinished(reporter, source, states)
     else:
-        wanted = with_inputs(source, list(names)) if inputs else list(names)
-    wanted = with_needed(source, wanted)
-    return _copy([(source, target, name) for name in wanted], jobs, check, reporter)
+        paths = with_inputs(source, list(names)) if inputs else list(names)
+    paths = with_needed(source, paths)
+    return _copy([(source, target, path) for path in paths], jobs, check, reporter)
 
 
 def sync_stores(
-    one: Store,
-    other: Store,
+    first: Store,
+    second: Store,
     names: Sequence[str] | None = None,
     *,
     jobs: int = DEFAULT_JOBS,
     check: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Shared]:
-    """Give each of two stores the complete artifacts that only the other one has.
+    """Copy to each of two stores the complete artifacts that only the other store has.
 
-    A store that is not there yet counts as an empty one. For the rest see `copy_artifacts`.
+    A store that does not exist counts as empty. For the rest see `copy_artifacts`.
     """
-    _check_different(one, other)
+    _check_different(first, second)
     reporter = reporter or SilentReporter()
-    states = [_paths_or_none(store) for store in (one, other)]
-    known = [name for state in states for name in state]
-    wanted = list(dict.fromkeys(known if names is None else names))
+    states = [_paths_or_none(store) for store in (first, second)]
+    listed = [path for state in states for path in state] if names is None else names
+    paths = list(dict.fromkeys(listed))
     if names is None:
-        wanted = [name for name in wanted if any(state.get(name) for state in states)]
-        for store, state in zip((one, other), states, strict=True):
-            _say_unfinished(reporter, store, state)
-    # A name that neither has complete is for `read_artifact` to explain.
-    back = [name for name in wanted if states[1].get(name) and not states[0].get(name)]
-    forth = [name for name in wanted if name not in back]
-    copies = [(one, other, name) for name in with_needed(one, forth)]
-    copies += [(other, one, name) for name in with_needed(other, back)]
+        paths = [path for path in paths if any(state.get(path) for state in states)]
+        for store, state in zip((first, second), states, strict=True):
+            _report_unfinished(reporter, store, state)
+    # `read_artifact` raises the error for a path that is complete in neither store.
+    back = [path for path in paths if states[1].get(path) and not states[0].get(path)]
+    forth = [path for path in paths if path not in back]
+    copies = [(first, second, path) for path in with_needed(first, forth)]
+    copies += [(second, first, path) for path in with_needed(second, back)]
     return _copy(copies, jobs, check, reporter)
 
 
@@ -128,12 +128,10 @@ def _check_different(source: Store, target: Store) -> None:
     if source.location.url == target.location.url and (
         source.location.storage_options == target.location.storage_options
     ):
-        raise InvalidInputError(
-            f"Both stores are {source.location}: give two different ones to copy between."
-        )
+        raise InvalidInputError(f"Both stores are {source.location}. Give two different stores.")
 
 
-def _say_unfinished(reporter: Reporter, store: Store, states: dict[str, bool]) -> None:
+def _report_unfinished(reporter: Reporter, store: Store, states: dict[str, bool]) -> None:
     unfinished = [name for name, complete in states.items() if not complete]
     if unfinished:
         reporter.line(f"Unfinished in {store.location} and left out: {', '.join(unfinished)}")
@@ -154,7 +152,7 @@ def _copy(
             with reporter.stage("Copying", "bytes") as progress:
                 counter = _Counter(progress, total)
                 for target, plan in plans:
-                    # Sound files of a damaged artifact are copied too: it goes on from there.
+                    # Sound files of a damaged artifact are copied too, for a later copy to resume.
                     damaged += _carry_out(plan, pool, counter)
                     results.append(
                         Shared(
@@ -171,16 +169,17 @@ def _copy(
     for (_, target, name), form in zip(copies, forms, strict=True):
         if callable(form):
             with reporter.stage(f"Unpacking {name}", "tokens") as progress:
-                made = form(progress)
-            where = str(target.location)
-            results.append(Shared(name, where, made.num_files, made.num_bytes, False))
+                unpacked = form(progress)
+            results.append(
+                Shared(name, str(target.location), unpacked.num_files, unpacked.num_bytes, False)
+            )
         elif form is True:
             results.append(Shared(name, str(target.location), 0, 0, True))
     if damaged:
         raise CorruptionError(
-            f"{len(damaged)} damaged files were not copied, and what they belong to is unfinished "
-            f"at the target: {' '.join(damaged[:5])} Repair the source and run this again; it "
-            "copies what is missing."
+            f"{len(damaged)} damaged files were not copied, so their artifacts are unfinished at "
+            f"the target: {' '.join(damaged[:5])} Repair the source and run the same command "
+            "again, which copies the missing files."
         )
     return results
 
@@ -201,7 +200,7 @@ def _planned(
 
 
 class _Counter:
-    """Bytes done, reported as progress; used by one thread."""
+    """Reports the bytes done as progress; used by one thread."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._done, self._total = progress, 0, total
@@ -213,7 +212,7 @@ class _Counter:
 
 
 def _carry_out(plan: Plan, pool: Executor, counter: _Counter) -> list[str]:
-    """Copy what a plan says; returns what is wrong with the source's files."""
+    """Carry out a plan; returns the damage of the source's files."""
     if plan.is_empty:
         return []
     artifact, target = plan.artifact, plan.target
@@ -228,7 +227,7 @@ def _carry_out(plan: Plan, pool: Executor, counter: _Counter) -> list[str]:
     problems = []
     for path, problem in copy_files(artifact.location, target, plan.files, pool):
         if problem is not None:
-            # Its group is never sealed, nor is the artifact: it stays unfinished at the target.
+            # Its group gets no receipt and the artifact no manifest, so both stay unfinished.
             problems.append(str(problem))
             continue
         counter.add(plan.files[path].num_bytes)
@@ -250,12 +249,12 @@ def _seal(group: GroupCopy, target: Location) -> None:
 
 
 def _check_arrival(plan: Plan) -> None:
-    """One listing of the target: every file has the size that was sent."""
+    """Check by one listing of the target that every file has the size that was sent."""
     sizes = plan.target.sizes()
     for path, record in plan.files.items():
         if sizes.get(path) != record.num_bytes:
             raise StorageError(
-                f"{plan.target / path} should have {record.num_bytes:,} bytes after copying, the "
-                f"storage lists {sizes.get(path)}. Run the same command again; if that does not "
-                "help, something else writes to this store."
+                f"{plan.target / path} should have {record.num_bytes:,} bytes after copying, but "
+                f"the storage lists {sizes.get(path)}. Run the same command again; if the error "
+                "repeats, find out what else writes to this store."
             )

@@ -1,0 +1,229 @@
+"""The weights of sources at each position of a stretch, from scores of documents or windows.
+
+A stretch may begin and end inside documents and windows. Scores belong to whole documents or
+windows, so all documents that these touch are read, and the weights do not depend on how positions
+are divided into shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.cache.rows import NO_LABEL
+from fusestore.errors import IncompatibleError, NonFiniteError
+from fusestore.fuse.choices import Granularity
+from fusestore.fuse.fusion import Fusion
+from fusestore.fuse.inputs import SourceSpan
+from fusestore.fuse.manifest import KIND_CODES
+from fusestore.fuse.project import SparseRows, empty_rows, project_into
+from fusestore.fuse.recipe import Recipe
+from fusestore.fuse.scores import (
+    Amounts,
+    label_nats,
+    range_amounts,
+    ratio,
+    unit_sums,
+)
+from fusestore.fuse.strategies import get_strategy, normalize_rows
+from fusestore.tokenizers.token_table import TokenTable
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The documents around positions `[start, stop)` of the split, n positions in all.
+
+    Attributes:
+        tokens: the target's tokens of these D documents.
+        documents: int64 [D] their indices in the corpus.
+        first_position: the first of the n positions, counted in the split.
+        document: int64 [n], index of each position's document among the D.
+        next_ids: int32 [n], next tokens, −100 where a document ends.
+        next_ends: int32 [n], end offset of the next token; of the token itself at a document's end.
+        asked: positions `[start, stop)` among the n.
+    """
+
+    tokens: TokenTable
+    documents: npt.NDArray[np.int64]
+    first_position: int
+    document: npt.NDArray[np.int64]
+    next_ids: npt.NDArray[np.int32]
+    next_ends: npt.NDArray[np.int32]
+    asked: slice
+
+
+def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> Stretch:
+    """The documents that positions `[start, stop)`, or the windows they lie in, touch."""
+    low, high = start, stop
+    if whole_windows:
+        starts = fusion.window_starts
+        low = int(starts[np.searchsorted(starts, start, side="right") - 1])
+        high = int(starts[np.searchsorted(starts, stop, side="left")])
+    first = int(np.searchsorted(fusion.offsets, low, side="right")) - 1
+    last = int(np.searchsorted(fusion.offsets, high, side="left"))
+    base = int(fusion.offsets[first])
+    around = fusion.read(first, last)
+    lengths = np.diff(around.document_offsets)
+    is_last = np.zeros(around.num_tokens, np.bool_)
+    is_last[around.document_offsets[1:][lengths > 0] - 1] = True
+    following = np.minimum(np.arange(around.num_tokens) + 1, around.num_tokens - 1)
+    return Stretch(
+        around,
+        fusion.documents[first:last],
+        base,
+        np.repeat(np.arange(len(lengths)), lengths),
+        np.where(is_last, NO_LABEL, around.token_ids[following]).astype(np.int32),
+        np.where(is_last, around.end_offsets, around.end_offsets[following]).astype(np.int32),
+        slice(start - base, stop - base),
+    )
+
+
+def accepted(recipe: Recipe, span: SourceSpan) -> npt.NDArray[np.bool_]:
+    """Whether the source may supervise the position, bool [n]."""
+    return np.isin(span.kind, [KIND_CODES[kind] for kind in recipe.kinds]) & (span.row >= 0)
+
+
+def document_scores(
+    fusion: Fusion, stretch: Stretch, spans: Sequence[SourceSpan], amounts: Sequence[Amounts]
+) -> npt.NDArray[np.float64]:
+    """Float64 [D, sources] by the recipe's score; NaN where a source takes no part."""
+    columns = []
+    for index, span in enumerate(spans):
+        if fusion.recipe.score == "bits_per_byte":
+            column = amounts[index].bits_per_byte()
+        elif fusion.recipe.score == "token_ce":
+            column = amounts[index].token_ce()
+        else:
+            nats, count = _label_terms(fusion, index, stretch, span)
+            column = _unit_ratio(nats, count, stretch.document, len(stretch.documents))
+        columns.append(np.where(span.takes_part, column, np.nan))
+    return np.stack(columns, axis=1)
+
+
+def position_weights(
+    fusion: Fusion,
+    stretch: Stretch,
+    spans: Sequence[SourceSpan],
+    document_scores: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """The strategy's weights over the sources that may supervise, float64 [n, sources]."""
+    recipe = fusion.recipe
+    scores, unit = score_units(fusion, stretch, spans, document_scores, recipe.granularity)
+    allowed = np.stack([accepted(recipe, span) for span in spans], axis=1)
+    fixed = np.array([source.weight for source in recipe.sources])
+    return weigh(recipe.strategy, fixed, scores, unit, allowed)
+
+
+def weigh(
+    strategy: str,
+    fixed_weights: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.float64],
+    unit: npt.NDArray[np.int64],
+    allowed: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float64]:
+    """A strategy's weights at n positions, over the sources that may supervise each.
+
+    Args:
+        strategy: its name.
+        fixed_weights: float64 [sources].
+        scores: float64 [units, sources].
+        unit: int64 [n], the unit of each position.
+        allowed: bool [n, sources], whether the source may supervise.
+
+    Returns:
+        float64 [n, sources]; each row sums to 1, or to 0 where no source may supervise.
+    """
+    weights = get_strategy(strategy)(scores, fixed_weights)[unit]
+    return normalize_rows(np.where(allowed, weights, 0.0))
+
+
+def score_units(
+    fusion: Fusion,
+    stretch: Stretch,
+    spans: Sequence[SourceSpan],
+    document_scores: npt.NDArray[np.float64],
+    granularity: Granularity,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """`(scores float64 [units, sources], unit int64 [n])` of the units of a granularity."""
+    if granularity == "document":
+        return document_scores, stretch.document
+    unit = np.arange(stretch.tokens.num_tokens)
+    if granularity == "window":
+        window = np.searchsorted(fusion.window_starts, stretch.first_position + unit, side="right")
+        unit = window - window[:1]
+    return _unit_scores(fusion, stretch, spans, document_scores, unit), unit
+
+
+def _unit_scores(
+    fusion: Fusion,
+    stretch: Stretch,
+    spans: Sequence[SourceSpan],
+    document_scores: npt.NDArray[np.float64],
+    unit: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float64]:
+    """float64 [units, sources]; a unit without predicted tokens gets its documents' score."""
+    num_units = int(unit.max(initial=-1)) + 1
+    ends = stretch.tokens.end_offsets
+    columns = []
+    for index, span in enumerate(spans):
+        if fusion.recipe.score == "aligned_ce":
+            nats, count = _label_terms(fusion, index, stretch, span)
+            scale = 1.0
+        else:
+            spent = range_amounts(
+                span.tokens, span.rows.label_logprob, stretch.document, ends, stretch.next_ends
+            )
+            per_byte = fusion.recipe.score == "bits_per_byte"
+            nats, count = spent.nats, spent.num_bytes if per_byte else spent.num_tokens
+            scale = np.log(2.0) if per_byte else 1.0
+        score = _unit_ratio(nats / scale, count, unit, num_units)
+        takes_part = span.takes_part[stretch.document]
+        whole = np.where(takes_part, document_scores[stretch.document, index], 0.0)
+        fallback = _unit_ratio(whole, takes_part.astype(np.float64), unit, num_units)
+        measured = unit_sums(count, unit, num_units) > 0
+        present = unit_sums(takes_part.astype(np.float64), unit, num_units) > 0
+        columns.append(np.where(present, np.where(measured, score, fallback), np.nan))
+    return np.stack(columns, axis=1)
+
+
+def _unit_ratio(
+    amount: npt.NDArray[np.float64],
+    count: npt.NDArray[np.float64],
+    unit: npt.NDArray[np.int64],
+    num_units: int,
+) -> npt.NDArray[np.float64]:
+    return ratio(unit_sums(amount, unit, num_units), unit_sums(count, unit, num_units))
+
+
+def _label_terms(
+    fusion: Fusion, index: int, stretch: Stretch, span: SourceSpan
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Per position `(−log p(next token), 1)` where the source may supervise it, else `(0, 0)`."""
+    scored = accepted(fusion.recipe, span) & (stretch.next_ids != NO_LABEL)
+    rows = span.row[scored]
+    projected = empty_rows(len(rows), span.rows.ids.shape[1])
+    project_source(fusion, index, span, rows, np.arange(len(rows)), projected)
+    nats = np.zeros(len(scored))
+    nats[scored] = label_nats(*projected, stretch.next_ids[scored], fusion.vocab_size)
+    return nats, scored.astype(np.float64)
+
+
+def project_source(
+    fusion: Fusion,
+    index: int,
+    span: SourceSpan,
+    rows: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
+    out: SparseRows,
+) -> npt.NDArray[np.float64]:
+    """`project_into` for rows of a source; its errors name the source."""
+    cached = span.rows
+    try:
+        return project_into(
+            cached.ids, cached.logprobs, cached.tail, fusion.maps[index], rows, places, *out
+        )
+    except (IncompatibleError, NonFiniteError) as error:
+        raise type(error)(f"Source {fusion.sources[index].name!r}: {error}") from error
