@@ -10,7 +10,7 @@ from fusestore.fuse.recipe import Recipe
 from .console import ConsoleReporter, output, print_json, print_table
 from .options import JsonOption, StorageOption, StoreOption, storage_options
 from .recipes import NO_SOURCES, RecipeArgument, recipe_of
-from .settings_options import Given, settings_options
+from .settings_options import TypedSettings, settings_options
 
 
 # Settings on which no forecast depends have no option.
@@ -21,7 +21,7 @@ from .settings_options import Given, settings_options
 def forecast(
     store: StoreOption,
     settings: ForecastSettings,
-    options: Given[Recipe],
+    options: TypedSettings[Recipe],
     recipe: RecipeArgument = None,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,

@@ -11,7 +11,7 @@ from fusestore.fuse.recipe import Recipe
 from .console import ConsoleReporter, output, print_json
 from .options import JsonOption, StorageOption, StoreOption, storage_options
 from .recipes import RecipeArgument, recipe_of
-from .settings_options import Given, settings_options
+from .settings_options import TypedSettings, settings_options
 
 if TYPE_CHECKING:
     from fusestore.fuse.folder import FusedFolder
@@ -23,7 +23,7 @@ _DEFAULT_NAME = "fused"
 @settings_options(Recipe, parameter="options")
 def fuse(
     store: StoreOption,
-    options: Given[Recipe],
+    options: TypedSettings[Recipe],
     recipe: RecipeArgument = None,
     name: Annotated[
         str | None,

@@ -9,7 +9,7 @@ import typer
 
 from fusestore.fuse.recipe import Recipe
 
-from .settings_options import Given
+from .settings_options import TypedSettings
 
 NO_SOURCES = "is missing; name a cache, or give a recipe file"
 
@@ -21,7 +21,7 @@ RecipeArgument = Annotated[
 ]
 
 
-def recipe_of(file: Path | None, options: Given[Recipe]) -> Recipe | None:
+def recipe_of(file: Path | None, options: TypedSettings[Recipe]) -> Recipe | None:
     """The recipe of the file, with the options laid over it; None without file and options.
 
     Raises:

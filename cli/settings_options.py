@@ -9,9 +9,9 @@ The pattern, as `cli/capture.py` follows it:
    "metavar": "SPLIT=NUMBER"}`; `names` replaces the name made of the field's.
 2. The command takes `settings: CaptureSettings` and is decorated with
    `@settings_options(CaptureSettings)`. Typer sees one option per field in its place.
-3. A command that lays options over a file takes `settings: Given[CaptureSettings]` instead, and
-   calls `settings.over(table)`. Fields that options cannot express (tables, lists of tables) are
-   listed in `skip`, and the command passes them to `over`.
+3. A command that lays options over a file takes `settings: TypedSettings[CaptureSettings]`
+   instead, and calls `settings.over(table)`. Fields that options cannot express (tables, lists of
+   tables) are listed in `skip`, and the command passes them to `over`.
 4. No option of a setting is written by hand. Defaults are those of the class: only typed values
    are passed on. A value that the class refuses ends with exit code 2 and the option's name.
 5. `cli/commands.py` has the command's panel, its one-line help and two examples.
@@ -41,7 +41,7 @@ _CONTEXT = "_settings_context"
 
 
 @dataclass(frozen=True)
-class Given(Generic[_Settings]):
+class TypedSettings(Generic[_Settings]):
     """The settings that the user typed, and only those.
 
     Attributes:
@@ -54,12 +54,14 @@ class Given(Generic[_Settings]):
     options: tuple[SettingOption, ...]
     context: typer.Context
 
-    def over(self, base: Mapping[str, Any] | None = None, where: str = "The options") -> _Settings:
+    def over(
+        self, base: Mapping[str, Any] | None = None, base_name: str = "The options"
+    ) -> _Settings:
         """Validated settings: typed values, over `base`, over the defaults of the class.
 
         Args:
             base: values by field, such as a TOML file's table.
-            where: name of `base` in messages.
+            base_name: name of `base` in messages.
 
         Raises:
             typer.BadParameter: a value does not fit, and an option was typed; exit code 2.
@@ -73,7 +75,7 @@ class Given(Generic[_Settings]):
             else:
                 merged[key] = value
         try:
-            return parse_settings(self.settings, merged, where)
+            return parse_settings(self.settings, merged, base_name)
         except InvalidInputError as error:
             if not self.values or not isinstance(error.__cause__, ValidationError):
                 raise
@@ -119,8 +121,8 @@ def settings_options(
 ) -> Callable[[_Command], _Command]:
     """Give a Typer command one option for each field of a settings class.
 
-    The command's own `parameter` receives a validated instance of the class, or a `Given` if it is
-    annotated so. A field that is a settings class, or None, becomes prefixed options
+    The command's own `parameter` receives a validated instance of the class, or a `TypedSettings`
+    if it is annotated so. A field that is a settings class, or None, becomes prefixed options
     (`--lora-rank`); the field is set when one of them is typed.
 
     Args:
@@ -140,20 +142,21 @@ def settings_options(
         if parameter not in own:
             raise TypeError(f"{command.__name__} has no parameter {parameter!r}.")
         annotation = own[parameter].annotation
-        only_given = annotation is Given or get_origin(annotation) is Given
+        only_typed = annotation is TypedSettings or get_origin(annotation) is TypedSettings
         contexts = [name for name, p in own.items() if p.annotation is typer.Context]
 
         @functools.wraps(command)
         def run(**arguments: Any) -> None:  # noqa: ANN401 - what the user typed
             context = arguments[contexts[0]] if contexts else arguments.pop(_CONTEXT)
             typed = [(option, arguments.pop(option.parameter)) for option in options]
-            given = Given(settings, _given(context, typed), options, context)
-            arguments[parameter] = given if only_given else given.over()
+            values = _typed_values(context, typed)
+            typed_settings = TypedSettings(settings, values, options, context)
+            arguments[parameter] = typed_settings if only_typed else typed_settings.over()
             command(**arguments)
 
         parameters: list[inspect.Parameter] = []
         for name, declared in own.items():
-            new = _parameters(options, only_given) if name == parameter else [declared]
+            new = _parameters(options, only_typed) if name == parameter else [declared]
             parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in new]
         if not contexts:
             kind = inspect.Parameter.KEYWORD_ONLY
@@ -166,11 +169,11 @@ def settings_options(
     return decorate
 
 
-def _parameters(options: tuple[SettingOption, ...], only_given: bool) -> list[inspect.Parameter]:
+def _parameters(options: tuple[SettingOption, ...], only_typed: bool) -> list[inspect.Parameter]:
     parameters = []
     for option in options:
         default = option.default
-        if only_given and default is inspect.Parameter.empty:
+        if only_typed and default is inspect.Parameter.empty:
             # The file below the options may have the value.
             default = None
         annotation = option.annotation | None if default is None else option.annotation
@@ -185,7 +188,7 @@ def _parameters(options: tuple[SettingOption, ...], only_given: bool) -> list[in
     return parameters
 
 
-def _given(context: typer.Context, typed: list[tuple[SettingOption, Any]]) -> dict[str, Any]:
+def _typed_values(context: typer.Context, typed: list[tuple[SettingOption, Any]]) -> dict[str, Any]:
     """The values that were typed, by field."""
     values: dict[str, Any] = {}
     for option, value in typed:

@@ -11,7 +11,7 @@ import typer
 from fusestore_cli.command_help import LazyCommand
 from fusestore_cli.commands import COMMANDS
 from fusestore_cli.field_options import SettingOption, setting_options
-from fusestore_cli.settings_options import Given, settings_options
+from fusestore_cli.settings_options import TypedSettings, settings_options
 from pydantic import Field, model_validator
 from typer.testing import CliRunner
 
@@ -63,15 +63,15 @@ class Settings(Frozen):
 def run():
     """Runs a command with these settings; returns what it received, or the failed result."""
 
-    def run_command(*arguments, given=False, base=None, fails=False, settings=Settings):
+    def run_command(*arguments, only_typed=False, base=None, fails=False, settings=Settings):
         received = []
         app = typer.Typer(rich_markup_mode=None)
 
-        if given:
+        if only_typed:
 
             @app.command()
             @settings_options(settings)
-            def command(name: str, settings: Given[settings]) -> None:
+            def command(name: str, settings: TypedSettings[settings]) -> None:
                 received.append(settings.values if base is None else settings.over(base, "x.toml"))
 
         else:
@@ -93,10 +93,10 @@ def run():
     return run_command
 
 
-def test_nothing_typed_is_nothing_given(run):
+def test_nothing_typed_is_nothing_set(run):
     assert run() == Settings()
     assert run().model_fields_set == set()
-    assert run(given=True) == {}
+    assert run(only_typed=True) == {}
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_what_is_typed_is_what_is_set(run, typed, values):
     settings = run(*typed)
     assert settings == Settings(**values)
     assert settings.model_fields_set == set(values)
-    assert set(run(*typed, given=True)) == set(values)
+    assert set(run(*typed, only_typed=True)) == set(values)
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "parts"),
     [
         (["--top-k", "0"], ["'--top-k' / '-k'"]),
         (["--top-k", "many"], ["--top-k"]),
@@ -145,10 +145,10 @@ def test_what_is_typed_is_what_is_set(run, typed, values):
         (["--tpo-k", "3"], ["No such option", "--top-k"]),
     ],
 )
-def test_a_refusal_names_the_option(run, typed, told):
+def test_a_refusal_names_the_option(run, typed, parts):
     output = run(*typed, fails=True)
     assert output.startswith("Usage: ")
-    for words in told:
+    for words in parts:
         assert words in output
 
 
@@ -172,15 +172,15 @@ def test_help_says_what_the_class_says(run):
 
 def test_options_are_laid_over_a_file(run):
     base = {"top_k": 5, "share": 0.75, "lora": {"rank": 4, "merge": False}}
-    settings = run("--share", "0.25", "--lora-rank", "8", given=True, base=base)
+    settings = run("--share", "0.25", "--lora-rank", "8", only_typed=True, base=base)
     assert settings == Settings(top_k=5, share=0.25, lora=Nested(rank=8, merge=False))
     # Valid only together with the file, and so must not be validated before.
-    assert run("-k", "1", given=True, base={"mode": "one"}).top_k == 1
-    assert "--top-k" in run("-k", "1", given=True, base={"mode": "two"}, fails=True)
+    assert run("-k", "1", only_typed=True, base={"mode": "one"}).top_k == 1
+    assert "--top-k" in run("-k", "1", only_typed=True, base={"mode": "two"}, fails=True)
     with pytest.raises(InvalidInputError, match=r"x\.toml"):
-        run(given=True, base={"top_k": 0})
+        run(only_typed=True, base={"top_k": 0})
     with pytest.raises(InvalidInputError, match="Did you mean 'top_k'"):
-        run("--quick", given=True, base={"topk": 4})
+        run("--quick", only_typed=True, base={"topk": 4})
 
 
 class Tables(Frozen):
