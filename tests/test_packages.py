@@ -89,7 +89,7 @@ def test_parts_are_put_together_once(site):
 
 def test_package_without_gguf(site):
     install(site, "no-model", {"readme.txt": b""})
-    with pytest.raises(NotFoundError, match="no-model carries no GGUF file"):
+    with pytest.raises(NotFoundError, match="no-model holds no GGUF file"):
         packaged_gguf("no-model")
 
 

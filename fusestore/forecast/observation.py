@@ -19,7 +19,7 @@ from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.project import SparseRows, empty_rows
 from fusestore.fuse.scores import MAX_NATS, Amounts, document_amounts, label_nats
-from fusestore.fuse.weights import (
+from fusestore.fuse.source_weights import (
     accepted,
     document_scores,
     project_source,

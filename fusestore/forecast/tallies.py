@@ -15,8 +15,8 @@ from fusestore.fuse.combine import mix
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.manifest import KIND_CODES
 from fusestore.fuse.scores import MAX_NATS, label_nats
+from fusestore.fuse.source_weights import weigh
 from fusestore.fuse.strategies import SCORE_FREE, get_strategy
-from fusestore.fuse.weights import weigh
 
 
 class Tally(Protocol):

@@ -14,15 +14,15 @@ from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.manifest import KIND_CODES, SourceTotals
 from fusestore.fuse.project import empty_rows, project
 from fusestore.fuse.scores import document_amounts
-from fusestore.fuse.strategies import get_strategy
-from fusestore.fuse.unaligned import one_hot_rows
-from fusestore.fuse.weights import (
+from fusestore.fuse.source_weights import (
     Stretch,
     document_scores,
     position_weights,
     project_source,
     surround,
 )
+from fusestore.fuse.strategies import get_strategy
+from fusestore.fuse.unaligned import one_hot_rows
 
 
 @dataclass(frozen=True)

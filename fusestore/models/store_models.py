@@ -20,6 +20,7 @@ from fusestore.store.layout import Store
 from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes, manifest_content
 from fusestore.store.receipts import file_records
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 _PORTABLE_SPEC = re.compile(
     r"package:[A-Za-z0-9][\w.-]*|([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*@[0-9a-f]{40}", re.ASCII
 )
@@ -90,8 +91,10 @@ def stored_model_folder(store: Store, name: str) -> Path:
 
 def _copied(location: Location, name: str) -> Path:
     data = (location / "manifest.json").read_prefix(MAX_MANIFEST_BYTES + 1)
-    name_of_file = f"{location}/manifest.json"
-    records = file_records(manifest_content(data, name_of_file), name_of_file)
+    manifest = f"{location}/manifest.json"
+    records = file_records(manifest_content(data, manifest), manifest)
+    if not all(_FILE_NAME.fullmatch(file) for file in records):
+        raise InvalidInputError(f"{manifest} names files that do not belong into a model folder.")
     target = user_cache_folder() / "models" / f"{name}-{digest_bytes(data)[:16]}"
     if target.is_dir():
         return target

@@ -131,7 +131,7 @@ def test_a_shard_that_comes_out_otherwise_is_left(store, models, monkeypatch):
 
     monkeypatch.setattr(RowCapturer, "rows", other)
     flip(store / "caches/wide/ids/c/1/0")
-    assert "rounds otherwise" in unrepaired(store, "cache/wide", models)
+    assert "rounds in another way" in unrepaired(store, "cache/wide", models)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_mixture(command, job, store):
     command.succeeds(*base, "--name", "sizes", "--fused", "mince", "--fused", "mean")
     before = hashes(Location.parse(store))
     message = command.fails(*base, "--fused", "mince=1", "--fused", "mean")
-    assert "give each a weight, as in NAME=0.7" in " ".join(message.split())
+    assert "Give all of them weights, as in NAME=0.7, or none" in " ".join(message.split())
     message = command.fails(*base, "--fused", "mince=1", "--fused", "mean=-1")
     assert "above 0" in message
     assert command(*base, "--fused", "mince=much").code == 2

@@ -11,10 +11,10 @@ from fusestore.errors import InvalidInputError
 from fusestore.losses import (
     FusionObjective,
     divergence_names,
+    divergence_registry,
     fusion_loss,
     linear_fusion_loss,
     register_divergence,
-    registry,
 )
 from fusestore.train import TrainSettings
 from fusestore.train.manifest import TrainingPlan
@@ -34,7 +34,7 @@ def squared():
         return value, q * (difference - inner)
 
     yield function
-    del registry._ENTRIES["squared"]
+    del divergence_registry._ENTRIES["squared"]
 
 
 def test_a_registered_divergence_trains(squared):
@@ -91,7 +91,7 @@ def test_samples_are_refused_unless_it_is_unbiased(squared):
         return -2 * (target.exp() * logq).sum(-1), 2 * (logq.exp() - target.exp())
 
     FusionObjective(divergence="scaled").check_samples("the batch")
-    del registry._ENTRIES["scaled"]
+    del divergence_registry._ENTRIES["scaled"]
 
 
 def test_a_manifest_is_read_without_the_plugin_that_its_run_used(squared):
@@ -103,9 +103,9 @@ def test_a_manifest_is_read_without_the_plugin_that_its_run_used(squared):
         total_steps=1,
     )
     data = plan.to_bytes()
-    del registry._ENTRIES["squared"]
+    del divergence_registry._ENTRIES["squared"]
     assert TrainingPlan.from_bytes(data, "plan.json") == plan
-    registry._ENTRIES["squared"] = registry._Entry(squared, unbiased=False)
+    divergence_registry._ENTRIES["squared"] = divergence_registry._Entry(squared, unbiased=False)
     assert json.loads(data)["settings"]["divergence"] == "squared"
 
 

@@ -47,7 +47,8 @@ def test_connections_are_used_again(root, proxy):
     handler.setup = lambda self: (opened.append(1), super(handler, self).setup())
     for number in range(10):
         assert filled(root / "x", 0, len(DATA), whole=bool(number % 2)) == DATA
-    assert opened == []
+    # A connection returns to the pool a moment after its answer, in a thread of the client.
+    assert len(opened) <= 1
 
 
 @pytest.mark.parametrize("status", ["301", "307", "400"])

@@ -157,5 +157,5 @@ def test_files_are_read_and_nothing_else(site):
     assert file.read_bytes() == DATA
     assert file.read_range(5, 9) == DATA[5:9]
     for verb in (file.parent.sizes, file.delete, lambda: publish(file, b"")):
-        with pytest.raises(InvalidInputError, match="behind HTTP"):
+        with pytest.raises(InvalidInputError, match="HTTP serves files for reading only"):
             verb()

@@ -58,7 +58,8 @@ def test_the_adapter_alone_is_the_merged_model_with_its_base(tiny_model_path, da
     run(tiny_model_path, dataset, lora_settings(), tmp_path / "merged")
     run(tiny_model_path, dataset, lora_settings(alone), tmp_path / "alone")
     folder = tmp_path / "alone" / "model"
-    names = {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
+    names = {"adapter_config.json", "adapter_model.safetensors"}
+    names |= {"fingerprint.json", "manifest.json"}
     assert {path.name for path in folder.iterdir()} == {*names, "tokenizer_config.json"}
     base = AutoModelForCausalLM.from_pretrained(tiny_model_path)
     adapted = PeftModel.from_pretrained(base, folder)
