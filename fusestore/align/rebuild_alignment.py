@@ -118,7 +118,7 @@ def rebuild_alignment(store: Store, name: str) -> None:
 
 
 def sound_caches(store: Store) -> Iterator[Cache]:
-    """Every complete cache whose manifest is sound."""
+    """Every complete cache with a sound manifest."""
     for name in store.names("caches"):
         try:
             yield open_cache(store, name)

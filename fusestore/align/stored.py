@@ -164,7 +164,7 @@ def open_alignment(location: Location) -> Alignment:
     """Open a complete alignment.
 
     Raises:
-        NotFoundError: the folder holds no alignment, or an unfinished one.
+        NotFoundError: the folder holds no alignment, or an unfinished alignment.
     """
     try:
         return Alignment(location, AlignmentManifest.load(location / "manifest.json"))

@@ -22,7 +22,7 @@ class Fused:
 
     Attributes:
         store: holds the dataset's inputs.
-        location: the dataset's folder, in the store or kept on this machine for a remote one.
+        location: the dataset's folder, in the store or, for a remote store, on this machine.
     """
 
     def __init__(self, store: Store, location: Location) -> None:
@@ -72,7 +72,7 @@ class Fused:
         return self.plan.recipe
 
     def dataset(self, cache_dir: str | os.PathLike[str] | None = None) -> FusedDataset:
-        """The map-style dataset, memory-mapped; see `open_fused` for remote ones and for errors.
+        """The map-style dataset, memory-mapped; see `open_fused` for remote stores and errors.
 
         Args:
             cache_dir: local folder for a remote dataset.

@@ -31,7 +31,7 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
         weights: in the smallest integers.
         name: the datasets' names.
         digest: SHA-256 of the datasets' digests and the weights.
-        target, window_length, vocab_size, top_k: as in every one of the datasets.
+        target, window_length, vocab_size, top_k: equal to those of every dataset.
         sampled: whether rows of any source of any dataset are samples.
     """
 

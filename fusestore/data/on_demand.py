@@ -30,8 +30,8 @@ def open_recipe(
     """Open the fused dataset of a recipe without computing it.
 
     Reading a window makes and keeps its shards; `fusestore fuse --materialize` makes the others.
-    Without a name, the folder follows from recipe and inputs: the same ones share their shards, and
-    a changed recipe or input gets a new folder.
+    Without a name, the folder follows from recipe and inputs: calls with the same recipe and inputs
+    share their shards, and a changed recipe or input gets a new folder.
 
     Args:
         store: folder or URL of the store that holds the recipe's inputs.

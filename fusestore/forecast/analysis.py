@@ -60,13 +60,14 @@ def analyze_fusion(
     sampled = [source.name for source in fusion.sources if source.draws]
     if sampled:
         raise IncompatibleError(
-            f"The rows of {', '.join(sampled)} are samples, and a label that was not drawn is not "
-            "impossible: the log of its probability does not follow from them. Forecast with "
-            "caches of selection top-k or top-p; one of the held-out split is enough."
+            f"The rows of {', '.join(sampled)} are samples, which do not give the probability of a "
+            "label that was not drawn. Forecast with "
+            "caches of selection top-k or top-p; a cache of the held-out split is enough."
         )
     if count > 1 and "single" in strategies:
         raise InvalidInputError(
-            "Strategy 'single' is for one source; every source's figures alone are in the forecast."
+            "Strategy 'single' is for one source. Remove it; the forecast has the figures of every "
+            "source alone."
         )
     everyone = tuple(range(count))
     names = dict.fromkeys([*strategies, recipe.strategy]) if count > 1 else ()

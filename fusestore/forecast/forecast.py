@@ -18,13 +18,13 @@ Table = tuple[str, list[str], list[list[str]]]
 class MixtureForecast(Frozen):
     """How well one way of fusing predicts the target's own next tokens.
 
-    A value is None where there is nothing to measure. `covered`, the next three and the last two
-    are over the positions that this mixture supervises; they are comparable between mixtures that
-    cover the same positions. `common_bits_per_byte` always is.
+    A value is None where nothing was measured. `covered`, the next three and the last two are over
+    the positions that this mixture supervises, and are comparable between mixtures that cover the
+    same positions. `common_bits_per_byte` is always comparable.
 
     Attributes:
-        strategy: what weighs the sources; `single` for one.
-        granularity: the unit of weighting; None where that makes no difference.
+        strategy: the strategy that weights the sources; `single` for one source.
+        granularity: the unit of weighting; None where it makes no difference.
         sources: names of the caches.
         covered: share of the predicted positions that have a distribution.
         nats_per_token: mean of −log p(next token), before the mixture is cut to `top_k` entries.
@@ -49,7 +49,7 @@ class MixtureForecast(Frozen):
 
 
 class SourceForecast(Frozen):
-    """What one source brings. Shares lie in [0, 1]; None where nothing was measured.
+    """The forecast of one source. Shares lie in [0, 1]; None where nothing was measured.
 
     Attributes:
         cache: its name.

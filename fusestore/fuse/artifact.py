@@ -18,7 +18,7 @@ from fusestore.store.registry import Artifact, ArtifactKind
 
 
 class FusedKind(ArtifactKind):
-    """A fused dataset; an unfinished one may be used while its shards are made."""
+    """A fused dataset, which may be used while its shards are made."""
 
     name, folder, title = "fused", "fused", "fused dataset"
     unfinished = (
@@ -55,7 +55,7 @@ class FusedKind(ArtifactKind):
         return str(manifest["plan_digest"])
 
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
-        """All files of a complete dataset; of an unfinished one, the shards that exist."""
+        """All files of a complete dataset; the existing shards of an unfinished dataset."""
         if artifact.complete:
             return super().check(store, artifact, quick=quick)
         return _check_unfinished(store, artifact.location, quick)

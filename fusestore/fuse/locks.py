@@ -27,7 +27,7 @@ def shard_lock(folder: Location, shard: int) -> Iterator[None]:
     The process that held the lock before may have made the shard: check again after this.
 
     Args:
-        folder: the fused dataset's folder. Locks of a remote one are kept on this machine.
+        folder: the fused dataset's folder. Locks of a remote folder are kept on this machine.
         shard: the shard's number.
     """
     path = lock_folder(folder) / shard_part(shard)

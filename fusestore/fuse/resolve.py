@@ -140,7 +140,7 @@ def _whole_digest(store: Store, digest: str) -> str:
         names = ", ".join(store.names("vocabularies")) or "none"
         raise NotFoundError(
             f"{store.location} has no tokenizer {digest[:16]}, the recipe's target; it has "
-            f"{names}. Align a cache to that target, or capture one with it."
+            f"{names}. Align a cache to that target, or capture a cache with it."
         ) from error
     return manifest.fingerprint.tokenizer_digest
 
@@ -214,7 +214,7 @@ def _source_input(store: Store, source: RecipeSource, cache: Cache, recipe: Reci
         if actual != expected:
             raise IncompatibleError(
                 f"The vocabulary map at {folder} has {side} tokenizer {actual[:16]}, but "
-                f"{name!r} needs one for {expected[:16]}. Delete it and align again."
+                f"{name!r} needs a map for {expected[:16]}. Delete it and align again."
             )
     return replace(
         plain,

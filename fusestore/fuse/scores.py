@@ -115,18 +115,18 @@ def range_amounts(
     nats = _token_nats(tokens, label_logprob)
     lengths = np.diff(tokens.document_offsets)
     token_document = np.repeat(np.arange(tokens.num_documents), lengths)
-    filled = lengths > 0
+    has_tokens = lengths > 0
     first_end = np.zeros(tokens.num_documents, np.int64)
     last_end = np.zeros(tokens.num_documents, np.int64)
-    first_end[filled] = tokens.end_offsets[tokens.document_offsets[:-1][filled]]
-    last_end[filled] = tokens.end_offsets[tokens.document_offsets[1:][filled] - 1]
+    first_end[has_tokens] = tokens.end_offsets[tokens.document_offsets[:-1][has_tokens]]
+    last_end[has_tokens] = tokens.end_offsets[tokens.document_offsets[1:][has_tokens] - 1]
 
-    # One axis for all documents: each begins a stride after the one before.
+    # One axis for all documents: each begins a stride after the document before.
     stride = int(max(last_end.max(initial=0), stop.max(initial=0))) + 1
     knots = token_document * stride + tokens.end_offsets
     is_first = np.zeros(tokens.num_tokens, np.bool_)
-    is_first[tokens.document_offsets[:-1][filled]] = True
-    # Tokens that end at the same byte share one knot, the last one's.
+    is_first[tokens.document_offsets[:-1][has_tokens]] = True
+    # Tokens that end at the same byte share one knot, that of the last.
     keep = np.append(np.diff(knots) > 0, True)[: len(knots)]
 
     low = np.clip(start.astype(np.int64), first_end[document], last_end[document])
@@ -137,7 +137,7 @@ def range_amounts(
             return np.zeros(len(document))
         cumulative = np.cumsum(per_token)
         at_first = np.zeros(tokens.num_documents)
-        at_first[filled] = cumulative[is_first] - per_token[is_first]
+        at_first[has_tokens] = cumulative[is_first] - per_token[is_first]
 
         def until(offset: IntArray) -> Float64Array:
             value = np.interp(document * stride + offset, knots[keep], cumulative[keep])

@@ -58,16 +58,17 @@ class ModelWeights:
         """The dtype of one tensor."""
         # A 0-dimensional tensor cannot be sliced, and is small enough to read.
         view = self._slice(key)
-        result: torch.dtype = (view[:0] if view.get_shape() else self._tensor(key)).dtype
+        result: torch.dtype = (view[:0] if view.get_shape() else self.raw(key)).dtype
         return result
 
     def raw(self, key: str) -> torch.Tensor:
         """One tensor as stored."""
-        return self._tensor(key)
+        tensor: torch.Tensor = self._file(key).get_tensor(key)
+        return tensor
 
     def tensor(self, key: str) -> torch.Tensor:
-        """One tensor as float32, a copy."""
-        return self._tensor(key).to(torch.float32, copy=True)
+        """A copy of one tensor as float32."""
+        return self.raw(key).to(torch.float32, copy=True)
 
     def _file(self, key: str) -> Any:  # noqa: ANN401 - safetensors is untyped
         path = self._files[key]
@@ -77,10 +78,6 @@ class ModelWeights:
 
     def _slice(self, key: str) -> Any:  # noqa: ANN401
         return self._file(key).get_slice(key)
-
-    def _tensor(self, key: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file(key).get_tensor(key)
-        return tensor
 
 
 def check_mergeable(models: Sequence[ModelWeights]) -> None:

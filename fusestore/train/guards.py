@@ -15,7 +15,7 @@ from fusestore.models.loading import output_width
 from fusestore.train.step_batches import Trainable
 
 SPIKE_HISTORY = 20
-"""Number of steps whose median loss the next loss is compared with."""
+"""Number of steps for the median that the next loss is compared with."""
 
 
 def check_vocabulary(
@@ -117,7 +117,7 @@ def check_spike(
             f"It was computed on {dataset.describe(windows)}. No weights were changed by this "
             f"step; {kept}. Lower the learning rate or lengthen the warm-up; look at these "
             "documents with `fusestore show --document`; or raise loss_spike and run again, which "
-            "resumes from the checkpoint if there is one."
+            "resumes from a kept checkpoint."
         )
 
 

@@ -191,7 +191,7 @@ class TrainingLoop:
         return every is not None and (step % every == 0 or step == self._plan.total_steps)
 
     def _save(self) -> None:
-        """Write a checkpoint, unless no step was made or nothing changed since the last one."""
+        """Write a checkpoint, unless no step was made or nothing changed since the last."""
         state = TrainState(
             plan=self._plan,
             step=self._step,

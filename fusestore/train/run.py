@@ -47,8 +47,8 @@ def train_model(
         store: holds the fused dataset, which is read as a stream from a remote store; receives the
             trained model.
         name: of the trained model.
-        model: the model to start from, whose tokenizer is the dataset's: a model, or what
-            `Model.open` takes with this store.
+        model: the model to start from, or what `Model.open` takes with this store. Its tokenizer
+            must be the dataset's.
         fused: name of the fused dataset, or names of several with their weights or all with None
             (see `fusestore.data.FusedMixture`), or a handle, an open dataset or a mixture.
         settings: of the run.

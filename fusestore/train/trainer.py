@@ -2,7 +2,7 @@
 
 Each step is a function of the plan and the step's number: its windows (`fusestore.data.order`), its
 learning rate and λ (`fusestore.train.optimizer`) and the random state, which checkpoints store. So
-an interrupted and resumed run ends with the weights of an uninterrupted one.
+an interrupted and resumed run ends with the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _settle_precision(
 ) -> PrecisionChoice:
     """The precision that `auto` stands for in this run, the same in every process.
 
-    A run that was begun keeps its precision on every machine that resumes it. A new one uses
+    A resumed run keeps its precision on every machine. A new run uses
     bfloat16 where the devices of all its processes have it.
     """
     plan = None

@@ -25,7 +25,7 @@ class ComparedRow(Frozen):
         made: how it was made.
         bits_per_byte: of the held-out text; lower is better.
         covered: share of the tokens that it was measured on. It is below 1 for caches of another
-            tokenizer, whose scores are not comparable with the others.
+            tokenizer; their scores are not comparable with the others.
     """
 
     name: str

@@ -232,8 +232,8 @@ def test_a_shared_form_writes_nothing_outside_its_folder(source, empty):
     ("change", "problem"),
     [
         (lambda inner: inner["files"].pop("ids/c/0/0"), "does not list 'ids/c/0/0'"),
-        (lambda inner: inner["plan"].update(vocab_size=7), "is not that of the dataset"),
-        (lambda inner: inner.update(form="shared"), "is not that of the dataset"),
+        (lambda inner: inner["plan"].update(vocab_size=7), "is not the manifest of the dataset"),
+        (lambda inner: inner.update(form="shared"), "is not the manifest of the dataset"),
     ],
 )
 def test_a_shared_form_that_holds_something_else(source, empty, change, problem):

@@ -50,7 +50,7 @@ _NO_BOUND = 2**59
 
 
 class Tokens(NamedTuple):
-    """The tokens of one side: D documents end to end, T tokens in all.
+    """The tokens of one side: D concatenated documents, T tokens in all.
 
     Attributes:
         texts: int64 [T], index of each token's text.

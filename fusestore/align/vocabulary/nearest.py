@@ -81,7 +81,7 @@ def nearest(
 
     Args:
         queries: Q texts.
-        candidates: C texts, at least one; of equal texts the first is found.
+        candidates: C texts, at least one; of equal texts, the result has the first.
         prefer_prefix: whether the common prefix breaks ties before the order does.
         progress: counts queries.
 

@@ -117,9 +117,9 @@ def map_vocabulary(
         source: the vocabulary to map from.
         target: the vocabulary to map to; swap the two for the other direction.
         method: `exact`, `mined`, `prefix` or `statistical`, see the module's docstring.
-        tie_break: of several nearest tokens `prefix` takes the one with the longest common prefix,
-            then the lowest id; `first` the lowest id, as the paper's code does with a vocabulary in
-            order of ids.
+        tie_break: of several nearest tokens, `prefix` takes that with the longest common prefix,
+            then the lowest id; `first` takes the lowest id, like the paper's code with a vocabulary
+            in order of ids.
         progress: counts the source tokens that have no equal target token.
         counts: for `statistical`, the pairs of a corpus.
 

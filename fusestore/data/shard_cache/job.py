@@ -35,5 +35,5 @@ class FetchJob:
 
     @property
     def manifest_file(self) -> Path:
-        """A copy of the manifest, so that every process reads the same one."""
+        """A copy of the manifest, so that all processes read the same manifest."""
         return self.folder.path / "manifest.json"

@@ -30,7 +30,7 @@ class StreamingMixture(Stream):
         weights: in the smallest integers.
         name: the streams' names.
         digest: as of a `FusedMixture` of the same datasets.
-        target, window_length, vocab_size, top_k: as in every one of the streams.
+        target, window_length, vocab_size, top_k: equal to those of every stream.
         sampled: whether rows of any source of any stream are samples.
     """
 

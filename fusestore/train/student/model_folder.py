@@ -127,7 +127,7 @@ def copy_tokenizer_files(source: Path, folder: Path) -> None:
 
 
 def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The model's trainable parameters (tied ones once) and persistent buffers, by name."""
+    """The model's trainable parameters (tied tensors once) and persistent buffers, by name."""
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     persistent = model.state_dict().keys()
     buffers = {name: value for name, value in model.named_buffers() if name in persistent}

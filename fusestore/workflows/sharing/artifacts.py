@@ -34,7 +34,7 @@ def read_artifact(store: Store, path: str) -> ArtifactFiles:
 
     Raises:
         InvalidInputError: no such kind, or a manifest that names files outside its folder.
-        NotFoundError: no such artifact, or one that is not complete.
+        NotFoundError: the artifact does not exist or is not complete.
         CorruptionError: its manifest or a receipt is missing or damaged.
         FormatVersionError: written by a newer version of the format.
     """
