@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
+from functools import cache
 
 import pytest
 import torch
@@ -19,7 +21,6 @@ from fusestore.errors import FingerprintMismatchError
 from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision
 from fusestore.store.layout import Store
-from tests.helpers.fork_server import python
 from tests.helpers.lines import Lines
 from tests.helpers.store_contents import contents
 
@@ -38,15 +39,13 @@ print(json.dumps([choice.value, choice.reason, has, flags["architecture"]]))
 """
 
 
+@cache
 def ask(**environment):
-    """The choice of a new process, and whether its processor has the instructions at all.
-
-    torch and oneDNN look at the limits when they are first asked what there is.
-    """
+    """The choice of a fresh interpreter, and whether its processor has the instructions at all."""
     cleared = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}
     inherited = {name: value for name, value in os.environ.items() if name not in cleared}
     shown = subprocess.run(
-        [python(), "-c", ASK],
+        [sys.executable, "-c", ASK],
         env={**inherited, **environment},
         check=True,
         capture_output=True,

@@ -13,7 +13,7 @@ from tests.helpers.capture_processes import kill
 from tests.helpers.store_contents import contents
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def root(request, tmp_path, new_store):
     if request.param == "local":
         return new_store(tmp_path / "store")

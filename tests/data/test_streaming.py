@@ -30,7 +30,6 @@ from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
 from fusestore.store.receipts import FileRecord
 from tests.helpers.fault_proxy import FaultProxy
-from tests.helpers.fork_server import python
 from tests.helpers.range_server import RangeServer
 from tests.helpers.small_disk import Disk
 from tests.helpers.whole_dataset import plain, share, windows_of, write_dataset
@@ -410,9 +409,9 @@ for batch in StreamingLoader(stream, 1, num_workers=int(workers)):
 """
 
 
-def reading_process(interpreter, url, cache, limit=0, workers=0):
+def reading_process(url, cache, limit=0, workers=0):
     return subprocess.Popen(
-        [interpreter, "-c", READER, url, str(cache), str(limit), str(workers)],
+        [sys.executable, "-c", READER, url, str(cache), str(limit), str(workers)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -434,8 +433,7 @@ def test_processes_of_a_machine_fetch_each_shard_once(shared, expected, cache, l
         site.requests.clear()
         # One fetches by itself, the other's workers each.
         processes = [
-            reading_process(python(), site.url, cache, spare if limited else 0, workers)
-            for workers in (0, 2)
+            reading_process(site.url, cache, spare if limited else 0, workers) for workers in (0, 2)
         ]
         answers = [process.communicate(timeout=120) for process in processes]
         assert [process.returncode for process in processes] == [0, 0], answers
@@ -453,7 +451,7 @@ def test_processes_of_a_machine_fetch_each_shard_once(shared, expected, cache, l
 def test_a_killed_process_leaves_nothing_in_the_way(shared, expected, cache):
     with RangeServer(shared) as site:
         dataset = stream(site.url, cache)
-        process = reading_process(sys.executable, site.url, cache, workers=1)
+        process = reading_process(site.url, cache, workers=1)
         process.stdout.readline()
         started = descendants(process.pid)
         assert len(started) >= 2  # a worker, and the server that it was forked from

@@ -21,7 +21,7 @@ BASELINE, FUSED_MODEL = "model baseline", "model fused"
 STAGES = [CORPUS, SMALL, WIDE, ALIGNMENT, FUSED, BASELINE, FUSED_MODEL]
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def store_url(request, tmp_path):
     if request.param == "local":
         return str(tmp_path / "store")

@@ -72,7 +72,7 @@ def test_vocabularies_and_tokens_are_aligned_by_tokenizers(job):
     assert table["kind"][-1] == "span"
 
 
-@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.parametrize("start", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_loader_workers_read_what_the_parent_reads(start, store_url):
     dataset = fs.open_fused(store_url, "mince")
     loader = DataLoader(
