@@ -25,6 +25,9 @@ _PORTABLE_SPEC = re.compile(
     r"package:[A-Za-z0-9][\w.-]*|([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*@[0-9a-f]{40}", re.ASCII
 )
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
+"""A file directly in a model folder, and not a hidden one."""
+
 
 @dataclass(frozen=True)
 class CachedModel:
@@ -77,7 +80,7 @@ def stored_model_folder(store: Store, name: str) -> Path:
     Raises:
         NotFoundError: there is no such model, or it is a LoRA adapter alone.
         CorruptionError: a file is missing or damaged.
-        InvalidInputError: the manifest names files outside the folder.
+        InvalidInputError: the manifest names files that a model folder cannot hold.
     """
     location = store.model(name)
     folder = location.path if location.is_local else _copied(location, name)
@@ -91,10 +94,14 @@ def stored_model_folder(store: Store, name: str) -> Path:
 
 def _copied(location: Location, name: str) -> Path:
     data = (location / "manifest.json").read_prefix(MAX_MANIFEST_BYTES + 1)
-    manifest = f"{location}/manifest.json"
-    records = file_records(manifest_content(data, manifest), manifest)
-    if not all(_FILE_NAME.fullmatch(file) for file in records):
-        raise InvalidInputError(f"{manifest} names files that do not belong into a model folder.")
+    name_of_file = f"{location}/manifest.json"
+    records = file_records(manifest_content(data, name_of_file), name_of_file)
+    unsafe = [name for name in records if not _FILE_NAME.fullmatch(name)]
+    if unsafe:
+        raise InvalidInputError(
+            f"{name_of_file} names files that do not belong into a model folder: {unsafe[0]!r}. "
+            "Do not trust this store."
+        )
     target = user_cache_folder() / "models" / f"{name}-{digest_bytes(data)[:16]}"
     if target.is_dir():
         return target

@@ -366,9 +366,9 @@ def test_one_id_twice_where_order_says_nothing_is_refused(tmp_path, capture):
     [
         ("ids", lambda values: values + 60_000, "stands for no id"),
         ("token_ids", lambda values: values - 1000, "outside a vocabulary"),
-        ("token_class", lambda values: values + 64, "no order of ids.*there are 64"),
-        ("class_order", lambda values: values // 2, "no order of ids.*exactly once"),
-        ("rank_to_id", lambda values: values - 1, "no order of ids.*exactly once"),
+        ("token_class", lambda values: values + 64, "no valid order of ids.*there are 64"),
+        ("class_order", lambda values: values // 2, "no valid order of ids.*exactly once"),
+        ("rank_to_id", lambda values: values - 1, "no valid order of ids.*exactly once"),
     ],
 )
 def test_hostile_numbers_with_right_checksums_are_refused(
