@@ -17,6 +17,18 @@ def ignore_progress(_done: int, _total: int) -> None:
     """A `Progress` that displays nothing."""
 
 
+class ProgressCounter:
+    """Adds up what steps have done and reports the sum; used by one thread."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def add(self, count: int) -> None:
+        """Count `count` more as done."""
+        self._done += count
+        self._progress(self._done, self._total)
+
+
 class Reporter(Protocol):
     """Displays what a pipeline does: in the command line, in a notebook, or not at all."""
 

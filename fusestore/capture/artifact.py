@@ -17,11 +17,12 @@ from fusestore.store.artifact_files import (
     read_document,
     read_documents,
 )
-from fusestore.store.artifact_types import DocumentSchema, Input, RebuildTools, ShownTable, View
+from fusestore.store.artifact_types import DocumentSchema, Input, RebuildTools, View
 from fusestore.store.findings import Finding
 from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt, receipt_path, shard_part
 from fusestore.store.registry import Artifact, ArtifactKind
+from fusestore.store.shown_table import ShownTable
 
 
 class CacheKind(ArtifactKind):

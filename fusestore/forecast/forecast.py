@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from fusestore.fuse.choices import Granularity
 from fusestore.fuse.recipe import Recipe
 from fusestore.store.manifest import Frozen
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, column names, rows."""
+from fusestore.store.shown_table import ShownTable, decimal, percent
 
 
 class MixtureForecast(Frozen):
@@ -152,11 +150,11 @@ class Forecast(Frozen):
             f"{self.common:.1%} common to all sources; bits per byte on the common: {figures})"
         )
 
-    def tables(self) -> Iterator[Table]:
+    def tables(self) -> Iterator[ShownTable]:
         """The forecast as tables for people: title, column names, rows."""
-        yield (
+        yield ShownTable(
             f"Sources on {self.num_predicted:,} target tokens of split {self.recipe.split!r}; "
-            f"{_share(self.common)} are common to all",
+            f"{percent(self.common)} are common to all",
             [
                 *["source", "own bits/byte", "bits/byte", "stored", "common", "nats/token"],
                 *["documents won", "by", "tokens won", "by bits"],
@@ -164,20 +162,20 @@ class Forecast(Frozen):
             [
                 [
                     source.cache,
-                    _number(source.own_bits_per_byte),
-                    _number(source.alone.bits_per_byte),
-                    _number(source.alone.stored_bits_per_byte),
-                    _number(source.alone.common_bits_per_byte),
-                    _number(source.alone.nats_per_token),
-                    _share(source.documents_won),
-                    _number(source.document_margin),
-                    _share(source.tokens_won),
-                    _number(source.token_margin),
+                    decimal(source.own_bits_per_byte),
+                    decimal(source.alone.bits_per_byte),
+                    decimal(source.alone.stored_bits_per_byte),
+                    decimal(source.alone.common_bits_per_byte),
+                    decimal(source.alone.nats_per_token),
+                    percent(source.documents_won),
+                    decimal(source.document_margin),
+                    percent(source.tokens_won),
+                    decimal(source.token_margin),
                 ]
                 for source in self.sources
             ],
         )
-        yield (
+        yield ShownTable(
             "Share of each source that reaches the target",
             [
                 *["source", "span", "mined", "unaligned"],
@@ -186,13 +184,13 @@ class Forecast(Frozen):
             [
                 [
                     source.cache,
-                    _share(source.positions_span),
-                    _share(source.positions_mined),
-                    _share(1 - source.positions_span - source.positions_mined),
-                    _share(source.unmapped_mass),
-                    _share(source.tail_mass),
-                    _share(source.alone.label_in_tail),
-                    _share(source.label_guessed),
+                    percent(source.positions_span),
+                    percent(source.positions_mined),
+                    percent(1 - source.positions_span - source.positions_mined),
+                    percent(source.unmapped_mass),
+                    percent(source.tail_mass),
+                    percent(source.alone.label_in_tail),
+                    percent(source.label_guessed),
                 ]
                 for source in self.sources
             ],
@@ -202,24 +200,24 @@ class Forecast(Frozen):
         if len(self.growth) > 1:
             yield _mixture_table("Sources added one at a time", self.growth)
         if self.agreements:
-            yield (
+            yield ShownTable(
                 "Agreement between sources",
                 ["sources", "positions", "KL nats", "KL back", "same top token"],
                 [
                     [
                         f"{pair.first} · {pair.second}",
                         f"{pair.num_positions:,}",
-                        _number(pair.divergence),
-                        _number(pair.divergence_back),
-                        _share(pair.same_top),
+                        decimal(pair.divergence),
+                        decimal(pair.divergence_back),
+                        percent(pair.same_top),
                     ]
                     for pair in self.agreements
                 ],
             )
 
 
-def _mixture_table(title: str, mixtures: tuple[MixtureForecast, ...]) -> Table:
-    return (
+def _mixture_table(title: str, mixtures: tuple[MixtureForecast, ...]) -> ShownTable:
+    return ShownTable(
         title,
         [
             *["strategy", "by", "sources", "covered", "bits/byte", "stored", "common"],
@@ -230,24 +228,14 @@ def _mixture_table(title: str, mixtures: tuple[MixtureForecast, ...]) -> Table:
                 mixture.strategy,
                 mixture.granularity or "-",
                 " + ".join(mixture.sources),
-                _share(mixture.covered),
-                _number(mixture.bits_per_byte),
-                _number(mixture.stored_bits_per_byte),
-                _number(mixture.common_bits_per_byte),
-                _number(mixture.nats_per_token),
-                _share(mixture.tail_mass),
-                _share(mixture.label_in_tail),
+                percent(mixture.covered),
+                decimal(mixture.bits_per_byte),
+                decimal(mixture.stored_bits_per_byte),
+                decimal(mixture.common_bits_per_byte),
+                decimal(mixture.nats_per_token),
+                percent(mixture.tail_mass),
+                percent(mixture.label_in_tail),
             ]
             for mixture in mixtures
         ],
     )
-
-
-def _number(value: float | None) -> str:
-    """Four decimals, or a dash."""
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _share(value: float | None) -> str:
-    """A percentage, or a dash."""
-    return "-" if value is None else f"{100 * value:.1f} %"

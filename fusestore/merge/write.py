@@ -14,7 +14,7 @@ from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.merge.rules import linear, magnitude_threshold, slerp, task_arithmetic, ties
 from fusestore.merge.settings import MergeSettings
 from fusestore.merge.weights import FUSE_INSTEAD, ModelWeights
-from fusestore.progress import Progress
+from fusestore.progress import Progress, ProgressCounter
 from fusestore.store.manifest import canonical_json
 from fusestore.train.student.model_folder import copy_tokenizer_files
 
@@ -48,7 +48,7 @@ def write_merged(
     first = models[0]
     sizes = {key: prod(shape) for key, shape in first.shapes.items()}
     trims = settings.method == "ties"
-    counter = _Counter((1 + 2 * len(models) * trims) * sum(sizes.values()), progress)
+    counter = ProgressCounter((1 + 2 * len(models) * trims) * sum(sizes.values()), progress)
     thresholds = [_threshold(model, base, settings, counter) for model in models if trims and base]
     merged = _merged(models, base, settings, thresholds, counter)
     folder.mkdir(parents=True)
@@ -63,17 +63,8 @@ def write_merged(
     return sum(sizes.values())
 
 
-class _Counter:
-    def __init__(self, total: int, progress: Progress) -> None:
-        self._done, self._total, self._progress = 0, total, progress
-
-    def add(self, count: int) -> None:
-        self._done += count
-        self._progress(self._done, self._total)
-
-
 def _threshold(
-    model: ModelWeights, base: ModelWeights, settings: MergeSettings, counter: _Counter
+    model: ModelWeights, base: ModelWeights, settings: MergeSettings, counter: ProgressCounter
 ) -> float:
     def vectors() -> Iterator[torch.Tensor]:
         for key, shape in model.shapes.items():
@@ -89,7 +80,7 @@ def _merged(
     base: ModelWeights | None,
     settings: MergeSettings,
     thresholds: Sequence[float],
-    counter: _Counter,
+    counter: ProgressCounter,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     weights = settings.weights_of(len(models))
     first = models[0]

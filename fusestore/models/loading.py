@@ -7,8 +7,6 @@ files are dequantized once and the folder is kept, which turns 30 s of loading i
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from fusestore.models.saving import save_model
 from fusestore.process_rank import local_rank
 from fusestore.storage.memory import file_digest, folder_digest
 from fusestore.storage.packages import SCHEME, packaged_gguf, user_cache_folder
+from fusestore.storage.replace import created_folder
 
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -107,18 +106,9 @@ def convert_gguf(gguf: Path) -> Path:
     with torch.device("meta"):
         model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict(), assign=True)
-    temporary = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
-    try:
+    with created_folder(folder) as temporary:
         save_model(model, temporary)
         tokenizer.save_pretrained(temporary)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            # Another process has converted the same file meanwhile.
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -6,8 +6,6 @@ A store may come from strangers, so its specs and paths are checked before they 
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
+from fusestore.storage.replace import created_folder
 from fusestore.store.copy import copy_missing
 from fusestore.store.layout import Store
 from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes, manifest_content
@@ -105,18 +104,8 @@ def _copied(location: Location, name: str) -> Path:
     target = user_cache_folder() / "models" / f"{name}-{digest_bytes(data)[:16]}"
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=target.parent))
-    try:
+    with created_folder(target) as temporary:
         copy_missing(location, Location.parse(temporary), records)
-        try:
-            temporary.rename(target)
-        except OSError:
-            # Another process has copied the same model meanwhile.
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -8,10 +8,8 @@ from typing import Any, Self
 
 from fusestore.cache.reader import Cache
 from fusestore.fuse.manifest import SourceStatistics
+from fusestore.store.shown_table import ShownTable, decimal, percent
 from fusestore.train.manifest import TrainingManifest
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, column names, rows."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,10 @@ class Summary:
         """Everything, as plain values."""
         return asdict(self)
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[ShownTable]:
         """The results as tables for people."""
-        tables: list[Table] = [
-            (
+        tables: list[ShownTable] = [
+            ShownTable(
                 f"Sources on {self.num_tokens:,} target tokens",
                 [
                     "source",
@@ -107,11 +105,11 @@ class Summary:
                 [
                     [
                         source.name,
-                        _number(source.bits_per_byte),
-                        _share(source.aligned_span),
-                        _share(source.aligned_mined),
-                        _share(1 - source.aligned_span - source.aligned_mined),
-                        _share(source.documents_won),
+                        decimal(source.bits_per_byte),
+                        percent(source.aligned_span),
+                        percent(source.aligned_mined),
+                        percent(1 - source.aligned_span - source.aligned_mined),
+                        percent(source.documents_won),
                         f"{source.bytes_per_token:.1f}",
                     ]
                     for source in self.sources
@@ -120,7 +118,7 @@ class Summary:
         ]
         if self.models:
             tables.append(
-                (
+                ShownTable(
                     "Held-out bits per byte",
                     ["model", "objective", "tokens trained", "before", "after", "change"],
                     [self._model_row(model) for model in self.models],
@@ -136,15 +134,7 @@ class Summary:
             model.name,
             model.objective,
             f"{model.num_tokens:,}",
-            _number(before),
-            _number(after),
+            decimal(before),
+            decimal(after),
             change,
         ]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"

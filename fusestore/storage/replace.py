@@ -54,6 +54,25 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(older, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def created_folder(folder: Path) -> Iterator[Path]:
+    """Create a folder of what the body writes to the yielded empty folder.
+
+    If another process creates it meanwhile, its folder is kept: both have the same content.
+    """
+    temporary = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{os.getpid()}")
+    temporary.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def whole_folder(folder: Path) -> Path | None:
     """The newest whole version of a folder of `replaced_folder`; None if there is none."""
     return next((path for path in (folder, _older(folder)) if path.is_dir()), None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fusestore.progress import Progress, Reporter
 from fusestore.store.manifest import Manifest
+from fusestore.store.shown_table import ShownTable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -58,14 +59,6 @@ class TableSchema(NamedTuple):
     schema: pl.Schema
     meanings: Mapping[str, str]
     nullable: frozenset[str] = frozenset()
-
-
-class ShownTable(NamedTuple):
-    """A table for people: its title, its columns and its rows."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 class View(NamedTuple):

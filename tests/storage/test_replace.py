@@ -4,6 +4,7 @@ import pytest
 
 from fusestore.storage import replace
 from fusestore.storage.replace import (
+    created_folder,
     remove_replaced,
     replaced_file,
     replaced_folder,
@@ -81,3 +82,23 @@ def test_what_is_written_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
         (temporary / "a").write_text("a")
         (temporary / "b").write_text("b")
     assert sorted(synced) == ["a", "b"]
+
+
+def test_a_folder_is_created_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "deep" / "model"
+
+    def write(content, *, fails=False):
+        with created_folder(folder) as temporary:
+            (temporary / "weights").write_text(content)
+            assert content == "second" or not folder.exists()
+            if fails:
+                raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write("half", fails=True)
+    assert list(folder.parent.iterdir()) == []
+    write("first")
+    # Another process was quicker: its folder stays.
+    write("second")
+    assert (folder / "weights").read_text() == "first"
+    assert list(folder.parent.iterdir()) == [folder]

@@ -9,7 +9,8 @@ import polars as pl
 from fusestore.align.report.columns import shown_text
 from fusestore.align.report.unmatched import read_unmatched
 from fusestore.align.stored import Alignment
-from fusestore.store.artifact_types import ShownTable, View
+from fusestore.store.artifact_types import View
+from fusestore.store.shown_table import ShownTable, percent
 
 _UNMATCHED_SHOWN = 8
 
@@ -30,8 +31,8 @@ def alignment_view(alignment: Alignment, num_unmatched: int = _UNMATCHED_SHOWN) 
             "tokens",
             ["method", "aligned", *(f"as {other}" for other in sample.same)],
             [
-                [method, _share(sample.aligned[method], total)]
-                + [_share(count, total) for count in same.values()]
+                [method, percent(sample.aligned[method] / total, 2)]
+                + [percent(count / total, 2) for count in same.values()]
                 for method, same in sample.same.items()
             ],
         )
@@ -75,7 +76,3 @@ def alignment_summary(alignment: Alignment, num_unmatched: int) -> dict[str, Any
             for side in ("target", "source")
         },
     }
-
-
-def _share(count: int, total: int) -> str:
-    return f"{100 * count / total:.2f} %"

@@ -12,7 +12,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fusestore.errors import CorruptionError, InvalidInputError, StorageError
-from fusestore.progress import Progress, Reporter, SilentReporter
+from fusestore.progress import Progress, ProgressCounter, Reporter, SilentReporter
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish_new, remove_abandoned
 from fusestore.store.artifact_types import Conversion
@@ -150,7 +150,8 @@ def _copy(
                 plans = list(_planned(plain, pool, check, progress))
             total = sum(plan.num_bytes for _, plan in plans)
             with reporter.stage("Copying", "bytes") as progress:
-                counter = _Counter(progress, total)
+                progress(0, total)
+                counter = ProgressCounter(total, progress)
                 for target, plan in plans:
                     # Sound files of a damaged artifact are copied too, for a later copy to resume.
                     damaged += _carry_out(plan, pool, counter)
@@ -199,19 +200,7 @@ def _planned(
     progress(len(copies), len(copies))
 
 
-class _Counter:
-    """Reports the bytes done as progress; used by one thread."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._done, self._total = progress, 0, total
-        progress(0, total)
-
-    def add(self, num_bytes: int) -> None:
-        self._done += num_bytes
-        self._progress(self._done, self._total)
-
-
-def _carry_out(plan: Plan, pool: Executor, counter: _Counter) -> list[str]:
+def _carry_out(plan: Plan, pool: Executor, counter: ProgressCounter) -> list[str]:
     """Carry out a plan; returns the damage of the source's files."""
     if plan.is_empty:
         return []
