@@ -166,7 +166,7 @@ def test_the_command(command, store, model_path):
     assert told["cost"] > 0
     assert told["storage_cost_per_month"] is None
     shown = command.succeeds("estimate", *arguments, "--price-per-gb-month", "1").out
-    for word in ("logprobs", "bytes a token", "Time:", "Rate:", "a month"):
+    for word in ("logprobs", "bytes per token", "Time:", "Rate:", "per month"):
         assert word in shown
     assert store.names("caches") == []
     message = command.fails("estimate", model_path, "-s", store.location, "--corpus", "none")

@@ -2,6 +2,7 @@
 
 import re
 import time
+from multiprocessing import forkserver
 
 import huggingface_hub
 import huggingface_hub.utils._http as hub_http
@@ -74,7 +75,16 @@ def test_a_stream_asks_for_each_byte_once(repository, hub, form, tmp_path):
         assert sorted(words) == list(range(-(-size // 4)))
 
 
+@pytest.fixture
+def own_fork_server():
+    """A fork server of this environment: one that runs already has HF_HUB_OFFLINE=1."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.usefixtures("own_fork_server")
 def test_workers(hub, tmp_path, method):
     loader = StreamingLoader(
         stream(hub, "shared", tmp_path),
