@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from fusestore.store.receipts import ShardPlan
     from fusestore.store.registry import Artifact
     from fusestore.store.result import StageResult
+    from fusestore.store.shown_table import ShownTable
     from fusestore.tokenizers.token_table import TokenTable
     from fusestore.tokenizers.tokenizer import Tokenizer
     from fusestore.tokenizers.vocabulary import Vocabulary
@@ -101,6 +102,7 @@ __all__ = [
     "Rule",
     "ShardPlan",
     "Shared",
+    "ShownTable",
     "StageResult",
     "Store",
     "StreamingFusedDataset",
@@ -168,6 +170,7 @@ _HOMES = {
     "Rule": "fusestore.cache.rule",
     "ShardPlan": "fusestore.store.receipts",
     "Shared": "fusestore.workflows.sharing.run",
+    "ShownTable": "fusestore.store.shown_table",
     "StageResult": "fusestore.store.result",
     "Store": "fusestore.api",
     "StreamingFusedDataset": "fusestore.data.streaming.streaming_dataset",
