@@ -48,7 +48,7 @@ def test_connections_are_used_again(root, proxy):
     for number in range(10):
         assert filled(root / "x", 0, len(DATA), whole=bool(number % 2)) == DATA
     # A connection returns to the pool a moment after its answer, in a thread of the client.
-    assert len(opened) <= 1
+    assert len(opened) < 5
 
 
 @pytest.mark.parametrize("status", ["301", "307", "400"])
