@@ -138,14 +138,22 @@ def against_the_link(
         f"{title}: downloaded at {fetched / 1e6:,.0f} MB/s; one shard arrives in "
         f"{statistics.median(shard):.2f} s"
     )
+    rates = {}
     for (version, batch), results in found.items():
         rate, first, busy = map(statistics.median, zip(*results, strict=True))
+        rates[version, batch] = rate
         print(
             f"    {version}, as {'samples' if batch is None else 'batches'}: "
             f"{rate / 1e6:,.0f} MB/s, {rate / fetched:.2f} of that; the first after {first:.2f} s; "
             f"{busy:.2f} s of the processor",
             flush=True,
         )
+    for version, batch in kinds:
+        if version == "now" and ("before", batch) in rates:
+            ratio = rates[version, batch] / rates["before", batch]
+            print(
+                f"    now over before, as {'samples' if batch is None else 'batches'}: {ratio:.2f}"
+            )
 
 
 def decoding_seconds(folder: Path) -> float:
