@@ -249,8 +249,3 @@ def load_recipe(location: Location) -> Recipe:
         InvalidInputError: it is neither, or holds no valid recipe.
     """
     return Recipe.parse(read_settings_file(location), f"the recipe {location}")
-
-
-def as_recipe(recipe: Recipe | Mapping[str, Any]) -> Recipe:
-    """The recipe; plain values are validated first, see `Recipe.parse`."""
-    return recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)

@@ -42,12 +42,6 @@ class ShardPlan:
         start = shard * self.rows_per_shard
         return start, min(start + self.rows_per_shard, self.num_rows)
 
-    def shards_of(self, start: int, stop: int) -> range:
-        """The shards that hold rows `[start, stop)`."""
-        if stop <= start:
-            return range(0)
-        return range(start // self.rows_per_shard, -(-stop // self.rows_per_shard))
-
 
 class FileRecord(Frozen):
     """Size and checksum of a published file."""
