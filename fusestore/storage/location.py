@@ -218,11 +218,12 @@ class Location:
             if self.path.is_file():
                 return {"": self.path.stat().st_size}
             sizes = {}
-            for path in self.path.rglob("*"):
-                # A writer's temporary file may be gone by now.
-                with contextlib.suppress(FileNotFoundError):
-                    if path.is_file():
-                        sizes[path.relative_to(self.path).as_posix()] = path.stat().st_size
+            for folder, _, names in os.walk(self.path, onerror=_raise_unless_gone):
+                for path in (Path(folder, name) for name in names):
+                    # A writer's temporary file may be gone by now.
+                    with contextlib.suppress(FileNotFoundError):
+                        if path.is_file():
+                            sizes[path.relative_to(self.path).as_posix()] = path.stat().st_size
             return sizes
         if self.is_object:
             return objects.sizes(self.url, self.storage_options)
@@ -266,6 +267,12 @@ class Location:
             # Another process may have removed it in between.
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.rm(self.url, recursive=True)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder may be gone by now, as that of the leases when another writer has finished."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: ANN401

@@ -1,7 +1,9 @@
 """Locations and publishing, on local disk and on a real S3 server."""
 
+import errno
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -84,6 +86,36 @@ def test_listing(root):
     assert (root / "a").sizes() == {"": 1}
     (root / "b").delete()
     assert root.list_recursive() == ["a"]
+
+
+def test_a_folder_that_goes_during_a_listing_is_left_out(tmp_path, monkeypatch):
+    """A writer that has finished removes the leases while another lists the artifact."""
+    (tmp_path / "leases").mkdir()
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+    scandir = os.scandir
+
+    def removes_leases(path):
+        if str(path).endswith("leases"):
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", removes_leases)
+    assert Location.parse(str(tmp_path)).sizes() == {"manifest.json": 2}
+    assert not (tmp_path / "leases").exists()
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuses(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    with pytest.raises(AccessDeniedError):
+        Location.parse(str(tmp_path)).sizes()
 
 
 def test_absent_files_are_named(root):
