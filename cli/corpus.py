@@ -6,18 +6,10 @@ from typing import Annotated
 
 import typer
 
-from fusestore.corpus.input_format import READABLE
 from fusestore.corpus.settings import CorpusSettings
 
 from .console import ConsoleReporter, output, print_json
-from .options import (
-    MODEL_FORMS,
-    JsonOption,
-    StorageOption,
-    StoreOption,
-    open_store,
-    storage_options,
-)
+from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, storage_options
 from .settings_options import settings_options
 
 
@@ -26,9 +18,8 @@ def corpus(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="Text to read: files, shell patterns, folders, URLs (http, s3, hf and others), or "
-            f"folders saved by the datasets package. Read are {READABLE}. A .json file holds an "
-            'array of objects, an object with such an array as "data", or JSON lines.'
+            help="Text to read: files, shell patterns, folders or URLs of .txt, .jsonl, .parquet "
+            "or .csv files."
         ),
     ],
     store: StoreOption,
@@ -56,26 +47,17 @@ def corpus(
             param_hint="--tokenizer",
         )
     from fusestore.corpus.run import build_corpus
+    from fusestore.store.layout import Store
 
-    # Options are for the storage of the store, or of the inputs where the store is local.
-    for_inputs = "://" not in store and any("://" in path for path in inputs)
-    opened = open_store(store, None if for_inputs else storage_option)
+    opened = Store.open(store, storage_options(storage_option))
     result = build_corpus(
-        opened,
-        name,
-        inputs,
-        settings,
-        tokenizers=tokenizer or (),
-        storage_options=storage_options(storage_option) if for_inputs else None,
-        reporter=ConsoleReporter(),
+        opened, name, inputs, settings, tokenizers=tokenizer or (), reporter=ConsoleReporter()
     )
     manifest = result.artifact.manifest
     if as_json:
         print_json({"corpus": name, "built": result.created, **manifest.model_dump(mode="json")})
         return
-    blank = f"; {manifest.dropped_blank:,} blank ones left out" if manifest.dropped_blank else ""
     output.print(
         f"{'Built' if result.created else 'Already there:'} corpus {name}: "
         f"{manifest.num_documents:,} documents, {manifest.num_bytes:,} bytes in {opened.location}"
-        f"{blank}"
     )

@@ -10,7 +10,7 @@ import typer
 from fusestore.capture.settings import CaptureSettings
 
 from .console import ConsoleReporter, output, print_json, print_table
-from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
+from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, storage_options
 from .settings_options import settings_options
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ def estimate(
     from fusestore.capture.estimate import Prices, estimate_capture
     from fusestore.corpus.build import open_corpus
     from fusestore.models.model import Model
+    from fusestore.store.layout import Store
 
-    opened = open_store(store, storage_option)
+    opened = Store.open(store, storage_options(storage_option))
     documents = open_corpus(opened, corpus)
     handle = Model.open(
         model,
@@ -127,6 +128,7 @@ def print_estimate(result: CaptureEstimate) -> None:
 
 def print_fusion_estimate(
     config: FusionConfig,
+    options: dict[str, str],
     price_per_hour: float | None,
     price_per_gb_month: float | None,
     as_json: bool,
@@ -136,7 +138,7 @@ def print_fusion_estimate(
     from fusestore.workflows.estimation import estimate_fusion
 
     prices = Prices(price_per_hour, price_per_gb_month)
-    results = estimate_fusion(config, prices=prices, reporter=ConsoleReporter())
+    results = estimate_fusion(config, options, prices=prices, reporter=ConsoleReporter())
     if as_json:
         print_json({name: vars(result) for name, result in results.items()})
         return

@@ -18,7 +18,7 @@ from .options import (
     StoreOption,
     TrustOption,
     corpus_and_split,
-    open_store,
+    storage_options,
 )
 from .settings_options import settings_options
 
@@ -53,8 +53,9 @@ def merge(
     """Merge the weights of models of one architecture and tokenizer."""
     from fusestore.merge.run import merge_models
     from fusestore.models.model import Model
+    from fusestore.store.layout import Store
 
-    opened = open_store(store, storage_option)
+    opened = Store.open(store, storage_options(storage_option))
 
     def open_model(spec: str) -> Model:
         return Model.open(spec, store=opened, trust_remote_code=trust_remote_code)

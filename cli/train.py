@@ -19,7 +19,7 @@ from .options import (
     StoreOption,
     TrustOption,
     corpus_and_split,
-    open_store,
+    storage_options,
 )
 from .settings_options import settings_options
 
@@ -75,9 +75,10 @@ def train(
     """
     from fusestore.models.model import Model
     from fusestore.progress import SilentReporter
+    from fusestore.store.layout import Store
     from fusestore.train.run import train_model
 
-    opened = open_store(store, storage_option)
+    opened = Store.open(store, storage_options(storage_option))
     # Under a launcher every process runs this command; the main process alone prints.
     is_main_process = launcher_rank() == 0
     result = train_model(

@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from fusestore.workflows.comparison import Comparison
     from fusestore.workflows.repair import Repair
     from fusestore.workflows.sharing.run import Shared
-    from fusestore.workflows.sharing.settings import CopySettings
 
 __all__ = [
     "AlignSettings",
@@ -77,7 +76,6 @@ __all__ = [
     "CacheManifest",
     "CaptureSettings",
     "Comparison",
-    "CopySettings",
     "Corpus",
     "CorpusManifest",
     "CorpusSettings",
@@ -147,7 +145,6 @@ _HOMES = {
     "CacheManifest": "fusestore.cache.manifest",
     "CaptureSettings": "fusestore.capture.settings",
     "Comparison": "fusestore.workflows.comparison",
-    "CopySettings": "fusestore.workflows.sharing.settings",
     "Corpus": "fusestore.corpus.build",
     "CorpusManifest": "fusestore.corpus.manifest",
     "CorpusSettings": "fusestore.corpus.settings",

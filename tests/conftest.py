@@ -11,8 +11,6 @@ from urllib.request import Request, urlopen
 import pytest
 from hypothesis import settings
 
-from tests.helpers.made_once import made_once
-
 # The same cases in every run, so that a red run is the change's doing. `HYPOTHESIS_PROFILE=explore`
 # looks for new ones; what it finds becomes an `@example` or a test of its own.
 settings.register_profile("same-cases", derandomize=True, deadline=None)
@@ -47,15 +45,19 @@ def gemma3_path(packaged_model: PackagedModel) -> Path:
 
 @pytest.fixture(scope="session")
 def packaged_model(tmp_path_factory: pytest.TempPathFactory) -> PackagedModel:
-    """Converts a packaged model, unless that was done."""
+    """Converts a packaged model, unless that was done; other test processes wait for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
 
     @cache
     def convert(spec: str) -> Path:
         from fusestore.models.loading import local_model_folder
+        from fusestore.storage.file_lock import locked
 
-        # Under a lock, and in each process: a later run finds the folder in the user cache.
-        made_once(tmp_path_factory, spec.rpartition(":")[2], lambda _: local_model_folder(spec))
-        return local_model_folder(spec)
+        name = spec.rpartition(":")[2]
+        with (folder / f"{name}.lock").open("wb") as file, locked(file):
+            return local_model_folder(spec)
 
     return convert
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusestore.cache.id_order import IdOrder
 from fusestore.cache.manifest import Fingerprint
@@ -13,7 +13,6 @@ from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.writer import CacheWriter, clear_up, has_tokens, stored_order
 from fusestore.capture.capture_plan import (
     CapturePlan,
-    SourceModel,
     adopt_dtype,
     load_planned,
     plan_capture,
@@ -24,7 +23,6 @@ from fusestore.capture.score_totals import score_totals, skipped_documents
 from fusestore.capture.settings import CaptureSettings
 from fusestore.capture.shard_queue import ShardQueue
 from fusestore.corpus.build import Corpus
-from fusestore.corpus.unspelled import describe_unspelled
 from fusestore.errors import FingerprintMismatchError, NonFiniteError, NotFoundError
 from fusestore.models.model import Model
 from fusestore.process_rank import process_rank
@@ -73,8 +71,8 @@ def capture(
     Raises:
         NotFoundError: no such model.
         InvalidInputError: k above the vocabulary, unknown dtype or device.
-        IncompatibleError: a document has a token that the model lacks, or more tokens than its
-            context; or the model's rows depend on more than the tokens up to them.
+        IncompatibleError: model and tokenizer do not belong together, or a document is longer
+            than the model's context.
         FingerprintMismatchError: a cache of this name was made with other settings.
         NonFiniteError: the model's logits are not finite and `on_nan` is `stop`.
     """
@@ -136,13 +134,10 @@ def _carry_out(
 
     # On first use, because a repair of other files than shards needs no model.
     @cache
-    def load() -> SourceModel:
+    def load() -> Any:  # noqa: ANN401 - transformers is untyped
         report_dtype(plan, name, reporter)
-        return load_planned(plan, settings, name, reporter)
+        return load_planned(plan, settings, name)
 
-    if name not in store.names("caches"):
-        # A model that is refused leaves no cache that was begun.
-        load()
     order = _order(store, name, fingerprint, tokens, settings, load, reporter)
     writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     keep_vocabulary(store, plan.model.tokenizer)
@@ -150,13 +145,7 @@ def _carry_out(
         clear_up(writer.location)
         return StageResult(open_cache(store, name), created=False)
     if redo or writer.missing_shards():
-        unspelled = describe_unspelled(corpus, plan.model.tokenizer)
-        if unspelled:
-            reporter.line(f"{name}: {unspelled}")
-        source = load()
-        capturer = RowCapturer(
-            source.model, tokens, settings.rule, settings.batch_size, source.batching
-        )
+        capturer = RowCapturer(load(), tokens, settings.rule, settings.batch_size)
         with _shards(writer, redo, name, reporter) as shards:
             _write_shards(writer, shards, capturer, corpus, settings, name, reporter)
     if not writer.complete:
@@ -174,7 +163,7 @@ def _order(
     fingerprint: Fingerprint,
     tokens: TokenTable,
     settings: CaptureSettings,
-    load: Callable[[], SourceModel],
+    load: Callable[[], Any],
     reporter: Reporter,
 ) -> IdOrder | None:
     """The stored order of ids, or else an order from a sample of the rows."""
@@ -188,7 +177,7 @@ def _order(
 
 
 def settle_order(
-    source: SourceModel,
+    model: Any,  # noqa: ANN401
     fingerprint: Fingerprint,
     tokens: TokenTable,
     settings: CaptureSettings,
@@ -198,9 +187,7 @@ def settle_order(
     from fusestore.capture.batches import RowCapturer
 
     sample = sample_tokens(tokens)
-    capturer = RowCapturer(
-        source.model, sample, settings.rule, settings.batch_size, source.batching
-    )
+    capturer = RowCapturer(model, sample, settings.rule, settings.batch_size)
     # A document that is not finite is ignored here, and reported with its shard.
     rows, _ = capturer.rows(0, sample.num_tokens, progress)
     return order_of_sample(fingerprint.model.vocab_size, tokens, rows)

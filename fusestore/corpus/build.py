@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from fusestore.corpus.ingest import Input, read_documents
+from fusestore.corpus.ingest import read_documents
 from fusestore.corpus.manifest import (
     CorpusFingerprint,
     CorpusManifest,
@@ -35,7 +35,7 @@ from fusestore.errors import (
 )
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.location import Location
-from fusestore.storage.publish import remove_abandoned
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
@@ -124,14 +124,14 @@ class Corpus:
         Raises:
             CorruptionError: the documents are missing or damaged.
         """
-        texts = pl.scan_parquet(self._checked_file, glob=False).select("text")
+        texts = pl.scan_parquet(self._checked_file).select("text")
         for start in range(0, self.manifest.num_documents, documents):
             yield texts.slice(start, documents).collect()["text"].to_list()
 
     @cached_property
     def _splits(self) -> pl.Series:
         """The column `split`, without loading the texts, which would take memory."""
-        return pl.scan_parquet(self._checked_file, glob=False).select("split").collect()["split"]
+        return pl.scan_parquet(self._checked_file).select("split").collect()["split"]
 
     @property
     def _checked_file(self) -> Path | io.BytesIO:
@@ -175,7 +175,7 @@ class Corpus:
 def open_corpus(
     store: str | os.PathLike[str] | Location | Store,
     name: str,
-    storage_options: Mapping[str, object] | None = None,
+    storage_options: Mapping[str, str] | None = None,
 ) -> Corpus:
     """Open a corpus of a store; only its manifest is read.
 
@@ -203,7 +203,7 @@ def open_corpus(
 def write_corpus(
     store: str | os.PathLike[str] | Location | Store,
     name: str,
-    inputs: Input | Sequence[Input],
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     text_column: str = "text",
     split_column: str | None = None,
@@ -214,9 +214,8 @@ def write_corpus(
     tokenizers: Sequence[Tokenizer] = (),
     max_length: int | None = None,
     bos_allowance: int = 1,
-    storage_options: Mapping[str, object] | None = None,
+    storage_options: Mapping[str, str] | None = None,
     progress: Progress = ignore_progress,
-    report: Callable[[str], None] = lambda _: None,
 ) -> Corpus:
     """Read the inputs, cut long documents, and write the corpus to the store.
 
@@ -239,7 +238,6 @@ def write_corpus(
         bos_allowance: tokens of `max_length` kept free for BOS.
         storage_options: for the filesystems of the store and the inputs.
         progress: counts bytes of source text.
-        report: receives a line on files that are not read.
 
     Returns:
         The corpus; an existing one if it was made from the same documents with the same settings.
@@ -260,7 +258,6 @@ def write_corpus(
         split_column=split_column,
         held_out=held_out,
         storage_options=storage_options,
-        report=report,
     )
     blank = documents["text"].str.strip_chars() == ""
     documents = limit_documents(
@@ -329,8 +326,15 @@ def publish_documents(location: Location, manifest: CorpusManifest, data: bytes)
     The manifest does not cover the receipt, because its digest identifies the corpus in all
     encodings of the table.
     """
-    rows = (0, manifest.num_documents)
-    Receipt.publish(location, "documents", rows, manifest.fingerprint.digest, {_TABLE: data})
+    publish(location / _TABLE, data)
+    receipt = Receipt(
+        part="documents",
+        start=0,
+        stop=manifest.num_documents,
+        fingerprint_digest=manifest.fingerprint.digest,
+        files={_TABLE: FileRecord.of(data)},
+    )
+    publish(location / _RECEIPT, receipt.to_bytes())
 
 
 def _is_whole(corpus: Corpus) -> bool:

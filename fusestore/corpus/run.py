@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fusestore.corpus.build import Corpus, write_corpus
 from fusestore.corpus.settings import CorpusSettings
 from fusestore.corpus.splits import HeldOut
-from fusestore.corpus.unspelled import describe_unspelled
 from fusestore.errors import InvalidInputError
 from fusestore.models.model import Model
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
-from fusestore.storage.location import Location
-from fusestore.storage.options import HTTP_SCHEMES
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
@@ -28,7 +25,6 @@ def build_corpus(
     settings: CorpusSettings | None = None,
     *,
     tokenizers: Sequence[Model | Tokenizer | str | os.PathLike[str]] = (),
-    storage_options: Mapping[str, str] | None = None,
     reporter: Reporter | None = None,
 ) -> StageResult[Corpus]:
     """Read text, cut long documents where all tokenizers agree, and write the corpus.
@@ -36,13 +32,11 @@ def build_corpus(
     Args:
         store: receives the corpus.
         name: of the corpus.
-        inputs: files, shell patterns, folders or URLs; see `fusestore corpus --help` for formats.
+        inputs: files, shell patterns, folders or URLs of .txt, .jsonl, .parquet and .csv files.
         settings: columns, splits and sizes.
         tokenizers: of all models of the run: models, tokenizers, or specs as for `Model.open` with
             this store. Documents will fit each of them.
-        storage_options: for the storage of the inputs; for HTTP only if no input is elsewhere. By
-            default those of the store, for inputs on the same storage.
-        reporter: receives progress updates, and a line on files that are not read.
+        reporter: receives progress updates.
 
     Returns:
         The corpus. It was created unless the store had it already.
@@ -69,7 +63,7 @@ def build_corpus(
         corpus = write_corpus(
             store,
             name,
-            _locations([resolve_path(os.fspath(path)) for path in paths], store, storage_options),
+            [resolve_path(os.fspath(path)) for path in paths],
             text_column=settings.text_column,
             split_column=settings.split_column,
             held_out=_held_out_rules(settings),
@@ -78,36 +72,10 @@ def build_corpus(
             sample_seed=settings.sample_seed,
             tokenizers=opened,
             max_length=settings.max_length,
+            storage_options=dict(store.location.storage_options),
             progress=progress,
-            report=reporter.line,
         )
-    if not existed:
-        for tokenizer in opened:
-            unspelled = describe_unspelled(corpus, tokenizer)
-            if unspelled:
-                reporter.line(f"{name}: {unspelled}")
     return StageResult(corpus, created=not existed)
-
-
-def _locations(
-    paths: Sequence[str], store: Store, storage_options: Mapping[str, object] | None
-) -> list[Location]:
-    """Where the inputs are. Options may be secret: no storage receives those of another."""
-    remote = [path for path in paths if "://" in path]
-    only_http = all(path.startswith(HTTP_SCHEMES) for path in remote)
-    locations = []
-    for path in paths:
-        # The short name that other programs have for what the Hub converted to Parquet.
-        url = path.replace("@~parquet", "@refs%2Fconvert%2Fparquet")
-        if storage_options is None:
-            is_ours = "://" in path and store.location.shares_storage(path)
-            options: Mapping[str, object] = dict(store.location.storage_options) if is_ours else {}
-        else:
-            # HTTP has other options than the rest, and servers of several owners.
-            is_other = path.startswith(HTTP_SCHEMES) and not only_http
-            options = {} if is_other else storage_options
-        locations.append(Location.parse(url, options))
-    return locations
 
 
 def _held_out_rules(settings: CorpusSettings) -> list[HeldOut]:

@@ -220,7 +220,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 def open_fused(
     store: str | os.PathLike[str] | Location,
     name: str,
-    storage_options: Mapping[str, object] | None = None,
+    storage_options: Mapping[str, str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> FusedDataset:
     """Open fused dataset `name` of a store.
@@ -232,7 +232,7 @@ def open_fused(
     Args:
         store: folder or URL of the store.
         name: of the fused dataset.
-        storage_options: of the URL's storage, such as `endpoint_url`; see `storage.options`.
+        storage_options: for the fsspec filesystem of a remote store.
         cache_dir: local folder for remote datasets, with one folder per digest; by default
             fusestore's folder in the user's cache. For local stores only used if the dataset is in
             the shared form.
@@ -352,7 +352,9 @@ def _renamed_when_complete(folder: Path) -> Iterator[Path | None]:
         yield None
         return
     name = f"{TEMPORARY_PREFIX}{folder.name[:16]}"
-    with locked(folder.parent.parent / "locks" / name):
+    locks = folder.parent.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / name).open("ab") as file, locked(file):
         # Another process of this machine may have completed it before the lock.
         partial = None if folder.exists() else folder.with_name(name)
         yield partial

@@ -31,12 +31,11 @@ def shard_lock(folder: Location, shard: int) -> Iterator[None]:
         shard: the shard's number.
     """
     path = lock_folder(folder) / shard_part(shard)
-    with locked(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file, locked(file):
         yield
         # Only after success: a process that waits on the deleted file finds the shard made.
-        # Windows removes no open file, so there `remove_locks` does.
-        with contextlib.suppress(PermissionError):
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def remove_locks(folder: Location) -> None:

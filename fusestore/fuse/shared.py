@@ -111,7 +111,8 @@ def unpack_fused(
         return FusedManifest.load(local / MANIFEST_FILE)
     arrays = fused_arrays(*_size(manifest))
     readers = [
-        ArrayReader(shared, array, packed.files) for array in shared_arrays(*_size(manifest))
+        ArrayReader(shared, array, _Sizes(packed, array))
+        for array in shared_arrays(*_size(manifest))
     ]
     for shard in range(arrays[0].num_files):
         start, stop = arrays[0].rows_of(shard)
@@ -166,6 +167,17 @@ def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
     return manifest
 
 
+class _Sizes:
+    """Bytes of an array's shard, from the manifest. A class so that readers can be pickled."""
+
+    def __init__(self, manifest: FusedManifest, array: ArraySpec) -> None:
+        self.manifest = manifest
+        self.array = array
+
+    def __call__(self, shard: int) -> int:
+        return self.manifest.files[self.array.file_name(shard)].num_bytes
+
+
 def _load(location: Location, form: str) -> FusedManifest:
     try:
         manifest = FusedManifest.load(location / MANIFEST_FILE)
@@ -211,13 +223,17 @@ def _pack_shard(
     plan_digest: str,
 ) -> Receipt:
     start, stop = arrays[0].rows_of(shard)
-    files = {
-        array.file_name(shard): encode_shard(
-            array, shard, reader.read(start, stop).astype(array.dtype)
-        )
-        for array, reader in zip(arrays, readers, strict=True)
-    }
-    return Receipt.publish(shared, shard_part(shard), (start, stop), plan_digest, files)
+    files = {}
+    for array, reader in zip(arrays, readers, strict=True):
+        path = array.file_name(shard)
+        data = encode_shard(array, shard, reader.read(start, stop).astype(array.dtype))
+        publish(shared / path, data)
+        files[path] = FileRecord.of(data)
+    receipt = Receipt(
+        part=shard_part(shard), start=start, stop=stop, fingerprint_digest=plan_digest, files=files
+    )
+    publish(shared / receipt_path(shard_part(shard)), receipt.to_bytes())
+    return receipt
 
 
 def _finished(shared: Location, shard: int, plan_digest: str) -> Receipt | None:

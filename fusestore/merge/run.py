@@ -86,8 +86,7 @@ def merge_models(
             )
         evaluation = None
         if evaluate is not None:
-            merged = Model.open(folder, trust_remote_code=inputs[0].trust_remote_code)
-            evaluation = _evaluate(store, merged, *evaluate, name, precision, reporter)
+            evaluation = _evaluate(store, folder, *evaluate, name, precision, reporter)
         files = publish_folder(folder, output, plan)
     manifest = MergeManifest(
         merge=plan, num_parameters=num_parameters, evaluation=evaluation, files=files
@@ -141,13 +140,14 @@ def _finished(output: Location, plan: MergePlan) -> MergeManifest | None:
 
 def _evaluate(
     store: Store,
-    merged: Model,
+    folder: Path,
     corpus_name: str,
     split: str,
     name: str,
     precision: PrecisionSetting,
     reporter: Reporter,
 ) -> MergeEvaluation:
+    merged = Model.open(folder)
     tokens = held_out_tokens(store, merged.tokenizer, corpus_name, split)
     settled = settle_precision(precision, "cpu", reporter)
     return MergeEvaluation(

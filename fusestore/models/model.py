@@ -16,19 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.models.loading import (
-    context_length,
-    load_model,
-    local_model_folder,
-    model_digest,
-)
+from fusestore.models.loading import load_model, local_model_folder, model_digest
 from fusestore.models.spec import may_be_hub_id, may_name_artifact, names_in, short_name
 from fusestore.models.store_models import CachedModel, cached_model, stored_model_folder
 from fusestore.storage.memory import file_digest, remembered
 from fusestore.storage.packages import SCHEME
 from fusestore.store.layout import Store
 from fusestore.tokenizers.remembered import folder_tokenizer
-from fusestore.tokenizers.remote_code import refuse_untrusted_code
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -175,9 +169,7 @@ class Model:
 
         def locate() -> Path:
             try:
-                return local_model_folder(
-                    hub_id or spec, revision=revision, trust_remote_code=trust_remote_code
-                )
+                return local_model_folder(hub_id or spec, revision=revision)
             except NotFoundError as error:
                 if store is None or not may_name_artifact(spec):
                     raise
@@ -231,7 +223,6 @@ class Model:
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
             )
         except (OSError, ValueError, StrictDataclassError) as error:
-            refuse_untrusted_code(error, str(self.folder))
             raise InvalidInputError(
                 f"{self.folder} has no usable configuration: {error}"
             ) from error
@@ -280,17 +271,12 @@ class Model:
     def _facts(self) -> _Facts:
         def make() -> dict[str, Any]:
             text = self.config.get_text_config()
-            vocab_size = getattr(text, "vocab_size", None)
-            if type(vocab_size) is not int:
-                raise InvalidInputError(
-                    f"The configuration of {self.spec} ({type(self.config).__name__}) has no "
-                    "vocab_size, so it is not that of a language model. Give the folder of a model "
-                    "that predicts the next token."
-                )
+            context = getattr(text, "max_position_embeddings", None)
             return {
                 "architecture": (self.config.architectures or [type(self.config).__name__])[0],
-                "vocab_size": vocab_size,
-                "context": context_length(text),
+                "vocab_size": int(text.vocab_size),
+                # BLOOM and others have -1 for no limit.
+                "context": context if context is not None and context > 0 else None,
             }
 
         if self.trust_remote_code:

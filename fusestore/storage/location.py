@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import objects
-from fusestore.storage.object_errors import shown
-from fusestore.storage.options import HTTP_SCHEMES, Pairs, filesystem_class, options_class
 from fusestore.storage.retries import with_retries
 
-_REMOTE_FILESYSTEMS: dict[tuple[int, str, Pairs], Any] = {}
+_REMOTE_FILESYSTEMS: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
 """Open remote filesystems by (process id, protocol, options): never shared across a fork."""
 
 
@@ -34,72 +29,48 @@ class Location:
     """A file or folder. `url` has no trailing slash; a local one is an absolute path.
 
     Attributes:
-        url: an absolute local path, or `protocol://…`. One of HTTP may end with a query, such as a
-            signature, which all files below it have, too.
-        storage_options: validated options of the storage, as text; empty for local paths.
+        url: an absolute local path, or `protocol://…`.
+        storage_options: of S3 (`storage.s3.OPTIONS`) or the fsspec filesystem, as sorted pairs;
+            empty for local paths.
     """
 
     url: str
-    storage_options: Pairs = field(default=(), repr=False)
+    storage_options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @classmethod
     def parse(
         cls,
         target: str | os.PathLike[str] | Location,
-        storage_options: Mapping[str, object] | None = None,
+        storage_options: Mapping[str, str] | None = None,
     ) -> Location:
-        """Make a `Location` of a path, a `file://` URL or any other URL.
-
-        Raises:
-            InvalidInputError: an empty path, or an option that the URL's storage does not take.
-        """
+        """Make a `Location` of a path, a `file://` URL or any other URL."""
         if isinstance(target, Location):
             return target
         text = os.fspath(target)
         if not text:
             raise InvalidInputError("A store path or URL is empty: give a folder or a URL.")
         if text.startswith("file://"):
-            text = url2pathname(text.removeprefix("file://"))
+            text = text.removeprefix("file://")
         if "://" not in text:
-            return cls(Path(text).expanduser().absolute().as_posix())
-        path, query = _split_query(text)
-        path = path.rstrip("/")
-        protocol, _, rest = path.partition("://")
-        if objects.serves(path) and "//" in rest:
-            plain = re.sub("/+", "/", rest)
-            raise InvalidInputError(
-                f"{path} has two slashes in a row, which object storage takes for a folder without "
-                f"a name. Write {protocol}://{plain}."
-            )
-        if not storage_options:
-            return cls(path + query)
-        return cls(path + query, options_class(text).of(storage_options, shown(text)).pairs())
-
-    def shares_storage(self, url: str) -> bool:
-        """Whether a URL is on the same storage: for HTTP the same server, else the same scheme."""
-        ours, theirs = urlsplit(self.url), urlsplit(url)
-        if ours.scheme != theirs.scheme:
-            return False
-        return ours.netloc == theirs.netloc or not url.startswith(HTTP_SCHEMES)
+            return cls(str(Path(text).expanduser().absolute()))
+        options = tuple(sorted((storage_options or {}).items()))
+        return cls(text.rstrip("/"), options)
 
     def __truediv__(self, name: str) -> Location:
-        path, query = _split_query(self.url)
-        return Location(f"{path}/{name}{query}", self.storage_options)
+        return Location(f"{self.url}/{name}", self.storage_options)
 
     def __str__(self) -> str:
-        """The address for people, without the user, password and query of an HTTP URL."""
-        return shown(self.url)
+        return self.url
 
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return _split_query(self.url)[0].rsplit("/", 1)[-1]
+        return self.url.rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> Location:
         """The folder that holds this file or folder."""
-        path, query = _split_query(self.url)
-        return Location(path.rsplit("/", 1)[0] + query, self.storage_options)
+        return Location(self.url.rsplit("/", 1)[0], self.storage_options)
 
     @property
     def is_local(self) -> bool:
@@ -128,10 +99,7 @@ class Location:
         protocol = self.url.split("://", 1)[0]
         key = (os.getpid(), protocol, self.storage_options)
         if key not in _REMOTE_FILESYSTEMS:
-            options = options_class(self.url).of(dict(self.storage_options), self.url)
-            _REMOTE_FILESYSTEMS[key] = filesystem_class(protocol)(
-                **options.model_dump(exclude_unset=True)
-            )
+            _REMOTE_FILESYSTEMS[key] = _open_filesystem(protocol, dict(self.storage_options))
         return _REMOTE_FILESYSTEMS[key]
 
     @with_retries
@@ -224,23 +192,6 @@ class Location:
         """
         return self._read_range(0, limit)
 
-    @with_retries
-    def download(self, target: Path) -> None:
-        """Copy the file to a local one in one request; memory does not grow with its size.
-
-        Raises:
-            NotFoundError: no such file.
-            AccessDeniedError: the storage refused.
-            StorageError: every attempt returned fewer bytes than the file has.
-        """
-        if self.is_object:
-            with target.open("wb") as file:
-                objects.download(self.url, self.storage_options, file)
-        elif self.is_local:
-            shutil.copyfile(self.path, target)
-        else:
-            self.filesystem.get_file(self.url, str(target))
-
     def _read_range(self, start: int, stop: int) -> bytes:
         if self.is_local:
             with self.path.open("rb") as file:
@@ -324,9 +275,13 @@ def _raise_unless_gone(error: OSError) -> None:
         raise error
 
 
-def _split_query(url: str) -> tuple[str, str]:
-    """A URL of HTTP without its query, and the query with its `?`; other addresses have none."""
-    if not url.startswith(HTTP_SCHEMES):
-        return url, ""
-    path, mark, query = url.partition("?")
-    return path, mark + query
+def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: ANN401
+    import fsspec
+
+    try:
+        return fsspec.filesystem(protocol, **options)
+    except (ImportError, ValueError) as error:
+        raise InvalidInputError(
+            f"{protocol}:// is not a storage that fusestore can open ({error}). "
+            "Use a local path, s3://, or install the fsspec package for it."
+        ) from error

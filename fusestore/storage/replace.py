@@ -98,6 +98,5 @@ def _older(path: Path) -> Path:
 
 
 def _sync_file(path: Path) -> None:
-    # Windows syncs only what may be written.
-    with path.open("r+b") as file:
+    with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from fusestore.errors import (
+    IncompatibleError,
     InvalidInputError,
     MissingDependencyError,
     NotFoundError,
 )
-from fusestore.models.gguf_conversion import convert_gguf
 from fusestore.models.loading import (
+    check_widths,
+    convert_gguf,
     load_model,
     local_model_folder,
     model_digest,
@@ -84,7 +86,7 @@ def test_folder_that_holds_no_causal_model(tmp_path):
 
 def test_folder_without_weights(model_path, tmp_path):
     (tmp_path / "config.json").write_bytes((model_path / "config.json").read_bytes())
-    with pytest.raises(NotFoundError, match="There are no weights in"):
+    with pytest.raises(InvalidInputError, match="No causal language model loads from"):
         load_model(tmp_path, device="cpu")
 
 
@@ -100,6 +102,14 @@ def test_cuda_that_is_not_there(model_path):
 def test_device_by_name():
     assert pick_device("cpu") == "cpu"
     assert pick_device("auto") in ("cpu", "cuda", "mps")
+
+
+def test_widths():
+    model = make_llama(50)
+    assert check_widths(model, 50, "tiny") == 50
+    assert check_widths(model, 40, "tiny") == 50
+    with pytest.raises(IncompatibleError, match=r"tokenizer of tiny has 51 ids, .* 50"):
+        check_widths(model, 51, "tiny")
 
 
 def test_digest_is_of_configuration_and_weights(model_path, tmp_path):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fusestore.storage.packages import resolve_path
-from fusestore.tokenizers.tokenizer import Tokenizer
-from tests.helpers.real_tokenizers import deepseek_tokenizer, mistral_tokenizer, real_tokenizer
+from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from tests.helpers.real_tokenizers import deepseek_tokenizer
 from tests.helpers.tiny_models import train_unigram, train_word_piece
 
 
@@ -20,13 +20,13 @@ def speeches() -> list[str]:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_path: Path) -> Tokenizer:
     """Byte-level BPE, no BOS of its own."""
-    return real_tokenizer(smollm2_path)
+    return load_tokenizer(smollm2_path)
 
 
 @pytest.fixture(scope="session")
 def gemma(gemma3_path: Path) -> Tokenizer:
     """Sentencepiece-style BPE with byte fallback; adds BOS."""
-    return real_tokenizer(gemma3_path)
+    return load_tokenizer(gemma3_path)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,16 @@ def wordpiece(speeches: list[str]) -> Tokenizer:
 @pytest.fixture(scope="session")
 def mistral() -> Tokenizer:
     """Llama's convention: a `▁` is put before the text, byte fallback, converted sentencepiece."""
-    return mistral_tokenizer()
+    import mistral_common
+    import sentencepiece
+    from transformers import LlamaTokenizer
+    from transformers.tokenization_utils_base import generate_merges
+
+    model = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+    scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
+    return Tokenizer(LlamaTokenizer(vocab=vocab, merges=generate_merges(vocab, scores)), "mistral")
 
 
 FAMILIES = ("smollm2", "gemma", "deepseek", "unigram", "wordpiece", "mistral")

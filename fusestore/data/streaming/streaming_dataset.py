@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fusestore.data.dataset import FusedDataset
-from fusestore.data.shard_cache.flock import check_has_flock
 from fusestore.data.shard_cache.job import FetchJob
 from fusestore.data.shard_cache.layout import ShardLayout
 from fusestore.data.shard_cache.window_table import read_window_starts
@@ -44,7 +43,7 @@ class StreamingFusedDataset(Stream):
         self,
         url: str | os.PathLike[str] | Location,
         *,
-        storage_options: Mapping[str, object] | None = None,
+        storage_options: Mapping[str, str] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
         seed: int = 0,
@@ -57,7 +56,7 @@ class StreamingFusedDataset(Stream):
 
         Args:
             url: the dataset's folder: a path, `s3://`, `hf://`, `https://` or any fsspec URL.
-            storage_options: of the URL's storage, such as `endpoint_url`; see `storage.options`.
+            storage_options: for the fsspec filesystem.
             cache_dir: local folder for fetched shards; by default the user's cache.
             cache_limit: size limit in bytes of the fetched shards of all datasets below
                 `cache_dir`; None: as much as the disk has.
@@ -73,7 +72,6 @@ class StreamingFusedDataset(Stream):
             NotFoundError: the folder holds no complete fused dataset.
             CorruptionError: its manifest, or its table of windows, is damaged.
             InvalidInputError: it has no tokens, or `cache_limit` is too small for the order.
-            UnsupportedPlatformError: it is not local, and this is Windows.
         """
         super().__init__(batch_size, rank, world_size)
         location = Location.parse(url, storage_options)
@@ -111,7 +109,6 @@ class StreamingFusedDataset(Stream):
         if location.is_local and manifest.form == "local":
             self._local = FusedDataset(location.path)
             return
-        check_has_flock()
         self._job = FetchJob(
             source=location.url,
             storage_options=location.storage_options,
