@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from fusestore.align.kinds import ALIGNMENT_KINDS
 from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
-from fusestore.errors import CorruptionError, NotFoundError
+from fusestore.errors import NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.array_reader import ArrayReader
 from fusestore.store.arrays import ArraySpec
@@ -82,8 +82,7 @@ class AlignmentRows:
         self.location = location
         self._num_documents = fingerprint.num_documents
         self._source_pos, self._kind, self._document_offsets = (
-            ArrayReader(location, spec, _FileSize(location, spec, files))
-            for spec in alignment_arrays(fingerprint)
+            ArrayReader(location, spec, files) for spec in alignment_arrays(fingerprint)
         )
 
     @cached_property
@@ -137,27 +136,6 @@ class Alignment(AlignmentRows):
     def coverage(self) -> dict[str, float]:
         """Share of target tokens by alignment kind; all zero without tokens."""
         return self.manifest.coverage
-
-
-class _FileSize:
-    """The size of an array's file, from its record. A class so that it pickles."""
-
-    def __init__(
-        self, location: Location, spec: ArraySpec, files: Mapping[str, FileRecord]
-    ) -> None:
-        self.location = location
-        self.spec = spec
-        self.files = files
-
-    def __call__(self, shard: int) -> int:
-        name = self.spec.file_name(shard)
-        record = self.files.get(name)
-        if record is None:
-            raise CorruptionError(
-                f"The manifest of {self.location} does not list {name}. Delete that folder and run "
-                "`fusestore align` again."
-            )
-        return record.num_bytes
 
 
 def open_alignment(location: Location) -> Alignment:

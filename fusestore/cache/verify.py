@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fusestore.cache.layout import CacheArrays, cache_arrays
 from fusestore.cache.manifest import TOKENS_PART, CacheManifest, Fingerprint, content_digest
-from fusestore.cache.reader import RowReader
+from fusestore.cache.row_reader import RowReader
 from fusestore.cache.rows import Rows
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location

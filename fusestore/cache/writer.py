@@ -24,8 +24,9 @@ from fusestore.cache.manifest import (
     Fingerprint,
     content_digest,
 )
-from fusestore.cache.reader import RowReader
+from fusestore.cache.row_reader import RowReader
 from fusestore.cache.rows import Rows
+from fusestore.cache.shard_files import ShardFiles
 from fusestore.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -35,7 +36,7 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish, publish_new, remove_abandoned
+from fusestore.storage.publish import publish_new, remove_abandoned
 from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
 from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
@@ -71,7 +72,7 @@ class CacheWriter:
         self._arrays = cache_arrays(fingerprint)
         self._tokens = tokens
         self._order = order
-        self._receipts: dict[str, Receipt] = {}
+        self._files = ShardFiles(location, fingerprint.digest)
         self.num_rows_finished = 0
         self.redo: dict[int, Receipt | None] = {}
 
@@ -150,7 +151,8 @@ class CacheWriter:
         finished = [
             shard
             for shard in range(len(self.plan))
-            if shard not in self.redo and self._whole_receipt(shard_part(shard), sizes) is not None
+            if shard not in self.redo
+            and self._files.whole_receipt(shard_part(shard), sizes) is not None
         ]
         bounds = [self.plan.bounds(shard) for shard in finished]
         self.num_rows_finished = sum(stop - start for start, stop in bounds)
@@ -191,8 +193,8 @@ class CacheWriter:
                     "not changed. Repair it with the device, batch size and version that captured "
                     "it, or capture the whole cache again under another name."
                 )
-            self._forget(part)
-        receipt = self._publish(part, start, stop, files)
+            self._files.forget(part)
+        receipt = self._files.publish(part, start, stop, files)
         self.redo.pop(shard, None)
         return receipt
 
@@ -219,7 +221,7 @@ class CacheWriter:
         parts = [TOKENS_PART, *(shard_part(shard) for shard in range(len(self.plan)))]
         receipts: list[Receipt] = []
         for part in parts:
-            receipt = self._whole_receipt(part, sizes)
+            receipt = self._files.whole_receipt(part, sizes)
             if receipt is None:
                 raise InvalidInputError(
                     f"{self.location} cannot be finished: part {part} is missing. "
@@ -268,7 +270,7 @@ class CacheWriter:
                 start, stop = spec.rows_of(shard)
                 files[spec.file_name(shard)] = encode_shard(spec, shard, array[start:stop])
         sizes = self.location.sizes()
-        receipt = self._sound_receipt(TOKENS_PART, sizes)
+        receipt = self._files.sound_receipt(TOKENS_PART, sizes)
         if receipt is None:
             self._settle_order(files, sizes)
         elif receipt.files != {name: FileRecord.of(data) for name, data in files.items()}:
@@ -276,8 +278,8 @@ class CacheWriter:
                 f"{self.location} holds other tokens or another order of ids than this run has, "
                 "under the same fingerprint. Capture under another name, or delete it."
             )
-        if self._whole_receipt(TOKENS_PART, sizes) is None:
-            self._publish(TOKENS_PART, 0, self.fingerprint.num_tokens, files)
+        if self._files.whole_receipt(TOKENS_PART, sizes) is None:
+            self._files.publish(TOKENS_PART, 0, self.fingerprint.num_tokens, files)
 
     def _settle_order(self, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> None:
         """Write the order of ids, which every shard depends on, create-only.
@@ -290,9 +292,8 @@ class CacheWriter:
         names = [spec.file_name(0) for spec in self._arrays.id_order]
         if any(name not in sizes for name in names) and not self.complete:
             for shard in range(len(self.plan)):
-                file = self._receipt_file(shard_part(shard))
-                if f"receipts/{file.name}" in sizes:
-                    file.delete()
+                if receipt_path(shard_part(shard)) in sizes:
+                    self._files.forget(shard_part(shard))
         for name in names:
             try:
                 publish_new(self.location / name, files[name])
@@ -303,90 +304,11 @@ class CacheWriter:
                     "order; if that fails too, delete this cache."
                 ) from error
 
-    def _publish(self, part: str, start: int, stop: int, files: Mapping[str, bytes]) -> Receipt:
-        receipt = Receipt(
-            part=part,
-            start=start,
-            stop=stop,
-            fingerprint_digest=self.fingerprint.digest,
-            files={name: FileRecord.of(data) for name, data in files.items()},
-        )
-        file = self._receipt_file(part)
-        if file.exists():
-            if self._whole_receipt(part, self.location.sizes()) is not None:
-                publish_new(file, receipt.to_bytes())
-                return receipt
-            self._forget(part)
-        self._publish_files(files)
-        try:
-            publish_new(file, receipt.to_bytes())
-        except AlreadyExistsError:
-            # Another writer, on a device that rounds in another way, made this shard at the same
-            # time. The files may be a mixture. All must be of one writer: if they do not match its
-            # receipt, they become ours.
-            if self._holds(self._load_receipt(part)):
-                return self._load_receipt(part)
-            self._forget(part)
-            self._publish_files(files)
-            publish_new(file, receipt.to_bytes())
-        return receipt
-
-    def _publish_files(self, files: Mapping[str, bytes]) -> None:
-        for name, data in files.items():
-            publish(self.location / name, data)
-
-    def _forget(self, part: str) -> None:
-        """Remove the receipt of damaged files, before they are made again."""
-        self._receipts.pop(part, None)
-        self._receipt_file(part).delete()
-
-    def _holds(self, receipt: Receipt) -> bool:
-        """Whether the files match the receipt, byte for byte."""
-        return all(
-            FileRecord.of((self.location / name).read_bytes()) == record
-            for name, record in receipt.files.items()
-        )
-
-    def _load_receipt(self, part: str) -> Receipt:
-        # Receipts never change, so each is read once.
-        if part not in self._receipts:
-            self._receipts[part] = Receipt.load(self._receipt_file(part))
-        return self._receipts[part]
-
-    def _whole_receipt(self, part: str, sizes: Mapping[str, int]) -> Receipt | None:
-        """The part's receipt if it is sound and its files have the right sizes."""
-        receipt = self._sound_receipt(part, sizes)
-        if receipt is None:
-            return None
-        whole = all(sizes.get(name) == record.num_bytes for name, record in receipt.files.items())
-        return receipt if whole else None
-
-    def _sound_receipt(self, part: str, sizes: Mapping[str, int]) -> Receipt | None:
-        """The part's receipt if it exists and is valid, whatever the state of its files."""
-        file = self._receipt_file(part)
-        if f"receipts/{file.name}" not in sizes:
-            return None
-        try:
-            receipt = self._load_receipt(part)
-        except (CorruptionError, InvalidInputError, NotFoundError):
-            return None
-        if (receipt.part, receipt.fingerprint_digest) != (part, self.fingerprint.digest):
-            return None
-        return receipt
-
-    def _receipt_file(self, part: str) -> Location:
-        return self.location / receipt_path(part)
-
 
 def has_tokens(location: Location, fingerprint: Fingerprint) -> bool:
     """Whether the tokens part, which precedes the shards, is whole by its receipt and sizes."""
-    receipt = Receipt.load_if_sound(location / "receipts" / f"{TOKENS_PART}.json")
-    if receipt is None:
-        return False
-    sizes = location.sizes()
-    return (receipt.part, receipt.fingerprint_digest) == (TOKENS_PART, fingerprint.digest) and all(
-        sizes.get(name) == record.num_bytes for name, record in receipt.files.items()
-    )
+    files = ShardFiles(location, fingerprint.digest)
+    return files.whole_receipt(TOKENS_PART, location.sizes()) is not None
 
 
 def clear_up(location: Location) -> None:

@@ -111,8 +111,7 @@ def unpack_fused(
         return FusedManifest.load(local / MANIFEST_FILE)
     arrays = fused_arrays(*_size(manifest))
     readers = [
-        ArrayReader(shared, array, _Sizes(packed, array))
-        for array in shared_arrays(*_size(manifest))
+        ArrayReader(shared, array, packed.files) for array in shared_arrays(*_size(manifest))
     ]
     for shard in range(arrays[0].num_files):
         start, stop = arrays[0].rows_of(shard)
@@ -165,17 +164,6 @@ def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
             "the local form of its plan. Share it again."
         )
     return manifest
-
-
-class _Sizes:
-    """Bytes of an array's shard, from the manifest. A class so that readers can be pickled."""
-
-    def __init__(self, manifest: FusedManifest, array: ArraySpec) -> None:
-        self.manifest = manifest
-        self.array = array
-
-    def __call__(self, shard: int) -> int:
-        return self.manifest.files[self.array.file_name(shard)].num_bytes
 
 
 def _load(location: Location, form: str) -> FusedManifest:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from pcodec import standalone  # type: ignore[import-untyped]
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.arrays import ABSENT_CHUNK, ArraySpec, ends_in_crc32c
+from fusestore.store.receipts import FileRecord
 
 MAX_OPEN_SHARDS = 64
 """Shards per array for which a reader keeps the index and, locally, the memory map."""
@@ -30,6 +31,7 @@ that was read whole is not kept, so that a long read decodes into the same few b
 in the processor's cache."""
 
 _Values = npt.NDArray[Any]
+_Records = Mapping[str, FileRecord]
 
 
 def decode_file(
@@ -89,15 +91,19 @@ class ArrayReader:
     Args:
         folder: the group.
         spec: the array.
-        file_size: bytes that the file of a shard must have, from its receipt; by default any.
+        records: of the files by path, from a manifest; or a function that returns those of a shard,
+            from its receipt. A file must have the size of its record; by default any.
     """
 
     def __init__(
-        self, folder: Location, spec: ArraySpec, file_size: Callable[[int], int] | None = None
+        self,
+        folder: Location,
+        spec: ArraySpec,
+        records: _Records | Callable[[int], _Records] | None = None,
     ) -> None:
         self.folder = folder
         self.spec = spec
-        self._file_size = file_size
+        self._records = records
         self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
         self._recent: OrderedDict[int, _Values] = OrderedDict()
 
@@ -175,13 +181,24 @@ class ArrayReader:
     def _open(self, shard: int) -> _OpenShard:
         opened = self._shards.get(shard)
         if opened is None:
-            expected = None if self._file_size is None else self._file_size(shard)
-            opened = _OpenShard(self.folder, self.spec, shard, expected)
+            opened = _OpenShard(self.folder, self.spec, shard, self._recorded_size(shard))
             self._shards[shard] = opened
             if len(self._shards) > MAX_OPEN_SHARDS:
                 self._shards.popitem(last=False)
         self._shards.move_to_end(shard)
         return opened
+
+    def _recorded_size(self, shard: int) -> int | None:
+        if self._records is None:
+            return None
+        name = self.spec.file_name(shard)
+        records = self._records(shard) if callable(self._records) else self._records
+        if name not in records:
+            raise CorruptionError(
+                f"{self.folder} has no record of its file {name}. Run `fusestore verify` on its "
+                "store."
+            )
+        return records[name].num_bytes
 
 
 class _OpenShard:

@@ -15,6 +15,7 @@ from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
 from fusestore.store.array_reader import ArrayReader, decode_file
 from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
+from fusestore.store.receipts import FileRecord
 
 
 @st.composite
@@ -54,6 +55,11 @@ def write(folder, spec, values):
         data = encode_shard(spec, shard, values[slice(*spec.rows_of(shard))])
         publish(root / spec.file_name(shard), data)
     return root
+
+
+def recorded(num_bytes):
+    record = FileRecord.of(b"").model_copy(update={"num_bytes": num_bytes})
+    return {SHARDED.file_name(shard): record for shard in range(SHARDED.num_files)}
 
 
 def open_with_zarr(folder, name="values"):
@@ -222,7 +228,9 @@ def test_a_missing_chunk_is_an_error(tmp_path):
 def test_the_size_in_the_receipt_counts(tmp_path):
     root = write(tmp_path, SHARDED, some_values(SHARDED))
     with pytest.raises(CorruptionError, match="its receipt says"):
-        ArrayReader(root, SHARDED, lambda shard: 7).read(0, 1)
+        ArrayReader(root, SHARDED, recorded(7)).read(0, 1)
+    with pytest.raises(CorruptionError, match="no record of its file values/c/0"):
+        ArrayReader(root, SHARDED, {}).read(0, 1)
 
 
 def test_readers_can_be_pickled_after_use(tmp_path):
@@ -242,7 +250,7 @@ def test_remote_arrays_read_like_local_ones(s3_url):
         ArrayReader(root, SHARDED).read(8, 9)
     whole = (root / SHARDED.file_name(0)).read_bytes()
     publish(root / SHARDED.file_name(0), whole[:-9])
-    for reader in (ArrayReader(root, SHARDED), ArrayReader(root, SHARDED, lambda _: len(whole))):
+    for reader in (ArrayReader(root, SHARDED), ArrayReader(root, SHARDED, recorded(len(whole)))):
         with pytest.raises(CorruptionError):
             reader.read(0, 1)
 
