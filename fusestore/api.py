@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusestore import stages
+from fusestore.contents import StoreContents
 from fusestore.models.precision import PrecisionSetting
 from fusestore.storage.location import Location
 from fusestore.store import layout
@@ -36,17 +37,10 @@ if TYPE_CHECKING:
     from fusestore.models.model import Model
     from fusestore.models.target import Target
     from fusestore.progress import Reporter
-    from fusestore.store.findings import Finding
-    from fusestore.store.registry import Artifact
     from fusestore.tokenizers.tokenizer import Tokenizer
     from fusestore.train.manifest import TrainedModel
     from fusestore.train.settings import TrainSettings
     from fusestore.workflows.comparison import Comparison
-    from fusestore.workflows.repair import Repair
-    from fusestore.workflows.sharing.run import Shared
-
-DEFAULT_JOBS = 8
-"""Files that are copied at a time."""
 
 
 def open_store(
@@ -67,7 +61,7 @@ def open_store(
     return Store(Location.parse(target, storage_options))
 
 
-class Store(layout.Store):
+class Store(StoreContents):
     """A store and its verbs; made by `open_store`.
 
     Every verb raises `FusestoreError`s only: `NotFoundError` for a name that is not there,
@@ -370,175 +364,6 @@ class Store(layout.Store):
             reporter=reporter,
         )
 
-    def artifacts(self) -> list[Artifact]:
-        """Everything in the store, in the order in which it is made; only manifests are read.
-
-        Raises:
-            NotFoundError: there is no store.
-        """
-        from fusestore.store.inventory import list_artifacts
-
-        return list_artifacts(self)
-
-    def open_corpus(self, name: str) -> Corpus:
-        """A complete corpus.
-
-        Raises:
-            NotFoundError: no such corpus, or one that was not finished.
-        """
-        from fusestore.corpus.build import open_corpus
-
-        return open_corpus(self, name)
-
-    def open_cache(self, name: str) -> Cache:
-        """A complete distribution cache.
-
-        Raises:
-            NotFoundError: no such cache, or one that was not finished.
-        """
-        from fusestore.cache.reader import open_cache
-
-        return open_cache(self, name)
-
-    def open_alignment(self, name: str) -> Alignment:
-        """A complete alignment.
-
-        Raises:
-            NotFoundError: no such alignment, or one that was not finished.
-        """
-        from fusestore.align.stored import open_alignment
-
-        return open_alignment(self.alignment(name))
-
-    def open_fused(self, name: str) -> Fused:
-        """The handle of a fused dataset; its `dataset()` is what `fusestore.open_fused` returns.
-
-        Raises:
-            NotFoundError: no such fused dataset.
-        """
-        from fusestore.data.fused import Fused
-
-        fused = Fused(self, self.fused(name))
-        _ = fused.plan
-        return fused
-
-    def open_model(self, name: str) -> Model:
-        """A trained or merged model, or the model that a cache was captured from.
-
-        Raises:
-            NotFoundError: the name is that of a cache, and nothing tells where its model is.
-            CorruptionError: the artifact's manifest is damaged.
-        """
-        from fusestore.models.model import Model
-
-        return Model.open(name, store=self)
-
-    def verify(
-        self, artifact: str | None = None, *, quick: bool = False
-    ) -> dict[str, list[Finding]]:
-        """Check checksums, sizes and meanings of one artifact, or of all.
-
-        Args:
-            artifact: `kind/name`; None checks everything.
-            quick: check sizes, receipts and manifests only; the data are not read.
-
-        Returns:
-            What is wrong, by `kind/name`; an empty list for a sound artifact.
-
-        Raises:
-            NotFoundError: no such store or artifact.
-        """
-        from fusestore.workflows.verification import verify_store
-
-        return verify_store(self, artifact, quick=quick)
-
-    def repair(
-        self,
-        artifact: str | None = None,
-        *,
-        models: Sequence[str] = (),
-        settings: CaptureSettings | None = None,
-        reporter: Reporter | None = None,
-    ) -> dict[str, Repair]:
-        """Check one artifact or all of them, and make exactly what is damaged again.
-
-        Args:
-            artifact: `kind/name`; None repairs everything.
-            models: the models whose distributions or tokens may have to be computed again; they
-                are found by digest.
-            settings: device, batch size, attention and trust for running them.
-            reporter: receives progress updates.
-
-        Returns:
-            The artifacts that were damaged, by `kind/name`.
-
-        Raises:
-            NotFoundError: no such store, artifact or model.
-        """
-        from fusestore.workflows.repair import repair_store
-
-        return repair_store(self, artifact, models=models, settings=settings, reporter=reporter)
-
-    def push(
-        self,
-        target: str | os.PathLike[str] | layout.Store,
-        artifacts: Sequence[str] | None = None,
-        *,
-        inputs: bool = False,
-        jobs: int = DEFAULT_JOBS,
-        check: bool = False,
-        reporter: Reporter | None = None,
-    ) -> list[Shared]:
-        """Copy artifacts to another store: only what is missing, every byte checked.
-
-        Args:
-            target: the other store.
-            artifacts: `kind/name` of each; None copies all that are complete.
-            inputs: copy what they were made from too.
-            jobs: files copied at a time.
-            check: compare the bytes of what is there already too.
-            reporter: receives progress updates.
-
-        Raises:
-            NotFoundError: no such artifact here.
-            AlreadyExistsError: the other store has something else of this name.
-            InvalidInputError: both stores are the same.
-            CorruptionError: a file is not what its receipt says; what is sound was copied.
-        """
-        return _copy(self, open_store(target), artifacts, inputs, jobs, check, reporter)
-
-    def pull(
-        self,
-        source: str | os.PathLike[str] | layout.Store,
-        artifacts: Sequence[str] | None = None,
-        *,
-        inputs: bool = False,
-        jobs: int = DEFAULT_JOBS,
-        check: bool = False,
-        reporter: Reporter | None = None,
-    ) -> list[Shared]:
-        """Copy artifacts from another store; arguments and errors as for `push`."""
-        return _copy(open_store(source), self, artifacts, inputs, jobs, check, reporter)
-
-    def sync(
-        self,
-        other: str | os.PathLike[str] | layout.Store,
-        artifacts: Sequence[str] | None = None,
-        *,
-        jobs: int = DEFAULT_JOBS,
-        check: bool = False,
-        reporter: Reporter | None = None,
-    ) -> list[Shared]:
-        """Give each of two stores the complete artifacts that only the other one has.
-
-        Arguments and errors as for `push`.
-        """
-        from fusestore.workflows.sharing import sync_stores
-
-        return sync_stores(
-            self, open_store(other), artifacts, jobs=jobs, check=check, reporter=reporter
-        )
-
     def _corpus(self, corpus: Corpus | str) -> Corpus:
         return self.open_corpus(corpus) if isinstance(corpus, str) else corpus
 
@@ -550,19 +375,3 @@ class Store(layout.Store):
         from fusestore.train.manifest import TrainedModel
 
         return model.name if isinstance(model, TrainedModel | MergedModel) else model
-
-
-def _copy(
-    source: layout.Store,
-    target: layout.Store,
-    artifacts: Sequence[str] | None,
-    inputs: bool,
-    jobs: int,
-    check: bool,
-    reporter: Reporter | None,
-) -> list[Shared]:
-    from fusestore.workflows.sharing import copy_artifacts
-
-    return copy_artifacts(
-        source, target, artifacts, inputs=inputs, jobs=jobs, check=check, reporter=reporter
-    )

@@ -17,7 +17,7 @@ FLOORS = (
     *("storage", "store", "tokenizers", "models"),
     *("corpus", "cache", "capture", "align", "fuse", "forecast"),
     *("data", "losses", "train", "merge", "report", "workflows"),
-    *("stages", "api", ""),
+    *("stages", "contents", "api", ""),
 )
 """Lowest first: a module imports from its own floor and from those before it, nothing else.
 

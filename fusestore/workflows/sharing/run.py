@@ -16,14 +16,12 @@ from fusestore.progress import Progress, ProgressCounter, Reporter, SilentReport
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish_new, remove_abandoned
 from fusestore.store.artifact_types import Conversion
-from fusestore.store.copy import copy_files
+from fusestore.store.copy import FILES_AT_ONCE, copy_files
 from fusestore.store.layout import Store
 from fusestore.store.registry import split_path
 from fusestore.workflows.sharing.artifacts import folder_of, paths_in, read_artifact
 from fusestore.workflows.sharing.closure import with_inputs, with_needed
 from fusestore.workflows.sharing.plan import GroupCopy, Plan, plan_copy
-
-DEFAULT_JOBS = 8
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def copy_artifacts(
     names: Sequence[str] | None,
     *,
     inputs: bool = False,
-    jobs: int = DEFAULT_JOBS,
+    jobs: int = FILES_AT_ONCE,
     check: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Shared]:
@@ -95,7 +93,7 @@ def sync_stores(
     second: Store,
     names: Sequence[str] | None = None,
     *,
-    jobs: int = DEFAULT_JOBS,
+    jobs: int = FILES_AT_ONCE,
     check: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Shared]:
