@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from fusestore.storage.file_lock import locked
+from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
+from fusestore.storage.publish import publish
 
 MAX_ENTRIES = 512
 """Entries of each table; the oldest are dropped first."""
@@ -104,7 +105,6 @@ def _read() -> dict[str, dict[str, Any]]:
 def _remember(table: str, key: str, value: object) -> None:
     """Add an entry, and keep the entries that other processes have added meanwhile."""
     folder = user_cache_folder()
-    temporary = folder / f".tmp-{_NAME}-{os.getpid()}-{os.urandom(4).hex()}"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{_NAME}.lock").open("ab") as lock, locked(lock):
@@ -112,8 +112,4 @@ def _remember(table: str, key: str, value: object) -> None:
             content[table].pop(key, None)
             entries = [*content[table].items(), (key, value)]
             content[table] = dict(entries[-MAX_ENTRIES:])
-            try:
-                temporary.write_text(json.dumps(content))
-                temporary.replace(folder / _NAME)
-            finally:
-                temporary.unlink(missing_ok=True)
+            publish(Location(str(folder / _NAME)), json.dumps(content).encode())

@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fusestore.errors import NotFoundError
+from fusestore.storage.location import Location
+from fusestore.storage.publish import publish_chunks
 
 SCHEME = "package:"
 
@@ -63,14 +65,15 @@ def packaged_gguf(name: str) -> Path:
     folder = user_cache_folder() / "gguf" / f"{name}-{distribution.version}"
     target = folder / parts[0].name.rsplit(".part", 1)[0]
     if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".tmp-{target.name}-{os.getpid()}"
-        with temporary.open("wb") as output:
-            for part in parts:
-                with part.open("rb") as file:
-                    shutil.copyfileobj(file, output)
-        temporary.replace(target)
+        publish_chunks(Location(str(target)), _chunks(parts))
     return target
+
+
+def _chunks(files: Iterable[Path]) -> Iterator[bytes]:
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(2**24):
+                yield chunk
 
 
 def _distribution(name: str) -> importlib.metadata.Distribution:
