@@ -9,7 +9,7 @@ import typer
 from fusestore.align.settings import AlignSettings
 
 from .console import ConsoleReporter, output, print_json, print_view
-from .options import MODEL_FORMS, STORE_HELP, JsonOption, StorageOption, storage_options
+from .options import MODEL_FORMS, STORE_HELP, JsonOption, StorageOption, open_store
 from .settings_options import settings_options
 
 _UNMATCHED_IN_JSON = 50
@@ -103,20 +103,19 @@ def align(
     With --inspect or --text nothing is written; the two tokenizations of one text are shown.
     """
     from fusestore.models.target import Target
-    from fusestore.store.layout import Store
 
     if text is not None:
         from fusestore.align.report.inspection import text_alignment
 
         from .alignments import print_document
 
-        opened = None if store is None else Store.open(store, storage_options(storage_option))
+        opened = None if store is None else open_store(store, storage_option)
         left = Target.open(_needed(source, "--source"), store=opened).tokenizer
         right = Target.open(_needed(target, "--target"), store=opened).tokenizer
         document = text_alignment(text, left, right, settings.method)
         print_document(document, around, width, as_json=as_json)
         return
-    opened = Store.open(_needed(store, "--store"), storage_options(storage_option))
+    opened = open_store(_needed(store, "--store"), storage_option)
     cache = _needed(cache, "CACHE")
     if inspect is not None:
         from fusestore.align.report.inspection import stored_alignment

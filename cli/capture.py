@@ -9,7 +9,7 @@ import typer
 from fusestore.capture.settings import CaptureSettings
 
 from .console import ConsoleReporter, output, print_json
-from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, storage_options
+from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
 from .settings_options import settings_options
 
 
@@ -32,9 +32,8 @@ def capture(
     from fusestore.capture.run import capture as capture_model
     from fusestore.corpus.build import open_corpus
     from fusestore.models.model import Model
-    from fusestore.store.layout import Store
 
-    opened = Store.open(store, storage_options(storage_option))
+    opened = open_store(store, storage_option)
     documents = open_corpus(opened, corpus)
     handle = Model.open(
         model,

@@ -15,7 +15,7 @@ from .options import (
     StoreOption,
     TrustOption,
     corpus_and_split,
-    storage_options,
+    open_store,
 )
 
 
@@ -57,12 +57,11 @@ def compare(
     from fusestore.forecast.settings import ForecastSettings
     from fusestore.fuse.recipe import Recipe
     from fusestore.models.model import Model
-    from fusestore.store.layout import Store
     from fusestore.workflows.comparison import compare as compare_all
 
     if bool(source) != (target is not None):
         raise typer.BadParameter("needs --target, and --target needs it", param_hint="--source")
-    opened = Store.open(store, storage_options(storage_option))
+    opened = open_store(store, storage_option)
     corpus, split = corpus_and_split(evaluate) or ("", "")
     forecast = None
     if source and target:

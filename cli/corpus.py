@@ -9,7 +9,7 @@ import typer
 from fusestore.corpus.settings import CorpusSettings
 
 from .console import ConsoleReporter, output, print_json
-from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, storage_options
+from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
 from .settings_options import settings_options
 
 
@@ -47,9 +47,8 @@ def corpus(
             param_hint="--tokenizer",
         )
     from fusestore.corpus.run import build_corpus
-    from fusestore.store.layout import Store
 
-    opened = Store.open(store, storage_options(storage_option))
+    opened = open_store(store, storage_option)
     result = build_corpus(
         opened, name, inputs, settings, tokenizers=tokenizer or (), reporter=ConsoleReporter()
     )

@@ -10,7 +10,7 @@ import typer
 from fusestore.capture.settings import CaptureSettings
 
 from .console import ConsoleReporter, output, print_json, print_table
-from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, storage_options
+from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
 from .settings_options import settings_options
 
 if TYPE_CHECKING:
@@ -75,9 +75,8 @@ def estimate(
     from fusestore.capture.estimate import Prices, estimate_capture
     from fusestore.corpus.build import open_corpus
     from fusestore.models.model import Model
-    from fusestore.store.layout import Store
 
-    opened = Store.open(store, storage_options(storage_option))
+    opened = open_store(store, storage_option)
     documents = open_corpus(opened, corpus)
     handle = Model.open(
         model,

@@ -8,7 +8,7 @@ from fusestore.forecast.settings import ForecastSettings
 from fusestore.fuse.recipe import Recipe
 
 from .console import ConsoleReporter, output, print_json, print_table
-from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .options import JsonOption, StorageOption, StoreOption, open_store
 from .recipes import NO_SOURCES, RecipeArgument, recipe_of
 from .settings_options import TypedSettings, settings_options
 
@@ -35,10 +35,9 @@ def forecast(
     if whole_recipe is None:
         raise typer.BadParameter(NO_SOURCES, param_hint="--source")
     from fusestore.forecast.run import forecast as forecast_recipe
-    from fusestore.store.layout import Store
 
     result = forecast_recipe(
-        Store.open(store, storage_options(storage_option)),
+        open_store(store, storage_option),
         whole_recipe,
         settings,
         reporter=ConsoleReporter(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .console import print_json, print_table
-from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .options import JsonOption, StorageOption, StoreOption, open_store
 
 
 def ls(
@@ -16,9 +16,8 @@ def ls(
     Only manifests are read. An artifact with a damaged manifest is listed as damaged.
     """
     from fusestore.store.inventory import describe, list_artifacts
-    from fusestore.store.layout import Store
 
-    opened = Store.open(store, storage_options(storage_option))
+    opened = open_store(store, storage_option)
     artifacts = list_artifacts(opened)
     if as_json:
         print_json(

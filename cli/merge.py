@@ -18,7 +18,7 @@ from .options import (
     StoreOption,
     TrustOption,
     corpus_and_split,
-    storage_options,
+    open_store,
 )
 from .settings_options import settings_options
 
@@ -53,9 +53,8 @@ def merge(
     """Merge the weights of models of one architecture and tokenizer."""
     from fusestore.merge.run import merge_models
     from fusestore.models.model import Model
-    from fusestore.store.layout import Store
 
-    opened = Store.open(store, storage_options(storage_option))
+    opened = open_store(store, storage_option)
 
     def open_model(spec: str) -> Model:
         return Model.open(spec, store=opened, trust_remote_code=trust_remote_code)

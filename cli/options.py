@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from fusestore.store.layout import Store
 
 MODEL_FORMS = "a folder, hub id, .gguf file, package:NAME, or a name in the store"
 STORE_HELP = "The store: a folder, or a URL such as s3://bucket/x."
@@ -44,6 +47,13 @@ TrustOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def open_store(url: str, pairs: list[str] | None, hint: str = "--storage-option") -> Store:
+    """The store at a path or URL; exit code 2 if an option of its storage is not KEY=VALUE."""
+    from fusestore.store.layout import Store
+
+    return Store.open(url, storage_options(pairs, hint))
 
 
 def storage_options(pairs: list[str] | None, hint: str = "--storage-option") -> dict[str, str]:

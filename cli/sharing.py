@@ -7,23 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fusestore.workflows.sharing.settings import CopySettings
+
 from .console import ConsoleReporter, output, print_json
-from .options import JsonOption, storage_options
+from .options import JsonOption, open_store
+from .settings_options import settings_options
 
 if TYPE_CHECKING:
     from fusestore.store.layout import Store
     from fusestore.workflows.sharing import Shared
 
-_Artifacts = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KIND/NAME", help="Artifacts, as `fusestore ls` lists them, such as cache/demo."
-    ),
-]
+_ARTIFACTS_HELP = "Artifacts, as `fusestore ls` lists them, such as cache/demo."
 _FROM_HELP = "Store to copy from: a folder or URL."
 _TO_HELP = "Store to copy to: a folder or URL."
-_From = Annotated[str, typer.Option("--from", metavar="STORE", help=_FROM_HELP)]
-_To = Annotated[str, typer.Option("--to", metavar="STORE", help=_TO_HELP)]
+_Artifacts = Annotated[list[str] | None, typer.Argument(metavar="KIND/NAME", help=_ARTIFACTS_HELP)]
 _FromOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -41,28 +38,17 @@ _ToOption = Annotated[
     ),
 ]
 _All = Annotated[bool, typer.Option("--all", help="Copy every complete artifact.")]
-_WithInputs = Annotated[
-    bool, typer.Option("--with-inputs", help="Also copy the artifacts that these were made from.")
-]
-_Jobs = Annotated[
-    int, typer.Option("--jobs", "-j", min=1, help="Number of files copied at the same time.")
-]
-_Check = Annotated[
-    bool,
-    typer.Option("--check", help="Also read files that were copied before; replace damaged ones."),
-]
 
 
+@settings_options(CopySettings)
 def push(
     from_store: Annotated[
         str, typer.Option("--from", "--store", "-s", metavar="STORE", help=_FROM_HELP)
     ],
-    to_store: _To,
+    to_store: Annotated[str, typer.Option("--to", metavar="STORE", help=_TO_HELP)],
+    settings: CopySettings,
     artifacts: _Artifacts = None,
     everything: _All = False,
-    inputs: _WithInputs = False,
-    jobs: _Jobs = 8,
-    check: _Check = False,
     from_storage_option: _FromOption = None,
     to_storage_option: _ToOption = None,
     as_json: JsonOption = False,
@@ -72,19 +58,17 @@ def push(
     Only missing files are copied, and every byte is checked. The same command continues an
     interrupted copy.
     """
-    source = _store(from_store, from_storage_option, "--from-storage-option")
-    target = _store(to_store, to_storage_option, "--to-storage-option")
-    _copy(source, target, _names(artifacts, everything), inputs, jobs, check, as_json)
+    source, target = _stores(from_store, from_storage_option, to_store, to_storage_option)
+    _copy(source, target, artifacts, everything, settings, as_json)
 
 
+@settings_options(CopySettings)
 def pull(
-    from_store: _From,
+    from_store: Annotated[str, typer.Option("--from", metavar="STORE", help=_FROM_HELP)],
     to_store: Annotated[str, typer.Option("--to", "--store", "-s", metavar="STORE", help=_TO_HELP)],
+    settings: CopySettings,
     artifacts: _Artifacts = None,
     everything: _All = False,
-    inputs: _WithInputs = False,
-    jobs: _Jobs = 8,
-    check: _Check = False,
     from_storage_option: _FromOption = None,
     to_storage_option: _ToOption = None,
     as_json: JsonOption = False,
@@ -94,11 +78,11 @@ def pull(
     Only missing files are copied, and every byte is checked. The same command continues an
     interrupted copy.
     """
-    source = _store(from_store, from_storage_option, "--from-storage-option")
-    target = _store(to_store, to_storage_option, "--to-storage-option")
-    _copy(source, target, _names(artifacts, everything), inputs, jobs, check, as_json)
+    source, target = _stores(from_store, from_storage_option, to_store, to_storage_option)
+    _copy(source, target, artifacts, everything, settings, as_json)
 
 
+@settings_options(CopySettings)
 def sync(
     from_store: Annotated[
         str,
@@ -109,16 +93,13 @@ def sync(
     to_store: Annotated[
         str, typer.Option("--to", metavar="STORE", help="The other store: a folder or URL.")
     ],
+    settings: CopySettings,
     artifacts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KIND/NAME",
-            help="Artifacts, as `fusestore ls` lists them, such as cache/demo. By default every "
-            "complete artifact.",
+            metavar="KIND/NAME", help=f"{_ARTIFACTS_HELP} By default every complete artifact."
         ),
     ] = None,
-    jobs: _Jobs = 8,
-    check: _Check = False,
     from_storage_option: _FromOption = None,
     to_storage_option: _ToOption = None,
     as_json: JsonOption = False,
@@ -129,45 +110,35 @@ def sync(
     """
     from fusestore.workflows.sharing import sync_stores
 
-    first = _store(from_store, from_storage_option, "--from-storage-option")
-    second = _store(to_store, to_storage_option, "--to-storage-option")
-    results = sync_stores(
-        first, second, artifacts or None, jobs=jobs, check=check, reporter=ConsoleReporter()
+    first, second = _stores(from_store, from_storage_option, to_store, to_storage_option)
+    _report(sync_stores(first, second, artifacts or None, settings, ConsoleReporter()), as_json)
+
+
+def _stores(
+    from_store: str, from_options: list[str] | None, to_store: str, to_options: list[str] | None
+) -> tuple[Store, Store]:
+    return (
+        open_store(from_store, from_options, "--from-storage-option"),
+        open_store(to_store, to_options, "--to-storage-option"),
     )
-    _report(results, as_json)
 
 
 def _copy(
     source: Store,
     target: Store,
-    names: list[str] | None,
-    inputs: bool,
-    jobs: int,
-    check: bool,
+    artifacts: list[str] | None,
+    everything: bool,
+    settings: CopySettings,
     as_json: bool,
 ) -> None:
     from fusestore.workflows.sharing import copy_artifacts
 
-    reporter = ConsoleReporter()
-    results = copy_artifacts(
-        source, target, names, inputs=inputs, jobs=jobs, check=check, reporter=reporter
-    )
-    _report(results, as_json)
-
-
-def _names(artifacts: list[str] | None, everything: bool) -> list[str] | None:
-    """The names, or None for all artifacts."""
     if bool(artifacts) == everything:
         raise typer.BadParameter(
             "name the artifacts to copy, or give --all, not both", param_hint="KIND/NAME"
         )
-    return artifacts or None
-
-
-def _store(url: str, pairs: list[str] | None, hint: str) -> Store:
-    from fusestore.store.layout import Store
-
-    return Store.open(url, storage_options(pairs, hint))
+    names = None if everything else artifacts
+    _report(copy_artifacts(source, target, names, settings, ConsoleReporter()), as_json)
 
 
 def _report(results: Sequence[Shared], as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .console import print_json, print_view
-from .options import JsonOption, StorageOption, StoreOption, storage_options
+from .options import JsonOption, StorageOption, StoreOption, open_store
 
 
 def show(
@@ -35,9 +35,8 @@ def show(
     """
     from fusestore.errors import CorruptionError
     from fusestore.store.inventory import find_artifact
-    from fusestore.store.layout import Store
 
-    opened = Store.open(store, storage_options(storage_option))
+    opened = open_store(store, storage_option)
     listed = find_artifact(opened, artifact)
     if listed.damage is not None:
         raise CorruptionError(f"{listed.damage} See `fusestore verify {listed.path}`.")

@@ -19,7 +19,7 @@ from .options import (
     StoreOption,
     TrustOption,
     corpus_and_split,
-    storage_options,
+    open_store,
 )
 from .settings_options import settings_options
 
@@ -75,10 +75,9 @@ def train(
     """
     from fusestore.models.model import Model
     from fusestore.progress import SilentReporter
-    from fusestore.store.layout import Store
     from fusestore.train.run import train_model
 
-    opened = Store.open(store, storage_options(storage_option))
+    opened = open_store(store, storage_option)
     # Under a launcher every process runs this command; the main process alone prints.
     is_main_process = launcher_rank() == 0
     result = train_model(

@@ -10,7 +10,7 @@ import typer
 from fusestore.capture.settings import CaptureSettings
 
 from .console import ConsoleReporter, output, print_json
-from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, storage_options
+from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
 from .settings_options import settings_options
 
 if TYPE_CHECKING:
@@ -65,11 +65,9 @@ def verify(
 
     Exits with 1 if a problem remains.
     """
-    from fusestore.store.layout import Store
-
     if repair and quick:
         raise typer.BadParameter("--repair reads everything; leave out --quick")
-    opened = Store.open(store, storage_options(storage_option))
+    opened = open_store(store, storage_option)
     if repair:
         sys.exit(_repair(opened, artifact, model or [], settings, as_json))
     sys.exit(_verify(opened, artifact, quick, as_json))

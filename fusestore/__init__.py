@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from fusestore.workflows.comparison import Comparison
     from fusestore.workflows.repair import Repair
     from fusestore.workflows.sharing.run import Shared
+    from fusestore.workflows.sharing.settings import CopySettings
 
 __all__ = [
     "AlignSettings",
@@ -76,6 +77,7 @@ __all__ = [
     "CacheManifest",
     "CaptureSettings",
     "Comparison",
+    "CopySettings",
     "Corpus",
     "CorpusManifest",
     "CorpusSettings",
@@ -145,6 +147,7 @@ _HOMES = {
     "CacheManifest": "fusestore.cache.manifest",
     "CaptureSettings": "fusestore.capture.settings",
     "Comparison": "fusestore.workflows.comparison",
+    "CopySettings": "fusestore.workflows.sharing.settings",
     "Corpus": "fusestore.corpus.build",
     "CorpusManifest": "fusestore.corpus.manifest",
     "CorpusSettings": "fusestore.corpus.settings",

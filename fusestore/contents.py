@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fusestore.store.copy import FILES_AT_ONCE
 from fusestore.store.layout import Store
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from fusestore.store.registry import Artifact
     from fusestore.workflows.repair import Repair
     from fusestore.workflows.sharing.run import Shared
+    from fusestore.workflows.sharing.settings import CopySettings
 
 
 class StoreContents(Store):
@@ -139,10 +139,8 @@ class StoreContents(Store):
         self,
         target: str | os.PathLike[str] | Store,
         artifacts: Sequence[str] | None = None,
+        settings: CopySettings | None = None,
         *,
-        inputs: bool = False,
-        jobs: int = FILES_AT_ONCE,
-        check: bool = False,
         reporter: Reporter | None = None,
     ) -> list[Shared]:
         """Copy artifacts to another store: only what is missing, every byte checked.
@@ -150,9 +148,7 @@ class StoreContents(Store):
         Args:
             target: the other store.
             artifacts: `kind/name` of each; None copies all that are complete.
-            inputs: copy what they were made from too.
-            jobs: files copied at a time.
-            check: compare the bytes of what is there already too.
+            settings: inputs and checks; the defaults unless given.
             reporter: receives progress updates.
 
         Raises:
@@ -163,46 +159,27 @@ class StoreContents(Store):
         """
         from fusestore.workflows.sharing import copy_artifacts
 
-        return copy_artifacts(
-            self,
-            Store.open(target),
-            artifacts,
-            inputs=inputs,
-            jobs=jobs,
-            check=check,
-            reporter=reporter,
-        )
+        return copy_artifacts(self, Store.open(target), artifacts, settings, reporter)
 
     def pull(
         self,
         source: str | os.PathLike[str] | Store,
         artifacts: Sequence[str] | None = None,
+        settings: CopySettings | None = None,
         *,
-        inputs: bool = False,
-        jobs: int = FILES_AT_ONCE,
-        check: bool = False,
         reporter: Reporter | None = None,
     ) -> list[Shared]:
         """Copy artifacts from another store; arguments and errors as for `push`."""
         from fusestore.workflows.sharing import copy_artifacts
 
-        return copy_artifacts(
-            Store.open(source),
-            self,
-            artifacts,
-            inputs=inputs,
-            jobs=jobs,
-            check=check,
-            reporter=reporter,
-        )
+        return copy_artifacts(Store.open(source), self, artifacts, settings, reporter)
 
     def sync(
         self,
         other: str | os.PathLike[str] | Store,
         artifacts: Sequence[str] | None = None,
+        settings: CopySettings | None = None,
         *,
-        jobs: int = FILES_AT_ONCE,
-        check: bool = False,
         reporter: Reporter | None = None,
     ) -> list[Shared]:
         """Give each of two stores the complete artifacts that only the other one has.
@@ -211,6 +188,4 @@ class StoreContents(Store):
         """
         from fusestore.workflows.sharing import sync_stores
 
-        return sync_stores(
-            self, Store.open(other), artifacts, jobs=jobs, check=check, reporter=reporter
-        )
+        return sync_stores(self, Store.open(other), artifacts, settings, reporter)

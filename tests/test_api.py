@@ -32,7 +32,7 @@ def signatures():
         if inspect.isfunction(value):
             yield name, value
         elif inspect.isclass(value):
-            for member, found in vars(value).items():
+            for member, found in inspect.getmembers_static(value):
                 function = inspect.unwrap(getattr(found, "__func__", found))
                 function = getattr(function, "fget", None) or getattr(function, "func", function)
                 public = not member.startswith("_") or member in ("__init__", "__getitem__")

@@ -15,7 +15,7 @@ from fusestore.storage.publish import publish as published
 from fusestore.store.layout import Store
 from fusestore.store.manifest import canonical_json, digest_bytes
 from fusestore.store.receipts import FileRecord
-from fusestore.workflows.sharing import copy_artifacts
+from fusestore.workflows.sharing import CopySettings, copy_artifacts
 from fusestore.workflows.sharing.artifacts import paths_in
 from fusestore.workflows.verification import verify_store
 from tests.helpers.tiny_job import hashes
@@ -80,7 +80,7 @@ def test_a_target_that_has_the_other_form_has_it(source, empty, bucket):
     copy_artifacts(source, empty, MIXED)
     for here, there in ((empty, bucket), (bucket, empty), (empty, source), (source, empty)):
         before = hashes(there.location)
-        (result,) = copy_artifacts(here, there, MIXED, check=True)
+        (result,) = copy_artifacts(here, there, MIXED, CopySettings(check=True))
         assert result.already_there
         assert (result.num_files, result.num_bytes) == (0, 0)
         assert hashes(there.location) == before
@@ -254,7 +254,7 @@ def test_a_shared_form_without_the_local_manifest(source, empty):
 
 def test_a_merged_model_is_shared_alone(source, bucket, empty):
     """What it was merged from is known by digest, and comes from outside the store."""
-    (result,) = copy_artifacts(source, bucket, ["model/merged"], inputs=True)
+    (result,) = copy_artifacts(source, bucket, ["model/merged"], CopySettings(inputs=True))
     assert result.artifact == "model/merged"
     copy_artifacts(bucket, empty, ["model/merged"])
     assert hashes(empty.location) == {
@@ -270,7 +270,7 @@ def test_a_trained_model_finds_its_dataset_in_the_shared_form(source, empty, tmp
     renamed = source.fused("renamed")
     pack_fused(source.fused("mince"), renamed)
     source.fused("mince").delete()
-    results = copy_artifacts(source, empty, ["model/fused"], inputs=True)
+    results = copy_artifacts(source, empty, ["model/fused"], CopySettings(inputs=True))
     names = {result.artifact for result in results}
     assert {"model/fused", "fused/renamed", "cache/small", "alignment/wide--small"} <= names
     assert {
@@ -280,5 +280,7 @@ def test_a_trained_model_finds_its_dataset_in_the_shared_form(source, empty, tmp
     } == hashes(empty.fused("renamed"))
     renamed.delete()
     with pytest.raises(NotFoundError, match=r"model/fused was made from a fused dataset with"):
-        copy_artifacts(source, Store.open(tmp_path / "other"), ["model/fused"], inputs=True)
+        copy_artifacts(
+            source, Store.open(tmp_path / "other"), ["model/fused"], CopySettings(inputs=True)
+        )
     assert not (tmp_path / "other").exists()

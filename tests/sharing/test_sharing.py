@@ -17,7 +17,7 @@ from fusestore.errors import (
 from fusestore.store import copy
 from fusestore.store.layout import Store
 from fusestore.store.manifest import canonical_json, digest_bytes
-from fusestore.workflows.sharing import copy_artifacts, sync_stores
+from fusestore.workflows.sharing import CopySettings, copy_artifacts, sync_stores
 from fusestore.workflows.sharing import run as sharing_run
 from fusestore.workflows.sharing.artifacts import folder_of, paths_in, read_artifact
 from fusestore.workflows.verification import verify_store
@@ -44,10 +44,10 @@ def there_and_back(original, place, empty, names, unpacked):
     assert copied(there) == [result.artifact for result in there]
     arriving = unpacked if place.location.is_local else hashes(original.location)
     assert hashes(place.location).items() <= arriving.items()
-    back = copy_artifacts(place, empty, names, jobs=2)
+    back = copy_artifacts(place, empty, names, CopySettings(jobs=2))
     assert sorted(copied(back)) == sorted(copied(there))
     assert hashes(empty.location).items() <= unpacked.items()
-    again = copy_artifacts(original, place, names, check=True)
+    again = copy_artifacts(original, place, names, CopySettings(check=True))
     assert copied(again) == []
     assert {result.num_bytes for result in again} == {0}
 
@@ -77,7 +77,7 @@ def test_only_what_was_asked_for(source, empty):
 
 def test_inputs_come_first(source, empty):
     # The model knows its dataset by the digest of its plan, in either form.
-    names = copied(copy_artifacts(source, empty, ["model/fused"], inputs=True))
+    names = copied(copy_artifacts(source, empty, ["model/fused"], CopySettings(inputs=True)))
     order = ["corpus", "cache", "map", "alignment", "fused", "model"]
     first = [next(i for i, name in enumerate(names) if name.startswith(kind)) for kind in order]
     assert first == sorted(first)
@@ -92,7 +92,7 @@ def test_inputs_come_first(source, empty):
 def test_an_input_that_is_gone_is_named(source, empty):
     source.cache("wide").delete()
     with pytest.raises(NotFoundError, match=r"fused/mince was made from a cache .* not in"):
-        copy_artifacts(source, empty, ["fused/mince"], inputs=True)
+        copy_artifacts(source, empty, ["fused/mince"], CopySettings(inputs=True))
     assert not empty.location.exists()
     assert copied(copy_artifacts(source, empty, ["fused/mince"])) == ["fused/mince"]
     assert len(open_fused(empty.location, "mince")) > 0
@@ -260,7 +260,7 @@ def test_check_reads_back_and_replaces_what_is_damaged(source, tmp_path, first_s
         data = path.read_bytes()
         path.write_bytes(data[:10] + bytes([data[10] ^ 4]) + data[11:])
     assert copied(copy_artifacts(source, other, None)) == []
-    results = copy_artifacts(source, other, None, check=True)
+    results = copy_artifacts(source, other, None, CopySettings(check=True))
     assert copied(results) == ["cache/wide", "fused/mince"]
     assert hashes(other.location) == before
 
@@ -293,7 +293,7 @@ def test_stopped_after_any_write_nothing_opens_and_it_goes_on(
         target = Store.open(tmp_path / f"after-{budget}")
         stop_after(monkeypatch, budget)
         try:
-            copy_artifacts(source, target, [name], jobs=1)
+            copy_artifacts(source, target, [name], CopySettings(jobs=1))
         except Stopped:
             pass
         else:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from fusestore.workflows.sharing.run import Shared, copy_artifacts, sync_stores
+from fusestore.workflows.sharing.settings import CopySettings
 
-__all__ = ["Shared", "copy_artifacts", "sync_stores"]
+__all__ = ["CopySettings", "Shared", "copy_artifacts", "sync_stores"]

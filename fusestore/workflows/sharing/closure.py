@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from fusestore.errors import NotFoundError
@@ -12,7 +12,7 @@ from fusestore.store.layout import Store
 from fusestore.store.registry import Artifact, split_path
 
 
-def with_inputs(store: Store, paths: list[str]) -> list[str]:
+def with_inputs(store: Store, paths: Sequence[str]) -> list[str]:
     """The artifacts and all their direct and indirect inputs, inputs first, each once.
 
     Raises:
@@ -21,7 +21,7 @@ def with_inputs(store: Store, paths: list[str]) -> list[str]:
     return _Inputs(store).closure(paths, _Inputs.all_of)
 
 
-def with_needed(store: Store, paths: list[str]) -> list[str]:
+def with_needed(store: Store, paths: Sequence[str]) -> list[str]:
     """The artifacts, each after the inputs that reading it needs, if the store has them."""
     return _Inputs(store).closure(paths, _Inputs.needed_by)
 
@@ -33,7 +33,7 @@ class _Inputs:
         self._store = store
 
     def closure(
-        self, paths: list[str], inputs: Callable[[_Inputs, str], Iterator[str]]
+        self, paths: Sequence[str], inputs: Callable[[_Inputs, str], Iterator[str]]
     ) -> list[str]:
         """The paths and, recursively, the `inputs` of each; inputs first."""
         visited: dict[str, None] = {}

@@ -16,12 +16,13 @@ from fusestore.progress import Progress, ProgressCounter, Reporter, SilentReport
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish_new, remove_abandoned
 from fusestore.store.artifact_types import Conversion
-from fusestore.store.copy import FILES_AT_ONCE, copy_files
+from fusestore.store.copy import copy_files
 from fusestore.store.layout import Store
 from fusestore.store.registry import split_path
 from fusestore.workflows.sharing.artifacts import folder_of, paths_in, read_artifact
 from fusestore.workflows.sharing.closure import with_inputs, with_needed
 from fusestore.workflows.sharing.plan import GroupCopy, Plan, plan_copy
+from fusestore.workflows.sharing.settings import CopySettings
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,7 @@ def copy_artifacts(
     source: Store,
     target: Store,
     names: Sequence[str] | None,
-    *,
-    inputs: bool = False,
-    jobs: int = FILES_AT_ONCE,
-    check: bool = False,
+    settings: CopySettings | None = None,
     reporter: Reporter | None = None,
 ) -> list[Shared]:
     """Copy artifacts; existing sound files of the target are kept unchanged.
@@ -59,9 +57,8 @@ def copy_artifacts(
         source: the store to copy from.
         target: the store to copy to.
         names: `kind/name` each; None copies every complete artifact.
-        inputs: also copy all inputs of the artifacts. A cache's vocabulary is always copied.
-        jobs: files copied at a time.
-        check: also read existing files of the target, and copy damaged files again.
+        settings: inputs and checks; the defaults unless given. A cache's vocabulary is always
+            copied.
         reporter: receives progress updates.
 
     Returns:
@@ -77,24 +74,19 @@ def copy_artifacts(
         AccessDeniedError, StorageError: a storage failed; the same call resumes the copy.
     """
     _check_different(source, target)
-    reporter = reporter or SilentReporter()
+    settings, reporter = settings or CopySettings(), reporter or SilentReporter()
     if names is None:
         states = paths_in(source)
-        paths = [path for path, complete in states.items() if complete]
+        names = [path for path, complete in states.items() if complete]
         _report_unfinished(reporter, source, states)
-    else:
-        paths = with_inputs(source, list(names)) if inputs else list(names)
-    paths = with_needed(source, paths)
-    return _copy([(source, target, path) for path in paths], jobs, check, reporter)
+    return _copy(_copies(source, target, names, settings), settings, reporter)
 
 
 def sync_stores(
     first: Store,
     second: Store,
     names: Sequence[str] | None = None,
-    *,
-    jobs: int = FILES_AT_ONCE,
-    check: bool = False,
+    settings: CopySettings | None = None,
     reporter: Reporter | None = None,
 ) -> list[Shared]:
     """Copy to each of two stores the complete artifacts that only the other store has.
@@ -102,8 +94,8 @@ def sync_stores(
     A store that does not exist counts as empty. For the rest see `copy_artifacts`.
     """
     _check_different(first, second)
-    reporter = reporter or SilentReporter()
-    states = [_paths_or_none(store) for store in (first, second)]
+    settings, reporter = settings or CopySettings(), reporter or SilentReporter()
+    states = [paths_in(store) if store.location.exists() else {} for store in (first, second)]
     listed = [path for state in states for path in state] if names is None else names
     paths = list(dict.fromkeys(listed))
     if names is None:
@@ -113,13 +105,16 @@ def sync_stores(
     # `read_artifact` raises the error for a path that is complete in neither store.
     back = [path for path in paths if states[1].get(path) and not states[0].get(path)]
     forth = [path for path in paths if path not in back]
-    copies = [(first, second, path) for path in with_needed(first, forth)]
-    copies += [(second, first, path) for path in with_needed(second, back)]
-    return _copy(copies, jobs, check, reporter)
+    copies = _copies(first, second, forth, settings) + _copies(second, first, back, settings)
+    return _copy(copies, settings, reporter)
 
 
-def _paths_or_none(store: Store) -> dict[str, bool]:
-    return paths_in(store) if store.location.exists() else {}
+def _copies(
+    source: Store, target: Store, paths: Sequence[str], settings: CopySettings
+) -> list[tuple[Store, Store, str]]:
+    """The artifacts to copy, and before them the inputs that go with them."""
+    closure = with_inputs if settings.inputs else with_needed
+    return [(source, target, path) for path in closure(source, paths)]
 
 
 def _check_different(source: Store, target: Store) -> None:
@@ -136,16 +131,16 @@ def _report_unfinished(reporter: Reporter, store: Store, states: dict[str, bool]
 
 
 def _copy(
-    copies: Sequence[tuple[Store, Store, str]], jobs: int, check: bool, reporter: Reporter
+    copies: Sequence[tuple[Store, Store, str]], settings: CopySettings, reporter: Reporter
 ) -> list[Shared]:
     results = []
     damaged: list[str] = []
     forms = [_conversion(*copy) for copy in copies]
     plain = [copy for copy, form in zip(copies, forms, strict=True) if form is False]
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(settings.jobs) as pool:
         try:
             with reporter.stage("Comparing", "artifacts") as progress:
-                plans = list(_planned(plain, pool, check, progress))
+                plans = list(_planned(plain, pool, settings.check, progress))
             total = sum(plan.num_bytes for _, plan in plans)
             with reporter.stage("Copying", "bytes") as progress:
                 progress(0, total)
