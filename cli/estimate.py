@@ -127,7 +127,6 @@ def print_estimate(result: CaptureEstimate) -> None:
 
 def print_fusion_estimate(
     config: FusionConfig,
-    options: dict[str, str],
     price_per_hour: float | None,
     price_per_gb_month: float | None,
     as_json: bool,
@@ -137,7 +136,7 @@ def print_fusion_estimate(
     from fusestore.workflows.estimation import estimate_fusion
 
     prices = Prices(price_per_hour, price_per_gb_month)
-    results = estimate_fusion(config, options, prices=prices, reporter=ConsoleReporter())
+    results = estimate_fusion(config, prices=prices, reporter=ConsoleReporter())
     if as_json:
         print_json({name: vars(result) for name, result in results.items()})
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -62,17 +62,26 @@ class SettingOption:
             return None
         if isinstance(typed, list):
             typed = [entry.value if isinstance(entry, Enum) else entry for entry in typed]
-        if not self.pairs:
-            return typed
-        values: dict[str, str] = {}
-        for pair in typed:
-            key, separator, value = pair.partition("=")
-            if not separator or not key:
-                raise ValueError(f"{pair!r} is not KEY=VALUE.")
-            if key in values:
-                raise ValueError(f"{key!r} is given twice.")
-            values[key] = value
-        return values
+        return key_values(typed) if self.pairs else typed
+
+
+def key_values(pairs: Iterable[str], *, secret: bool = False) -> dict[str, str]:
+    """`KEY=VALUE` pairs as a dictionary; a message does not show a secret one.
+
+    Raises:
+        ValueError: a text is not such a pair, or a key is given twice.
+    """
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise ValueError(
+                f"{'A text without key or =' if secret else repr(pair)} is not KEY=VALUE."
+            )
+        if key in values:
+            raise ValueError(f"{key!r} is given twice.")
+        values[key] = value
+    return values
 
 
 def setting_options(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .field_options import key_values
+
 if TYPE_CHECKING:
     from fusestore.store.layout import Store
 
@@ -20,8 +22,8 @@ StorageOption = Annotated[
     typer.Option(
         "--storage-option",
         metavar="KEY=VALUE ...",
-        help="Option of the storage, such as endpoint_url=URL. Pass credentials in AWS_* variables "
-        "instead.",
+        help="Option of the storage, such as endpoint_url=URL or anon=true; a table is JSON. Pass "
+        "credentials in AWS_* variables instead.",
     ),
 ]
 PrecisionOption = Annotated[
@@ -50,21 +52,28 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 
 def open_store(url: str, pairs: list[str] | None, hint: str = "--storage-option") -> Store:
-    """The store at a path or URL; exit code 2 if an option of its storage is not KEY=VALUE."""
+    """The store at a path or URL; exit code 2 if its storage does not take an option."""
+    from fusestore.errors import InvalidInputError
     from fusestore.store.layout import Store
 
-    return Store.open(url, storage_options(pairs, hint))
+    options = storage_options(pairs, hint)
+    if not options:
+        return Store.open(url)
+    try:
+        store = Store.open(url, options)
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error), param_hint=hint) from error
+    if store.location.is_local:
+        raise typer.BadParameter(f"{url} is a local folder, which has no options", param_hint=hint)
+    return store
 
 
 def storage_options(pairs: list[str] | None, hint: str = "--storage-option") -> dict[str, str]:
     """`KEY=VALUE` pairs as a dictionary; exit code 2 if a text is not such a pair."""
-    options: dict[str, str] = {}
-    for pair in pairs or ():
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=hint)
-        options[key] = value
-    return options
+    try:
+        return key_values(pairs or (), secret=True)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=hint) from error
 
 
 def corpus_and_split(text: str | None) -> tuple[str, str] | None:

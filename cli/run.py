@@ -44,13 +44,13 @@ def run(
 
     options = storage_options(storage_option)
     # Before torch and the like are imported, which takes seconds.
-    config = load_config(Location.parse(file, options), store)
+    config = load_config(Location.parse(file, options), store, options)
     if estimate:
-        print_fusion_estimate(config, options, price_per_hour, price_per_gb_month, as_json)
+        print_fusion_estimate(config, price_per_hour, price_per_gb_month, as_json)
         return
     from fusestore.workflows.pipeline import run_pipeline
 
-    summary = run_pipeline(config, options, ConsoleReporter())
+    summary = run_pipeline(config, ConsoleReporter())
     if as_json:
         print_json(summary.to_json())
         return

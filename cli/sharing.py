@@ -26,7 +26,7 @@ _FromOption = Annotated[
     typer.Option(
         "--from-storage-option",
         metavar="KEY=VALUE ...",
-        help="Option of the storage of --from, such as endpoint_url=URL.",
+        help="Option of the storage of --from, such as endpoint_url=URL or anon=true.",
     ),
 ]
 _ToOption = Annotated[
@@ -34,7 +34,7 @@ _ToOption = Annotated[
     typer.Option(
         "--to-storage-option",
         metavar="KEY=VALUE ...",
-        help="Option of the storage of --to, such as endpoint_url=URL.",
+        help="Option of the storage of --to, such as endpoint_url=URL or anon=true.",
     ),
 ]
 _All = Annotated[bool, typer.Option("--all", help="Copy every complete artifact.")]

@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 
 def open_store(
     target: str | os.PathLike[str] | Location | layout.Store,
-    storage_options: Mapping[str, str] | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> Store:
     """The store in a folder or at a URL. Nothing is read; a store that is not there is empty.
 
     Args:
         target: a folder, a URL such as `s3://bucket/my.store`, or an open store.
-        storage_options: for the filesystem of the URL, such as `endpoint_url`.
+        storage_options: of the URL's storage, such as `endpoint_url`; see `storage.options`.
 
     Raises:
         InvalidInputError: the URL cannot be understood.

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 def open_cache(
     store: str | os.PathLike[str] | Location | Store,
     name: str,
-    storage_options: Mapping[str, str] | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> Cache:
     """Open a complete distribution cache: one object is read.
 
     Args:
         store: folder or URL of the store, or an open one.
         name: the cache's name.
-        storage_options: for the fsspec filesystem of a URL.
+        storage_options: of the URL's storage, such as `endpoint_url`; see `storage.options`.
 
     Raises:
         NotFoundError: no such cache, or it is not complete; the message says what to do.

@@ -175,7 +175,7 @@ class Corpus:
 def open_corpus(
     store: str | os.PathLike[str] | Location | Store,
     name: str,
-    storage_options: Mapping[str, str] | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> Corpus:
     """Open a corpus of a store; only its manifest is read.
 
@@ -214,7 +214,7 @@ def write_corpus(
     tokenizers: Sequence[Tokenizer] = (),
     max_length: int | None = None,
     bos_allowance: int = 1,
-    storage_options: Mapping[str, str] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     progress: Progress = ignore_progress,
 ) -> Corpus:
     """Read the inputs, cut long documents, and write the corpus to the store.

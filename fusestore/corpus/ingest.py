@@ -47,7 +47,7 @@ def read_documents(
     text_column: str = "text",
     split_column: str | None = None,
     held_out: Sequence[HeldOut] = (),
-    storage_options: Mapping[str, str] | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> pl.DataFrame:
     """Read every document of the inputs.
 
@@ -92,7 +92,7 @@ def read_documents(
     return pl.DataFrame({"source": sources, "text": texts, "split": splits}, schema=DOCUMENT_SCHEMA)
 
 
-def _expand(target: str, storage_options: Mapping[str, str] | None) -> Iterator[_InputFile]:
+def _expand(target: str, storage_options: Mapping[str, object] | None) -> Iterator[_InputFile]:
     """The files of an input, sorted."""
     location = Location.parse(target, storage_options)
     protocol = location.url.split("://", 1)[0] if not location.is_local else ""

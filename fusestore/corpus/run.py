@@ -57,13 +57,15 @@ def build_corpus(
         )
     opened = [Target.open(tokenizer, store=store).tokenizer for tokenizer in tokenizers]
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    sources = [resolve_path(os.fspath(path)) for path in paths]
+    ours = all(store.location.shares_storage(source) for source in sources if "://" in source)
     folder = store.corpus(name)
     existed = (folder / "manifest.json").exists() and (folder / "documents.parquet").exists()
     with reporter.stage(f"Reading and splitting corpus {name}", "bytes") as progress:
         corpus = write_corpus(
             store,
             name,
-            [resolve_path(os.fspath(path)) for path in paths],
+            sources,
             text_column=settings.text_column,
             split_column=settings.split_column,
             held_out=_held_out_rules(settings),
@@ -72,7 +74,8 @@ def build_corpus(
             sample_seed=settings.sample_seed,
             tokenizers=opened,
             max_length=settings.max_length,
-            storage_options=dict(store.location.storage_options),
+            # Options may be secret: no other storage receives those of the store.
+            storage_options=dict(store.location.storage_options) if ours else None,
             progress=progress,
         )
     return StageResult(corpus, created=not existed)

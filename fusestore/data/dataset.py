@@ -220,7 +220,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
 def open_fused(
     store: str | os.PathLike[str] | Location,
     name: str,
-    storage_options: Mapping[str, str] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> FusedDataset:
     """Open fused dataset `name` of a store.
@@ -232,7 +232,7 @@ def open_fused(
     Args:
         store: folder or URL of the store.
         name: of the fused dataset.
-        storage_options: for the fsspec filesystem of a remote store.
+        storage_options: of the URL's storage, such as `endpoint_url`; see `storage.options`.
         cache_dir: local folder for remote datasets, with one folder per digest; by default
             fusestore's folder in the user's cache. For local stores only used if the dataset is in
             the shared form.

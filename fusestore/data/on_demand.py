@@ -23,7 +23,7 @@ def open_recipe(
     recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
     name: str | None = None,
     *,
-    storage_options: Mapping[str, str] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     target: Model | Tokenizer | Target | None = None,
 ) -> FusedDataset:
@@ -39,7 +39,7 @@ def open_recipe(
         name: of the fused dataset in the store. By default `recipe-` and the first digits of its
             digest; such a dataset of a remote store is kept below `cache_dir`, and nothing is
             written to the store.
-        storage_options: for the fsspec filesystem of a remote store.
+        storage_options: of the URL's storage, such as `endpoint_url`; see `storage.options`.
         cache_dir: local folder for datasets of remote stores; by default the user's cache.
         target: the open target; by default found by the recipe's `target`.
 

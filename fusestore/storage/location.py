@@ -15,12 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import objects
+from fusestore.storage.options import HTTP_SCHEMES, Pairs, filesystem_class, options_class
 from fusestore.storage.retries import with_retries
 
-_REMOTE_FILESYSTEMS: dict[tuple[int, str, tuple[tuple[str, str], ...]], Any] = {}
+_REMOTE_FILESYSTEMS: dict[tuple[int, str, Pairs], Any] = {}
 """Open remote filesystems by (process id, protocol, options): never shared across a fork."""
 
 
@@ -30,20 +32,23 @@ class Location:
 
     Attributes:
         url: an absolute local path, or `protocol://…`.
-        storage_options: of S3 (`storage.s3.OPTIONS`) or the fsspec filesystem, as sorted pairs;
-            empty for local paths.
+        storage_options: validated options of the storage, as text; empty for local paths.
     """
 
     url: str
-    storage_options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    storage_options: Pairs = field(default=(), repr=False)
 
     @classmethod
     def parse(
         cls,
         target: str | os.PathLike[str] | Location,
-        storage_options: Mapping[str, str] | None = None,
+        storage_options: Mapping[str, object] | None = None,
     ) -> Location:
-        """Make a `Location` of a path, a `file://` URL or any other URL."""
+        """Make a `Location` of a path, a `file://` URL or any other URL.
+
+        Raises:
+            InvalidInputError: an empty path, or an option that the URL's storage does not take.
+        """
         if isinstance(target, Location):
             return target
         text = os.fspath(target)
@@ -52,9 +57,17 @@ class Location:
         if text.startswith("file://"):
             text = text.removeprefix("file://")
         if "://" not in text:
-            return cls(str(Path(text).expanduser().absolute()))
-        options = tuple(sorted((storage_options or {}).items()))
-        return cls(text.rstrip("/"), options)
+            return cls(Path(text).expanduser().absolute().as_posix())
+        if not storage_options:
+            return cls(text.rstrip("/"))
+        return cls(text.rstrip("/"), options_class(text).of(storage_options, text).pairs())
+
+    def shares_storage(self, url: str) -> bool:
+        """Whether a URL is on the same storage: for HTTP the same server, else the same scheme."""
+        ours, theirs = urlsplit(self.url), urlsplit(url)
+        if ours.scheme != theirs.scheme:
+            return False
+        return ours.netloc == theirs.netloc or not url.startswith(HTTP_SCHEMES)
 
     def __truediv__(self, name: str) -> Location:
         return Location(f"{self.url}/{name}", self.storage_options)
@@ -99,7 +112,10 @@ class Location:
         protocol = self.url.split("://", 1)[0]
         key = (os.getpid(), protocol, self.storage_options)
         if key not in _REMOTE_FILESYSTEMS:
-            _REMOTE_FILESYSTEMS[key] = _open_filesystem(protocol, dict(self.storage_options))
+            options = options_class(self.url).of(dict(self.storage_options), self.url)
+            _REMOTE_FILESYSTEMS[key] = filesystem_class(protocol)(
+                **options.model_dump(exclude_unset=True)
+            )
         return _REMOTE_FILESYSTEMS[key]
 
     @with_retries
@@ -267,21 +283,3 @@ class Location:
             # Another process may have removed it in between.
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.rm(self.url, recursive=True)
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    """A folder may be gone by now, as that of the leases when another writer has finished."""
-    if not isinstance(error, FileNotFoundError):
-        raise error
-
-
-def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: ANN401
-    import fsspec
-
-    try:
-        return fsspec.filesystem(protocol, **options)
-    except (ImportError, ValueError) as error:
-        raise InvalidInputError(
-            f"{protocol}:// is not a storage that fusestore can open ({error}). "
-            "Use a local path, s3://, or install the fsspec package for it."
-        ) from error

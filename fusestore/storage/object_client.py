@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from fusestore.errors import FusestoreError, InvalidInputError
 from fusestore.storage import s3
 from fusestore.storage.object_errors import plain_error, shown
+from fusestore.storage.options import S3_SCHEMES, HttpOptions, Pairs, S3Options, environment_options
 
 RETRIES = 2
 """Retries of each request, by obstore; `storage.retries` repeats the whole verb besides."""
@@ -29,10 +30,9 @@ READ_TIMEOUT_S = 60.0
 
 _SIGNAL_CHECK_S = 0.2
 
-Options = tuple[tuple[str, str], ...]
 _Result = TypeVar("_Result")
 
-_CLIENTS: dict[tuple[str, Options], Any] = {}
+_CLIENTS: dict[tuple[str, Pairs], Any] = {}
 """By bucket or server, and options."""
 
 _OPENING = threading.Lock()
@@ -40,7 +40,7 @@ _opened_in: int | None = None
 """The process whose threads serve obstore."""
 
 
-def ask(url: str, options: Options, verb: Callable[[Any, str], _Result]) -> _Result:
+def ask(url: str, options: Pairs, verb: Callable[[Any, str], _Result]) -> _Result:
     """Call `verb` with the client of a URL and the object's key; raise errors of Python or ours.
 
     Raises:
@@ -56,7 +56,7 @@ def ask(url: str, options: Options, verb: Callable[[Any, str], _Result]) -> _Res
     return in_a_thread(lambda: _ask(url, options, verb))
 
 
-def _ask(url: str, options: Options, verb: Callable[[Any, str], _Result]) -> _Result:
+def _ask(url: str, options: Pairs, verb: Callable[[Any, str], _Result]) -> _Result:
     root, key = split(url)
     try:
         return verb(_client(root, options), key)
@@ -67,7 +67,7 @@ def _ask(url: str, options: Options, verb: Callable[[Any, str], _Result]) -> _Re
         if problem is error:
             raise
     # The request may have gone to another region than the bucket's.
-    if url.startswith(s3.SCHEMES) and status in s3.ELSEWHERE and _reopened_in_region(root, options):
+    if url.startswith(S3_SCHEMES) and status in s3.ELSEWHERE and _reopened_in_region(root, options):
         try:
             return verb(_client(root, options), key)
         except FusestoreError:
@@ -82,7 +82,7 @@ def _ask(url: str, options: Options, verb: Callable[[Any, str], _Result]) -> _Re
 
 def split(url: str) -> tuple[str, str]:
     """The bucket or server, and the object's key in it."""
-    if url.startswith(s3.SCHEMES):
+    if url.startswith(S3_SCHEMES):
         scheme, _, rest = url.partition("://")
         bucket, _, key = rest.partition("/")
         return f"{scheme}://{bucket}", key
@@ -91,7 +91,7 @@ def split(url: str) -> tuple[str, str]:
     return f"{parts.scheme}://{parts.netloc}{query}", unquote(parts.path).strip("/")
 
 
-def _client(root: str, options: Options) -> Any:  # noqa: ANN401
+def _client(root: str, options: Pairs) -> Any:  # noqa: ANN401
     global _opened_in
     key = (root, options)
     if _opened_in not in (None, os.getpid()):
@@ -107,9 +107,9 @@ def _client(root: str, options: Options) -> Any:  # noqa: ANN401
         return _CLIENTS[key]
 
 
-def _reopened_in_region(root: str, options: Options) -> bool:
+def _reopened_in_region(root: str, options: Pairs) -> bool:
     """Open a bucket again in its region; False if the region is unknown or the same as before."""
-    region = s3.region_of_bucket(root, options)
+    region = s3.region_of_bucket(root, s3_options(root, options))
     if region is None or region == _CLIENTS[root, options].config.get("region"):
         return False
     with _OPENING:
@@ -117,32 +117,38 @@ def _reopened_in_region(root: str, options: Options) -> bool:
     return True
 
 
-def _open(root: str, options: Options, region: str | None = None) -> Any:  # noqa: ANN401
+def s3_options(url: str, options: Pairs) -> S3Options:
+    """The options of an S3 location, over those of the environment."""
+    return S3Options.of({**environment_options(S3Options, "s3"), **dict(options)}, url)
+
+
+def _open(root: str, pairs: Pairs, region: str | None = None) -> Any:  # noqa: ANN401
     from obstore.store import HTTPStore, S3Store
 
+    options: S3Options | HttpOptions
+    if root.startswith(S3_SCHEMES):
+        options = s3_options(root, pairs)
+    else:
+        options = HttpOptions.of({**environment_options(HttpOptions, "http"), **dict(pairs)}, root)
+    read_timeout = timedelta(seconds=options.read_timeout or READ_TIMEOUT_S)
     client: Any = {
         "allow_http": True,
-        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-        "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
+        "connect_timeout": timedelta(seconds=options.connect_timeout or CONNECT_TIMEOUT_S),
+        "read_timeout": read_timeout,
         # For the whole answer, which may be large and the line slow.
         "timeout": timedelta(days=1),
         **s3.certificates(),
     }
-    retries: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=READ_TIMEOUT_S)}
-    if not root.startswith(s3.SCHEMES):
-        if options:
-            raise InvalidInputError(
-                f"{shown(root)} takes no storage options; found "
-                f"{', '.join(name for name, _ in options)}."
-            )
+    retries: Any = {"max_retries": RETRIES, "retry_timeout": read_timeout}
+    if isinstance(options, HttpOptions):
+        client["default_headers"] = options.headers
         return HTTPStore(root, client_options=client, retry_config=retries)
-    bucket = root.split("://", 1)[1]
     config: Any
-    config, credentials = s3.settings(root, dict(options))
+    config, credentials = s3.settings(root, options)
     if region is not None:
         config["region"] = region
     return S3Store(
-        bucket,
+        root.split("://", 1)[1],
         config=config,
         client_options=client,
         retry_config=retries,

@@ -6,7 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 from fusestore.errors import InvalidInputError, StorageError
-from fusestore.storage import s3
+from fusestore.storage.options import S3_SCHEMES
 
 _DENIED = ("PermissionDeniedError", "UnauthenticatedError")
 
@@ -63,7 +63,7 @@ def _detail(text: str, debug: str) -> str:
 
 def shown(url: str) -> str:
     """A URL without its user, password and query."""
-    if url.startswith(s3.SCHEMES):
+    if url.startswith(S3_SCHEMES):
         return url
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fusestore.errors import InvalidInputError, StorageError
-from fusestore.storage import s3
-from fusestore.storage.object_client import Options, ask, in_a_thread, split
+from fusestore.storage.object_client import ask, in_a_thread, s3_options, split
 from fusestore.storage.object_errors import shown
-
-SCHEMES = (*s3.SCHEMES, "http://", "https://")
+from fusestore.storage.options import HTTP_SCHEMES, S3_SCHEMES, Pairs
 
 BYTES_PER_REQUEST = 32 * 2**20
 """A larger object is read in ranges of this size."""
@@ -25,10 +23,10 @@ _READ_BYTES = 2**18
 
 def serves(url: str) -> bool:
     """Whether the file lies behind S3 or HTTP."""
-    return url.startswith(SCHEMES)
+    return url.startswith((*S3_SCHEMES, *HTTP_SCHEMES))
 
 
-def size(url: str, options: Options) -> int:
+def size(url: str, options: Pairs) -> int:
     """Bytes of an object."""
 
     def verb(client: Any, key: str) -> int:  # noqa: ANN401 - obstore's stores share no type
@@ -39,21 +37,21 @@ def size(url: str, options: Options) -> int:
     return ask(url, options, verb)
 
 
-def exists(url: str, options: Options) -> bool:
+def exists(url: str, options: Pairs) -> bool:
     """Whether there is such an object or, on S3, a folder of this name."""
     with contextlib.suppress(FileNotFoundError):
         size(url, options)
         return True
-    return url.startswith(s3.SCHEMES) and bool(names(url, options))
+    return url.startswith(S3_SCHEMES) and bool(names(url, options))
 
 
-def read(url: str, options: Options, start: int, stop: int) -> bytes:
+def read(url: str, options: Pairs, start: int, stop: int) -> bytes:
     """Bytes `[start, stop)` of an object; fewer only if it ends before `stop`."""
     data, _, _ = ask(url, options, lambda client, key: _get(client, key, url, start, stop))
     return data
 
 
-def read_whole(url: str, options: Options) -> bytes:
+def read_whole(url: str, options: Pairs) -> bytes:
     """All bytes of an object; a large one is read range by range, all of one version of it."""
 
     def verb(client: Any, key: str) -> bytes:  # noqa: ANN401
@@ -67,7 +65,7 @@ def read_whole(url: str, options: Options) -> bytes:
     return ask(url, options, verb)
 
 
-def read_into(url: str, options: Options, start: int, target: memoryview, *, whole: bool) -> int:
+def read_into(url: str, options: Pairs, start: int, target: memoryview, *, whole: bool) -> int:
     """Read an object's bytes from `start` into memory, in one request; see `Location.read_into`."""
 
     def verb(client: Any, key: str) -> int:  # noqa: ANN401
@@ -95,7 +93,7 @@ def read_into(url: str, options: Options, start: int, target: memoryview, *, who
     return ask(url, options, verb)
 
 
-def write(url: str, options: Options, data: bytes, *, create: bool = False) -> None:
+def write(url: str, options: Pairs, data: bytes, *, create: bool = False) -> None:
     """Write a whole object in one request.
 
     Raises:
@@ -112,7 +110,7 @@ def write(url: str, options: Options, data: bytes, *, create: bool = False) -> N
     ask(url, options, verb)
 
 
-def write_chunks(url: str, options: Options, chunks: Callable[[], Iterable[bytes]]) -> None:
+def write_chunks(url: str, options: Pairs, chunks: Callable[[], Iterable[bytes]]) -> None:
     """Write a whole object as a multipart upload; it becomes visible with its last part.
 
     Args:
@@ -133,12 +131,13 @@ def write_chunks(url: str, options: Options, chunks: Callable[[], Iterable[bytes
             obstore.put(client, key, b"", use_multipart=False)
             return
         data = _read_in_threads(first, content)
-        obstore.put(client, key, data, chunk_size=PART_BYTES, max_concurrency=1)
+        parts = s3_options(url, options).max_concurrency
+        obstore.put(client, key, data, chunk_size=PART_BYTES, max_concurrency=parts)
 
     ask(url, options, verb)
 
 
-def sizes(url: str, options: Options) -> dict[str, int]:
+def sizes(url: str, options: Pairs) -> dict[str, int]:
     """Size in bytes of every object below a folder, by its path relative to the folder."""
 
     def verb(client: Any, key: str) -> dict[str, int]:  # noqa: ANN401
@@ -161,7 +160,7 @@ def sizes(url: str, options: Options) -> dict[str, int]:
     return found_sizes
 
 
-def names(url: str, options: Options) -> list[str]:
+def names(url: str, options: Pairs) -> list[str]:
     """Names of the objects and folders directly below a folder, sorted."""
 
     def verb(client: Any, key: str) -> list[str]:  # noqa: ANN401
@@ -175,7 +174,7 @@ def names(url: str, options: Options) -> list[str]:
     return ask(url, options, verb)
 
 
-def delete(url: str, options: Options) -> None:
+def delete(url: str, options: Pairs) -> None:
     """Remove an object, or all objects below a folder; does nothing if there are none."""
     urls = [f"{url}/{name}" if name else url for name in sizes(url, options)]
     if not urls:
@@ -235,7 +234,7 @@ def _read_in_threads(first: bytes, others: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _check_is_s3(url: str, verb: str) -> None:
-    if not url.startswith(s3.SCHEMES):
+    if not url.startswith(S3_SCHEMES):
         raise InvalidInputError(
             f"{shown(url)} cannot be {verb}: HTTP serves files for reading only. Use another "
             "storage."

@@ -1,29 +1,15 @@
-"""Configuration of S3: storage options, the environment, credentials, a bucket's region."""
+"""Configuration of S3: the environment, credentials, a bucket's region."""
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from fusestore.errors import AccessDeniedError, InvalidInputError
-
-SCHEMES = ("s3://", "s3a://")
-
-OPTIONS = (
-    "key",
-    "secret",
-    "token",
-    "endpoint_url",
-    "profile",
-    "region",
-    "anon",
-    "requester_pays",
-)
-"""Storage options of S3; the names are s3fs's."""
+from fusestore.storage.options import S3Options
 
 ELSEWHERE = {301, 307, 400}
 """Statuses of S3 for a bucket in another region; they have other causes too."""
@@ -35,16 +21,17 @@ _Settings = dict[str, Any]
 _Credentials = Callable[[], Any]
 
 
-def endpoint(options: Mapping[str, str]) -> str | None:
+def endpoint(options: S3Options) -> str | None:
     """URL of the S3 service; None means Amazon's."""
     return (
-        options.get("endpoint_url")
+        options.endpoint_url
+        or options.client_kwargs.endpoint_url
         or os.environ.get("AWS_ENDPOINT_URL_S3")
         or os.environ.get("AWS_ENDPOINT_URL")
     )
 
 
-def settings(root: str, options: Mapping[str, str]) -> tuple[_Settings, _Credentials | None]:
+def settings(root: str, options: S3Options) -> tuple[_Settings, _Credentials | None]:
     """The configuration by which obstore opens a bucket, and a source of credentials.
 
     Options precede the environment, which precedes botocore's other sources: profiles, SSO, web
@@ -55,30 +42,30 @@ def settings(root: str, options: Mapping[str, str]) -> tuple[_Settings, _Credent
         options: of the storage.
 
     Raises:
-        InvalidInputError: an unknown option, or no region or profile of that name.
+        InvalidInputError: no region or profile of that name.
         AccessDeniedError: there are no credentials.
     """
-    _check(options)
     url = endpoint(options)
     config: _Settings = {
         # Amazon wants buckets in host names, but its certificates do not cover names with dots.
         # Other servers do not resolve such host names.
         "virtual_hosted_style_request": url is None and "." not in root.split("://", 1)[1],
-        "request_payer": _is_true(options.get("requester_pays")),
+        "request_payer": options.requester_pays,
     }
     if url is not None:
         config["endpoint"] = config["aws_endpoint_url_s3"] = url
-    region = options.get("region") or _first("AWS_REGION", "AWS_DEFAULT_REGION")
+    region = options.region or options.client_kwargs.region_name
+    region = region or _first("AWS_REGION", "AWS_DEFAULT_REGION")
     credentials: _Credentials | None = None
-    if _is_true(options.get("anon")):
+    if options.anon:
         config["skip_signature"] = True
-    elif "key" in options or "secret" in options:
-        credentials = _fixed(options.get("key"), options.get("secret"), options.get("token"))
-    elif "profile" not in options and _first("AWS_ACCESS_KEY_ID"):
+    elif options.key is not None or options.secret is not None:
+        credentials = _fixed(options.key, options.secret, options.token)
+    elif options.profile is None and _first("AWS_ACCESS_KEY_ID"):
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
         credentials = _fixed(*map(os.environ.get, names))
     else:
-        session = _session(options.get("profile"))
+        session = _session(options.profile)
         credentials = _provider(root, session)
         region = region or session.get_config_variable("region")
     return {**config, "region": region or "us-east-1"}, credentials
@@ -92,12 +79,12 @@ def certificates() -> dict[str, bytes]:
     return {"root_certificate": Path(path).read_bytes()}
 
 
-def region_of_bucket(root: str, options: tuple[tuple[str, str], ...]) -> str | None:
+def region_of_bucket(root: str, options: S3Options) -> str | None:
     """The region of a bucket according to S3, which reveals it even when it denies access."""
     import urllib.error
     import urllib.request
 
-    url = endpoint(dict(options)) or "https://s3.amazonaws.com"
+    url = endpoint(options) or "https://s3.amazonaws.com"
     request = urllib.request.Request(f"{url}/{root.split('://', 1)[1]}", method="HEAD")  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=_REGION_TIMEOUT_S) as answer:  # noqa: S310
@@ -108,14 +95,6 @@ def region_of_bucket(root: str, options: tuple[tuple[str, str], ...]) -> str | N
         return None
     region: str | None = headers.get("x-amz-bucket-region")
     return region
-
-
-def _check(options: Mapping[str, str]) -> None:
-    for name in options:
-        if name not in OPTIONS:
-            nearest = difflib.get_close_matches(name, OPTIONS, n=1)
-            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(OPTIONS)}."
-            raise InvalidInputError(f"{name!r} is not a storage option of S3. {hint}")
 
 
 def _fixed(key: str | None, secret: str | None, token: str | None) -> _Credentials:
@@ -162,7 +141,3 @@ def _provider(root: str, session: Any) -> _Credentials:  # noqa: ANN401
 
 def _first(*names: str) -> str | None:
     return next((os.environ[name] for name in names if os.environ.get(name)), None)
-
-
-def _is_true(value: str | None) -> bool:
-    return (value or "").lower() in ("1", "true", "yes", "on")

@@ -45,7 +45,7 @@ class Store:
     def open(
         cls,
         target: str | os.PathLike[str] | Location | Store,
-        storage_options: Mapping[str, str] | None = None,
+        storage_options: Mapping[str, object] | None = None,
     ) -> Store:
         """The store at a path or URL; an open one is returned as it is."""
         if isinstance(target, Store):

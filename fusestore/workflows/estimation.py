@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from fusestore.capture.estimate import CaptureEstimate, Prices, estimate_capture
 from fusestore.corpus.run import build_corpus
 from fusestore.progress import Reporter, SilentReporter
@@ -14,7 +12,6 @@ from fusestore.workflows.models import open_models
 
 def estimate_fusion(
     config: FusionConfig,
-    storage_options: Mapping[str, str] | None = None,
     *,
     prices: Prices | None = None,
     reporter: Reporter | None = None,
@@ -26,7 +23,6 @@ def estimate_fusion(
 
     Args:
         config: the file's content.
-        storage_options: for a remote store.
         prices: of the machine and of storage.
         reporter: receives progress updates.
 
@@ -37,7 +33,7 @@ def estimate_fusion(
         FusestoreError: see `build_corpus` and `estimate_capture`.
     """
     reporter = reporter or SilentReporter()
-    store = Store.open(config.store, storage_options)
+    store = Store.open(config.store, config.storage_options)
     models = open_models(config)
     corpus = build_corpus(
         store,

@@ -75,6 +75,11 @@ class FusionConfig(Frozen):
     store: str = Field(
         min_length=1, description="Folder or URL of the store, such as s3://bucket/my.store."
     )
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Options of the store's storage, such as endpoint_url or anon. Pass "
+        "credentials in the environment instead.",
+    )
     plugins: tuple[str, ...] = Field(
         default=(),
         description="Python modules that register strategies, divergences or artifact kinds.",
@@ -107,6 +112,11 @@ class FusionConfig(Frozen):
         return str(self.fuse.recipe.target)
 
     @model_validator(mode="after")
+    def _storage_takes_the_options(self) -> Self:
+        Location.parse(self.store, self.storage_options)
+        return self
+
+    @model_validator(mode="after")
     def _names_can_be_used(self) -> Self:
         for name in (self.corpus.name, *self.models, self.fuse.name, *self.train):
             check_name(name)
@@ -128,7 +138,11 @@ class FusionConfig(Frozen):
         return self
 
 
-def load_config(location: Location, store: str | None = None) -> FusionConfig:
+def load_config(
+    location: Location,
+    store: str | None = None,
+    storage_options: Mapping[str, object] | None = None,
+) -> FusionConfig:
     """Read a fusion.toml, import its plugins, and check all of it.
 
     Shared defaults stand in `[capture]` and `[train]`; `[models.NAME]` and `[train.runs.NAME]`
@@ -136,7 +150,8 @@ def load_config(location: Location, store: str | None = None) -> FusionConfig:
 
     Args:
         location: the file.
-        store: used instead of the file's own store.
+        store: used instead of the file's own store, and without the file's storage options.
+        storage_options: of the store's storage, over those of the file.
 
     Raises:
         NotFoundError: no such file, or no such plugin.
@@ -150,9 +165,11 @@ def load_config(location: Location, store: str | None = None) -> FusionConfig:
             f"{location} does not exist. Give the path of a fusion.toml; `fusestore init` writes "
             "one to start from."
         ) from error
+    where = str(location)
+    own_options = _table(content.pop("storage_options", {}), "storage_options", where)
+    content["storage_options"] = {**({} if store else own_options), **(storage_options or {})}
     if store is not None:
         content["store"] = store
-    where = str(location)
     check_keys(content, [*FusionConfig.model_fields, "capture"], where)
     _load_plugins(content.get("plugins", []), where)
     parsed = dict(content)

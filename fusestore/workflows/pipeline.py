@@ -6,7 +6,7 @@ inputs of every artifact are the artifacts in the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -57,16 +57,11 @@ class _Stages:
         return result.artifact
 
 
-def run_pipeline(
-    config: FusionConfig,
-    storage_options: Mapping[str, str] | None = None,
-    reporter: Reporter | None = None,
-) -> Summary:
+def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summary:
     """Run all stages of a fusion.toml.
 
     Args:
         config: the file's content.
-        storage_options: for a remote store.
         reporter: receives progress updates.
 
     Returns:
@@ -76,7 +71,7 @@ def run_pipeline(
         FusestoreError: the error of a stage; finished artifacts stay.
     """
     reporter = reporter or SilentReporter()
-    store = Store.open(config.store, storage_options)
+    store = Store.open(config.store, config.storage_options)
     stages = _Stages(reporter)
     for name, model in config.models.items():
         license_text = f", used under: {model.license}" if model.license else ""

@@ -63,7 +63,9 @@ def _head() -> Iterator[str]:
     yield ""
     values = {"store": "my.store", "evaluate_split": "held_out"}
     yield from _settings(
-        FusionConfig, values, only={"store", "plugins", "evaluate_split", "log_dir"}
+        FusionConfig,
+        values,
+        only={"store", "storage_options", "plugins", "evaluate_split", "log_dir"},
     )
     yield from _title("corpus", CorpusSettings)
     corpus = {"inputs": ["texts/*.txt"], "held_out_fraction": 0.05}

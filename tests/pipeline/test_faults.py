@@ -21,12 +21,12 @@ def _short_waits(monkeypatch):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_fusion_behind_a_faulty_network(s3_url, s3_endpoint, job, first_store, tmp_path, seed):
     root = f"{s3_url}/my.store"
-    config = load_config(Location.parse(write_fusion(tmp_path, job, root)))
+    file = Location.parse(write_fusion(tmp_path, job, root))
     with FaultProxy(s3_endpoint, rate=0.1, seed=seed) as proxy:
-        options = {"endpoint_url": proxy.url}
+        config = load_config(file, storage_options={"endpoint_url": proxy.url})
         for _ in range(5):
             try:
-                run_pipeline(config, options)
+                run_pipeline(config)
             except FusestoreError:
                 continue
             break

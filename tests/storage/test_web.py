@@ -135,9 +135,9 @@ def test_connections_are_used_again(site):
     assert len(opened) < 5
 
 
-def test_options_are_refused(site):
-    with pytest.raises(InvalidInputError, match="takes no storage options; found block_size"):
-        filled(Location.parse(f"{site.url}/x", {"block_size": "100"}), 0, 10)
+def test_options_of_other_storages_are_refused(site):
+    with pytest.raises(InvalidInputError, match="'block_size' is not one of them"):
+        Location.parse(f"{site.url}/x", {"block_size": "100"})
 
 
 def test_a_password_in_the_url_is_sent_and_not_told(site):

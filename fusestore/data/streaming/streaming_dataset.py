@@ -43,7 +43,7 @@ class StreamingFusedDataset(Stream):
         self,
         url: str | os.PathLike[str] | Location,
         *,
-        storage_options: Mapping[str, str] | None = None,
+        storage_options: Mapping[str, object] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
         seed: int = 0,
@@ -56,7 +56,7 @@ class StreamingFusedDataset(Stream):
 
         Args:
             url: the dataset's folder: a path, `s3://`, `hf://`, `https://` or any fsspec URL.
-            storage_options: for the fsspec filesystem.
+            storage_options: of the URL's storage, such as `endpoint_url`; see `storage.options`.
             cache_dir: local folder for fetched shards; by default the user's cache.
             cache_limit: size limit in bytes of the fetched shards of all datasets below
                 `cache_dir`; None: as much as the disk has.
