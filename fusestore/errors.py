@@ -58,5 +58,9 @@ class OutOfMemoryError(FusestoreError, MemoryError):
     """Not even the smallest unit of work fits into the device's memory."""
 
 
+class UnsupportedPlatformError(FusestoreError, NotImplementedError):
+    """This operating system lacks what the request needs."""
+
+
 class MissingDependencyError(FusestoreError, ImportError):
     """The request needs an optional package that is not installed."""

@@ -56,7 +56,7 @@ def packaged_model(tmp_path_factory: pytest.TempPathFactory) -> PackagedModel:
         from fusestore.storage.file_lock import locked
 
         name = spec.rpartition(":")[2]
-        with (folder / f"{name}.lock").open("wb") as file, locked(file):
+        with locked(folder / f"{name}.lock"):
             return local_model_folder(spec)
 
     return convert

@@ -8,7 +8,6 @@ document takes longer. Nothing is written to the store.
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 import uuid
@@ -316,6 +315,12 @@ def _peak_memory(device: str) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024

@@ -352,9 +352,7 @@ def _renamed_when_complete(folder: Path) -> Iterator[Path | None]:
         yield None
         return
     name = f"{TEMPORARY_PREFIX}{folder.name[:16]}"
-    locks = folder.parent.parent / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / name).open("ab") as file, locked(file):
+    with locked(folder.parent.parent / "locks" / name):
         # Another process of this machine may have completed it before the lock.
         partial = None if folder.exists() else folder.with_name(name)
         yield partial

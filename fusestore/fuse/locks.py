@@ -31,11 +31,12 @@ def shard_lock(folder: Location, shard: int) -> Iterator[None]:
         shard: the shard's number.
     """
     path = lock_folder(folder) / shard_part(shard)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file, locked(file):
+    with locked(path):
         yield
         # Only after success: a process that waits on the deleted file finds the shard made.
-        path.unlink(missing_ok=True)
+        # Windows removes no open file, so there `remove_locks` does.
+        with contextlib.suppress(PermissionError):
+            path.unlink(missing_ok=True)
 
 
 def remove_locks(folder: Location) -> None:

@@ -147,7 +147,8 @@ def _write_tensors(
                 key: name for name, keys in zip(names, files, strict=True) for key in keys
             },
         }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        text = json.dumps(index, indent=2) + "\n"
+        (folder / "model.safetensors.index.json").write_bytes(text.encode())
     for number, name in enumerate(names):
         (folder / f"{number:05d}.part").rename(folder / name)
     return dtypes

@@ -1,51 +1,37 @@
-"""File locks between the processes of one machine (`flock`); a lock ends with its process."""
+"""Locks between the processes of one machine; a lock ends with its process."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 from collections.abc import Iterator
-from typing import BinaryIO
+from pathlib import Path
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+from filelock import FileLock
 
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""Error numbers of filesystems without locks."""
 
-def lock_file(file: BinaryIO, mode: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file, for as long as any process has it open: end the lock by `unlock_file`.
-
-    Args:
-        file: the file.
-        mode: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`; with `fcntl.LOCK_NB` it does not wait.
-
-    Returns:
-        Whether the file is locked now; on a filesystem without locks, always True.
-    """
-    try:
-        fcntl.flock(file, mode)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
-
-
-def unlock_file(file: BinaryIO) -> None:
-    """End the lock, in every process that has the file open.
-
-    Closing the file is not enough: a process that another thread forks meanwhile has it open too,
-    and would keep the lock until that process ends.
-    """
-    lock_file(file, fcntl.LOCK_UN)
+_POLL_S = 0.01
 
 
 @contextlib.contextmanager
-def locked(file: BinaryIO, mode: int = fcntl.LOCK_EX) -> Iterator[bool]:
-    """`lock_file`, and `unlock_file` at the end; yields whether the file is locked."""
-    held = lock_file(file, mode)
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that a file stands for; waits until it is free.
+
+    On a filesystem without locks nothing is held, so a lock may only save work.
+
+    Args:
+        path: a file for the lock alone; it is created, and stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, poll_interval=_POLL_S, fallback_to_soft=False)
     try:
-        yield held
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
     finally:
-        if held:
-            unlock_file(file)
+        lock.release()

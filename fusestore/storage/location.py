@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import objects
@@ -55,7 +56,7 @@ class Location:
         if not text:
             raise InvalidInputError("A store path or URL is empty: give a folder or a URL.")
         if text.startswith("file://"):
-            text = text.removeprefix("file://")
+            text = url2pathname(text.removeprefix("file://"))
         if "://" not in text:
             return cls(Path(text).expanduser().absolute().as_posix())
         if not storage_options:

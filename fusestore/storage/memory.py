@@ -105,11 +105,9 @@ def _read() -> dict[str, dict[str, Any]]:
 def _remember(table: str, key: str, value: object) -> None:
     """Add an entry, and keep the entries that other processes have added meanwhile."""
     folder = user_cache_folder()
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{_NAME}.lock").open("ab") as lock, locked(lock):
-            content = _read()
-            content[table].pop(key, None)
-            entries = [*content[table].items(), (key, value)]
-            content[table] = dict(entries[-MAX_ENTRIES:])
-            publish(Location(str(folder / _NAME)), json.dumps(content).encode())
+    with contextlib.suppress(OSError), locked(folder / f"{_NAME}.lock"):
+        content = _read()
+        content[table].pop(key, None)
+        entries = [*content[table].items(), (key, value)]
+        content[table] = dict(entries[-MAX_ENTRIES:])
+        publish(Location.parse(folder / _NAME), json.dumps(content).encode())

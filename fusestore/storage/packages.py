@@ -65,7 +65,7 @@ def packaged_gguf(name: str) -> Path:
     folder = user_cache_folder() / "gguf" / f"{name}-{distribution.version}"
     target = folder / parts[0].name.rsplit(".part", 1)[0]
     if not target.exists():
-        publish_chunks(Location(str(target)), _chunks(parts))
+        publish_chunks(Location.parse(target), _chunks(parts))
     return target
 
 

@@ -13,10 +13,13 @@ import hashlib
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
+
+import psutil
 
 from fusestore.errors import AlreadyExistsError, StorageError
 from fusestore.storage import objects
@@ -163,7 +166,9 @@ def _make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable."""
+    """Make the folder's entries durable; on Windows they are, and folders cannot be opened."""
+    if sys.platform == "win32":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -193,10 +198,4 @@ def remove_abandoned(folder: Location) -> None:
 
 def is_running(pid: int) -> bool:
     """Whether this machine has a process of this id."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+    return psutil.pid_exists(pid)

@@ -98,5 +98,6 @@ def _older(path: Path) -> Path:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
+    # Windows syncs only what may be written.
+    with path.open("r+b") as file:
         os.fsync(file.fileno())

@@ -10,12 +10,14 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed, wait
+from pathlib import Path
 
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage import objects
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, publish_chunks
 from fusestore.storage.retries import with_retries
+from fusestore.store.layout import is_portable
 from fusestore.store.receipts import FileRecord
 
 FILES_AT_ONCE = 8
@@ -28,15 +30,13 @@ def check_paths(folder: Location, paths: Iterable[str]) -> None:
     """Check that all paths of a manifest or a listing lie inside the folder, on every storage.
 
     Raises:
-        InvalidInputError: a path that is absolute, empty, leads out, or has a NUL or a backslash.
+        InvalidInputError: a path that is absolute, empty or leads out, or that Windows cannot hold.
     """
     for path in paths:
-        if any(character in path for character in "\\\0") or any(
-            name in ("", ".", "..") for name in path.split("/")
-        ):
+        if not all(map(is_portable, path.split("/"))):
             raise InvalidInputError(
-                f"{folder} lists a file {path!r}, which is no path inside its folder. "
-                "Nothing was copied; do not trust this store."
+                f"{folder} lists a file {path!r}, which is no path inside its folder on every "
+                "system. Nothing was copied; do not trust this store."
             )
 
 
@@ -247,7 +247,8 @@ def _upload(target: Location, source: Location, record: FileRecord) -> None:
         objects.write_chunks(target.url, options, lambda: _checked_chunks(source, record))
         return
     # A file of fsspec completes its upload when it is closed, even after an error.
-    with tempfile.NamedTemporaryFile(prefix="fusestore-") as spool:
-        spool.writelines(_checked_chunks(source, record))
-        spool.flush()
-        target.filesystem.put_file(spool.name, target.url)
+    with tempfile.TemporaryDirectory(prefix="fusestore-") as folder:
+        spool = Path(folder) / "spool"
+        with spool.open("wb") as file:
+            file.writelines(_checked_chunks(source, record))
+        target.filesystem.put_file(str(spool), target.url)

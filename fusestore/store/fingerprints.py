@@ -22,11 +22,13 @@ def write_fingerprint(folder: Location, fingerprint: Manifest, name: str) -> Non
 
     Raises:
         FingerprintMismatchError: the folder holds an artifact of another fingerprint.
+        AlreadyExistsError: there is an artifact whose name differs in case only.
     """
     file = folder / FINGERPRINT_FILE
     try:
         existing = type(fingerprint).load(file)
     except NotFoundError:
+        check_case(folder)
         try:
             fingerprint.save(file)
         except AlreadyExistsError:
@@ -34,6 +36,20 @@ def write_fingerprint(folder: Location, fingerprint: Manifest, name: str) -> Non
         else:
             return
     check_same_fingerprint(existing, fingerprint, f"{name} ({folder})")
+
+
+def check_case(folder: Location) -> None:
+    """Check that no folder beside a new one has the same name in other case.
+
+    Raises:
+        AlreadyExistsError: there is one; on Windows and macOS both names are of one folder.
+    """
+    for name in folder.parent.list():
+        if name != folder.name and name.lower() == folder.name.lower():
+            raise AlreadyExistsError(
+                f"{folder.parent} has {name!r}, which differs from {folder.name!r} in case only. "
+                "Windows and macOS hold one of the two: choose another name."
+            )
 
 
 def check_same_fingerprint(existing: Manifest, requested: Manifest, name: str) -> None:

@@ -11,23 +11,35 @@ from fusestore.errors import InvalidInputError
 from fusestore.storage.location import Location
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NOT_ON_WINDOWS = re.compile(
+    r"""(?ix) .* [\x00-\x1f<>:"|?*\\/] .* | .* [.\s] | (con|prn|aux|nul|(com|lpt)\d) (\..*)?""",
+    re.DOTALL,
+)
+"""Characters and endings that a file name of Windows cannot have, and names of its devices."""
+
+
+def is_portable(name: str) -> bool:
+    """Whether every system can hold a file of this name: stores are copied between them."""
+    return bool(name) and _NOT_ON_WINDOWS.fullmatch(name) is None
 
 
 def is_name(text: str) -> bool:
     """Whether the text can be an artifact's name; see `check_name`."""
-    return _NAME.fullmatch(text) is not None
+    return _NAME.fullmatch(text) is not None and is_portable(text)
 
 
 def check_name(name: str) -> str:
     """The name, if it is safe as one component of a path on every storage.
 
     Raises:
-        InvalidInputError: empty, too long, or with characters besides letters, digits, `._-`.
+        InvalidInputError: empty, too long, with characters besides letters, digits, `._-`, or a
+            name that Windows cannot hold.
     """
     if not is_name(name):
         raise InvalidInputError(
             f"{name!r} cannot be a name: use letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit, 128 characters at most."
+            "beginning with a letter or digit and not ending with '.', 128 characters at most, and "
+            "none of Windows's devices (CON, NUL, COM1, …)."
         )
     return name
 

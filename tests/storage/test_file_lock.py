@@ -1,16 +1,18 @@
 """Locks end with their block, even when another thread forked this process meanwhile."""
 
 import contextlib
-import fcntl
 import os
 import signal
+import subprocess
+import sys
+
+from filelock import FileLock, Timeout
 
 from fusestore.data.shard_cache.cache_folder import ShardFolder
+from fusestore.data.shard_cache.flock import lock_shared, locked_alone
 from fusestore.fuse.locks import shard_lock
-from fusestore.storage.file_lock import lock_file, locked
+from fusestore.storage.file_lock import locked
 from fusestore.storage.location import Location
-
-NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 @contextlib.contextmanager
@@ -34,23 +36,50 @@ def forking():
 
 
 def can_be_locked(path):
-    with path.open("ab") as file, locked(file, NOW) as held:
+    with path.open("ab") as file, locked_alone(file) as held:
         return held
 
 
 def test_a_lock_ends_with_its_block(tmp_path):
     path = tmp_path / "lock"
     with forking() as fork:
-        with path.open("ab") as file, locked(file) as held:
+        with locked(path):
+            fork()
+            assert not can_be_locked(path)
+        assert can_be_locked(path)
+
+
+def test_the_lock_of_an_open_file_ends_with_its_block(tmp_path):
+    path = tmp_path / "lock"
+    with forking() as fork:
+        with path.open("ab") as file, locked_alone(file) as held:
             assert held
             fork()
             assert not can_be_locked(path)
         assert can_be_locked(path)
-        # This is what it is for: a file that is only closed stays locked by the child.
+        # This is what `unlock` is for: a file that is only closed stays locked by the child.
         with path.open("ab") as file:
-            lock_file(file)
+            lock_shared(file)
             fork()
         assert not can_be_locked(path)
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    path = tmp_path / "lock"
+    code = (
+        "import pathlib, sys, time\n"
+        "from fusestore.storage.file_lock import locked\n"
+        f"with locked(pathlib.Path({str(path)!r})):\n"
+        "    print('locked', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    with contextlib.suppress(Timeout), FileLock(path, timeout=0):
+        raise AssertionError("two processes hold one lock")
+    holder.kill()
+    holder.communicate()
+    with locked(path):
+        pass
 
 
 def test_a_shard_can_be_claimed_and_room_made_afterwards(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Fetched shards on this machine's disk, shared by its processes: locks, the limit, eviction.
 
 `<root>/<dataset>/<shard>` is a whole shard, `<root>/<dataset>/.tmp-<shard>` an unfinished file. All
-coordination is by `flock`, so killed processes leave nothing to clean up:
+coordination is by locks of files, so killed processes leave nothing to clean up:
 
 - a process that fetches a shard holds an exclusive lock on its unfinished file, and renames it;
 - a process that uses a shard holds a shared lock on it, and only unlocked shards are evicted;
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -23,12 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from fusestore.data.shard_cache.flock import lock_shared, locked_alone, unlock
 from fusestore.errors import StorageError
-from fusestore.storage.file_lock import lock_file, locked, unlock_file
+from fusestore.storage.file_lock import locked
 from fusestore.storage.publish import TEMPORARY_PREFIX
 
 _SHARD_NAME = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)})?\d{{6,}}")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_ZEROS = 2**20
 
 
 class NoRoomError(StorageError):
@@ -66,7 +67,7 @@ class ShardFolder:
             file = self._file(shard).open("rb")
         except FileNotFoundError:
             return None
-        lock_file(file, fcntl.LOCK_SH)
+        lock_shared(file)
         if os.fstat(file.fileno()).st_nlink == 0:
             self.close(file)
             return None
@@ -77,7 +78,7 @@ class ShardFolder:
     def close(self, file: BinaryIO) -> None:
         """Close a file of `open`; maps of it stay valid, and the shard may be evicted."""
         # Unlocked first, because a map of the file would keep the lock.
-        unlock_file(file)
+        unlock(file)
         file.close()
 
     def discard(self, shard: int) -> None:
@@ -93,11 +94,8 @@ class ShardFolder:
         """
         temporary = self._temporary(shard)
         self.path.mkdir(parents=True, exist_ok=True)
-        opened = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        with (
-            os.fdopen(opened, "r+b") as file,
-            locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB) as held,
-        ):
+        opened = os.open(temporary, os.O_RDWR | os.O_CREAT)
+        with os.fdopen(opened, "r+b") as file, locked_alone(file) as held:
             # The previous holder of the lock may have renamed or removed the opened file.
             if not held or not _is_at(file, temporary):
                 yield None
@@ -150,7 +148,7 @@ class ShardFolder:
     @contextlib.contextmanager
     def _root_lock(self) -> Iterator[None]:
         """The lock for counting, evicting and renaming shards below the root."""
-        with (self.root / ".lock").open("ab") as file, locked(file):
+        with locked(self.root / ".lock"):
             yield
 
     def _file(self, shard: int) -> Path:
@@ -189,7 +187,7 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 def _evict(path: Path) -> bool:
     """Remove the file unless a process has it open; returns whether it is removed."""
     try:
-        with path.open("rb") as file, locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+        with path.open("rb") as file, locked_alone(file) as held:
             if not held:
                 return False
             path.unlink()
@@ -201,10 +199,22 @@ def _evict(path: Path) -> bool:
 def _allocate(file: BinaryIO, num_bytes: int) -> bool:
     """Allocate the file's disk space; False if the disk is full."""
     try:
-        os.posix_fallocate(file.fileno(), 0, num_bytes)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        else:
+            _write_zeros(file, num_bytes)
     except OSError as error:
         file.truncate(0)
         if error.errno not in _DISK_FULL:
             raise
         return False
     return True
+
+
+def _write_zeros(file: BinaryIO, num_bytes: int) -> None:
+    """Allocate disk space on macOS, which has no call for it that a full disk answers."""
+    file.seek(0)
+    for start in range(0, num_bytes, _ZEROS):
+        file.write(bytes(min(_ZEROS, num_bytes - start)))
+    file.flush()
+    file.seek(0)

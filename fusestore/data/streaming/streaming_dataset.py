@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fusestore.data.dataset import FusedDataset
+from fusestore.data.shard_cache.flock import check_has_flock
 from fusestore.data.shard_cache.job import FetchJob
 from fusestore.data.shard_cache.layout import ShardLayout
 from fusestore.data.shard_cache.window_table import read_window_starts
@@ -72,6 +73,7 @@ class StreamingFusedDataset(Stream):
             NotFoundError: the folder holds no complete fused dataset.
             CorruptionError: its manifest, or its table of windows, is damaged.
             InvalidInputError: it has no tokens, or `cache_limit` is too small for the order.
+            UnsupportedPlatformError: it is not local, and this is Windows.
         """
         super().__init__(batch_size, rank, world_size)
         location = Location.parse(url, storage_options)
@@ -109,6 +111,7 @@ class StreamingFusedDataset(Stream):
         if location.is_local and manifest.form == "local":
             self._local = FusedDataset(location.path)
             return
+        check_has_flock()
         self._job = FetchJob(
             source=location.url,
             storage_options=location.storage_options,

@@ -20,6 +20,7 @@ from fusestore.errors import (
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import ArtifactFiles, Document, FileGroup, read_document
 from fusestore.store.copy import matches
+from fusestore.store.fingerprints import check_case
 from fusestore.store.receipts import FileRecord
 from fusestore.store.registry import split_path
 
@@ -93,6 +94,8 @@ class _Comparison:
         artifact = self.artifact
         fingerprint = artifact.fingerprint
         begun = fingerprint is not None and self._existing(fingerprint) is not None
+        if not begun:
+            check_case(self.target)
         manifest = self._existing(artifact.manifest)
         if manifest is not None and manifest.data != artifact.manifest.data:
             # A complete artifact with the same content in other bytes: nothing is copied.
