@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +114,9 @@ def write_alignment(
                 position_array.file_name(shard): encode_shard(position_array, shard, position),
                 kind_array.file_name(shard): encode_shard(kind_array, shard, kind),
             }
-            receipt = _publish(location, fingerprint, shard_part(shard), start, stop, files)
+            receipt = Receipt.publish(
+                location, shard_part(shard), (start, stop), fingerprint.digest, files
+            )
         receipts.append(receipt)
         progress(stop, fingerprint.num_target_tokens)
     return _finish(location, fingerprint, receipts, source, target, source_vocab, target_vocab)
@@ -157,29 +158,7 @@ def _write_layout(
         document_offsets, 0, np.ascontiguousarray(offsets, np.int64)
     )
     rows = fingerprint.num_target_tokens
-    return _publish(location, fingerprint, LAYOUT_PART, 0, rows, files)
-
-
-def _publish(
-    location: Location,
-    fingerprint: AlignmentFingerprint,
-    part: str,
-    start: int,
-    stop: int,
-    files: Mapping[str, bytes],
-) -> Receipt:
-    """Publish the files of a receipt's part, then the receipt."""
-    receipt = Receipt(
-        part=part,
-        start=start,
-        stop=stop,
-        fingerprint_digest=fingerprint.digest,
-        files={name: FileRecord.of(data) for name, data in files.items()},
-    )
-    for name, data in files.items():
-        publish(location / name, data)
-    publish(location / receipt_path(part), receipt.to_bytes())
-    return receipt
+    return Receipt.publish(location, LAYOUT_PART, (0, rows), fingerprint.digest, files)
 
 
 def _whole_receipt(

@@ -35,7 +35,7 @@ from fusestore.errors import (
 )
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.storage.publish import remove_abandoned
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
@@ -326,15 +326,8 @@ def publish_documents(location: Location, manifest: CorpusManifest, data: bytes)
     The manifest does not cover the receipt, because its digest identifies the corpus in all
     encodings of the table.
     """
-    publish(location / _TABLE, data)
-    receipt = Receipt(
-        part="documents",
-        start=0,
-        stop=manifest.num_documents,
-        fingerprint_digest=manifest.fingerprint.digest,
-        files={_TABLE: FileRecord.of(data)},
-    )
-    publish(location / _RECEIPT, receipt.to_bytes())
+    rows = (0, manifest.num_documents)
+    Receipt.publish(location, "documents", rows, manifest.fingerprint.digest, {_TABLE: data})
 
 
 def _is_whole(corpus: Corpus) -> bool:

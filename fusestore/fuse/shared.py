@@ -211,17 +211,13 @@ def _pack_shard(
     plan_digest: str,
 ) -> Receipt:
     start, stop = arrays[0].rows_of(shard)
-    files = {}
-    for array, reader in zip(arrays, readers, strict=True):
-        path = array.file_name(shard)
-        data = encode_shard(array, shard, reader.read(start, stop).astype(array.dtype))
-        publish(shared / path, data)
-        files[path] = FileRecord.of(data)
-    receipt = Receipt(
-        part=shard_part(shard), start=start, stop=stop, fingerprint_digest=plan_digest, files=files
-    )
-    publish(shared / receipt_path(shard_part(shard)), receipt.to_bytes())
-    return receipt
+    files = {
+        array.file_name(shard): encode_shard(
+            array, shard, reader.read(start, stop).astype(array.dtype)
+        )
+        for array, reader in zip(arrays, readers, strict=True)
+    }
+    return Receipt.publish(shared, shard_part(shard), (start, stop), plan_digest, files)
 
 
 def _finished(shared: Location, shard: int, plan_digest: str) -> Receipt | None:

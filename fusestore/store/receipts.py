@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, Self
 
 from pydantic import Field, ValidationError
 from typing_extensions import TypeVar
 
 from fusestore.errors import CorruptionError, InvalidInputError
+from fusestore.storage.location import Location
+from fusestore.storage.publish import publish
 from fusestore.store.manifest import Frozen, Manifest, digest_bytes
 
 
@@ -101,6 +103,28 @@ class Receipt(Manifest, Generic[C]):
         """One name for all receipts, whatever their content."""
         del params
         return "Receipt"
+
+    @classmethod
+    def publish(
+        cls,
+        folder: Location,
+        part: str,
+        rows: tuple[int, int],
+        fingerprint_digest: str,
+        files: Mapping[str, bytes],
+    ) -> Self:
+        """Publish the files of a part, by path in the artifact's folder, and then its receipt."""
+        receipt = cls(
+            part=part,
+            start=rows[0],
+            stop=rows[1],
+            fingerprint_digest=fingerprint_digest,
+            files={name: FileRecord.of(data) for name, data in files.items()},
+        )
+        for name, data in files.items():
+            publish(folder / name, data)
+        publish(folder / receipt_path(part), receipt.to_bytes())
+        return receipt
 
     @property
     def num_bytes(self) -> int:
