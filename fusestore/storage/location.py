@@ -284,3 +284,9 @@ class Location:
             # Another process may have removed it in between.
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.rm(self.url, recursive=True)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder may be gone by now, as that of the leases when another writer has finished."""
+    if not isinstance(error, FileNotFoundError):
+        raise error

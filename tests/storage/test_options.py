@@ -110,7 +110,7 @@ def test_a_filesystem_of_fsspec_receives_typed_values(monkeypatch):
     monkeypatch.setattr(MemoryFileSystem, "__init__", record)
     options = {"use_listings_cache": "false", "max_paths": "7", "skip_instance_cache": "true"}
     assert not (Location.parse("memory://typed-options", options) / "x").exists()
-    assert received == {"use_listings_cache": False, "max_paths": 7, "skip_instance_cache": True}
+    assert received == {"use_listings_cache": False, "max_paths": 7}
 
 
 class RecordingHandler(RangeHandler):
@@ -141,8 +141,8 @@ def test_the_environment_gives_the_same_options(monkeypatch):
         object_client.s3_options(S3, ())
 
 
-def test_a_fusion_toml_gives_the_same_options(job, tmp_path):
-    file = write_fusion(tmp_path, job, S3)
+def test_a_fusion_toml_gives_the_same_options(tmp_path):
+    file = write_fusion(tmp_path, tmp_path, S3)
     plain = file.read_text()
 
     def config(table, **options):

@@ -169,7 +169,7 @@ def test_absent_credentials_say_what_to_set(s3_url, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     # An option of its own makes this a client of its own, opened without credentials.
-    location = Location.parse(s3_url, {"requester_pays": ""})
+    location = Location.parse(s3_url, {"requester_pays": False})
     with pytest.raises(AccessDeniedError, match="AWS_ACCESS_KEY_ID"):
         publish(location / "x", b"1")
 
