@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.errors import IncompatibleError, NotFoundError
 from fusestore.models.model import Model
-
-_MAX_JSON_BYTES = 2**26
+from fusestore.models.weight_files import json_object, open_safetensors, tensor_files
+from fusestore.models.weight_proof import load_folder
 
 FUSE_INSTEAD = "Fuse their distributions instead."
 
@@ -40,14 +38,32 @@ class ModelWeights:
     def __init__(self, model: Model) -> None:
         folder, name = model.folder, model.spec
         self.model, self.folder, self.name = model, folder, name
-        self.config: dict[str, Any] = _json(folder / "config.json", name)
-        self._files = _tensor_files(folder, name)
+        self.config: dict[str, Any] = json_object(folder / "config.json")
+        self._files = tensor_files(folder)
+        if not self._files:
+            raise NotFoundError(
+                f"{name} has no model.safetensors in {folder}. Load it with transformers and write "
+                "it with save_pretrained."
+            )
         self._open: dict[Path, Any] = {}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor, sorted by name; of tied tensors only that of the stored tensor."""
-        tied = tied_names(self.folder) if self.config.get("tie_word_embeddings", True) else set()
+        """Shape of each tensor, sorted by name; of tied tensors only that of the stored tensor.
+
+        Raises:
+            InvalidInputError: weights of the model are missing, unexpected or of another shape.
+        """
+        # On this device the proof takes no memory: each tensor is dropped when it has been read.
+        proven = load_folder(
+            self.folder, device_map="meta", trust_remote_code=self.model.trust_remote_code
+        )
+        tied = {
+            key
+            for key, source in proven.all_tied_weights_keys.items()
+            # transformers ties what is equal, or what is stored once under either name.
+            if {key, source} <= self._files.keys() and torch.equal(self.raw(key), self.raw(source))
+        }
         return {
             key: tuple(self._slice(key).get_shape())
             for key in sorted(self._files)
@@ -73,7 +89,7 @@ class ModelWeights:
     def _file(self, key: str) -> Any:  # noqa: ANN401 - safetensors is untyped
         path = self._files[key]
         if path not in self._open:
-            self._open[path] = _open(path, self.name)
+            self._open[path] = open_safetensors(path)
         return self._open[path]
 
     def _slice(self, key: str) -> Any:  # noqa: ANN401
@@ -87,6 +103,7 @@ def check_mergeable(models: Sequence[ModelWeights]) -> None:
         models: the others are compared with the first.
 
     Raises:
+        InvalidInputError: weights of a model are missing, unexpected or of another shape.
         IncompatibleError: the first difference, by name.
     """
     first = models[0]
@@ -118,67 +135,3 @@ def check_mergeable(models: Sequence[ModelWeights]) -> None:
                 f"and {digests[1][:16]}): a row of the embeddings is another token in each. "
                 f"{FUSE_INSTEAD}"
             )
-
-
-def tied_names(folder: Path) -> set[str]:
-    """Tensors that transformers copies from others when it loads the model."""
-    import transformers
-
-    auto: Any = transformers.AutoModelForCausalLM
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        with torch.device("meta"):
-            model = auto.from_config(config)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        raise IncompatibleError(
-            f"{folder} cannot be loaded as a causal language model: {error} {FUSE_INSTEAD}"
-        ) from error
-    return set(model.all_tied_weights_keys)
-
-
-def _tensor_files(folder: Path, name: str) -> dict[str, Path]:
-    """The file that holds each tensor."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        table = _json(index, name).get("weight_map")
-        if not isinstance(table, dict) or not all(
-            isinstance(file, str) and Path(file).name == file for file in table.values()
-        ):
-            raise InvalidInputError(f"{index} has no weight_map of file names in that folder.")
-        return {str(key): folder / file for key, file in table.items()}
-    single = folder / "model.safetensors"
-    if not single.is_file():
-        raise NotFoundError(
-            f"{name} has no model.safetensors in {folder}. Load it with transformers and write it "
-            "with save_pretrained."
-        )
-    return dict.fromkeys(_open(single, name).keys(), single)
-
-
-def _open(path: Path, name: str) -> Any:  # noqa: ANN401
-    try:
-        # Needs no close: the memory map ends with the object.
-        return safe_open(path, framework="pt")
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"{path} of {name} is missing, but its index names it. Download the model again."
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise InvalidInputError(
-            f"{path} of {name} is no valid safetensors file: {error}"
-        ) from error
-
-
-def _json(path: Path, name: str) -> dict[str, Any]:
-    num_bytes = path.stat().st_size
-    if num_bytes > _MAX_JSON_BYTES:
-        raise InvalidInputError(
-            f"{path} of {name} is {num_bytes:,} bytes; expected at most {_MAX_JSON_BYTES:,}."
-        )
-    try:
-        content: Any = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InvalidInputError(f"{path} of {name} is not valid JSON: {error}") from error
-    if not isinstance(content, Mapping):
-        raise InvalidInputError(f"{path} of {name} holds no JSON object.")
-    return dict(content)

@@ -10,32 +10,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fusestore.errors import (
-    IncompatibleError,
-    InvalidInputError,
-    MissingDependencyError,
-    NotFoundError,
-)
+from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.models.folder_kinds import check_folder
+from fusestore.models.gguf_conversion import convert_gguf
+from fusestore.models.hub_download import download_model
 from fusestore.models.precision import DTYPES
-from fusestore.models.saving import save_model
+from fusestore.models.weight_proof import load_folder
 from fusestore.process_rank import local_rank
-from fusestore.storage.memory import file_digest, folder_digest
-from fusestore.storage.packages import SCHEME, packaged_gguf, user_cache_folder
-from fusestore.storage.replace import created_folder
-
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+from fusestore.storage.memory import folder_digest
+from fusestore.storage.packages import SCHEME, packaged_gguf
 
 
-def local_model_folder(spec: str, *, revision: str | None = None) -> Path:
+def local_model_folder(
+    spec: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Path:
     """The local Hugging Face folder of a model, downloaded or converted first if need be.
 
     Args:
         spec: folder, hub id, `.gguf` file, or `package:NAME`.
         revision: commit or tag, for a hub id.
+        trust_remote_code: of a hub id: download its code too.
 
     Raises:
-        NotFoundError: there is no such folder, file, package or hub repository.
-        InvalidInputError: a GGUF file that cannot be read.
+        NotFoundError: there is no such folder, file, package or hub repository, or a part of a
+            GGUF file is missing.
+        InvalidInputError: a GGUF file that cannot be read or lacks tensors, or a folder of another
+            kind of model.
         MissingDependencyError: a GGUF file, and the package `gguf` is not installed.
     """
     if spec.startswith(SCHEME):
@@ -46,70 +46,16 @@ def local_model_folder(spec: str, *, revision: str | None = None) -> Path:
             raise NotFoundError(f"Model file {spec} does not exist.")
         return convert_gguf(path)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise NotFoundError(
-                f"Folder {spec} holds no model: there is no config.json in it. "
-                "Give a folder written by save_pretrained."
-            )
+        check_folder(path)
         return path.absolute()
+    if path.is_file():
+        raise InvalidInputError(
+            f"{spec} is a file, but a model is a folder with config.json, weights and tokenizer, "
+            f"or a .gguf file. Give the folder of the model: {path.absolute().parent}."
+        )
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise NotFoundError(f"Model folder {spec} does not exist.")
-    return _download(spec, revision)
-
-
-def _download(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_HUB_PATTERNS))
-    except (OSError, ValueError, RuntimeError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NotFoundError(
-            f"Model {repository!r} is neither a local folder nor reachable on the hub ({reason}). "
-            "Check the name, or give a folder or a .gguf file."
-        ) from error
-
-
-def convert_gguf(gguf: Path) -> Path:
-    """Dequantize a GGUF file to a safetensors folder, once; later calls find the folder.
-
-    The folder is named by the file's SHA-256, below the user cache. It holds the float32 values
-    that a GGUF reader computes; the caller may round them when loading.
-    """
-    folder = user_cache_folder() / "models" / f"{gguf.stem}-{file_digest(gguf)[:16]}"
-    if folder.is_dir():
-        return folder
-    try:
-        import gguf as _gguf  # noqa: F401 - transformers reports its absence badly
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Reading {gguf.name} needs the package gguf: pip install 'fusestore[gguf]'."
-        ) from error
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise InvalidInputError(
-            f"{gguf} could not be read as a GGUF model ({error}). "
-            "Check that the file is whole and that transformers supports its architecture."
-        ) from error
-    # save_pretrained refuses a model that has a quantization config, even a dequantized one.
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        model = type(loaded)(config)
-    model.load_state_dict(loaded.state_dict(), assign=True)
-    with created_folder(folder) as temporary:
-        save_model(model, temporary)
-        tokenizer.save_pretrained(temporary)
-    return folder
+    return download_model(spec, revision, trust_remote_code)
 
 
 def model_digest(folder: Path) -> str:
@@ -142,22 +88,20 @@ def load_model(
         trust_remote_code: run code of the model folder. Only for code you have read.
 
     Raises:
-        InvalidInputError: unknown dtype, or the folder holds no loadable causal model.
+        NotFoundError: the folder or a file of its weights is missing.
+        InvalidInputError: unknown dtype, the folder holds no loadable causal model, or weights are
+            damaged, missing, unexpected or of another shape.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
         raise InvalidInputError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise InvalidInputError(f"No causal language model loads from {folder}: {error}") from error
+    model = load_folder(
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
+    )
     return model.to(pick_device(device)).eval()
 
 

@@ -169,7 +169,9 @@ class Model:
 
         def locate() -> Path:
             try:
-                return local_model_folder(hub_id or spec, revision=revision)
+                return local_model_folder(
+                    hub_id or spec, revision=revision, trust_remote_code=trust_remote_code
+                )
             except NotFoundError as error:
                 if store is None or not may_name_artifact(spec):
                     raise

@@ -11,9 +11,9 @@ from fusestore.errors import (
     MissingDependencyError,
     NotFoundError,
 )
+from fusestore.models.gguf_conversion import convert_gguf
 from fusestore.models.loading import (
     check_widths,
-    convert_gguf,
     load_model,
     local_model_folder,
     model_digest,
@@ -86,7 +86,7 @@ def test_folder_that_holds_no_causal_model(tmp_path):
 
 def test_folder_without_weights(model_path, tmp_path):
     (tmp_path / "config.json").write_bytes((model_path / "config.json").read_bytes())
-    with pytest.raises(InvalidInputError, match="No causal language model loads from"):
+    with pytest.raises(NotFoundError, match="There are no weights in"):
         load_model(tmp_path, device="cpu")
 
 

@@ -1,8 +1,9 @@
-"""A Hugging Face Hub for one public dataset repository: its listing and its files, read only.
+"""A Hugging Face Hub for one public repository: its listing and its files, read only.
 
 The Hub cannot be reached from tests. What is answered here is what huggingface_hub's own client
 asks: of the repository (`/api/datasets/ID`), of folders (`…/tree/REVISION/PATH`), of paths
-(`…/paths-info/REVISION`), and for files by ranges (`/datasets/ID/resolve/REVISION/PATH`).
+(`…/paths-info/REVISION`), and for files by ranges (`/datasets/ID/resolve/REVISION/PATH`, and
+`/ID/resolve/REVISION/PATH` of a model).
 """
 
 import hashlib
@@ -16,12 +17,15 @@ COMMIT = "0" * 40
 
 
 class HubServer(RangeServer):
-    """Serves a folder as dataset repository `me/x`; `hf` is its URL, `options` say where it is."""
+    """Serves a folder as a repository; `hf` is its URL, `options` say where it is."""
 
     hf = "hf://datasets/me/x"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, repository: str = "datasets/me/x") -> None:
+        """Serve the folder as `datasets/OWNER/NAME` or `models/OWNER/NAME`."""
         super().__init__(folder, _HubHandler)
+        self.api = f"/api/{repository}"
+        self.files = f"/{repository.removeprefix('models/')}/resolve/"
         self.options = {"endpoint": self.url, "token": "anybody"}
         self.denies = False
 
@@ -37,14 +41,21 @@ class _HubHandler(RangeHandler):
             return self._reply(403, b"", send)
         parts = urlsplit(self.path)
         path = unquote(parts.path)
-        if path.startswith("/datasets/me/x/resolve/main/"):
-            return self._answer_file(path.removeprefix("/datasets/me/x/resolve/main/"), send)
-        if path in ("/api/datasets/me/x", "/api/datasets/me/x/revision/main"):
+        server = self.server_of
+        # The branch, and the one commit that it has.
+        path = path.replace(COMMIT, "main", 1)
+        if path.startswith(f"{server.files}main/"):
+            return self._answer_file(path.removeprefix(f"{server.files}main/"), send)
+        if path in (server.api, f"{server.api}/revision/main"):
             return self._json({"id": "me/x", "sha": COMMIT, "private": False, "siblings": []})
-        if path.startswith("/api/datasets/me/x/tree/main"):
-            folder = path.removeprefix("/api/datasets/me/x/tree/main").strip("/")
+        if path.startswith(f"{server.api}/tree/main"):
+            folder = path.removeprefix(f"{server.api}/tree/main").strip("/")
             return self._tree(folder, "true" in parse_qs(parts.query)["recursive"][0].lower())
         return self._reply(404, b"", send, ("X-Error-Code", "RepoNotFound"))
+
+    def _reply(self, status, body, send, *headers):
+        etag = f'"{hashlib.sha256(body).hexdigest()}"'
+        super()._reply(status, body, send, *headers, ("ETag", etag), ("X-Repo-Commit", COMMIT))
 
     def _tree(self, folder, recursive):
         where = self._file(folder)

@@ -375,7 +375,7 @@ def test_a_cache_that_was_captured_from_a_package(store, folder, monkeypatch):
     set_model_spec(store, "tiny", "package:some-model")
     monkeypatch.setattr(
         "fusestore.models.model.local_model_folder",
-        lambda spec, revision: {"package:some-model": folder}[spec],
+        lambda spec, **_: {"package:some-model": folder}[spec],
     )
     model = Model.open("tiny", store=store)
     assert (model.folder, model.name) == (folder, "tiny")
@@ -387,7 +387,7 @@ def test_a_cache_whose_model_is_another_now(store, tmp_path, monkeypatch):
     other = save_model(tmp_path / "other", make_llama(300, seed=5), train_tokenizer(TEXTS, 300))
     asked = []
 
-    def found(spec, revision):
+    def found(spec, revision, **_):
         asked.append((spec, revision))
         return other
 
@@ -447,7 +447,7 @@ def test_an_unknown_name(store, folder):
 def test_a_revision_means_the_hub(store, monkeypatch):
     asked = []
 
-    def found(spec, revision):
+    def found(spec, revision, **_):
         asked.append((spec, revision))
         raise NotFoundError(spec)
 
@@ -467,9 +467,7 @@ def test_what_a_hub_model_is_called_elsewhere(folder, tmp_path, monkeypatch):
     snapshot = tmp_path / "snapshots" / ("0123456789" * 4)
     snapshot.parent.mkdir()
     snapshot.symlink_to(folder)
-    monkeypatch.setattr(
-        "fusestore.models.model.local_model_folder", lambda spec, revision: snapshot
-    )
+    monkeypatch.setattr("fusestore.models.model.local_model_folder", lambda spec, **_: snapshot)
     model = Model.open("someone/tiny", revision="main")
     assert (model.name, model.portable_spec) == ("tiny", "someone/tiny@" + "0123456789" * 4)
 
@@ -533,7 +531,7 @@ def test_target_that_is_not_there(store):
 def test_target_whose_tokenizer_is_another_now(store, tmp_path, monkeypatch):
     set_model_spec(store, "tiny", "package:some-model")
     other = save_model(tmp_path / "other", make_llama(300), train_tokenizer(TEXTS[:2], 280))
-    monkeypatch.setattr("fusestore.models.model.local_model_folder", lambda spec, revision: other)
+    monkeypatch.setattr("fusestore.models.model.local_model_folder", lambda spec, **_: other)
     monkeypatch.setattr(
         "fusestore.models.model.model_digest",
         lambda _: (
@@ -585,7 +583,7 @@ def test_the_command_that_captured_a_folder_can_be_given_again(store, folder, mo
 
 def test_a_cache_keeps_what_opens_its_model(store, captured, folder, tmp_path, monkeypatch):
     corpus = open_corpus(store, "corpus")
-    monkeypatch.setattr("fusestore.models.model.local_model_folder", lambda spec, revision: folder)
+    monkeypatch.setattr("fusestore.models.model.local_model_folder", lambda spec, **_: folder)
     settings = CaptureSettings(top_k=3, device="cpu")
     package = Model.open("package:some-model")
     cache = capture(store, "packaged", package, corpus, settings).artifact
