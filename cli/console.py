@@ -30,10 +30,15 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 160
 """Columns without a terminal: a table in a log must not lose its figures."""
 
+# Without markup, because paths and names may hold brackets and colons.
 output = Console(
-    highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH
+    highlight=False,
+    markup=False,
+    emoji=False,
+    soft_wrap=True,
+    width=None if sys.stdout.isatty() else _PIPE_WIDTH,
 )
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
+messages = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fusestore.corpus.input_format import READABLE
 from fusestore.corpus.settings import CorpusSettings
 
 from .console import ConsoleReporter, output, print_json
@@ -18,8 +19,9 @@ def corpus(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="Text to read: files, shell patterns, folders or URLs of .txt, .jsonl, .parquet "
-            "or .csv files."
+            help="Text to read: files, shell patterns, folders, URLs (http, s3, hf and others), or "
+            f"folders saved by the datasets package. Read are {READABLE}. A .json file holds an "
+            'array of objects, an object with such an array as "data", or JSON lines.'
         ),
     ],
     store: StoreOption,
@@ -50,13 +52,22 @@ def corpus(
 
     opened = open_store(store, storage_option)
     result = build_corpus(
-        opened, name, inputs, settings, tokenizers=tokenizer or (), reporter=ConsoleReporter()
+        opened,
+        name,
+        inputs,
+        settings,
+        tokenizers=tokenizer or (),
+        # A local store keeps no options.
+        storage_options=storage_options(storage_option) if opened.location.is_local else None,
+        reporter=ConsoleReporter(),
     )
     manifest = result.artifact.manifest
     if as_json:
         print_json({"corpus": name, "built": result.created, **manifest.model_dump(mode="json")})
         return
+    blank = f"; {manifest.dropped_blank:,} blank ones left out" if manifest.dropped_blank else ""
     output.print(
         f"{'Built' if result.created else 'Already there:'} corpus {name}: "
         f"{manifest.num_documents:,} documents, {manifest.num_bytes:,} bytes in {opened.location}"
+        f"{blank}"
     )

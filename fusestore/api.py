@@ -84,7 +84,7 @@ class Store(StoreContents):
 
         Args:
             name: of the corpus.
-            inputs: files, shell patterns, folders or URLs of .txt, .jsonl, .parquet and .csv files.
+            inputs: files, shell patterns, folders or URLs; `fusestore corpus --help` lists formats.
             settings: columns, splits and sizes; the defaults unless given.
             tokenizers: those of all models of the run: models, tokenizers, or what `Model.open`
                 takes with this store. Documents will fit each of them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from fusestore.corpus.ingest import read_documents
+from fusestore.corpus.ingest import Input, read_documents
 from fusestore.corpus.manifest import (
     CorpusFingerprint,
     CorpusManifest,
@@ -124,14 +124,14 @@ class Corpus:
         Raises:
             CorruptionError: the documents are missing or damaged.
         """
-        texts = pl.scan_parquet(self._checked_file).select("text")
+        texts = pl.scan_parquet(self._checked_file, glob=False).select("text")
         for start in range(0, self.manifest.num_documents, documents):
             yield texts.slice(start, documents).collect()["text"].to_list()
 
     @cached_property
     def _splits(self) -> pl.Series:
         """The column `split`, without loading the texts, which would take memory."""
-        return pl.scan_parquet(self._checked_file).select("split").collect()["split"]
+        return pl.scan_parquet(self._checked_file, glob=False).select("split").collect()["split"]
 
     @property
     def _checked_file(self) -> Path | io.BytesIO:
@@ -203,7 +203,7 @@ def open_corpus(
 def write_corpus(
     store: str | os.PathLike[str] | Location | Store,
     name: str,
-    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    inputs: Input | Sequence[Input],
     *,
     text_column: str = "text",
     split_column: str | None = None,
@@ -216,6 +216,7 @@ def write_corpus(
     bos_allowance: int = 1,
     storage_options: Mapping[str, object] | None = None,
     progress: Progress = ignore_progress,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Corpus:
     """Read the inputs, cut long documents, and write the corpus to the store.
 
@@ -238,6 +239,7 @@ def write_corpus(
         bos_allowance: tokens of `max_length` kept free for BOS.
         storage_options: for the filesystems of the store and the inputs.
         progress: counts bytes of source text.
+        report: receives a line on files that are not read.
 
     Returns:
         The corpus; an existing one if it was made from the same documents with the same settings.
@@ -258,6 +260,7 @@ def write_corpus(
         split_column=split_column,
         held_out=held_out,
         storage_options=storage_options,
+        report=report,
     )
     blank = documents["text"].str.strip_chars() == ""
     documents = limit_documents(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fusestore.corpus.build import Corpus, write_corpus
 from fusestore.corpus.settings import CorpusSettings
@@ -12,6 +12,7 @@ from fusestore.errors import InvalidInputError
 from fusestore.models.model import Model
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
+from fusestore.storage.location import Location
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
@@ -25,6 +26,7 @@ def build_corpus(
     settings: CorpusSettings | None = None,
     *,
     tokenizers: Sequence[Model | Tokenizer | str | os.PathLike[str]] = (),
+    storage_options: Mapping[str, str] | None = None,
     reporter: Reporter | None = None,
 ) -> StageResult[Corpus]:
     """Read text, cut long documents where all tokenizers agree, and write the corpus.
@@ -32,11 +34,13 @@ def build_corpus(
     Args:
         store: receives the corpus.
         name: of the corpus.
-        inputs: files, shell patterns, folders or URLs of .txt, .jsonl, .parquet and .csv files.
+        inputs: files, shell patterns, folders or URLs; see `fusestore corpus --help` for formats.
         settings: columns, splits and sizes.
         tokenizers: of all models of the run: models, tokenizers, or specs as for `Model.open` with
             this store. Documents will fit each of them.
-        reporter: receives progress updates.
+        storage_options: for the storage of the inputs. By default those of the store, for inputs
+            whose URLs begin like the store's.
+        reporter: receives progress updates, and a line on files that are not read.
 
     Returns:
         The corpus. It was created unless the store had it already.
@@ -65,7 +69,7 @@ def build_corpus(
         corpus = write_corpus(
             store,
             name,
-            sources,
+            [_location(os.fspath(path), store, storage_options) for path in paths],
             text_column=settings.text_column,
             split_column=settings.split_column,
             held_out=_held_out_rules(settings),
@@ -77,8 +81,20 @@ def build_corpus(
             # Options may be secret: no other storage receives those of the store.
             storage_options=dict(store.location.storage_options) if ours else None,
             progress=progress,
+            report=reporter.line,
         )
     return StageResult(corpus, created=not existed)
+
+
+def _location(path: str, store: Store, storage_options: Mapping[str, str] | None) -> Location:
+    """Where an input is. HTTP takes no options, and the store's are for its own protocol."""
+    path = resolve_path(path)
+    # The short name that other programs have for what the Hub converted to Parquet.
+    path = path.replace("@~parquet", "@refs%2Fconvert%2Fparquet")
+    protocol = path.partition("://")[0]
+    if storage_options is None and protocol == store.location.url.partition("://")[0]:
+        storage_options = dict(store.location.storage_options)
+    return Location.parse(path, None if protocol in ("http", "https") else storage_options)
 
 
 def _held_out_rules(settings: CorpusSettings) -> list[HeldOut]:

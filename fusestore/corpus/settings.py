@@ -23,7 +23,7 @@ class CorpusSettings(Frozen):
     text_column: str = Field(
         default="text",
         min_length=1,
-        description="Column that holds the text, in .jsonl, .parquet and .csv files.",
+        description="Column or key that holds the text, in all files but .txt and .md.",
         json_schema_extra={**_TEXT, "metavar": "NAME"},
     )
     split_column: str | None = Field(
@@ -79,6 +79,15 @@ class CorpusSettings(Frozen):
             return None
         holds_out = bool(self.held_out_pattern) or self.held_out_fraction is not None
         return ("train", "held_out") if holds_out else ("train",)
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        if self.split_column == self.text_column:
+            raise ValueError(
+                f"text_column and split_column are both {self.text_column!r}, but the text of a "
+                "document cannot name its split. Name another column, or leave split_column out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limits_are_of_splits(self) -> Self:

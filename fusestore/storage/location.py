@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,8 +33,10 @@ class Location:
     """A file or folder. `url` has no trailing slash; a local one is an absolute path.
 
     Attributes:
-        url: an absolute local path, or `protocol://…`.
-        storage_options: validated options of the storage, as text; empty for local paths.
+        url: an absolute local path, or `protocol://…`. One of HTTP may end with a query, such as a
+            signature, which all files below it have, too.
+        storage_options: of S3 (`storage.s3.OPTIONS`) or the fsspec filesystem, as sorted pairs;
+            empty for local paths.
     """
 
     url: str
@@ -58,20 +61,22 @@ class Location:
         if text.startswith("file://"):
             text = url2pathname(text.removeprefix("file://"))
         if "://" not in text:
-            return cls(Path(text).expanduser().absolute().as_posix())
-        if not storage_options:
-            return cls(text.rstrip("/"))
-        return cls(text.rstrip("/"), options_class(text).of(storage_options, text).pairs())
-
-    def shares_storage(self, url: str) -> bool:
-        """Whether a URL is on the same storage: for HTTP the same server, else the same scheme."""
-        ours, theirs = urlsplit(self.url), urlsplit(url)
-        if ours.scheme != theirs.scheme:
-            return False
-        return ours.netloc == theirs.netloc or not url.startswith(HTTP_SCHEMES)
+            return cls(str(Path(text).expanduser().absolute()))
+        options = tuple(sorted((storage_options or {}).items()))
+        path, query = _split_query(text)
+        path = path.rstrip("/")
+        protocol, _, rest = path.partition("://")
+        if objects.serves(path) and "//" in rest:
+            plain = re.sub("/+", "/", rest)
+            raise InvalidInputError(
+                f"{path} has two slashes in a row, which object storage takes for a folder without "
+                f"a name. Write {protocol}://{plain}."
+            )
+        return cls(path + query, options)
 
     def __truediv__(self, name: str) -> Location:
-        return Location(f"{self.url}/{name}", self.storage_options)
+        path, query = _split_query(self.url)
+        return Location(f"{path}/{name}{query}", self.storage_options)
 
     def __str__(self) -> str:
         return self.url
@@ -79,12 +84,13 @@ class Location:
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return self.url.rsplit("/", 1)[-1]
+        return _split_query(self.url)[0].rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> Location:
         """The folder that holds this file or folder."""
-        return Location(self.url.rsplit("/", 1)[0], self.storage_options)
+        path, query = _split_query(self.url)
+        return Location(path.rsplit("/", 1)[0] + query, self.storage_options)
 
     @property
     def is_local(self) -> bool:
@@ -209,6 +215,23 @@ class Location:
         """
         return self._read_range(0, limit)
 
+    @with_retries
+    def download(self, target: Path) -> None:
+        """Copy the file to a local one in one request; memory does not grow with its size.
+
+        Raises:
+            NotFoundError: no such file.
+            AccessDeniedError: the storage refused.
+            StorageError: every attempt returned fewer bytes than the file has.
+        """
+        if self.is_object:
+            with target.open("wb") as file:
+                objects.download(self.url, self.storage_options, file)
+        elif self.is_local:
+            shutil.copyfile(self.path, target)
+        else:
+            self.filesystem.get_file(self.url, str(target))
+
     def _read_range(self, start: int, stop: int) -> bytes:
         if self.is_local:
             with self.path.open("rb") as file:
@@ -286,7 +309,21 @@ class Location:
                 self.filesystem.rm(self.url, recursive=True)
 
 
-def _raise_unless_gone(error: OSError) -> None:
-    """A folder may be gone by now, as that of the leases when another writer has finished."""
-    if not isinstance(error, FileNotFoundError):
-        raise error
+def _split_query(url: str) -> tuple[str, str]:
+    """A URL of HTTP without its query, and the query with its `?`; other addresses have none."""
+    if not url.startswith(("http://", "https://")):
+        return url, ""
+    path, mark, query = url.partition("?")
+    return path, mark + query
+
+
+def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: ANN401
+    import fsspec
+
+    try:
+        return fsspec.filesystem(protocol, **options)
+    except (ImportError, ValueError) as error:
+        raise InvalidInputError(
+            f"{protocol}:// is not a storage that fusestore can open ({error}). "
+            "Use a local path, s3://, or install the fsspec package for it."
+        ) from error

@@ -6,7 +6,6 @@ import re
 from urllib.parse import urlsplit
 
 from fusestore.errors import InvalidInputError, StorageError
-from fusestore.storage.options import S3_SCHEMES
 
 _DENIED = ("PermissionDeniedError", "UnauthenticatedError")
 
@@ -31,6 +30,12 @@ def plain_error(error: Exception, url: str) -> tuple[Exception, int | None]:
         plain = StorageError(
             f"The server of {shown(url)} does not understand ranges: it sends the whole file. "
             "Use another server, or copy the dataset here."
+        )
+        return plain, None
+    if "Content-Length Header missing" in text:
+        plain = InvalidInputError(
+            f"The server of {shown(url)} does not say how long the file is. Download the file and "
+            "use the copy."
         )
         return plain, None
     match = re.search(r"status code: (\d+)", text)
@@ -62,8 +67,8 @@ def _detail(text: str, debug: str) -> str:
 
 
 def shown(url: str) -> str:
-    """A URL without its user, password and query."""
-    if url.startswith(S3_SCHEMES):
+    """A path or URL; one of HTTP without its user, password and query."""
+    if not url.startswith(("http://", "https://")):
         return url
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from fusestore.errors import InvalidInputError, StorageError
 from fusestore.storage.object_client import ask, in_a_thread, s3_options, split
@@ -93,7 +93,22 @@ def read_into(url: str, options: Pairs, start: int, target: memoryview, *, whole
     return ask(url, options, verb)
 
 
-def write(url: str, options: Pairs, data: bytes, *, create: bool = False) -> None:
+def download(url: str, options: Options, file: IO[bytes]) -> None:
+    """Write an object's bytes to a file, in one request without a range."""
+
+    def verb(client: Any, key: str) -> None:  # noqa: ANN401
+        import obstore
+
+        answer = obstore.get(client, key)
+        first, last = answer.range
+        for data in answer.stream(min_chunk_size=_READ_BYTES):
+            file.write(data)
+        _check_length(url, first, last - first, file.tell())
+
+    ask(url, options, verb)
+
+
+def write(url: str, options: Options, data: bytes, *, create: bool = False) -> None:
     """Write a whole object in one request.
 
     Raises:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from fusestore.errors import AccessDeniedError, FusestoreError, NotFoundError, StorageError
+from fusestore.storage.object_errors import shown
 
 ATTEMPTS = 6
 """Attempts at a verb on a remote location before its error is raised."""
@@ -95,10 +96,10 @@ def storage_errors(location: Address) -> Iterator[None]:
         if "bucket does not exist" in detail.lower() or "NoSuchBucket" in detail:
             bucket = location.url.split("://", 1)[-1].split("/", 1)[0]
             raise NotFoundError(
-                f"Bucket {bucket!r} of {location.url} does not exist. "
+                f"Bucket {bucket!r} of {shown(location.url)} does not exist. "
                 "Create it first; fusestore never creates buckets."
             ) from error
-        raise NotFoundError(f"{location.url} does not exist.") from error
+        raise NotFoundError(f"{shown(location.url)} does not exist.") from error
     except PermissionError as error:
         raise _denied(location, error) from error
     except OSError as error:
@@ -107,13 +108,15 @@ def storage_errors(location: Address) -> Iterator[None]:
         # huggingface_hub reports a denial by the status alone.
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise _denied(location, error) from error
-        raise StorageError(f"{location.url} could not be read or written: {error}") from error
+        raise StorageError(
+            f"{shown(location.url)} could not be read or written: {error}"
+        ) from error
     except Exception as error:
         if type(error).__module__.split(".", 1)[0] not in _CLIENTS and not (
             location.url.startswith("hf://") and _lost_session(error)
         ):
             raise
-        raise StorageError(f"{location.url} could not be reached: {error}") from error
+        raise StorageError(f"{shown(location.url)} could not be reached: {error}") from error
 
 
 def _lost_session(error: Exception) -> bool:
@@ -128,6 +131,6 @@ def _lost_session(error: Exception) -> bool:
 
 def _denied(location: Address, error: Exception) -> AccessDeniedError:
     return AccessDeniedError(
-        f"Access to {location.url} was denied ({error}). Check the permissions; for object "
+        f"Access to {shown(location.url)} was denied ({error}). Check the permissions; for object "
         "storage, the AWS_* variables or --storage-option; for hf://, HF_TOKEN."
     )

@@ -36,8 +36,8 @@ class CorpusConfig(CorpusSettings):
     name: str = Field(default="corpus", description="Name of the corpus.")
     inputs: tuple[str, ...] = Field(
         min_length=1,
-        description="Files, shell patterns, folders or URLs of .txt, .jsonl, .parquet or .csv "
-        "files.",
+        description="Files, shell patterns, folders or URLs of text, JSON, .csv, .tsv, .parquet "
+        "or .arrow files; `fusestore corpus --help` lists all.",
     )
 
 

@@ -1,0 +1,244 @@
+"""Reads the documents of one file, in memory that grows with its texts only."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import polars as pl
+
+from fusestore.corpus.decoded_text import (
+    MAX_DOCUMENT,
+    DecodedText,
+    first_surrogate,
+    whole_text,
+)
+from fusestore.corpus.input_files import InputFile, printable
+from fusestore.corpus.input_format import ARROW, DELIMITERS, JSON, PARQUET, unpacked
+from fusestore.corpus.json_stream import JsonError, JsonStream
+from fusestore.corpus.saved_dataset import SPLIT_COLUMN
+from fusestore.errors import InvalidInputError
+
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""Ends an Arrow stream. Without it a stream that lacks its last batches looks like a whole one."""
+
+_TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum, pl.Null)
+
+
+class Columns(NamedTuple):
+    """Names of columns, or keys: of the text, and of the split if there is one."""
+
+    text: str
+    split: str | None
+
+
+class Row(NamedTuple):
+    """A document of a file.
+
+    Attributes:
+        source: the file's name; for a row of a table `#` and its number from 0 follow.
+        text: its text.
+        split: None if rules decide.
+    """
+
+    source: str
+    text: str
+    split: str | None
+
+
+def read_rows(file: InputFile, path: Path, columns: Columns) -> Iterator[Row]:
+    """The documents of a file.
+
+    Args:
+        file: what is read, and its name.
+        path: a local copy of it.
+        columns: of tables and JSON.
+
+    Raises:
+        InvalidInputError: the file is damaged, no text, of another format, or lacks a column or
+            a value.
+        OSError: the file cannot be read.
+    """
+    suffix = file.format.suffix
+    if suffix in PARQUET or suffix in ARROW:
+        yield from _table_rows(file, path, columns)
+        return
+    name = printable(file.location.name)
+    with unpacked(path, file.format.compression, name) as data:
+        if suffix in JSON:
+            yield from _record_rows(file, columns, _json_records(file, data, columns))
+        elif suffix in DELIMITERS:
+            yield from _record_rows(file, columns, _delimited_records(file, data, columns))
+        else:
+            yield Row(file.source, whole_text(data, file.source), None)
+
+
+def _record_rows(
+    file: InputFile, columns: Columns, records: Iterator[tuple[int, Mapping[str, object]]]
+) -> Iterator[Row]:
+    """Documents of records, which come with the line on which they begin."""
+    for row, (line, record) in enumerate(records):
+        names = [columns.text] if columns.split is None else [columns.text, columns.split]
+        if row == 0:
+            _check_columns(file, names, list(record))
+        text, split = (_value(file, line, record, name) for name in (names[0], names[-1]))
+        yield Row(f"{file.source}#{row}", text, None if columns.split is None else split)
+
+
+def _value(file: InputFile, line: int, record: Mapping[str, object], name: str) -> str:
+    value = record.get(name)
+    if value is None and name == SPLIT_COLUMN and name not in record and file.split is not None:
+        return file.split
+    if value is None:
+        raise InvalidInputError(
+            f"Line {line} of {file.source} has no value in {name!r}. Remove or fill such rows."
+        )
+    if not isinstance(value, str):
+        raise InvalidInputError(
+            f"Line {line} of {file.source} has {_shortened(value)} in {name!r}, not text."
+        )
+    # JSON can escape half a surrogate pair, which UTF-8 cannot hold.
+    if (position := first_surrogate(value)) is not None:
+        raise InvalidInputError(
+            f"Line {line} of {file.source} holds the lone surrogate "
+            f"U+{ord(value[position]):04X} at character {position}; remove it."
+        )
+    return value
+
+
+def _json_records(
+    file: InputFile, data: io.BufferedReader, columns: Columns
+) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Objects: values one after another, of an array, or of an array named `data`."""
+    try:
+        for line, value in JsonStream(DecodedText(data, file.source), MAX_DOCUMENT).values():
+            records = [value]
+            if isinstance(value, dict) and columns.text not in value:
+                nested = value.get("data")
+                records = nested if isinstance(nested, list) else records
+            for record in records:
+                if not isinstance(record, dict):
+                    raise InvalidInputError(
+                        f"Line {line} of {file.source} is not a JSON object but "
+                        f"{_shortened(record)}."
+                    )
+                yield line, record
+    except JsonError as error:
+        raise InvalidInputError(
+            f"Line {error.line} of {file.source} is not JSON: {error}."
+        ) from error
+
+
+def _delimited_records(
+    file: InputFile, data: io.BufferedReader, columns: Columns
+) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Rows of `.csv` and `.tsv`, whose first line names the columns."""
+    text = DecodedText(data, file.source)
+    lines = iter(lambda: text.readline(MAX_DOCUMENT + 1), "")
+    # The limit is one of the module, and its default is below the length of many documents.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_DOCUMENT))
+    rows = csv.reader(lines, delimiter=DELIMITERS[file.format.suffix], strict=True)
+    begins = 1
+    try:
+        header = next(rows, [])
+        _check_columns(file, [name for name in columns if name is not None], header)
+        begins = rows.line_num + 1
+        for cells in rows:
+            if len(cells) not in (0, len(header)):
+                raise InvalidInputError(
+                    f"Line {begins} of {file.source} has cells for {len(cells)} columns, but the "
+                    f"first line names {len(header)}. Quote cells that hold the delimiter."
+                )
+            if cells:
+                record: dict[str, str | None] = dict(zip(header, cells, strict=True))
+                # Text may be empty, a name may not.
+                if columns.split is not None and record.get(columns.split) == "":
+                    record[columns.split] = None
+                yield begins, record
+            begins = rows.line_num + 1
+    except csv.Error as error:
+        raise InvalidInputError(
+            f"Line {begins} of {file.source} could not be read: {error}."
+        ) from error
+
+
+def _table_rows(file: InputFile, path: Path, columns: Columns) -> Iterator[Row]:
+    """Rows of Parquet and Arrow files, of which only the columns asked for are loaded."""
+    names = [name for name in dict.fromkeys(columns) if name is not None]
+    try:
+        # Without a buffer, because Polars reads on where the file itself stands.
+        with path.open("rb", buffering=0) as data:
+            table = _table(file, data, names)
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        # Polars reports a file that ends too early as an OSError without the system's number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InvalidInputError(
+            f"{file.source} could not be read as {file.format.suffix}: it is damaged, cut off, or "
+            f"of another kind ({error})."
+        ) from error
+    text_type = table.schema[columns.text]
+    if text_type not in _TEXT_TYPES:
+        raise InvalidInputError(
+            f"Column {columns.text!r} of {file.source} holds {text_type}, not text."
+        )
+    for row, values in enumerate(table.select(pl.col(table.columns).cast(pl.String)).iter_rows()):
+        record = dict(zip(table.columns, values, strict=True))
+        for name, value in record.items():
+            if value is None:
+                raise InvalidInputError(
+                    f"Row {row} of {file.source} has no value in column {name!r}. "
+                    "Remove or fill such rows."
+                )
+        split = None if columns.split is None else record.get(columns.split, file.split)
+        yield Row(f"{file.source}#{row}", record[columns.text], split)
+
+
+def _table(file: InputFile, data: IO[bytes], names: Sequence[str]) -> pl.DataFrame:
+    """The columns of these names; that of a saved split only if it is stored."""
+    if file.format.suffix in PARQUET:
+        lazy = pl.scan_parquet(data, glob=False)
+        return lazy.select(_stored(file, names, lazy.collect_schema().names())).collect()
+    start = data.read(6)
+    data.seek(0)
+    if start.startswith(b"FEA1"):
+        raise InvalidInputError(
+            f"{file.source} is of version 1 of Feather. Write it again as Parquet or Arrow."
+        )
+    # `datasets` writes streams, most others files; both go by the same suffix.
+    if start == b"ARROW1":
+        lazy = pl.scan_ipc(data, glob=False)
+        return lazy.select(_stored(file, names, lazy.collect_schema().names())).collect()
+    data.seek(max(0, data.seek(0, io.SEEK_END) - len(_END_OF_STREAM)))
+    if data.read() != _END_OF_STREAM:
+        raise InvalidInputError(
+            f"{file.source} is an Arrow stream without its end: it was cut off, or its writer did "
+            "not finish. Write or copy it again."
+        )
+    data.seek(0)
+    found = pl.read_ipc_stream(data, n_rows=0).columns
+    data.seek(0)
+    return pl.read_ipc_stream(data, columns=_stored(file, names, found))
+
+
+def _stored(file: InputFile, names: Sequence[str], found: Sequence[str]) -> list[str]:
+    _check_columns(file, names, found)
+    return [name for name in names if name in found]
+
+
+def _check_columns(file: InputFile, names: Sequence[str], found: Sequence[str]) -> None:
+    for name in names:
+        if name not in found and not (name == SPLIT_COLUMN and file.split is not None):
+            raise InvalidInputError(
+                f"{file.source} has no column {name!r}; its columns are "
+                f"{', '.join(found) or 'none'}. Name another one as text or split column, or leave "
+                "the file out: give a pattern instead of a folder."
+            )
+
+
+def _shortened(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else f"{shown[:40]}…"
