@@ -61,15 +61,6 @@ def test_patterns_name_files_below_their_fixed_part(root):
         read_documents(f"{root}/*.txt")
 
 
-def test_an_https_or_hub_table_is_left_to_polars(monkeypatch):
-    asked = []
-    frame = pl.LazyFrame({"text": ["a"]})
-    monkeypatch.setattr(pl, "scan_parquet", lambda url: asked.append(url) or frame)
-    read = read_documents("hf://datasets/me/x/data.parquet")
-    assert asked == ["hf://datasets/me/x/data.parquet"]
-    assert read.rows() == [("data.parquet#0", "a", "train")]
-
-
 def test_held_out_rules():
     rules = [HeldOut(patterns=("19[89]*", "20*")), HeldOut(split="dev", fraction=0.25, seed=3)]
     assert rules[0].matches("1985-Reagan.txt")
@@ -128,10 +119,10 @@ def write(folder: Path, name: str, data: bytes) -> Path:
 def test_bad_input_is_named(tmp_path):
     cases = [
         ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8: byte 0xe9 at position 3"),
-        ("b.csv", b"text\ncaf\xe9\n", r"b\.csv is not UTF-8: byte 0xe9 at position 8"),
+        ("b.csv", b"text\ncaf\xe9\n", r"Line 2 of b\.csv is not UTF-8: byte 0xe9"),
         ("c.csv", b"id,body\n1,x\n", r"c\.csv has no column 'text'; its columns are id, body"),
         ("d.jsonl", b'{"id": 1}\n', r"d\.jsonl has no column 'text'; its columns are id"),
-        ("e.jsonl", b'{"text": "a"}\n{"text": null}\n', r"Row 1 of e\.jsonl has no value"),
+        ("e.jsonl", b'{"text": "a"}\n{"text": null}\n', r"Line 2 of e\.jsonl has no value"),
         ("f.jsonl", b'{"text": "a"}\n{"text": 7}\n', r"Line 2 of f\.jsonl has 7 in 'text'"),
         (
             "n.jsonl",
@@ -140,7 +131,6 @@ def test_bad_input_is_named(tmp_path):
         ),
         ("g.jsonl", b'{"text": "a"}\n{"text"\n', r"Line 2 of g\.jsonl is not JSON"),
         ("h.jsonl", b"[1]\n", r"Line 1 of h\.jsonl is not a JSON object"),
-        ("i.csv", b"id,text\n1,x\n2,\n", r"Row 1 of i\.csv has no value in column 'text'"),
         ("j.parquet", b"not parquet at all", r"j\.parquet could not be read"),
         ("k.pdf", b"%PDF", r"k\.pdf is of a kind that cannot be read"),
         ("l.csv", b"text\n", "The corpus is empty"),
@@ -151,6 +141,11 @@ def test_bad_input_is_named(tmp_path):
     pl.DataFrame({"text": [1, 2]}).write_parquet(tmp_path / "m.parquet")
     with pytest.raises(InvalidInputError, match=r"holds Int64, not text"):
         read_documents(tmp_path / "m.parquet")
+    pl.DataFrame({"text": ["a", None]}).write_parquet(tmp_path / "o.parquet")
+    with pytest.raises(
+        InvalidInputError, match=r"Row 1 of o\.parquet has no value in column 'text'"
+    ):
+        read_documents(tmp_path / "o.parquet")
 
 
 def test_inputs_that_are_not_there(tmp_path):

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from fusestore.data import StreamingFusedDataset
 from fusestore.errors import AccessDeniedError, InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import object_client, object_errors, objects
 from fusestore.storage import retries as failures
@@ -12,6 +13,7 @@ from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
 from tests.helpers.filled import filled
 from tests.helpers.range_server import RangeHandler, RangeServer
+from tests.helpers.whole_dataset import write_dataset
 
 DATA = random.Random(5).randbytes(700_001)  # noqa: S311 - any bytes
 
@@ -160,3 +162,54 @@ def test_files_are_read_and_nothing_else(site):
     for verb in (file.parent.sizes, file.delete, lambda: publish(file, b"")):
         with pytest.raises(InvalidInputError, match="HTTP serves files for reading only"):
             verb()
+
+
+class SignedHandler(RangeHandler):
+    """Serves what is asked for with the right signature."""
+
+    def _answer(self, send):
+        name, _, query = self.path.lstrip("/").partition("?")
+        if query != "sig=a/b%3D&v=1":
+            return self._reply(403, b"no", send)
+        return self._answer_file(name, send)
+
+
+def test_a_signature_stands_behind_every_path(tmp_path):
+    store = tmp_path / "site/store"
+    write_dataset(store / "fused/x", num_tokens=2_000, window_length=100, rows_per_shard=500)
+    with RangeServer(tmp_path / "site", SignedHandler) as site:
+        query = "?sig=a/b%3D&v=1"
+        folder = Location.parse(f"{site.url}/store/fused/x/{query}")
+        assert folder.url == f"{site.url}/store/fused/x{query}"
+        assert (folder.name, folder.parent.name) == ("x", "fused")
+        assert (folder.parent / "x") == folder
+        assert (folder / "manifest.json").read_bytes() == (
+            store / "fused/x/manifest.json"
+        ).read_bytes()
+        dataset = StreamingFusedDataset(folder.url, cache_dir=tmp_path / "cache")
+        assert len(list(dataset)) == 20
+        with pytest.raises(AccessDeniedError) as raised:
+            Location.parse(f"{site.url}/store/fused/x?sig=other").read_bytes()
+        assert "other" not in str(raised.value)
+    # A question mark is a character of other names.
+    assert (Location("s3://b/x?y") / "z").url == "s3://b/x?y/z"
+
+
+@pytest.mark.parametrize("url", ["s3://b//x", "s3://b/x//y", "http://h//x?q=//"])
+def test_a_folder_without_a_name_is_refused(url):
+    with pytest.raises(InvalidInputError, match="two slashes in a row") as raised:
+        Location.parse(url)
+    protocol, _, rest = url.partition("?")[0].partition("://")
+    assert f"Write {protocol}://{rest.replace('//', '/')}." in str(raised.value)
+
+
+def test_a_file_is_copied_here_in_one_request(site, tmp_path):
+    for fault in (None, 503, "whole"):
+        site.plan += [fault] if fault else []
+        Location.parse(f"{site.url}/x").download(tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == DATA
+    assert [asked for _, asked in site.requests] == [None] * 2
+    with pytest.raises(NotFoundError):
+        Location.parse(f"{site.url}/absent").download(tmp_path / "copy")
+    Location.parse(tmp_path / "x").download(tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == DATA
