@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -61,6 +62,9 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line as a process of its own: Ctrl-C at any moment ends it with a message."""
+    # Paths may hold bytes that are no text.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             run_command()

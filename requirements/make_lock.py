@@ -52,7 +52,10 @@ def main() -> None:
     for extra in project["optional-dependencies"].values():
         requirements += extra
     pins = closure(requirements)
-    lines = [f"{name}=={version}" for name, version in sorted(pins.items())]
+    # What one Python needs, another may not be able to install.
+    direct = [Requirement(text) for text in requirements]
+    markers = {normalise(each.name): f"; {each.marker}" for each in direct if each.marker}
+    lines = [f"{name}=={version}{markers.get(name, '')}" for name, version in sorted(pins.items())]
     header = "# Written by `make lock`; installed with --no-deps after torch.txt.\n"
     (ROOT / "requirements" / "lock.txt").write_text(header + "\n".join(lines) + "\n")
 
