@@ -21,7 +21,7 @@ from urllib.request import url2pathname
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import objects
-from fusestore.storage.options import HTTP_SCHEMES, Pairs, filesystem_class, options_class
+from fusestore.storage.object_errors import shown
 from fusestore.storage.retries import with_retries
 
 _REMOTE_FILESYSTEMS: dict[tuple[int, str, Pairs], Any] = {}
@@ -79,7 +79,8 @@ class Location:
         return Location(f"{path}/{name}{query}", self.storage_options)
 
     def __str__(self) -> str:
-        return self.url
+        """The address for people, without the user, password and query of an HTTP URL."""
+        return shown(self.url)
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from fusestore.data import StreamingFusedDataset
+from fusestore.data import StreamingFusedDataset, open_fused
 from fusestore.errors import AccessDeniedError, InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import object_client, object_errors, objects
 from fusestore.storage import retries as failures
@@ -181,6 +181,7 @@ def test_a_signature_stands_behind_every_path(tmp_path):
         query = "?sig=a/b%3D&v=1"
         folder = Location.parse(f"{site.url}/store/fused/x/{query}")
         assert folder.url == f"{site.url}/store/fused/x{query}"
+        assert str(folder) == f"{site.url}/store/fused/x"
         assert (folder.name, folder.parent.name) == ("x", "fused")
         assert (folder.parent / "x") == folder
         assert (folder / "manifest.json").read_bytes() == (
@@ -188,8 +189,10 @@ def test_a_signature_stands_behind_every_path(tmp_path):
         ).read_bytes()
         dataset = StreamingFusedDataset(folder.url, cache_dir=tmp_path / "cache")
         assert len(list(dataset)) == 20
+        copied = open_fused(f"{site.url}/store{query}", "x", cache_dir=tmp_path / "copies")
+        assert len(copied) == 20
         with pytest.raises(AccessDeniedError) as raised:
-            Location.parse(f"{site.url}/store/fused/x?sig=other").read_bytes()
+            StreamingFusedDataset(f"{site.url}/store/fused/x?sig=other")
         assert "other" not in str(raised.value)
     # A question mark is a character of other names.
     assert (Location("s3://b/x?y") / "z").url == "s3://b/x?y/z"
