@@ -62,9 +62,6 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line as a process of its own: Ctrl-C at any moment ends it with a message."""
-    # Paths may hold bytes that are no text.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             run_command()
@@ -86,6 +83,9 @@ def run_command() -> NoReturn:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Paths may hold bytes that are no text.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (SystemExit, KeyboardInterrupt):

@@ -10,7 +10,14 @@ from fusestore.corpus.input_format import READABLE
 from fusestore.corpus.settings import CorpusSettings
 
 from .console import ConsoleReporter, output, print_json
-from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
+from .options import (
+    MODEL_FORMS,
+    JsonOption,
+    StorageOption,
+    StoreOption,
+    open_store,
+    storage_options,
+)
 from .settings_options import settings_options
 
 
@@ -50,15 +57,16 @@ def corpus(
         )
     from fusestore.corpus.run import build_corpus
 
-    opened = open_store(store, storage_option)
+    # Options are for the storage of the store, or of the inputs where the store is local.
+    for_inputs = "://" not in store and any("://" in path for path in inputs)
+    opened = open_store(store, None if for_inputs else storage_option)
     result = build_corpus(
         opened,
         name,
         inputs,
         settings,
         tokenizers=tokenizer or (),
-        # A local store keeps no options.
-        storage_options=storage_options(storage_option) if opened.location.is_local else None,
+        storage_options=storage_options(storage_option) if for_inputs else None,
         reporter=ConsoleReporter(),
     )
     manifest = result.artifact.manifest

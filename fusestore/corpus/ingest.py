@@ -35,7 +35,7 @@ def read_documents(
     text_column: str = "text",
     split_column: str | None = None,
     held_out: Sequence[HeldOut] = (),
-    storage_options: Mapping[str, str] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> pl.DataFrame:
     """Read every document of the inputs.

@@ -39,7 +39,7 @@ def build_corpus(
         tokenizers: of all models of the run: models, tokenizers, or specs as for `Model.open` with
             this store. Documents will fit each of them.
         storage_options: for the storage of the inputs. By default those of the store, for inputs
-            whose URLs begin like the store's.
+            on the same storage.
         reporter: receives progress updates, and a line on files that are not read.
 
     Returns:
@@ -61,8 +61,6 @@ def build_corpus(
         )
     opened = [Target.open(tokenizer, store=store).tokenizer for tokenizer in tokenizers]
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    sources = [resolve_path(os.fspath(path)) for path in paths]
-    ours = all(store.location.shares_storage(source) for source in sources if "://" in source)
     folder = store.corpus(name)
     existed = (folder / "manifest.json").exists() and (folder / "documents.parquet").exists()
     with reporter.stage(f"Reading and splitting corpus {name}", "bytes") as progress:
@@ -78,23 +76,21 @@ def build_corpus(
             sample_seed=settings.sample_seed,
             tokenizers=opened,
             max_length=settings.max_length,
-            # Options may be secret: no other storage receives those of the store.
-            storage_options=dict(store.location.storage_options) if ours else None,
             progress=progress,
             report=reporter.line,
         )
     return StageResult(corpus, created=not existed)
 
 
-def _location(path: str, store: Store, storage_options: Mapping[str, str] | None) -> Location:
-    """Where an input is. HTTP takes no options, and the store's are for its own protocol."""
+def _location(path: str, store: Store, storage_options: Mapping[str, object] | None) -> Location:
+    """Where an input is."""
     path = resolve_path(path)
     # The short name that other programs have for what the Hub converted to Parquet.
     path = path.replace("@~parquet", "@refs%2Fconvert%2Fparquet")
-    protocol = path.partition("://")[0]
-    if storage_options is None and protocol == store.location.url.partition("://")[0]:
+    # Options may be secret: no other storage receives those of the store.
+    if storage_options is None and "://" in path and store.location.shares_storage(path):
         storage_options = dict(store.location.storage_options)
-    return Location.parse(path, None if protocol in ("http", "https") else storage_options)
+    return Location.parse(path, storage_options)
 
 
 def _held_out_rules(settings: CorpusSettings) -> list[HeldOut]:

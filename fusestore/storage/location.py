@@ -22,6 +22,7 @@ from urllib.request import url2pathname
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import objects
 from fusestore.storage.object_errors import shown
+from fusestore.storage.options import HTTP_SCHEMES, Pairs, filesystem_class, options_class
 from fusestore.storage.retries import with_retries
 
 _REMOTE_FILESYSTEMS: dict[tuple[int, str, Pairs], Any] = {}
@@ -35,8 +36,7 @@ class Location:
     Attributes:
         url: an absolute local path, or `protocol://…`. One of HTTP may end with a query, such as a
             signature, which all files below it have, too.
-        storage_options: of S3 (`storage.s3.OPTIONS`) or the fsspec filesystem, as sorted pairs;
-            empty for local paths.
+        storage_options: validated options of the storage, as text; empty for local paths.
     """
 
     url: str
@@ -61,8 +61,7 @@ class Location:
         if text.startswith("file://"):
             text = url2pathname(text.removeprefix("file://"))
         if "://" not in text:
-            return cls(str(Path(text).expanduser().absolute()))
-        options = tuple(sorted((storage_options or {}).items()))
+            return cls(Path(text).expanduser().absolute().as_posix())
         path, query = _split_query(text)
         path = path.rstrip("/")
         protocol, _, rest = path.partition("://")
@@ -72,7 +71,16 @@ class Location:
                 f"{path} has two slashes in a row, which object storage takes for a folder without "
                 f"a name. Write {protocol}://{plain}."
             )
-        return cls(path + query, options)
+        if not storage_options:
+            return cls(path + query)
+        return cls(path + query, options_class(text).of(storage_options, shown(text)).pairs())
+
+    def shares_storage(self, url: str) -> bool:
+        """Whether a URL is on the same storage: for HTTP the same server, else the same scheme."""
+        ours, theirs = urlsplit(self.url), urlsplit(url)
+        if ours.scheme != theirs.scheme:
+            return False
+        return ours.netloc == theirs.netloc or not url.startswith(HTTP_SCHEMES)
 
     def __truediv__(self, name: str) -> Location:
         path, query = _split_query(self.url)
@@ -310,21 +318,15 @@ class Location:
                 self.filesystem.rm(self.url, recursive=True)
 
 
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder may be gone by now, as that of the leases when another writer has finished."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 def _split_query(url: str) -> tuple[str, str]:
     """A URL of HTTP without its query, and the query with its `?`; other addresses have none."""
-    if not url.startswith(("http://", "https://")):
+    if not url.startswith(HTTP_SCHEMES):
         return url, ""
     path, mark, query = url.partition("?")
     return path, mark + query
-
-
-def _open_filesystem(protocol: str, options: dict[str, str]) -> Any:  # noqa: ANN401
-    import fsspec
-
-    try:
-        return fsspec.filesystem(protocol, **options)
-    except (ImportError, ValueError) as error:
-        raise InvalidInputError(
-            f"{protocol}:// is not a storage that fusestore can open ({error}). "
-            "Use a local path, s3://, or install the fsspec package for it."
-        ) from error

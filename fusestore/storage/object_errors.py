@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 from fusestore.errors import InvalidInputError, StorageError
+from fusestore.storage.options import HTTP_SCHEMES
 
 _DENIED = ("PermissionDeniedError", "UnauthenticatedError")
 
@@ -68,7 +69,7 @@ def _detail(text: str, debug: str) -> str:
 
 def shown(url: str) -> str:
     """A path or URL; one of HTTP without its user, password and query."""
-    if not url.startswith(("http://", "https://")):
+    if not url.startswith(HTTP_SCHEMES):
         return url
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -93,7 +93,7 @@ def read_into(url: str, options: Pairs, start: int, target: memoryview, *, whole
     return ask(url, options, verb)
 
 
-def download(url: str, options: Options, file: IO[bytes]) -> None:
+def download(url: str, options: Pairs, file: IO[bytes]) -> None:
     """Write an object's bytes to a file, in one request without a range."""
 
     def verb(client: Any, key: str) -> None:  # noqa: ANN401
@@ -108,7 +108,7 @@ def download(url: str, options: Options, file: IO[bytes]) -> None:
     ask(url, options, verb)
 
 
-def write(url: str, options: Options, data: bytes, *, create: bool = False) -> None:
+def write(url: str, options: Pairs, data: bytes, *, create: bool = False) -> None:
     """Write a whole object in one request.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fusestore.corpus.build import open_corpus
-from tests.helpers.command import Command, start
+from tests.helpers.command import Command
 
 
 @pytest.fixture
@@ -49,14 +49,12 @@ def test_help_names_the_formats(command):
         assert name in said
 
 
-def test_a_path_that_is_not_utf_8(tmp_path):
+def test_a_path_that_is_not_utf_8(command, tmp_path):
     store = tmp_path / os.fsdecode(b"st\xf6re")
     try:
         store.mkdir()
     except OSError:
         pytest.skip("this filesystem has only names in UTF-8")
     Path(store / os.fsdecode(b"\xe4.txt")).write_text("text")
-    process = start("corpus", f"{store}/*.txt", "--store", store / "s", "--max-length", "none")
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert rf"in {tmp_path}/st\udcf6re/s" in out
+    arguments = ["corpus", f"{store}/*.txt", "--store", store / "s", "--max-length", "none"]
+    assert rf"in {tmp_path}/st\udcf6re/s" in command.succeeds(*arguments).out

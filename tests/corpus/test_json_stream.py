@@ -4,15 +4,21 @@ import io
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.corpus import json_stream
 from fusestore.corpus.json_stream import JsonError, JsonStream
 
+KEYS = st.text(max_size=8)
 LEAVES = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
-RECORDS = st.lists(st.dictionaries(st.text(), VALUES))
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=5,
+)
+RECORDS = st.lists(st.dictionaries(KEYS, VALUES, max_size=3), max_size=4)
+CHUNKS = st.integers(1, 40)
 
 
 def read(text: str, chunk: int = 2**18, max_value: int = 2**30):
@@ -21,13 +27,15 @@ def read(text: str, chunk: int = 2**18, max_value: int = 2**30):
         return list(JsonStream(io.StringIO(text), max_value).values())
 
 
-@given(records=RECORDS, chunk=st.integers(1, 40), indent=st.none() | st.integers(0, 2))
+@settings(max_examples=40)
+@given(records=RECORDS, chunk=CHUNKS, indent=st.none() | st.integers(0, 2))
 def test_an_array(records, chunk, indent):
     text = json.dumps(records, ensure_ascii=False, indent=indent)
     assert [value for _, value in read(text, chunk)] == records
 
 
-@given(records=RECORDS, chunk=st.integers(1, 40), between=st.sampled_from(["\n", "\n\n", "\r\n"]))
+@settings(max_examples=40)
+@given(records=RECORDS, chunk=CHUNKS, between=st.sampled_from(["\n", "\n\n", "\r\n"]))
 def test_lines(records, chunk, between):
     text = between.join(json.dumps(record, ensure_ascii=False) for record in records)
     expected = [(1 + row * between.count("\n"), record) for row, record in enumerate(records)]
