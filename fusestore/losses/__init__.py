@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from fusestore.losses.linear_loss import linear_fusion_loss, linear_fusion_terms
     from fusestore.losses.logit_loss import fusion_loss, fusion_terms
     from fusestore.losses.objective import FusionObjective
+    from fusestore.losses.positions import count_positions
     from fusestore.losses.row_losses import FusionTerms
 
 __all__ = [
     "Divergence",
     "FusionObjective",
     "FusionTerms",
+    "count_positions",
     "divergence_names",
     "fusion_loss",
     "fusion_terms",
@@ -35,6 +37,7 @@ _MODULES = {
     "Divergence": "fusestore.losses.divergence_registry",
     "FusionObjective": "fusestore.losses.objective",
     "FusionTerms": "fusestore.losses.row_losses",
+    "count_positions": "fusestore.losses.positions",
     "divergence_names": "fusestore.losses.divergence_registry",
     "fusion_loss": "fusestore.losses.logit_loss",
     "fusion_terms": "fusestore.losses.logit_loss",

@@ -54,6 +54,7 @@ def linear_fusion_loss(
     temperature_squared: bool = True,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    num_positions: Tensor | None = None,
 ) -> Tensor:
     """`fusion_loss(hidden @ weight.T + bias, batch, …)` without the logits.
 
@@ -69,13 +70,22 @@ def linear_fusion_loss(
         temperature_squared: whether the fused term is multiplied by T².
         bias: of the output head.
         softcap: of the logits.
+        num_positions: as in `fusestore.losses.logit_loss.fusion_terms`.
 
     Raises:
         InvalidInputError: a setting outside its range.
         IncompatibleError: the tensors or the settings do not fit each other.
     """
     objective = FusionObjective(lm_weight, temperature, tail, divergence, temperature_squared)
-    return linear_fusion_terms(hidden, weight, batch, objective, bias=bias, softcap=softcap).loss
+    return linear_fusion_terms(
+        hidden,
+        weight,
+        batch,
+        objective,
+        bias=bias,
+        softcap=softcap,
+        num_positions=num_positions,
+    ).loss
 
 
 def linear_fusion_terms(
@@ -86,6 +96,7 @@ def linear_fusion_terms(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    num_positions: Tensor | None = None,
 ) -> FusionTerms:
     """`fusion_terms(hidden @ weight.T + bias, batch, objective)` without the logits.
 
@@ -99,9 +110,11 @@ def linear_fusion_terms(
         objective: by default `FusionObjective()`.
         bias: [V] of the output head.
         softcap: c; the logits are c · tanh(· / c), as in Gemma 2.
+        num_positions: as in `fusestore.losses.logit_loss.fusion_terms`.
 
     Raises:
-        InvalidInputError: `softcap` is not a positive number.
+        InvalidInputError: `softcap` is not a positive number, or `num_positions` has another
+            shape than [2].
         IncompatibleError: the tensors do not fit each other, or products would run in float16,
             in which their gradients underflow.
     """
@@ -126,7 +139,9 @@ def linear_fusion_terms(
             "The head's products would run in float16, in which the gradients of a mean over many "
             "tokens underflow. Use bfloat16 or float32, or fusion_loss over the logits."
         )
-    rows = RowLosses(batch, len(weight), objective or FusionObjective(), compute_dtype(dtype))
+    rows = RowLosses(
+        batch, len(weight), objective or FusionObjective(), compute_dtype(dtype), num_positions
+    )
     flat, product = hidden.reshape(-1, hidden.shape[-1]), _Product(dtype, softcap)
 
     def compute(needs_gradient: Sequence[bool]) -> tuple[FusionTerms, list[Tensor | None]]:

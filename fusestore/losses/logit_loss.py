@@ -31,6 +31,7 @@ def fusion_loss(
     divergence: str = "cross_entropy",
     *,
     temperature_squared: bool = True,
+    num_positions: Tensor | None = None,
 ) -> Tensor:
     """The training loss of a batch.
 
@@ -43,17 +44,22 @@ def fusion_loss(
         divergence: `cross_entropy`, `forward_kl`, `reverse_kl`, `jensen_shannon`, or a registered
             one.
         temperature_squared: whether the fused term is multiplied by T².
+        num_positions: as in `fusion_terms`.
 
     Raises:
         InvalidInputError: a setting outside its range.
         IncompatibleError: the batch does not fit the logits or the settings.
     """
     objective = FusionObjective(lm_weight, temperature, tail, divergence, temperature_squared)
-    return fusion_terms(logits, batch, objective).loss
+    return fusion_terms(logits, batch, objective, num_positions=num_positions).loss
 
 
 def fusion_terms(
-    logits: Tensor, batch: Mapping[str, Tensor], objective: FusionObjective | None = None
+    logits: Tensor,
+    batch: Mapping[str, Tensor],
+    objective: FusionObjective | None = None,
+    *,
+    num_positions: Tensor | None = None,
 ) -> FusionTerms:
     """The training loss of a batch and its two parts.
 
@@ -69,14 +75,22 @@ def fusion_terms(
             by `ghost`), `fused_mask` bool [B, L]; optionally `fused_sampled` bool [B], whether the
             rows of a window are samples. All on the logits' device.
         objective: by default `FusionObjective()`.
+        num_positions: [2], the positions that the means of both terms are taken over, from
+            `count_positions`, where the batch is a part of an optimizer step; None: those of the
+            batch.
 
     Raises:
         IncompatibleError: the batch does not fit the logits, or has samples where the objective
             would be biased.
+        InvalidInputError: `num_positions` has another shape.
     """
     check_batch_shape(batch, logits.shape, "Logits")
     rows = RowLosses(
-        batch, logits.shape[-1], objective or FusionObjective(), compute_dtype(logits.dtype)
+        batch,
+        logits.shape[-1],
+        objective or FusionObjective(),
+        compute_dtype(logits.dtype),
+        num_positions,
     )
     flat = logits.reshape(-1, logits.shape[-1])
 

@@ -17,6 +17,7 @@ from fusestore.cache.rows import NO_LABEL
 from fusestore.errors import IncompatibleError
 from fusestore.losses.divergence_registry import get_divergence
 from fusestore.losses.objective import FusionObjective
+from fusestore.losses.positions import check_num_positions
 from fusestore.losses.sparse_target import SparseTarget, check_ids, sparse_target
 
 CHUNK_LOGITS = {"cpu": 1 << 20}
@@ -43,11 +44,13 @@ class RowLosses:
         vocab_size: int,
         objective: FusionObjective,
         dtype: torch.dtype,
+        num_positions: Tensor | None,
     ) -> None:
         """Read labels and targets of a batch; see `fusestore.losses.logit_loss.fusion_terms`.
 
         Raises:
             IncompatibleError: the batch does not fit V = `vocab_size` or the objective.
+            InvalidInputError: `num_positions` is not of shape [2].
         """
         labels = batch["next_ids"].reshape(-1)
         labeled = labels != NO_LABEL
@@ -59,8 +62,13 @@ class RowLosses:
         if objective.lm_weight < 1.0:
             self._target = sparse_target(batch, labeled, vocab_size, objective, dtype)
         distilled = torch.zeros_like(labeled) if self._target is None else self._target.mask
-        self._lm_share = labeled.to(dtype) / labeled.sum().clamp(min=1)
-        self._fused_share = distilled.to(dtype) / distilled.sum().clamp(min=1)
+        if num_positions is None:
+            num_positions = torch.stack([labeled.sum(), distilled.sum()])
+        check_num_positions(num_positions)
+        # A term without positions is 0.
+        lm_count, fused_count = torch.where(num_positions > 0, num_positions, 1).to(dtype)
+        self._lm_share = labeled.to(dtype) / lm_count.to(labels.device)
+        self._fused_share = distilled.to(dtype) / fused_count.to(labels.device)
         self._fused_share *= objective.fused_factor
         self._lm = torch.zeros((), dtype=dtype, device=labels.device)
         self._fused = torch.zeros_like(self._lm)

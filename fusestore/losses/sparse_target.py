@@ -59,10 +59,8 @@ def sparse_target(
         objective.check_samples("this batch")
     ids = batch["fused_ids"].reshape(len(labeled), -1)
     logprobs = batch["fused_logprobs"].reshape(ids.shape).to(dtype)
-    # NaN counts as used, so that a damaged distribution makes the loss NaN.
-    used = logprobs != -torch.inf
-    mask = batch["fused_mask"].reshape(-1) & labeled & used.any(-1)
-    used = used & mask[:, None]
+    mask = distilled_positions(batch, labeled)
+    used = _used(logprobs) & mask[:, None]
     # An unused entry gets the id of its row's first used entry, without mass: gathering and
     # scattering it has no effect.
     first = ids.gather(-1, used.to(torch.int8).argmax(-1, keepdim=True))
@@ -79,6 +77,22 @@ def sparse_target(
     # Rows without a target would become NaN.
     normalized = torch.where(mask[:, None], torch.log_softmax(scaled, -1), -torch.inf)
     return SparseTarget(ids, used, normalized, mask)
+
+
+def distilled_positions(batch: Mapping[str, Tensor], labeled: Tensor) -> Tensor:
+    """Which of N positions have a target: bool [N].
+
+    Args:
+        batch: its `fused_mask` [B, L] and `fused_logprobs` [B, L, k], B · L = N.
+        labeled: bool [N].
+    """
+    used = _used(batch["fused_logprobs"]).any(-1)
+    return (batch["fused_mask"] & used).reshape(-1) & labeled
+
+
+def _used(logprobs: Tensor) -> Tensor:
+    # NaN counts as used, so that a damaged distribution makes the loss NaN.
+    return logprobs != -torch.inf
 
 
 def check_ids(ids: Tensor, vocab_size: int, name: str) -> None:

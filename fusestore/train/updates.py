@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusestore.losses.positions import count_positions
 from fusestore.train.distributed.collectives import any_process, sum_over_processes
 from fusestore.train.distributed.engine import make_engine
 from fusestore.train.guards import SPIKE_HISTORY, check_spike, not_finite
@@ -64,6 +65,9 @@ class Updates:
         total_steps = self._plan.total_steps
         lm_weight = lm_weight_at(self._settings, step - 1, total_steps)
         self._student.objective = self._settings.fusion_objective(lm_weight)
+        counts = sum_over_processes(self._accelerator, count_positions(batches))
+        # The mean of the processes' counts, because the engine averages their gradients.
+        self._student.num_positions = counts / self._plan.world_size
         totals = sum_over_processes(self._accelerator, self._backward(step, batches, kept))
         loss, lm, fused = (float(value) / self._plan.world_size for value in totals[:3])
         check_spike(
@@ -94,7 +98,8 @@ class Updates:
         """Accumulate the gradients of this process's batches.
 
         Returns:
-            Loss, lm, fused (means over this process's batches) and tokens, float64 [4].
+            Loss, lm, fused and tokens, float64 [4]. The mean of the first three over all processes
+            is the mean over the positions of the step.
         """
         sums = torch.zeros(4, dtype=torch.float64)
         for number, batch in enumerate(batches, 1):
@@ -102,8 +107,8 @@ class Updates:
                 terms = self.engine.forward(self._moved(batch))
                 values = torch.stack([terms.loss.detach(), terms.lm, terms.fused]).double().cpu()
                 self._check_finite(float(values[0]), step, [batch], kept)
-                self.engine.backward(terms.loss / len(batches))
-            sums[:3] += values / len(batches)
+                self.engine.backward(terms.loss)
+            sums[:3] += values
             sums[3] += int(batch["attention_mask"].sum())
         return sums
 

@@ -74,7 +74,7 @@ def check_deepspeed(config: dict[str, Any], settings: TrainSettings, num_process
     )
     # 0 is no clipping in DeepSpeed too.
     _set(config, "gradient_clipping", settings.max_grad_norm, "max_grad_norm")
-    # The training loop averages over the forward passes of a step, as with the other engines.
+    # The training loop divides by the positions of a step, as with the other engines.
     config["gradient_accumulation_steps"] = 1
     del config["train_batch_size"]
 

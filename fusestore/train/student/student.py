@@ -32,6 +32,8 @@ class Student(torch.nn.Module):
     Attributes:
         model: the causal language model.
         objective: what is minimized; it changes with λ from step to step.
+        num_positions: what the means of the loss are taken over, see `count_positions`; None: the
+            positions of each batch.
         is_chunked: whether logits are made and freed a chunk of tokens at a time.
     """
 
@@ -53,6 +55,7 @@ class Student(torch.nn.Module):
         if settings.attend_within == "document":
             check_document_masking(model, min(settings.batch_size, 2))
         self.objective = settings.fusion_objective(settings.lm_weights[0])
+        self.num_positions: Tensor | None = None
         self._precision = settings.precision
         # DeepSpeed reads sizes that are "auto" from this attribute.
         self.config = model.config.get_text_config()
@@ -85,7 +88,8 @@ class Student(torch.nn.Module):
     def _terms(self, batch: Mapping[str, Tensor]) -> FusionTerms:
         inputs = model_inputs(batch)
         if self._head is None:
-            return fusion_terms(self.model(**inputs).logits, batch, self.objective)
+            logits = self.model(**inputs).logits
+            return fusion_terms(logits, batch, self.objective, num_positions=self.num_positions)
         # The modules are not attributes: they would be registered a second time.
         backbone, output = backbone_of(self.model), self.model.get_output_embeddings()
         return linear_fusion_terms(
@@ -95,6 +99,7 @@ class Student(torch.nn.Module):
             self.objective,
             bias=output.bias,
             softcap=self._head.softcap,
+            num_positions=self.num_positions,
         )
 
     def with_model(self, function: Callable[[Any], _Result]) -> _Result:
