@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.data.accelerated import is_sharded_by_accelerate
 from fusestore.errors import InvalidInputError
 
 
@@ -91,7 +92,20 @@ class BatchOrder:
         total = batches_per_epoch(self.num_windows, self.batch_size, self.world_size)
         return max(0, total - self.first_batch)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Continue at the first batch of an epoch."""
+        self.epoch, self.first_batch = epoch, 0
+
     def __iter__(self) -> Iterator[list[int]]:
+        if self.world_size > 1 and is_sharded_by_accelerate(self):
+            raise InvalidInputError(
+                f"accelerate shards the batches of a BatchOrder that gives rank {self.rank} of "
+                f"{self.world_size} only its own: most windows would be lost. Do not give its "
+                "DataLoader to Accelerator.prepare."
+            )
+        return self._batches()
+
+    def _batches(self) -> Iterator[list[int]]:
         if isinstance(self.windows, int):
             windows = permutation(self.windows, self.seed, self.epoch)
         else:

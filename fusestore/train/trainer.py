@@ -28,7 +28,7 @@ from fusestore.train.checkpoint import (
     stored_state,
 )
 from fusestore.train.distributed.collectives import any_process
-from fusestore.train.distributed.launch import make_accelerator
+from fusestore.train.distributed.launch import end_process_group_at_exit, make_accelerator
 from fusestore.train.evaluator import Evaluation
 from fusestore.train.guards import check_vocabulary
 from fusestore.train.logs import check_log_folder, run_log
@@ -143,6 +143,7 @@ def train(
             manifest.save(output / "manifest.json")
             delete_checkpoint(work_dir)
         accelerator.wait_for_everyone()
+    end_process_group_at_exit()
     manifest = TrainingManifest.load(output / "manifest.json")
     return StageResult(TrainedModel(output, manifest), created=True)
 

@@ -13,7 +13,13 @@ import torch
 from torch.utils.data import DataLoader
 
 import fusestore as fs
-from fusestore.data import StreamingFusedDataset, StreamingLoader, collate
+from fusestore.data import (
+    BatchOrder,
+    FusedDataset,
+    StreamingFusedDataset,
+    StreamingLoader,
+    collate,
+)
 from fusestore.errors import IncompatibleError, InvalidInputError
 from tests.helpers.whole_dataset import plain, windows_of, write_dataset
 
@@ -207,6 +213,9 @@ if __name__ == "__main__":
     torch.distributed.all_gather_object(every, (steps, loader.state_dict()))
     if rank == 0:
         print(json.dumps(every))
+    # The model holds the process group, whose threads may free tensors, and need the interpreter
+    # for that, until the group ends.
+    del model
     torch.distributed.destroy_process_group()
 """
 
@@ -297,8 +306,6 @@ def test_what_would_change_order_or_state_is_refused(folder):
         list(DataLoader(stream(folder), batch_size=2, num_workers=2, collate_fn=collate))
     with pytest.raises(InvalidInputError, match="drop_last"):
         StreamingLoader(stream(folder), 2, drop_last=True)
-    with pytest.raises(InvalidInputError, match="persistent_workers"):
-        StreamingLoader(stream(folder), 2, num_workers=1, persistent_workers=True)
     with pytest.raises(InvalidInputError, match="the stream's is 4"):
         StreamingLoader(stream(folder, batch_size=4), 2)
     for options in ({"batch_size": 0}, {"rank": 1}, {"rank": 2, "world_size": 2}, {"seed": -1}):
@@ -314,6 +321,59 @@ def test_a_plain_loader_with_workers_is_told_epoch_and_batch_size(folder):
     for epoch in range(2):
         dataset.set_epoch(epoch)
         assert flat(loader) == dataset.order.windows(epoch).tolist()
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
+def test_persistent_workers_begin_where_the_stream_was_set_to(folder, method):
+    options = {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": method}
+    dataset = stream(folder, batch_size=4)
+    loader = DataLoader(dataset, batch_size=4, collate_fn=collate, **options)
+    for epoch in (0, 1, 2, 5, 0):
+        dataset.set_epoch(epoch)
+        assert flat(loader) == dataset.order.windows(epoch).tolist()
+    dataset.load_state_dict({**dataset.state_dict(), "epoch": 3, "position": 8})
+    assert flat(loader) == dataset.order.windows(3).tolist()[8:]
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
+def test_a_loader_with_persistent_workers_has_the_same_state(folder, method):
+    epochs = [stream(folder).order.windows(epoch).tolist() for epoch in range(4)]
+    options = {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": method}
+    loader = StreamingLoader(stream(folder), 4, **options)
+    assert flat(loader) == epochs[0]
+    workers = {worker.pid for worker in loader._iterator._workers}
+    seen = []
+    for batch in loader:
+        seen += batch["window"].tolist()
+        if len(seen) == 8:
+            break
+    state = json.loads(json.dumps(loader.state_dict()))
+    assert (state["epoch"], state["position"]) == (1, 8)
+    assert seen + flat(loader) == epochs[1]
+    assert flat(loader) == epochs[2]
+    assert loader.state_dict()["epoch"] == 3
+    assert {worker.pid for worker in loader._iterator._workers} == workers
+    loader.load_state_dict(state)
+    assert flat(loader) == epochs[1][8:]
+    other = StreamingLoader(stream(folder), 2)
+    other.load_state_dict(state)
+    assert flat(other) == epochs[1][8:]
+
+
+def test_persistent_workers_and_the_order_of_a_mapped_dataset(folder):
+    dataset = FusedDataset(folder)
+    order = BatchOrder(dataset, 4, seed=5, epoch=0)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=order,
+        collate_fn=collate,
+        num_workers=1,
+        persistent_workers=True,
+        multiprocessing_context="fork",
+    )
+    for epoch in range(3):
+        order.set_epoch(epoch)
+        assert flat(loader) == dataset.order(5, epoch).tolist()
 
 
 def test_a_stream_is_pickled_with_its_rank(folder, monkeypatch):

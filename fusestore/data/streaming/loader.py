@@ -21,7 +21,6 @@ _REFUSED = {
     "sampler": "the stream has its own order",
     "batch_sampler": "the stream has its own order",
     "drop_last": "an epoch has every window once",
-    "persistent_workers": "new workers start each epoch at the state of the loader",
 }
 
 
@@ -76,7 +75,15 @@ class StreamingLoader(DataLoader[dict[str, Tensor]]):
     yielded, without those that workers have prefetched. It is the same on every rank, and another
     number of ranks or workers, or another batch size, may load it, if all ranks stopped after the
     same number of batches.
+
+    `Accelerator.prepare` returns it unchanged, because the stream gives each rank its own windows:
+    batches stay on the CPU until the training loop moves them. `Accelerator.save_state` and
+    `load_state` include its state.
     """
+
+    # What accelerate looks at: `prepare` would shard the stream a second time.
+    _is_accelerate_prepared = True
+    use_stateful_dataloader = True
 
     def __init__(
         self,
@@ -122,8 +129,9 @@ class StreamingLoader(DataLoader[dict[str, Tensor]]):
         epoch, start = state["epoch"], state["position"]
         _, world_size = self._stream.place()
         step = world_size * (self._stream.batch_size or 1)
+        self._stream.seek(epoch, start)
         for number, batch in enumerate(super().__iter__(), 1):
-            self._stream.seek(epoch, start + number * step)
+            self._stream.advance(epoch, start + number * step)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

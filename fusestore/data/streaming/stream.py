@@ -10,6 +10,7 @@ import torch.distributed
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from fusestore.data.accelerated import is_sharded_by_accelerate
 from fusestore.data.streaming.stream_reader import WindowReader
 from fusestore.data.windows import padding_sample
 from fusestore.errors import IncompatibleError, InvalidInputError
@@ -39,7 +40,8 @@ class Stream(IterableDataset[dict[str, Tensor]]):
     position comes once in an epoch for every W, and no rank waits for another.
 
     In DataLoader workers the state is not counted: use `StreamingLoader`, which counts the batches
-    that the training loop received, or `set_epoch` before each epoch.
+    that the training loop received, or `set_epoch` before each epoch. Both also reach persistent
+    workers.
 
     A subclass has the attributes `name`, `digest`, `target`, `window_length`, `vocab_size`, `top_k`
     and `sampled`, and the methods below that raise NotImplementedError.
@@ -83,6 +85,9 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         self._place = None if rank is None or world_size is None else (rank, world_size)
         self._epoch = 0
         self._position = 0
+        # Persistent workers keep a copy of the stream, and read here where an iteration begins.
+        self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._was_iterated_in_worker = False
 
     @property
     def num_windows(self) -> int:
@@ -130,6 +135,7 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         return {**self.__dict__, "_place": self.place()}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self._check_sharded_once()
         worker = get_worker_info()
         worker_id, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         if num_workers > 1 and self.batch_size is None:
@@ -138,6 +144,14 @@ class Stream(IterableDataset[dict[str, Tensor]]):
                 f"worker. Use fusestore.data.StreamingLoader, or give {type(self).__name__} the "
                 "batch_size of the DataLoader."
             )
+        if self._was_iterated_in_worker:
+            self._epoch, self._position = self._start.tolist()
+        self._was_iterated_in_worker = worker is not None
+        return self._samples(worker_id, num_workers, is_counted=worker is None)
+
+    def _samples(
+        self, worker_id: int, num_workers: int, *, is_counted: bool
+    ) -> Iterator[dict[str, Tensor]]:
         rank, world_size = self.place()
         epoch, start = self._epoch, self._position
         remaining = -(-(self.num_windows - start) // world_size)
@@ -150,8 +164,8 @@ class Stream(IterableDataset[dict[str, Tensor]]):
                     sample = reader.sample(position)
                 else:
                     sample = padding_sample(self.top_k, sampled=self.sampled)
-                if worker is None:
-                    self.seek(epoch, start + (number + 1) * world_size)
+                if is_counted:
+                    self.advance(epoch, start + (number + 1) * world_size)
                 yield sample
 
     def place(self) -> tuple[int, int]:
@@ -166,12 +180,29 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         """Continue at the beginning of an epoch."""
         if epoch < 0:
             raise InvalidInputError(f"epoch={epoch}: expected 0 or more.")
+        # accelerate calls this in every process before it iterates.
+        self._check_sharded_once()
         self.seek(epoch, 0)
 
     def seek(self, epoch: int, position: int) -> None:
         """Continue at a position over all ranks; after the last position, at the next epoch."""
+        self.advance(epoch, position)
+        self._start[:] = torch.tensor([self._epoch, self._position])
+
+    def advance(self, epoch: int, position: int) -> None:
+        """Count samples that were yielded: like `seek`, but unknown to workers that are running."""
         ended = position >= self.num_windows
         self._epoch, self._position = (epoch + 1, 0) if ended else (epoch, position)
+
+    def _check_sharded_once(self) -> None:
+        rank, world_size = self.place()
+        if world_size > 1 and is_sharded_by_accelerate(self):
+            raise InvalidInputError(
+                f"accelerate shards {self.name}, a stream that gives rank {rank} of {world_size} "
+                "only its own windows: most windows would be lost. Use "
+                "fusestore.data.StreamingLoader, which Accelerator.prepare leaves as it is; in a "
+                "transformers Trainer, return one from get_train_dataloader."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the stream; the same on every rank, and valid for any number of ranks."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from typing import Any
 
@@ -12,6 +14,8 @@ from fusestore.train.settings import TrainSettings
 
 def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelerate is untyped
     """An accelerator for one process, data parallelism, FSDP2, or DeepSpeed's ZeRO.
+
+    A process that fails leaves its process group as it is: to end it might wait for the others.
 
     Raises:
         IncompatibleError: the configuration is for Megatron-LM, FSDP1 or FSDP units by size, its
@@ -27,6 +31,7 @@ def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelera
             "Training under Megatron-LM is not supported: it has its own models. Use FSDP "
             "(fsdp_version: 2), DeepSpeed, or plain data parallelism in accelerate's configuration."
         )
+    atexit.unregister(_end_process_group)
     # Every process checks the whole model before it is sharded.
     if _asks_for("ACCELERATE_USE_FSDP"):
         disable_fsdp_ram_efficient_loading()
@@ -63,6 +68,24 @@ def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelera
         config = state.deepspeed_plugin.deepspeed_config
         check_deepspeed(config, settings, accelerator.num_processes)
     return accelerator
+
+
+def end_process_group_at_exit() -> None:
+    """End the process group, if there is one, before the interpreter ends.
+
+    A thread of gloo that frees a tensor later than that aborts the process (pytorch issue 190489),
+    and NCCL warns of a process group that nobody ended.
+    """
+    atexit.register(_end_process_group)
+
+
+def _end_process_group() -> None:
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Models that data parallelism wrapped hold the group, too.
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 def check_fsdp(plugin: Any) -> None:  # noqa: ANN401
