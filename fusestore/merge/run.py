@@ -86,7 +86,8 @@ def merge_models(
             )
         evaluation = None
         if evaluate is not None:
-            evaluation = _evaluate(store, folder, *evaluate, name, precision, reporter)
+            merged = Model.open(folder, trust_remote_code=inputs[0].trust_remote_code)
+            evaluation = _evaluate(store, merged, *evaluate, name, precision, reporter)
         files = publish_folder(folder, output, plan)
     manifest = MergeManifest(
         merge=plan, num_parameters=num_parameters, evaluation=evaluation, files=files
@@ -140,14 +141,13 @@ def _finished(output: Location, plan: MergePlan) -> MergeManifest | None:
 
 def _evaluate(
     store: Store,
-    folder: Path,
+    merged: Model,
     corpus_name: str,
     split: str,
     name: str,
     precision: PrecisionSetting,
     reporter: Reporter,
 ) -> MergeEvaluation:
-    merged = Model.open(folder)
     tokens = held_out_tokens(store, merged.tokenizer, corpus_name, split)
     settled = settle_precision(precision, "cpu", reporter)
     return MergeEvaluation(

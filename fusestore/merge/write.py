@@ -16,7 +16,7 @@ from fusestore.merge.settings import MergeSettings
 from fusestore.merge.weights import FUSE_INSTEAD, ModelWeights
 from fusestore.progress import Progress, ProgressCounter
 from fusestore.store.manifest import canonical_json
-from fusestore.train.student.model_folder import copy_tokenizer_files
+from fusestore.train.student.base_files import copy_base_files
 
 MAX_FILE_BYTES = 512 * 2**20
 """Bytes of tensors in one file. Merging holds these in memory, and one float32 tensor per model."""
@@ -29,7 +29,9 @@ def write_merged(
     settings: MergeSettings,
     progress: Progress,
 ) -> int:
-    """Merge into a new local folder that `from_pretrained` loads, with the first model's tokenizer.
+    """Merge into a new local folder that `from_pretrained` loads.
+
+    Configuration, tokenizer and other files are the first model's.
 
     Args:
         folder: the folder to create.
@@ -56,10 +58,7 @@ def write_merged(
     config = {key: value for key, value in first.config.items() if key != "torch_dtype"}
     config["dtype"] = str(max(dtypes, key=lambda dtype: dtypes[dtype])).removeprefix("torch.")
     (folder / "config.json").write_bytes(canonical_json(config))
-    generation = first.folder / "generation_config.json"
-    if generation.is_file():
-        (folder / generation.name).write_bytes(generation.read_bytes())
-    copy_tokenizer_files(first.folder, folder)
+    copy_base_files(first.folder, folder)
     return sum(sizes.values())
 
 

@@ -19,13 +19,12 @@ from fusestore.store.layout import Store
 from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes, manifest_content
 from fusestore.store.receipts import file_records
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 _PORTABLE_SPEC = re.compile(
     r"package:[A-Za-z0-9][\w.-]*|([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*@[0-9a-f]{40}", re.ASCII
 )
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
-"""A file directly in a model folder, and not a hidden one."""
+_FILE_NAME = re.compile(r"(additional_chat_templates/)?[A-Za-z0-9_][\w. -]*", re.ASCII)
+"""A file of a model folder, and not a hidden one."""
 
 
 @dataclass(frozen=True)

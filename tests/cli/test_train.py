@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -122,6 +123,39 @@ def test_a_divergence_of_a_plugin(command, job, store, tmp_path, monkeypatch):
     manifest = command.succeeds("--plugin", "squared_divergence", *divergence).json
     assert manifest["plan"]["settings"]["divergence"] == "squared"
     assert manifest["loss_curve"][0]["fused"] <= 1.0
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_the_model_folder_runs_only_if_it_is_trusted(command, job, store, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(job / "small", own)
+    config = json.loads((own / "config.json").read_bytes())
+    config |= {"model_type": "own_llama", "architectures": ["OwnForCausalLM"]}
+    config["auto_map"] = {
+        "AutoConfig": "own_code.OwnConfig",
+        "AutoModelForCausalLM": "own_code.OwnForCausalLM",
+    }
+    (own / "config.json").write_text(json.dumps(config))
+    (own / "own_code.py").write_text(CODE)
+    arguments = ["train", own, "--name", "new", "--fused", "mince", "--store", store]
+    arguments += ["--precision", "float32", "--max-steps", "1"]
+    assert "custom code" in command.fails(*arguments)
+    command.succeeds(*arguments, "--trust-remote-code")
+    assert (store / "models/new/own_code.py").read_text() == CODE
+    merge = ["merge", store / "models/new", own, "--store", store, "--name", "mean"]
+    assert "custom code" in command.fails(*merge)
+    command.succeeds(*merge, "--trust-remote-code", "--evaluate", "addresses/held_out")
+    assert (store / "models/mean/own_code.py").read_text() == CODE
 
 
 def test_logs_do_not_go_into_the_store(command, job, store):

@@ -20,18 +20,8 @@ from fusestore.store.manifest import Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.train.manifest import TrainingPlan
 from fusestore.train.settings import TrainSettings
+from fusestore.train.student.base_files import copy_base_files
 from fusestore.train.student.lora import add_lora, save_adapter
-
-_TOKENIZER_FILES = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "chat_template.jinja",
-)
 
 
 def load_trainable(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN401
@@ -64,7 +54,7 @@ def publish_model(
     output: Location,
     staging: Path,
 ) -> dict[str, FileRecord]:
-    """Publish the plan as fingerprint, weights, configuration and the base's tokenizer files.
+    """Publish the plan as fingerprint, weights, configuration and the base's other files.
 
     Args:
         weights: what was trained; see `trained_weights`.
@@ -89,7 +79,7 @@ def publish_model(
         else:
             model = model if handle is None else handle.merge_and_unload()
             save_model(model.to(dtype), staging)
-        copy_tokenizer_files(base.folder, staging)
+        copy_base_files(base.folder, staging)
         remove_abandoned(output)
         return publish_folder(staging, output, plan)
     finally:
@@ -97,7 +87,7 @@ def publish_model(
 
 
 def publish_folder(folder: Path, output: Location, fingerprint: Manifest) -> dict[str, FileRecord]:
-    """Publish the fingerprint, then every file of a flat local folder.
+    """Publish the fingerprint, then every file of a local folder.
 
     Args:
         folder: the model's files, without fingerprint and manifest.
@@ -105,25 +95,18 @@ def publish_folder(folder: Path, output: Location, fingerprint: Manifest) -> dic
         fingerprint: what the weights depend on.
 
     Returns:
-        Size and checksum of each published file, by name.
+        Size and checksum of each published file, by its path in the folder.
 
     Raises:
         FingerprintMismatchError: `output` holds what is left of another model.
     """
     write_fingerprint(output, fingerprint, f"Model {output.name!r}")
     files = {FINGERPRINT_FILE: FileRecord.of((output / FINGERPRINT_FILE).read_bytes())}
-    for path in sorted(folder.iterdir()):
-        content = path.read_bytes()
-        publish(output / path.name, content)
-        files[path.name] = FileRecord.of(content)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, content = path.relative_to(folder).as_posix(), path.read_bytes()
+        publish(output / name, content)
+        files[name] = FileRecord.of(content)
     return files
-
-
-def copy_tokenizer_files(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files from one model folder to another."""
-    for pattern in _TOKENIZER_FILES:
-        for path in source.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
 
 
 def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
