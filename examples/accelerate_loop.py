@@ -3,8 +3,9 @@
     torchrun --nproc-per-node 2 examples/accelerate_loop.py STORE FUSED MODEL_FOLDER OUTPUT [STEPS]
 
 The windows of a step are the same for any number of processes that divides the batch: `BatchOrder`
-assigns them to ranks, and every rank makes the same number of steps. Do not pass the loader to
-`prepare`, which would shard it a second time.
+assigns them to ranks, and every rank makes the same number of steps. Losses and gradients are means
+over the positions of a step, so they do not depend on the number of processes. Do not pass the
+loader to `prepare`, which would shard it a second time; a `StreamingLoader` may be passed.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def main(store: str, fused: str, model_folder: str, output: str, steps: str = "2
             logits = model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             ).logits
-            loss = fs.losses.fusion_loss(logits, batch, lm_weight=0.9)
+            # The mean over ranks, because their gradients are averaged.
+            positions = fs.losses.count_positions([batch]).to(accelerator.device)
+            positions = accelerator.reduce(positions, "mean")
+            loss = fs.losses.fusion_loss(logits, batch, lm_weight=0.9, num_positions=positions)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()

@@ -5,6 +5,10 @@
 `remove_unused_columns=False` is needed: otherwise the Trainer removes the fused distributions from
 every sample before it is collated, because they are no arguments of the model's `forward`. The
 Trainer shuffles in its own order. Use `fusestore train` to resume a run at the exact sample.
+
+The loss is a mean over the positions of a step, also with gradient accumulation and several
+processes. To train on a stream, return a `fusestore.data.StreamingLoader` from
+`get_train_dataloader`.
 """
 
 from __future__ import annotations
@@ -21,6 +25,16 @@ import fusestore as fs
 class FusionTrainer(Trainer):
     """A Trainer that minimizes `fusestore.losses.fusion_loss`."""
 
+    # The loss is divided by the positions of all batches of a step.
+    loss_is_scaled_for_ga = True
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The batches of a step, and the positions that its loss is a mean over."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        positions = fs.losses.count_positions(batches).to(device)
+        # The mean over processes, because their gradients are averaged.
+        return batches, self.accelerator.reduce(positions, "mean")
+
     def compute_loss(
         self,
         model: Any,
@@ -30,7 +44,9 @@ class FusionTrainer(Trainer):
     ) -> Any:
         """The loss of a collated batch, and the model's outputs if asked."""
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        loss = fs.losses.fusion_loss(outputs.logits, inputs, lm_weight=0.9)
+        loss = fs.losses.fusion_loss(
+            outputs.logits, inputs, lm_weight=0.9, num_positions=num_items_in_batch
+        )
         return (loss, outputs) if return_outputs else loss
 
 

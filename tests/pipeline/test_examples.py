@@ -100,8 +100,8 @@ def test_accelerate_with_two_processes_makes_the_steps_of_one(first_store, job, 
     launch += ["--master-port", free_port()]
     two = losses(run(*launch, *arguments, tmp_path / "two", 6))
     assert len(one) == len(two) == 6
-    # Ranks average their own means, over slightly different numbers of positions.
-    assert one == pytest.approx(two, rel=0.02)
+    # Losses are printed with four decimals.
+    assert one == pytest.approx(two, abs=2e-4)
     check_trained(tmp_path / "two", job / "small")
 
 
