@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.merge.architecture import architecture_differences
+from fusestore.merge.one_architecture import architecture_differences
 from fusestore.models.model import Model
 from fusestore.models.weight_files import json_object, open_safetensors, tensor_files
 from fusestore.models.weight_proof import load_folder

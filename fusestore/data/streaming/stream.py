@@ -134,6 +134,11 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         # In a spawned worker, torch.distributed is not initialized.
         return {**self.__dict__, "_place": self.place()}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # Multiprocessing passes shared memory on; a plain pickle holds a copy.
+        self._start.share_memory_()
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         self._check_sharded_once()
         worker = get_worker_info()

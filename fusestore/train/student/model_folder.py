@@ -27,7 +27,8 @@ from fusestore.train.student.lora import add_lora, save_adapter
 def load_trainable(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN401
     """The causal language model with float32 weights on the CPU, in training mode.
 
-    With `settings.lora` it has low-rank layers, initialized from torch's global generator.
+    Of a multimodal model, only what text passes through is trained. With `settings.lora` it has
+    low-rank layers, initialized from torch's global generator.
 
     Raises:
         InvalidInputError: transformers cannot build it as a causal language model.
@@ -35,6 +36,7 @@ def load_trainable(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN40
         MissingDependencyError: peft is needed and not installed.
     """
     trainable = _load(model, settings)
+    _freeze_unless_for_text(trainable)
     if settings.lora is not None:
         add_lora(trainable, settings.lora)
     if settings.gradient_checkpointing:
@@ -45,6 +47,19 @@ def load_trainable(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN40
 
 def _load(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN401
     return model.load(dtype="float32", device="cpu", attention=settings.attn_implementation)
+
+
+def _freeze_unless_for_text(model: Any) -> None:  # noqa: ANN401
+    """Freeze the parts of a multimodal model that text does not reach, such as a vision tower.
+
+    They would get no gradient, for which data parallelism waits, and have no optimizer state.
+    """
+    if model.config.get_text_config() is model.config:
+        return
+    modules = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    reached = {value for module in modules for value in module.parameters()}
+    for value in model.parameters():
+        value.requires_grad_(value in reached)
 
 
 def publish_model(
