@@ -6,8 +6,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
 
-from fusestore.data import StreamingFusedDataset, StreamingLoader
+from fusestore.data import (
+    BatchOrder,
+    FusedDataset,
+    StreamingFusedDataset,
+    StreamingLoader,
+    collate,
+)
+from fusestore.errors import InvalidInputError
 from tests.helpers.fork_server import python
 from tests.helpers.tiny_models import make_llama, save_model
 from tests.helpers.train_processes import free_port
@@ -160,7 +170,8 @@ def flat(batches):
     return [window for batch in batches for window in batch]
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_accelerate_leaves_a_streaming_loader_and_nothing_is_sharded_twice(
     folder, tmp_path, workers
 ):
@@ -188,9 +199,40 @@ def test_trainer_reads_a_streaming_loader_and_refuses_the_stream(folder, tmp_pat
         assert all("get_train_dataloader" in told[f"Trainer {dispatch}"] for told in ranks)
 
 
-def test_accelerate_keeps_the_state_of_a_streaming_loader(folder, tmp_path):
-    from accelerate import Accelerator
+@pytest.mark.parametrize("dispatch", [True, False])
+def test_what_is_one_ranks_share_is_not_sharded_again(folder, dispatch):
+    def prepared(loader, *, num_processes=2):
+        return prepare_data_loader(
+            loader,
+            num_processes=num_processes,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=dispatch,
+        )
 
+    def stream(world_size):
+        return StreamingFusedDataset(folder, seed=5, rank=0, world_size=world_size)
+
+    def plain(dataset):
+        return DataLoader(dataset, batch_size=2, collate_fn=collate)
+
+    with pytest.raises(InvalidInputError, match=r"rank 0 of 2 only its own.*StreamingLoader"):
+        next(iter(prepared(plain(stream(2)))))
+    order = BatchOrder(NUM_WINDOWS, 2, seed=0, epoch=0, rank=1, world_size=2)
+    mapped = DataLoader(FusedDataset(folder), batch_sampler=order, collate_fn=collate)
+    with pytest.raises(InvalidInputError, match=r"rank 1 of 2 only its own.*Do not give"):
+        next(iter(prepared(mapped)))
+    # A whole stream may be sharded, and so may loaders of one process.
+    assert next(iter(prepared(plain(stream(1)))))["window"].shape == (2,)
+    shares = prepared(plain(stream(2)), num_processes=1)
+    if not dispatch:
+        assert len(list(shares)) == 6
+    # What is iterated inside a loop over such a loader is not meant.
+    for _ in prepared(plain(stream(1))):
+        assert len(list(plain(stream(2)))) == 6
+
+
+def test_accelerate_keeps_the_state_of_a_streaming_loader(folder, tmp_path):
     order = StreamingFusedDataset(folder, seed=5).order.windows(0).tolist()
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(StreamingLoader(StreamingFusedDataset(folder, seed=5), 2))

@@ -24,7 +24,7 @@ def cut(batch, windows):
     return {name: values[windows] for name, values in batch.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     objective=objectives,

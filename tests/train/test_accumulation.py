@@ -53,7 +53,7 @@ def reference(model_path, uneven):
     terms = fusion_terms(logits, batch, SETTINGS.fusion_objective(0.5))
     terms.loss.backward()
     norm = torch.stack([value.grad.norm() for value in model.parameters()]).norm()
-    return [float(value) for value in (terms.loss, terms.lm, terms.fused, norm)]
+    return [float(value.detach()) for value in (terms.loss, terms.lm, terms.fused, norm)]
 
 
 def settings_of(batch_size, accumulation, **changes):
