@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.errors import IncompatibleError, NotFoundError
 from fusestore.merge.one_architecture import architecture_differences
 from fusestore.models.model import Model
 from fusestore.models.weight_files import json_object, open_safetensors, tensor_files
@@ -42,8 +42,21 @@ class ModelWeights:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor, sorted by name; of tied tensors only that of the stored tensor."""
-        tied = _tied_names(self.model) if self.config.get("tie_word_embeddings", True) else set()
+        """Shape of each tensor, sorted by name; of tied tensors only that of the stored tensor.
+
+        Raises:
+            InvalidInputError: weights of the model are missing, unexpected or of another shape.
+        """
+        # On this device the proof takes no memory: each tensor is dropped when it has been read.
+        proven = load_folder(
+            self.folder, device_map="meta", trust_remote_code=self.model.trust_remote_code
+        )
+        tied = {
+            key
+            for key, source in proven.all_tied_weights_keys.items()
+            # transformers ties what is equal, or what is stored once under either name.
+            if {key, source} <= self._files.keys() and torch.equal(self.raw(key), self.raw(source))
+        }
         return {
             key: tuple(self._slice(key).get_shape())
             for key in sorted(self._files)
@@ -83,7 +96,8 @@ def check_mergeable(models: Sequence[ModelWeights]) -> None:
         models: the others are compared with the first.
 
     Raises:
-        IncompatibleError: they have not; the differences are named.
+        InvalidInputError: weights of a model are missing, unexpected or of another shape.
+        IncompatibleError: they do not belong together; the differences are named.
     """
     first = models[0]
     for model in models[1:]:
@@ -112,66 +126,3 @@ def check_mergeable(models: Sequence[ModelWeights]) -> None:
                 f"and {digests[1][:16]}): a row of the embeddings is another token in each. "
                 f"{FUSE_INSTEAD}"
             )
-
-
-def _tied_names(model: Model) -> set[str]:
-    """Tensors that transformers copies from others when it loads the model."""
-    import transformers
-
-    auto: Any = transformers.AutoModelForCausalLM
-    try:
-        with torch.device("meta"):
-            empty = auto.from_config(model.config, trust_remote_code=model.trust_remote_code)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        raise IncompatibleError(
-            f"{model.folder} cannot be loaded as a causal language model: {error} {FUSE_INSTEAD}"
-        ) from error
-    return set(empty.all_tied_weights_keys)
-
-
-def _tensor_files(folder: Path, name: str) -> dict[str, Path]:
-    """The file that holds each tensor."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        table = _json(index, name).get("weight_map")
-        if not isinstance(table, dict) or not all(
-            isinstance(file, str) and Path(file).name == file for file in table.values()
-        ):
-            raise InvalidInputError(f"{index} has no weight_map of file names in that folder.")
-        return {str(key): folder / file for key, file in table.items()}
-    single = folder / "model.safetensors"
-    if not single.is_file():
-        raise NotFoundError(
-            f"{name} has no model.safetensors in {folder}. Load it with transformers and write it "
-            "with save_pretrained."
-        )
-    return dict.fromkeys(_open(single, name).keys(), single)
-
-
-def _open(path: Path, name: str) -> Any:  # noqa: ANN401
-    try:
-        # Needs no close: the memory map ends with the object.
-        return safe_open(path, framework="pt")
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"{path} of {name} is missing, but its index names it. Download the model again."
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise InvalidInputError(
-            f"{path} of {name} is no valid safetensors file: {error}"
-        ) from error
-
-
-def _json(path: Path, name: str) -> dict[str, Any]:
-    num_bytes = path.stat().st_size
-    if num_bytes > _MAX_JSON_BYTES:
-        raise InvalidInputError(
-            f"{path} of {name} is {num_bytes:,} bytes; expected at most {_MAX_JSON_BYTES:,}."
-        )
-    try:
-        content: Any = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InvalidInputError(f"{path} of {name} is not valid JSON: {error}") from error
-    if not isinstance(content, Mapping):
-        raise InvalidInputError(f"{path} of {name} holds no JSON object.")
-    return dict(content)

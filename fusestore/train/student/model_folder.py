@@ -36,7 +36,6 @@ def load_trainable(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN40
         MissingDependencyError: peft is needed and not installed.
     """
     trainable = _load(model, settings)
-    _freeze_unless_for_text(trainable)
     if settings.lora is not None:
         add_lora(trainable, settings.lora)
     if settings.gradient_checkpointing:
@@ -46,7 +45,9 @@ def load_trainable(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN40
 
 
 def _load(model: Model, settings: TrainSettings) -> Any:  # noqa: ANN401
-    return model.load(dtype="float32", device="cpu", attention=settings.attn_implementation)
+    loaded = model.load(dtype="float32", device="cpu", attention=settings.attn_implementation)
+    _freeze_unless_for_text(loaded)
+    return loaded
 
 
 def _freeze_unless_for_text(model: Any) -> None:  # noqa: ANN401
