@@ -14,6 +14,7 @@ from fusestore.cache.rows import Rows, blank_rows
 from fusestore.cache.rule import Rule
 from fusestore.capture.selection import Selection, select
 from fusestore.errors import OutOfMemoryError
+from fusestore.models.causality import Batching
 from fusestore.models.logits import is_out_of_memory, logit_chunks, pad_batch
 from fusestore.progress import Progress
 from fusestore.tokenizers.token_table import TokenTable
@@ -71,11 +72,13 @@ class RowCapturer:
         tokens: TokenTable,
         rule: Rule,
         batch_size: int | None,
+        batching: Batching = "padded",
     ) -> None:
         self._model = model
         self._tokens = tokens
         self._rule = rule
         self._batch_size = batch_size
+        self._batching = batching
         self._device = next(model.parameters()).device  # type: ignore[attr-defined]
         self._token_budget = _TOKENS_PER_BATCH.get(self._device.type, _TOKENS_PER_ACCELERATOR_BATCH)
         # While this machine stores a batch, CUDA computes the next batch.
@@ -129,9 +132,15 @@ class RowCapturer:
     def _batches(self, order: list[int], lengths: npt.NDArray[np.int64]) -> Iterator[list[int]]:
         position = 0
         while position < len(order):
-            size = self._batch_size or max(1, self._token_budget // int(lengths[order[position]]))
-            yield order[position : position + size]
-            position += size
+            length = lengths[order[position]]
+            size = self._batch_size or max(1, self._token_budget // int(length))
+            if self._batching == "one document":
+                size = 1
+            batch = order[position : position + size]
+            if self._batching == "one length":
+                batch = [index for index in batch if lengths[index] == length]
+            yield batch
+            position += len(batch)
 
     def _capture_batch(self, batch: list[int]) -> list[_Chunk]:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,15 @@ from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import Corpus
 from fusestore.corpus.tokenize import corpus_tokens, store_corpus_tokens
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.models.loading import check_width, check_widths, pick_device
+from fusestore.models.loading import output_width, pick_device
 from fusestore.models.model import Model
 from fusestore.models.precision import Dtype, choose_precision
 from fusestore.progress import Reporter
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
+
+if TYPE_CHECKING:
+    from fusestore.models.causality import Batching
 
 
 class CapturePlan:
@@ -82,7 +85,6 @@ def plan_capture(
             f"top_k is {settings.top_k}, but {name} has a vocabulary of {model.vocab_size}. "
             f"Choose at most {model.vocab_size}."
         )
-    check_width(model.vocab_size, len(tokenizer), name)
     if keep_tokens:
         kept = store_corpus_tokens(store, corpus, tokenizer, add_bos)
         offsets, read_tokens = kept.document_offsets, kept.table
@@ -90,6 +92,8 @@ def plan_capture(
         table = corpus_tokens(store, corpus, tokenizer, add_bos, keep=False)
         offsets, read_tokens = table.document_offsets, lambda: table
     _check_lengths(offsets, model.context, name)
+    if len(tokenizer) > model.vocab_size:
+        _check_ids(read_tokens(), model, corpus, name)
     dtype, dtype_reason = _settle_dtype(store, name, settings)
     fingerprint = Fingerprint(
         source=name,
@@ -152,23 +156,44 @@ def report_dtype(plan: CapturePlan, name: str, reporter: Reporter) -> None:
         reporter.line(f"{name}: dtype {plan.fingerprint.dtype} ({plan.dtype_reason})")
 
 
-def load_planned(plan: CapturePlan, settings: CaptureSettings, name: str) -> Any:  # noqa: ANN401 - transformers is untyped
-    """The loaded model, after a check that its output is as wide as its configuration says.
+class SourceModel(NamedTuple):
+    """A loaded model whose rows are proved to be causal.
+
+    Attributes:
+        model: of transformers, in evaluation mode.
+        batching: which documents may run together.
+    """
+
+    model: Any
+    batching: Batching
+
+
+def load_planned(
+    plan: CapturePlan, settings: CaptureSettings, name: str, reporter: Reporter
+) -> SourceModel:
+    """Load the model, check its width, and prove that its rows are causal.
 
     Raises:
-        IncompatibleError: its output has another width.
+        IncompatibleError: its output has another width than its configuration says, or its rows
+            depend on more than the tokens up to them.
     """
-    loaded = plan.model.load(
+    # Not at the top: torch takes a second to import, and a complete cache does not need it.
+    from fusestore.models.causality import prove_causal
+
+    model = plan.model.load(
         dtype=plan.fingerprint.dtype, device=settings.device, attention=settings.attention
     )
-    width = check_widths(loaded, len(plan.model.tokenizer), name)
+    width = output_width(model)
     vocab_size = plan.fingerprint.model.vocab_size
     if width != vocab_size:
         raise IncompatibleError(
             f"The configuration of {name} has vocab_size {vocab_size:,}, but its output has "
             f"{width:,} ids. Correct vocab_size in the model folder's config.json."
         )
-    return loaded
+    proof = prove_causal(model, plan.tokens.token_ids, plan.fingerprint.max_length, name)
+    for note in proof.notes():
+        reporter.line(f"{name}: {note}")
+    return SourceModel(model, proof.batching)
 
 
 def _check_lengths(offsets: npt.NDArray[np.int64], context: int | None, name: str) -> None:
@@ -180,4 +205,23 @@ def _check_lengths(offsets: npt.NDArray[np.int64], context: int | None, name: st
         f"Document {longest} has {int(lengths[longest]):,} tokens, more than the context of {name} "
         f"({context:,}). Build the corpus with this model among its tokenizers and a max length of "
         f"at most {context:,}, so that long documents are split and none is cut."
+    )
+
+
+def _check_ids(tokens: TokenTable, model: Model, corpus: Corpus, name: str) -> None:
+    """Check that the model has every id that occurs.
+
+    A tokenizer with more ids than the model is ordinary: tokens were added that no text has.
+    """
+    outside = np.flatnonzero(tokens.token_ids >= model.vocab_size)
+    if len(outside) == 0:
+        return
+    token_id = int(tokens.token_ids[outside[0]])
+    document = int(np.searchsorted(tokens.document_offsets, outside[0], side="right")) - 1
+    text = model.tokenizer.vocabulary.token_bytes[token_id].decode(errors="replace")
+    raise IncompatibleError(
+        f"Document {document} ({corpus.describe(document)}) holds token {token_id} ({text!r}), but "
+        f"the output of {name} has {model.vocab_size:,} ids, and its tokenizer "
+        f"{len(model.tokenizer):,}. Give the model that this tokenizer belongs to, or leave the "
+        "token's text out of the corpus."
     )

@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,12 @@ from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.batches import RowCapturer
-from fusestore.capture.capture_plan import load_planned, plan_capture, report_dtype
+from fusestore.capture.capture_plan import (
+    SourceModel,
+    load_planned,
+    plan_capture,
+    report_dtype,
+)
 from fusestore.capture.run import settle_order
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import Corpus
@@ -131,9 +135,9 @@ def estimate_capture(
     plan = plan_capture(store, name, model, corpus, settings, keep_tokens=False)
     report_dtype(plan, name, reporter)
     prepared = time.perf_counter()
-    loaded = load_planned(plan, settings, name)
+    source = load_planned(plan, settings, name, reporter)
     ready = time.perf_counter()
-    device = next(loaded.parameters()).device.type
+    device = next(source.model.parameters()).device.type
     budget = sample_tokens or SAMPLE_TOKENS.get(device, SAMPLE_TOKENS_OF_ACCELERATOR)
     tokens, fingerprint = plan.tokens, plan.fingerprint
     sample = sample_documents(np.diff(tokens.document_offsets), budget, seed)
@@ -141,15 +145,15 @@ def estimate_capture(
         rates, rows = [], []
         total = sum(tokens.take(stratum.documents).num_tokens for stratum in sample)
         # The first pass of a model allocates and tunes, so its time is not measured.
-        _capture(loaded, tokens.take(sample[0].documents), settings)
+        _capture(source, tokens.take(sample[0].documents), settings)
         began, order = time.perf_counter(), None
         if fingerprint.profile != "fast":
-            order = settle_order(loaded, fingerprint, tokens, settings, ignore_progress)
+            order = settle_order(source, fingerprint, tokens, settings, ignore_progress)
         sample_seconds = time.perf_counter() - began
         for stratum in sample:
             drawn = tokens.take(stratum.documents)
             began = time.perf_counter()
-            rows.append(_capture(loaded, drawn, settings))
+            rows.append(_capture(source, drawn, settings))
             rates.append((time.perf_counter() - began) / drawn.num_tokens)
             progress(sum(map(len, rows)), total)
     capture_seconds = sum(
@@ -225,8 +229,10 @@ def sample_documents(lengths: _Documents, budget: int, seed: int) -> list[Stratu
     return strata
 
 
-def _capture(model: Any, tokens: TokenTable, settings: CaptureSettings) -> Rows:  # noqa: ANN401
-    capturer = RowCapturer(model, tokens, settings.rule, settings.batch_size)
+def _capture(source: SourceModel, tokens: TokenTable, settings: CaptureSettings) -> Rows:
+    capturer = RowCapturer(
+        source.model, tokens, settings.rule, settings.batch_size, source.batching
+    )
     rows, bad = capturer.rows(0, tokens.num_tokens, ignore_progress)
     if bad and settings.on_nan == "stop":
         raise NonFiniteError(

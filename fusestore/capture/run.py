@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusestore.cache.id_order import IdOrder
 from fusestore.cache.manifest import Fingerprint
@@ -13,6 +13,7 @@ from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.writer import CacheWriter, clear_up, has_tokens, stored_order
 from fusestore.capture.capture_plan import (
     CapturePlan,
+    SourceModel,
     adopt_dtype,
     load_planned,
     plan_capture,
@@ -71,8 +72,8 @@ def capture(
     Raises:
         NotFoundError: no such model.
         InvalidInputError: k above the vocabulary, unknown dtype or device.
-        IncompatibleError: model and tokenizer do not belong together, or a document is longer
-            than the model's context.
+        IncompatibleError: a document has a token that the model lacks, or more tokens than its
+            context; or the model's rows depend on more than the tokens up to them.
         FingerprintMismatchError: a cache of this name was made with other settings.
         NonFiniteError: the model's logits are not finite and `on_nan` is `stop`.
     """
@@ -134,10 +135,13 @@ def _carry_out(
 
     # On first use, because a repair of other files than shards needs no model.
     @cache
-    def load() -> Any:  # noqa: ANN401 - transformers is untyped
+    def load() -> SourceModel:
         report_dtype(plan, name, reporter)
-        return load_planned(plan, settings, name)
+        return load_planned(plan, settings, name, reporter)
 
+    if name not in store.names("caches"):
+        # A model that is refused leaves no cache that was begun.
+        load()
     order = _order(store, name, fingerprint, tokens, settings, load, reporter)
     writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     keep_vocabulary(store, plan.model.tokenizer)
@@ -145,7 +149,10 @@ def _carry_out(
         clear_up(writer.location)
         return StageResult(open_cache(store, name), created=False)
     if redo or writer.missing_shards():
-        capturer = RowCapturer(load(), tokens, settings.rule, settings.batch_size)
+        source = load()
+        capturer = RowCapturer(
+            source.model, tokens, settings.rule, settings.batch_size, source.batching
+        )
         with _shards(writer, redo, name, reporter) as shards:
             _write_shards(writer, shards, capturer, corpus, settings, name, reporter)
     if not writer.complete:
@@ -163,7 +170,7 @@ def _order(
     fingerprint: Fingerprint,
     tokens: TokenTable,
     settings: CaptureSettings,
-    load: Callable[[], Any],
+    load: Callable[[], SourceModel],
     reporter: Reporter,
 ) -> IdOrder | None:
     """The stored order of ids, or else an order from a sample of the rows."""
@@ -177,7 +184,7 @@ def _order(
 
 
 def settle_order(
-    model: Any,  # noqa: ANN401
+    source: SourceModel,
     fingerprint: Fingerprint,
     tokens: TokenTable,
     settings: CaptureSettings,
@@ -187,7 +194,9 @@ def settle_order(
     from fusestore.capture.batches import RowCapturer
 
     sample = sample_tokens(tokens)
-    capturer = RowCapturer(model, sample, settings.rule, settings.batch_size)
+    capturer = RowCapturer(
+        source.model, sample, settings.rule, settings.batch_size, source.batching
+    )
     # A document that is not finite is ignored here, and reported with its shard.
     rows, _ = capturer.rows(0, sample.num_tokens, progress)
     return order_of_sample(fingerprint.model.vocab_size, tokens, rows)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.models.folder_kinds import check_folder
-from fusestore.models.gguf_conversion import convert_gguf
-from fusestore.models.hub_download import download_model
+from fusestore.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    NotFoundError,
+)
 from fusestore.models.precision import DTYPES
 from fusestore.models.weight_proof import load_folder
 from fusestore.process_rank import local_rank
@@ -124,30 +125,21 @@ def pick_device(device: str) -> str:
     return device
 
 
+def context_length(config: Any) -> int | None:  # noqa: ANN401 - transformers is untyped
+    """Most tokens that a model reads, by its text configuration; None for no limit.
+
+    XLNet has -1 for no limit; BLOOM, Mamba and others have no such key.
+    """
+    length = getattr(config, "max_position_embeddings", None)
+    return int(length) if length is not None and length > 0 else None
+
+
 def output_width(model: Any) -> int:  # noqa: ANN401 - transformers is untyped
     """Number of ids in the model's output, above the tokenizer's if the vocabulary is padded."""
     head = model.get_output_embeddings()
     # Under ZeRO 3 the weight of a linear layer may be on another process.
-    return int(head.out_features if hasattr(head, "out_features") else head.weight.shape[0])
-
-
-def check_width(width: int, tokenizer_length: int, name: str) -> None:
-    """Check that a model's output covers its tokenizer.
-
-    Padded vocabularies (width above length) are ordinary; a width below the length is an error.
-
-    Raises:
-        IncompatibleError: the tokenizer has ids the model cannot output.
-    """
-    if tokenizer_length > width:
-        raise IncompatibleError(
-            f"The tokenizer of {name} has {tokenizer_length:,} ids, but the model's output has "
-            f"{width:,}. They do not belong together; check the model folder."
-        )
-
-
-def check_widths(model: Any, tokenizer_length: int, name: str) -> int:  # noqa: ANN401
-    """The loaded model's `output_width`, after `check_width`."""
-    width = output_width(model)
-    check_width(width, tokenizer_length, name)
-    return width
+    if hasattr(head, "out_features"):
+        return int(head.out_features)
+    if hasattr(head, "weight"):
+        return int(head.weight.shape[0])
+    return int(model.config.get_text_config().vocab_size)

@@ -9,18 +9,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fusestore.models.backbone import backbone_among, called_modules, run_once
 from fusestore.models.loading import output_width
+from fusestore.models.rounding import distance, rounding_share
 
 CHUNK_LOGITS = {"cpu": 2**24}
 """Logits per chunk, about: 64 MiB in float32, so that the head's weights are read seldom."""
 
 CHUNK_LOGITS_ELSEWHERE = 2**28
 """512 MiB in bfloat16: an accelerator wants few large kernels."""
+
+_PROBE = (2, 4)
+"""Documents and tokens of the pass that finds a model's backbone."""
+
+_backbones: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
 def pad_batch(
@@ -37,42 +45,103 @@ def pad_batch(
 
 
 @torch.no_grad()
-def logit_chunks(
+def whole_logits(
     model: Any,  # noqa: ANN401 - transformers is untyped
+    input_ids: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits [batch, time, vocab] of one pass of the model."""
+    inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+    known = inspect.signature(model.forward).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        inputs = {name: value for name, value in inputs.items() if name in known}
+    logits: torch.Tensor = model(**inputs).logits
+    return logits
+
+
+@torch.no_grad()
+def logit_chunks(
+    model: Any,  # noqa: ANN401
     input_ids: torch.Tensor,
     mask: torch.Tensor,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield `(start, logits)`: logits [batch, chunk, vocab] of positions from `start`, in order.
 
     The model's own `forward` computes the logits, so that soft-capping or scaling after the output
-    head is included. During this call, its backbone is replaced by the result that the backbone has
-    already computed. A model without `logits_to_keep` runs whole, in its own dtype, and its logits
-    are split into chunks afterwards.
+    head is included. It is called once per chunk; its backbone runs at the first call, and every
+    call continues with the hidden states of a chunk. A model whose logits cannot be made so runs
+    whole, and its logits are split into chunks afterwards: see `has_chunked_logits`.
 
     Not in inference mode: later passes write again to weights that FSDP gathers for a pass.
     """
     batch, time = input_ids.shape
-    backbone = getattr(model, model.base_model_prefix, None)
-    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     size = CHUNK_LOGITS.get(input_ids.device.type, CHUNK_LOGITS_ELSEWHERE)
     chunk = max(1, size // (batch * output_width(model)))
-    if backbone is None or backbone is model or not keeps:
-        logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+    backbone = _backbone(model, input_ids)
+    if backbone is None:
+        logits = whole_logits(model, input_ids, mask)
         for start in range(0, time, chunk):
             yield start, logits[:, start : start + chunk]
         return
-    hidden = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False)
-    original = backbone.forward
-    backbone.forward = lambda *_args, **_kwargs: hidden
+    yield from _in_chunks(model, backbone, input_ids, mask, chunk)
+
+
+def has_chunked_logits(model: Any, input_ids: torch.Tensor) -> bool:  # noqa: ANN401
+    """Whether the model's logits can be made in chunks; found out by running it, once per model.
+
+    Args:
+        model: a causal language model.
+        input_ids: int64 [batch, time]: ids to run it on.
+    """
+    return _backbone(model, input_ids) is not None
+
+
+def _backbone(model: Any, input_ids: torch.Tensor) -> str | None:  # noqa: ANN401
+    """The name of the model's backbone, if its logits can be made in chunks by `_in_chunks`."""
+    if model not in _backbones:
+        batch, time = _PROBE
+        indices = torch.arange(batch * time, device=input_ids.device) % input_ids.numel()
+        ids = input_ids.flatten()[indices].view(batch, time)
+        mask = torch.ones_like(ids)
+        with called_modules(model) as calls:
+            whole = whole_logits(model, ids, mask)
+        name = backbone_among(model, calls)
+        if name is not None and not _chunks_equal(model, name, ids, mask, whole):
+            name = None
+        _backbones[model] = name
+    return _backbones[model]
+
+
+def _chunks_equal(
+    model: Any,  # noqa: ANN401
+    backbone: str,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    whole: torch.Tensor,
+) -> bool:
+    chunk = input_ids.shape[1] // 2
     try:
-        for start in range(0, time, chunk):
-            kept = torch.arange(start, min(start + chunk, time), device=input_ids.device)
-            output = model(
-                input_ids=input_ids, attention_mask=mask, use_cache=False, logits_to_keep=kept
-            )
-            yield start, output.logits
-    finally:
-        backbone.forward = original
+        parts = [logits for _, logits in _in_chunks(model, backbone, input_ids, mask, chunk)]
+    except Exception:
+        # The code of a model may raise anything when it is given a part of its hidden states.
+        return False
+    logits = torch.cat(parts, 1)
+    if logits.shape != whole.shape:
+        return False
+    return distance(whole, logits).share <= rounding_share(model, whole)
+
+
+def _in_chunks(
+    model: Any,  # noqa: ANN401
+    backbone: str,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    chunk: int,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    with run_once(model.get_submodule(backbone)) as positions:
+        for start in range(0, input_ids.shape[1], chunk):
+            positions[0] = slice(start, start + chunk)
+            yield start, whole_logits(model, input_ids, mask)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.models.loading import load_model, local_model_folder, model_digest
+from fusestore.models.loading import (
+    context_length,
+    load_model,
+    local_model_folder,
+    model_digest,
+)
 from fusestore.models.spec import may_be_hub_id, may_name_artifact, names_in, short_name
 from fusestore.models.store_models import CachedModel, cached_model, stored_model_folder
 from fusestore.storage.memory import file_digest, remembered
@@ -273,12 +278,17 @@ class Model:
     def _facts(self) -> _Facts:
         def make() -> dict[str, Any]:
             text = self.config.get_text_config()
-            context = getattr(text, "max_position_embeddings", None)
+            vocab_size = getattr(text, "vocab_size", None)
+            if type(vocab_size) is not int:
+                raise InvalidInputError(
+                    f"The configuration of {self.spec} ({type(self.config).__name__}) has no "
+                    "vocab_size, so it is not that of a language model. Give the folder of a model "
+                    "that predicts the next token."
+                )
             return {
                 "architecture": (self.config.architectures or [type(self.config).__name__])[0],
-                "vocab_size": int(text.vocab_size),
-                # BLOOM and others have -1 for no limit.
-                "context": context if context is not None and context > 0 else None,
+                "vocab_size": vocab_size,
+                "context": context_length(text),
             }
 
         if self.trust_remote_code:

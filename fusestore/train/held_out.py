@@ -18,6 +18,7 @@ import torch
 from fusestore.corpus.build import open_corpus
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.errors import InvalidInputError, NonFiniteError
+from fusestore.models.loading import context_length
 from fusestore.models.logits import logit_chunks, pad_batch
 from fusestore.models.precision import PrecisionSetting, choose_precision
 from fusestore.progress import Reporter
@@ -106,8 +107,7 @@ def document_nats(
     Raises:
         NonFiniteError: the model gives NaN; the document is named.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    length = min(max_length, positions or max_length)
+    length = min(max_length, context_length(model.config.get_text_config()) or max_length)
     nats = np.zeros(tokens.num_documents, np.float64)
     was_training = model.training
     model.eval()
