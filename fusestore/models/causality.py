@@ -70,7 +70,7 @@ def prove_causal(
 ) -> Proof:
     """Check that a model's rows are causal, and find the batches that leave them unchanged.
 
-    The model runs over two short documents alone and together, and with their last tokens replaced.
+    The model runs over a short document, over others that begin alike, and over several together.
     The tokens are the corpus's own, so every process that captures it finds the same.
 
     Args:
@@ -84,10 +84,8 @@ def prove_causal(
             document; or the model does not run on token ids alone.
     """
     length = min(_LENGTH, longest)
-    shorter = max(1, 2 * length // 3)
-    text = np.resize(token_ids[: length + shorter], length + shorter)
     try:
-        return _Passes(model, name).prove(text[:length], text[length:])
+        return _Passes(model, name).prove(np.resize(token_ids[:length], length))
     except IncompatibleError:
         raise
     except Exception as error:
@@ -107,77 +105,87 @@ class _Passes:
         self._model = model
         self._name = f"{name} ({type(model).__name__})"
         self._device = next(model.parameters()).device
+        self._width = output_width(model)
 
-    def prove(self, first: _Ids, second: _Ids) -> Proof:
+    def prove(self, document: _Ids) -> Proof:
         """See `prove_causal`."""
-        rows = self._alone(first)
-        limit = rounding_share(self._model, rows)
-        # Row 0 moves if a later token is read anywhere near; many rows move if the last one is.
-        last = len(first) - 1
-        changed = {count: _replaced(first, count, rows.shape[-1]) for count in (min(1, last), last)}
-        others = {count: self._alone(ids) for count, ids in changed.items()}
-        for count, other in others.items():
-            moved = distance(rows[:count], other[:count])
-            if moved.share > limit:
-                self._check_repeatable(first, rows, limit)
-                raise self._not_causal(moved, count)
+        rows = self._alone(document)
+        last = len(document) - 1
+        # Row 0 moves if tokens are read anywhere near it; many rows move if the last one is read.
+        counts = (min(1, last), last)
+        changed = [_replaced(document, count, self._width) for count in counts]
+        changed_rows = [self._alone(ids) for ids in changed]
+        for count, others in zip(counts, changed_rows, strict=True):
+            self._check_causal(document, rows[:count], others[:count], "replaced")
+        shorter = changed[0][: max(1, 2 * len(document) // 3)]
+        shorter_rows = changed_rows[0][: len(shorter)]
         batches: tuple[tuple[Batching, list[_Ids], list[Tensor]], ...] = (
-            ("padded", [first, second], [rows, self._alone(second)]),
-            ("one length", [first, changed[last]], [rows, others[last]]),
-            ("one document", [first], [rows]),
+            ("padded", [document, shorter], [rows, shorter_rows]),
+            ("one length", [document, changed[1]], [rows, changed_rows[1]]),
+            ("one document", [document], [rows]),
         )
-        chunked = has_chunked_logits(self._model, self._tensor(first)[None])
         largest: Distance | None = None
         for batching, documents, alone in batches:
             moved = self._moved_together(documents, alone)
-            if moved.share <= limit:
+            if not self._is_moved(moved, rows):
+                chunked = has_chunked_logits(self._model, self._tensor(document))
                 return Proof(batching, largest, chunked)
-            largest = largest or moved
-        self._check_repeatable(first, rows, limit)
+            if largest is None:
+                # The rows of the shorter document are so far those of a longer one, cut off.
+                ended = self._alone(shorter)
+                self._check_causal(document, shorter_rows, ended, "left out")
+                largest = moved
+        self._check_repeatable(document, rows)
         raise IncompatibleError(
-            f"The rows of {self._name} move by {moved.nats:.2g} nats when a document that runs "
-            "alone has an attention mask of ones. Such rows are not those of the plain model, so "
-            "they are not captured. Try another attention implementation (--attention eager)."
+            f"The rows of {self._name} move by up to {moved.nats:.2g} nats when it is given an "
+            "attention mask without padding, so they are not captured. Try another attention "
+            "implementation, as in --attention eager."
         )
 
     def _alone(self, ids: _Ids) -> Tensor:
         """Logits [len(ids), V] of a document as the plain model gives them."""
-        logits = whole_logits(self._model, self._tensor(ids)[None])
-        width = output_width(self._model)
-        if logits.shape != (1, len(ids), width):
+        logits = whole_logits(self._model, self._tensor(ids))
+        if logits.shape != (1, len(ids), self._width):
             raise IncompatibleError(
                 f"{self._name} gives logits of shape {list(logits.shape)} for {len(ids)} tokens; "
-                f"expected [1, {len(ids)}, {width}]. Give a model that predicts the next token."
+                f"expected [1, {len(ids)}, {self._width}]. Give a model that predicts the next "
+                "token of plain text."
             )
         return logits[0]
 
     def _moved_together(self, documents: list[_Ids], alone: list[Tensor]) -> Distance:
-        """How far the rows of documents in one batch are from those of each document alone."""
-        parts = [part for _, part in logit_chunks(self._model, *pad_batch(documents, self._device))]
-        logits = torch.cat(parts, 1)
+        """How far rows in one batch are from those of each document alone, float [len, V]."""
+        batch = pad_batch(documents, self._device)
+        logits = torch.cat([part for _, part in logit_chunks(self._model, *batch)], 1)
         distances = [distance(rows, logits[index, : len(rows)]) for index, rows in enumerate(alone)]
         return max(distances, key=lambda moved: moved.share)
 
-    def _check_repeatable(self, ids: _Ids, rows: Tensor, limit: float) -> None:
-        moved = distance(rows, self._alone(ids))
-        if moved.share > limit:
-            raise IncompatibleError(
-                f"{self._name} gives the same document other rows each time it runs: a row moved "
-                f"by {moved.nats:.2g} nats. Its forward pass draws random numbers, so no capture "
-                "of it could be continued or checked."
-            )
+    def _is_moved(self, moved: Distance, rows: Tensor) -> bool:
+        return moved.share > rounding_share(self._model, rows)
 
-    def _not_causal(self, moved: Distance, count: int) -> IncompatibleError:
-        return IncompatibleError(
+    def _check_causal(self, document: _Ids, rows: Tensor, others: Tensor, what: str) -> None:
+        moved = distance(rows, others)
+        if not self._is_moved(moved, rows):
+            return
+        self._check_repeatable(document, self._alone(document))
+        raise IncompatibleError(
             f"{self._name} is no causal language model: a row moved by {moved.nats:.2g} nats when "
-            f"only tokens after it were replaced (rows up to {count - 1}, tokens from {count}). "
-            "Such a model reads the token that it should predict, as masked language models "
-            "(BERT, RoBERTa, XLM), encoders and prefix models do. Give a model that was trained "
-            "to predict the next token."
+            f"the tokens after it were {what}. So its rows have read the tokens that they should "
+            "predict, as those of masked language models (BERT, RoBERTa, XLM), encoders and "
+            "prefix models have. Give a model that was trained to predict the next token."
         )
 
+    def _check_repeatable(self, document: _Ids, rows: Tensor) -> None:
+        moved = distance(rows, self._alone(document))
+        if self._is_moved(moved, rows):
+            raise IncompatibleError(
+                f"{self._name} gives other rows each time it reads the same document: a row moved "
+                f"by {moved.nats:.2g} nats. Its forward pass draws random numbers, so a capture "
+                "of it cannot be continued or checked."
+            )
+
     def _tensor(self, ids: _Ids) -> Tensor:
-        return torch.from_numpy(ids.astype(np.int64)).to(self._device)
+        return torch.from_numpy(ids.astype(np.int64))[None].to(self._device)
 
 
 def _replaced(ids: _Ids, count: int, width: int) -> _Ids:

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_MASKED = -1e4
+"""Log-probabilities below this are of ids that the model never gives."""
+
 
 class Distance(NamedTuple):
     """How far rows moved.
@@ -37,7 +40,8 @@ def distance(rows: Tensor, others: Tensor) -> Distance:
     if moved.numel() == 0:
         return Distance(0.0, 0.0)
     nats = moved.amax(-1)
-    spread = before.amax(-1) - before.median(-1).values
+    present = before.masked_fill(before < _MASKED, torch.nan)
+    spread = before.amax(-1) - present.nanmedian(-1).values
     share = torch.where(nats == 0, 0.0, nats / spread)
     return Distance(float(nats.max()), float(share.max()))
 

@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from fusestore.errors import (
-    IncompatibleError,
     InvalidInputError,
     MissingDependencyError,
     NotFoundError,
 )
 from fusestore.models.gguf_conversion import convert_gguf
 from fusestore.models.loading import (
-    check_widths,
+    convert_gguf,
     load_model,
     local_model_folder,
     model_digest,
@@ -102,14 +101,6 @@ def test_cuda_that_is_not_there(model_path):
 def test_device_by_name():
     assert pick_device("cpu") == "cpu"
     assert pick_device("auto") in ("cpu", "cuda", "mps")
-
-
-def test_widths():
-    model = make_llama(50)
-    assert check_widths(model, 50, "tiny") == 50
-    assert check_widths(model, 40, "tiny") == 50
-    with pytest.raises(IncompatibleError, match=r"tokenizer of tiny has 51 ids, .* 50"):
-        check_widths(model, 51, "tiny")
 
 
 def test_digest_is_of_configuration_and_weights(model_path, tmp_path):

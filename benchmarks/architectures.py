@@ -1,0 +1,268 @@
+"""Captures every type of causal language model that transformers has, and checks each row.
+
+Each type is built at tiny size with random weights, from its own default configuration. What a
+capture does after loading runs over a few documents: the proof, padded batches, logits in chunks,
+selection. Its rows are compared with those of the plain model, `model(input_ids).logits`, which
+reads one document at a time. A type is
+
+    right      all rows are equal, but for rounding
+    refused    the capture refuses the model, and says why
+    wrong      some row differs: a defect of fusestore
+    not built  no tiny model can be made of the configuration, or it does not run on token ids
+
+    python benchmarks/architectures.py                      # all types, about five minutes
+    python benchmarks/architectures.py opt llama4_text bert # these
+    python benchmarks/architectures.py --write docs/model_types.md
+
+Exits with 1 if a type is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import re
+import sys
+import warnings
+from collections import Counter
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from fusestore.cache.rule import Rule
+from fusestore.capture.batches import RowCapturer
+from fusestore.errors import IncompatibleError
+from fusestore.models import logits as engine
+from fusestore.models.causality import prove_causal
+from fusestore.models.loading import output_width
+from fusestore.progress import ignore_progress
+from fusestore.tokenizers.token_table import TokenTable
+
+LAYERS = 4
+VOCAB_SIZE = 160
+LENGTHS = (45, 23, 23, 9, 1, 36)
+"""Tokens of the documents: longer than the windows below, and not in order."""
+
+MAX_PARAMETERS = 50_000_000
+SECONDS = 120
+"""Time limit of a type."""
+
+TOLERANCE = 1e-4
+"""Distance of a row's log-probabilities, as a share of its spread or in nats, that is rounding."""
+
+SIZES: dict[int, str] = {
+    VOCAB_SIZE: "vocab_size n_words decoder_vocab_size vocab_size_per_layer_input",
+    LAYERS: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers "
+    "num_blocks num_decoder_layers num_encoder_layers num_layers_per_stack",
+    4: "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads "
+    "encoder_attention_heads num_decoder_attention_heads num_encoder_attention_heads "
+    "num_experts num_local_experts n_routed_experts moe_num_experts linear_num_heads "
+    "linear_num_value_heads linear_num_key_heads index_n_heads indexer_n_heads n_mamba_heads",
+    2: "num_key_value_heads num_kv_heads kv_n_heads num_global_key_value_heads "
+    "num_experts_per_tok moe_k moe_topk moe_top_k top_k_experts zero_expert_num "
+    "first_k_dense_replace patch_size num_codebooks",
+    1: "n_group topk_group n_groups mamba_n_groups mamba_ngroups num_shared_experts "
+    "n_shared_experts moe_num_shared_experts",
+    16: "head_dim global_head_dim v_head_dim qk_nope_head_dim kv_lora_rank q_lora_rank o_lora_rank "
+    "index_head_dim indexer_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim "
+    "dim_head d_head attention_head_size kv_channels mamba_d_state mamba_d_head mamba_head_dim "
+    "mamba_headdim state_size ssm_state_size chunk_size mamba_chunk_size attention_chunk_size "
+    "hidden_size_per_layer_input laurel_rank altup_lora_rank qk_head_dim "
+    "head_dim_global swa_head_dim swa_v_head_dim",
+    8: "qk_rope_head_dim rotary_dim sliding_window local_attention attention_window_size "
+    "window_size mamba_n_heads mamba_num_heads index_topk indexer_budget adapter_rank",
+    64: "hidden_size d_model n_embd emb_dim dim embed_dim embedding_dim embedding_size lru_width "
+    "word_embed_proj_dim attention_hidden_size input_embedding_size output_embedding_size "
+    "hidden_size_global dim_model_base backbone_hidden_size ple_embed_dim moe_latent_size",
+    96: "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner ffn_hidden_size "
+    "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size dim_ff dff "
+    "d_inner feed_forward_size intermediate_size_mlp expert_ffn_hidden_size mlp_dim "
+    "moe_shared_expert_intermediate_size shared_experts_intermediate_size "
+    "prefix_dense_intermediate_size router_hidden_size dense_intermediate_size",
+    256: "max_position_embeddings n_positions max_target_positions max_seq_len n_ctx "
+    "context_length",
+    32: "image_size",
+}
+"""Values of configuration keys, whichever of them a type has."""
+
+SPECIAL: dict[str, dict[str, Any]] = {}
+"""More values for types whose sizes depend on each other."""
+
+
+class Outcome(NamedTuple):
+    """What became of a type: `right`, `refused`, `wrong` or `not built`, and more about it."""
+
+    kind: str
+    note: str
+
+
+def main() -> None:
+    arguments = parse()
+    types = arguments.types or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    outcomes = {}
+    for model_type in types:
+        outcomes[model_type] = outcome = in_a_process(model_type)
+        print(f"{model_type:26}{outcome.kind:11}{outcome.note}", flush=True)
+    counts = Counter(outcome.kind for outcome in outcomes.values())
+    summary = ", ".join(
+        f"{counts[kind]} {kind}" for kind in ("right", "refused", "wrong", "not built")
+    )
+    print(f"{len(outcomes)} types of transformers {transformers.__version__}: {summary}")
+    if arguments.write:
+        write(arguments.write, outcomes, summary)
+    sys.exit(counts["wrong"] > 0)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("types", nargs="*", help="types of models; by default all")
+    parser.add_argument("--write", type=Path, help="the page that receives the table")
+    return parser.parse_args()
+
+
+def in_a_process(model_type: str) -> Outcome:
+    """The outcome of a type, in a process of its own: some types need much memory or time."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=send, args=(model_type, sender))
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(SECONDS):
+            return receiver.recv()
+        return Outcome("not built", f"takes more than {SECONDS} s")
+    except EOFError:
+        process.join()
+        return Outcome("not built", f"the process died ({process.exitcode})")
+    finally:
+        process.kill()
+        process.join()
+
+
+def send(model_type: str, sender: Connection) -> None:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # noqa: PTH123
+        warnings.simplefilter("ignore")
+        transformers.logging.set_verbosity_error()
+        sender.send(check(model_type))
+
+
+def check(model_type: str) -> Outcome:
+    try:
+        model = build(model_type)
+    except Exception as error:
+        return Outcome("not built", one_line(error))
+    tokens = documents(output_width(model))
+    try:
+        expected = [plain_rows(model, tokens, index) for index in range(tokens.num_documents)]
+    except Exception as error:
+        return Outcome("not built", f"runs on more than token ids: {one_line(error)}")
+    try:
+        proof = prove_causal(model, tokens.token_ids, max(LENGTHS), model_type)
+    except IncompatibleError as error:
+        return Outcome("refused", str(error))
+    width = output_width(model)
+    # Chunks of a few positions, so that the head runs several times.
+    engine.CHUNK_LOGITS["cpu"] = len(LENGTHS) * width * 11
+    capturer = RowCapturer(model, tokens, Rule("top-k", width), None, proof.batching)
+    rows, bad = capturer.rows(0, tokens.num_tokens, ignore_progress)
+    if bad:
+        return Outcome("wrong", f"documents {bad} are not finite")
+    captured = np.empty_like(rows.logprobs)
+    np.put_along_axis(captured, rows.ids.astype(np.int64), rows.logprobs, axis=1)
+    plain = np.concatenate(expected)
+    nats = np.abs(captured - plain).max(axis=1)
+    spread = plain.max(axis=1) - np.median(plain, axis=1)
+    share = float((nats / spread).max())
+    note = "; ".join([f"{nats.max():.1e} nats", f"{share:.0e} of the spread", *proof.notes()])
+    return Outcome("right" if min(nats.max(), share) <= TOLERANCE else "wrong", note)
+
+
+def build(model_type: str) -> Any:
+    """A tiny random model of a type, sharp enough that its rows differ from each other."""
+    config = shrunk(CONFIG_MAPPING[model_type], SPECIAL.get(model_type, {}))
+    with torch.device("meta"):
+        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if size > MAX_PARAMETERS:
+        raise ValueError(f"{size:,} parameters at the smallest size that is known here")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
+    return model
+
+
+def shrunk(config_class: Any, special: dict[str, Any]) -> Any:
+    """The configuration of a class at the sizes above; those inside of it too."""
+    default = config_class()
+    values = {
+        key: size
+        for size, keys in SIZES.items()
+        for key in keys.split()
+        if getattr(default, key, None) is not None
+    }
+    # A key may be another name of one that is already there.
+    names = getattr(config_class, "attribute_map", {})
+    values = {key: value for key, value in values.items() if names.get(key) not in values}
+    layers = next(
+        (
+            getattr(default, key)
+            for key in SIZES[LAYERS].split()
+            if isinstance(getattr(default, key, None), int)
+        ),
+        None,
+    )
+    for key, value in default.to_dict().items():
+        if isinstance(value, list) and len(value) == layers:
+            values[key] = value[:LAYERS]
+    for key in config_class.sub_configs:
+        if getattr(default, key, None) is not None:
+            part_class = type(getattr(default, key))
+            values[key] = shrunk(part_class, special.get(key, {}))
+    values |= {key: value for key, value in special.items() if not isinstance(value, dict)}
+    return config_class(**values)
+
+
+def documents(width: int) -> TokenTable:
+    ids = np.random.default_rng(0).integers(5, min(width, VOCAB_SIZE) - 30, sum(LENGTHS))
+    offsets = np.cumsum([0, *LENGTHS]).astype(np.int64)
+    return TokenTable(ids.astype(np.int32), np.zeros(len(ids), np.int32), offsets)
+
+
+@torch.no_grad()
+def plain_rows(model: Any, tokens: TokenTable, index: int) -> np.ndarray:
+    """Log-probabilities float32 [time, V] of a document that the plain model reads alone."""
+    ids = torch.from_numpy(tokens.document(index)[0].astype(np.int64))
+    return torch.log_softmax(model(input_ids=ids[None]).logits[0].float(), -1).numpy()
+
+
+def one_line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text[:160]
+
+
+def write(page: Path, outcomes: dict[str, Outcome], summary: str) -> None:
+    """Write the table between the marks of the page."""
+    lines = [
+        f"transformers {transformers.__version__}, {len(outcomes)} types: {summary}.",
+        "",
+        "| type | outcome | |",
+        "|---|---|---|",
+    ]
+    for model_type, (kind, note) in outcomes.items():
+        lines.append(f"| `{model_type}` | {kind} | {note.replace('|', '/')} |")
+    marked = re.compile("(<!-- figures -->\n).*(<!-- end of figures -->)", re.DOTALL)
+    text = "\n".join(lines)
+    page.write_text(marked.sub(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A capture proves its model before its first shard; a refused model leaves the store as it was."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from fusestore.capture.estimate import estimate_capture
+from fusestore.capture.run import capture
+from fusestore.capture.settings import CaptureSettings
+from fusestore.corpus.build import write_corpus
+from fusestore.errors import IncompatibleError
+from fusestore.models.model import Model
+from fusestore.store.layout import Store
+from tests.helpers.tiny_models import (
+    TEXTS,
+    make_llama,
+    make_model,
+    save_model,
+    train_tokenizer,
+)
+
+VOCAB_SIZE = 300
+EXACT = CaptureSettings(top_k=7, profile="lossless", dtype="float32", device="cpu")
+EXTRA = "<extra>"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def corpus(store, tmp_path):
+    return make_corpus(store, tmp_path, TEXTS)
+
+
+def make_corpus(store, folder, texts):
+    pl.DataFrame({"text": texts}).write_parquet(folder / "texts.parquet")
+    return write_corpus(store, "demo", folder / "texts.parquet")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A folder of a BERT as its class for masked language models saves it."""
+    model = make_model("bert", vocab_size=VOCAB_SIZE, initializer_range=0.2)
+    model.config.architectures = ["BertForMaskedLM"]
+    tokenizer = train_tokenizer(TEXTS, VOCAB_SIZE)
+    return save_model(tmp_path_factory.mktemp("models") / "bert", model, tokenizer)
+
+
+@pytest.mark.parametrize("profile", ["compact", "lossless", "fast"])
+def test_a_model_that_reads_both_ways_leaves_no_cache(store, corpus, bert, profile):
+    settings = EXACT.model_copy(update={"profile": profile})
+    with pytest.raises(IncompatibleError, match=r"masked \(BertLMHeadModel\) is no causal"):
+        capture(store, "masked", Model.open(bert), corpus, settings)
+    assert store.names("caches") == []
+
+
+def test_an_estimate_refuses_it_too(store, corpus, bert):
+    with pytest.raises(IncompatibleError, match="no causal language model"):
+        estimate_capture(store, "masked", Model.open(bert), corpus, EXACT)
+
+
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory):
+    """A model whose tokenizer has one id more than its output."""
+    tokenizer = train_tokenizer(TEXTS, VOCAB_SIZE)
+    tokenizer.add_special_tokens({"additional_special_tokens": [EXTRA]})
+    assert len(tokenizer) == VOCAB_SIZE + 1
+    folder = tmp_path_factory.mktemp("models") / "wider"
+    return save_model(folder, make_llama(VOCAB_SIZE), tokenizer)
+
+
+def test_an_id_that_no_text_has_may_be_beyond_the_model(store, corpus, wider):
+    cache = capture(store, "wider", Model.open(wider), corpus, EXACT).artifact
+    assert cache.fingerprint.tokenizer_length == VOCAB_SIZE + 1
+    assert np.isfinite(cache.document(0).logprobs).all()
+    assert not capture(store, "wider", Model.open(wider), corpus, EXACT).created
+
+
+def test_an_id_beyond_the_model_is_named(store, wider, tmp_path):
+    texts = [*TEXTS[:2], f"Peace {EXTRA} abroad.", TEXTS[3]]
+    corpus = make_corpus(store, tmp_path, texts)
+    match = r"Document 2 \(.*texts.parquet.*\) holds token 300 \('<extra>'\), .* wider has 300 ids"
+    with pytest.raises(IncompatibleError, match=match):
+        capture(store, "wider", Model.open(wider), corpus, EXACT)
+    with pytest.raises(IncompatibleError, match=match):
+        estimate_capture(store, "wider", Model.open(wider), corpus, EXACT)
+    assert store.names("caches") == []

@@ -1,0 +1,172 @@
+"""The proof that a model's rows are causal: what it refuses, and how batches are made instead."""
+
+import numpy as np
+import pytest
+import torch
+
+from fusestore.errors import IncompatibleError
+from fusestore.models.causality import prove_causal
+from fusestore.models.rounding import distance, rounding_share
+from tests.helpers.tiny_models import make_llama, make_model
+
+TOKENS = np.random.default_rng(0).integers(3, 100, 40).astype(np.int32)
+
+SHARP = {"initializer_range": 0.2}
+
+
+class Changed(torch.nn.Module):
+    """A model with a function in front of it or behind it."""
+
+    def __init__(self, model, before=None, after=None):
+        super().__init__()
+        self.model, self.before, self.after = model, before, after
+        self.config = model.config
+
+    def get_output_embeddings(self):
+        return self.model.get_output_embeddings()
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        inputs = {"attention_mask": attention_mask, "use_cache": use_cache}
+        if self.before is not None:
+            inputs |= self.before(input_ids, attention_mask)
+        output = self.model(input_ids=input_ids, **inputs)
+        if self.after is not None:
+            output.logits = self.after(output.logits)
+        return output
+
+
+def prove(model, tokens=TOKENS, longest=40):
+    return prove_causal(model.eval(), tokens, longest, "tiny")
+
+
+def prefix_mask(length):
+    """Attention in both directions among the first `length` tokens."""
+
+    def before(input_ids, _mask):
+        batch, time = input_ids.shape
+        allowed = torch.ones(time, time).tril().bool()
+        allowed[:length, :length] = True
+        mask = torch.where(allowed, 0.0, -1e9)[None, None].expand(batch, 1, time, time)
+        return {"attention_mask": mask}
+
+    return before
+
+
+def positions_from_the_end(input_ids, _mask):
+    return {"position_ids": torch.arange(input_ids.shape[1]).flip(0)[None]}
+
+
+def positions_after_padding(input_ids, mask):
+    """As if padding were on the left."""
+    time = input_ids.shape[1]
+    padding = torch.zeros(len(input_ids)) if mask is None else time - mask.sum(1)
+    return {"position_ids": torch.arange(time) + padding[:, None].long()}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba", "bart"])
+def test_a_causal_model_runs_in_padded_batches(family):
+    proof = prove(make_model(family, **SHARP, init_std=0.2))
+    assert (proof.batching, proof.moved, proof.notes()) == ("padded", None, [])
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm", "xlnet", "roberta"])
+def test_a_model_that_reads_both_ways_is_refused(family):
+    model = make_model(family, **SHARP, init_std=0.2, d_head=8)
+    with pytest.raises(
+        IncompatibleError, match=r"tiny \(.*\) is no causal .* moved by [\d.e-]+ na"
+    ):
+        prove(model)
+
+
+@pytest.mark.parametrize("length", [2, 5, 12])
+def test_a_prefix_model_is_refused(length):
+    with pytest.raises(IncompatibleError, match="after it were replaced"):
+        prove(Changed(make_llama(100), before=prefix_mask(length)))
+
+
+def test_a_model_that_counts_from_the_end_is_refused():
+    """Its rows change with the number of later tokens, whatever these are."""
+    with pytest.raises(IncompatibleError, match="after it were left out"):
+        prove(Changed(make_model("gpt2", **SHARP), before=positions_from_the_end))
+
+
+def test_padding_that_moves_rows_is_left_out():
+    proof = prove(Changed(make_model("gpt2", **SHARP), before=positions_after_padding))
+    assert proof.batching == "one length"
+    assert "padding moves its rows by" in proof.notes()[0]
+
+
+def test_other_documents_that_move_rows_are_left_out():
+    proof = prove(Changed(make_llama(100), after=lambda logits: logits + logits.mean(0)))
+    assert proof.batching == "one document"
+    assert "each document runs alone" in proof.notes()[0]
+
+
+def test_a_model_that_draws_is_refused():
+    drawing = Changed(make_llama(100), after=lambda logits: logits + torch.rand_like(logits))
+    with pytest.raises(IncompatibleError, match="other rows each time"):
+        prove(drawing)
+
+
+def test_a_model_that_needs_more_than_tokens_is_refused():
+    def before(_ids, _mask):
+        raise KeyError("pixel_values")
+
+    with pytest.raises(IncompatibleError, match=r"does not run on token ids alone \(KeyError"):
+        prove(Changed(make_llama(100), before=before))
+
+
+def test_logits_of_another_shape_are_refused():
+    with pytest.raises(IncompatibleError, match=r"logits of shape \[1, 12, 7\].* \[1, 12, 100\]"):
+        prove(Changed(make_llama(100), after=lambda logits: logits[..., :7]))
+
+
+def test_memory_that_runs_out_is_no_matter_of_the_model():
+    def before(_ids, _mask):
+        raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        prove(Changed(make_llama(100), before=before))
+
+
+@pytest.mark.parametrize("tokens", [[5], [5, 5, 5], [99, 98]])
+@pytest.mark.parametrize("longest", [1, 2, 40])
+def test_any_corpus_will_do(tokens, longest):
+    assert prove(make_llama(100), np.array(tokens, np.int32), longest).batching == "padded"
+
+
+def test_rows_that_are_not_finite_prove_nothing():
+    model = make_llama(100)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[TOKENS[3]] = torch.nan
+    assert prove(model).batching == "padded"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rounding_of_each_dtype_is_let_pass(dtype):
+    assert prove(make_llama(100).to(dtype)).batching == "padded"
+    with pytest.raises(IncompatibleError, match="no causal"):
+        prove(make_model("bert", **SHARP).to(dtype))
+
+
+def test_distance_of_rows():
+    rows = torch.tensor([[0.0, 1.0, -torch.inf, 4.0], [torch.nan, 0.0, 0.0, 0.0]])
+    assert distance(rows, rows) == (0.0, 0.0)
+    moved = distance(rows, torch.tensor([[0.0, 1.0, -torch.inf, 5.0], [0.0, 0.0, 0.0, 0.0]]))
+    before, after = (torch.log_softmax(torch.tensor([0.0, 1.0, top]), 0) for top in (4.0, 5.0))
+    assert moved.nats == pytest.approx(float((before - after).abs().max()), rel=1e-5)
+    assert moved.share == pytest.approx(moved.nats / 4.0, rel=1e-5)
+    assert distance(torch.zeros(1, 4), torch.tensor([[0.0, torch.nan, 0.0, 0.0]])).nats == torch.inf
+    assert distance(rows[:0], rows[:0]) == (0.0, 0.0)
+
+
+def test_ids_that_a_model_never_gives_are_not_in_the_spread():
+    rows = torch.tensor([[3.0, 0.0, -65504.0, -65504.0, -torch.inf]])
+    assert distance(rows, rows + torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])).share > 0.2
+
+
+def test_the_coarsest_format_bounds_rounding():
+    model = make_llama(100)
+    assert rounding_share(model, torch.zeros(1)) == pytest.approx(3.45e-4, rel=1e-2)
+    assert rounding_share(model, torch.zeros(1).bfloat16()) == pytest.approx(0.0884, rel=1e-2)
+    assert rounding_share(model.half(), torch.zeros(1)) == pytest.approx(0.03125)
