@@ -108,6 +108,8 @@ def main() -> None:
     arguments = parse()
     types = arguments.types or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     outcomes = {}
+    # So that no process has to import and compile what all need.
+    check("llama")
     for model_type in types:
         outcomes[model_type] = outcome = in_a_process(model_type)
         print(f"{model_type:26}{outcome.kind:11}{outcome.note}", flush=True)
