@@ -71,13 +71,13 @@ SIZES: dict[int, str] = {
     "first_k_dense_replace patch_size num_codebooks",
     1: "n_group topk_group n_groups mamba_n_groups mamba_ngroups num_shared_experts "
     "n_shared_experts moe_num_shared_experts",
-    16: "head_dim global_head_dim v_head_dim qk_nope_head_dim kv_lora_rank q_lora_rank o_lora_rank "
-    "index_head_dim indexer_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim "
+    16: "head_dim global_head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim kv_lora_rank "
+    "q_lora_rank o_lora_rank linear_key_head_dim linear_value_head_dim linear_head_dim "
     "dim_head d_head attention_head_size kv_channels mamba_d_state mamba_d_head mamba_head_dim "
     "mamba_headdim state_size ssm_state_size chunk_size mamba_chunk_size attention_chunk_size "
-    "hidden_size_per_layer_input laurel_rank altup_lora_rank qk_head_dim "
+    "hidden_size_per_layer_input laurel_rank altup_lora_rank "
     "head_dim_global swa_head_dim swa_v_head_dim",
-    8: "qk_rope_head_dim rotary_dim sliding_window local_attention attention_window_size "
+    8: "rotary_dim sliding_window local_attention attention_window_size "
     "window_size mamba_n_heads mamba_num_heads index_topk indexer_budget adapter_rank",
     64: "hidden_size d_model n_embd emb_dim dim embed_dim embedding_dim embedding_size lru_width "
     "word_embed_proj_dim attention_hidden_size input_embedding_size output_embedding_size "
@@ -89,12 +89,17 @@ SIZES: dict[int, str] = {
     "prefix_dense_intermediate_size router_hidden_size dense_intermediate_size",
     256: "max_position_embeddings n_positions max_target_positions max_seq_len n_ctx "
     "context_length",
-    32: "image_size",
+    32: "image_size index_head_dim indexer_head_dim qk_head_dim",
+    0: "pad_token_id bos_token_id eos_token_id padding_idx pad_index",
 }
 """Values of configuration keys, whichever of them a type has."""
 
 SPECIAL: dict[str, dict[str, Any]] = {}
 """More values for types whose sizes depend on each other."""
+
+
+ROW = re.compile(r"^\| `(\S+)` \| (right|refused|wrong|not built) \| (.*) \|$", re.MULTILINE)
+"""A row of the page's table."""
 
 
 class Outcome(NamedTuple):
@@ -113,14 +118,10 @@ def main() -> None:
     for model_type in types:
         outcomes[model_type] = outcome = in_a_process(model_type)
         print(f"{model_type:26}{outcome.kind:11}{outcome.note}", flush=True)
-    counts = Counter(outcome.kind for outcome in outcomes.values())
-    summary = ", ".join(
-        f"{counts[kind]} {kind}" for kind in ("right", "refused", "wrong", "not built")
-    )
-    print(f"{len(outcomes)} types of transformers {transformers.__version__}: {summary}")
+    print(summary(outcomes))
     if arguments.write:
-        write(arguments.write, outcomes, summary)
-    sys.exit(counts["wrong"] > 0)
+        write(arguments.write, outcomes)
+    sys.exit(any(outcome.kind == "wrong" for outcome in outcomes.values()))
 
 
 def parse() -> argparse.Namespace:
@@ -168,7 +169,7 @@ def check(model_type: str) -> Outcome:
     try:
         proof = prove_causal(model, tokens.token_ids, max(LENGTHS), model_type)
     except IncompatibleError as error:
-        return Outcome("refused", str(error))
+        return Outcome("refused", str(error).partition(". ")[0].partition(") ")[2])
     width = output_width(model)
     # Chunks of a few positions, so that the head runs several times.
     engine.CHUNK_LOGITS["cpu"] = len(LENGTHS) * width * 11
@@ -226,9 +227,13 @@ def shrunk(config_class: Any, special: dict[str, Any]) -> Any:
         if isinstance(value, list) and len(value) == layers:
             values[key] = value[:LAYERS]
     for key in config_class.sub_configs:
-        if getattr(default, key, None) is not None:
-            part_class = type(getattr(default, key))
-            values[key] = shrunk(part_class, special.get(key, {}))
+        part = getattr(default, key, None)
+        if part is not None:
+            values[key] = shrunk(type(part), special.get(key, {}))
+            # The whole may have given its part more than the part's class has.
+            for name, value in vars(part).items():
+                if not hasattr(values[key], name):
+                    setattr(values[key], name, value)
     values |= {key: value for key, value in special.items() if not isinstance(value, dict)}
     return config_class(**values)
 
@@ -251,19 +256,33 @@ def one_line(error: Exception) -> str:
     return text[:160]
 
 
-def write(page: Path, outcomes: dict[str, Outcome], summary: str) -> None:
-    """Write the table between the marks of the page."""
+def write(page: Path, outcomes: dict[str, Outcome]) -> None:
+    """Write the table between the marks of the page; types that were not run keep their rows."""
+    text = page.read_text()
+    rows = {name: Outcome(*rest) for name, *rest in ROW.findall(text)} | outcomes
+    order = [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
     lines = [
-        f"transformers {transformers.__version__}, {len(outcomes)} types: {summary}.",
+        summary(rows),
         "",
-        "| type | outcome | |",
+        "| type | outcome | largest distance, or reason |",
         "|---|---|---|",
+        *(
+            f"| `{name}` | {rows[name].kind} | {rows[name].note.replace('|', '/')} |"
+            for name in order
+            if name in rows
+        ),
     ]
-    for model_type, (kind, note) in outcomes.items():
-        lines.append(f"| `{model_type}` | {kind} | {note.replace('|', '/')} |")
     marked = re.compile("(<!-- figures -->\n).*(<!-- end of figures -->)", re.DOTALL)
-    text = "\n".join(lines)
-    page.write_text(marked.sub(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", page.read_text()))
+    table = "\n".join(lines)
+    page.write_text(marked.sub(lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text))
+
+
+def summary(outcomes: dict[str, Outcome]) -> str:
+    counts = Counter(outcome.kind for outcome in outcomes.values())
+    kinds = ", ".join(
+        f"{counts[kind]} {kind}" for kind in ("right", "refused", "wrong", "not built")
+    )
+    return f"{len(outcomes)} types of transformers {transformers.__version__}: {kinds}."
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fusestore.errors import (
-    InvalidInputError,
-    MissingDependencyError,
-    NotFoundError,
-)
+from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.models.folder_kinds import check_folder
+from fusestore.models.gguf_conversion import convert_gguf
+from fusestore.models.hub_download import download_model
 from fusestore.models.precision import DTYPES
 from fusestore.models.weight_proof import load_folder
 from fusestore.process_rank import local_rank

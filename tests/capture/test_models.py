@@ -12,7 +12,6 @@ from fusestore.errors import (
 )
 from fusestore.models.gguf_conversion import convert_gguf
 from fusestore.models.loading import (
-    convert_gguf,
     load_model,
     local_model_folder,
     model_digest,

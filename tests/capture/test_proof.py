@@ -65,7 +65,7 @@ def test_an_estimate_refuses_it_too(store, corpus, bert):
 def wider(tmp_path_factory):
     """A model whose tokenizer has one id more than its output."""
     tokenizer = train_tokenizer(TEXTS, VOCAB_SIZE)
-    tokenizer.add_special_tokens({"additional_special_tokens": [EXTRA]})
+    tokenizer.add_tokens([EXTRA])
     assert len(tokenizer) == VOCAB_SIZE + 1
     folder = tmp_path_factory.mktemp("models") / "wider"
     return save_model(folder, make_llama(VOCAB_SIZE), tokenizer)
