@@ -24,6 +24,7 @@ from fusestore.capture.score_totals import score_totals, skipped_documents
 from fusestore.capture.settings import CaptureSettings
 from fusestore.capture.shard_queue import ShardQueue
 from fusestore.corpus.build import Corpus
+from fusestore.corpus.unspelled import describe_unspelled
 from fusestore.errors import FingerprintMismatchError, NonFiniteError, NotFoundError
 from fusestore.models.model import Model
 from fusestore.process_rank import process_rank
@@ -149,10 +150,10 @@ def _carry_out(
         clear_up(writer.location)
         return StageResult(open_cache(store, name), created=False)
     if redo or writer.missing_shards():
-        source = load()
-        capturer = RowCapturer(
-            source.model, tokens, settings.rule, settings.batch_size, source.batching
-        )
+        unspelled = describe_unspelled(corpus, plan.model.tokenizer)
+        if unspelled:
+            reporter.line(f"{name}: {unspelled}")
+        capturer = RowCapturer(load(), tokens, settings.rule, settings.batch_size)
         with _shards(writer, redo, name, reporter) as shards:
             _write_shards(writer, shards, capturer, corpus, settings, name, reporter)
     if not writer.complete:

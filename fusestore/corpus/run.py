@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from fusestore.corpus.build import Corpus, write_corpus
 from fusestore.corpus.settings import CorpusSettings
 from fusestore.corpus.splits import HeldOut
+from fusestore.corpus.unspelled import describe_unspelled
 from fusestore.errors import InvalidInputError
 from fusestore.models.model import Model
 from fusestore.models.target import Target
@@ -79,6 +80,11 @@ def build_corpus(
             progress=progress,
             report=reporter.line,
         )
+    if not existed:
+        for tokenizer in opened:
+            unspelled = describe_unspelled(corpus, tokenizer)
+            if unspelled:
+                reporter.line(f"{name}: {unspelled}")
     return StageResult(corpus, created=not existed)
 
 

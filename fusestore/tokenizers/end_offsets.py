@@ -1,14 +1,117 @@
-"""The byte offset at which each token of a text ends.
+"""The byte offset at which each token of a text ends, in the text as the user gave it.
 
-There are two ways. If the tokens' bytes, one after another, are the text, the offsets are their
-cumulated lengths, exact inside characters too. If a normalizer changed the text, or a token stands
-for text outside the vocabulary, the tokenizer's character offsets are converted to bytes.
+If the tokens' bytes, one after another, are the text, the offsets are their cumulated lengths,
+exact inside characters too. If they are the text as the tokenizer changes it (a normalizer, bytes
+outside the vocabulary), the lengths are cumulated there, and mapped to the text by its origins. If
+a token stands for text outside the vocabulary, or text is left out between tokens, the tokenizer's
+character offsets are converted to bytes.
+
+A token ends behind every character it has taken part of. Where that leaves no exact offset (the
+token ends inside characters that were changed together), the token gets the offset of the first
+token after it that has one. So it is never the last token at an offset, and alignment never pairs
+it as `span`.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+
+from fusestore.tokenizers.text_origins import (
+    INSIDE,
+    Origins,
+    TextNormalizer,
+    characters,
+    composed,
+    replaced,
+    without_bytes,
+)
+from fusestore.tokenizers.token_bytes import space_spellings, unspelled_bytes
+
+
+class EndOffsets:
+    """Finds where tokens end, for one tokenizer."""
+
+    def __init__(
+        self,
+        serialized: Mapping[str, Any],
+        backend: Any,  # noqa: ANN401 - the tokenizers library is untyped
+        token_bytes: Sequence[bytes],
+    ) -> None:
+        """Take a tokenizer's content, a `tokenizers.Tokenizer` of it, and the bytes of each id."""
+        self._unspelled = unspelled_bytes(serialized)
+        self._serialized = serialized
+        self._backend = backend
+        self._token_bytes = token_bytes
+        self._lengths = np.array([len(token) for token in token_bytes], np.int64)
+        self._normalizer = TextNormalizer(serialized.get("normalizer"))
+        self._spellings = space_spellings(serialized)
+
+    def __call__(self, text: str, data: bytes, ids: list[int]) -> npt.NDArray[np.int64]:
+        """End offsets int64 [n] of the n tokens of a text, `data` in UTF-8; never decreasing."""
+        joined = b"".join(map(self._token_bytes.__getitem__, ids))
+        lengths = self._lengths[np.array(ids, np.int64)]
+        ends = concatenated_end_offsets(joined, lengths, data)
+        if ends is not None or not ids:
+            return lengths if ends is None else ends
+        normalized, origins = self._normalizer(text)
+        spelled, spelled_origins = self._spelled(normalized, origins)
+        ends = concatenated_end_offsets(joined, lengths, spelled)
+        if ends is not None:
+            return original_end_offsets(ends, ends, spelled_origins)
+        if self.unspelled_in(normalized):
+            # Spans of the tokenizers library are wrong behind a deleted byte.
+            return np.full(len(ids), len(data), np.int64)
+        if origins is None:
+            return converted_end_offsets(self._spans(self._backend, text), lengths, text)
+        encoding = self._plain.encode(normalized, add_special_tokens=False)
+        if encoding.ids != ids:
+            return character_end_offsets(self._spans(self._backend, text), text)
+        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        ends = converted_end_offsets(spans, lengths, normalized)
+        starts = byte_offsets_of_characters(normalized)[np.append(spans[1:, 0], len(normalized))]
+        return original_end_offsets(ends, np.maximum(starts, ends), origins)
+
+    def unspelled_in(self, text: str) -> bytes:
+        """The distinct bytes of a text that the vocabulary lacks, ascending."""
+        if not self._unspelled:
+            return b""
+        present = set(self._normalizer(text)[0].encode())
+        return bytes(byte for byte in self._unspelled if byte in present)
+
+    def _spelled(self, normalized: str, origins: Origins | None) -> tuple[bytes, Origins]:
+        """What the tokens of a normalized text should spell, and its origins in the text."""
+        if origins is None:
+            origins = np.arange(len(normalized.encode()) + 1)
+        for spelling, meant in self._spellings:
+            if spelling in normalized:
+                normalized, step = replaced(normalized, spelling, meant)
+                origins = composed(origins, step)
+        data = normalized.encode()
+        if self._unspelled:
+            data, step = without_bytes(data, self._unspelled)
+            origins = composed(origins, step)
+        return data, origins
+
+    @staticmethod
+    def _spans(backend: Any, text: str) -> npt.NDArray[np.int64]:  # noqa: ANN401 - as above
+        encoding = backend.encode(text, add_special_tokens=False)
+        return np.array(encoding.offsets, np.int64).reshape(-1, 2)
+
+    @cached_property
+    def _plain(self) -> Any:  # noqa: ANN401 - as above
+        """The tokenizer without its normalizer, so that its spans are of the normalized text."""
+        import tokenizers
+
+        content = {**self._serialized, "normalizer": None}
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+        backend.encode_special_tokens = True
+        return backend
 
 
 def concatenated_end_offsets(
@@ -68,6 +171,54 @@ def converted_end_offsets(
             inside = before + lengths[index]
         result[index] = min(max(inside, byte_of[starts[index + 1]]), limit - 1)
     return np.maximum.accumulate(result)
+
+
+def original_end_offsets(
+    ends: npt.NDArray[np.int64], limits: npt.NDArray[np.int64], origins: Origins
+) -> npt.NDArray[np.int64]:
+    """End offsets in a text from those in its changed form.
+
+    Args:
+        ends: int64 [n], in the changed text, never decreasing.
+        limits: int64 [n], where the next token begins in the changed text; what lies between is
+            part of no token, so a token that ends inside changed characters may end there exactly.
+        origins: of the changed text.
+
+    Returns:
+        int64 [n]; a token without an exact offset has that of the first one after it.
+    """
+    result = origins[ends]
+    for index in np.flatnonzero(result == INSIDE):
+        between = origins[ends[index] : limits[index] + 1]
+        result[index] = next((offset for offset in between if offset != INSIDE), INSIDE)
+    return _of_the_next_exact(result, int(origins[-1]))
+
+
+def character_end_offsets(spans: npt.NDArray[np.int64], text: str) -> npt.NDArray[np.int64]:
+    """End offsets from character spans of a text whose changes are not known any closer.
+
+    Args:
+        spans: int64 [n, 2], start and end character of each token in `text`; the tokenizers
+            library leaves out what a normalizer composed or deleted.
+        text: the text.
+
+    Returns:
+        int64 [n]: a token ends behind what a reader sees as its last character. If the next token
+        has part of that too, it has the offset of the first token after it that ends exactly.
+    """
+    sizes = np.array([len(character) for character in characters(text)], np.int64)
+    behind = np.concatenate([np.zeros(1, np.int64), np.repeat(np.cumsum(sizes), sizes)])
+    ends = behind[np.maximum.accumulate(spans[:, 1])]
+    exact = ends <= np.append(spans[1:, 0], len(text))
+    offsets = byte_offsets_of_characters(text)[ends]
+    return _of_the_next_exact(np.where(exact, offsets, INSIDE), len(text.encode()))
+
+
+def _of_the_next_exact(ends: npt.NDArray[np.int64], last: int) -> npt.NDArray[np.int64]:
+    """The end offsets with each `INSIDE` replaced by the next other one, or by `last`."""
+    known = np.where(ends == INSIDE, last, ends)
+    result: npt.NDArray[np.int64] = np.minimum.accumulate(known[::-1])[::-1]
+    return result
 
 
 def byte_offsets_of_characters(text: str) -> npt.NDArray[np.int64]:

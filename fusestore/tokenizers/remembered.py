@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fusestore.errors import IncompatibleError
 from fusestore.storage.memory import folder_digest, remembered
-from fusestore.tokenizers import token_bytes
+from fusestore.tokenizers import hugging_face, token_bytes
 from fusestore.tokenizers import tokenizer as tokenizer_module
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -42,6 +43,7 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
             "length": len(tokenizer),
             "bos_id": tokenizer.bos_id,
             "adds_bos": tokenizer.adds_bos,
+            "unspelled_bytes": tokenizer.unspelled_bytes.hex(),
         }
 
     key = f"tokenizer {_versions()} {folder_digest(files)}"
@@ -59,6 +61,7 @@ class _FolderTokenizer(Tokenizer):
         self._folder = folder
         self._length: int = facts["length"]
         self._digest: str = facts["digest"]
+        self._unspelled_bytes = bytes.fromhex(facts["unspelled_bytes"])
 
     def __len__(self) -> int:
         return self._length
@@ -75,6 +78,13 @@ class _FolderTokenizer(Tokenizer):
         return self._loaded.encode(texts, add_bos)
 
     @cached_property
+    def unspelled_bytes(self) -> bytes:
+        return self._unspelled_bytes
+
+    def unspelled(self, text: str) -> bytes:
+        return self._loaded.unspelled(text)
+
+    @cached_property
     def _loaded(self) -> Tokenizer:
         tokenizer = load_tokenizer(self._folder)
         if tokenizer.digest != self._digest:
@@ -88,7 +98,7 @@ class _FolderTokenizer(Tokenizer):
 def _versions() -> str:
     """What a tokenizer's digest follows from besides its files, our own code included."""
     code = hashlib.sha256()
-    for module in (tokenizer_module, token_bytes):
+    for module in (tokenizer_module, hugging_face, token_bytes):
         code.update(Path(str(module.__file__)).read_bytes())
     libraries = ("transformers", "tokenizers")
     versions = (f"{name}={importlib.metadata.version(name)}" for name in libraries)
@@ -101,4 +111,5 @@ def _are_facts(value: dict[str, Any]) -> bool:
         and type(value.get("length")) is int
         and (value.get("bos_id") is None or type(value.get("bos_id")) is int)
         and type(value.get("adds_bos")) is bool
+        and re.fullmatch("([0-9a-f]{2})*", str(value.get("unspelled_bytes"))) is not None
     )

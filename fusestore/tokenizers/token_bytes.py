@@ -14,6 +14,8 @@ from typing import Any
 
 from fusestore.tokenizers.vocabulary import Role, TokenKind, Vocabulary
 
+_NEVER_IN_UTF8 = b"\xc0\xc1" + bytes(range(0xF5, 0x100))
+
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -39,7 +41,7 @@ def vocabulary_of(
     token_bytes = [b""] * length
     kinds: list[TokenKind] = ["unused"] * length
     byte_fallback = bool(model.get("byte_fallback")) or any(
-        part["type"] == "ByteFallback" for part in _parts(serialized.get("decoder"))
+        part["type"] == "ByteFallback" for part in component_parts(serialized.get("decoder"))
     )
     for token, token_id in model_vocab.items():
         fallback = _BYTE_FALLBACK.fullmatch(token) if byte_fallback else None
@@ -81,7 +83,7 @@ def _model_vocab(model: Mapping[str, Any]) -> dict[str, int]:
     return dict(vocab)
 
 
-def _parts(component: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+def component_parts(component: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
     """The component, or the members of a `Sequence` of components."""
     if component is None:
         return
@@ -90,27 +92,55 @@ def _parts(component: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
         return
     for key in ("normalizers", "pretokenizers", "decoders", "processors"):
         for part in component.get(key, ()):
-            yield from _parts(part)
+            yield from component_parts(part)
 
 
-def _convention(serialized: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """The function from the spelling of a token in the vocabulary to its bytes."""
-    normalizers = list(_parts(serialized.get("normalizer")))
-    pre_tokenizers = list(_parts(serialized.get("pre_tokenizer")))
-    decoders = list(_parts(serialized.get("decoder")))
-    everywhere = [*normalizers, *pre_tokenizers, *decoders]
-    if any(part["type"] == "ByteLevel" for part in everywhere):
-        return _byte_level_bytes
-    replacements: list[tuple[str, str]] = [
+def space_spellings(serialized: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the vocabulary writes in place of text, mostly `▁` for a space: (spelling, text)."""
+    if _is_byte_level(serialized):
+        return []
+    pre_tokenizers = component_parts(serialized.get("pre_tokenizer"))
+    decoders = list(component_parts(serialized.get("decoder")))
+    spellings: list[tuple[str, str]] = [
         (part["replacement"], " ")
         for part in [*pre_tokenizers, *decoders]
         if part["type"] == "Metaspace"
     ]
-    replacements += [
+    spellings += [
         (part["pattern"]["String"], part["content"])
         for part in decoders
         if part["type"] == "Replace" and "String" in part["pattern"]
     ]
+    return list(dict.fromkeys(spellings))
+
+
+def unspelled_bytes(serialized: Mapping[str, Any]) -> bytes:
+    """The bytes of UTF-8 that a byte-level vocabulary lacks; the model deletes them from a text."""
+    model = serialized["model"]
+    if not _is_byte_level(serialized) or model["type"] != "BPE":
+        return b""
+    if model_unknown_id(serialized) is not None:
+        return b""
+    return bytes(
+        byte
+        for byte, character in sorted(_CHARACTER_OF_BYTE.items())
+        if character not in model["vocab"] and byte not in _NEVER_IN_UTF8
+    )
+
+
+def _is_byte_level(serialized: Mapping[str, Any]) -> bool:
+    return any(
+        part["type"] == "ByteLevel"
+        for key in ("normalizer", "pre_tokenizer", "decoder")
+        for part in component_parts(serialized.get(key))
+    )
+
+
+def _convention(serialized: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """The function from the spelling of a token in the vocabulary to its bytes."""
+    if _is_byte_level(serialized):
+        return _byte_level_bytes
+    replacements = space_spellings(serialized)
     prefix = serialized["model"].get("continuing_subword_prefix") or ""
     suffix = serialized["model"].get("end_of_word_suffix") or ""
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fusestore.errors import (
     FusestoreError,
@@ -27,8 +26,10 @@ from fusestore.errors import (
 )
 from fusestore.storage.packages import resolve_path
 from fusestore.tokenizers import conversions
-from fusestore.tokenizers.end_offsets import concatenated_end_offsets, converted_end_offsets
-from fusestore.tokenizers.token_bytes import model_unknown_id, vocabulary_of
+from fusestore.tokenizers.end_offsets import EndOffsets
+from fusestore.tokenizers.gguf_tokenizer import gguf_tokenizer
+from fusestore.tokenizers.hugging_face import load_hugging_face
+from fusestore.tokenizers.token_bytes import model_unknown_id, unspelled_bytes, vocabulary_of
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.vocabulary import Role, Vocabulary
 
@@ -132,25 +133,26 @@ class Tokenizer:
             for text, data, encoding in zip(batch, encoded_texts, encodings, strict=True):
                 ids = encoding.ids
                 ids_parts += [prefix, np.array(ids, np.int32)]
-                ends_parts += [np.zeros_like(prefix), self._end_offsets(text, data, ids)]
+                ends_parts += [np.zeros_like(prefix), self._ends(text, data, ids).astype(np.int32)]
                 counts.append(len(prefix) + len(ids))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         return TokenTable(np.concatenate(ids_parts), np.concatenate(ends_parts), offsets)
 
-    def _end_offsets(self, text: str, data: bytes, ids: list[int]) -> npt.NDArray[np.int32]:
-        joined = b"".join(map(self.vocabulary.token_bytes.__getitem__, ids))
-        lengths = self._token_lengths[np.array(ids, np.int64)]
-        ends = concatenated_end_offsets(joined, lengths, data)
-        if ends is None:
-            # Only now, because spans cost time that few texts need.
-            encoding = self._backend.encode(text, add_special_tokens=False)
-            spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-            ends = converted_end_offsets(spans, lengths, text)
-        return ends.astype(np.int32)
+    @cached_property
+    def unspelled_bytes(self) -> bytes:
+        """The bytes that the vocabulary cannot spell, ascending; `encode` leaves them out.
+
+        Only a byte-level vocabulary may lack bytes: SmolLM2's lacks 04 and seven others.
+        """
+        return unspelled_bytes(self._serialized)
+
+    def unspelled(self, text: str) -> bytes:
+        """Those of `unspelled_bytes` that a text holds, as the tokenizer normalizes it."""
+        return self._ends.unspelled_in(text)
 
     @cached_property
-    def _token_lengths(self) -> npt.NDArray[np.int64]:
-        return np.array([len(token) for token in self.vocabulary.token_bytes], np.int64)
+    def _ends(self) -> EndOffsets:
+        return EndOffsets(self._serialized, self._backend, self.vocabulary.token_bytes)
 
     @cached_property
     def _backend(self) -> Any:  # noqa: ANN401 - the tokenizers library is untyped
@@ -205,8 +207,6 @@ def load_tokenizer(
             conversion does not give its ids.
         MissingDependencyError: a package the tokenizer needs is not installed.
     """
-    from transformers import AutoTokenizer
-
     text = resolve_path(os.fspath(spec))
     path = Path(text).expanduser()
     converted = _converted_file(path)
@@ -218,14 +218,10 @@ def load_tokenizer(
         _check_local(path, text)
         options["local_files_only"] = True
         source = str(path)
-        if path.is_file():
-            source = str(path.parent)
-            options["gguf_file"] = path.name
     elif revision is not None:
         options["revision"] = revision
-    name = path.stem if path.suffix == ".gguf" else path.name
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(source, **options), name)
+        return Tokenizer(load_hugging_face(source, options), path.name)
     except FusestoreError:
         raise
     except ImportError as error:
@@ -246,6 +242,8 @@ def _converted_file(path: Path) -> Tokenizer | None:
     """The tokenizer of a single tokenizer file; None for any other path."""
     if not path.is_file():
         return None
+    if path.suffix == ".gguf":
+        return Tokenizer(gguf_tokenizer(path), path.stem)
     if ".model" in path.suffixes:
         return Tokenizer(conversions.fast_from_sentencepiece_file(path), path.name)
     if path.name == "tokenizer.json":
@@ -268,7 +266,7 @@ def _check_local(path: Path, spec: str) -> None:
             "Give fusestore a tiktoken.Encoding made of it, or the folder that holds "
             "tokenizer.json."
         )
-    if path.is_file() and path.suffix != ".gguf":
+    if path.is_file():
         raise InvalidInputError(
             f"{spec} is a file, but no .gguf, tokenizer.json, sentencepiece .model or tekken.json. "
             "Give the folder that holds tokenizer.json."

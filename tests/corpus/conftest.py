@@ -6,7 +6,7 @@ import pytest
 
 from fusestore.storage.packages import resolve_path
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from tests.helpers.real_tokenizers import deepseek_tokenizer
+from tests.helpers.real_tokenizers import deepseek_tokenizer, mistral_tokenizer
 from tests.helpers.tiny_models import train_unigram, train_word_piece
 
 
@@ -50,16 +50,7 @@ def wordpiece(speeches: list[str]) -> Tokenizer:
 @pytest.fixture(scope="session")
 def mistral() -> Tokenizer:
     """Llama's convention: a `▁` is put before the text, byte fallback, converted sentencepiece."""
-    import mistral_common
-    import sentencepiece
-    from transformers import LlamaTokenizer
-    from transformers.tokenization_utils_base import generate_merges
-
-    model = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
-    scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
-    return Tokenizer(LlamaTokenizer(vocab=vocab, merges=generate_merges(vocab, scores)), "mistral")
+    return mistral_tokenizer()
 
 
 FAMILIES = ("smollm2", "gemma", "deepseek", "unigram", "wordpiece", "mistral")
