@@ -153,7 +153,10 @@ def _carry_out(
         unspelled = describe_unspelled(corpus, plan.model.tokenizer)
         if unspelled:
             reporter.line(f"{name}: {unspelled}")
-        capturer = RowCapturer(load(), tokens, settings.rule, settings.batch_size)
+        source = load()
+        capturer = RowCapturer(
+            source.model, tokens, settings.rule, settings.batch_size, source.batching
+        )
         with _shards(writer, redo, name, reporter) as shards:
             _write_shards(writer, shards, capturer, corpus, settings, name, reporter)
     if not writer.complete:

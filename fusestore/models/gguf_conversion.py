@@ -20,6 +20,7 @@ from fusestore.storage.memory import file_digest
 from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.replace import created_folder
 from fusestore.store.manifest import digest_bytes
+from fusestore.tokenizers.gguf_tokenizer import gguf_tokenizer
 
 _CONVERSION = "2"
 """Changes when a conversion gives another folder than before, so that older ones are not used."""
@@ -39,6 +40,7 @@ def convert_gguf(gguf: Path) -> Path:
     Raises:
         NotFoundError: a part is missing.
         InvalidInputError: the file is damaged, holds no causal language model, or lacks tensors.
+        IncompatibleError: how the vocabulary splits text is not known.
         MissingDependencyError: the package `gguf` is not installed.
     """
     parts = gguf_parts(gguf)
@@ -55,24 +57,13 @@ def convert_gguf(gguf: Path) -> Path:
         ) from error
     with one_gguf(parts) as reader:
         whole = Path(reader.data.filename)
+        # First, because a vocabulary that is not understood is refused before weights are read.
+        tokenizer = gguf_tokenizer(whole)
         model = _load(reader, whole, gguf)
         with created_folder(folder) as temporary:
             save_model(model, temporary)
-            _save_tokenizer(whole, temporary)
+            tokenizer.save_pretrained(temporary)
     return folder
-
-
-def _save_tokenizer(gguf: Path, folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (OSError, ValueError, LookupError) as error:
-        raise InvalidInputError(
-            f"The tokenizer of {gguf.name} could not be read ({error}). Check that transformers "
-            "supports its architecture."
-        ) from error
-    tokenizer.save_pretrained(folder)
 
 
 def _load(reader: Any, whole: Path, gguf: Path) -> Any:  # noqa: ANN401 - both are untyped

@@ -17,15 +17,8 @@ from fusestore.models.hub_download import download_model
 from fusestore.models.precision import DTYPES
 from fusestore.models.weight_proof import load_folder
 from fusestore.process_rank import local_rank
-from fusestore.storage.memory import file_digest, folder_digest
-from fusestore.storage.packages import SCHEME, packaged_gguf, user_cache_folder
-from fusestore.storage.replace import created_folder
-from fusestore.tokenizers.gguf_tokenizer import gguf_tokenizer
-
-_CONVERSION = 2
-"""Goes up with every change of what a GGUF file is converted to: older folders are not used."""
-
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+from fusestore.storage.memory import folder_digest
+from fusestore.storage.packages import SCHEME, packaged_gguf
 
 
 def local_model_folder(
@@ -62,63 +55,7 @@ def local_model_folder(
         )
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise NotFoundError(f"Model folder {spec} does not exist.")
-    return _download(spec, revision)
-
-
-def _download(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_HUB_PATTERNS))
-    except (OSError, ValueError, RuntimeError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NotFoundError(
-            f"Model {repository!r} is neither a local folder nor reachable on the hub ({reason}). "
-            "Check the name, or give a folder or a .gguf file."
-        ) from error
-
-
-def convert_gguf(gguf: Path) -> Path:
-    """Dequantize a GGUF file to a safetensors folder, once; later calls find the folder.
-
-    The folder is named by the file's SHA-256, below the user cache. It holds the float32 values
-    that a GGUF reader computes; the caller may round them when loading.
-    """
-    folder = user_cache_folder() / "models" / f"{gguf.stem}-{file_digest(gguf)[:16]}-{_CONVERSION}"
-    if folder.is_dir():
-        return folder
-    try:
-        import gguf as _gguf  # noqa: F401 - transformers reports its absence badly
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Reading {gguf.name} needs the package gguf: pip install 'fusestore[gguf]'."
-        ) from error
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    # First, because a vocabulary that is not understood is refused sooner than weights are read.
-    tokenizer = gguf_tokenizer(gguf)
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise InvalidInputError(
-            f"{gguf} could not be read as a GGUF model ({error}). "
-            "Check that the file is whole and that transformers supports its architecture."
-        ) from error
-    # save_pretrained refuses a model that has a quantization config, even a dequantized one.
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        model = type(loaded)(config)
-    model.load_state_dict(loaded.state_dict(), assign=True)
-    with created_folder(folder) as temporary:
-        save_model(model, temporary)
-        tokenizer.save_pretrained(temporary)
-    return folder
+    return download_model(spec, revision, trust_remote_code)
 
 
 def model_digest(folder: Path) -> str:

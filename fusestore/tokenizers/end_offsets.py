@@ -63,19 +63,29 @@ class EndOffsets:
         spelled, spelled_origins = self._spelled(normalized, origins)
         ends = concatenated_end_offsets(joined, lengths, spelled)
         if ends is not None:
-            return original_end_offsets(ends, ends, spelled_origins)
+            return original_end_offsets(ends, ends, spelled_origins, np.ones(len(ids), np.bool_))
         if self.unspelled_in(normalized):
             # Spans of the tokenizers library are wrong behind a deleted byte.
             return np.full(len(ids), len(data), np.int64)
         if origins is None:
-            return converted_end_offsets(self._spans(self._backend, text), lengths, text)
+            return self._of_spans(self._spans(self._backend, text), text, None, ids)
         encoding = self._plain.encode(normalized, add_special_tokens=False)
         if encoding.ids != ids:
             return character_end_offsets(self._spans(self._backend, text), text)
         spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        ends = converted_end_offsets(spans, lengths, normalized)
-        starts = byte_offsets_of_characters(normalized)[np.append(spans[1:, 0], len(normalized))]
-        return original_end_offsets(ends, np.maximum(starts, ends), origins)
+        return self._of_spans(spans, normalized, origins, ids)
+
+    def _of_spans(
+        self, spans: npt.NDArray[np.int64], text: str, origins: Origins | None, ids: list[int]
+    ) -> npt.NDArray[np.int64]:
+        """End offsets from the character spans of tokens in a text with these origins."""
+        data = text.encode()
+        ends = converted_end_offsets(spans, self._lengths[np.array(ids, np.int64)], text)
+        starts = byte_offsets_of_characters(text)[np.append(spans[1:, 0], len(text))]
+        if origins is None:
+            origins = np.arange(len(data) + 1)
+        spelled = _spelled_inside(ends, [self._token_bytes[i] for i in ids], data)
+        return original_end_offsets(ends, np.maximum(starts, ends), origins, spelled)
 
     def unspelled_in(self, text: str) -> bytes:
         """The distinct bytes of a text that the vocabulary lacks, ascending."""
@@ -174,7 +184,10 @@ def converted_end_offsets(
 
 
 def original_end_offsets(
-    ends: npt.NDArray[np.int64], limits: npt.NDArray[np.int64], origins: Origins
+    ends: npt.NDArray[np.int64],
+    limits: npt.NDArray[np.int64],
+    origins: Origins,
+    exact: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.int64]:
     """End offsets in a text from those in its changed form.
 
@@ -183,12 +196,13 @@ def original_end_offsets(
         limits: int64 [n], where the next token begins in the changed text; what lies between is
             part of no token, so a token that ends inside changed characters may end there exactly.
         origins: of the changed text.
+        exact: bool [n], whether the end is known in the changed text.
 
     Returns:
         int64 [n]; a token without an exact offset has that of the first one after it.
     """
-    result = origins[ends]
-    for index in np.flatnonzero(result == INSIDE):
+    result = np.where(exact, origins[ends], INSIDE)
+    for index in np.flatnonzero(exact & (result == INSIDE)):
         between = origins[ends[index] : limits[index] + 1]
         result[index] = next((offset for offset in between if offset != INSIDE), INSIDE)
     return _of_the_next_exact(result, int(origins[-1]))
@@ -212,6 +226,25 @@ def character_end_offsets(spans: npt.NDArray[np.int64], text: str) -> npt.NDArra
     exact = ends <= np.append(spans[1:, 0], len(text))
     offsets = byte_offsets_of_characters(text)[ends]
     return _of_the_next_exact(np.where(exact, offsets, INSIDE), len(text.encode()))
+
+
+def _spelled_inside(
+    ends: npt.NDArray[np.int64], tokens: Sequence[bytes], data: bytes
+) -> npt.NDArray[np.bool_]:
+    """Whether each token that ends inside a character spells the character's bytes up to there.
+
+    A space that a tokenizer adds shares the first character with the token after it, and a token
+    of unknown text may share one: their ends inside it were only guessed from lengths.
+    """
+    spelled = np.ones(len(ends), np.bool_)
+    values = np.frombuffer(data + b" ", np.uint8)
+    for index in np.flatnonzero((values[ends] & 0xC0) == 0x80):
+        start = end = int(ends[index])
+        while values[start] & 0xC0 == 0x80:
+            start -= 1
+        start = max(start, int(ends[index - 1]) if index else 0)
+        spelled[index] = tokens[index].endswith(data[start:end])
+    return spelled
 
 
 def _of_the_next_exact(ends: npt.NDArray[np.int64], last: int) -> npt.NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,14 @@ from tests.helpers.real_tokenizers import MAKERS
 
 
 @pytest.fixture(scope="session")
-def family(smollm2_path: Path, gemma3_path: Path):
+def family(request: pytest.FixtureRequest):
     """Makes a tokenizer by the name of its family."""
-    made: dict[str, Tokenizer] = {}
-    folders = {"smollm2": smollm2_path, "gemma3": gemma3_path}
 
+    @cache
     def of(name: str) -> Tokenizer:
-        if name not in made:
-            made[name] = load_tokenizer(folders[name]) if name in folders else MAKERS[name]()
-        return made[name]
+        if name in MAKERS:
+            return MAKERS[name]()
+        return load_tokenizer(request.getfixturevalue(f"{name}_path"))
 
     return of
 

@@ -87,13 +87,13 @@ def test_bytes_that_a_vocabulary_lacks_are_named_and_passed_over(family):
     assert ends[b"a"] == 2
     assert ends[b"b"] == 5
     assert ends[b" c"] == len(text.encode())
-    assert family("gemma3").unspelled_bytes == b""
+    assert family("deepseek").unspelled_bytes == b""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_exact_end_is_where_just_that_was_read(name, family):
     tokenizer = family(name)
-    assert sum(check_ends(tokenizer, text) for text in difficult_texts()) > 1_000
+    assert sum(check_ends(tokenizer, text) for text in difficult_texts()) > 300
 
 
 @pytest.mark.slow
@@ -166,4 +166,4 @@ def test_the_line_about_unspelled_bytes_counts_documents(family, tmp_path: Path)
         "2 documents hold bytes that the vocabulary of "
         f"{family('smollm2').name} lacks (04 1d); its model reads the text without them"
     )
-    assert describe_unspelled(corpus, family("gemma3")) is None
+    assert describe_unspelled(corpus, family("deepseek")) is None
