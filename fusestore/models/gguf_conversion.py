@@ -12,10 +12,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fusestore.errors import InvalidInputError, MissingDependencyError
-from fusestore.models.gguf_parts import PART_NAME, gguf_field, gguf_parts, one_gguf
+from fusestore.errors import InvalidInputError
+from fusestore.models.gguf_parts import PART_NAME, gguf_parts, one_gguf
 from fusestore.models.saving import save_model
 from fusestore.models.weight_proof import load_whole, named_tensors
+from fusestore.storage.gguf_file import gguf_field, read_once
 from fusestore.storage.memory import file_digest
 from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.replace import created_folder
@@ -43,22 +44,15 @@ def convert_gguf(gguf: Path) -> Path:
         IncompatibleError: how the vocabulary splits text is not known.
         MissingDependencyError: the package `gguf` is not installed.
     """
-    parts = gguf_parts(gguf)
+    parts = gguf_parts(gguf.absolute())
     digest = digest_bytes(" ".join([_CONVERSION, *map(file_digest, parts)]).encode())
     name = PART_NAME.sub(r"\g<stem>.gguf", gguf.name).removesuffix(".gguf")
     folder = user_cache_folder() / "models" / f"{name}-{digest[:16]}"
     if folder.is_dir():
         return folder
-    try:
-        import gguf as _gguf  # noqa: F401 - transformers reports its absence badly
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Reading {gguf.name} needs the package gguf: pip install 'fusestore[gguf]'."
-        ) from error
-    with one_gguf(parts) as reader:
-        whole = Path(reader.data.filename)
+    with one_gguf(parts) as (reader, whole), read_once(reader, whole):
         # First, because a vocabulary that is not understood is refused before weights are read.
-        tokenizer = gguf_tokenizer(whole)
+        tokenizer = gguf_tokenizer(whole, reader)
         model = _load(reader, whole, gguf)
         with created_folder(folder) as temporary:
             save_model(model, temporary)
@@ -90,7 +84,7 @@ def _load(reader: Any, whole: Path, gguf: Path) -> Any:  # noqa: ANN401 - both a
         loaded = load_whole(
             Path(empty),
             f"{gguf} (a GGUF file of architecture {architecture!r})",
-            gguf_file=str(whole.absolute()),
+            gguf_file=str(whole),
             dtype=torch.float32,
             quantization_config=kept_blocks and kept_blocks(dequantize=True),
         )

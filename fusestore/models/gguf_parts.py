@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import struct
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.models.weight_files import refuse_lfs_pointer
 from fusestore.models.weight_proof import named_tensors
+from fusestore.storage.gguf_file import gguf_field, open_gguf
 from fusestore.storage.packages import user_cache_folder
 
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -40,11 +40,11 @@ def gguf_parts(gguf: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def one_gguf(parts: Sequence[Path]) -> Iterator[Any]:
-    """A reader of one file with the tensors of all parts: transformers does not read parts."""
+def one_gguf(parts: Sequence[Path]) -> Iterator[tuple[Any, Path]]:
+    """One file with the tensors of all parts, and its reader: transformers does not read parts."""
     for path in parts:
         refuse_lfs_pointer(path)
-    readers = [_read(path) for path in parts]
+    readers = [open_gguf(path) for path in parts]
     for number, (path, reader) in enumerate(zip(parts, readers, strict=True)):
         own = (gguf_field(reader, "split.no") or 0, gguf_field(reader, "split.count") or 1)
         if own != (number, len(parts)):
@@ -61,14 +61,14 @@ def one_gguf(parts: Sequence[Path]) -> Iterator[Any]:
             "Download the parts again."
         )
     if len(parts) == 1:
-        yield readers[0]
+        yield readers[0], parts[0]
         return
     folder = user_cache_folder() / "gguf"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
         whole = Path(temporary) / "whole.gguf"
         _join(readers, whole)
-        yield _read(whole)
+        yield open_gguf(whole), whole
 
 
 def _join(readers: Sequence[Any], target: Path) -> None:
@@ -96,21 +96,3 @@ def _join(readers: Sequence[Any], target: Path) -> None:
     for tensor in tensors:
         writer.write_tensor_data(tensor.data, tensor_endianess=first.endianess)
     writer.close()
-
-
-def _read(path: Path) -> Any:  # noqa: ANN401 - gguf is untyped
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(path)
-    except (OSError, ValueError, LookupError, OverflowError, MemoryError, struct.error) as error:
-        raise InvalidInputError(
-            f"{path} could not be read as a GGUF model ({error}). It has "
-            f"{path.stat().st_size:,} bytes and may be cut off: download it again."
-        ) from error
-
-
-def gguf_field(reader: Any, name: str) -> Any:  # noqa: ANN401
-    """A value of the metadata; None if the file does not have it."""
-    field = reader.get_field(name)
-    return None if field is None else field.contents()

@@ -8,12 +8,14 @@ and Unigram vocabularies, which have no pre-tokenizer, are left to transformers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from fusestore.errors import IncompatibleError, InvalidInputError, MissingDependencyError
+from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.storage.gguf_file import open_gguf
 from fusestore.tokenizers.gguf_splits import SPLITS, Split
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
@@ -25,13 +27,14 @@ _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _FOLDER = "Give the folder of the model with its tokenizer.json and safetensors files instead."
 
 
-def gguf_tokenizer(gguf: Path) -> Any:  # noqa: ANN401 - Hugging Face classes are untyped
+def gguf_tokenizer(gguf: Path, reader: Any = None) -> Any:  # noqa: ANN401 - Hugging Face classes are untyped
     """The tokenizer that a GGUF file describes, as a fast Hugging Face tokenizer.
 
     Its `save_pretrained` writes tokenizer.json, tokenizer_config.json and the chat template.
 
     Args:
         gguf: the file; of a split model, its first part.
+        reader: of the file, if it is open.
 
     Raises:
         IncompatibleError: the rule that splits text has a name whose meaning is not known, or the
@@ -39,7 +42,7 @@ def gguf_tokenizer(gguf: Path) -> Any:  # noqa: ANN401 - Hugging Face classes ar
         InvalidInputError: the file cannot be read, or holds no whole vocabulary.
         MissingDependencyError: the package `gguf` is not installed.
     """
-    metadata = _Metadata.read(gguf)
+    metadata = _Metadata(gguf, (reader or open_gguf(gguf)).fields)
     if metadata.text("model") == "gpt2":
         return _byte_level(metadata)
     from transformers import AutoTokenizer
@@ -59,22 +62,7 @@ class _Metadata:
     """The fields of a GGUF file."""
 
     path: Path
-    fields: dict[str, Any]
-
-    @staticmethod
-    def read(gguf: Path) -> _Metadata:
-        try:
-            from gguf import GGUFReader
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"Reading {gguf.name} needs the package gguf: pip install 'fusestore[gguf]'."
-            ) from error
-        try:
-            return _Metadata(gguf, dict(GGUFReader(gguf).fields))
-        except (OSError, ValueError, IndexError, UnicodeDecodeError) as error:
-            raise InvalidInputError(
-                f"{gguf} could not be read as a GGUF file ({error}). Check that it is whole."
-            ) from error
+    fields: Mapping[str, Any]
 
     def get(self, key: str) -> Any:  # noqa: ANN401 - a field may be of any type
         """The value of a field, None if the file does not have it."""
