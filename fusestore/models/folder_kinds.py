@@ -145,5 +145,5 @@ def _without_config(folder: Path) -> str:
             "tokenizer files of the model too, or write the folder with save_pretrained."
         )
     return (
-        "there is no config.json in it. " if names else "it is empty, without a config.json. "
-    ) + "Give a folder written by save_pretrained, or a .gguf file."
+        "" if names else "it is empty: "
+    ) + "there is no config.json in it. Give a folder written by save_pretrained, or a .gguf file."

@@ -43,7 +43,6 @@ def load_folder(folder: Path, *, trust_remote_code: bool = False, **options: Any
             are missing, unexpected or of another shape.
     """
     check_folder(folder)
-    check_weight_files(folder)
     model = load_whole(folder, str(folder), trust_remote_code=trust_remote_code, **options)
     _check_ignored(model, tensor_files(folder), str(folder))
     return model
@@ -67,6 +66,7 @@ def load_whole(
         options: further arguments of `from_pretrained`.
 
     Raises:
+        NotFoundError: the folder or a file of its weights is missing.
         InvalidInputError: nothing loads, or weights are missing, unexpected or of another shape.
     """
     import torch
@@ -81,6 +81,8 @@ def load_whole(
     try:
         config = AutoConfig.from_pretrained(source, **shared)
         check_loadable(config, name)
+        if gguf_file is None:
+            check_weight_files(source)
         with _collected_report(lines):
             loaded = auto.from_pretrained(
                 source,
