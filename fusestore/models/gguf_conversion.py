@@ -183,13 +183,13 @@ def _take_scaled_rope(reader: Any, config: Any) -> bool:  # noqa: ANN401
 
 def _known_names(reader: Any, model: Any) -> set[str]:  # noqa: ANN401
     """Names that transformers gives the tensors of such a file."""
-    from transformers.modeling_gguf_pytorch_utils import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-    )
+    from transformers import modeling_gguf_pytorch_utils
 
-    processor = TENSOR_PROCESSORS.get(gguf_field(reader, "general.architecture"), TensorProcessor)
-    names = get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
+    reading: Any = modeling_gguf_pytorch_utils  # Only parts of it are typed.
+
+    processor = reading.TENSOR_PROCESSORS.get(
+        gguf_field(reader, "general.architecture"), reading.TensorProcessor
+    )
+    names = reading.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
     # Experts of a layer are one tensor there, without the ending.
     return {name if name.endswith((".weight", ".bias")) else f"{name}.weight" for name in names}

@@ -75,7 +75,7 @@ def load_whole(
 
     auto: Any = AutoModelForCausalLM
     lines: list[str] = []
-    shared = {"trust_remote_code": trust_remote_code}
+    shared: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         shared["gguf_file"] = gguf_file
     try:

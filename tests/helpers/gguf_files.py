@@ -54,8 +54,10 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     for key, value in metadata.items():
-        add = writer.add_string if isinstance(value, str) else writer.add_float32
-        add(key, value)
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_float32(key, value)
     _add_tokenizer(writer, tokenizer)
     for name, tensor in change(_tensors(model)).items():
         form = quantization if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32

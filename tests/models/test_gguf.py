@@ -132,7 +132,10 @@ def test_scaled_rotary_frequencies(home, tmp_path, tokenizer):
 
 
 def test_scaling_that_the_metadata_names(home, tmp_path, model, tokenizer):
-    scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 8.0}
+    scaling: dict[str, str | float] = {
+        "llama.rope.scaling.type": "linear",
+        "llama.rope.scaling.factor": 8.0,
+    }
     [file] = write_gguf(tmp_path / "m.gguf", model, tokenizer, metadata=scaling)
     with pytest.raises(InvalidInputError, match=r"rotary frequencies \(linear, by 8\)"):
         convert_gguf(file)
