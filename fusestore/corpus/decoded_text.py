@@ -44,28 +44,36 @@ def whole_text(data: io.BufferedReader, source: str) -> str:
         ) from error
 
 
-class DecodedText(io.TextIOWrapper):
+class DecodedText:
     """The text of a stream; bytes that are none are an error that names their line."""
 
     def __init__(self, data: io.BufferedReader, source: str) -> None:
-        self._source, self._name = source, _encoding(data)
+        self._source, self._encoding = source, _encoding(data)
         self._lines = 1
         # Undecodable bytes become surrogates, because the error of a decoder has no line.
         # Only a line feed ends a line: JSON strings and cells hold other separators.
-        super().__init__(data, self._name, errors="surrogateescape", newline="\n")
+        self._file = io.TextIOWrapper(data, self._encoding, errors="surrogateescape", newline="\n")
 
-    def read(self, size: int | None = -1, /) -> str:
-        """The next characters."""
-        return self._checked(super().read, size)
+    def read(self, size: int) -> str:
+        """The next characters, fewer only at the end.
 
-    def readline(self, size: int = -1, /) -> str:
-        """The rest of the line."""
-        line = self._checked(super().readline, size)
+        Raises:
+            InvalidInputError: bytes that are no text.
+        """
+        return self._checked(self._file.read, size)
+
+    def readline(self) -> str:
+        """The next line with its line feed, empty at the end.
+
+        Raises:
+            InvalidInputError: bytes that are no text, or a line that is longer than `MAX_DOCUMENT`.
+        """
+        line = self._checked(self._file.readline, MAX_DOCUMENT + 1)
         if len(line) > MAX_DOCUMENT:
             raise _too_long(self._source)
         return line
 
-    def _checked(self, read: Callable[[int | None], str], size: int | None) -> str:
+    def _checked(self, read: Callable[[int], str], size: int) -> str:
         try:
             text = read(size)
         except UnicodeDecodeError as error:
@@ -78,7 +86,7 @@ class DecodedText(io.TextIOWrapper):
 
     def _error(self, line: int, problem: str) -> InvalidInputError:
         return InvalidInputError(
-            f"Line {line} of {self._source} is not {_shown(self._name)}: {problem}. "
+            f"Line {line} of {self._source} is not {_shown(self._encoding)}: {problem}. "
             "Convert the file to UTF-8 first."
         )
 

@@ -9,9 +9,10 @@ import io
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from fusestore.errors import InvalidInputError
 
@@ -78,7 +79,12 @@ def unpacked(path: Path, compression: str, source: str) -> Iterator[io.BufferedR
         from compression import zstd
     else:
         from backports import zstd
-    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd.open}
+    openers: dict[str, Callable[..., Any]] = {
+        ".gz": gzip.open,
+        ".bz2": bz2.open,
+        ".xz": lzma.open,
+        ".zst": zstd.open,
+    }
     damage = (EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError)
     try:
         with openers[compression](path, "rb") as archive, io.BufferedReader(archive) as file:

@@ -114,7 +114,7 @@ def _json_records(
 ) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Objects: values one after another, of an array, or of an array named `data`."""
     try:
-        for line, value in JsonStream(DecodedText(data, file.source), MAX_DOCUMENT).values():
+        for line, value in JsonStream(DecodedText(data, file.source).read, MAX_DOCUMENT).values():
             records = [value]
             if isinstance(value, dict) and columns.text not in value:
                 nested = value.get("data")
@@ -137,7 +137,7 @@ def _delimited_records(
 ) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Rows of `.csv` and `.tsv`, whose first line names the columns."""
     text = DecodedText(data, file.source)
-    lines = iter(lambda: text.readline(MAX_DOCUMENT + 1), "")
+    lines = iter(text.readline, "")
     # The limit is one of the module, and its default is below the length of many documents.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_DOCUMENT))
     rows = csv.reader(lines, delimiter=DELIMITERS[file.format.suffix], strict=True)

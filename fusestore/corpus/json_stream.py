@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterator
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _CHUNK = 2**18
@@ -33,12 +32,12 @@ class JsonStream:
     """The values of a stream: elements of its array, or values one after another.
 
     Args:
-        file: the text.
+        read: returns the next characters of the text, at most as many as it is asked for.
         max_value: the longest value, in characters.
     """
 
-    def __init__(self, file: TextIO, max_value: int) -> None:
-        self._file, self._max_value = file, max_value
+    def __init__(self, read: Callable[[int], str], max_value: int) -> None:
+        self._read, self._max_value = read, max_value
         self._text, self._at = "", 0
         self._line, self._counted = 1, 0
         self._decode = json.JSONDecoder().raw_decode
@@ -48,7 +47,7 @@ class JsonStream:
 
         Raises:
             JsonError: the stream is not JSON, nests too deeply, or has too long a value.
-            UnicodeError: see the stream.
+            InvalidInputError: see `read`.
         """
         if self._next_character() != "[":
             while self._next_character():
@@ -104,7 +103,7 @@ class JsonStream:
         kept = len(self._text) - self._at
         if kept > self._max_value:
             raise self._error(f"a value is longer than {self._max_value:,} characters")
-        chunk = self._file.read(max(_CHUNK, kept))
+        chunk = self._read(max(_CHUNK, kept))
         self._count_lines()
         self._text, self._at, self._counted = self._text[self._at :] + chunk, 0, 0
         return bool(chunk)
