@@ -60,7 +60,11 @@ def test_the_adapter_alone_is_the_merged_model_with_its_base(tiny_model_path, da
     folder = tmp_path / "alone" / "model"
     names = {"adapter_config.json", "adapter_model.safetensors"}
     names |= {"fingerprint.json", "manifest.json"}
-    assert {path.name for path in folder.iterdir()} == {*names, "tokenizer_config.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        *names,
+        "generation_config.json",
+        "tokenizer_config.json",
+    }
     base = AutoModelForCausalLM.from_pretrained(tiny_model_path)
     adapted = PeftModel.from_pretrained(base, folder)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model")
