@@ -44,7 +44,7 @@ def open_gguf(path: Path) -> Any:  # noqa: ANN401 - gguf is untyped
         return Reader(path)
     except (OSError, ValueError, LookupError, OverflowError, MemoryError, struct.error) as error:
         raise InvalidInputError(
-            f"{path} could not be read as a GGUF model ({error}). It has "
+            f"{path} could not be read as a GGUF file ({error}). It has "
             f"{path.stat().st_size:,} bytes and may be cut off: download it again."
         ) from error
 

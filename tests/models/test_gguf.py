@@ -198,10 +198,10 @@ def test_a_conversion_that_ends_early_leaves_nothing(home, tmp_path, model, toke
     [file] = write_gguf(tmp_path / "m.gguf", model, tokenizer)
 
     def broken(*_):
-        raise InvalidInputError("No tokenizer.")
+        raise InvalidInputError("No space left.")
 
-    monkeypatch.setattr("fusestore.models.gguf_conversion._save_tokenizer", broken)
-    with pytest.raises(InvalidInputError, match="No tokenizer"):
+    monkeypatch.setattr("fusestore.models.gguf_conversion.save_model", broken)
+    with pytest.raises(InvalidInputError, match="No space left"):
         convert_gguf(file)
     assert kept(home) == []
 
