@@ -56,45 +56,90 @@ SECONDS = 120
 """Time limit of a type."""
 
 TOLERANCE = 1e-4
-"""Distance of a row's log-probabilities, as a share of its spread or in nats, that is rounding."""
+"""Distance of log-probabilities that is rounding in float32, in nats."""
 
-SIZES: dict[int, str] = {
-    VOCAB_SIZE: "vocab_size n_words decoder_vocab_size vocab_size_per_layer_input",
-    LAYERS: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers "
-    "num_blocks num_decoder_layers num_encoder_layers num_layers_per_stack",
-    4: "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads "
-    "encoder_attention_heads num_decoder_attention_heads num_encoder_attention_heads "
-    "num_experts num_local_experts n_routed_experts moe_num_experts linear_num_heads "
-    "linear_num_value_heads linear_num_key_heads index_n_heads indexer_n_heads n_mamba_heads",
-    2: "num_key_value_heads num_kv_heads kv_n_heads num_global_key_value_heads "
-    "num_experts_per_tok moe_k moe_topk moe_top_k top_k_experts zero_expert_num "
-    "first_k_dense_replace patch_size num_codebooks",
-    1: "n_group topk_group n_groups mamba_n_groups mamba_ngroups num_shared_experts "
-    "n_shared_experts moe_num_shared_experts",
-    16: "head_dim global_head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim kv_lora_rank "
-    "q_lora_rank o_lora_rank linear_key_head_dim linear_value_head_dim linear_head_dim "
-    "dim_head d_head attention_head_size kv_channels mamba_d_state mamba_d_head mamba_head_dim "
-    "mamba_headdim state_size ssm_state_size chunk_size mamba_chunk_size attention_chunk_size "
-    "hidden_size_per_layer_input laurel_rank altup_lora_rank "
-    "head_dim_global swa_head_dim swa_v_head_dim",
-    8: "rotary_dim sliding_window local_attention attention_window_size "
-    "window_size mamba_n_heads mamba_num_heads index_topk indexer_budget adapter_rank",
-    64: "hidden_size d_model n_embd emb_dim dim embed_dim embedding_dim embedding_size lru_width "
-    "word_embed_proj_dim attention_hidden_size input_embedding_size output_embedding_size "
-    "hidden_size_global dim_model_base backbone_hidden_size ple_embed_dim moe_latent_size",
-    96: "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner ffn_hidden_size "
-    "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size dim_ff dff "
-    "d_inner feed_forward_size intermediate_size_mlp expert_ffn_hidden_size mlp_dim "
-    "moe_shared_expert_intermediate_size shared_experts_intermediate_size "
-    "prefix_dense_intermediate_size router_hidden_size dense_intermediate_size",
-    256: "max_position_embeddings n_positions max_target_positions max_seq_len n_ctx "
-    "context_length",
-    32: "image_size index_head_dim indexer_head_dim qk_head_dim",
-    0: "pad_token_id bos_token_id eos_token_id padding_idx pad_index",
-}
+SIZES: tuple[tuple[int, str], ...] = (
+    (VOCAB_SIZE, "vocab_size n_words decoder_vocab_size vocab_size_per_layer_input"),
+    (
+        LAYERS,
+        "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers "
+        "num_blocks num_decoder_layers num_encoder_layers num_layers_per_stack",
+    ),
+    (
+        4,
+        "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads "
+        "encoder_attention_heads num_decoder_attention_heads num_encoder_attention_heads "
+        "num_experts num_local_experts n_routed_experts moe_num_experts linear_num_heads "
+        "linear_num_value_heads linear_num_key_heads index_n_heads indexer_n_heads n_mamba_heads "
+        # Fewer than the documents have, so that they matter.
+        "sliding_window local_attention attention_window_size window_size",
+    ),
+    (
+        2,
+        "num_key_value_heads num_kv_heads kv_n_heads num_global_key_value_heads "
+        "num_experts_per_tok moe_k moe_topk moe_top_k top_k_experts zero_expert_num "
+        "first_k_dense_replace patch_size num_codebooks",
+    ),
+    (
+        1,
+        "n_group topk_group n_groups mamba_n_groups mamba_ngroups num_shared_experts "
+        "n_shared_experts moe_num_shared_experts",
+    ),
+    (
+        16,
+        "head_dim global_head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim kv_lora_rank "
+        "q_lora_rank o_lora_rank linear_key_head_dim linear_value_head_dim linear_head_dim "
+        "dim_head d_head attention_head_size kv_channels mamba_d_state mamba_d_head mamba_head_dim "
+        "mamba_headdim state_size ssm_state_size chunk_size mamba_chunk_size attention_chunk_size "
+        "hidden_size_per_layer_input laurel_rank altup_lora_rank "
+        "head_dim_global swa_head_dim swa_v_head_dim",
+    ),
+    (
+        8,
+        "rotary_dim mamba_n_heads mamba_num_heads adapter_rank",
+    ),
+    (
+        64,
+        "hidden_size d_model n_embd emb_dim dim embed_dim embedding_dim embedding_size lru_width "
+        "word_embed_proj_dim attention_hidden_size input_embedding_size output_embedding_size "
+        "hidden_size_global dim_model_base backbone_hidden_size ple_embed_dim moe_latent_size",
+    ),
+    (
+        96,
+        "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner ffn_hidden_size "
+        "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size dim_ff dff "
+        "d_inner feed_forward_size intermediate_size_mlp expert_ffn_hidden_size mlp_dim "
+        "moe_shared_expert_intermediate_size shared_experts_intermediate_size "
+        "prefix_dense_intermediate_size router_hidden_size dense_intermediate_size",
+    ),
+    # More than the documents have: random weights give equal scores to many tokens, and which of
+    # them are among the largest depends on the length of the document.
+    (64, "index_topk indexer_budget"),
+    (
+        256,
+        "max_position_embeddings n_positions max_target_positions max_seq_len n_ctx context_length",
+    ),
+    (32, "image_size index_head_dim indexer_head_dim qk_head_dim"),
+    (0, "pad_token_id bos_token_id eos_token_id padding_idx pad_index"),
+)
 """Values of configuration keys, whichever of them a type has."""
 
-SPECIAL: dict[str, dict[str, Any]] = {}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "reformer": {"is_decoder": True},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+    "bailing_hybrid": {"layer_group_size": 2},
+    "bamba": {"attn_layer_indices": [1]},
+    "dots1": {"n_routed_experts": 4},
+    "dots3_note": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "granitemoehybrid": {"layer_types": 2 * ["mamba", "attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": 2 * ["linear_attention", "full_attention"]},
+    "mamba2": {"num_heads": 8},
+}
 """More values for types whose sizes depend on each other."""
 
 
@@ -181,10 +226,8 @@ def check(model_type: str) -> Outcome:
     np.put_along_axis(captured, rows.ids.astype(np.int64), rows.logprobs, axis=1)
     plain = np.concatenate(expected)
     nats = np.abs(captured - plain).max(axis=1)
-    spread = plain.max(axis=1) - np.median(plain, axis=1)
-    share = float((nats / spread).max())
-    note = "; ".join([f"{nats.max():.1e} nats", f"{share:.0e} of the spread", *proof.notes()])
-    return Outcome("right" if min(nats.max(), share) <= TOLERANCE else "wrong", note)
+    note = "; ".join([f"{nats.max():.0e} nats", *proof.notes()])
+    return Outcome("right" if nats.max() <= TOLERANCE else "wrong", note)
 
 
 def build(model_type: str) -> Any:
@@ -199,32 +242,23 @@ def build(model_type: str) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
     return model
 
 
 def shrunk(config_class: Any, special: dict[str, Any]) -> Any:
     """The configuration of a class at the sizes above; those inside of it too."""
     default = config_class()
+    known = default.to_dict()
     values = {
-        key: size
-        for size, keys in SIZES.items()
-        for key in keys.split()
-        if getattr(default, key, None) is not None
+        key: size for size, keys in SIZES for key in keys.split() if isinstance(known.get(key), int)
     }
-    # A key may be another name of one that is already there.
-    names = getattr(config_class, "attribute_map", {})
-    values = {key: value for key, value in values.items() if names.get(key) not in values}
-    layers = next(
-        (
-            getattr(default, key)
-            for key in SIZES[LAYERS].split()
-            if isinstance(getattr(default, key, None), int)
-        ),
-        None,
-    )
-    for key, value in default.to_dict().items():
-        if isinstance(value, list) and len(value) == layers:
+    if "kv_lora_rank" in values and "num_attention_heads" in values:
+        # Multi-head latent attention has as many of both.
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    layers = {known[key] for key in SIZES[1][1].split() if key in values}
+    for key, value in known.items():
+        if isinstance(value, list) and len(value) in layers:
             values[key] = value[:LAYERS]
     for key in config_class.sub_configs:
         part = getattr(default, key, None)
@@ -246,9 +280,9 @@ def documents(width: int) -> TokenTable:
 
 @torch.no_grad()
 def plain_rows(model: Any, tokens: TokenTable, index: int) -> np.ndarray:
-    """Log-probabilities float32 [time, V] of a document that the plain model reads alone."""
+    """Log-probabilities float64 [time, V] of a document that the plain model reads alone."""
     ids = torch.from_numpy(tokens.document(index)[0].astype(np.int64))
-    return torch.log_softmax(model(input_ids=ids[None]).logits[0].float(), -1).numpy()
+    return torch.log_softmax(model(input_ids=ids[None]).logits[0].double(), -1).numpy()
 
 
 def one_line(error: Exception) -> str:

@@ -29,8 +29,13 @@ from fusestore.models.rounding import Distance, distance, rounding_share
 Batching = Literal["padded", "one length", "one document"]
 """Which documents may run together: any; those of one length, which need no padding; none."""
 
-_LENGTH = 12
-"""Tokens of the longer document: all passes together read about 100 tokens."""
+_LENGTH = 64
+"""Tokens of the longest document; all passes together read about seven times as many."""
+
+_LENGTH_OF_LARGE = 12
+"""The same for a model of `_LARGE` parameters on a processor, which would take many seconds."""
+
+_LARGE = 2**24
 
 _Ids = npt.NDArray[np.int32]
 
@@ -83,7 +88,9 @@ def prove_causal(
         IncompatibleError: a row depends on later tokens, or on more than the tokens of its
             document; or the model does not run on token ids alone.
     """
-    length = min(_LENGTH, longest)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    is_slow = parameters >= _LARGE and next(model.parameters()).device.type == "cpu"
+    length = min(_LENGTH_OF_LARGE if is_slow else _LENGTH, longest)
     try:
         return _Passes(model, name).prove(np.resize(token_ids[:length], length))
     except IncompatibleError:
@@ -118,7 +125,8 @@ class _Passes:
         for count, others in zip(counts, changed_rows, strict=True):
             self._check_causal(document, rows[:count], others[:count], "replaced")
         shorter = changed[0][: max(1, 2 * len(document) // 3)]
-        shorter_rows = changed_rows[0][: len(shorter)]
+        shorter_rows = self._alone(shorter)
+        self._check_causal(document, changed_rows[0][: len(shorter)], shorter_rows, "left out")
         batches: tuple[tuple[Batching, list[_Ids], list[Tensor]], ...] = (
             ("padded", [document, shorter], [rows, shorter_rows]),
             ("one length", [document, changed[1]], [rows, changed_rows[1]]),
@@ -130,11 +138,7 @@ class _Passes:
             if not self._is_moved(moved, rows):
                 chunked = has_chunked_logits(self._model, self._tensor(document))
                 return Proof(batching, largest, chunked)
-            if largest is None:
-                # The rows of the shorter document are so far those of a longer one, cut off.
-                ended = self._alone(shorter)
-                self._check_causal(document, shorter_rows, ended, "left out")
-                largest = moved
+            largest = largest or moved
         self._check_repeatable(document, rows)
         raise IncompatibleError(
             f"The rows of {self._name} move by up to {moved.nats:.2g} nats when it is given an "
