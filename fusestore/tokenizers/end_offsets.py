@@ -238,7 +238,7 @@ def _spelled_inside(
     """
     spelled = np.ones(len(ends), np.bool_)
     values = np.frombuffer(data + b" ", np.uint8)
-    for index in np.flatnonzero((values[ends] & 0xC0) == 0x80):
+    for index in np.flatnonzero((values[ends] & 0xC0) == 0x80).tolist():
         start = end = int(ends[index])
         while values[start] & 0xC0 == 0x80:
             start -= 1
