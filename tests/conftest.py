@@ -11,6 +11,8 @@ from urllib.request import Request, urlopen
 import pytest
 from hypothesis import settings
 
+from tests.helpers.made_once import made_once
+
 # The same cases in every run, so that a red run is the change's doing. `HYPOTHESIS_PROFILE=explore`
 # looks for new ones; what it finds becomes an `@example` or a test of its own.
 settings.register_profile("same-cases", derandomize=True, deadline=None)
@@ -45,19 +47,15 @@ def gemma3_path(packaged_model: PackagedModel) -> Path:
 
 @pytest.fixture(scope="session")
 def packaged_model(tmp_path_factory: pytest.TempPathFactory) -> PackagedModel:
-    """Converts a packaged model, unless that was done; other test processes wait for it."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+    """Converts a packaged model, unless that was done."""
 
     @cache
     def convert(spec: str) -> Path:
         from fusestore.models.loading import local_model_folder
-        from fusestore.storage.file_lock import locked
 
-        name = spec.rpartition(":")[2]
-        with locked(folder / f"{name}.lock"):
-            return local_model_folder(spec)
+        # Under a lock, and in each process: a later run finds the folder in the user cache.
+        made_once(tmp_path_factory, spec.rpartition(":")[2], lambda _: local_model_folder(spec))
+        return local_model_folder(spec)
 
     return convert
 

@@ -90,7 +90,7 @@ def python(*arguments, cwd, **variables):
     )
 
 
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_import_the_module_that_registered(method, recipe, root, tmp_path):
     (tmp_path / "lasts.py").write_text(MODULE.format(name="last"))
     script = tmp_path / "read.py"
@@ -100,7 +100,7 @@ def test_workers_import_the_module_that_registered(method, recipe, root, tmp_pat
     assert done.stdout.startswith("windows "), done.stderr
 
 
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_have_what_a_script_registers(method, recipe, root, tmp_path):
     script = tmp_path / "read.py"
     script.write_text(READ.format(head=MODULE.format(name="last"), register=""))
@@ -108,6 +108,7 @@ def test_workers_have_what_a_script_registers(method, recipe, root, tmp_path):
     assert done.stdout.startswith("windows "), done.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_reach_a_worker_is_said(recipe, root, tmp_path):
     script = tmp_path / "read.py"
     inner = MODULE.format(name="last").replace("\n", "\n    ")
@@ -117,7 +118,7 @@ def test_what_cannot_reach_a_worker_is_said(recipe, root, tmp_path):
     assert "in a module that helper processes can import" in done.stderr
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_the_command_line_imports_plugins(jobs, recipe, root, tmp_path):
     (tmp_path / "lasts.py").write_text(MODULE.format(name="last"))
     program = "from fusestore_cli.app import main; main()"

@@ -164,7 +164,7 @@ def read_in_child(cache, queue):
     queue.put(cache[3:30].ids.tolist())
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize("method", [pytest.param("spawn", marks=pytest.mark.slow), "fork"])
 def test_a_cache_reads_in_other_processes(tmp_path, capture, method):
     capture.write(Store.open(tmp_path))
     cache = open_cache(tmp_path, "demo")

@@ -94,6 +94,7 @@ def crash_many_times(tmp_path, kills):
     assert np.isfinite(open_cache(Store.open(folder), "demo")[:].tail).all()
 
 
+@pytest.mark.slow
 def test_killed_captures_resume_to_the_same_bytes(tmp_path):
     crash_many_times(tmp_path, 6)
 

@@ -94,6 +94,7 @@ def grouped(values, width):
     return np.ascontiguousarray(padded.reshape(n, groups, width).transpose(1, 0, 2))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     case=cases(),

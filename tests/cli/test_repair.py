@@ -168,6 +168,7 @@ def test_nothing_says_what_it_was(store, models):
         assert all(verify_store(Store.open(store), name).values())
 
 
+@pytest.mark.slow
 def test_documents_are_built_again_from_the_inputs(command, store, job):
     """The remedy that `verify` tells."""
     whole = hashes(Location.parse(store))

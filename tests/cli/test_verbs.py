@@ -13,6 +13,7 @@ def rows_of(dataset):
     return [{key: value.tolist() for key, value in dataset[i].items()} for i in range(len(dataset))]
 
 
+@pytest.mark.slow
 def test_stage_by_stage_gives_what_one_run_gives(command, job, first_store, tmp_path):
     """Equal but for the sizes of shards and chunks, which not every verb has an option for."""
     from fusestore import open_fused

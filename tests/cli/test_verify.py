@@ -21,6 +21,7 @@ def test_a_sound_store(command, store):
     command.succeeds("verify", "--store", store, "--quick")
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_found_in_every_kind_of_file(store):
     """At the beginning, in the middle, and at the end of the file."""
     missed = []

@@ -236,7 +236,7 @@ def fetch_here(dataset, shard):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [None, "spawn"])
+@pytest.mark.parametrize("method", [None, pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_after_obstore_was_used(made, expected, cache, s3_url, method):
     remote = Location.parse(f"{s3_url}/store/fused/demo")
     share(made, remote)

@@ -160,7 +160,7 @@ def test_a_remote_store_is_filled_on_this_machine(small, whole, s3_url, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", [pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def test_workers_make_shards_without_hanging(small, whole, method):
     """The main process has used Polars and zarr already: opening a recipe does."""
     dataset = fs.open_recipe(small.root, small.recipe(), "demo")

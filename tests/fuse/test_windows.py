@@ -65,7 +65,9 @@ def rows_of(dataset, name):
     return np.concatenate([window[name].numpy() for window in dataset])
 
 
-@pytest.mark.parametrize("granularity", ["document", "window"])
+@pytest.mark.parametrize(
+    "granularity", ["document", pytest.param("window", marks=pytest.mark.slow)]
+)
 def test_no_window_holds_two_documents_in_any_form(small, tmp_path, granularity):
     content = recipe_of(small, granularity=granularity)
     recipe = Recipe.parse(content)

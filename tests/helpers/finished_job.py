@@ -5,25 +5,32 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.made_once import made_once
 from tests.helpers.tiny_job import run_fusion, write_fusion, write_job
 
 
 @pytest.fixture(scope="session")
 def job(tmp_path_factory: pytest.TempPathFactory, smollm2_path: Path) -> Path:
     """Texts and two tiny models: see `write_job`."""
-    folder = tmp_path_factory.mktemp("job")
-    write_job(folder, smollm2_path)
-    return folder
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        write_job(folder, smollm2_path)
+
+    return made_once(tmp_path_factory, "job", make)
 
 
 @pytest.fixture(scope="session")
 def first_store(tmp_path_factory: pytest.TempPathFactory, job: Path) -> Path:
     """The store that an uninterrupted run makes; not to be changed."""
-    folder = tmp_path_factory.mktemp("first")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FUSESTORE_HOME", str(folder / "home"))
-        run_fusion(write_fusion(folder, job, str(folder / "store")))
-    return folder / "store"
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FUSESTORE_HOME", str(folder / "home"))
+            run_fusion(write_fusion(folder, job, str(folder / "store")))
+
+    return made_once(tmp_path_factory, "first", make) / "store"
 
 
 @pytest.fixture

@@ -264,6 +264,7 @@ def test_another_tokenizer_in_the_folder_is_noticed(home, tmp_path):
     assert folder_tokenizer(path).digest == load_tokenizer(path).digest != first
 
 
+@pytest.mark.slow
 def test_a_model_that_is_known_takes_no_transformers(home, folder):
     code = """
 import sys
@@ -549,6 +550,7 @@ def test_a_vocabulary_of_the_store_alone_names_a_target(tmp_path, folder):
     assert Target.open(tokenizer.digest[:12], store=store).digest == tokenizer.digest
 
 
+@pytest.mark.slow
 def test_a_complete_cache_is_recognized_without_torch(captured, folder, home):
     code = """
 import sys

@@ -147,7 +147,14 @@ def test_what_is_deleted_is_made_again_with_what_depends_on_it(
     assert hashes(Location.parse(store)) == hashes(Location.parse(first_store))
 
 
-@pytest.mark.parametrize("stage", ["corpora/addresses", "caches/wide", "fused/mince"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param("corpora/addresses", marks=pytest.mark.slow),
+        pytest.param("caches/wide", marks=pytest.mark.slow),
+        "fused/mince",
+    ],
+)
 def test_a_deletion_that_was_cut_short_is_no_finished_stage(
     stage, store, first_store, job, tmp_path, monkeypatch
 ):

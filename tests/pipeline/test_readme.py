@@ -53,6 +53,7 @@ def commands(text):
         yield [str(argument) for part in expanded for argument in sorted(part)]
 
 
+@pytest.mark.slow
 def test_commands_and_python_make_the_same_store(small, capsys, monkeypatch):
     command = Command(capsys, monkeypatch)
     for arguments in commands(small(block("console", "fusestore corpus"), "typed.store")):

@@ -83,7 +83,7 @@ def own_fork_server():
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("own_fork_server")
 def test_workers(hub, tmp_path, method):
     loader = StreamingLoader(

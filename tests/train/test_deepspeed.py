@@ -159,6 +159,7 @@ assert "deepspeed" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_deepspeed_is_not_imported_unless_a_configuration_names_it(
     tiny_model_path, fused_folder, tmp_path
 ):
