@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import fusestore.align
 from fusestore.align.kinds import ALIGNMENT_METHODS
 from fusestore.align.tokens.pairing import align_table
-from fusestore.tokenizers.tokenizer import as_tokenizer, load_tokenizer
-from tests.helpers.real_tokenizers import deepseek_tokenizer
+from fusestore.tokenizers.tokenizer import as_tokenizer
+from tests.helpers.real_tokenizers import deepseek_tokenizer, real_tokenizer
 from tests.helpers.tiny_models import SCRIPTS, train_unigram, train_word_piece
 
 UNICODE = st.text(max_size=40) | st.text(
@@ -25,8 +25,8 @@ UNICODE = st.text(max_size=40) | st.text(
 @pytest.fixture(scope="session")
 def tokenizers(smollm2_path, gemma3_path):
     return {
-        "smollm2": load_tokenizer(smollm2_path),
-        "gemma3": load_tokenizer(gemma3_path),
+        "smollm2": real_tokenizer(smollm2_path),
+        "gemma3": real_tokenizer(gemma3_path),
         "deepseek": deepseek_tokenizer(),
         "word_piece": as_tokenizer(train_word_piece(SCRIPTS, 200)),
         "unigram": as_tokenizer(train_unigram(SCRIPTS, 200)),

