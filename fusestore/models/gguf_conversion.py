@@ -23,7 +23,7 @@ from fusestore.storage.replace import created_folder
 from fusestore.store.manifest import digest_bytes
 from fusestore.tokenizers.gguf_tokenizer import gguf_tokenizer
 
-_CONVERSION = "2"
+_CONVERSION = "3"
 """Changes when a conversion gives another folder than before, so that older ones are not used."""
 
 _ROPE_FACTORS = "rope_freqs.weight"
