@@ -77,7 +77,8 @@ SIZES: tuple[tuple[int, str], ...] = (
     (
         2,
         "num_key_value_heads num_kv_heads kv_n_heads num_global_key_value_heads "
-        "num_experts_per_tok moe_k moe_topk moe_top_k top_k_experts zero_expert_num "
+        "num_experts_per_tok num_experts_per_token moe_k moe_topk moe_top_k top_k_experts "
+        "zero_expert_num "
         "first_k_dense_replace patch_size num_codebooks",
     ),
     (
@@ -125,12 +126,10 @@ SIZES: tuple[tuple[int, str], ...] = (
 """Values of configuration keys, whichever of them a type has."""
 
 SPECIAL: dict[str, dict[str, Any]] = {
-    "reformer": {"is_decoder": True},
-    "xmod": {"default_language": "en_XX"},
-    "zaya": {"num_experts_per_tok": 1},
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1]},
-    "dots1": {"n_routed_experts": 4},
+    "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "dots3_note": {"num_key_value_heads": 4},
     "dots3_note_text": {"num_key_value_heads": 4},
     "falcon_h1": {"mamba_d_ssm": 128},
@@ -138,7 +137,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": 2 * ["mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {"layer_types": 2 * ["linear_attention", "full_attention"]},
+    "lfm2_moe": {"layer_types": 2 * ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8},
+    "nemotron": {"num_key_value_heads": 4, "head_dim": 16},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
 }
 """More values for types whose sizes depend on each other."""
 

@@ -32,7 +32,7 @@ Batching = Literal["padded", "one length", "one document"]
 _LENGTH = 64
 """Tokens of the longest document; all passes together read about seven times as many."""
 
-_LENGTH_OF_LARGE = 12
+_LENGTH_OF_LARGE = 8
 """The same for a model of `_LARGE` parameters on a processor, which would take many seconds."""
 
 _LARGE = 2**24
