@@ -73,12 +73,14 @@ def test_no_name_of_posix_is_used():
     assert used == ASKED_FOR
 
 
+METHODS = ("read_text", "write_text")
+
+
 def test_text_files_have_a_stated_encoding():
     """Windows reads and writes text as cp1252 unless told otherwise."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            name = getattr(node.func, "attr", "") if isinstance(node, ast.Call) else ""
-            if name in ("read_text", "write_text"):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in METHODS:
                 assert "encoding" in {keyword.arg for keyword in node.keywords}, path
 
 

@@ -43,9 +43,10 @@ def _architecture(config: Any) -> dict[str, Any]:  # noqa: ANN401
     """The fields that determine tensors and logits, with those of inner configurations as `a.b`."""
     from transformers import GenerationConfig, PreTrainedConfig
 
+    generation: Any = GenerationConfig
     # A field that the class declares is the model's, even if generation has one of this name.
     declared = inspect.signature(type(config)).parameters.keys()
-    left_out = _METADATA | (GenerationConfig().to_dict().keys() - declared)
+    left_out = _METADATA | (generation().to_dict().keys() - declared)
     fields: dict[str, Any] = {}
     for key, value in config.to_dict().items():
         inner = getattr(config, key, None)

@@ -26,18 +26,18 @@ def open_gguf(path: Path) -> Any:  # noqa: ANN401 - gguf is untyped
         MissingDependencyError: the package `gguf` is not installed.
     """
     try:
-        import gguf
+        from gguf import GGUFReader
     except ImportError as error:
         raise MissingDependencyError(
             f"Reading {path.name} needs the package gguf: pip install 'fusestore[gguf]'."
         ) from error
     import numpy as np
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc] # gguf is untyped
+    class Reader(GGUFReader):
         def _get(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
             if isinstance(self.data, np.memmap):
                 # A view of a memmap takes several times as long as one of an array over it.
-                self.data = np.asarray(self.data)
+                self.data: Any = np.asarray(self.data)
             return super()._get(*args, **options)
 
     try:
@@ -61,12 +61,13 @@ def read_once(reader: Any, path: Path) -> Iterator[None]:  # noqa: ANN401
 
     transformers takes no open reader, and computes the names of all tensors for every module.
     """
-    import gguf
+    import gguf as module
 
+    gguf: Any = module
     opened, names = gguf.GGUFReader, gguf.get_tensor_name_map
 
-    def open_file(file: str | os.PathLike[str], mode: str = "r") -> Any:  # noqa: ANN401
-        return reader if Path(file) == path else opened(file, mode)
+    def open_file(file: str | os.PathLike[str], *options: Any) -> Any:  # noqa: ANN401
+        return reader if Path(file) == path else opened(file, *options)
 
     gguf.GGUFReader, gguf.get_tensor_name_map = open_file, functools.cache(names)
     try:

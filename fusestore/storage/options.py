@@ -53,7 +53,7 @@ class StorageOptions(BaseModel):
     @classmethod
     def _read_text(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str) and info.field_name is not None:
-            kind = cls.model_fields[info.field_name].annotation
+            kind: Any = cls.model_fields[info.field_name].annotation
             try:
                 return TypeAdapter(kind).validate_json(value, strict=True)
             except ValidationError:

@@ -198,4 +198,4 @@ def remove_abandoned(folder: Location) -> None:
 
 def is_running(pid: int) -> bool:
     """Whether this machine has a process of this id."""
-    return psutil.pid_exists(pid)
+    return bool(psutil.pid_exists(pid))

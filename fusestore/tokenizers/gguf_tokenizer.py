@@ -169,7 +169,7 @@ def _byte_level(metadata: _Metadata) -> Any:  # noqa: ANN401 - Hugging Face clas
     split = _split(metadata)
     tokens = metadata.tokens
     types = [int(kind) for kind in metadata.array("token_type")]
-    merges = [tuple(str(merge).split(" ", 1)) for merge in metadata.array("merges")]
+    merges: Any = [tuple(str(merge).split(" ", 1)) for merge in metadata.array("merges")]
     if len(types) != len(tokens):
         raise InvalidInputError(
             f"{metadata.path} holds {len(tokens):,} tokens but {len(types):,} types of tokens. "

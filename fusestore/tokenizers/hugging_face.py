@@ -36,7 +36,7 @@ def load_hugging_face(source: str, options: dict[str, Any]) -> Any:  # noqa: ANN
 
 
 def _tokenizer_file(source: str, options: dict[str, Any]) -> Path | None:
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     found = cached_file(
         source,

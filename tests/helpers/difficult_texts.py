@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
+from typing import Literal
 
 PIECES = (
     "café naïve Ångström",
@@ -54,7 +55,7 @@ PIECES = (
 )
 """Most change under some normal form, or are cut by some tokenizer."""
 
-FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 def difficult_texts(count: int = 300) -> list[str]:

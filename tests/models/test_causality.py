@@ -1,5 +1,7 @@
 """The proof that a model's rows are causal: what it refuses, and how batches are made instead."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from tests.helpers.tiny_models import make_llama, make_model
 
 TOKENS = np.random.default_rng(0).integers(3, 100, 40).astype(np.int32)
 
-SHARP = {"initializer_range": 0.2}
+SHARP: dict[str, Any] = {"initializer_range": 0.2}
 
 
 class Changed(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from fusestore.models import logits as engine
 from fusestore.models.loading import output_width
 from tests.helpers.tiny_models import make_llama, make_model
 
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 4},
     # Soft-caps its logits after the head.
     "gemma2": {"head_dim": 8},

@@ -86,7 +86,8 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         self._epoch = 0
         self._position = 0
         # Persistent workers keep a copy of the stream, and read here where an iteration begins.
-        self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
+        start: Any = torch.zeros(2, dtype=torch.int64)
+        self._start = start.share_memory_()
         self._was_iterated_in_worker = False
 
     @property
