@@ -1,9 +1,14 @@
 """A capture proves its model before its first shard; a refused model leaves the store as it was."""
 
+from itertools import pairwise
+
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from fusestore.cache.rule import Rule
+from fusestore.capture.batches import RowCapturer
 from fusestore.capture.estimate import estimate_capture
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
@@ -11,6 +16,8 @@ from fusestore.corpus.build import write_corpus
 from fusestore.errors import IncompatibleError
 from fusestore.models.model import Model
 from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
+from tests.helpers.changed_model import Changed, positions_after_padding
 from tests.helpers.tiny_models import (
     TEXTS,
     make_llama,
@@ -87,3 +94,26 @@ def test_an_id_beyond_the_model_is_named(store, wider, tmp_path):
     with pytest.raises(IncompatibleError, match=match):
         estimate_capture(store, "wider", Model.open(wider), corpus, EXACT)
     assert store.names("caches") == []
+
+
+@pytest.mark.parametrize("batching", ["one length", "one document"])
+def test_rows_that_batches_would_move_are_those_of_each_document_alone(batching):
+    model = {
+        "one length": lambda: Changed(make_model("gpt2"), before=positions_after_padding),
+        "one document": lambda: Changed(make_llama(100), after=lambda each: each + each.mean(0)),
+    }[batching]().eval()
+    rng = np.random.default_rng(0)
+    lengths = [7, 12, 7, 3, 12, 1]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = rng.integers(3, 100, offsets[-1]).astype(np.int32)
+    tokens = TokenTable(ids, np.zeros_like(ids), offsets)
+    capturer = RowCapturer(model, tokens, Rule("top-k", 5), None, batching)
+    rows, bad = capturer.rows(0, len(ids), lambda *_: None)
+    assert bad == []
+    for start, stop in pairwise(offsets.tolist()):
+        document = torch.from_numpy(ids[start:stop].astype(np.int64))[None]
+        with torch.no_grad():
+            logprobs = model(document).logits[0].double().log_softmax(-1)
+        top = logprobs.topk(5)
+        assert rows.ids[start:stop].tolist() == top.indices.tolist()
+        np.testing.assert_allclose(rows.logprobs[start:stop], top.values, atol=1e-5)

@@ -9,32 +9,12 @@ import torch
 from fusestore.errors import IncompatibleError
 from fusestore.models.causality import prove_causal
 from fusestore.models.rounding import distance, rounding_share
+from tests.helpers.changed_model import Changed, positions_after_padding
 from tests.helpers.tiny_models import make_llama, make_model
 
 TOKENS = np.random.default_rng(0).integers(3, 100, 40).astype(np.int32)
 
 SHARP: dict[str, Any] = {"initializer_range": 0.2}
-
-
-class Changed(torch.nn.Module):
-    """A model with a function in front of it or behind it."""
-
-    def __init__(self, model, before=None, after=None):
-        super().__init__()
-        self.model, self.before, self.after = model, before, after
-        self.config = model.config
-
-    def get_output_embeddings(self):
-        return self.model.get_output_embeddings()
-
-    def forward(self, input_ids, attention_mask=None, use_cache=False):
-        inputs = {"attention_mask": attention_mask, "use_cache": use_cache}
-        if self.before is not None:
-            inputs |= self.before(input_ids, attention_mask)
-        output = self.model(input_ids=input_ids, **inputs)
-        if self.after is not None:
-            output.logits = self.after(output.logits)
-        return output
 
 
 def prove(model, tokens=TOKENS, longest=40):
@@ -56,13 +36,6 @@ def prefix_mask(length):
 
 def positions_from_the_end(input_ids, _mask):
     return {"position_ids": torch.arange(input_ids.shape[1]).flip(0)[None]}
-
-
-def positions_after_padding(input_ids, mask):
-    """As if padding were on the left."""
-    time = input_ids.shape[1]
-    padding = torch.zeros(len(input_ids)) if mask is None else time - mask.sum(1)
-    return {"position_ids": torch.arange(time) + padding[:, None].long()}
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mamba", "bart"])
