@@ -14,6 +14,7 @@ from fusestore.models.model import Model
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.location import Location
+from fusestore.storage.options import HTTP_SCHEMES
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
@@ -39,8 +40,8 @@ def build_corpus(
         settings: columns, splits and sizes.
         tokenizers: of all models of the run: models, tokenizers, or specs as for `Model.open` with
             this store. Documents will fit each of them.
-        storage_options: for the storage of the inputs. By default those of the store, for inputs
-            on the same storage.
+        storage_options: for the storage of the inputs; for HTTP only if no input is elsewhere. By
+            default those of the store, for inputs on the same storage.
         reporter: receives progress updates, and a line on files that are not read.
 
     Returns:
@@ -68,7 +69,7 @@ def build_corpus(
         corpus = write_corpus(
             store,
             name,
-            [_location(os.fspath(path), store, storage_options) for path in paths],
+            _locations([resolve_path(os.fspath(path)) for path in paths], store, storage_options),
             text_column=settings.text_column,
             split_column=settings.split_column,
             held_out=_held_out_rules(settings),
@@ -88,15 +89,25 @@ def build_corpus(
     return StageResult(corpus, created=not existed)
 
 
-def _location(path: str, store: Store, storage_options: Mapping[str, object] | None) -> Location:
-    """Where an input is."""
-    path = resolve_path(path)
-    # The short name that other programs have for what the Hub converted to Parquet.
-    path = path.replace("@~parquet", "@refs%2Fconvert%2Fparquet")
-    # Options may be secret: no other storage receives those of the store.
-    if storage_options is None and "://" in path and store.location.shares_storage(path):
-        storage_options = dict(store.location.storage_options)
-    return Location.parse(path, storage_options)
+def _locations(
+    paths: Sequence[str], store: Store, storage_options: Mapping[str, object] | None
+) -> list[Location]:
+    """Where the inputs are. Options may be secret: no storage receives those of another."""
+    remote = [path for path in paths if "://" in path]
+    only_http = all(path.startswith(HTTP_SCHEMES) for path in remote)
+    locations = []
+    for path in paths:
+        # The short name that other programs have for what the Hub converted to Parquet.
+        url = path.replace("@~parquet", "@refs%2Fconvert%2Fparquet")
+        if storage_options is None:
+            is_ours = "://" in path and store.location.shares_storage(path)
+            options = dict(store.location.storage_options) if is_ours else {}
+        else:
+            # HTTP has other options than the rest, and servers of several owners.
+            is_other = path.startswith(HTTP_SCHEMES) and not only_http
+            options = {} if is_other else dict(storage_options)
+        locations.append(Location.parse(url, options))
+    return locations
 
 
 def _held_out_rules(settings: CorpusSettings) -> list[HeldOut]:
