@@ -41,6 +41,7 @@ POSIX_NAMES = {
     "select": {"epoll", "kqueue", "poll"},
     "socket": {"AF_UNIX"},
 }
+TEXT_IO = {"read_text", "write_text"}
 ASKED_FOR = {("cache_folder.py", "os.posix_fallocate")}
 """Used only where `hasattr` says that it is there."""
 
@@ -73,15 +74,13 @@ def test_no_name_of_posix_is_used():
     assert used == ASKED_FOR
 
 
-METHODS = ("read_text", "write_text")
-
-
 def test_text_files_have_a_stated_encoding():
     """Windows reads and writes text as cp1252 unless told otherwise."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in METHODS:
-                assert "encoding" in {keyword.arg for keyword in node.keywords}, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                stated = {keyword.arg for keyword in node.keywords}
+                assert node.func.attr not in TEXT_IO or "encoding" in stated, path
 
 
 def test_a_store_is_listed_and_copied_without_what_windows_lacks(tmp_path):
