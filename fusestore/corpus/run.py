@@ -101,11 +101,11 @@ def _locations(
         url = path.replace("@~parquet", "@refs%2Fconvert%2Fparquet")
         if storage_options is None:
             is_ours = "://" in path and store.location.shares_storage(path)
-            options = dict(store.location.storage_options) if is_ours else {}
+            options: Mapping[str, object] = dict(store.location.storage_options) if is_ours else {}
         else:
             # HTTP has other options than the rest, and servers of several owners.
             is_other = path.startswith(HTTP_SCHEMES) and not only_http
-            options = {} if is_other else dict(storage_options)
+            options = {} if is_other else storage_options
         locations.append(Location.parse(url, options))
     return locations
 

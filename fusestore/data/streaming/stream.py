@@ -138,7 +138,7 @@ class Stream(IterableDataset[dict[str, Tensor]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         # Multiprocessing passes shared memory on; a plain pickle holds a copy.
-        self._start.share_memory_()  # type: ignore[no-untyped-call]
+        self._start.share_memory_()
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         self._check_sharded_once()
