@@ -28,6 +28,7 @@ from fusestore.storage.memory import file_digest, remembered
 from fusestore.storage.packages import SCHEME
 from fusestore.store.layout import Store
 from fusestore.tokenizers.remembered import folder_tokenizer
+from fusestore.tokenizers.remote_code import refuse_untrusted_code
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -230,6 +231,7 @@ class Model:
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
             )
         except (OSError, ValueError, StrictDataclassError) as error:
+            refuse_untrusted_code(error, str(self.folder))
             raise InvalidInputError(
                 f"{self.folder} has no usable configuration: {error}"
             ) from error

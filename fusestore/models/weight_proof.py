@@ -18,6 +18,7 @@ from typing import Any
 from fusestore.errors import FusestoreError, InvalidInputError
 from fusestore.models.folder_kinds import check_folder, check_loadable
 from fusestore.models.weight_files import check_weight_files, tensor_files
+from fusestore.tokenizers.remote_code import refuse_untrusted_code
 
 _SHOWN = 3
 """Tensors that an error names; of the others it gives the number."""
@@ -95,6 +96,7 @@ def load_whole(
     except (torch.OutOfMemoryError, FusestoreError):
         raise
     except (*_LOADING_ERRORS, StrictDataclassError) as error:
+        refuse_untrusted_code(error, name)
         unmade = [match[1] for match in map(_UNMADE.match, lines) if match]
         if unmade:
             raise InvalidInputError(

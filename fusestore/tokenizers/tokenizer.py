@@ -29,6 +29,7 @@ from fusestore.tokenizers import conversions
 from fusestore.tokenizers.end_offsets import EndOffsets
 from fusestore.tokenizers.gguf_tokenizer import gguf_tokenizer
 from fusestore.tokenizers.hugging_face import load_hugging_face
+from fusestore.tokenizers.remote_code import refuse_untrusted_code
 from fusestore.tokenizers.token_bytes import model_unknown_id, unspelled_bytes, vocabulary_of
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.vocabulary import Role, Vocabulary
@@ -232,6 +233,7 @@ def load_tokenizer(
             "folder or repository holds tokenizer.json."
         ) from error
     except Exception as error:
+        refuse_untrusted_code(error, f"The tokenizer of {text}")
         # The tokenizers library raises Exception itself for a file it cannot read.
         raise IncompatibleError(
             f"The tokenizer of {text} could not be loaded by transformers: {error}"
