@@ -214,7 +214,6 @@ def write_corpus(
     tokenizers: Sequence[Tokenizer] = (),
     max_length: int | None = None,
     bos_allowance: int = 1,
-    storage_options: Mapping[str, object] | None = None,
     progress: Progress = ignore_progress,
     report: Callable[[str], None] = lambda _: None,
 ) -> Corpus:
@@ -237,7 +236,6 @@ def write_corpus(
         max_length: most tokens of a document in any of the tokenizers, BOS included; None leaves
             documents whole.
         bos_allowance: tokens of `max_length` kept free for BOS.
-        storage_options: for the filesystems of the store and the inputs.
         progress: counts bytes of source text.
         report: receives a line on files that are not read.
 
@@ -252,14 +250,13 @@ def write_corpus(
         raise InvalidInputError(
             f"A maximum length of {max_length} tokens was given without a tokenizer to count them."
         )
-    opened = Store.open(store, storage_options)
+    opened = Store.open(store)
     location = opened.corpus(name)
     documents = read_documents(
         inputs,
         text_column=text_column,
         split_column=split_column,
         held_out=held_out,
-        storage_options=storage_options,
         report=report,
     )
     blank = documents["text"].str.strip_chars() == ""

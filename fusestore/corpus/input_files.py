@@ -20,6 +20,7 @@ from fusestore.corpus.saved_dataset import SavedDatasets, saved_datasets
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.object_errors import shown
+from fusestore.storage.options import HTTP_SCHEMES
 from fusestore.storage.retries import storage_errors
 
 _GLOB = re.compile(r"[*?\[]")
@@ -112,7 +113,7 @@ def printable(name: str) -> str:
 
 
 def _is_http(location: Location) -> bool:
-    return location.url.startswith(("http://", "https://"))
+    return location.url.startswith(HTTP_SCHEMES)
 
 
 def _single(location: Location, path: str) -> InputFile:
