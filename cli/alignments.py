@@ -14,8 +14,8 @@ from .console import output, print_json
 if TYPE_CHECKING:
     from fusestore.align.report.columns import AlignedDocument, Cell, Column
 
-_STYLES = {"span": "green", "mined": "yellow", "none": "red"}
-_LETTERS = {"span": "s", "mined": "m", "none": "-"}
+_STYLES = {"span": "green", "inside": "cyan", "mined": "yellow", "none": "red"}
+_LETTERS = {"span": "s", "inside": "i", "mined": "m", "none": "-"}
 
 
 def print_document(

@@ -46,7 +46,7 @@ def write_alignment(
     source_cache_digest: str,
     source_corpus_digest: str,
     target_corpus_digest: str,
-    method: AlignmentMethod = "hybrid",
+    method: AlignmentMethod = "span",
     vocabulary_map: VocabularyMap | None = None,
     rows_per_shard: int = ROWS_PER_SHARD,
     progress: Progress = ignore_progress,

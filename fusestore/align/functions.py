@@ -18,7 +18,7 @@ from fusestore.tokenizers.tokenizer import as_tokenizer
 def vocabulary_map(
     source_tokenizer: Any,  # noqa: ANN401 - Hugging Face tokenizers share no public base
     target_tokenizer: Any,  # noqa: ANN401
-    method: MapMethod = "mined",
+    method: MapMethod = "prefix",
     *,
     tie_break: TieBreak = "prefix",
     texts: Sequence[str] | None = None,
@@ -29,8 +29,9 @@ def vocabulary_map(
         source_tokenizer: a fast Hugging Face tokenizer, a `tiktoken.Encoding`, a
             `sentencepiece.SentencePieceProcessor`, a folder, file or hub id, or our `Tokenizer`.
         target_tokenizer: the same; swap the two for the other direction.
-        method: `mined` (minimum edit distance, FuseLLM section 3.3), `exact`, `prefix`, or
-            `statistical` (tokens that begin together in `texts`, after FuseChat).
+        method: `prefix` (the first target token of the text), `mined` (minimum edit distance,
+            FuseLLM section 3.3), `exact`, or `statistical` (tokens that begin together in `texts`,
+            after FuseChat).
         tie_break: of equally near tokens, take that with the longest common `prefix` or the
             `first`.
         texts: documents in which `statistical` counts tokens.
@@ -58,7 +59,7 @@ def token_alignment(
     text: str,
     source_tokenizer: Any,  # noqa: ANN401
     target_tokenizer: Any,  # noqa: ANN401
-    method: AlignmentMethod = "hybrid",
+    method: AlignmentMethod = "span",
 ) -> pl.DataFrame:
     """Align the two tokenizations of a text, without special tokens.
 
@@ -66,12 +67,13 @@ def token_alignment(
         text: one document.
         source_tokenizer: a fast Hugging Face tokenizer, a folder or hub id, or our `Tokenizer`.
         target_tokenizer: the same.
-        method: `hybrid`, `span`, `mined` or `exact`.
+        method: `span`, `hybrid`, `mined`, `anchored` or `exact`.
 
     Returns:
         One row per target token: target_pos int32, source_pos int32 or null, kind string (span,
-        mined, none). Row `source_pos` of the source may supervise row `target_pos` of the target:
-        both predict what follows the token at that position.
+        inside, mined, none). Row `source_pos` of the source may supervise row `target_pos` of the
+        target: both predict what follows the token at that position, for `inside` once the
+        source's row is conditioned on the bytes since.
 
     Raises:
         IncompatibleError: a slow tokenizer, which gives no end offsets.

@@ -16,10 +16,13 @@ NONE = 0
 """No source row may supervise the position."""
 SPAN = 1
 """Source and target token end at the same byte offset: both have read the same text."""
-MINED = 2
+INSIDE = 2
+"""The target token ends inside a source token: the row before that token, conditioned on the bytes
+since, has read the same text."""
+MINED = 3
 """Paired only by minimum edit distance; the end offsets differ."""
 
-ALIGNMENT_KINDS = ("none", "span", "mined")
+ALIGNMENT_KINDS = ("none", "span", "inside", "mined")
 """Names of the alignment kinds, indexed by code."""
 
 MAP_NONE, MAP_EXACT, MAP_MINED, MAP_PREFIX, MAP_ROLE, MAP_BYTE, MAP_STATISTICAL = range(7)

@@ -12,9 +12,10 @@ from fusestore.store.manifest import Frozen
 TokenMethod = Annotated[
     AlignmentMethod,
     Field(
-        description="How target tokens are paired with source tokens. span: equal end offsets. "
-        "exact: equal start and end offsets. mined: minimum edit distance. anchored: mined, with "
-        "tokens that cover the same bytes fixed. hybrid: span, and mined in the gaps.",
+        description="How target tokens are paired with source tokens. span: equal end offsets, and "
+        "inside a source token the row before it. exact: equal start and end offsets. mined: "
+        "minimum edit distance. anchored: mined, with tokens that cover the same bytes fixed. "
+        "hybrid: span, and mined in the gaps.",
         json_schema_extra={"panel": "Alignments", "names": ["--method"]},
     ),
 ]
@@ -31,8 +32,8 @@ VocabularyMethod = Annotated[
 ]
 """The method of a vocabulary map; a recipe names it too."""
 
-DEFAULT_METHOD: AlignmentMethod = "hybrid"
-DEFAULT_VOCABULARY: MapMethod = "mined"
+DEFAULT_METHOD: AlignmentMethod = "span"
+DEFAULT_VOCABULARY: MapMethod = "prefix"
 
 
 class AlignSettings(Frozen):

@@ -27,8 +27,8 @@ class MixtureForecast(Frozen):
         covered: share of the predicted positions that have a distribution.
         nats_per_token: mean of −log p(next token), before the mixture is cut to `top_k` entries.
         bits_per_byte: the same by the bytes of those tokens.
-        stored_bits_per_byte: the same of the rows as they would be stored, a next token outside
-            the `top_k` entries having an even share of the tail.
+        stored_bits_per_byte: the same of the rows as they would be stored. If they do not keep
+            their label, a next token outside the `top_k` entries has an even share of the tail.
         common_bits_per_byte: `bits_per_byte` over the positions that every source may supervise.
         label_in_tail: share of next tokens outside the stored entries.
         tail_mass: mean mass outside the stored entries.
@@ -55,11 +55,12 @@ class SourceForecast(Frozen):
         own_bits_per_byte: over its own tokens: the model's quality, whatever its tokenizer.
         alone: the forecast with it as the only source.
         positions_span: share of target positions aligned to it by equal end offsets.
+        positions_inside: share that end inside one of its tokens.
         positions_mined: share aligned by minimum edit distance alone.
         tail_mass: mean mass outside its cached entries, over the positions it may supervise.
         unmapped_mass: mean mass lost because the vocabulary map sends its tokens nowhere.
-        label_guessed: share of next tokens without a probability in its cache; an even share of
-            the tail stands for it.
+        label_guessed: share of next tokens, all of `mined` pairs, without an exact probability;
+            that of the projected row, or an even share of its tail, stands for it.
         documents: documents it takes part in.
         documents_won: share of the documents where its score is the lowest.
         document_margin: mean difference to the next best score, over the documents it wins.
@@ -72,6 +73,7 @@ class SourceForecast(Frozen):
     own_bits_per_byte: float | None
     alone: MixtureForecast
     positions_span: float
+    positions_inside: float
     positions_mined: float
     tail_mass: float | None
     unmapped_mass: float | None
@@ -81,6 +83,11 @@ class SourceForecast(Frozen):
     document_margin: float | None
     tokens_won: float | None
     token_margin: float | None
+
+    @property
+    def unaligned(self) -> float:
+        """Share of target positions without a row of this source."""
+        return max(0.0, 1 - self.positions_span - self.positions_inside - self.positions_mined)
 
 
 class Agreement(Frozen):
@@ -178,15 +185,16 @@ class Forecast(Frozen):
         yield ShownTable(
             "Share of each source that reaches the target",
             [
-                *["source", "span", "mined", "unaligned"],
+                *["source", "span", "inside", "mined", "unaligned"],
                 *["unmapped", "tail", "label in tail", "label guessed"],
             ],
             [
                 [
                     source.cache,
                     percent(source.positions_span),
+                    percent(source.positions_inside),
                     percent(source.positions_mined),
-                    percent(1 - source.positions_span - source.positions_mined),
+                    percent(source.unaligned),
                     percent(source.unmapped_mass),
                     percent(source.tail_mass),
                     percent(source.alone.label_in_tail),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,9 @@ import numpy.typing as npt
 from fusestore.cache.rows import NO_LABEL
 from fusestore.fuse.choices import Granularity
 from fusestore.fuse.fusion import Fusion
-from fusestore.fuse.inputs import SourceSpan, load_span
+from fusestore.fuse.inputs import load_span
 from fusestore.fuse.project import SparseRows, empty_rows
-from fusestore.fuse.scores import MAX_NATS, Amounts, document_amounts, label_nats
+from fusestore.fuse.scores import Amounts, document_amounts, label_nats
 from fusestore.fuse.source_weights import (
     accepted,
     document_scores,
@@ -48,7 +47,9 @@ class Chunk:
         projected: R projected rows of all sources, at the widest cache's width.
         unmapped: float64 [R], mass of a row that the vocabulary map sends nowhere.
         label_logprob: float64 [n, S] of the next token; 0 without one, or without supervision.
-        label_found: bool [n, S], whether the cache has it; else it is an even share of the tail.
+        label_found: bool [n, S], whether it is exact. Of `mined` pairs, whose rows have not read
+            the same text, it is that of the projected row, and outside its entries an even share
+            of the tail.
         scores: by granularity: float64 [units, S], and int64 [n] the unit of each position.
         counted: bool [D], whether the document begins in this chunk.
         document_scores: float64 [D, S].
@@ -124,21 +125,20 @@ def _read_chunk(
     count = 0
     for index, span in enumerate(spans):
         positions = np.flatnonzero(allowed[:, index])
-        cached = span.row[asked][positions]
-        projection = empty_rows(len(cached), width)
-        lost = project_source(fusion, index, span, cached, np.arange(len(cached)), projection)
+        projection = empty_rows(len(positions), width)
+        lost = project_source(
+            fusion, index, span, asked.start + positions, np.arange(len(positions)), projection
+        )
         projections.append((*projection, lost))
         rows[positions, index] = count + np.arange(len(positions))
         count += len(positions)
-        has_label = predicted[positions]
-        labeled = positions[has_label]
-        label_logprob[labeled, index], label_found[labeled, index] = _look_up(
-            fusion,
-            index,
-            span,
-            cached[has_label],
-            [column[has_label] for column in projection],
-            labels[labeled],
+        label_found[positions, index] = span.labels.found[asked][positions]
+        label_logprob[positions, index] = span.labels.logprob[asked][positions]
+        guessed = predicted[positions] & ~label_found[positions, index]
+        label_logprob[positions[guessed], index] = -label_nats(
+            *(column[guessed] for column in projection),
+            labels[positions[guessed]],
+            fusion.vocab_size,
         )
 
     ids, logprobs, tail, unmapped = (
@@ -165,35 +165,6 @@ def _read_chunk(
         amounts=amounts,
         takes_part=np.stack([span.takes_part for span in spans], axis=1),
     )
-
-
-def _look_up(
-    fusion: Fusion,
-    index: int,
-    span: SourceSpan,
-    rows: npt.NDArray[np.int64],
-    projection: Sequence[npt.NDArray[Any]],
-    labels: npt.NDArray[np.int32],
-) -> tuple[FloatArray, BoolArray]:
-    """Log-probability of each label [n] by a source before any cut, and whether the cache has it.
-
-    `rows` are the source's own rows [n], `projection` the same over the target's tokens. The
-    cache has the exact probability of the source's own next token. With the target's tokenizer
-    that token is the label; with another it stands for the label where it is mapped to it.
-    """
-    ids, logprobs, tail = projection
-    source = fusion.sources[index]
-    cached = np.maximum(span.rows.label_logprob[rows].astype(np.float64), -MAX_NATS)
-    if source.target_id is None and source.alignment is None:
-        return cached, np.ones(len(rows), np.bool_)
-    kept = is_kept(ids, logprobs, labels)
-    logprob = -label_nats(ids, logprobs, tail, labels, fusion.vocab_size)
-    # A document's last row has no label (NaN), and the row after it is another document's.
-    following = np.minimum(rows + 1, max(0, span.tokens.num_tokens - 1))
-    mapped = fusion.maps[index][span.tokens.token_ids[following]] == labels
-    mapped &= ~np.isnan(cached) & ~kept
-    logprob[mapped] = np.minimum(cached, tail)[mapped]
-    return np.maximum(logprob, -MAX_NATS), kept | mapped
 
 
 def is_kept(

@@ -11,7 +11,7 @@ from fusestore.forecast.divergence import divergence, same_top
 from fusestore.forecast.forecast import Agreement, MixtureForecast, SourceForecast
 from fusestore.forecast.observation import BoolArray, Chunk, FloatArray, is_kept
 from fusestore.fuse.choices import Granularity
-from fusestore.fuse.combine import mix
+from fusestore.fuse.combine import hold_labels, mix
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.manifest import KIND_CODES
 from fusestore.fuse.scores import MAX_NATS, label_nats
@@ -80,6 +80,10 @@ class MixtureTally:
             terms = np.log(weights) + chunk.label_logprob[covered[:, None], members]
         nats = np.minimum(-np.logaddexp.reduce(terms, axis=1), MAX_NATS)
         ids, logprobs, tail = mix(rows, weights, *chunk.projected, fusion.recipe.top_k)
+        if fusion.recipe.keep_label:
+            found = chunk.label_found[covered[:, None], members] | (weights == 0)
+            held = np.flatnonzero(found.all(axis=1))
+            hold_labels(held, labels[held], -nats[held], ids, logprobs, tail)
 
         common = chunk.common[covered]
         self.covered += len(covered)
@@ -120,7 +124,7 @@ class SourceTally:
     def __init__(self, index: int) -> None:
         self.index = index
         self.documents = self.documents_won = self.documents_compared = 0
-        self.span = self.mined = self.allowed = self.labeled = self.guessed = 0
+        self.span = self.inside = self.mined = self.allowed = self.labeled = self.guessed = 0
         self.own_bytes = self.tokens_won = self.tokens_compared = 0
         self.own_nats = self.unmapped = self.tail = 0.0
         self.document_margin = self.token_margin = 0.0
@@ -139,6 +143,7 @@ class SourceTally:
 
         rows = chunk.rows[chunk.allowed[:, index], index]
         self.span += int((kinds == KIND_CODES["span"]).sum())
+        self.inside += int((kinds == KIND_CODES["inside"]).sum())
         self.mined += int((kinds == KIND_CODES["mined"]).sum())
         self.allowed += len(rows)
         self.unmapped += float(chunk.unmapped[rows].sum())
@@ -163,6 +168,7 @@ class SourceTally:
             own_bits_per_byte=_bits(self.own_nats, self.own_bytes),
             alone=alone,
             positions_span=self.span / fusion.num_tokens,
+            positions_inside=self.inside / fusion.num_tokens,
             positions_mined=self.mined / fusion.num_tokens,
             tail_mass=tail,
             unmapped_mass=mean(self.unmapped, self.allowed),

@@ -10,7 +10,7 @@ Score = Literal["bits_per_byte", "aligned_ce", "token_ce"]
 Granularity = Literal["document", "window", "token"]
 """The unit over which sources are scored and weighted."""
 
-AcceptedKind = Literal["span", "mined"]
+AcceptedKind = Literal["span", "inside", "mined"]
 """Alignment kinds that may supervise a position."""
 
 UnalignedPolicy = Literal["skip", "label", "target", "fusellm"]

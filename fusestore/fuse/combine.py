@@ -1,7 +1,7 @@
 """Mixing: several projected distributions at one position become one.
 
 Probabilities are mixed in the linear domain, on the union of the sources' entries; the sources'
-tails join the tail of the mixture.
+tails join the tail of the mixture. A mixed row may then be made to hold its label.
 """
 
 from __future__ import annotations
@@ -107,3 +107,66 @@ def _mix_rows(rows, weights, ids, logprobs, tail, slots, out_ids, out_logprobs, 
             out_ids[position],
             out_logprobs[position],
         )
+
+
+def hold_labels(
+    rows: npt.NDArray[np.int64],
+    labels: Int32Array,
+    label_logprob: Float64Array,
+    ids: Int32Array,
+    logprobs: Float32Array,
+    tail: Float32Array,
+) -> None:
+    """Give each of m rows its label as an entry of a given probability, in place.
+
+    The mass that the label gains or loses is taken from the tail or joins it, so that the other
+    entries keep their log-probabilities. Where the tail holds too little, it becomes 0 and the
+    other entries are scaled. A row without room drops its last entry into the tail. The row's mass
+    stays 1.
+
+    Args:
+        rows: int64 [m], indices of the rows.
+        labels: int32 [m], target token ids.
+        label_logprob: float64 [m], at most 0. −inf: the label has no mass, and the row is left.
+        ids: int32 [n, k], in the form that `mix` returns.
+        logprobs: float32 [n, k].
+        tail: float32 [n].
+    """
+    _hold_labels(rows, labels, label_logprob, ids, logprobs, tail)
+
+
+@numba.njit(cache=True)
+def _hold_labels(rows, labels, label_logprob, ids, logprobs, tail):
+    k = ids.shape[1]
+    kept_ids = np.empty(k, np.int32)
+    kept_logprobs = np.empty(k, np.float32)
+    for index in range(len(rows)):
+        # In float32, as it is stored.
+        label, logprob = labels[index], np.float32(label_logprob[index])
+        probability = math.exp(np.float64(logprob))
+        if probability <= 0.0:
+            continue
+        row = rows[index]
+        count = 0
+        others = 0.0
+        for entry in range(k):
+            if logprobs[row, entry] == -math.inf or ids[row, entry] == label:
+                continue
+            if count == k - 1:
+                # Entries fall, so this is the last and least.
+                break
+            kept_ids[count] = ids[row, entry]
+            kept_logprobs[count] = logprobs[row, entry]
+            others += math.exp(np.float64(logprobs[row, entry]))
+            count += 1
+        if probability >= 1.0:
+            count, others = 0, 0.0
+        rest = max(0.0, 1.0 - probability - others)
+        # Smaller differences are the rounding of a row whose mass is 1.
+        if probability + others > 1.0 + 1e-6:
+            scale = math.log((1.0 - probability) / others)
+            for entry in range(count):
+                kept_logprobs[entry] = kept_logprobs[entry] + scale
+        kept_ids[count] = label
+        kept_logprobs[count] = logprob
+        tail[row] = keep_largest(kept_ids, kept_logprobs, count + 1, rest, ids[row], logprobs[row])

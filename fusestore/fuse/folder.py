@@ -251,7 +251,9 @@ def _statistics(cache: str, totals: SourceTotals, plan: FusionPlan) -> SourceSta
         documents=totals.documents,
         documents_won=totals.documents_won / plan.num_documents,
         positions_span=totals.positions_span / plan.num_tokens,
+        positions_inside=totals.positions_inside / plan.num_tokens,
         positions_mined=totals.positions_mined / plan.num_tokens,
         positions_used=totals.positions_used / plan.num_tokens,
+        known_share=mean(totals.known_share, totals.positions_used),
         unmapped_mass=mean(totals.unmapped_mass, totals.positions_used),
     )

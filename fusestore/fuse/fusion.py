@@ -140,8 +140,12 @@ def prepare(
             )
     else:
         target_cache = None
-    for source in (*ordered, *([target_cache] if target_cache else [])):
+    everyone = (*ordered, *([target_cache] if target_cache else []))
+    for source in everyone:
         _check_source(source, target_tokens, corpus_digest)
+    if recipe.keep_label is None:
+        sampled = any(source.draws for source in everyone)
+        recipe = recipe.model_copy(update={"keep_label": not sampled})
     _check_samples(recipe, ordered, target_cache)
     corpus_offsets = target_tokens.document_offsets
     num_documents = len(corpus_offsets) - 1
@@ -171,7 +175,7 @@ def prepare(
     # others are checked when their shards are made.
     first = int(np.argmax(lengths > 0))
     tokens = fusion.read(first, first + 1)
-    for source in (*ordered, *([target_cache] if target_cache else [])):
+    for source in everyone:
         if source.alignment is None:
             start, stop = corpus_offsets[documents[first] : documents[first] + 2]
             check_same_tokens(source, source.cache.read_tokens(start, stop)[0], tokens.token_ids)
@@ -209,6 +213,12 @@ def _check_samples(
             f"cache {sampled[0].name!r} are {sampled[0].draws} draws: a label that was not drawn "
             "has a probability too. Use score 'bits_per_byte' or 'token_ce', which use the exact "
             "log-probabilities of labels that every cache keeps."
+        )
+    if recipe.keep_label and (sampled or (target_cache is not None and target_cache.draws)):
+        raise IncompatibleError(
+            "keep_label adds the exact probability of the next token to each row, but rows of a "
+            "source are samples, which are unbiased only as they were drawn. Leave keep_label out, "
+            "or set it to false."
         )
     needed = max((source.draws for source in sampled), default=0)
     if sampled and recipe.strategy not in _ONE_SOURCE_A_POSITION:

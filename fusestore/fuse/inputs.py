@@ -13,11 +13,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.kinds import SPAN
+from fusestore.align.kinds import INSIDE, SPAN
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
 from fusestore.errors import CorruptionError, IncompatibleError
+from fusestore.fuse.labels import Labels, own_labels, read_labels
 from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.vocabulary import Spelling
 
 
 class DistributionCache(Protocol):
@@ -69,6 +71,10 @@ class SourceInput:
         vocab_size: width of the source model's output. Ids between the map's size and this are
             padding without tokens, and their mass joins the tail. 0: as wide as the map.
         rule: the rule by which the cache keeps entries; None: the rows do not count as samples.
+        spelling: the bytes of the source's ids. None with the target's tokenizer, or where rows of
+            kind `inside` are not used and no label ends inside a source token.
+        first_tokens: int32 [B], of every byte of the spelling the target token that begins there;
+            see `align.vocabulary.first_tokens`.
     """
 
     name: str
@@ -81,6 +87,8 @@ class SourceInput:
     alignment_digest: str | None = None
     vocab_size: int = 0
     rule: Rule | None = None
+    spelling: Spelling | None = None
+    first_tokens: npt.NDArray[np.int32] | None = None
 
     @property
     def draws(self) -> int:
@@ -118,12 +126,14 @@ class SourceSpan:
         rows: one per token.
         row: int64 [n], index of the row aligned to each target position, −1 for none.
         kind: uint8 [n], the alignment kind.
+        labels: what the source gives the next token at each target position.
     """
 
     tokens: TokenTable
     rows: Rows
     row: npt.NDArray[np.int64]
     kind: npt.NDArray[np.uint8]
+    labels: Labels
 
     @property
     def takes_part(self) -> npt.NDArray[np.bool_]:
@@ -182,12 +192,28 @@ def load_span(
                 "Align again with `fusestore align`."
             )
         aligned = (position >= 0) & (kinds > 0)
+        if source.draws:
+            # Draws are unbiased, but a ratio of their counts, which a condition makes, is not.
+            aligned &= kinds != INSIDE
         row[rows] = np.where(aligned, base + position, -1)
         kind[rows] = np.where(aligned, kinds, 0)
     if not rows_of_runs:
         rows_of_runs, ids, ends = [cache[0:0]], *([np.empty(0, np.int32)] for _ in range(2))
     table = TokenTable(np.concatenate(ids), np.concatenate(ends), offsets)
-    return SourceSpan(table, _concatenate(rows_of_runs), row, kind)
+    whole = _concatenate(rows_of_runs)
+    if source.alignment is None:
+        labels = own_labels(whole, row, _has_label(target))
+    else:
+        labels = read_labels(table, whole, row, kind, target, source.spelling)
+    return SourceSpan(table, whole, row, kind, labels)
+
+
+def _has_label(target: TokenTable) -> npt.NDArray[np.bool_]:
+    """Whether a next token follows in the document, bool [n]."""
+    result = np.ones(target.num_tokens, np.bool_)
+    lengths = np.diff(target.document_offsets)
+    result[target.document_offsets[1:][lengths > 0] - 1] = False
+    return result
 
 
 def check_same_tokens(

@@ -17,6 +17,7 @@ _COLUMNS = {
     "input_ids": "int32",
     "next_ids": "int32",
     "tail": "float32",
+    "known": "float32",
     "kind": "uint8",
     "source": "int16",
     "document": "int32",

@@ -12,11 +12,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
 
+from fusestore.align.kinds import ALIGNMENT_KINDS
 from fusestore.fuse.recipe import KEPT, Recipe
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord, Receipt
 
-KIND_NAMES = ("none", "span", "mined", "label", "target", "fusellm")
+KIND_NAMES = (*ALIGNMENT_KINDS, "label", "target", "fusellm")
 """Names of the codes in the array `kind`; `none` is a position without distillation."""
 
 KIND_CODES = {name: code for code, name in enumerate(KIND_NAMES)}
@@ -89,8 +90,10 @@ class SourceTotals(Frozen):
         num_bytes: bytes of text that these tokens stand for.
         num_tokens: number of these tokens.
         positions_span: target positions aligned by equal end offsets.
+        positions_inside: target positions that end inside one of its tokens.
         positions_mined: target positions aligned by minimum edit distance alone.
         positions_used: target positions with a distribution that it contributes to.
+        known_share: `known` of its rows, summed over the positions used; see `FusedRows`.
         unmapped_mass: mass on tokens that the vocabulary map sends nowhere, summed over these.
     """
 
@@ -102,8 +105,10 @@ class SourceTotals(Frozen):
     num_bytes: int = 0
     num_tokens: int = 0
     positions_span: int = 0
+    positions_inside: int = 0
     positions_mined: int = 0
     positions_used: int = 0
+    known_share: float = 0.0
     unmapped_mass: float = 0.0
 
     @classmethod
@@ -141,8 +146,10 @@ class SourceStatistics(Frozen):
         documents: documents it takes part in.
         documents_won: share of the split's documents where its score is the lowest.
         positions_span: share of target positions aligned to it by equal end offsets.
+        positions_inside: share that end inside one of its tokens.
         positions_mined: share aligned by minimum edit distance alone.
         positions_used: share of target positions with a distribution that it contributes to.
+        known_share: mean share of its rows' mass that is known, over the positions used.
         unmapped_mass: mean mass lost in projection, over the positions used.
     """
 
@@ -152,8 +159,10 @@ class SourceStatistics(Frozen):
     documents: int
     documents_won: float
     positions_span: float
+    positions_inside: float
     positions_mined: float
     positions_used: float
+    known_share: float | None
     unmapped_mass: float | None
 
 

@@ -9,12 +9,14 @@ rescaled by one common factor to exactly 1, which keeps all stored ratios.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NonFiniteError
+from fusestore.tokenizers.vocabulary import NO_SPELLING, Spelling
 
 IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
@@ -26,6 +28,23 @@ SparseRows = tuple[Int32Array, Float32Array, Float32Array]
 
 _OUTSIDE_MAP = 1
 _NOT_FINITE = 2
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The bytes by which m rows of kind `inside` are conditioned.
+
+    Attributes:
+        since: int32 [m], number of these bytes; 0: the row is not conditioned.
+        following: int32 [m], a source token that begins with them.
+        spelling: of the source's ids.
+        first_tokens: int32 [B], of every byte of the spelling the target token that begins there.
+    """
+
+    since: Int32Array
+    following: Int32Array
+    spelling: Spelling
+    first_tokens: Int32Array
 
 
 def project(
@@ -91,8 +110,14 @@ def project_into(
     out_ids: Int32Array,
     out_logprobs: Float32Array,
     out_tail: Float32Array,
+    conditions: Conditions | None = None,
 ) -> Float64Array:
     """`project` some rows into given rows of the output, without a copy.
+
+    A conditioned row keeps the entries that begin with the bytes that the target has read since,
+    and sends each to the first target token of what remains of it. Its tail keeps its share, as
+    if the mass outside the entries agreed with those bytes as often as that inside. An entry that
+    ends with those bytes does not say what follows them: its mass joins the tail.
 
     Args:
         ids: as for `project`.
@@ -104,6 +129,7 @@ def project_into(
         out_ids: int32 [p, k_out], written at `places` as `project` returns it.
         out_logprobs: float32 [p, k_out], likewise.
         out_tail: float32 [p], likewise.
+        conditions: of the m rows; None: no row is conditioned.
 
     Returns:
         The mass of each row on tokens without a target token, float64 [m].
@@ -117,10 +143,16 @@ def project_into(
             f"tail {tail.shape}; expected [n, k], [n, k] and [n]."
         )
     unmapped = np.empty(len(rows), np.float64)
-    slots = np.full(int(target_id.max(initial=-1)) + 1, -1, np.int32)
+    if conditions is None:
+        none = np.zeros(0, np.int32)
+        conditions = Conditions(none, none, NO_SPELLING, none)
+    largest = max(int(target_id.max(initial=-1)), int(conditions.first_tokens.max(initial=-1)))
+    slots = np.full(largest + 1, -1, np.int32)
     problem, row, entry = _project_rows(
         *(ids, logprobs, tail, target_id, slots, rows, places),
         *(out_ids, out_logprobs, out_tail, unmapped),
+        *(conditions.since, conditions.following),
+        *(conditions.spelling.data, conditions.spelling.offsets, conditions.first_tokens),
     )
     if problem == _OUTSIDE_MAP:
         raise IncompatibleError(
@@ -132,6 +164,17 @@ def project_into(
             f"Row {row} holds a log-probability that is NaN or +inf; run `fusestore verify`."
         )
     return unmapped
+
+
+@numba.njit(cache=True)
+def begins_with(data, start, stop, prefix_start, length):
+    """Whether `data[start:stop]` begins with the `length` bytes from `prefix_start` on."""
+    if stop - start < length:
+        return False
+    for index in range(length):
+        if data[start + index] != data[prefix_start + index]:
+            return False
+    return True
 
 
 @numba.njit(cache=True)
@@ -147,6 +190,11 @@ def _project_rows(
     out_logprobs,
     out_tail,
     unmapped,
+    since,
+    following,
+    spelled,
+    spelled_offsets,
+    first_tokens,
 ):
     """`slots` is scratch, −1 everywhere: index of a target token among the row's kept entries."""
     k = ids.shape[1]
@@ -168,6 +216,27 @@ def _project_rows(
             return _NOT_FINITE, row, 0
         if total == 0.0:
             tail_mass = total = 1.0
+        length = since[index] if len(since) else 0
+        if length:
+            agreeing = 0.0
+            prefix = spelled_offsets[following[index]]
+            for entry in range(k):
+                token = ids[row, entry]
+                if logprobs[row, entry] == -math.inf:
+                    continue
+                if token < 0 or token >= len(target_id):
+                    return _OUTSIDE_MAP, row, entry
+                if token < len(spelled_offsets) - 1 and begins_with(
+                    spelled, spelled_offsets[token], spelled_offsets[token + 1], prefix, length
+                ):
+                    agreeing += entry_masses[entry]
+                else:
+                    entry_masses[entry] = -1.0
+            share = tail_mass / total
+            tail_mass = total = 1.0
+            if agreeing > 0.0 and share < 1.0:
+                total = agreeing / (1.0 - share)
+                tail_mass = share * total
         lost = 0.0
         count = 0
         for entry in range(k):
@@ -178,7 +247,15 @@ def _project_rows(
             if source_id < 0 or source_id >= len(target_id):
                 return _OUTSIDE_MAP, row, entry
             mass = entry_masses[entry]
-            token = target_id[source_id]
+            if mass < 0.0:
+                continue
+            if length == 0:
+                token = target_id[source_id]
+            else:
+                remainder = spelled_offsets[source_id] + length
+                token = np.int32(-1)
+                if remainder < spelled_offsets[source_id + 1]:
+                    token = first_tokens[remainder]
             if token < 0:
                 lost += mass
                 continue

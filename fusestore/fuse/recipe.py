@@ -123,12 +123,13 @@ class Recipe(Frozen):
         description="Unit of text over which sources are scored and weighted.",
         json_schema_extra=_WEIGHTING,
     )
-    # Only at equal end offsets have both models read the same text.
+    # By a `mined` pair the source has read other text than the target.
     kinds: tuple[AcceptedKind, ...] = Field(
-        default=("span",),
+        default=("span", "inside"),
         min_length=1,
         description="Alignment kinds that may supervise a position. span: both tokens end at the "
-        "same byte. mined: paired by edit distance. The paper accepts both.",
+        "same byte. inside: the target's token ends inside the source's; the row before it, "
+        "conditioned on the bytes since. mined: paired by edit distance, as in the paper.",
         json_schema_extra={**_POSITIONS, "names": ["--kind"]},
     )
     unaligned: UnalignedPolicy = Field(
@@ -149,6 +150,13 @@ class Recipe(Frozen):
         ge=1,
         description="Maximum number of entries kept of each fused distribution.",
         json_schema_extra={**_OUTPUT, "short": "-k"},
+    )
+    keep_label: bool | None = Field(
+        default=None,
+        description="Whether each fused distribution holds the next token, with the exact "
+        "probability that the sources give it. By default it does, unless rows of a source are "
+        "samples.",
+        json_schema_extra=_OUTPUT,
     )
     window_length: int = Field(
         default=1024,

@@ -13,6 +13,7 @@ from fusestore.align.manifest import AlignmentManifest
 from fusestore.align.run import alignment_name
 from fusestore.align.stored import Alignment, open_alignment
 from fusestore.align.target_tokens import target_tokens
+from fusestore.align.vocabulary.first_tokens import first_tokens
 from fusestore.align.vocabulary.stored_map import load_vocabulary_map, vocabulary_map_folder
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.corpus.build import Corpus, open_corpus
@@ -27,7 +28,8 @@ from fusestore.models.target import Target
 from fusestore.store.findings import DAMAGE
 from fusestore.store.layout import Store, is_name
 from fusestore.tokenizers.tokenizer import Tokenizer
-from fusestore.tokenizers.vocabulary_table import load_vocabulary_manifest
+from fusestore.tokenizers.vocabulary import Vocabulary
+from fusestore.tokenizers.vocabulary_table import load_vocabulary, load_vocabulary_manifest
 
 
 def find_inputs(
@@ -72,14 +74,14 @@ def find_inputs(
         }
     )
     inputs = [
-        _source_input(store, source, cache, whole)
+        _source_input(store, source, cache, whole, opened)
         for source, cache in zip(sources, caches, strict=True)
     ]
     target_input = None
     if target_cache is not None:
         cache = open_cache(store, target_cache)
         source = _with_alignment(store, RecipeSource(cache=target_cache), cache, whole, opened)
-        target_input = _source_input(store, source, cache, whole)
+        target_input = _source_input(store, source, cache, whole, opened)
     vocab_size = _vocab_size(store, opened)
     documents = corpus.split_documents(recipe.split)
     # Missing target tokens are written, so this comes after everything that can fail.
@@ -178,7 +180,9 @@ def _tokens_of_plan(corpus: Corpus, plan: FusionPlan) -> StoredTokens | None:
     )
 
 
-def _source_input(store: Store, source: RecipeSource, cache: Cache, recipe: Recipe) -> SourceInput:
+def _source_input(
+    store: Store, source: RecipeSource, cache: Cache, recipe: Recipe, target: Target
+) -> SourceInput:
     """The input of a source of a whole recipe."""
     name, target_digest = source.cache, str(recipe.target)
     fingerprint = cache.fingerprint
@@ -216,13 +220,25 @@ def _source_input(store: Store, source: RecipeSource, cache: Cache, recipe: Reci
                 f"The vocabulary map at {folder} has {side} tokenizer {actual[:16]}, but "
                 f"{name!r} needs a map for {expected[:16]}. Delete it and align again."
             )
+    spelling = load_vocabulary(store, fingerprint.tokenizer_digest).spelling
+    inside = "inside" in recipe.kinds
     return replace(
         plain,
         target_id=vocabulary_map.target_id,
         alignment=alignment,
         vocabulary_map_digest=vocabulary_map.digest,
         alignment_digest=alignment.manifest.digest,
+        spelling=spelling,
+        first_tokens=first_tokens(spelling, _vocabulary_of(store, target)) if inside else None,
     )
+
+
+def _vocabulary_of(store: Store, target: Target) -> Vocabulary:
+    """The target's vocabulary from the store if it is there, without loading a tokenizer."""
+    try:
+        return load_vocabulary(store, target.digest)
+    except NotFoundError:
+        return target.vocabulary
 
 
 def _with_alignment(

@@ -2,8 +2,8 @@
 
 A score is a ratio of two sums over the stretch, nats to bytes, to the source's own tokens or to
 aligned positions. So the score of any unit (document, window or token) follows from amounts per
-position. A source's tokens rarely end where a unit does: between two of its token ends its nats are
-spread evenly over the bytes, which makes scores of byte ranges comparable across tokenizers.
+position. Where the source gives a target token an exact probability (`labels.py`), that counts.
+Elsewhere, between two of its token ends, its nats are spread evenly over the bytes.
 
 Bytes that a source does not predict are not counted: without a BOS token, those of each document's
 first token.

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.fuse.combine import mix
+from fusestore.fuse.combine import hold_labels, mix
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
+from fusestore.fuse.labels import mixed_labels
 from fusestore.fuse.manifest import KIND_CODES, SourceTotals
 from fusestore.fuse.project import empty_rows, project
 from fusestore.fuse.scores import document_amounts
@@ -35,6 +36,9 @@ class FusedRows:
         ids: int32 [n, k′] by falling log-probability; unused entries are 0.
         logprobs: float32 [n, k′]; unused entries are −inf.
         tail: float32 [n] log of the mass outside the entries; 0 where kind is 0.
+        known: float32 [n], share of the mass behind the row that the sources know: less than 1
+            where a source of kind `inside` holds, outside its entries, mass that may or may not
+            agree with the bytes by which it is conditioned. 0 where kind is 0.
         kind: uint8 [n] see `KIND_NAMES`.
         source: int16 [n] index of the only source; −1 for none or a mixture.
         document: int32 [n] index in the corpus.
@@ -45,6 +49,7 @@ class FusedRows:
     ids: npt.NDArray[np.int32]
     logprobs: npt.NDArray[np.float32]
     tail: npt.NDArray[np.float32]
+    known: npt.NDArray[np.float32]
     kind: npt.NDArray[np.uint8]
     source: npt.NDArray[np.int16]
     document: npt.NDArray[np.int32]
@@ -75,6 +80,7 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
         documents = counted & span.takes_part
         scored = documents & np.isfinite(scores[:, index])
         kinds = span.kind[stretch.asked]
+        used = weights[:, index] > 0
         totals.append(
             SourceTotals(
                 documents=int(documents.sum()),
@@ -85,8 +91,10 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
                 num_bytes=int(amounts[index].num_bytes[documents].sum()),
                 num_tokens=int(amounts[index].num_tokens[documents].sum()),
                 positions_span=int((kinds == KIND_CODES["span"]).sum()),
+                positions_inside=int((kinds == KIND_CODES["inside"]).sum()),
                 positions_mined=int((kinds == KIND_CODES["mined"]).sum()),
-                positions_used=int((weights[:, index] > 0).sum()),
+                positions_used=int(used.sum()),
+                known_share=float(span.labels.known[stretch.asked][used].sum(dtype=np.float64)),
                 unmapped_mass=unmapped[index],
             )
         )
@@ -115,7 +123,7 @@ def _mix_sources(
         positions = np.flatnonzero(used[:, index] & (contributors == 1))
         alone[positions] = index
         unmapped[index] += project_source(
-            fusion, index, span, span.row[stretch.asked][positions], positions, fused
+            fusion, index, span, stretch.asked.start + positions, positions, fused
         ).sum()
 
     mixed = np.flatnonzero(contributors > 1)
@@ -131,15 +139,22 @@ def _mix_sources(
             places = count + np.arange(len(positions))
             chosen[positions, index] = places
             count += len(positions)
-            source_rows = span.row[stretch.asked][mixed[positions]]
             unmapped[index] += project_source(
-                fusion, index, span, source_rows, places, projected
+                fusion, index, span, stretch.asked.start + mixed[positions], places, projected
             ).sum()
         for whole, values in zip(
             fused, mix(chosen, weights[mixed], *projected, top_k), strict=True
         ):
             whole[mixed] = values
     ids, logprobs, tail = fused
+    next_ids = stretch.next_ids[stretch.asked]
+    if fusion.recipe.keep_label:
+        logprob, found = mixed_labels([span.labels for span in spans], weights, stretch.asked)
+        held = np.flatnonzero(found)
+        hold_labels(held, next_ids[held], logprob[held], ids, logprobs, tail)
+    known = np.zeros(len(weights), np.float64)
+    for index, span in enumerate(spans):
+        known += weights[:, index] * span.labels.known[stretch.asked]
 
     # A mixture has the weakest kind among its sources, which is the largest code.
     kind = np.zeros(len(weights), np.uint8)
@@ -147,10 +162,11 @@ def _mix_sources(
         np.maximum(kind, span.kind[stretch.asked] * used[:, index], out=kind)
     rows = FusedRows(
         input_ids=stretch.tokens.token_ids[stretch.asked],
-        next_ids=stretch.next_ids[stretch.asked],
+        next_ids=next_ids,
         ids=ids,
         logprobs=logprobs,
         tail=tail,
+        known=known.astype(np.float32),
         kind=kind,
         source=alone,
         document=stretch.documents[stretch.document[stretch.asked]].astype(np.int32),
@@ -176,12 +192,17 @@ def _apply_policy(fusion: Fusion, stretch: Stretch, rows: FusedRows) -> FusedRow
             fusion.target_cache.projection_map(fusion.vocab_size),
             top_k,
         )
+        if fusion.recipe.keep_label:
+            places = stretch.asked.start + empty
+            held = np.flatnonzero(span.labels.found[places])
+            logprob = span.labels.logprob[places[held]]
+            hold_labels(held, rows.next_ids[empty[held]], logprob, *replacements)
     else:
         tokens = rows.next_ids if policy == "label" else rows.input_ids
         empty = empty[tokens[empty] >= 0]
         replacements = one_hot_rows(tokens[empty], top_k)
-    kind = rows.kind.copy()
-    kind[empty] = KIND_CODES[policy]
+    kind, known = rows.kind.copy(), rows.known.copy()
+    kind[empty], known[empty] = KIND_CODES[policy], 1.0
     ids, logprobs, tail = rows.ids.copy(), rows.logprobs.copy(), rows.tail.copy()
     ids[empty], logprobs[empty], tail[empty] = replacements
-    return replace(rows, ids=ids, logprobs=logprobs, tail=tail, kind=kind)
+    return replace(rows, ids=ids, logprobs=logprobs, tail=tail, kind=kind, known=known)

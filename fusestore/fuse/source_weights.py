@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.align.kinds import INSIDE
 from fusestore.cache.rows import NO_LABEL
 from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.fuse.choices import Granularity
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan
 from fusestore.fuse.manifest import KIND_CODES
-from fusestore.fuse.project import SparseRows, empty_rows, project_into
+from fusestore.fuse.project import Conditions, SparseRows, empty_rows, project_into
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.scores import (
     Amounts,
@@ -83,7 +84,9 @@ def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> S
 
 def accepted(recipe: Recipe, span: SourceSpan) -> npt.NDArray[np.bool_]:
     """Whether the source may supervise the position, bool [n]."""
-    return np.isin(span.kind, [KIND_CODES[kind] for kind in recipe.kinds]) & (span.row >= 0)
+    kinds = np.isin(span.kind, [KIND_CODES[kind] for kind in recipe.kinds])
+    conditioned = (span.kind != INSIDE) | (span.labels.since > 0)
+    return kinds & (span.row >= 0) & conditioned
 
 
 def document_scores(
@@ -176,9 +179,13 @@ def _unit_scores(
             spent = range_amounts(
                 span.tokens, span.rows.label_logprob, stretch.document, ends, stretch.next_ends
             )
-            per_byte = fusion.recipe.score == "bits_per_byte"
-            nats, count = spent.nats, spent.num_bytes if per_byte else spent.num_tokens
-            scale = np.log(2.0) if per_byte else 1.0
+            nats, count, scale = spent.nats, spent.num_tokens, 1.0
+            if fusion.recipe.score == "bits_per_byte":
+                # Spread evenly over a token's bytes only where its share is not known.
+                found = span.labels.found
+                nats = np.where(found, -span.labels.logprob, spent.nats)
+                count = np.where(found, (stretch.next_ends - ends).astype(float), spent.num_bytes)
+                scale = float(np.log(2.0))
         score = _unit_ratio(nats / scale, count, unit, num_units)
         takes_part = span.takes_part[stretch.document]
         whole = np.where(takes_part, document_scores[stretch.document, index], 0.0)
@@ -203,11 +210,12 @@ def _label_terms(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Per position `(−log p(next token), 1)` where the source may supervise it, else `(0, 0)`."""
     scored = accepted(fusion.recipe, span) & (stretch.next_ids != NO_LABEL)
-    rows = span.row[scored]
-    projected = empty_rows(len(rows), span.rows.ids.shape[1])
-    project_source(fusion, index, span, rows, np.arange(len(rows)), projected)
-    nats = np.zeros(len(scored))
-    nats[scored] = label_nats(*projected, stretch.next_ids[scored], fusion.vocab_size)
+    nats = np.where(scored & span.labels.found, -span.labels.logprob, 0.0)
+    # Of `mined` pairs, which have not read the same bytes, only the projected row is known.
+    guessed = np.flatnonzero(scored & ~span.labels.found)
+    projected = empty_rows(len(guessed), span.rows.ids.shape[1])
+    project_source(fusion, index, span, guessed, np.arange(len(guessed)), projected)
+    nats[guessed] = label_nats(*projected, stretch.next_ids[guessed], fusion.vocab_size)
     return nats, scored.astype(np.float64)
 
 
@@ -215,15 +223,33 @@ def project_source(
     fusion: Fusion,
     index: int,
     span: SourceSpan,
-    rows: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
     places: npt.NDArray[np.int64],
     out: SparseRows,
 ) -> npt.NDArray[np.float64]:
-    """`project_into` for rows of a source; its errors name the source."""
-    cached = span.rows
+    """`project_into` for the rows of a source at m of its target positions.
+
+    Args:
+        fusion: the fusion.
+        index: of the source.
+        span: the source's rows of n target positions.
+        positions: int64 [m], indices among the n.
+        places: int64 [m], indices of their rows in the output.
+        out: the output.
+
+    Raises:
+        As for `project_into`; the message names the source.
+    """
+    source, cached = fusion.sources[index], span.rows
+    conditions = None
+    if source.spelling is not None and source.first_tokens is not None:
+        since, following = span.labels.since[positions], span.labels.following[positions]
+        conditions = Conditions(since, following, source.spelling, source.first_tokens)
     try:
         return project_into(
-            cached.ids, cached.logprobs, cached.tail, fusion.maps[index], rows, places, *out
+            *(cached.ids, cached.logprobs, cached.tail, fusion.maps[index]),
+            *(span.row[positions], places, *out),
+            conditions,
         )
     except (IncompatibleError, NonFiniteError) as error:
-        raise type(error)(f"Source {fusion.sources[index].name!r}: {error}") from error
+        raise type(error)(f"Source {source.name!r}: {error}") from error

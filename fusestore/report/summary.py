@@ -20,6 +20,7 @@ class SourceResult:
         name: its cache.
         bits_per_byte: its own score on the fused split.
         aligned_span: share of target positions aligned by equal end offsets.
+        aligned_inside: share that end inside one of its tokens.
         aligned_mined: share aligned by minimum edit distance alone.
         documents_won: share of documents where it scored best.
         bytes_per_token: of its cache on disk, per source token.
@@ -28,9 +29,15 @@ class SourceResult:
     name: str
     bits_per_byte: float | None
     aligned_span: float
+    aligned_inside: float
     aligned_mined: float
     documents_won: float
     bytes_per_token: float
+
+    @property
+    def unaligned(self) -> float:
+        """Share of target positions without a row of this source."""
+        return max(0.0, 1 - self.aligned_span - self.aligned_inside - self.aligned_mined)
 
     @classmethod
     def of(cls, statistics: SourceStatistics, cache: Cache) -> Self:
@@ -39,6 +46,7 @@ class SourceResult:
             name=statistics.cache,
             bits_per_byte=statistics.bits_per_byte,
             aligned_span=statistics.positions_span,
+            aligned_inside=statistics.positions_inside,
             aligned_mined=statistics.positions_mined,
             documents_won=statistics.documents_won,
             bytes_per_token=cache.manifest.num_bytes / max(1, len(cache)),
@@ -97,6 +105,7 @@ class Summary:
                     "source",
                     "bits/byte",
                     "span",
+                    "inside",
                     "mined",
                     "unaligned",
                     "documents won",
@@ -107,8 +116,9 @@ class Summary:
                         source.name,
                         decimal(source.bits_per_byte),
                         percent(source.aligned_span),
+                        percent(source.aligned_inside),
                         percent(source.aligned_mined),
-                        percent(1 - source.aligned_span - source.aligned_mined),
+                        percent(source.unaligned),
                         percent(source.documents_won),
                         f"{source.bytes_per_token:.1f}",
                     ]

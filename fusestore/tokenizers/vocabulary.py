@@ -6,13 +6,52 @@ class, and a store that holds the table can be aligned anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 TokenKind = Literal["text", "byte", "special", "unused"]
 """`byte` is a byte-fallback token; `unused` an id in the range that no token has."""
 
 Role = Literal["bos", "eos", "pad", "unk"]
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """The bytes of text that each of V token ids spells, end to end, for compiled loops.
+
+    Attributes:
+        data: uint8 [B].
+        offsets: int64 [V + 1]: id i spells `data[offsets[i]:offsets[i + 1]]`; special and unused
+            ids spell nothing.
+    """
+
+    data: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, token_bytes: Sequence[bytes], kinds: Sequence[TokenKind]) -> Spelling:
+        """The spelling of ids with these bytes and kinds."""
+        spelled = [
+            token if kind in ("text", "byte") else b""
+            for token, kind in zip(token_bytes, kinds, strict=True)
+        ]
+        offsets = np.zeros(len(spelled) + 1, np.int64)
+        np.cumsum([len(token) for token in spelled], out=offsets[1:])
+        return cls(np.frombuffer(b"".join(spelled), np.uint8), offsets)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """int32 [V], number of bytes of each id."""
+        return np.diff(self.offsets).astype(np.int32)
+
+
+NO_SPELLING = Spelling(np.zeros(0, np.uint8), np.zeros(1, np.int64))
+"""Of no ids."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +74,11 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.token_bytes)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """The bytes of all ids end to end; made once."""
+        return Spelling.of(self.token_bytes, self.kinds)
 
     def role(self, role: Role) -> int | None:
         """The id with this role, if any."""

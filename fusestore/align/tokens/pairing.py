@@ -8,6 +8,9 @@ Pure functions of token ids and end offsets; pairs never cross documents. Method
     anchored  mined, through every pair of tokens that cover the same bytes
     hybrid  span where end offsets are equal; in the gaps between, the warping of the gap
 
+`span` and `hybrid` also list `inside` where they find no other pair: the target token ends inside
+a source token, and the row before that token, conditioned on the bytes since, has read the same.
+
 A warped pair is kept when it is one-to-one on both sides. With a vocabulary map it is kept by the
 public code's rule instead: the target token is joined to one source token, and the map sends that
 source token to it. The `mined` map makes this the code's "soft" rule and the `exact` map its "hard"
@@ -20,9 +23,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.align.edit_distance import text_of
-from fusestore.align.kinds import ALIGNMENT_METHODS, MINED, NONE, SPAN, AlignmentMethod
+from fusestore.align.kinds import (
+    ALIGNMENT_METHODS,
+    INSIDE,
+    MINED,
+    NONE,
+    SPAN,
+    AlignmentMethod,
+)
 from fusestore.align.tokens.dtw import ANCHORED, FULL, GAPS, Tokens, warp_documents
-from fusestore.align.tokens.spans import span_pairs
+from fusestore.align.tokens.spans import inside_rows, span_pairs
 from fusestore.align.tokens.token_distance import code_texts
 from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
 from fusestore.errors import IncompatibleError, InvalidInputError
@@ -39,7 +49,7 @@ def align_tokens(
     target_ends: npt.NDArray[np.int32],
     source_vocab: Vocabulary,
     target_vocab: Vocabulary,
-    method: AlignmentMethod = "hybrid",
+    method: AlignmentMethod = "span",
     vocabulary_map: VocabularyMap | None = None,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     """Align one document; see `align_table`.
@@ -72,7 +82,7 @@ def align_table(
     target: TokenTable,
     source_vocab: Vocabulary,
     target_vocab: Vocabulary,
-    method: AlignmentMethod = "hybrid",
+    method: AlignmentMethod = "span",
     vocabulary_map: VocabularyMap | None = None,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     """Align every document of two tokenizations of one corpus.
@@ -87,7 +97,8 @@ def align_table(
 
     Returns:
         source position within the document int32 [T_target], −1 for none, and kind uint8
-        [T_target]. Within a document the positions never decrease.
+        [T_target]. Within a document the positions of `span` and `mined` never decrease, nor do
+        those of `span` and `inside`.
 
     Raises:
         IncompatibleError: different numbers of documents, or ids outside a vocabulary, or a map of
@@ -99,7 +110,7 @@ def align_table(
     check_tokens(target, target_vocab, "target")
     span = _span_pairs(source, target, exact=False)
     if method == "span":
-        return span, _kinds(span, span)
+        return _with_inside(source, target, source_vocab, span, _kinds(span, span))
     exact = _span_pairs(source, target, exact=True)
     if method == "exact":
         return exact, _kinds(exact, exact)
@@ -116,7 +127,29 @@ def align_table(
     # Tokens that end at 0 are not warped.
     by_span = span >= 0 if method == "hybrid" else target.end_offsets == 0
     position = np.where(by_span, span, np.where(keep, partner, -1)).astype(np.int32)
-    return position, _kinds(position, span)
+    kinds = _kinds(position, span)
+    if method == "hybrid":
+        return _with_inside(source, target, source_vocab, position, kinds)
+    return position, kinds
+
+
+def _with_inside(
+    source: TokenTable,
+    target: TokenTable,
+    source_vocab: Vocabulary,
+    position: npt.NDArray[np.int32],
+    kinds: npt.NDArray[np.uint8],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """An alignment with the rows of kind `inside` where it has none."""
+    inside = inside_rows(
+        source.end_offsets,
+        source_vocab.spelling.lengths[source.token_ids],
+        source.document_offsets,
+        target.end_offsets,
+        target.document_offsets,
+    )
+    chosen = (kinds == NONE) & (inside >= 0)
+    return np.where(chosen, inside, position), np.where(chosen, INSIDE, kinds).astype(np.uint8)
 
 
 def _kinds(position: npt.NDArray[np.int32], span: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:

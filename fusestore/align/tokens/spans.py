@@ -1,9 +1,13 @@
-"""Pairs of tokens that end at the same byte offset: both models have read the same text.
+"""Pairs of tokens whose rows have read the same bytes: `span` and `inside`.
 
 After token i a model predicts what follows the bytes up to token i's end. A source row may
 supervise a target position when both ends are the same offset. Where several tokens of one side end
 at one offset (a BOS and an added space at 0, tokens without text), only the last of them is
 followed by the next text. So the last pairs with the last, and the others stay unpaired.
+
+Where a target token ends inside a source token, no source row ends there. But the row before that
+source token, conditioned on its next token beginning with the bytes up to the target token's end,
+says what follows them.
 """
 
 from __future__ import annotations
@@ -54,4 +58,48 @@ def span_pairs(
                 if source_start != target_start:
                     continue
             result[target] = last - first
+    return result
+
+
+@numba.njit(cache=True, nogil=True)
+def inside_rows(
+    source_ends: npt.NDArray[np.int32],
+    source_lengths: npt.NDArray[np.int32],
+    source_offsets: npt.NDArray[np.int64],
+    target_ends: npt.NDArray[np.int32],
+    target_offsets: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int32]:
+    """Source position of the row to condition, for target tokens that end inside a source token.
+
+    Args:
+        source_ends: int32 [T_source], never decreasing within a document.
+        source_lengths: int32 [T_source], bytes that each token spells; 0 for special tokens.
+        source_offsets: int64 [D + 1], document i is `[source_offsets[i], source_offsets[i + 1])`.
+        target_ends: int32 [T_target].
+        target_offsets: int64 [D + 1].
+
+    Returns:
+        int32 [T_target], position within the source document, −1 where the target token does not
+        end inside a source token, where no row comes before that token, and where the token does
+        not spell the bytes that it covers (a normalizer changed them), so that none of its bytes
+        can be located.
+    """
+    result = np.full(len(target_ends), -1, np.int32)
+    for document in range(len(target_offsets) - 1):
+        first, source_stop = source_offsets[document], source_offsets[document + 1]
+        target_first, target_stop = target_offsets[document], target_offsets[document + 1]
+        source = first
+        for target in range(target_first, target_stop):
+            end = target_ends[target]
+            if target + 1 < target_stop and target_ends[target + 1] == end:
+                continue
+            while source < source_stop and source_ends[source] <= end:
+                source += 1
+            last = source - 1
+            if last < first or source_ends[last] == end or source == source_stop:
+                continue
+            start = source_ends[last]
+            added = source_lengths[source] - (source_ends[source] - start)
+            if added == 0 or (added == 1 and start == 0):
+                result[target] = last - first
     return result

@@ -60,7 +60,7 @@ def stored_vocabulary_map(
     location: Location,
     source: Vocabulary,
     target: Vocabulary,
-    method: MapMethod = "mined",
+    method: MapMethod = "prefix",
     tie_break: TieBreak = "prefix",
     progress: Progress = ignore_progress,
     corpus: CountedCorpus | None = None,

@@ -106,7 +106,7 @@ class VocabularyMap:
 def map_vocabulary(
     source: Vocabulary,
     target: Vocabulary,
-    method: MapMethod = "mined",
+    method: MapMethod = "prefix",
     tie_break: TieBreak = "prefix",
     progress: Progress = ignore_progress,
     counts: PairCounts | None = None,
