@@ -19,6 +19,7 @@ from fusestore.fuse.scores import label_nats
 from fusestore.fuse.shard import fuse_rows
 from fusestore.fuse.strategies import register_strategy, strategy_names
 from tests.helpers.fusion_reference import (
+    TARGET,
     VOCAB,
     Reference,
     random_source,
@@ -31,13 +32,13 @@ IMPOSSIBLE = 1e6
 
 def random_fusion(helpers, rng, *, num_sources, num_documents, **choices):
     """`(fusion, reference)` of random sources, or None when the split has no tokens."""
-    lengths = random_text(rng, num_documents)
-    target = random_tokens(helpers, rng, lengths, VOCAB, bos=bool(rng.integers(2)))
+    texts = random_text(rng, num_documents)
+    target = random_tokens(helpers, rng, texts, TARGET, bos=bool(rng.integers(2)))
     documents = np.sort(rng.permutation(num_documents)[: int(rng.integers(1, num_documents + 1))])
     if target.take(documents).num_tokens == 0:
         return None
     sources = [
-        random_source(helpers, rng, f"s{index}", lengths, target, identity=rng.random() < 0.4)
+        random_source(helpers, rng, f"s{index}", texts, target, identity=rng.random() < 0.4)
         for index in range(num_sources)
     ]
     weights = rng.random(num_sources) + 0.1 if choices["strategy"] == "weighted" else [1.0] * 9
@@ -86,30 +87,20 @@ class Dense:
         _, document, position, _, _ = entry
         return all(self.pair(source, document, position) for source in self.sources)
 
-    def label_probability(self, source, row, label):
-        """(probability before any cut, whether the cache tells it)."""
-        cache = source.cache
-        exact = np.exp(np.float64(cache.rows.label_logprob[row]))
-        if source.target_id is None:
+    def label_probability(self, source, document, position):
+        """(probability before any cut, whether it is exact)."""
+        exact = self.reference.label(source, document, position)
+        if exact is not None:
             return exact, True
-        dense = self.reference.distribution(source, row)
-        present = [
-            int(source.target_id[token])
-            for token, logprob in zip(cache.rows.ids[row], cache.rows.logprobs[row], strict=True)
-            if np.isfinite(logprob) and source.target_id[token] >= 0
-        ]
-        if label in present:
-            return dense[label], True
-        if row + 1 not in cache.tokens.document_offsets:
-            following = cache.tokens.token_ids[row + 1]
-            if source.target_id[following] == label:
-                return min(exact, dense[VOCAB]), True
-        others = VOCAB - len(set(present))
-        return (dense[VOCAB] / others if others else 0.0), False
+        pair = self.pair(source, document, position)
+        label = self.reference.target.document(document)[0][position + 1]
+        dense = self.reference.distribution(source, pair)
+        others = VOCAB - (dense[:VOCAB] > 0).sum()
+        return (dense[label] or (dense[VOCAB] / others if others else 0.0)), False
 
-    def spread(self, source, row):
+    def spread(self, source, pair):
         """Dense [VOCAB]: the projected row with its tail spread evenly over what it lacks."""
-        dense = self.reference.distribution(source, row)
+        dense = self.reference.distribution(source, pair)
         lacking = dense[:VOCAB] == 0
         return dense[:VOCAB] + lacking * dense[VOCAB] / max(1, lacking.sum())
 
@@ -138,15 +129,14 @@ class Dense:
         """The figures of `MixtureForecast`, by name."""
         nats = common_nats = size = common_size = covered = 0
         for entry in self.positions:
-            index, document, position, label, num_bytes = entry
+            index, document, position, _, num_bytes = entry
             weights = self.weights(name, granularity, members, index)
             if not sum(weights):
                 continue
             probability = 0.0
             for member, weight in zip(members, weights, strict=True):
-                pair = self.pair(self.sources[member], document, position)
                 if weight:
-                    value, _ = self.label_probability(self.sources[member], pair[0], label)
+                    value, _ = self.label_probability(self.sources[member], document, position)
                     probability += weight * value
             spent = min(-math.log(probability), IMPOSSIBLE) if probability > 0 else IMPOSSIBLE
             covered += 1
@@ -176,7 +166,8 @@ CHOICES = {
     "strategy": st.sampled_from(["mince", "avgce", "packllm", "weighted", "uniform"]),
     "score": st.sampled_from(["bits_per_byte", "aligned_ce", "token_ce"]),
     "granularity": st.sampled_from(["document", "window", "token"]),
-    "kinds": st.sampled_from([["span"], ["mined"], ["span", "mined"]]),
+    "kinds": st.sampled_from([["span"], ["mined"], ["span", "inside"], ["span", "mined"]]),
+    "keep_label": st.booleans(),
     "window_length": st.integers(1, 8),
     "top_k": st.integers(1, VOCAB),
 }
@@ -267,6 +258,7 @@ def test_stored_figures_are_those_of_the_materialized_rows(helpers, seed, chunk_
     for source, total in zip(forecast.sources, totals, strict=True):
         num_tokens = fusion.num_tokens
         assert source.positions_span == total.positions_span / num_tokens
+        assert source.positions_inside == total.positions_inside / num_tokens
         assert source.positions_mined == total.positions_mined / num_tokens
         assert source.documents == total.documents
         if total.num_bytes:
@@ -292,11 +284,8 @@ def test_wins_losses_and_agreement_equal_the_dense_reference(helpers, seed, **ch
     scores = np.array([[reference.document_score(s, int(d)) for s in sources] for d in documents])
     labels = []
     for entry in filter(dense.common, dense.positions):
-        _, document, position, label, _ = entry
-        rows = [dense.pair(source, document, position)[0] for source in sources]
-        found = [
-            dense.label_probability(s, row, label)[0] for s, row in zip(sources, rows, strict=True)
-        ]
+        _, document, position, _, _ = entry
+        found = [dense.label_probability(source, document, position)[0] for source in sources]
         labels.append([min(-math.log(p), IMPOSSIBLE) if p > 0 else IMPOSSIBLE for p in found])
     for index, source in enumerate(forecast.sources):
         won, margins = wins(scores, index)
@@ -308,18 +297,13 @@ def test_wins_losses_and_agreement_equal_the_dense_reference(helpers, seed, **ch
         for document, position in reference.stream:
             pair = dense.pair(sources[index], document, position)
             if pair:
-                row = pair[0]
-                whole = reference.distribution(sources[index], row)
-                cached = sources[index].cache.rows
-                mass = np.exp(np.float64(cached.logprobs[row])).sum()
-                tail = np.exp(np.float64(cached.tail[row]))
-                tail, total = (tail, mass + tail) if mass + tail > 0 else (1.0, 1.0)
-                tails.append(tail / total)
-                lost.append(whole[VOCAB] - tail / total)
-        for _, document, position, label, _ in dense.positions:
-            pair = dense.pair(sources[index], document, position)
-            if pair:
-                guesses.append(not dense.label_probability(sources[index], pair[0], label)[1])
+                whole, unmapped = reference.projected(sources[index], pair)
+                tails.append(whole[VOCAB] - unmapped)
+                lost.append(unmapped)
+        for _, document, position, _, _ in dense.positions:
+            if dense.pair(sources[index], document, position):
+                exact = dense.label_probability(sources[index], document, position)[1]
+                guesses.append(not exact)
         close(source.tail_mass, np.mean(tails) if tails else None, rel=1e-4)
         close(source.unmapped_mass, np.mean(lost) if lost else None, rel=1e-4)
         close(source.label_guessed, np.mean(guesses) if guesses else None)
@@ -333,7 +317,7 @@ def test_wins_losses_and_agreement_equal_the_dense_reference(helpers, seed, **ch
             for at in reference.stream
         ]
         rows = [
-            (dense.spread(sources[one], a[0]), dense.spread(sources[other], b[0]))
+            (dense.spread(sources[one], a), dense.spread(sources[other], b))
             for a, b in both
             if a and b
         ]
@@ -445,7 +429,7 @@ def test_a_strategy_of_ones_own_is_forecast_too(helpers):
 
         @register_strategy(name)
         def worst(scores, fixed_weights):
-            return (scores == np.nanmax(scores, axis=1, keepdims=True)).astype(float)
+            return (scores == np.fmax.reduce(scores, axis=1, keepdims=True)).astype(float)
 
     forecast = analyze_fusion(five_sources(helpers), strategies=[name], granularities=["window"])
     assert [(m.strategy, m.granularity) for m in forecast.strategies] == [

@@ -1,5 +1,7 @@
 """Fusions small enough to check with a pencil."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
 
-SPAN, MINED = 1, 2
+SPAN, MINED, LABEL, FUSELLM = 1, 3, 4, 6
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,7 @@ def fuse(two_sources, **choices):
             "split": "s",
             "target": "t",
             "top_k": 3,
+            "keep_label": False,
             "sources": [
                 {"cache": name, "weight": weight}
                 for name, weight in zip(("one", "two"), weights, strict=True)
@@ -99,7 +102,7 @@ def test_mince_lets_the_lower_bits_per_byte_win_the_document(two_sources):
     assert rows.input_ids.tolist() == [0, 1, 2]
     assert rows.next_ids.tolist() == [1, 2, -100]
     # Two wins with 1/2 against 1 bit per byte, but its pair with target token a is only mined.
-    assert rows.kind.tolist() == [3, SPAN, SPAN]
+    assert rows.kind.tolist() == [LABEL, SPAN, SPAN]
     assert rows.source.tolist() == [-1, 1, 1]
     assert probabilities(rows) == [
         {1: 1.0},  # the label: the token after a
@@ -132,12 +135,41 @@ def test_weights_count_over_the_sources_aligned_at_a_position(two_sources):
     np.testing.assert_allclose(np.exp(rows.tail), [0, 0.40625, 0.125], atol=1e-6)
 
 
-def test_aligned_ce_scores_the_projected_distribution_on_the_targets_labels(two_sources):
-    # One: −(ln 1/2 + ln 1/4) / 2 over two positions; two: −ln 3/4 over its one span position.
+def test_aligned_ce_scores_what_a_source_gives_the_bytes_of_the_targets_labels(two_sources):
+    # One: −(ln 1/2 + ln 1/4) / 2 over two positions; two, over its one span position: c and then d
+    # of half a bit each. Its projected row gives cd 3/4, because its c is mapped to cd.
     _, totals = fuse(two_sources, score="aligned_ce")
     np.testing.assert_allclose(
-        [total.score_sum for total in totals], [np.log(8) / 2, -np.log(0.75)], rtol=1e-6
+        [total.score_sum for total in totals], [np.log(8) / 2, np.log(2)], rtol=1e-6
     )
+
+
+def test_a_row_holds_its_label_with_the_probability_of_its_bytes(two_sources):
+    rows, _ = fuse(two_sources, keep_label=True)
+    # Two gives cd one bit; the quarter that its projected row has more joins the tail.
+    assert probabilities(rows)[1] == {2: 0.5, 3: 0.125}
+    np.testing.assert_allclose(np.exp(rows.tail[1]), 0.375, atol=1e-6)
+    mixed, _ = fuse(two_sources, strategy="weighted", weights=(3.0, 1.0), keep_label=True)
+    # 3/4 · 1/4 + 1/4 · 1/2 for cd; the others as without the label.
+    assert probabilities(mixed)[1] == {2: 0.3125, 0: 0.1875, 3: 0.03125}
+
+
+def test_a_label_that_a_row_lacks_takes_its_mass_from_the_tail_and_the_place_of_the_last(
+    two_sources,
+):
+    target, sources = two_sources
+    one = replace(sources[0], cache=replace(sources[0].cache))
+    one.cache.rows = replace(
+        one.cache.rows, label_logprob=np.log(np.array([0.5, 0.125, np.nan], np.float32))
+    )
+    one.cache.rows.ids[1] = [3, 0, 1]
+    one.cache.rows.logprobs[1] = np.log(np.array([0.5, 0.25, 0.0625], np.float32))
+    one.cache.rows.tail[1] = np.log(np.float32(0.1875))
+    rows, _ = fuse(
+        (target, [one, sources[1]]), strategy="weighted", weights=(1.0, 0.0), keep_label=True
+    )
+    assert probabilities(rows)[1] == {3: 0.5, 0: 0.25, 2: 0.125}
+    np.testing.assert_allclose(np.exp(rows.tail[1]), 0.125, atol=1e-6)
 
 
 def test_token_granularity_spreads_bits_over_bytes(two_sources):
@@ -151,7 +183,7 @@ def test_token_granularity_spreads_bits_over_bytes(two_sources):
 
 def test_the_public_codes_fallback_is_reproduced_only_when_asked(two_sources):
     rows, _ = fuse(two_sources, unaligned="fusellm")
-    assert rows.kind.tolist() == [5, SPAN, SPAN]
+    assert rows.kind.tolist() == [FUSELLM, SPAN, SPAN]
     assert probabilities(rows)[0] == {0: 1.0}  # token a itself, not the one after it
 
 

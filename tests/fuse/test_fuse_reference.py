@@ -11,6 +11,7 @@ from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
 from tests.helpers.fusion_reference import (
+    TARGET,
     VOCAB,
     Reference,
     random_source,
@@ -28,7 +29,10 @@ from tests.helpers.fusion_reference import (
     score=st.sampled_from(["bits_per_byte", "aligned_ce", "token_ce"]),
     granularity=st.sampled_from(["document", "window", "token"]),
     unaligned=st.sampled_from(["skip", "label", "target", "fusellm"]),
-    kinds=st.sampled_from([["span"], ["mined"], ["span", "mined"]]),
+    kinds=st.sampled_from(
+        [["span"], ["mined"], ["span", "mined"], ["span", "inside"], ["span", "inside", "mined"]]
+    ),
+    keep_label=st.booleans(),
     window_length=st.integers(1, 8),
     packing=st.sampled_from(["stream", "document"]),
     top_k=st.integers(1, VOCAB),
@@ -39,19 +43,19 @@ def test_fused_rows_equal_the_reference_however_they_are_divided(
 ):
     rng = np.random.default_rng(seed)
     num_sources = 1 if strategy == "single" else num_sources
-    lengths = random_text(rng, num_documents)
-    target = random_tokens(helpers, rng, lengths, VOCAB, bos=bool(rng.integers(2)))
+    texts = random_text(rng, num_documents)
+    target = random_tokens(helpers, rng, texts, TARGET, bos=bool(rng.integers(2)))
     documents = np.sort(rng.permutation(num_documents)[: int(rng.integers(1, num_documents + 1))])
     if target.take(documents).num_tokens == 0:
         return
     names = [f"s{index}" for index in range(num_sources)]
     sources = [
-        random_source(helpers, rng, name, lengths, target, identity=rng.random() < 0.3)
+        random_source(helpers, rng, name, texts, target, identity=rng.random() < 0.3)
         for name in names
     ]
     own = None
     if choices["unaligned"] == "target":
-        own = random_source(helpers, rng, "own", lengths, target, identity=True)
+        own = random_source(helpers, rng, "own", texts, target, identity=True)
         choices["target_cache"] = "own"
     weights = rng.random(num_sources) + 0.1 if strategy == "weighted" else np.ones(num_sources)
     recipe = Recipe.parse(

@@ -36,7 +36,7 @@ def test_a_handle_says_what_it_holds(small):
 
 def test_caches_and_alignments_say_what_they_are(small):
     shown = repr(open_alignment(small.store.alignment("other--target")))
-    for part in ("'other--target'", small.root.removeprefix("file://"), "method hybrid", "span "):
+    for part in ("'other--target'", small.root.removeprefix("file://"), "method span", "span "):
         assert part in shown
     assert "of corpus 'c'" in repr(fs.open_cache(small.root, "own"))
 

@@ -396,7 +396,8 @@ def test_a_window_longer_than_any_document_holds_several_and_one_longer_than_all
     assert len(everything) == 1
     assert len(everything[0]["input_ids"]) == everything.num_tokens
     for granularity in ("window", "document"):
-        recipe = small.recipe(window_length=10**6, granularity=granularity)
+        # The random labels of this store need more mass than their rows' tails have.
+        recipe = small.recipe(window_length=10**6, granularity=granularity, keep_label=False)
         assert np.isfinite(fs.open_recipe(small.root, recipe)[0]["fused_tail"]).all()
 
 

@@ -34,7 +34,7 @@ def test_defaults_are_the_valid_ones():
         "bits_per_byte",
         "document",
     )
-    assert (recipe.kinds, recipe.unaligned, recipe.top_k) == (("span",), "skip", 32)
+    assert (recipe.kinds, recipe.unaligned, recipe.top_k) == (("span", "inside"), "skip", 32)
 
 
 def test_toml_and_json_of_the_same_content_have_one_digest(tmp_path):

@@ -29,7 +29,7 @@ def first_tokens(source: Spelling, target: Vocabulary) -> npt.NDArray[np.int32]:
     kinds = np.array(target.kinds)
     order = np.concatenate([np.flatnonzero(kinds == "text"), np.flatnonzero(kinds == "byte")])
     result = np.full(len(source.data), -1, np.int32)
-    bits = max(4, int(len(spelling.data)).bit_length() + 1)
+    bits = max(4, len(spelling.data).bit_length() + 1)
     keys = np.full(1 << bits, -1, np.int64)
     children = np.zeros(1 << bits, np.int32)
     tokens = np.full(len(spelling.data) + 1, -1, np.int32)
