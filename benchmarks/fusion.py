@@ -1,11 +1,12 @@
-"""Projection and MinCE against a plain Python and torch collator, on one core; growth with tokens.
+"""Projection, labels and MinCE against a plain Python and torch collator, on one core; growth.
 
 Both sides fuse the same decoded rows: three sources with k = 32, one with the target's tokenizer
-and two with larger vocabularies, nine positions in ten aligned. The collator does, position by
-position, what FuseLLM's does: translate each source's entries into target tokens, write them into
-a dense distribution, score every source on the labels, keep the best one's (section 3 of arXiv
-2401.10491), and here cut it to its 32 largest entries again. Times are processor time; the two
-sides run in turns.
+and two with larger vocabularies, in which one token in 31 covers two of the target's, so that one
+position in 32 is `inside`. The same is timed for an even mixture of all three. The collator does,
+position by position, what FuseLLM's does: translate each source's entries into target tokens, write
+them into a dense distribution, score every source on the labels, keep the best one's (section 3 of
+arXiv 2401.10491), and here cut it to its 32 largest entries again. Times are processor time; the
+two sides run in turns.
 
     OMP_NUM_THREADS=1 python benchmarks/fusion.py
 
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fusestore.align.kinds import INSIDE, NONE, SPAN
 from fusestore.cache.rows import Rows
 from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.fusion import Fusion, prepare
@@ -33,11 +35,14 @@ from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
 from fusestore.storage.location import Location
 from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.vocabulary import Spelling
 
 K = 32
 TARGET_VOCABULARY = 49_152
 SOURCE_VOCABULARIES = (TARGET_VOCABULARY, 128_256, 262_144)
 DOCUMENT = 512
+WIDTH = 4
+"""Bytes of a target token."""
 SHARD = 65_536
 ROUNDS = 5
 GROWTH = (1_000_000, 3_000_000, 10_000_000, 30_000_000)
@@ -55,8 +60,16 @@ def main() -> None:
         collate_document(fusion, turn)
         theirs.append(DOCUMENT / (time.process_time() - began))
     fast, plain = statistics.median(ours), statistics.median(theirs)
-    print(f"projection and MinCE, 3 sources, k = {K}: {fast:,.0f} target tokens/s")
-    print(f"plain collator:                          {plain:,.0f} target tokens/s")
+    mixture = make_fusion(4 * SHARD, strategy="uniform")
+    fuse_rows(mixture, 0, SHARD)
+    mixed = []
+    for turn in range(ROUNDS):
+        began = time.process_time()
+        fuse_rows(mixture, turn % 4 * SHARD, (turn % 4 + 1) * SHARD)
+        mixed.append(SHARD / (time.process_time() - began))
+    print(f"MinCE of 3 sources, k = {K}, with labels: {fast:,.0f} target tokens/s")
+    print(f"an even mixture of the 3, with labels:   {statistics.median(mixed):,.0f}")
+    print(f"plain collator, MinCE:                   {plain:,.0f} target tokens/s")
     print(f"ratio:                                   {fast / plain:,.0f}")
 
     small = fusion_of(4 * SHARD)
@@ -84,16 +97,16 @@ def main() -> None:
         )
 
 
-def make_fusion(num_tokens: int) -> Fusion:
+def make_fusion(num_tokens: int, strategy: str = "mince") -> Fusion:
     """Three synthetic sources over documents of 512 tokens; memory for one shard of rows."""
-    return fusion_of(-(-num_tokens // DOCUMENT) * DOCUMENT)
+    return fusion_of(-(-num_tokens // DOCUMENT) * DOCUMENT, strategy)
 
 
-def fusion_of(num_tokens: int) -> Fusion:
+def fusion_of(num_tokens: int, strategy: str = "mince") -> Fusion:
     rng = np.random.default_rng(0)
     num_documents = num_tokens // DOCUMENT
-    offsets = np.arange(num_documents + 1) * DOCUMENT
-    target = Tiled.make(rng, TARGET_VOCABULARY, offsets)
+    target = Tiled.make(rng, TARGET_VOCABULARY, num_documents, np.full(DOCUMENT, WIDTH))
+    lengths = np.tile([*[WIDTH] * 30, 2 * WIDTH], DOCUMENT // 32)
     sources = []
     for index, vocab_size in enumerate(SOURCE_VOCABULARIES):
         name = f"source{index}"
@@ -102,14 +115,19 @@ def fusion_of(num_tokens: int) -> Fusion:
             continue
         mapped = rng.integers(0, TARGET_VOCABULARY, vocab_size).astype(np.int32)
         mapped[rng.random(vocab_size) < 0.05] = -1
+        made = Tiled.make(rng, vocab_size, num_documents, lengths)
+        spelling = spell(rng, vocab_size)
+        remainders = rng.integers(0, TARGET_VOCABULARY, len(spelling.data)).astype(np.int32)
         sources.append(
             SourceInput(
                 name,
-                Tiled.make(rng, vocab_size, offsets),
+                made,
                 name,
                 "corpus",
                 mapped,
-                TiledAlignment.make(rng),
+                TiledAlignment.make(made.block, target.block),
+                spelling=spelling,
+                first_tokens=remainders,
             )
         )
     return prepare(
@@ -120,6 +138,7 @@ def fusion_of(num_tokens: int) -> Fusion:
                 "target": "0" * 64,
                 "top_k": K,
                 "rows_per_shard": SHARD,
+                "strategy": strategy,
                 "sources": [{"cache": source.name} for source in sources],
             }
         ),
@@ -132,9 +151,22 @@ def fusion_of(num_tokens: int) -> Fusion:
     )
 
 
+def spell(rng: np.random.Generator, vocab_size: int) -> Spelling:
+    """The first half of the ids spells `WIDTH` bytes, the second twice as many.
+
+    Of 64 beginnings, so that some entries of each row agree with the bytes of a condition.
+    """
+    beginnings = rng.integers(97, 123, (64, WIDTH)).astype(np.uint8)
+    texts = beginnings[rng.integers(0, 64, (vocab_size, 2))]
+    lengths = np.where(np.arange(vocab_size) < vocab_size // 2, WIDTH, 2 * WIDTH)
+    used = np.arange(2 * WIDTH) < lengths[:, None]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return Spelling(texts.reshape(vocab_size, -1)[used], offsets)
+
+
 @dataclass(frozen=True)
 class Tiled:
-    """A decoded cache that repeats one shard of rows for ever."""
+    """A decoded cache that repeats the rows of one shard of the target's for ever."""
 
     block: TokenTable
     rows: Rows
@@ -143,20 +175,35 @@ class Tiled:
 
     @classmethod
     def make(
-        cls, rng: np.random.Generator, vocab_size: int, offsets: npt.NDArray[np.int64]
+        cls,
+        rng: np.random.Generator,
+        vocab_size: int,
+        num_documents: int,
+        lengths: npt.NDArray[np.int64],
     ) -> Tiled:
-        """Rows of distinct ids, as top-k gives them, with most of the mass on few entries."""
+        """Rows of distinct ids, as top-k gives them, with most of the mass on few entries.
+
+        `lengths`: bytes of each token of a document; long tokens are of the vocabulary's second
+        half.
+        """
+        offsets = np.arange(num_documents + 1) * len(lengths)
+        tiles = SHARD // DOCUMENT
+        size = tiles * len(lengths)
         stride = vocab_size // K
-        ids = rng.integers(0, stride, (SHARD, K)) + stride * np.arange(K)
+        ids = rng.integers(0, stride, (size, K)) + stride * np.arange(K)
         ids = rng.permuted(ids, axis=1).astype(np.int32)
-        mass = np.sort(rng.dirichlet(np.full(K + 1, 0.3), SHARD), axis=1)[:, ::-1]
+        mass = np.sort(rng.dirichlet(np.full(K + 1, 0.3), size), axis=1)[:, ::-1]
         with np.errstate(divide="ignore"):
             logprobs = np.log(mass).astype(np.float32)
-        label = -rng.exponential(2.0, SHARD).astype(np.float32)
-        label[DOCUMENT - 1 :: DOCUMENT] = np.nan
-        ends = np.tile((np.arange(DOCUMENT) + 1) * 4, SHARD // DOCUMENT).astype(np.int32)
-        tokens = rng.integers(0, vocab_size, SHARD).astype(np.int32)
-        block = TokenTable(tokens, ends, np.arange(0, SHARD + 1, DOCUMENT))
+        # As many nats a byte for every source, so that each wins a third of the documents.
+        label = -rng.exponential(2.0 * DOCUMENT / len(lengths), size).astype(np.float32)
+        label[len(lengths) - 1 :: len(lengths)] = np.nan
+        ends = np.tile(np.cumsum(lengths), tiles).astype(np.int32)
+        half = vocab_size // 2
+        tokens = rng.integers(0, half, size) + half * (np.tile(lengths, tiles) > WIDTH)
+        block = TokenTable(
+            tokens.astype(np.int32), ends, np.arange(tiles + 1, dtype=np.int64) * len(lengths)
+        )
         rows = Rows(ids, np.ascontiguousarray(logprobs[:, :K]), logprobs[:, K].copy(), label)
         return cls(block, rows, offsets)
 
@@ -164,11 +211,12 @@ class Tiled:
         self, start: int, stop: int
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Ids and end offsets of tokens `[start, stop)`, which lie in one shard."""
-        first = start % SHARD
+        first = start % self.block.num_tokens
         return self.block.read_tokens(first, first + stop - start)
 
     def __getitem__(self, rows: slice) -> Rows:
-        here = slice(rows.start % SHARD, rows.start % SHARD + rows.stop - rows.start)
+        first = rows.start % self.block.num_tokens
+        here = slice(first, first + rows.stop - rows.start)
         block = self.rows
         return Rows(
             block.ids[here], block.logprobs[here], block.tail[here], block.label_logprob[here]
@@ -177,24 +225,28 @@ class Tiled:
 
 @dataclass(frozen=True)
 class TiledAlignment:
-    """Nine positions in ten are paired with the source's row of the same number."""
+    """Equal end offsets, and inside a source token the row before it."""
 
     position: npt.NDArray[np.int32]
+    kind: npt.NDArray[np.uint8]
 
     @classmethod
-    def make(cls, rng: np.random.Generator) -> TiledAlignment:
-        """For one shard."""
-        position = np.tile(np.arange(DOCUMENT, dtype=np.int32), SHARD // DOCUMENT)
-        position[rng.random(SHARD) < 0.1] = -1
-        return cls(position)
+    def make(cls, source: TokenTable, target: TokenTable) -> TiledAlignment:
+        """For one shard, in which all documents have the same offsets."""
+        ends, goal = source.document(0)[1], target.document(0)[1]
+        position = np.searchsorted(ends, goal, side="right") - 1
+        kind = np.where(ends[position] == goal, SPAN, INSIDE)
+        kind[position < 0] = NONE
+        tiles = target.num_documents
+        return cls(np.tile(position, tiles).astype(np.int32), np.tile(kind, tiles).astype(np.uint8))
 
     def for_documents(
         self, start: int, stop: int
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
         """Positions and kinds of documents `[start, stop)`, which lie in one shard."""
         first = start * DOCUMENT % SHARD
-        position = self.position[first : first + (stop - start) * DOCUMENT]
-        return position, (position >= 0).astype(np.uint8)
+        here = slice(first, first + (stop - start) * DOCUMENT)
+        return self.position[here], self.kind[here]
 
 
 def collate_document(fusion: Fusion, document: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -203,8 +255,7 @@ def collate_document(fusion: Fusion, document: int) -> tuple[torch.Tensor, torch
     labels = tokens[1:].long()
     best, lowest = torch.zeros(0), float("inf")
     for source, target_id in zip(fusion.sources, fusion.maps, strict=True):
-        start = document * DOCUMENT
-        rows = source.cache[start : start + DOCUMENT]
+        rows = source.cache[slice(*source.cache.document_offsets[document : document + 2].tolist())]
         translate = {index: int(token) for index, token in enumerate(target_id) if token >= 0}
         pairs = range(DOCUMENT)
         if source.alignment is not None:

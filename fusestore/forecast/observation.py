@@ -127,7 +127,8 @@ def _read_chunk(
         positions = np.flatnonzero(allowed[:, index])
         projection = empty_rows(len(positions), width)
         lost = project_source(
-            fusion, index, span, asked.start + positions, np.arange(len(positions)), projection
+            *(fusion, index, span, span.labels),
+            *(asked.start + positions, np.arange(len(positions)), projection),
         )
         projections.append((*projection, lost))
         rows[positions, index] = count + np.arange(len(positions))

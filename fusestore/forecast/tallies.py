@@ -82,8 +82,7 @@ class MixtureTally:
         ids, logprobs, tail = mix(rows, weights, *chunk.projected, fusion.recipe.top_k)
         if fusion.recipe.keep_label:
             found = chunk.label_found[covered[:, None], members] | (weights == 0)
-            held = np.flatnonzero(found.all(axis=1))
-            hold_labels(held, labels[held], -nats[held], ids, logprobs, tail)
+            hold_labels(found.all(axis=1), labels, np.exp(-nats), ids, logprobs, tail)
 
         common = chunk.common[covered]
         self.covered += len(covered)

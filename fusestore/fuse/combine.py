@@ -110,14 +110,14 @@ def _mix_rows(rows, weights, ids, logprobs, tail, slots, out_ids, out_logprobs, 
 
 
 def hold_labels(
-    rows: npt.NDArray[np.int64],
+    held: npt.NDArray[np.bool_],
     labels: Int32Array,
-    label_logprob: Float64Array,
+    probability: Float64Array,
     ids: Int32Array,
     logprobs: Float32Array,
     tail: Float32Array,
 ) -> None:
-    """Give each of m rows its label as an entry of a given probability, in place.
+    """Give rows their labels as entries of given probabilities, in place.
 
     The mass that the label gains or loses is taken from the tail or joins it, so that the other
     entries keep their log-probabilities. Where the tail holds too little, it becomes 0 and the
@@ -125,48 +125,53 @@ def hold_labels(
     stays 1.
 
     Args:
-        rows: int64 [m], indices of the rows.
-        labels: int32 [m], target token ids.
-        label_logprob: float64 [m], at most 0. −inf: the label has no mass, and the row is left.
+        held: bool [n]: whether the row is to hold its label.
+        labels: int32 [n], target token ids.
+        probability: float64 [n], in [0, 1]. 0: the row is left as it is.
         ids: int32 [n, k], in the form that `mix` returns.
         logprobs: float32 [n, k].
         tail: float32 [n].
     """
-    _hold_labels(rows, labels, label_logprob, ids, logprobs, tail)
+    _hold_labels(held, labels, probability, ids, logprobs, tail)
 
 
 @numba.njit(cache=True)
-def _hold_labels(rows, labels, label_logprob, ids, logprobs, tail):
+def _hold_labels(held, labels, probabilities, ids, logprobs, tail):
     k = ids.shape[1]
-    kept_ids = np.empty(k, np.int32)
-    kept_logprobs = np.empty(k, np.float32)
-    for index in range(len(rows)):
-        # In float32, as it is stored.
-        label, logprob = labels[index], np.float32(label_logprob[index])
-        probability = math.exp(np.float64(logprob))
-        if probability <= 0.0:
+    for row in range(len(held)):
+        probability = probabilities[row]
+        if not held[row] or not probability > 0.0:
             continue
-        row = rows[index]
-        count = 0
-        others = 0.0
+        label, logprob = labels[row], np.float32(math.log(probability))
+        # The label's entry leaves, or else the last and least, if the row has no room.
+        out = k - 1
         for entry in range(k):
             if logprobs[row, entry] == -math.inf or ids[row, entry] == label:
-                continue
-            if count == k - 1:
-                # Entries fall, so this is the last and least.
+                out = entry
                 break
-            kept_ids[count] = ids[row, entry]
-            kept_logprobs[count] = logprobs[row, entry]
-            others += math.exp(np.float64(logprobs[row, entry]))
-            count += 1
+        leaving = math.exp(np.float64(logprobs[row, out]))
+        free = math.exp(np.float64(tail[row])) + leaving
+        for entry in range(out, k - 1):
+            ids[row, entry] = ids[row, entry + 1]
+            logprobs[row, entry] = logprobs[row, entry + 1]
+        others = 1.0 - free
         if probability >= 1.0:
-            count, others = 0, 0.0
-        rest = max(0.0, 1.0 - probability - others)
-        # Smaller differences are the rounding of a row whose mass is 1.
-        if probability + others > 1.0 + 1e-6:
+            ids[row, :] = 0
+            logprobs[row, :] = -math.inf
+            free = 1.0
+        elif probability > free + 1e-6:
             scale = math.log((1.0 - probability) / others)
-            for entry in range(count):
-                kept_logprobs[entry] = kept_logprobs[entry] + scale
-        kept_ids[count] = label
-        kept_logprobs[count] = logprob
-        tail[row] = keep_largest(kept_ids, kept_logprobs, count + 1, rest, ids[row], logprobs[row])
+            for entry in range(k - 1):
+                logprobs[row, entry] += scale
+        rest = free - probability
+        tail[row] = math.log(rest) if rest > 0.0 else -math.inf
+        place = k - 1
+        while place > 0 and (
+            logprobs[row, place - 1] < logprob
+            or (logprobs[row, place - 1] == logprob and ids[row, place - 1] > label)
+        ):
+            ids[row, place] = ids[row, place - 1]
+            logprobs[row, place] = logprobs[row, place - 1]
+            place -= 1
+        ids[row, place] = label
+        logprobs[row, place] = logprob

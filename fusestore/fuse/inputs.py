@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -126,14 +127,33 @@ class SourceSpan:
         rows: one per token.
         row: int64 [n], index of the row aligned to each target position, −1 for none.
         kind: uint8 [n], the alignment kind.
-        labels: what the source gives the next token at each target position.
+        target: the n target positions' tokens.
+        source: the source.
     """
 
     tokens: TokenTable
     rows: Rows
     row: npt.NDArray[np.int64]
     kind: npt.NDArray[np.uint8]
-    labels: Labels
+    target: TokenTable
+    source: SourceInput
+
+    @cached_property
+    def labels(self) -> Labels:
+        """What the source gives the next token at each target position."""
+        return self._read_labels(None)
+
+    def labels_where(self, wanted: npt.NDArray[np.bool_]) -> Labels:
+        """`labels` at the wanted positions, bool [n], and nothing at the others."""
+        return self.labels if "labels" in self.__dict__ else self._read_labels(wanted)
+
+    def _read_labels(self, wanted: npt.NDArray[np.bool_] | None) -> Labels:
+        if self.source.alignment is None:
+            return own_labels(self.rows, self.row, _has_label(self.target))
+        spelling = self.source.spelling
+        return read_labels(
+            self.tokens, self.rows, self.row, self.kind, self.target, spelling, wanted
+        )
 
     @property
     def takes_part(self) -> npt.NDArray[np.bool_]:
@@ -192,7 +212,7 @@ def load_span(
                 "Align again with `fusestore align`."
             )
         aligned = (position >= 0) & (kinds > 0)
-        if source.draws:
+        if source.draws or source.spelling is None:
             # Draws are unbiased, but a ratio of their counts, which a condition makes, is not.
             aligned &= kinds != INSIDE
         row[rows] = np.where(aligned, base + position, -1)
@@ -200,12 +220,7 @@ def load_span(
     if not rows_of_runs:
         rows_of_runs, ids, ends = [cache[0:0]], *([np.empty(0, np.int32)] for _ in range(2))
     table = TokenTable(np.concatenate(ids), np.concatenate(ends), offsets)
-    whole = _concatenate(rows_of_runs)
-    if source.alignment is None:
-        labels = own_labels(whole, row, _has_label(target))
-    else:
-        labels = read_labels(table, whole, row, kind, target, source.spelling)
-    return SourceSpan(table, whole, row, kind, labels)
+    return SourceSpan(table, _concatenate(rows_of_runs), row, kind, target, source)
 
 
 def _has_label(target: TokenTable) -> npt.NDArray[np.bool_]:

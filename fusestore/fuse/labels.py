@@ -62,6 +62,7 @@ def read_labels(
     kind: npt.NDArray[np.uint8],
     target: TokenTable,
     spelling: Spelling | None,
+    wanted: npt.NDArray[np.bool_] | None = None,
 ) -> Labels:
     """What a source gives the next token of every target token.
 
@@ -73,7 +74,10 @@ def read_labels(
         target: the target's n tokens of the same documents.
         spelling: of the source's ids. None: labels that end inside a source token, and rows of
             kind `inside`, are not found.
+        wanted: bool [n], the positions to read; the others get nothing. None: all.
     """
+    if wanted is not None:
+        row = np.where(wanted, row, -1)
     spelled = spelling or NO_SPELLING
     count = len(row)
     labels = Labels(
@@ -87,7 +91,7 @@ def read_labels(
         *(row, kind, target.end_offsets, target.document_offsets),
         *(tokens.token_ids, tokens.end_offsets, tokens.document_offsets),
         *(rows.ids, rows.logprobs, rows.tail, rows.label_logprob),
-        *(spelled.data, spelled.offsets),
+        *(spelled.heads, spelled.data, spelled.offsets),
         *(labels.logprob, labels.found, labels.since, labels.following, labels.known),
     )
     return labels
@@ -111,8 +115,8 @@ def own_labels(rows: Rows, row: npt.NDArray[np.int64], has_label: npt.NDArray[np
 
 def mixed_labels(
     labels: Sequence[Labels], weights: npt.NDArray[np.float64], where: slice
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """What a mixture of sources gives the next token.
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+    """What a mixture of sources gives the next token, and how much of it is known.
 
     Args:
         labels: of each source, of n positions.
@@ -120,34 +124,44 @@ def mixed_labels(
         where: the m among the n.
 
     Returns:
-        Log-probability float64 [m], and bool [m], whether it is exact: of some sources, all of
-        which have it.
+        Probability float64 [m]; bool [m], whether it is exact: of some sources, all of which have
+        it; and float32 [m], the weighted mean of `known`.
     """
-    mass = np.zeros(len(weights))
-    found = (weights > 0).any(axis=1)
+    mass, missing, known = np.zeros((3, len(weights)))
     for index, each in enumerate(labels):
-        used = weights[:, index] > 0
-        mass += np.where(used, weights[:, index] * np.exp(each.logprob[where]), 0.0)
-        found &= each.found[where] | ~used
-    with np.errstate(divide="ignore"):
-        return np.log(mass), found
+        _add_labels(
+            *(weights[:, index], each.logprob[where], each.found[where], each.known[where]),
+            *(mass, missing, known),
+        )
+    return mass, (missing == 0.0) & (mass > 0.0), known.astype(np.float32)
 
 
 @numba.njit(cache=True)
-def _beginning_mass(ids, logprobs, own, own_logprob, length, data, offsets):
+def _add_labels(weights, logprob, found, known, out_mass, out_missing, out_known):
+    for position in range(len(weights)):
+        weight = weights[position]
+        if weight > 0.0:
+            out_known[position] += weight * known[position]
+            if found[position]:
+                out_mass[position] += weight * math.exp(logprob[position])
+            else:
+                out_missing[position] += weight
+
+
+@numba.njit(cache=True)
+def _beginning_mass(ids, logprobs, own, own_logprob, length, heads, data, offsets):
     """Mass of one row on tokens that begin with the first bytes of its own next token.
 
     Returns:
         `(entries, all)`: of the kept entries, and with the own token's exact mass.
     """
-    prefix = offsets[own]
     entries = 0.0
     others = 0.0
     for entry in range(len(ids)):
         token = ids[entry]
-        if logprobs[entry] == -math.inf or token < 0 or token >= len(offsets) - 1:
+        if logprobs[entry] == -math.inf or token < 0 or token >= len(heads):
             continue
-        if begins_with(data, offsets[token], offsets[token + 1], prefix, length):
+        if begins_with(token, own, length, heads, data, offsets):
             mass = math.exp(np.float64(logprobs[entry]))
             entries += mass
             if token != own:
@@ -187,6 +201,7 @@ def _read_labels(
     logprobs,
     tail,
     label_logprob,
+    heads,
     data,
     offsets,
     out_logprob,
@@ -212,7 +227,7 @@ def _read_labels(
                     continue
                 own = token_ids[at + 1]
                 entries, mass = _beginning_mass(
-                    ids[at], logprobs[at], own, label_logprob[at], since, data, offsets
+                    ids[at], logprobs[at], own, label_logprob[at], since, heads, data, offsets
                 )
                 out_since[position] = since
                 out_following[position] = own
@@ -237,7 +252,7 @@ def _read_labels(
                     break
                 _, mass = _beginning_mass(
                     *(ids[at], logprobs[at], token_ids[at + 1], label_logprob[at], until),
-                    *(data, offsets),
+                    *(heads, data, offsets),
                 )
                 logprob += math.log(mass) if mass > 0.0 else -MAX_NATS
                 break

@@ -111,6 +111,7 @@ def project_into(
     out_logprobs: Float32Array,
     out_tail: Float32Array,
     conditions: Conditions | None = None,
+    vocab_size: int | None = None,
 ) -> Float64Array:
     """`project` some rows into given rows of the output, without a copy.
 
@@ -130,6 +131,7 @@ def project_into(
         out_logprobs: float32 [p, k_out], likewise.
         out_tail: float32 [p], likewise.
         conditions: of the m rows; None: no row is conditioned.
+        vocab_size: tokens of the target, where it is known that no map names others.
 
     Returns:
         The mass of each row on tokens without a target token, float64 [m].
@@ -146,13 +148,16 @@ def project_into(
     if conditions is None:
         none = np.zeros(0, np.int32)
         conditions = Conditions(none, none, NO_SPELLING, none)
-    largest = max(int(target_id.max(initial=-1)), int(conditions.first_tokens.max(initial=-1)))
-    slots = np.full(largest + 1, -1, np.int32)
+    if vocab_size is None:
+        named = (target_id, conditions.first_tokens)
+        vocab_size = max(int(tokens.max(initial=-1)) for tokens in named) + 1
+    slots = np.full(vocab_size, -1, np.int32)
     problem, row, entry = _project_rows(
         *(ids, logprobs, tail, target_id, slots, rows, places),
         *(out_ids, out_logprobs, out_tail, unmapped),
         *(conditions.since, conditions.following),
-        *(conditions.spelling.data, conditions.spelling.offsets, conditions.first_tokens),
+        *(conditions.spelling.heads, conditions.spelling.data, conditions.spelling.offsets),
+        conditions.first_tokens,
     )
     if problem == _OUTSIDE_MAP:
         raise IncompatibleError(
@@ -167,11 +172,15 @@ def project_into(
 
 
 @numba.njit(cache=True)
-def begins_with(data, start, stop, prefix_start, length):
-    """Whether `data[start:stop]` begins with the `length` bytes from `prefix_start` on."""
-    if stop - start < length:
+def begins_with(token, other, length, heads, data, offsets):
+    """Whether a token's text begins with the first `length` bytes of another's, int32 ids."""
+    shown = ~np.uint64(0) if length >= 8 else (np.uint64(1) << np.uint64(8 * length)) - np.uint64(1)
+    if (heads[token] ^ heads[other]) & shown:
         return False
-    for index in range(length):
+    start, prefix_start = offsets[token], offsets[other]
+    if offsets[token + 1] - start < length:
+        return False
+    for index in range(length):  # noqa: SIM110 - numba knows no generator
         if data[start + index] != data[prefix_start + index]:
             return False
     return True
@@ -192,6 +201,7 @@ def _project_rows(
     unmapped,
     since,
     following,
+    heads,
     spelled,
     spelled_offsets,
     first_tokens,
@@ -219,15 +229,14 @@ def _project_rows(
         length = since[index] if len(since) else 0
         if length:
             agreeing = 0.0
-            prefix = spelled_offsets[following[index]]
             for entry in range(k):
                 token = ids[row, entry]
                 if logprobs[row, entry] == -math.inf:
                     continue
                 if token < 0 or token >= len(target_id):
                     return _OUTSIDE_MAP, row, entry
-                if token < len(spelled_offsets) - 1 and begins_with(
-                    spelled, spelled_offsets[token], spelled_offsets[token + 1], prefix, length
+                if token < len(heads) and begins_with(
+                    token, following[index], length, heads, spelled, spelled_offsets
                 ):
                     agreeing += entry_masses[entry]
                 else:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fusestore.fuse.combine import hold_labels, mix
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
-from fusestore.fuse.labels import mixed_labels
+from fusestore.fuse.labels import Labels, mixed_labels
 from fusestore.fuse.manifest import KIND_CODES, SourceTotals
 from fusestore.fuse.project import empty_rows, project
 from fusestore.fuse.scores import document_amounts
@@ -68,7 +68,12 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
     scores = document_scores(fusion, stretch, spans, amounts)
     weights = position_weights(fusion, stretch, spans, scores)[stretch.asked]
 
-    rows, unmapped = _mix_sources(fusion, stretch, spans, weights)
+    labels = []
+    for index, span in enumerate(spans):
+        used = np.zeros(stretch.tokens.num_tokens, np.bool_)
+        used[stretch.asked] = weights[:, index] > 0
+        labels.append(span.labels_where(used))
+    rows, unmapped = _mix_sources(fusion, stretch, spans, labels, weights)
     rows = _apply_policy(fusion, stretch, rows)
 
     starts = stretch.tokens.document_offsets[:-1]
@@ -94,7 +99,7 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
                 positions_inside=int((kinds == KIND_CODES["inside"]).sum()),
                 positions_mined=int((kinds == KIND_CODES["mined"]).sum()),
                 positions_used=int(used.sum()),
-                known_share=float(span.labels.known[stretch.asked][used].sum(dtype=np.float64)),
+                known_share=float(labels[index].known[stretch.asked][used].sum(dtype=np.float64)),
                 unmapped_mass=unmapped[index],
             )
         )
@@ -105,6 +110,7 @@ def _mix_sources(
     fusion: Fusion,
     stretch: Stretch,
     spans: Sequence[SourceSpan],
+    labels: Sequence[Labels],
     weights: npt.NDArray[np.float64],
 ) -> tuple[FusedRows, list[float]]:
     """The fused rows of the asked positions, and each source's unmapped mass.
@@ -123,7 +129,8 @@ def _mix_sources(
         positions = np.flatnonzero(used[:, index] & (contributors == 1))
         alone[positions] = index
         unmapped[index] += project_source(
-            fusion, index, span, stretch.asked.start + positions, positions, fused
+            *(fusion, index, span, labels[index]),
+            *(stretch.asked.start + positions, positions, fused),
         ).sum()
 
     mixed = np.flatnonzero(contributors > 1)
@@ -140,7 +147,8 @@ def _mix_sources(
             chosen[positions, index] = places
             count += len(positions)
             unmapped[index] += project_source(
-                fusion, index, span, stretch.asked.start + mixed[positions], places, projected
+                *(fusion, index, span, labels[index]),
+                *(stretch.asked.start + mixed[positions], places, projected),
             ).sum()
         for whole, values in zip(
             fused, mix(chosen, weights[mixed], *projected, top_k), strict=True
@@ -148,13 +156,9 @@ def _mix_sources(
             whole[mixed] = values
     ids, logprobs, tail = fused
     next_ids = stretch.next_ids[stretch.asked]
+    probability, found, known = mixed_labels(labels, weights, stretch.asked)
     if fusion.recipe.keep_label:
-        logprob, found = mixed_labels([span.labels for span in spans], weights, stretch.asked)
-        held = np.flatnonzero(found)
-        hold_labels(held, next_ids[held], logprob[held], ids, logprobs, tail)
-    known = np.zeros(len(weights), np.float64)
-    for index, span in enumerate(spans):
-        known += weights[:, index] * span.labels.known[stretch.asked]
+        hold_labels(found, next_ids, probability, ids, logprobs, tail)
 
     # A mixture has the weakest kind among its sources, which is the largest code.
     kind = np.zeros(len(weights), np.uint8)
@@ -166,7 +170,7 @@ def _mix_sources(
         ids=ids,
         logprobs=logprobs,
         tail=tail,
-        known=known.astype(np.float32),
+        known=known,
         kind=kind,
         source=alone,
         document=stretch.documents[stretch.document[stretch.asked]].astype(np.int32),
@@ -194,9 +198,9 @@ def _apply_policy(fusion: Fusion, stretch: Stretch, rows: FusedRows) -> FusedRow
         )
         if fusion.recipe.keep_label:
             places = stretch.asked.start + empty
-            held = np.flatnonzero(span.labels.found[places])
-            logprob = span.labels.logprob[places[held]]
-            hold_labels(held, rows.next_ids[empty[held]], logprob, *replacements)
+            probability = np.exp(span.labels.logprob[places])
+            found = span.labels.found[places]
+            hold_labels(found, rows.next_ids[empty], probability, *replacements)
     else:
         tokens = rows.next_ids if policy == "label" else rows.input_ids
         empty = empty[tokens[empty] >= 0]

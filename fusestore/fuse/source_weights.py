@@ -19,6 +19,7 @@ from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.fuse.choices import Granularity
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan
+from fusestore.fuse.labels import Labels
 from fusestore.fuse.manifest import KIND_CODES
 from fusestore.fuse.project import Conditions, SparseRows, empty_rows, project_into
 from fusestore.fuse.recipe import Recipe
@@ -84,9 +85,7 @@ def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> S
 
 def accepted(recipe: Recipe, span: SourceSpan) -> npt.NDArray[np.bool_]:
     """Whether the source may supervise the position, bool [n]."""
-    kinds = np.isin(span.kind, [KIND_CODES[kind] for kind in recipe.kinds])
-    conditioned = (span.kind != INSIDE) | (span.labels.since > 0)
-    return kinds & (span.row >= 0) & conditioned
+    return np.isin(span.kind, [KIND_CODES[kind] for kind in recipe.kinds]) & (span.row >= 0)
 
 
 def document_scores(
@@ -214,7 +213,7 @@ def _label_terms(
     # Of `mined` pairs, which have not read the same bytes, only the projected row is known.
     guessed = np.flatnonzero(scored & ~span.labels.found)
     projected = empty_rows(len(guessed), span.rows.ids.shape[1])
-    project_source(fusion, index, span, guessed, np.arange(len(guessed)), projected)
+    project_source(fusion, index, span, span.labels, guessed, np.arange(len(guessed)), projected)
     nats[guessed] = label_nats(*projected, stretch.next_ids[guessed], fusion.vocab_size)
     return nats, scored.astype(np.float64)
 
@@ -223,6 +222,7 @@ def project_source(
     fusion: Fusion,
     index: int,
     span: SourceSpan,
+    labels: Labels,
     positions: npt.NDArray[np.int64],
     places: npt.NDArray[np.int64],
     out: SparseRows,
@@ -233,23 +233,32 @@ def project_source(
         fusion: the fusion.
         index: of the source.
         span: the source's rows of n target positions.
+        labels: the source's labels there.
         positions: int64 [m], indices among the n.
         places: int64 [m], indices of their rows in the output.
         out: the output.
 
     Raises:
         As for `project_into`; the message names the source.
+        IncompatibleError: a row of kind `inside` does not fit the source's tokens.
     """
     source, cached = fusion.sources[index], span.rows
     conditions = None
     if source.spelling is not None and source.first_tokens is not None:
-        since, following = span.labels.since[positions], span.labels.following[positions]
+        since, following = labels.since[positions], labels.following[positions]
+        if np.any((span.kind[positions] == INSIDE) & (since == 0)):
+            raise IncompatibleError(
+                f"The alignment of source {source.name!r} pairs target tokens with the inside of "
+                "source tokens that do not spell those bytes: it was made for another cache or "
+                "another target. Align again with `fusestore align`."
+            )
         conditions = Conditions(since, following, source.spelling, source.first_tokens)
     try:
         return project_into(
             *(cached.ids, cached.logprobs, cached.tail, fusion.maps[index]),
             *(span.row[positions], places, *out),
             conditions,
+            fusion.vocab_size,
         )
     except (IncompatibleError, NonFiniteError) as error:
         raise type(error)(f"Source {source.name!r}: {error}") from error

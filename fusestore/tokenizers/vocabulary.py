@@ -44,6 +44,18 @@ class Spelling:
         np.cumsum([len(token) for token in spelled], out=offsets[1:])
         return cls(np.frombuffer(b"".join(spelled), np.uint8), offsets)
 
+    @cached_property
+    def heads(self) -> npt.NDArray[np.uint64]:
+        """uint64 [V], the first eight bytes of each id, zeros behind a shorter one's end.
+
+        Most comparisons end here, with one access to memory instead of three.
+        """
+        place = np.arange(8)
+        inside = place < np.minimum(self.lengths, 8)[:, None]
+        heads = np.zeros(inside.shape, np.uint8)
+        heads[inside] = self.data[(self.offsets[:-1, None] + place)[inside]]
+        return heads.view("<u8").reshape(-1)
+
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """int32 [V], number of bytes of each id."""

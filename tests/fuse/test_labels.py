@@ -4,6 +4,8 @@ The source's tokens are a prefix code, so every text has one spelling, and its r
 nothing is approximate: what follows any byte has one probability, the sum over all continuations.
 """
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,8 +107,7 @@ def test_rows_and_labels_are_the_enumerated_probabilities(helpers, seed, size, l
     position, kind = align_table(tokens, target, from_vocabulary, to_vocabulary)
     offsets = target.document_offsets
     aligned = [
-        (position[start:stop], kind[start:stop])
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+        (position[start:stop], kind[start:stop]) for start, stop in itertools.pairwise(offsets)
     ]
     made = SourceInput(
         "s",

@@ -47,7 +47,7 @@ def random_tokens(helpers, rng, texts, token_bytes, bos):
 
 
 def random_alignment(rng, source_ends, target_ends):
-    """`(source_pos, kind)`: span and inside by their definitions, some of them left out or mined."""
+    """`(source_pos, kind)`: span and inside by definition, some of them left out or mined."""
     position, kind = [], []
     for index, end in enumerate(target_ends):
         read = [i for i, other in enumerate(source_ends) if other <= end]
@@ -191,7 +191,7 @@ class Reference:
             return np.exp(np.float64(rows.label_logprob[row]))
         if kind == KINDS["mined"]:
             return None
-        first, stop = source.cache.tokens.document_offsets[document : document + 2]
+        stop = source.cache.tokens.document_offsets[document + 1]
         read = source.cache.tokens.end_offsets
         text = self.texts[document]
 
