@@ -29,8 +29,8 @@ from tests.kept_store.plain_cache import (
 )
 
 MAP_KINDS = ["none", "exact", "mined", "prefix", "role", "byte", "statistical"]
-ALIGNMENT_KINDS = ["none", "span", "mined"]
-FUSED_KINDS = ["none", "span", "mined", "label", "target", "fusellm"]
+ALIGNMENT_KINDS = ["none", "span", "inside", "mined"]
+FUSED_KINDS = [*ALIGNMENT_KINDS, "label", "target", "fusellm"]
 
 
 def read_store(store: Path) -> Numbers:
@@ -217,8 +217,10 @@ def read_alignment(folder: Path) -> Numbers:
     assert _counts(kind, ALIGNMENT_KINDS) == manifest["counts"]
     assert np.array_equal(numbers["source_pos"] >= 0, kind > 0)
     for start, stop in pairwise(offsets):
-        position = numbers["source_pos"][start:stop]
-        assert np.all(np.diff(position[position >= 0]) >= 0)
+        position, of = numbers["source_pos"][start:stop], kind[start:stop]
+        for name in ("inside", "mined"):
+            chosen = np.isin(of, [ALIGNMENT_KINDS.index(each) for each in ("span", name)])
+            assert np.all(np.diff(position[chosen]) >= 0)
     unmatched = pl.read_parquet(folder / "unmatched.parquet")
     of_target = unmatched.filter(pl.col("side") == "target")["unmatched"].sum()
     assert of_target == manifest["counts"]["none"]
@@ -268,6 +270,11 @@ def _check_fused_rows(numbers: Numbers) -> None:
     assert np.all(logprobs[:, 1:] <= logprobs[:, :-1])
     assert unused[kind == 0].all()
     assert not numbers["tail"][kind == 0].any()
+    known = numbers["known"]
+    assert np.all((known >= 0) & (known < 1 + 1e-6))
+    assert not known[kind == 0].any()
+    assert np.allclose(known[kind == FUSED_KINDS.index("span")], 1)
+    assert np.all(known[kind >= FUSED_KINDS.index("label")] == 1)
     assert not unused[kind > 0].all(axis=1).any()
     last = np.append(np.diff(document) > 0, True)
     following = np.append(numbers["input_ids"][1:], -100)
