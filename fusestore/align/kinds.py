@@ -25,6 +25,9 @@ MINED = 3
 ALIGNMENT_KINDS = ("none", "span", "inside", "mined")
 """Names of the alignment kinds, indexed by code."""
 
+INSIDE_METHODS: tuple[AlignmentMethod, ...] = ("span", "hybrid")
+"""Methods that list rows of kind `inside`."""
+
 MAP_NONE, MAP_EXACT, MAP_MINED, MAP_PREFIX, MAP_ROLE, MAP_BYTE, MAP_STATISTICAL = range(7)
 
 MAP_KINDS = ("none", "exact", "mined", "prefix", "role", "byte", "statistical")

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fusestore.align
-from fusestore.align.kinds import ALIGNMENT_METHODS
+from fusestore.align.kinds import ALIGNMENT_METHODS, INSIDE, MINED, NONE, SPAN
 from fusestore.align.tokens.pairing import align_table
 from fusestore.tokenizers.tokenizer import as_tokenizer
+from tests.helpers.plain_spans import never_falls, of_kind, plain_inside, plain_span
 from tests.helpers.real_tokenizers import deepseek_tokenizer, real_tokenizer
 from tests.helpers.tiny_models import SCRIPTS, train_unigram, train_word_piece
 
@@ -33,6 +34,12 @@ def tokenizers(smollm2_path, gemma3_path):
     }
 
 
+def spelled(tokenizer, ids):
+    """The text of each token; special tokens have none."""
+    vocabulary = tokenizer.vocabulary
+    return [vocabulary.token_bytes[i] if vocabulary.kinds[i] != "special" else b"" for i in ids]
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -50,22 +57,22 @@ def test_arbitrary_text_aligns_within_its_documents(tokenizers, texts, source, t
         position, kind = align_table(
             source_table, target_table, left.vocabulary, right.vocabulary, method
         )
-        assert np.array_equal(position < 0, kind == 0)
+        assert np.array_equal(position < 0, kind == NONE)
         for i in range(len(texts)):
             start, stop = target_table.document_offsets[i : i + 2]
-            source_ends = source_table.document(i)[1].tolist()
-            target_ends = target_table.document(i)[1].tolist()
-            found = position[start:stop]
+            source_ids, source_ends = source_table.document(i)
+            target_ends = target_table.document(i)[1]
+            found, kinds = position[start:stop], kind[start:stop]
             assert np.all(found < len(source_ends))
-            assert np.all(np.diff(found[found >= 0]) >= 0)
+            assert never_falls(of_kind(found, kinds, SPAN, MINED))
+            assert never_falls(of_kind(found, kinds, SPAN, INSIDE))
             if method in ("span", "hybrid"):
-                spans = np.where(kind[start:stop] == 1, found, -1)
-                last_source = {end: p for p, end in enumerate(source_ends)}
-                last_target = {end: p for p, end in enumerate(target_ends)}
-                assert spans.tolist() == [
-                    last_source.get(end, -1) if last_target[end] == p else -1
-                    for p, end in enumerate(target_ends)
-                ]
+                assert of_kind(found, kinds, SPAN) == plain_span(source_ends, target_ends)
+                insides = plain_inside(spelled(left, source_ids), source_ends, target_ends)
+                free = of_kind(insides, kinds, INSIDE, NONE)
+                assert of_kind(found, kinds, INSIDE) == free
+            else:
+                assert INSIDE not in kinds
 
 
 def test_a_tokenizer_aligned_with_itself_pairs_every_token(tokenizers):
@@ -81,14 +88,14 @@ def test_a_tokenizer_aligned_with_itself_pairs_every_token(tokenizers):
 
 def test_token_alignment_columns(tokenizers):
     table = fusestore.align.token_alignment(
-        "antidisestablishmentarianism 🦊", tokenizers["gemma3"], tokenizers["smollm2"]
+        "東京🦊 antidisestablishmentarianism", tokenizers["gemma3"], tokenizers["smollm2"]
     )
     assert {name: str(dtype) for name, dtype in table.schema.items()} == {
         "target_pos": "Int32",
         "source_pos": "Int32",
         "kind": "String",
     }
-    assert set(table["kind"]) <= {"span", "mined", "none"}
+    assert set(table["kind"]) == {"span", "inside", "none"}
     assert (table["source_pos"].is_null() == (table["kind"] == "none")).all()
     empty = fusestore.align.token_alignment("", tokenizers["gemma3"], tokenizers["smollm2"])
     assert len(empty) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusestore.align.kinds import AlignmentMethod
+from fusestore.align.kinds import INSIDE, INSIDE_METHODS, NONE, SPAN, AlignmentMethod
 from fusestore.align.tokens.pairing import align_table, align_tokens
 from fusestore.storage.packages import resolve_path
 from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer
@@ -62,15 +62,21 @@ def test_common_words_align_whoever_writes_the_space(tokenizers, source, target)
 
 @pytest.mark.parametrize("method", ["hybrid", "span", "mined", "anchored", "exact"])
 def test_bos_of_one_side_alone_changes_nothing_else(tokenizers, method):
-    """Gemma's and Mistral's models begin with BOS, SmolLM2's does not."""
+    """Gemma's and Mistral's models begin with BOS, SmolLM2's does not.
+
+    Its row is one more to condition, where a target token ends inside the source's first token.
+    """
     text = "Fellow citizens, 1790."
     gemma, smollm = tokenizers["gemma3"], tokenizers["smollm2"]
     vocabularies = gemma.vocabulary, smollm.vocabulary
     target = smollm.encode([text], False)
     plain, kind = align_table(gemma.encode([text], False), target, *vocabularies, method)
     shifted, same_kind = align_table(gemma.encode([text], True), target, *vocabularies, method)
-    assert np.array_equal(np.where(plain >= 0, plain + 1, -1), shifted)
-    assert np.array_equal(kind, same_kind)
+    first = (shifted == 0) & (same_kind == INSIDE)
+    assert first.any() == (method in INSIDE_METHODS)
+    assert np.array_equal(plain < 0, (shifted < 0) | first)
+    assert np.array_equal(np.where(plain >= 0, plain + 1, -1), np.where(first, -1, shifted))
+    assert np.array_equal(kind, np.where(first, NONE, same_kind))
     mistral = tokenizers["mistral"]
     both, _ = align_table(
         gemma.encode([text], True),
@@ -95,22 +101,28 @@ def test_text_that_a_normalizer_changes(tokenizers):
     vocabularies = unigram.vocabulary, tokenizers["smollm2"].vocabulary
     position, kind = align_table(left, right, *vocabularies, "span")
     assert position[-1] == left.num_tokens - 1
-    aligned = np.flatnonzero(kind)
+    aligned = np.flatnonzero(kind == SPAN)
     assert np.array_equal(right.end_offsets[aligned], left.end_offsets[position[aligned]])
+    assert np.array_equal(np.flatnonzero(kind), aligned), "no byte of ｔｈｅ can be located"
 
 
 def test_characters_cut_over_tokens(tokenizers):
-    """Only the token that completes the character is aligned to a token that holds it whole."""
-    pairs = by_text(tokenizers["gemma3"], tokenizers["smollm2"], "東京🦊")
-    assert b"".join(token for token, _ in pairs) == "東京🦊".encode()
-    whole = "東京🦊".encode()
+    """Only the token that completes a character is aligned to a token that holds it whole.
+
+    What ends inside 🦊 has the row after 東京, to be conditioned. Inside 東京, which is the source's
+    first token, there is no row yet.
+    """
+    text = "東京🦊"
+    pairs = by_text(tokenizers["gemma3"], tokenizers["smollm2"], text)
+    whole, first = text.encode(), "東京".encode()
+    assert b"".join(token for token, _ in pairs) == whole
     read = 0
     for token, partner in pairs:
         read += len(token)
         inside = read < len(whole) and whole[read] & 0xC0 == 0x80
         if inside:
-            assert partner is None
-    assert pairs[-1][1] is not None
+            assert partner == (first if read > len(first) else None)
+    assert pairs[-1][1] == "🦊".encode()
 
 
 @pytest.mark.parametrize(("source", "target"), permutations(NAMES, 2))

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from fusestore.align.kinds import MINED, NONE, SPAN
+from fusestore.align.kinds import INSIDE, MINED, NONE, SPAN
 from fusestore.align.tokens.token_distance import code_texts, text_distance
+from tests.helpers.plain_spans import never_falls, of_kind
 from tests.helpers.plain_warping import plain_anchored, plain_pairs
 from tests.helpers.token_pieces import POINTS, align, cut, two_cuts
 
@@ -56,7 +57,7 @@ def test_anchored_is_the_plain_programme_between_anchors(cuts):
     pairs = plain_anchored(source, target, exact)
     position, kind = align(source, target, "anchored")
     assert position == [pairs.get(j, -1) for j in range(len(target))]
-    span, _ = align(source, target, "span")
+    span = of_kind(*align(source, target, "span"), SPAN)
     for p, s, k in zip(position, span, kind, strict=True):
         assert k == (NONE if p < 0 else SPAN if p == s else MINED)
 
@@ -74,9 +75,10 @@ def test_sides_that_end_apart_are_warped_to_the_end(text, left, right, lost):
         columns = range(len(other))
         assert align(one, other, "anchored")[0] == [anchored.get(j, -1) for j in columns]
         assert align(one, other, "mined")[0] == [full.get(j, -1) for j in columns]
-        position, _ = align(one, other, "hybrid")
-        paired = [p for p in position if p >= 0]
+        position, kind = align(one, other, "hybrid")
+        paired = [p for p in of_kind(position, kind, SPAN, MINED) if p >= 0]
         assert paired == sorted(set(paired))
+        assert never_falls(of_kind(position, kind, SPAN, INSIDE))
 
 
 @pytest.mark.parametrize("method", ["mined", "anchored", "hybrid"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fusestore.align.kinds import ALIGNMENT_METHODS
 from fusestore.align.report.columns import AlignedDocument, columns, explain, shown_text, window
 from fusestore.align.tokens.pairing import align_tokens
+from fusestore.tokenizers.vocabulary import Vocabulary
 from tests.helpers.token_pieces import Pieces, cut
 
 
@@ -65,7 +66,8 @@ def test_worked_example():
     ("source", "target", "method", "position", "why"),
     [
         ([b"abc", b"de"], [b"ab", b"cde"], "span", 0, r"no source token ends at byte 2.*are 3$"),
-        ([b"ab", b"cd"], [b"abc", b"d"], "span", 0, r"byte 3; the nearest ends are 2 and 4"),
+        ([b"ab", b"cd"], [b"a", b"bcd"], "span", 0, r"^source token 0, .* has no row before it"),
+        ([b"ab", b"cd"], [b"abc", b"d"], "exact", 0, r"^no.* byte 3; the nearest ends are 2 and 4"),
         ([b"ab"], [b"ab", b""], "span", 0, "another target token ends at byte 2 too"),
         ([b"ab", b"c"], [b"a", b"bc"], "exact", 1, r"source token 1 ends at byte 3.*begins else"),
         ([b"x", b"y", b"z"], [b"xyz"], "mined", 0, r"source token 2 ends.*one-to-one"),
@@ -75,6 +77,60 @@ def test_why_a_position_is_not_aligned(source, target, method, position, why):
     explanation = explain(aligned(source, target, method), position)
     assert (explanation.kind, explanation.source_pos) == ("none", None)
     assert re.search(why, explanation.why)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "position", "row", "why"),
+    [
+        (
+            [b"the", b" ", b"cat"],
+            [b"the", b" ca", b"t"],
+            *(1, 1),
+            "ends 2 bytes inside source token 2 cat; row 1, conditioned on ca, has read the same "
+            "text",
+        ),
+        (
+            [b"a", "🦊".encode()],
+            [b"a\xf0", b"\x9f\xa6\x8a"],
+            *(0, 0),
+            "ends 1 byte inside source token 1 🦊; row 0, conditioned on \\xf0, has read the same "
+            "text",
+        ),
+    ],
+)
+def test_why_a_row_is_conditioned(source, target, position, row, why):
+    explanation = explain(aligned(source, target, "span"), position)
+    assert (explanation.kind, explanation.source_pos) == ("inside", row)
+    assert explanation.why == why
+
+
+def test_a_row_before_an_added_space_is_conditioned_on_it():
+    """`▁the` covers the document's first three bytes and spells four."""
+    vocabulary = Vocabulary("a" * 64, (b"<bos>", b" the"), ("special", "text"), (("bos", 0),))
+    letters = Vocabulary("b" * 64, (b"th", b"e"), ("text", "text"), ())
+    tokens = np.array([0, 1], np.int32)
+    ends = np.array([0, 3], np.int32), np.array([2, 3], np.int32)
+    position, kind = align_tokens(tokens, ends[0], tokens, ends[1], vocabulary, letters)
+    document = AlignedDocument(
+        *("it", b"the", tokens, ends[0], tokens, ends[1]),
+        *(vocabulary, letters, "span", position, kind),
+    )
+    why = explain(document, 0).why
+    assert why.startswith("ends 2 bytes inside source token 1 ␣the; row 0, conditioned on ␣th, ")
+
+
+def test_a_source_token_whose_bytes_a_normalizer_changed_has_no_known_beginning():
+    vocabulary = Vocabulary("a" * 64, (b"a", b"1\xe2\x81\x842"), ("text", "text"), ())
+    halves = Vocabulary("b" * 64, (b"a\xc2", b"\xbd"), ("text", "text"), ())
+    tokens = np.array([0, 1], np.int32)
+    ends = np.array([1, 3], np.int32), np.array([2, 3], np.int32)
+    position, kind = align_tokens(tokens, ends[0], tokens, ends[1], vocabulary, halves)
+    document = AlignedDocument(
+        *("it", "a½".encode(), tokens, ends[0], tokens, ends[1]),
+        *(vocabulary, halves, "span", position, kind),
+    )
+    assert kind.tolist() == [0, 1]
+    assert "does not spell the bytes that it covers" in explain(document, 0).why
 
 
 def test_cut_characters_and_tokens_without_text():

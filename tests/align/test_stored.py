@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from fusestore.align.alignment_writer import write_alignment
-from fusestore.align.kinds import ALIGNMENT_KINDS, ALIGNMENT_METHODS
+from fusestore.align.kinds import ALIGNMENT_KINDS, ALIGNMENT_METHODS, INSIDE, MINED, SPAN
 from fusestore.align.report.totals import document_blocks
 from fusestore.align.report.unmatched import ALIGNMENT_SCHEMA, alignment_table, read_unmatched
 from fusestore.align.stored import open_alignment
@@ -92,7 +92,7 @@ def test_what_is_read_is_what_was_aligned(folder):
         assert np.array_equal(found[0], position[rows])
         assert np.array_equal(found[1], kind[rows])
         assert (found[0].dtype, found[1].dtype) == (np.int32, np.uint8)
-    shares = np.bincount(kind, minlength=3) / len(kind)
+    shares = np.bincount(kind, minlength=len(ALIGNMENT_KINDS)) / len(kind)
     assert alignment.coverage == pytest.approx(dict(zip(ALIGNMENT_KINDS, shares, strict=True)))
     assert [total for _, total in seen] == [len(kind)] * len(alignment.manifest.fingerprint.plan)
     assert seen[-1][0] == len(kind)
@@ -253,8 +253,8 @@ def test_a_shard_of_another_fingerprint_is_not_kept(tmp_path):
 def test_other_settings_under_the_same_name_are_refused(folder):
     write(folder / "x")
     before = contents(folder / "x")
-    with pytest.raises(FingerprintMismatchError, match="method: 'hybrid' stored, 'span' requested"):
-        write(folder / "x", method="span")
+    with pytest.raises(FingerprintMismatchError, match="method: 'span' stored, 'hybrid' requested"):
+        write(folder / "x", method="hybrid")
     with pytest.raises(FingerprintMismatchError, match="target_tokens_digest"):
         write(folder / "x", target_seed=3)
     assert contents(folder / "x") == before
@@ -302,7 +302,7 @@ def test_a_damaged_or_missing_file_is_an_error(tmp_path, array):
 
 def test_a_map_that_pairs_must_agree_with_is_part_of_the_fingerprint(tmp_path):
     location = Location.parse(tmp_path / "x")
-    mapped = map_vocabulary(SOURCE, TARGET)
+    mapped = map_vocabulary(SOURCE, TARGET, "mined")
     alignment = write(location, vocabulary_map=mapped, method="mined")
     assert alignment.manifest.fingerprint.vocabulary_map_digest == mapped.digest
     with pytest.raises(FingerprintMismatchError, match="vocabulary_map_digest"):

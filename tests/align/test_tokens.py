@@ -7,23 +7,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusestore.align.kinds import ALIGNMENT_METHODS, MINED, NONE, SPAN
+from fusestore.align.kinds import ALIGNMENT_METHODS, INSIDE, MINED, NONE, SPAN
 from fusestore.align.tokens.pairing import align_table, align_tokens
 from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
 from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.vocabulary import Vocabulary
+from tests.helpers.plain_spans import never_falls, of_kind, plain_inside, plain_span
 from tests.helpers.plain_warping import plain_pairs
 from tests.helpers.token_pieces import Pieces, align, two_cuts
 
 
-def brute_force_span(source_ends, target_ends):
-    last_source = {int(end): i for i, end in enumerate(source_ends)}
-    last_target = {int(end): i for i, end in enumerate(target_ends)}
-    return [
-        last_source.get(int(end), -1) if last_target[int(end)] == i else -1
-        for i, end in enumerate(target_ends)
-    ]
+def spans_of(source, target, bos=(False, False)):
+    """The pairs of kind `span` alone."""
+    return of_kind(*align(source, target, "span", bos), SPAN)
+
+
+def insides_of(source, target, bos=(False, False)):
+    """The rows of kind `inside` by their definition."""
+    pieces = [b"", *source] if bos[0] else source
+    source_ends, target_ends = (
+        Pieces("").document(side, has_bos)[1]
+        for side, has_bos in zip((source, target), bos, strict=True)
+    )
+    return plain_inside(pieces, source_ends, target_ends)
 
 
 @settings(max_examples=300, deadline=None)
@@ -33,8 +40,33 @@ def test_span_is_the_definition(cuts, source_bos, target_bos):
     position, kind = align(source, target, "span", (source_bos, target_bos))
     source_ends = Pieces("").document(source, source_bos)[1]
     target_ends = Pieces("").document(target, target_bos)[1]
-    assert position == brute_force_span(source_ends, target_ends)
-    assert kind == [SPAN if p >= 0 else NONE for p in position]
+    spans = plain_span(source_ends, target_ends)
+    insides = insides_of(source, target, (source_bos, target_bos))
+    assert of_kind(position, kind, SPAN) == spans
+    assert of_kind(position, kind, INSIDE) == insides
+    assert kind == [
+        SPAN if span >= 0 else INSIDE if inside >= 0 else NONE
+        for span, inside in zip(spans, insides, strict=True)
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(two_cuts(), st.booleans())
+def test_a_row_of_kind_inside_and_the_bytes_since_are_the_text(cuts, bos):
+    """Row and bytes since have read what the target has read, and the source goes on from there."""
+    source, target = cuts
+    position, kind = align(source, target, "span", (bos, False))
+    text, pieces = b"".join(source), [b"", *source] if bos else source
+    for place, (row, of) in enumerate(zip(position, kind, strict=True)):
+        if of == INSIDE:
+            read = b"".join(target[: place + 1])
+            before = b"".join(pieces[: row + 1])
+            since = read[len(before) :]
+            assert since
+            assert before + since == read
+            assert pieces[row + 1].startswith(since)
+            assert pieces[row + 1] != since
+            assert text.startswith(before + pieces[row + 1])
 
 
 @settings(max_examples=300, deadline=None)
@@ -42,7 +74,7 @@ def test_span_is_the_definition(cuts, source_bos, target_bos):
 def test_exact_pairs_cover_the_same_bytes(cuts):
     source, target = cuts
     position, _ = align(source, target, "exact")
-    span, _ = align(source, target, "span")
+    span = spans_of(source, target)
     source_ends = Pieces("").document(source)[1]
     target_ends = Pieces("").document(target)[1]
     for j, i in enumerate(span):
@@ -59,7 +91,7 @@ def test_mined_is_the_plain_dynamic_programme(cuts):
     position, kind = align(source, target, "mined")
     pairs = plain_pairs(source, target)
     assert position == [pairs.get(j, -1) for j in range(len(target))]
-    span, _ = align(source, target, "span")
+    span = spans_of(source, target)
     for p, s, k in zip(position, span, kind, strict=True):
         assert k == (NONE if p < 0 else SPAN if p == s else MINED)
 
@@ -78,9 +110,11 @@ def test_mined_on_unrelated_tokens_with_many_ties(source, target):
 @settings(max_examples=300, deadline=None)
 @given(two_cuts(), st.booleans(), st.booleans())
 def test_hybrid_is_span_and_the_plain_programme_in_the_gaps(cuts, source_bos, target_bos):
+    """What the warping leaves without a pair is `inside` where a row can be conditioned."""
     source, target = ([piece for piece in side if piece] for side in cuts)
     position, kind = align(source, target, "hybrid", (source_bos, target_bos))
-    span, _ = align(source, target, "span", (source_bos, target_bos))
+    span = spans_of(source, target, (source_bos, target_bos))
+    insides = insides_of(source, target, (source_bos, target_bos))
     expected = list(span)
     s0, t0 = int(source_bos), int(target_bos)
     closings = [(i, j) for j, i in enumerate(span) if i >= s0 and j >= t0]
@@ -91,9 +125,11 @@ def test_hybrid_is_span_and_the_plain_programme_in_the_gaps(cuts, source_bos, ta
             if expected[t0 + b] < 0:
                 expected[t0 + b] = s0 + a
         s0, t0 = i + 1, j + 1
-    assert position == expected
+    assert of_kind(position, kind, SPAN, MINED) == expected
+    assert position == [p if p >= 0 else i for p, i in zip(expected, insides, strict=True)]
     assert kind == [
-        NONE if p < 0 else SPAN if s >= 0 else MINED for p, s in zip(position, span, strict=True)
+        SPAN if s >= 0 else MINED if p >= 0 else INSIDE if i >= 0 else NONE
+        for p, s, i in zip(expected, span, insides, strict=True)
     ]
 
 
@@ -114,9 +150,9 @@ def test_documents_never_meet_and_positions_never_decrease(documents, method, bo
     assert position.tolist() == [p for positions, _ in alone for p in positions]
     assert kind.tolist() == [k for _, kinds in alone for k in kinds]
     for i, (positions, kinds) in enumerate(alone):
-        paired = positions[positions >= 0]
-        assert np.all(np.diff(paired) >= 0)
-        assert np.all(paired < len(source.document(i)[0]))
+        assert never_falls(of_kind(positions, kinds, SPAN, MINED))
+        assert never_falls(of_kind(positions, kinds, SPAN, INSIDE))
+        assert np.all(positions < len(source.document(i)[0]))
         assert np.array_equal(positions < 0, kinds == NONE)
 
 
@@ -124,7 +160,7 @@ def test_worked_example():
     source = [b"The", b" under", b"stand", b"ing", b" of", b" it"]
     target = [b"The", b" unders", b"tanding", b" of it"]
     assert align(source, target, "exact") == ([0, -1, -1, -1], [SPAN, NONE, NONE, NONE])
-    assert align(source, target, "span") == ([0, -1, 3, 5], [SPAN, NONE, SPAN, SPAN])
+    assert align(source, target, "span") == ([0, 1, 3, 5], [SPAN, INSIDE, SPAN, SPAN])
     assert align(source, target, "hybrid") == ([0, 1, 3, 5], [SPAN, MINED, SPAN, SPAN])
     assert align(source, target, "mined") == ([0, 1, -1, -1], [SPAN, MINED, NONE, NONE])
 

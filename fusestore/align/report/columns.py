@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.kinds import ALIGNMENT_KINDS, MINED, SPAN, AlignmentMethod
+from fusestore.align.kinds import (
+    ALIGNMENT_KINDS,
+    INSIDE,
+    INSIDE_METHODS,
+    MINED,
+    SPAN,
+    AlignmentMethod,
+)
 from fusestore.tokenizers.vocabulary import Vocabulary
 
 
@@ -177,6 +184,8 @@ def _why(document: AlignedDocument, position: int) -> str:
     end, kind = int(ends[position]), document.kind[position]
     if kind == SPAN:
         return f"both end at byte {end}"
+    if kind == INSIDE:
+        return _why_inside(document, position)
     if kind == MINED:
         return "their ends differ, but the path of least edit distance joins only these two"
     if position + 1 < len(ends) and ends[position + 1] == end:
@@ -191,7 +200,25 @@ def _why(document: AlignedDocument, position: int) -> str:
         )
     around = document.source_ends[max(0, after - 1) : after + 1]
     nearest = " and ".join(str(byte) for byte in around.tolist()) or "none"
-    return f"no source token ends at byte {end}; the nearest ends are {nearest}"
+    reason = ""
+    if document.method in INSIDE_METHODS and 0 < end < document.source_ends.max(initial=0):
+        missing = "does not spell the bytes that it covers" if after else "has no row before it"
+        reason = f"source token {after}, inside which it ends, {missing}; "
+    return f"{reason}no source token ends at byte {end}; the nearest ends are {nearest}"
+
+
+def _why_inside(document: AlignedDocument, position: int) -> str:
+    """Where in a source token a target token ends, and by which bytes the row is conditioned."""
+    row = int(document.source_pos[position])
+    start, stop = document.source_ends[row : row + 2].tolist()
+    piece = document.source_vocab.token_bytes[int(document.source_ids[row + 1])]
+    inside = int(document.target_ends[position]) - start
+    # A tokenizer may add a space in front of a document's first byte.
+    since = shown_text(piece[: inside + len(piece) - (stop - start)])
+    return (
+        f"ends {inside} {'byte' if inside == 1 else 'bytes'} inside source token {row + 1} "
+        f"{shown_text(piece)}; row {row}, conditioned on {since}, has read the same text"
+    )
 
 
 def _token(vocabulary: Vocabulary, token: int | np.int32) -> str:

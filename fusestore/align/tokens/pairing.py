@@ -26,6 +26,7 @@ from fusestore.align.edit_distance import text_of
 from fusestore.align.kinds import (
     ALIGNMENT_METHODS,
     INSIDE,
+    INSIDE_METHODS,
     MINED,
     NONE,
     SPAN,
@@ -128,7 +129,7 @@ def align_table(
     by_span = span >= 0 if method == "hybrid" else target.end_offsets == 0
     position = np.where(by_span, span, np.where(keep, partner, -1)).astype(np.int32)
     kinds = _kinds(position, span)
-    if method == "hybrid":
+    if method in INSIDE_METHODS:
         return _with_inside(source, target, source_vocab, position, kinds)
     return position, kinds
 
