@@ -103,14 +103,14 @@ def test_text_that_a_normalizer_changes(tokenizers):
     assert position[-1] == left.num_tokens - 1
     aligned = np.flatnonzero(kind == SPAN)
     assert np.array_equal(right.end_offsets[aligned], left.end_offsets[position[aligned]])
-    assert np.array_equal(np.flatnonzero(kind), aligned), "no byte of ｔｈｅ can be located"
+    assert np.array_equal(np.flatnonzero(kind), aligned), "its tokens do not spell ｔｈｅ"
 
 
 def test_characters_cut_over_tokens(tokenizers):
     """Only the token that completes a character is aligned to a token that holds it whole.
 
-    What ends inside 🦊 has the row after 東京, to be conditioned. Inside 東京, which is the source's
-    first token, there is no row yet.
+    What ends inside 🦊 has the row after 東京, to be conditioned. Inside 東京, the source's first
+    token, there is no row yet.
     """
     text = "東京🦊"
     pairs = by_text(tokenizers["gemma3"], tokenizers["smollm2"], text)

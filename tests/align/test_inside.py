@@ -1,4 +1,4 @@
-"""Rows of kind `inside` against their definition, for tokens that spell and cover what they like."""
+"""Rows of kind `inside` against their definition, whatever tokens spell and cover."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from fusestore.align.alignment_writer import write_alignment
-from fusestore.align.kinds import ALIGNMENT_KINDS, ALIGNMENT_METHODS, INSIDE, MINED, SPAN
+from fusestore.align.kinds import ALIGNMENT_KINDS, ALIGNMENT_METHODS
 from fusestore.align.report.totals import document_blocks
 from fusestore.align.report.unmatched import ALIGNMENT_SCHEMA, alignment_table, read_unmatched
 from fusestore.align.stored import open_alignment

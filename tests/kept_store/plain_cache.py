@@ -149,3 +149,28 @@ def open_arrays(folder: Path) -> dict[str, Any]:
         # zarr-python warns that numcodecs' codecs are not part of the Zarr v3 core.
         warnings.simplefilter("ignore")
         return dict(zarr.open_group(folder, mode="r").arrays())
+
+
+def check_all_listed(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """A manifest whose `files` are all others of its folder."""
+    check_files(folder, manifest["files"])
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert found == {*manifest["files"], "manifest.json"}
+
+
+def check_fingerprint(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprint, which is the same document inside the manifest."""
+    fingerprint = read_document(folder / "fingerprint.json")
+    assert document_digest(expected) == fingerprint["digest"]
+    return fingerprint
+
+
+def check_raw_files(folder: Path, name: str, values: np.ndarray, rows_per_file: int) -> None:
+    """The files of an array with one raw chunk each are its values and four bytes of checksum."""
+    tail = "/0" * (values.ndim - 1)
+    files = [folder / f"{name}/c/{i}{tail}" for i in range(-(-len(values) // rows_per_file))]
+    raw = b"".join(file.read_bytes()[:-4] for file in files)
+    mapped = np.frombuffer(raw, values.dtype.newbyteorder("<")).reshape(-1, *values.shape[1:])
+    assert len(mapped) == len(files) * rows_per_file
+    assert np.array_equal(mapped[: len(values)], values)
+    assert not mapped[len(values) :].any()

@@ -3,7 +3,7 @@
 Nothing of fusestore is imported, and each step is one that the documents name. It is written to be
 followed, not to be fast: everything is read whole. `read_store` gives every number of a store by
 its path; `check_names` sees that artifacts name each other by the digests that docs/store.md lists.
-`plain_cache` has the caches.
+`plain_cache` has the caches, `plain_alignment` what joins two tokenizers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from tests.kept_store.plain_alignment import (
+    ALIGNMENT_KINDS,
+    check_inside,
+    counts,
+    read_alignment,
+    read_vocabulary_map,
+)
 from tests.kept_store.plain_cache import (
     Numbers,
+    check_all_listed,
     check_files,
-    document_digest,
+    check_fingerprint,
+    check_raw_files,
     open_arrays,
     read_document,
     read_receipt,
@@ -28,8 +37,6 @@ from tests.kept_store.plain_cache import (
     sha256,
 )
 
-MAP_KINDS = ["none", "exact", "mined", "prefix", "role", "byte", "statistical"]
-ALIGNMENT_KINDS = ["none", "span", "inside", "mined"]
 FUSED_KINDS = [*ALIGNMENT_KINDS, "label", "target", "fusellm"]
 
 
@@ -63,31 +70,6 @@ def joint_digest(*arrays: tuple[np.ndarray, str]) -> str:
     """SHA-256 over the digests, as bytes, of arrays in given dtypes."""
     digests = [hashlib.sha256(values.astype(dtype).tobytes()).digest() for values, dtype in arrays]
     return sha256(b"".join(digests))
-
-
-def check_all_listed(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """A manifest whose `files` are all others of its folder."""
-    check_files(folder, manifest["files"])
-    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    assert found == {*manifest["files"], "manifest.json"}
-
-
-def check_fingerprint(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint, which is the same document inside the manifest."""
-    fingerprint = read_document(folder / "fingerprint.json")
-    assert document_digest(expected) == fingerprint["digest"]
-    return fingerprint
-
-
-def check_raw_files(folder: Path, name: str, values: np.ndarray, rows_per_file: int) -> None:
-    """The files of an array with one raw chunk each are its values and four bytes of checksum."""
-    tail = "/0" * (values.ndim - 1)
-    files = [folder / f"{name}/c/{i}{tail}" for i in range(-(-len(values) // rows_per_file))]
-    raw = b"".join(file.read_bytes()[:-4] for file in files)
-    mapped = np.frombuffer(raw, values.dtype.newbyteorder("<")).reshape(-1, *values.shape[1:])
-    assert len(mapped) == len(files) * rows_per_file
-    assert np.array_equal(mapped[: len(values)], values)
-    assert not mapped[len(values) :].any()
 
 
 def read_corpus(folder: Path) -> Numbers:
@@ -166,68 +148,6 @@ def read_cache(folder: Path) -> Numbers:
     return numbers
 
 
-def read_vocabulary_map(folder: Path) -> Numbers:
-    """The target token of every source token."""
-    manifest = read_document(folder / "manifest.json")
-    fingerprint = check_fingerprint(folder, manifest["fingerprint"])
-    names = [fingerprint[f"{side}_tokenizer_digest"] for side in ("source", "target")]
-    parts = [names[0][:16], names[1][:16], fingerprint["method"]]
-    if fingerprint["method"] == "statistical":
-        parts.append(fingerprint["corpus_digest"][:16])
-    else:
-        assert fingerprint["corpus_digest"] is None
-    assert folder.name == "-".join(parts)
-    check_all_listed(folder, manifest)
-    table = pl.read_parquet(folder / "map.parquet")
-    assert np.array_equal(table["source_id"].to_numpy(), np.arange(manifest["num_source_ids"]))
-    target_id = table["target_id"].fill_null(-1).to_numpy()
-    distance = table["distance"].fill_null(-1).to_numpy()
-    kind = np.array([MAP_KINDS.index(name) for name in table["kind"]], np.uint8)
-    assert _counts(kind, MAP_KINDS) == manifest["counts"]
-    state = hashlib.sha256()
-    for part in (*names, fingerprint["method"], fingerprint["tie_break"]):
-        state.update(part.encode() + b"\0")
-    for values, dtype in ((target_id, "<i4"), (distance, "<i4"), (kind, "u1")):
-        state.update(values.astype(dtype).tobytes())
-    assert state.hexdigest() == manifest["content_digest"]
-    return {"target_id": target_id, "distance": distance, "kind": kind}
-
-
-def _counts(kind: np.ndarray, names: list[str]) -> dict[str, int]:
-    return {name: int((kind == i).sum()) for i, name in enumerate(names)}
-
-
-def read_alignment(folder: Path) -> Numbers:
-    """The source position of every target token, and the tokens that stay unmatched."""
-    manifest = read_document(folder / "manifest.json")
-    fingerprint = check_fingerprint(folder, manifest["fingerprint"])
-    check_all_listed(folder, manifest)
-    rows, per_shard = fingerprint["num_target_tokens"], fingerprint["rows_per_shard"]
-    for part in ("layout", *(f"{shard:06d}" for shard in range(-(-rows // per_shard)))):
-        read_receipt(folder, part, fingerprint["digest"])
-    group = open_arrays(folder)
-    assert group["kind"].attrs["names"] == ALIGNMENT_KINDS
-    numbers = {name: array[:] for name, array in group.items()}
-    kind, offsets = numbers["kind"], numbers["document_offsets"]
-    assert rows == len(kind) == len(numbers["source_pos"]) == offsets[-1]
-    assert len(offsets) - 1 == fingerprint["num_documents"]
-    for name in ("source_pos", "kind"):
-        check_raw_files(folder, name, numbers[name], min(per_shard, rows))
-    check_raw_files(folder, "document_offsets", offsets, len(offsets))
-    assert _counts(kind, ALIGNMENT_KINDS) == manifest["counts"]
-    assert np.array_equal(numbers["source_pos"] >= 0, kind > 0)
-    for start, stop in pairwise(offsets):
-        position, of = numbers["source_pos"][start:stop], kind[start:stop]
-        for name in ("inside", "mined"):
-            chosen = np.isin(of, [ALIGNMENT_KINDS.index(each) for each in ("span", name)])
-            assert np.all(np.diff(position[chosen]) >= 0)
-    unmatched = pl.read_parquet(folder / "unmatched.parquet")
-    of_target = unmatched.filter(pl.col("side") == "target")["unmatched"].sum()
-    assert of_target == manifest["counts"]["none"]
-    numbers["unmatched"] = unmatched.select("token_id", "unmatched").to_numpy()
-    return numbers
-
-
 def read_fused(folder: Path) -> Numbers:
     """The arrays of a fused dataset in either form; the local form by its raw bytes too."""
     manifest = read_document(folder / "manifest.json")
@@ -248,8 +168,8 @@ def read_fused(folder: Path) -> Numbers:
         for shard in range(-(-rows // per_file)):
             receipt = read_receipt(folder, f"{shard:06d}", plan["digest"])
             kind = numbers["kind"][receipt["start"] : receipt["stop"]]
-            assert list(_counts(kind, FUSED_KINDS).values()) == receipt["content"]["kinds"]
-    assert _counts(numbers["kind"], FUSED_KINDS) == manifest["kinds"]
+            assert list(counts(kind, FUSED_KINDS).values()) == receipt["content"]["kinds"]
+    assert counts(numbers["kind"], FUSED_KINDS) == manifest["kinds"]
     _check_fused_rows(numbers)
     if plan["recipe"]["packing"] == "document":
         local = folder / "local" if manifest["form"] == "shared" else folder
@@ -355,10 +275,11 @@ def check_names(store: Path) -> None:
         cache = caches[fingerprint["source_cache_digest"]]["folder"]
         assert fingerprint["vocabulary_map_digest"] in {None, *maps}
         assert fingerprint["source_tokens_digest"] == _tokens_digest(cache)
-        of_corpus = map(_tokens_digest, complete(corpus / "tokens"))
-        assert fingerprint["target_tokens_digest"] in set(of_corpus)
-        for side in ("source", "target"):
-            read_vocabulary(store, fingerprint[f"{side}_tokenizer_digest"])
+        of_corpus = {_tokens_digest(folder): folder for folder in complete(corpus / "tokens")}
+        targets = open_arrays(of_corpus[fingerprint["target_tokens_digest"]])
+        read_vocabulary(store, fingerprint["target_tokenizer_digest"])
+        spelled = read_vocabulary(store, fingerprint["source_tokenizer_digest"])
+        check_inside(open_arrays(manifest["folder"]), open_arrays(cache), targets, spelled)
     for manifest in fused.values():
         plan = manifest["plan"]
         documents = pl.read_parquet(corpora[plan["corpus_digest"]]["folder"] / "documents.parquet")

@@ -19,6 +19,7 @@ from tests.kept_store.plain_cache import read_document
 from tools.schemas import OTHER_DOCUMENTS, documents
 
 HERE = Path(__file__).parent
+OWN = {"tests.kept_store.plain_cache", "tests.kept_store.plain_alignment"}
 KEPT = sorted(path.name for path in HERE.glob("format-*"))
 
 
@@ -51,7 +52,7 @@ def test_a_plain_reader_reads_the_same_numbers(kept, expected_of):
     same(plain_reader.read_store(kept / "store"), expected_of[kept.name])
 
 
-@pytest.mark.parametrize("file", ["plain_reader.py", "plain_cache.py"])
+@pytest.mark.parametrize("file", ["plain_reader.py", "plain_cache.py", "plain_alignment.py"])
 def test_the_plain_reader_has_nothing_of_ours(file):
     modules = set()
     for node in ast.walk(ast.parse((HERE / file).read_text())):
@@ -59,7 +60,7 @@ def test_the_plain_reader_has_nothing_of_ours(file):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             modules.add(node.module)
-    outside = {name.partition(".")[0] for name in modules - {"tests.kept_store.plain_cache"}}
+    outside = {name.partition(".")[0] for name in modules - OWN}
     assert outside <= {*sys.stdlib_module_names, "numpy", "polars", "zarr"}
 
 

@@ -68,7 +68,7 @@ def test_vocabularies_and_tokens_are_aligned_by_tokenizers(job):
     table = fs.align.token_alignment(text, wide, small, method="hybrid")
     assert table.columns == ["target_pos", "source_pos", "kind"]
     assert table["target_pos"].to_list() == list(range(len(table)))
-    assert set(table["kind"]) <= {"span", "mined", "none"}
+    assert set(table["kind"]) <= {"span", "inside", "mined", "none"}
     assert table["kind"][-1] == "span"
 
 
