@@ -54,7 +54,7 @@ def _grow(data, offsets, order, keys, children, tokens):
     """Put tokens into a prefix tree; `tokens` [nodes] is the token that ends at a node."""
     count = 1
     for token in order:
-        node = 0
+        node = np.int64(0)
         for place in range(offsets[token], offsets[token + 1]):
             slot = _slot(keys, node, np.int64(data[place]))
             if keys[slot] < 0:
@@ -70,7 +70,7 @@ def _grow(data, offsets, order, keys, children, tokens):
 def _walk(data, offsets, keys, children, tokens, result):
     for token in range(len(offsets) - 1):
         for start in range(offsets[token], offsets[token + 1]):
-            node = 0
+            node = np.int64(0)
             for place in range(start, offsets[token + 1]):
                 slot = _slot(keys, node, np.int64(data[place]))
                 if keys[slot] < 0:
