@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusestore.errors import IncompatibleError, InvalidInputError
-from fusestore.storage.gguf_file import open_gguf
+from fusestore.storage.gguf_file import open_gguf, read_once
 from fusestore.tokenizers.gguf_splits import SPLITS, Split
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
@@ -42,13 +42,15 @@ def gguf_tokenizer(gguf: Path, reader: Any = None) -> Any:  # noqa: ANN401 - Hug
         InvalidInputError: the file cannot be read, or holds no whole vocabulary.
         MissingDependencyError: the package `gguf` is not installed.
     """
-    metadata = _Metadata(gguf, (reader or open_gguf(gguf)).fields)
+    reader = reader or open_gguf(gguf)
+    metadata = _Metadata(gguf, reader.fields)
     if metadata.text("model") == "gpt2":
         return _byte_level(metadata)
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        with read_once(reader, gguf):
+            loaded = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise IncompatibleError(
             f"transformers could not read the tokenizer of {gguf} (tokenizer.ggml.model = "
