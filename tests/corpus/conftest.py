@@ -18,15 +18,15 @@ def speeches() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def smollm2(smollm2_path: Path) -> Tokenizer:
+def smollm2(smollm2_tokenizer_path: Path) -> Tokenizer:
     """Byte-level BPE, no BOS of its own."""
-    return real_tokenizer(smollm2_path)
+    return real_tokenizer(smollm2_tokenizer_path)
 
 
 @pytest.fixture(scope="session")
-def gemma(gemma3_path: Path) -> Tokenizer:
+def gemma(gemma3_tokenizer_path: Path) -> Tokenizer:
     """Sentencepiece-style BPE with byte fallback; adds BOS."""
-    return real_tokenizer(gemma3_path)
+    return real_tokenizer(gemma3_tokenizer_path)
 
 
 @pytest.fixture(scope="session")

@@ -200,9 +200,9 @@ def test_a_missing_package_is_named(monkeypatch):
         load_tokenizer(MISTRAL + "tokenizer.model.v1")
 
 
-def test_tokenizer_json_means_its_folder(smollm2_path, smollm2, tmp_path):
+def test_tokenizer_json_means_its_folder(smollm2_tokenizer_path, smollm2, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(smollm2_path / name, tmp_path / name)
+        shutil.copy(smollm2_tokenizer_path / name, tmp_path / name)
     assert load_tokenizer(tmp_path / "tokenizer.json").digest == smollm2.digest
 
 

@@ -170,11 +170,11 @@ def test_special_tokens_in_text_are_text(smollm2, gemma):
 
 
 def test_digest_survives_saving_and_tells_tokenizers_apart(
-    smollm2_path, smollm2, unigram, wordpiece, tmp_path
+    smollm2_tokenizer_path, smollm2, unigram, wordpiece, tmp_path
 ):
     from transformers import AutoTokenizer
 
-    hugging_face = AutoTokenizer.from_pretrained(smollm2_path)
+    hugging_face = AutoTokenizer.from_pretrained(smollm2_tokenizer_path)
     hugging_face.save_pretrained(tmp_path)
     reloaded = load_tokenizer(tmp_path)
     assert reloaded.digest == smollm2.digest
@@ -186,10 +186,10 @@ def test_digest_survives_saving_and_tells_tokenizers_apart(
     assert as_tokenizer(hugging_face).digest != smollm2.digest
 
 
-def test_a_wrapped_tokenizer_is_left_as_it_was(smollm2_path, speeches):
+def test_a_wrapped_tokenizer_is_left_as_it_was(smollm2_tokenizer_path, speeches):
     from transformers import AutoTokenizer
 
-    hugging_face = AutoTokenizer.from_pretrained(smollm2_path)
+    hugging_face = AutoTokenizer.from_pretrained(smollm2_tokenizer_path)
     before = json.loads(hugging_face.backend_tokenizer.to_str())
     tokenizer = as_tokenizer(hugging_face)
     tokenizer.encode(["<|im_end|>"], add_bos=True)

@@ -10,12 +10,12 @@ from tests.helpers.tiny_job import run_fusion, write_fusion, write_job
 
 
 @pytest.fixture(scope="session")
-def job(tmp_path_factory: pytest.TempPathFactory, smollm2_path: Path) -> Path:
+def job(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer_path: Path) -> Path:
     """Texts and two tiny models: see `write_job`."""
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        write_job(folder, smollm2_path)
+        write_job(folder, smollm2_tokenizer_path)
 
     return made_once(tmp_path_factory, "job", make)
 

@@ -32,7 +32,7 @@ def paragraphs() -> list[str]:
     return found
 
 
-def write_job(folder: Path, smollm2_path: Path) -> None:
+def write_job(folder: Path, smollm2_tokenizer_path: Path) -> None:
     """Texts and two models in a folder: `small` (the target) and `wide` (with SmolLM2's tokens)."""
     texts = paragraphs()
     rows = [
@@ -43,7 +43,7 @@ def write_job(folder: Path, smollm2_path: Path) -> None:
     wide = folder / "wide"
     wide.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(smollm2_path / name, wide / name)
+        shutil.copyfile(smollm2_tokenizer_path / name, wide / name)
     small = folder / "small"
     train_byte_fallback(texts, VOCABULARY_SIZE).save_pretrained(small)
     save_llama(wide, vocab_size=49_152, hidden_size=16, seed=1)

@@ -20,7 +20,7 @@ def family(request: pytest.FixtureRequest):
     def of(name: str) -> Tokenizer:
         if name in MAKERS:
             return MAKERS[name]()
-        return real_tokenizer(request.getfixturevalue(f"{name}_path"))
+        return real_tokenizer(request.getfixturevalue(f"{name}_tokenizer_path"))
 
     return of
 
