@@ -30,6 +30,37 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 multiprocessing.set_forkserver_preload(["torch"])
 
 
+LONGEST = (
+    "tests/align/test_conventions.py",
+    "tests/capture/test_smollm2.py",
+    "tests/capture/test_crash.py",
+    "tests/train/test_deepspeed.py",
+    "tests/cli/test_repair.py",
+    "tests/fuse/test_memory.py",
+    "tests/cache/test_crash.py",
+    "tests/test_plugins.py",
+    "tests/pipeline/test_pipeline.py",
+    "tests/train/test_sharded.py",
+    "tests/train/test_document_masking.py",
+    "tests/data/test_accelerated.py",
+    "tests/data/test_stream_state.py",
+    "tests/capture/test_precision.py",
+    "tests/pipeline/test_examples.py",
+    "tests/pipeline/test_public_names.py",
+    "tests/capture/test_storage_failures.py",
+    "tests/storage/test_hub.py",
+    "tests/tokenizers/test_ends.py",
+)
+"""Files that take longest, longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No process is left alone with a long file at the end."""
+    root = Path(__file__).parents[1]
+    place = {root / file: number for number, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 PackagedModel = Callable[[str], Path]
 
 
