@@ -3,7 +3,8 @@
 `python()` is an executable that is called like the interpreter: `python() -c CODE …`, `-m MODULE …`
 or `FILE …`. It has a server run the program, in a fork of a process that has imported `MODULES`
 once, and passes on the environment, the working directory, the standard streams, signals, and how
-the program ended. Whatever is killed takes its fork with it, a moment later.
+the program ended. Whatever is killed takes its fork with it, a moment later. `python("deepspeed")`
+has a server of its own, which has imported that module too.
 
 Of ours nothing is imported before the forks, and nothing that begins threads: Polars does. So a
 program sees of the server no more than that importing torch takes no time. Tests of what is
@@ -62,15 +63,15 @@ os._exit(status)
 
 
 @cache
-def python() -> str:
-    """The executable; its server lives as long as this process."""
+def python(*modules: str) -> str:
+    """The executable; its server lives as long as this process, and imports `modules` as well."""
     folder = Path(tempfile.mkdtemp(prefix="fork-server-"))
     address = str(folder / "socket")
     file = folder / "python"
     file.write_text(CLIENT.format(python=sys.executable, address=address))
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
     server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", __file__, address],
+        [sys.executable, "-W", "ignore", __file__, address, *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         # No compiler's processes, which torch begins as soon as it imports its compiler.
@@ -88,12 +89,12 @@ def python() -> str:
     return str(file)
 
 
-def serve(address):
+def serve(address, *modules):
     # This file's own folder is nothing that programs import from.
     del sys.path[0]
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
-    for module in MODULES:
+    for module in MODULES + modules:
         importlib.import_module(module)
     listener.listen()
     print("ready", flush=True)  # noqa: T201
@@ -203,4 +204,4 @@ def _run(arguments):
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

@@ -189,12 +189,14 @@ def launch(
     """Train under `accelerate launch`; its return code, and stderr."""
     arguments = _arguments(model_path, fused_folder, folder, settings, stop_after)
     (folder / "config.yaml").write_text(configuration)
-    command = [python(), "-m", "accelerate.commands.launch"]
+    # Importing DeepSpeed takes longer than these runs, of which each has three processes.
+    interpreter = python("deepspeed") if configuration.startswith(DEEPSPEED) else python()
+    command = [interpreter, "-m", "accelerate.commands.launch"]
     command += ["--config_file", folder / "config.yaml", "--main_process_port", str(free_port())]
     ended = subprocess.run(
         [*command, *arguments],
         # What the launcher starts the script by.
-        env=_environment(**variables, PYTHON_EXEC=python()),
+        env=_environment(**variables, PYTHON_EXEC=interpreter),
         capture_output=True,
         text=True,
         check=False,
