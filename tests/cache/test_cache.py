@@ -36,7 +36,7 @@ def store(tmp_path):
     return Store.open(tmp_path / "my.store")
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def any_store(request):
     if request.param == "local":
         return request.getfixturevalue("store")

@@ -492,7 +492,10 @@ def test_a_failed_write_ends_the_run_with_its_own_message(
     assert len(whole) == len(cache)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 100])
+@pytest.mark.parametrize(
+    "batch_size",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(100, marks=pytest.mark.slow)],
+)
 def test_the_way_of_cuda_makes_the_same_rows(store, corpus, model_path, monkeypatch, batch_size):
     """Selection by tensor operations, one batch being computed while another is put away."""
     expected = capture(store, "cpu", Model.open(model_path), corpus, SMALL_SHARDS).artifact

@@ -26,7 +26,9 @@ from tests.helpers.store_contents import contents
 
 SETTINGS = CaptureSettings(top_k=7, rows_per_shard=64, rows_per_chunk=16, device="cpu")
 OTHER = {"float32": "bfloat16", "bfloat16": "float32"}
-BOTH = pytest.mark.parametrize("first", ["float32", "bfloat16"])
+BOTH = pytest.mark.parametrize(
+    "first", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"]
+)
 
 ASK = """
 import json, torch
@@ -66,8 +68,8 @@ def test_a_processor_with_the_instructions_takes_bfloat16():
     [
         {"ATEN_CPU_CAPABILITY": "avx2"},
         {"ONEDNN_MAX_CPU_ISA": "AVX2"},
-        {"ONEDNN_MAX_CPU_ISA": "avx512_core_vnni"},
-        {"DNNL_MAX_CPU_ISA": "AVX512_CORE"},
+        pytest.param({"ONEDNN_MAX_CPU_ISA": "avx512_core_vnni"}, marks=pytest.mark.slow),
+        pytest.param({"DNNL_MAX_CPU_ISA": "AVX512_CORE"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -120,10 +120,10 @@ def edit_manifest(path, **changes):
     [
         ("corpora/addresses/manifest.json", "small"),
         ("caches/wide/manifest.json", "align"),
-        ("caches/wide/fingerprint.json", "wide"),
-        ("alignments/wide--small/manifest.json", "fuse"),
+        pytest.param("caches/wide/fingerprint.json", "wide", marks=pytest.mark.slow),
+        pytest.param("alignments/wide--small/manifest.json", "fuse", marks=pytest.mark.slow),
         ("fused/mince/manifest.json", "fused"),
-        ("models/fused/manifest.json", "fused"),
+        pytest.param("models/fused/manifest.json", "fused", marks=pytest.mark.slow),
     ],
 )
 def test_a_store_of_a_newer_format(command, store, job, tmp_path, file, stage):

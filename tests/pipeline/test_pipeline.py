@@ -121,16 +121,20 @@ def put(folder, store):
         publish(store / name, data)
 
 
+def repeats(deleted, rebuilt):
+    return pytest.param(deleted, rebuilt, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("deleted", "rebuilt"),
     [
-        ("corpora/addresses", STAGES),
-        ("caches/small", [SMALL, FUSED, BASELINE, FUSED_MODEL]),
+        repeats("corpora/addresses", STAGES),
+        repeats("caches/small", [SMALL, FUSED, BASELINE, FUSED_MODEL]),
         ("caches/wide", [WIDE, ALIGNMENT, FUSED, BASELINE, FUSED_MODEL]),
-        ("vocabulary_maps", [ALIGNMENT, FUSED, BASELINE, FUSED_MODEL]),
-        ("alignments/wide--small", [ALIGNMENT, FUSED, BASELINE, FUSED_MODEL]),
-        ("fused/mince", [FUSED, BASELINE, FUSED_MODEL]),
-        ("models/baseline", [BASELINE]),
+        repeats("vocabulary_maps", [ALIGNMENT, FUSED, BASELINE, FUSED_MODEL]),
+        repeats("alignments/wide--small", [ALIGNMENT, FUSED, BASELINE, FUSED_MODEL]),
+        repeats("fused/mince", [FUSED, BASELINE, FUSED_MODEL]),
+        repeats("models/baseline", [BASELINE]),
         ("models/fused", [FUSED_MODEL]),
         # Kept for convenience, by no stage of their own.
         ("vocabularies", []),

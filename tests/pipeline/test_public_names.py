@@ -16,7 +16,7 @@ from fusestore.storage.publish import publish
 from tests.helpers.tiny_job import TOP_K, VOCABULARY_SIZE, WINDOW_LENGTH
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def store_url(request, first_store):
     if request.param == "local":
         return str(first_store)
