@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import ConsoleReporter, print_json, print_table
+from .console import ConsoleReporter, print_curves, print_json, print_table
 from .options import (
     MODEL_FORMS,
     JsonOption,
@@ -17,6 +17,9 @@ from .options import (
     corpus_and_split,
     open_store,
 )
+
+if TYPE_CHECKING:
+    from fusestore.workflows.comparison import Comparison
 
 
 def compare(
@@ -47,21 +50,33 @@ def compare(
             help=f"Model whose tokens the ensemble predicts: {MODEL_FORMS}.",
         ),
     ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="SVG file outside the store for a plot of held-out bits per byte by training "
+            "tokens, of models that were trained with `--eval-every`.",
+        ),
+    ] = None,
     precision: PrecisionOption = "auto",
     trust_remote_code: TrustOption = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare models and ensembles of caches on the same held-out text."""
+    from fusestore.errors import InvalidInputError
     from fusestore.forecast.run import forecast as forecast_recipe
     from fusestore.forecast.settings import ForecastSettings
     from fusestore.fuse.recipe import Recipe
     from fusestore.models.model import Model
+    from fusestore.report.svg_plot import check_plot_file, save_plot
     from fusestore.workflows.comparison import compare as compare_all
 
     if bool(source) != (target is not None):
         raise typer.BadParameter("needs --target, and --target needs it", param_hint="--source")
     opened = open_store(store, storage_option)
+    if plot is not None:
+        check_plot_file(plot, opened.location)
     corpus, split = corpus_and_split(evaluate) or ("", "")
     forecast = None
     if source and target:
@@ -84,12 +99,25 @@ def compare(
     )
     if as_json:
         print_json(comparison.model_dump(mode="json"))
-        return
+    else:
+        _print(comparison)
+    if plot is not None:
+        if not comparison.curves:
+            raise InvalidInputError(
+                f"{opened.location} holds no model that was evaluated on {corpus}/{split} during "
+                f"training, so there is no curve to plot. Train with `--evaluate {corpus}/{split} "
+                "--eval-every STEPS`."
+            )
+        save_plot(plot, comparison.curves)
+
+
+def _print(comparison: Comparison) -> None:
     print_table(
-        f"{corpus}/{split}, models in {comparison.precision}",
+        f"{comparison.corpus}/{comparison.split}, models in {comparison.precision}",
         ["model or ensemble", "bits/byte", "of the text", "made from"],
         [
             [row.name, f"{row.bits_per_byte:.4f}", f"{row.covered:.1%}", row.made]
             for row in comparison.rows
         ],
     )
+    print_curves(comparison.curves, comparison.savings)

@@ -25,10 +25,14 @@ from rich.text import Text
 from fusestore.progress import MeasuredProgress, Progress
 
 if TYPE_CHECKING:
+    from fusestore.report.learning_curves import LearningCurve, TokenSaving
     from fusestore.store.artifact_types import View
 
 _PIPE_WIDTH = 160
 """Columns without a terminal: a table in a log must not lose its figures."""
+
+_LEAST_PLOT_WIDTH, _PLOT_WIDTH = 40, 80
+_MARKER_STYLES = ("yellow", "cyan", "magenta", "green", "blue", "red")
 
 # Without markup, because paths and names may hold brackets and colons.
 output = Console(
@@ -137,6 +141,26 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     output.print(table)
+
+
+def print_curves(curves: Sequence[LearningCurve], savings: Sequence[TokenSaving]) -> None:
+    """Print learning curves and what they say on standard output; nothing without curves."""
+    if not curves:
+        return
+    from fusestore.report.text_plot import AXIS, MARKERS, text_plot
+
+    width = min(_PLOT_WIDTH, max(_LEAST_PLOT_WIDTH, output.width))
+    plot = text_plot({curve.title: curve.points for curve in curves}, width=width)
+    styles = dict(zip(MARKERS, _MARKER_STYLES, strict=False))
+    for line in plot.splitlines():
+        text = Text(line)
+        start = line.find(AXIS)
+        for column in range(start, len(line)) if start >= 0 else ():
+            if line[column] in styles:
+                text.stylize(styles[line[column]], column, column + 1)
+        output.print(text)
+    for saving in savings:
+        output.print(f"\n{saving.sentence}")
 
 
 def print_view(view: View) -> None:

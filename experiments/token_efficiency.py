@@ -28,7 +28,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from learning_curves import Curve, csv, plot, table
+from learning_curves import csv, table
+
+from fusestore.report.learning_curves import Curve
+from fusestore.report.svg_plot import svg_plot
 
 if TYPE_CHECKING:
     from fusestore.align.kinds import AlignmentMethod, MapMethod
@@ -124,8 +127,10 @@ def main() -> None:
     print(table(curves, RIVALS))
     if arguments.write is not None:
         (arguments.write / "token_efficiency.csv").write_text(csv(curves))
-        headline = {name: curves[name] for name in (*RIVALS, "both") if name in curves}
-        (arguments.write / "token_efficiency.svg").write_text(plot(headline, highest=1.8))
+        headline = {
+            name: list(curves[name].values()) for name in (*RIVALS, "both") if name in curves
+        }
+        (arguments.write / "token_efficiency.svg").write_text(svg_plot(headline, highest=1.8))
 
 
 def parse() -> argparse.Namespace:

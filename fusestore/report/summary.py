@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from fusestore.cache.reader import Cache
 from fusestore.fuse.manifest import SourceStatistics
+from fusestore.report.learning_curves import LearningCurve, TokenSaving, token_savings
 from fusestore.store.shown_table import ShownTable, decimal, percent
 from fusestore.train.manifest import TrainingManifest
 
@@ -85,16 +86,23 @@ class Summary:
         models: in the file's order.
         num_tokens: target tokens of the fused dataset.
         kinds: number of target tokens by kind of their distribution.
+        curves: of the models that were evaluated during training.
     """
 
     sources: tuple[SourceResult, ...]
     models: tuple[ModelResult, ...]
     num_tokens: int
     kinds: Mapping[str, int]
+    curves: tuple[LearningCurve, ...] = ()
+
+    @property
+    def savings(self) -> list[TokenSaving]:
+        """What the distributions bring, by the curves."""
+        return token_savings(self.curves)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
-        return asdict(self)
+        return {**asdict(self), "savings": [asdict(saving) for saving in self.savings]}
 
     def tables(self) -> list[ShownTable]:
         """The results as tables for people."""

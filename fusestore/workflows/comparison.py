@@ -11,10 +11,15 @@ from fusestore.merge.artifact import ModelKind, how_made
 from fusestore.models.model import Model
 from fusestore.models.precision import Precision, PrecisionSetting, settle_precision
 from fusestore.progress import Reporter, SilentReporter
+from fusestore.report.learning_curves import LearningCurve, TokenSaving, token_savings
 from fusestore.store.inventory import list_artifacts
 from fusestore.store.layout import Store
-from fusestore.store.manifest import Frozen
+from fusestore.store.manifest import Frozen, Manifest
 from fusestore.train.held_out import held_out_tokens, score
+from fusestore.train.manifest import TrainingManifest
+
+_SAME_TEXT = 0.01
+"""Most bits per byte between two scores of one model on one text, in whatever precision."""
 
 
 class ComparedRow(Frozen):
@@ -41,12 +46,16 @@ class Comparison(Frozen):
         corpus, split: the text.
         precision: format of the models' matrix products.
         rows: the best first.
+        curves: of the store's models that were evaluated on this text during training.
+        savings: what distributions bring, by the curves.
     """
 
     corpus: str
     split: str
     precision: Precision
     rows: tuple[ComparedRow, ...]
+    curves: tuple[LearningCurve, ...]
+    savings: tuple[TokenSaving, ...]
 
 
 def compare(
@@ -82,12 +91,15 @@ def compare(
     for model in others:
         # Raises the error of a missing folder before anything is scored.
         _ = model.folder
-    rows = []
+    rows, curves = [], []
     for artifact in list_artifacts(store):
         if artifact.kind.name == ModelKind.name and artifact.manifest is not None:
             model, name = Model.open(artifact.name, store=store), artifact.path
             bits_per_byte = _bits_per_byte(store, model, corpus, split, name, settled, reporter)
             rows.append(_row(name, how_made(artifact.manifest), bits_per_byte))
+            manifest = artifact.kind.load(artifact.location)
+            curve = _curve(artifact.name, manifest, bits_per_byte)
+            curves += [curve] if curve is not None else []
     for model in others:
         bits_per_byte = _bits_per_byte(store, model, corpus, split, model.spec, settled, reporter)
         rows.append(_row(model.spec, "not made here", bits_per_byte))
@@ -104,7 +116,27 @@ def compare(
             )
         rows += _of_caches(forecast)
     rows.sort(key=lambda row: (row.bits_per_byte, row.name))
-    return Comparison(corpus=corpus, split=split, precision=settled, rows=tuple(rows))
+    return Comparison(
+        corpus=corpus,
+        split=split,
+        precision=settled,
+        rows=tuple(rows),
+        curves=tuple(curves),
+        savings=tuple(token_savings(curves)),
+    )
+
+
+def _curve(name: str, manifest: Manifest, bits_per_byte: float) -> LearningCurve | None:
+    """The curve of a trained model, if it was evaluated on the text that has this score.
+
+    The manifest does not name that text. Its score of the published weights tells.
+    """
+    if not isinstance(manifest, TrainingManifest):
+        return None
+    recorded = manifest.result_metrics.get("bits_per_byte")
+    if recorded is None or abs(recorded - bits_per_byte) > _SAME_TEXT:
+        return None
+    return LearningCurve.of(name, manifest)
 
 
 def _row(name: str, made: str, bits_per_byte: float) -> ComparedRow:

@@ -98,6 +98,12 @@ class FusionConfig(Frozen):
         default=None,
         description="Local folder outside the store for TensorBoard logs. By default no logs.",
     )
+    plot: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SVG file outside the store for a plot of held-out bits per byte by training "
+        "tokens; needs `eval_every` in [train]. By default no file.",
+    )
 
     @property
     def captured(self) -> list[str]:
@@ -114,6 +120,16 @@ class FusionConfig(Frozen):
     @model_validator(mode="after")
     def _storage_takes_the_options(self) -> Self:
         Location.parse(self.store, self.storage_options)
+        return self
+
+    @model_validator(mode="after")
+    def _plot_has_curves(self) -> Self:
+        along = any(run.settings.eval_every is not None for run in self.train.values())
+        if self.plot is not None and not (self.evaluate_split and along):
+            raise ValueError(
+                "plot shows evaluations during training: set evaluate_split, and eval_every in "
+                "[train]"
+            )
         return self
 
     @model_validator(mode="after")

@@ -19,7 +19,9 @@ from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.run import fuse
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
+from fusestore.report.learning_curves import LearningCurve
 from fusestore.report.summary import ModelResult, SourceResult, Summary
+from fusestore.report.svg_plot import check_plot_file, save_plot
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.layout import Store
@@ -72,6 +74,8 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
     """
     reporter = reporter or SilentReporter()
     store = Store.open(config.store, config.storage_options)
+    if config.plot is not None:
+        check_plot_file(config.plot, store.location)
     stages = _Stages(reporter)
     for name, model in config.models.items():
         license_text = f", used under: {model.license}" if model.license else ""
@@ -164,6 +168,11 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
                 reporter=reporter,
             ),
         )
+    found = (LearningCurve.of(name, model.manifest) for name, model in trained.items())
+    curves = tuple(curve for curve in found if curve is not None)
+    if config.plot is not None and curves:
+        save_plot(config.plot, curves)
+        reporter.line(f"plot of the learning curves: {config.plot}")
     return Summary(
         sources=tuple(
             SourceResult.of(statistics, caches[statistics.cache]) for statistics in fused.sources
@@ -171,4 +180,5 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
         models=tuple(ModelResult.of(name, model.manifest) for name, model in trained.items()),
         num_tokens=fused.num_tokens,
         kinds=fused.kinds,
+        curves=curves,
     )

@@ -65,7 +65,7 @@ def _head() -> Iterator[str]:
     yield from _settings(
         FusionConfig,
         values,
-        only={"store", "storage_options", "plugins", "evaluate_split", "log_dir"},
+        only={"store", "storage_options", "plugins", "evaluate_split", "log_dir", "plot"},
     )
     yield from _title("corpus", CorpusSettings)
     corpus = {"inputs": ["texts/*.txt"], "held_out_fraction": 0.05}
