@@ -7,8 +7,11 @@ PYTEST = $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist 
 
 .PHONY: demo test test-slow test-all lint format schemas lock clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed .demo/student/model.safetensors
 	$(RUN)/fusestore run examples/demo.toml
+
+.demo/student/model.safetensors: examples/demo_student.py | $(VENV)/installed
+	$(RUN)/python examples/demo_student.py .demo/student
 
 test: $(VENV)/installed
 	$(PYTEST)

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--sample-tokens", type=int, default=None)
     arguments = parser.parse_args()
     config = load_config(Location.parse(DEMO))
-    models = [Model.open(model.model) for model in config.models.values()]
+    models = [Model.open(config.models[name].model) for name in config.captured]
     settings = CaptureSettings(dtype=arguments.dtype, device=arguments.device)
     ratios: dict[str, list[float]] = {"bytes": [], "seconds": []}
     print("round  what             estimate           truth   ratio")
