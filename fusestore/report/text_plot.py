@@ -29,7 +29,7 @@ def text_plot(curves: Mapping[str, Curve], *, width: int = 80, height: int = 18)
     frame = PlotFrame.of(curves.values())
     ticks = frame.bits_ticks(max(2, height // 3))
     digits = decimals(ticks)
-    margin = max(len(f"{tick:.{digits}f}") for tick in ticks)
+    margin = max((len(f"{tick:.{digits}f}") for tick in ticks), default=0)
     columns = width - margin - 3
     labels = {_line(tick, frame, height): f"{tick:.{digits}f}" for tick in ticks}
     shown = _markers(list(curves.values()), frame, columns, height)

