@@ -5,6 +5,8 @@ RUN = $(VENV)/bin
 # A few processes, each with whole files: what a file's tests share is made once.
 PYTEST = $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+PIP = $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
 .PHONY: demo test test-slow test-all lint format schemas lock clean
 
 demo: $(VENV)/installed .demo/student/model.safetensors
@@ -38,12 +40,13 @@ lock: $(VENV)/installed
 	$(RUN)/python requirements/make_lock.py
 
 # torch first and by itself, so that pip alone decides which build and what it needs; the rest is
-# a complete list and needs no resolving.
+# a complete list and needs no resolving. Python compiles what it imports when it imports it: most of
+# these packages' files are never imported, and compiling all takes a third of the installation.
 $(VENV)/installed: requirements/torch.txt requirements/lock.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt -c requirements/lock.txt
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/lock.txt
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) -r requirements/torch.txt -c requirements/lock.txt
+	$(PIP) --no-deps -r requirements/lock.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 clean:

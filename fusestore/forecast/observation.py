@@ -136,10 +136,9 @@ def _read_chunk(
         label_found[positions, index] = span.labels.found[asked][positions]
         label_logprob[positions, index] = span.labels.logprob[asked][positions]
         guessed = predicted[positions] & ~label_found[positions, index]
+        ids, logprobs, tail = (column[guessed] for column in projection)
         label_logprob[positions[guessed], index] = -label_nats(
-            *(column[guessed] for column in projection),
-            labels[positions[guessed]],
-            fusion.vocab_size,
+            ids, logprobs, tail, labels[positions[guessed]], fusion.vocab_size
         )
 
     ids, logprobs, tail, unmapped = (

@@ -170,7 +170,7 @@ def _beginning_mass(ids, logprobs, own, own_logprob, length, heads, data, offset
 
 
 @numba.njit(cache=True)
-def _spelled_until(at, end, token_ids, token_ends, offsets):
+def _spelled_until(at, end, token_ids, token_ends, data, offsets):
     """Bytes of token `at + 1` up to a document's byte `end`, which lies inside it.
 
     0 if the token does not spell the bytes that it covers. A space that the tokenizer adds before
@@ -182,7 +182,7 @@ def _spelled_until(at, end, token_ids, token_ends, offsets):
     length = offsets[token + 1] - offsets[token]
     start = token_ends[at]
     added = length - (token_ends[at + 1] - start)
-    if added != 0 and not (added == 1 and start == 0):
+    if added != 0 and not (added == 1 and start == 0 and data[offsets[token]] == 32):
         return 0
     until = end - start + added
     return until if 0 < until < length else 0
@@ -222,7 +222,7 @@ def _read_labels(
                 out_known[position] = 0.0
                 if at + 1 >= stop:
                     continue
-                since = _spelled_until(at, ends[position], token_ids, token_ends, offsets)
+                since = _spelled_until(at, ends[position], token_ids, token_ends, data, offsets)
                 if since == 0:
                     continue
                 own = token_ids[at + 1]
@@ -246,7 +246,7 @@ def _read_labels(
                     logprob += np.float64(label_logprob[at])
                     at += 1
                     continue
-                until = _spelled_until(at, label_end, token_ids, token_ends, offsets)
+                until = _spelled_until(at, label_end, token_ids, token_ends, data, offsets)
                 if until == 0:
                     found = False
                     break

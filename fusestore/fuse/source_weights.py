@@ -256,7 +256,9 @@ def project_source(
     try:
         return project_into(
             *(cached.ids, cached.logprobs, cached.tail, fusion.maps[index]),
-            *(span.row[positions], places, *out),
+            span.row[positions],
+            places,
+            *out,
             conditions,
             fusion.vocab_size,
         )

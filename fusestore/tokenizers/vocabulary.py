@@ -57,6 +57,12 @@ class Spelling:
         return heads.view("<u8").reshape(-1)
 
     @property
+    def spaced(self) -> npt.NDArray[np.bool_]:
+        """Bool [V], whether each id begins with a space."""
+        result: npt.NDArray[np.bool_] = (self.heads & np.uint64(0xFF)) == ord(" ")
+        return result
+
+    @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """int32 [V], number of bytes of each id."""
         return np.diff(self.offsets).astype(np.int32)

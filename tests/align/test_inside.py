@@ -51,13 +51,14 @@ def test_inside_rows_are_the_definition(drawn):
     ends = [np.cumsum([covered for covered, _ in tokens]).tolist() for tokens in sources]
     lengths = [[spelled for _, spelled in tokens] for tokens in sources]
     found = inside_rows(
-        *(flat(ends), flat(lengths), offsets_of(ends), flat(targets), offsets_of(targets))
+        *(flat(ends), flat(lengths), np.ones(len(flat(ends)), np.bool_), offsets_of(ends)),
+        *(flat(targets), offsets_of(targets)),
     )
     assert found.dtype == np.int32
     assert found.tolist() == [
         row
         for spelled, source_ends, target_ends in zip(lengths, ends, targets, strict=True)
-        for row in plain_inside([b"x" * count for count in spelled], source_ends, target_ends)
+        for row in plain_inside([b" " * count for count in spelled], source_ends, target_ends)
     ]
 
 
@@ -78,6 +79,10 @@ BOS = (b"<bos>", "special")
         pytest.param(
             *([BOS, (b" cats", "text")], [0, 4], [2, 4], [(0, INSIDE), (1, SPAN)]),
             id="a space that the tokenizer adds",
+        ),
+        pytest.param(
+            *([BOS, ("i̇st".encode(), "text")], [0, 4], [2, 4], [(-1, NONE), (1, SPAN)]),
+            id="a capital that lowercasing makes longer",
         ),
         pytest.param(
             *([BOS, (b" ", "text"), (b"cats", "text")], [0, 0, 4], [0, 2, 4]),

@@ -19,7 +19,7 @@ from fusestore.fuse.fusion import prepare
 from fusestore.fuse.inputs import SourceInput, load_span
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.shard import fuse_rows
-from fusestore.tokenizers.vocabulary import Vocabulary
+from fusestore.tokenizers.vocabulary import TokenKind, Vocabulary
 
 LETTERS = b"ab"
 
@@ -34,7 +34,8 @@ def prefix_code(rng, size):
 
 
 def vocabulary(digest, texts):
-    return Vocabulary(digest * 64, texts, ("text",) * len(texts), ())
+    kinds: tuple[TokenKind, ...] = ("text",) * len(texts)
+    return Vocabulary(digest * 64, texts, kinds, ())
 
 
 class Source:

@@ -4,7 +4,7 @@ import numpy as np
 
 from fusestore.align.vocabulary.first_tokens import first_tokens
 from fusestore.fuse.inputs import SourceInput
-from fusestore.tokenizers.vocabulary import Vocabulary
+from fusestore.tokenizers.vocabulary import TokenKind, Vocabulary
 
 KINDS = {"span": 1, "inside": 2, "mined": 3}
 
@@ -15,7 +15,9 @@ SPECIAL = b"<s>"
 
 
 def vocabulary(token_bytes):
-    kinds = tuple("special" if token == SPECIAL else "text" for token in token_bytes)
+    kinds: tuple[TokenKind, ...] = tuple(
+        "special" if token == SPECIAL else "text" for token in token_bytes
+    )
     return Vocabulary("digest", token_bytes, kinds, ())
 
 

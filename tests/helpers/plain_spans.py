@@ -26,7 +26,8 @@ def plain_inside(source_pieces, source_ends, target_ends):
     for place, end in enumerate(target_ends):
         for token in range(1, len(source_ends)):
             start, stop = source_ends[token - 1], source_ends[token]
-            lengths = [stop - start, stop + 1] if start == 0 else [stop - start]
+            added = start == 0 and source_pieces[token].startswith(b" ")
+            lengths = [stop - start, stop + 1] if added else [stop - start]
             if start < end < stop and len(source_pieces[token]) in lengths:
                 result[place] = token - 1
         if end in target_ends[place + 1 :]:

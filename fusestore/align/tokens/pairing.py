@@ -145,6 +145,7 @@ def _with_inside(
     inside = inside_rows(
         source.end_offsets,
         source_vocab.spelling.lengths[source.token_ids],
+        source_vocab.spelling.spaced[source.token_ids],
         source.document_offsets,
         target.end_offsets,
         target.document_offsets,

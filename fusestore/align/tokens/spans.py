@@ -65,6 +65,7 @@ def span_pairs(
 def inside_rows(
     source_ends: npt.NDArray[np.int32],
     source_lengths: npt.NDArray[np.int32],
+    source_spaced: npt.NDArray[np.bool_],
     source_offsets: npt.NDArray[np.int64],
     target_ends: npt.NDArray[np.int32],
     target_offsets: npt.NDArray[np.int64],
@@ -74,6 +75,8 @@ def inside_rows(
     Args:
         source_ends: int32 [T_source], never decreasing within a document.
         source_lengths: int32 [T_source], bytes that each token spells; 0 for special tokens.
+        source_spaced: bool [T_source], whether it begins with a space. Before a document's first
+            byte a tokenizer may add one.
         source_offsets: int64 [D + 1], document i is `[source_offsets[i], source_offsets[i + 1])`.
         target_ends: int32 [T_target].
         target_offsets: int64 [D + 1].
@@ -100,6 +103,6 @@ def inside_rows(
                 continue
             start = source_ends[last]
             added = source_lengths[source] - (source_ends[source] - start)
-            if added == 0 or (added == 1 and start == 0):
+            if added == 0 or (added == 1 and start == 0 and source_spaced[source]):
                 result[target] = last - first
     return result
