@@ -51,3 +51,6 @@ def forecast(
         "Compare rows by the column common; each row's other columns are over the positions that "
         "it covers. docs/fusion.md defines every number and says what a forecast cannot show."
     )
+    if result.left_out is not None:
+        output.print(f"Not measured: {result.left_out}")
+    output.print(str(result.verdict))

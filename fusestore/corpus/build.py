@@ -118,6 +118,11 @@ class Corpus:
             )
         return np.flatnonzero((self._splits == split).to_numpy()).astype(np.int64)
 
+    def sources(self) -> list[str]:
+        """The source of every document, in order. Texts are not loaded."""
+        scan = pl.scan_parquet(self._checked_file, glob=False)
+        return scan.select("source").collect()["source"].to_list()
+
     def text_batches(self, documents: int = 4_096) -> Iterator[list[str]]:
         """All texts in order, in batches of documents: memory does not grow with the corpus.
 

@@ -5,12 +5,21 @@ docs/fusion.md defines every number, and the limits of all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
-from fusestore.fuse.choices import Granularity
+from fusestore.fuse.choices import FitBy, Granularity
 from fusestore.fuse.recipe import Recipe
 from fusestore.store.manifest import Frozen
 from fusestore.store.shown_table import ShownTable, decimal, percent
+
+Sees = Literal["nothing", "text", "label"]
+"""What a mixture's weights see of the text that it is measured on. text: scores of whole documents
+or windows, which training may use and a prediction may not. label: the next token alone, so the
+mixture is an oracle, and its figures are a ceiling."""
+
+PAYS = 0.001
+"""Share of the best source's bits per byte that a fusion must save to be expected to pay."""
 
 
 class MixtureForecast(Frozen):
@@ -23,6 +32,8 @@ class MixtureForecast(Frozen):
     Attributes:
         strategy: the strategy that weights the sources; `single` for one source.
         granularity: the unit of weighting; None where it makes no difference.
+        fit_by: what the weights of a learned strategy depend on; None for other strategies.
+        sees: what its weights see of the measured text; `label` is an oracle.
         sources: names of the caches.
         covered: share of the predicted positions that have a distribution.
         nats_per_token: mean of −log p(next token), before the mixture is cut to `top_k` entries.
@@ -36,6 +47,8 @@ class MixtureForecast(Frozen):
 
     strategy: str
     granularity: Granularity | None
+    fit_by: FitBy | None = None
+    sees: Sees
     sources: tuple[str, ...]
     covered: float
     nats_per_token: float | None
@@ -90,6 +103,71 @@ class SourceForecast(Frozen):
         return max(0.0, 1 - self.positions_span - self.positions_inside - self.positions_mined)
 
 
+class Verdict(Frozen):
+    """Whether fusion is expected to pay, over the positions that every source may supervise.
+
+    Only mixtures that see nothing of the measured text are compared with the sources.
+
+    Attributes:
+        pays: whether the best mixture saves at least 0.1 % of the best source's bits per byte.
+        source: cache of the best source.
+        source_bits_per_byte: of it.
+        strategy: of the best mixture; None if no mixture was measured.
+        fit_by: what its weights depend on, if it is `em`.
+        bits_per_byte: of it.
+    """
+
+    pays: bool
+    source: str | None
+    source_bits_per_byte: float | None
+    strategy: str | None
+    fit_by: FitBy | None
+    bits_per_byte: float | None
+
+    @classmethod
+    def of(cls, sources: Sequence[SourceForecast], mixtures: Sequence[MixtureForecast]) -> Verdict:
+        """Compare the best mixture that sees nothing of the text with the best source."""
+        alone = [
+            (source.alone.common_bits_per_byte, source.cache)
+            for source in sources
+            if source.alone.common_bits_per_byte is not None
+        ]
+        blind = [
+            (mixture.common_bits_per_byte, mixture)
+            for mixture in mixtures
+            if mixture.sees == "nothing" and mixture.common_bits_per_byte is not None
+        ]
+        bits, cache = min(alone, default=(None, None))
+        least, best = min(blind, key=lambda pair: pair[0], default=(None, None))
+        return cls(
+            pays=bits is not None and least is not None and least < bits * (1 - PAYS),
+            source=cache,
+            source_bits_per_byte=bits,
+            strategy=None if best is None else best.strategy,
+            fit_by=best.fit_by if best is not None and best.strategy == "em" else None,
+            bits_per_byte=least,
+        )
+
+    def __str__(self) -> str:
+        """One sentence."""
+        if self.bits_per_byte is None or self.source_bits_per_byte is None:
+            return "Whether fusing pays was not measured: no mixture was compared with a source."
+        by = f" by {self.fit_by}" if self.fit_by not in (None, "global") else ""
+        saved = self.source_bits_per_byte - self.bits_per_byte
+        share = saved / self.source_bits_per_byte if self.source_bits_per_byte else 0.0
+        figures = f"{self.strategy}{by} gives {self.bits_per_byte:.4f} bits per byte on this text"
+        source = f"the best single source, {self.source} ({self.source_bits_per_byte:.4f})"
+        if self.pays:
+            return (
+                f"Fusing is expected to pay: {figures}, {saved:.4f} ({share:.1%}) below {source}."
+            )
+        where = f"{-saved:.4f} above" if saved < 0 else f"only {saved:.4f} ({share:.2%}) below"
+        return (
+            "Fusing is not expected to pay: the best mixture that does not see the measured text, "
+            f"{figures}, {where} {source}."
+        )
+
+
 class Agreement(Frozen):
     """How similar two sources are, over the positions that both may supervise.
 
@@ -125,6 +203,8 @@ class Forecast(Frozen):
         growth: of 1, 2, … all sources; each adds the source that lowers `common_bits_per_byte`
             most, which shows the value of another source.
         subsets: of every choice of sources, smallest first; empty for more than four sources.
+        left_out: of learned strategies that were not measured, why.
+        verdict: whether fusion is expected to pay, and with what.
     """
 
     recipe: Recipe
@@ -137,6 +217,8 @@ class Forecast(Frozen):
     strategies: tuple[MixtureForecast, ...]
     growth: tuple[MixtureForecast, ...]
     subsets: tuple[MixtureForecast, ...]
+    left_out: str | None = None
+    verdict: Verdict
 
     def __repr__(self) -> str:
         """The sources and their best mixture; see `tables` for all figures."""
@@ -228,13 +310,14 @@ def _mixture_table(title: str, mixtures: tuple[MixtureForecast, ...]) -> ShownTa
     return ShownTable(
         title,
         [
-            *["strategy", "by", "sources", "covered", "bits/byte", "stored", "common"],
+            *["strategy", "by", "sees", "sources", "covered", "bits/byte", "stored", "common"],
             *["nats/token", "tail", "label in tail"],
         ],
         [
             [
                 mixture.strategy,
-                mixture.granularity or "-",
+                mixture.granularity or mixture.fit_by or "-",
+                "label: oracle" if mixture.sees == "label" else mixture.sees,
                 " + ".join(mixture.sources),
                 percent(mixture.covered),
                 decimal(mixture.bits_per_byte),

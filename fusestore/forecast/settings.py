@@ -21,9 +21,10 @@ class ForecastSettings(Frozen):
         json_schema_extra={"metavar": "NAME"},
     )
     strategies: tuple[str, ...] = Field(
-        default=("mince", "avgce", "packllm", "uniform"),
+        default=("mince", "avgce", "packllm", "uniform", "em", "loglinear", "gate"),
         description="Strategies to compare, each over all sources. The recipe's strategy is "
-        "always compared.",
+        "always compared. By default those that are fitted are left out if the corpus has no "
+        "split to fit them on.",
         json_schema_extra={"names": ["--compare"], "metavar": "STRATEGY ..."},
     )
     granularities: tuple[Granularity, ...] = Field(
@@ -36,8 +37,8 @@ class ForecastSettings(Frozen):
     @classmethod
     def _strategies_are_registered(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         # Imported when it is used, because it imports NumPy.
-        from fusestore.fuse.strategies import get_strategy
+        from fusestore.fuse.strategies import check_strategy
 
         for name in names:
-            get_strategy(name)
+            check_strategy(name)
         return names

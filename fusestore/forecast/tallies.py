@@ -6,17 +6,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from fusestore.forecast.divergence import divergence, same_top
-from fusestore.forecast.forecast import Agreement, MixtureForecast, SourceForecast
-from fusestore.forecast.observation import BoolArray, Chunk, FloatArray, is_kept
-from fusestore.fuse.choices import Granularity
+from fusestore.forecast.forecast import Agreement, MixtureForecast, Sees, SourceForecast
+from fusestore.fuse.choices import FitBy, Granularity
 from fusestore.fuse.combine import hold_labels, mix
+from fusestore.fuse.fits.blend import blend
+from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.manifest import KIND_CODES
+from fusestore.fuse.observation import BoolArray, Chunk, FloatArray, is_kept
+from fusestore.fuse.project import SparseRows
 from fusestore.fuse.scores import MAX_NATS, label_nats
 from fusestore.fuse.source_weights import weigh
-from fusestore.fuse.strategies import SCORE_FREE, get_strategy
+from fusestore.fuse.strategies import LEARNED, SCORE_FREE, get_strategy
 
 
 class Tally(Protocol):
@@ -33,13 +37,29 @@ class Mixture:
     strategy: str
     granularity: Granularity
     members: tuple[int, ...]
+    fit_by: FitBy | None = None
 
     @classmethod
-    def of(cls, strategy: str, granularity: Granularity, members: tuple[int, ...]) -> Mixture:
+    def of(
+        cls,
+        strategy: str,
+        granularity: Granularity,
+        members: tuple[int, ...],
+        fit_by: FitBy = "global",
+    ) -> Mixture:
         """The mixture; one source alone, or a strategy without scores, has one granularity."""
         if len(members) == 1:
             strategy = "single"
+        if strategy in LEARNED:
+            return cls(strategy, "document", members, fit_by if strategy == "em" else "global")
         return cls(strategy, "document" if strategy in SCORE_FREE else granularity, members)
+
+    @property
+    def sees(self) -> Sees:
+        """What its weights are made of that a prediction would not have."""
+        if self.fit_by is not None or self.strategy in SCORE_FREE:
+            return "nothing"
+        return "label" if self.granularity == "token" else "text"
 
 
 class SplitTally:
@@ -59,31 +79,18 @@ class SplitTally:
 class MixtureTally:
     """Sums over the positions that a mixture supervises."""
 
-    def __init__(self, mixture: Mixture) -> None:
-        self.mixture = mixture
+    def __init__(self, mixture: Mixture, fitted: Fitted | None = None) -> None:
+        self.mixture, self.fitted = mixture, fitted
         self.covered = self.num_bytes = self.common_bytes = self.in_tail = 0
         self.nats = self.stored_nats = self.common_nats = self.tail_mass = 0.0
 
     def add(self, chunk: Chunk) -> None:
         """Weigh, look up the next tokens, and mix as materializing would."""
-        fusion, mixture = chunk.fusion, self.mixture
-        members = list(mixture.members)
-        scores, unit = chunk.scores[mixture.granularity]
-        fixed = np.array([fusion.recipe.sources[index].weight for index in members])
-        weights = weigh(
-            mixture.strategy, fixed, scores[:, members], unit, chunk.allowed[:, members]
+        fusion = chunk.fusion
+        covered, nats, (ids, logprobs, tail) = (
+            self._weighed(chunk) if self.fitted is None else self._learned(chunk, self.fitted)
         )
-        covered = np.flatnonzero(chunk.predicted & (weights > 0).any(axis=1))
-        weights, rows = weights[covered], chunk.rows[covered[:, None], members]
         labels, label_bytes = chunk.labels[covered], chunk.label_bytes[covered]
-        with np.errstate(divide="ignore"):
-            terms = np.log(weights) + chunk.label_logprob[covered[:, None], members]
-        nats = np.minimum(-np.logaddexp.reduce(terms, axis=1), MAX_NATS)
-        ids, logprobs, tail = mix(rows, weights, *chunk.projected, fusion.recipe.top_k)
-        if fusion.recipe.keep_label:
-            found = chunk.label_found[covered[:, None], members] | (weights == 0)
-            hold_labels(found.all(axis=1), labels, np.exp(-nats), ids, logprobs, tail)
-
         common = chunk.common[covered]
         self.covered += len(covered)
         self.num_bytes += int(label_bytes.sum())
@@ -93,6 +100,43 @@ class MixtureTally:
         self.tail_mass += float(np.exp(tail.astype(np.float64)).sum())
         self.common_nats += float(nats[common].sum())
         self.common_bytes += int(label_bytes[common].sum())
+
+    def _learned(
+        self, chunk: Chunk, fitted: Fitted
+    ) -> tuple[npt.NDArray[np.int64], FloatArray, SparseRows]:
+        """Covered positions, nats of their next tokens, and their rows, by a fit."""
+        recipe = chunk.fusion.recipe
+        result = blend(
+            *(fitted, chunk, chunk.fusion.vocab_size, recipe.top_k),
+            keep_label=bool(recipe.keep_label),
+            members=self.mixture.members,
+        )
+        covered = np.flatnonzero(chunk.predicted & (result.weights > 0).any(axis=1))
+        nats = np.minimum(-result.label_logprob[covered], MAX_NATS)
+        ids, logprobs, tail = (column[covered] for column in result.rows)
+        return covered, nats, (ids, logprobs, tail)
+
+    def _weighed(self, chunk: Chunk) -> tuple[npt.NDArray[np.int64], FloatArray, SparseRows]:
+        """Covered positions, nats of their next tokens, and their rows, by scores."""
+        fusion, mixture = chunk.fusion, self.mixture
+        members = list(mixture.members)
+        scores, unit = chunk.scores[mixture.granularity]
+        fixed = np.array([fusion.recipe.sources[index].weight for index in members])
+        weights = weigh(
+            mixture.strategy, fixed, scores[:, members], unit, chunk.allowed[:, members]
+        )
+        covered = np.flatnonzero(chunk.predicted & (weights > 0).any(axis=1))
+        weights, rows = weights[covered], chunk.rows[covered[:, None], members]
+        with np.errstate(divide="ignore"):
+            terms = np.log(weights) + chunk.label_logprob[covered[:, None], members]
+        nats = np.minimum(-np.logaddexp.reduce(terms, axis=1), MAX_NATS)
+        ids, logprobs, tail = mix(rows, weights, *chunk.projected, fusion.recipe.top_k)
+        if fusion.recipe.keep_label:
+            found = chunk.label_found[covered[:, None], members] | (weights == 0)
+            held = np.flatnonzero(found.all(axis=1))
+            labels = chunk.labels[covered[held]]
+            hold_labels(held, labels, -nats[held], ids, logprobs, tail)
+        return covered, nats, (ids, logprobs, tail)
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -105,7 +149,9 @@ class MixtureTally:
         mixture = self.mixture
         return MixtureForecast(
             strategy=mixture.strategy,
-            granularity=None if mixture.strategy in SCORE_FREE else mixture.granularity,
+            granularity=None if mixture.sees == "nothing" else mixture.granularity,
+            fit_by=mixture.fit_by,
+            sees=mixture.sees,
             sources=tuple(fusion.sources[index].name for index in mixture.members),
             covered=mean(self.covered, whole.predicted) or 0.0,
             nats_per_token=mean(self.nats, self.covered),

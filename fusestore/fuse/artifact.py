@@ -38,7 +38,7 @@ class FusedKind(ArtifactKind):
         )
 
     def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
-        """The corpus, and each source's cache, map and alignment."""
+        """The corpus, each source's cache, map and alignment, and the fit."""
         plan = manifest["plan"]
         yield Input("corpus", str(plan["corpus_digest"]), str(plan["recipe"]["corpus"]))
         for source in plan["inputs"]:
@@ -47,6 +47,8 @@ class FusedKind(ArtifactKind):
                 digest = source[f"{kind}_digest"]
                 if digest is not None:
                     yield Input(kind.removeprefix("vocabulary_"), str(digest))
+        if plan["recipe"]["fit"] is not None:
+            yield Input("fit", str(plan["recipe"]["fit"]))
         if plan["target_cache_digest"] is not None:
             yield Input("cache", str(plan["target_cache_digest"]))
 

@@ -20,3 +20,11 @@ token has none: skip). target: the target's own cached row. fusellm: one-hot on 
 Packing = Literal["stream", "document"]
 """`stream`: documents lie end to end, cut every `window_length` tokens. `document`: no window holds
 tokens of two documents; each document's last window is as short as its remainder."""
+
+FitMethod = Literal["temperature", "em", "loglinear", "gate"]
+"""Learned strategies. temperature: even weights over rows at fitted temperatures. em: fitted
+weights. loglinear: a fitted generalized mean. gate: weights that follow from the rows."""
+
+FitBy = Literal["global", "domain", "entropy"]
+"""What the mixture weights of `em` depend on: nothing, where a document comes from, or how unsure
+the sources are at the position."""

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.inputs import SourceInput, check_same_tokens
 from fusestore.fuse.packing import window_starts
 from fusestore.fuse.recipe import Recipe
-from fusestore.fuse.strategies import get_strategy
+from fusestore.fuse.strategies import LEARNED, check_strategy
 from fusestore.tokenizers.token_table import TokenReader, TokenTable, read_documents
 
 _ONE_SOURCE_A_POSITION = frozenset({"mince", "single"})
@@ -39,6 +40,7 @@ class Fusion:
         offsets: int64 [D + 1]: the split's document i is positions `[value[i], value[i + 1])`.
         vocab_size: tokens of the target.
         corpus_digest: of the corpus.
+        fitted: the fit of a learned strategy.
     """
 
     recipe: Recipe
@@ -51,6 +53,7 @@ class Fusion:
     offsets: npt.NDArray[np.int64]
     vocab_size: int
     corpus_digest: str
+    fitted: Fitted | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -94,6 +97,7 @@ def prepare(
     vocab_size: int,
     corpus_digest: str,
     target_cache: SourceInput | None = None,
+    fitted: Fitted | None = None,
 ) -> Fusion:
     """Check that recipe and inputs belong together.
 
@@ -106,13 +110,19 @@ def prepare(
         vocab_size: tokens of the target (the width of its output).
         corpus_digest: of the corpus.
         target_cache: the target's own cache, for `unaligned = "target"`.
+        fitted: the fit, for a learned strategy.
 
     Raises:
         NotFoundError: the recipe names a cache that is not among the sources.
         IncompatibleError: inputs of different corpora, tokenizers or targets.
         InvalidInputError: no such strategy, more entries than tokens, or an empty split.
     """
-    get_strategy(recipe.strategy)
+    check_strategy(recipe.strategy)
+    if recipe.strategy in LEARNED and fitted is None:
+        raise InvalidInputError(
+            f"Strategy {recipe.strategy!r} is fitted from caches, but no fit was given. Find the "
+            "inputs in a store, which fits it."
+        )
     if recipe.top_k > vocab_size:
         raise InvalidInputError(
             f"top_k is {recipe.top_k}, but the target has {vocab_size} tokens; lower top_k."
@@ -170,6 +180,7 @@ def prepare(
         np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
         vocab_size,
         corpus_digest,
+        fitted,
     )
     # Checking the first document with tokens finds a mistake before anything is written. The
     # others are checked when their shards are made.

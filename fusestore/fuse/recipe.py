@@ -29,12 +29,20 @@ from fusestore.align.settings import (
     TokenMethod,
     VocabularyMethod,
 )
-from fusestore.fuse.choices import AcceptedKind, Granularity, Packing, Score, UnalignedPolicy
+from fusestore.fuse.choices import (
+    AcceptedKind,
+    FitBy,
+    Granularity,
+    Packing,
+    Score,
+    UnalignedPolicy,
+)
 from fusestore.storage.location import Location
 from fusestore.store.manifest import Frozen, canonical_json, digest_bytes
 from fusestore.store.settings_file import check_keys, parse_settings, read_settings_file
 
-_WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "packllm", "uniform", "single"})
+_FITTED = frozenset({"temperature", "em", "loglinear", "gate"})
+_WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "packllm", "uniform", "single"}) | _FITTED
 _DIGEST = re.compile(r"[0-9a-f]{16,64}")
 
 _INPUTS: dict[str, JsonValue] = {"panel": "Inputs"}
@@ -108,7 +116,8 @@ class Recipe(Frozen):
     strategy: str = Field(
         default="mince",
         description="Rule that turns scores of sources into weights: mince, avgce, packllm, "
-        "weighted, uniform, single, or one that a plugin registers.",
+        "weighted, uniform, single, one that a plugin registers, or one that is fitted: em, "
+        "loglinear, gate, temperature.",
         json_schema_extra={**_WEIGHTING, "metavar": "NAME"},
     )
     score: Score = Field(
@@ -121,6 +130,30 @@ class Recipe(Frozen):
     granularity: Granularity = Field(
         default="document",
         description="Unit of text over which sources are scored and weighted.",
+        json_schema_extra=_WEIGHTING,
+    )
+    fit: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{16,64}$",
+        description="Fit of a learned strategy, by its digest or the first 16 digits. By default "
+        "it is found in the store, or made and stored.",
+        json_schema_extra={**_WEIGHTING, "metavar": "DIGEST"},
+    )
+    fit_split: str = Field(
+        default="train",
+        min_length=1,
+        description="Split of the corpus that a learned strategy is fitted on.",
+        json_schema_extra={**_WEIGHTING, "metavar": "NAME"},
+    )
+    fit_by: FitBy = Field(
+        default="global",
+        description="What the weights of strategy em depend on. global: nothing. domain: the "
+        "folder or file of a document. entropy: how unsure the sources are at a position.",
+        json_schema_extra=_WEIGHTING,
+    )
+    fit_temperature: bool = Field(
+        default=True,
+        description="Whether em, loglinear and gate fit a temperature of each source first.",
         json_schema_extra=_WEIGHTING,
     )
     # By a `mined` pair the source has read other text than the target.
@@ -210,9 +243,9 @@ class Recipe(Frozen):
     def _strategy_is_registered(cls, name: str, info: ValidationInfo) -> str:
         if info.context != KEPT:
             # Imported when it is used, because it imports NumPy.
-            from fusestore.fuse.strategies import get_strategy
+            from fusestore.fuse.strategies import check_strategy
 
-            get_strategy(name)
+            check_strategy(name)
         return name
 
     @field_validator("kinds")
@@ -237,6 +270,11 @@ class Recipe(Frozen):
             raise ValueError(
                 f"strategy {self.strategy!r} does not use weights; "
                 "remove them or choose strategy 'weighted'"
+            )
+        if self.fit is not None and self.strategy not in _FITTED:
+            raise ValueError(
+                f"strategy {self.strategy!r} uses no fit; remove it or choose one of "
+                f"{', '.join(sorted(_FITTED))}"
             )
         if self.target_cache is not None and self.unaligned != "target":
             raise ValueError("target_cache is only used with unaligned = 'target'")

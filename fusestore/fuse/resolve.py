@@ -19,12 +19,18 @@ from fusestore.cache.reader import Cache, open_cache
 from fusestore.corpus.build import Corpus, open_corpus
 from fusestore.corpus.tokenize import StoredTokens, find_corpus_tokens
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.fuse.choices import FitBy, FitMethod
+from fusestore.fuse.fits.domains import domain_of, fitted_to
+from fusestore.fuse.fits.find_fits import check_fit, find_fits, fingerprint_of, load_fit
+from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.fusion import Fusion, prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.manifest import FusionPlan
 from fusestore.fuse.recipe import Recipe, RecipeSource
+from fusestore.fuse.strategies import LEARNED
 from fusestore.models.model import Model
 from fusestore.models.target import Target
+from fusestore.progress import Reporter, SilentReporter
 from fusestore.store.findings import DAMAGE
 from fusestore.store.layout import Store, is_name
 from fusestore.tokenizers.tokenizer import Tokenizer
@@ -38,6 +44,8 @@ def find_inputs(
     target: Model | Tokenizer | Target | None = None,
     *,
     plan: FusionPlan | None = None,
+    save_fit: bool = True,
+    reporter: Reporter | None = None,
 ) -> Fusion:
     """The inputs that a recipe names, found in the store and checked to belong together.
 
@@ -49,10 +57,12 @@ def find_inputs(
         recipe: the recipe to complete.
         target: the open target; by default found by the recipe's `target`.
         plan: of an unfinished fusion: selects the target's tokens.
+        save_fit: whether the fit of a learned strategy is stored, if it has to be made.
+        reporter: receives its progress.
 
     Raises:
-        NotFoundError: a cache or an alignment is missing; the message names it and the command
-            that makes it.
+        NotFoundError: a cache, an alignment or the fit is missing; the message names it and what
+            makes it.
         IncompatibleError: caches of different corpora or documents, or maps for other tokenizers.
         InvalidInputError: the recipe names no target and its sources have several tokenizers, or
             it fits several alignments or several tokenizations.
@@ -82,6 +92,18 @@ def find_inputs(
         cache = open_cache(store, target_cache)
         source = _with_alignment(store, RecipeSource(cache=target_cache), cache, whole, opened)
         target_input = _source_input(store, source, cache, whole, opened)
+    fitted = None
+    if recipe.strategy in LEARNED:
+        fitted = _fit_of(store, whole, opened, save_fit, reporter)
+        basis = fitted.manifest.fingerprint
+        whole = whole.model_copy(
+            update={
+                "fit": fitted.manifest.digest,
+                "fit_split": basis.split,
+                "fit_by": basis.by,
+                "fit_temperature": basis.temperature,
+            }
+        )
     vocab_size = _vocab_size(store, opened)
     documents = corpus.split_documents(recipe.split)
     # Missing target tokens are written, so this comes after everything that can fail.
@@ -97,7 +119,64 @@ def find_inputs(
         vocab_size=vocab_size,
         corpus_digest=corpus.digest,
         target_cache=target_input,
+        fitted=fitted,
     )
+
+
+def find_fitted(
+    store: Store,
+    recipe: Recipe,
+    wanted: Sequence[tuple[FitMethod, FitBy]],
+    target: Model | Tokenizer | Target | None = None,
+    *,
+    save: bool = True,
+    reporter: Reporter | None = None,
+) -> list[Fitted]:
+    """Learned strategies fitted to a recipe's `fit_split`; found in the store, or made.
+
+    Args:
+        store: holds what the recipe names.
+        recipe: the recipe; its strategy and its split have no effect.
+        wanted: learned strategies, and what their weights depend on.
+        target: as for `find_inputs`.
+        save: whether the store receives what is made.
+        reporter: receives progress updates.
+
+    Raises:
+        As for `find_inputs`, for a split that cannot be fitted to as well.
+    """
+    unused = {"fit": None, "unaligned": "skip", "target_cache": None, "keep_label": None}
+    plain = {"split": recipe.fit_split, "strategy": "uniform", "score": "bits_per_byte", **unused}
+    fusion = find_inputs(store, recipe.model_copy(update=plain), target)
+    corpus = open_corpus(store, str(fusion.recipe.corpus))
+    models = _models_of(store, recipe)
+    domains = [domain_of(source) for source in corpus.sources()]
+    fingerprints = [
+        fingerprint_of(recipe, fusion, models, method, by) for method, by in dict.fromkeys(wanted)
+    ]
+    reporter = reporter or SilentReporter()
+    with reporter.stage(f"Fitting to {recipe.fit_split}", "tokens") as progress:
+        fits = find_fits(store, fingerprints, fusion, domains, save=save, progress=progress)
+    return [fitted_to(fit, domains) for fit in fits]
+
+
+def _fit_of(
+    store: Store, recipe: Recipe, target: Target, save: bool, reporter: Reporter | None
+) -> Fitted:
+    """The fit that a whole recipe names, or that of its learned strategy."""
+    method: FitMethod = next(name for name in LEARNED if name == recipe.strategy)
+    if recipe.fit is None:
+        wanted = [(method, recipe.fit_by)]
+        return find_fitted(store, recipe, wanted, target, save=save, reporter=reporter)[0]
+    manifest = load_fit(store, recipe.fit)
+    check_fit(manifest, recipe, _models_of(store, recipe), target.digest)
+    sources = open_corpus(store, str(recipe.corpus)).sources()
+    return fitted_to(manifest, [domain_of(source) for source in sources])
+
+
+def _models_of(store: Store, recipe: Recipe) -> list[str]:
+    caches = [open_cache(store, source.cache) for source in recipe.sources]
+    return [cache.fingerprint.model.spec_digest for cache in caches]
 
 
 def _target_of(

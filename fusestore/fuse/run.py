@@ -57,7 +57,9 @@ def fuse(
         folder = reopen(store, store.fused(name or ""))
         begun = True
     else:
-        folder = place(store, find_inputs(store, recipe, target), name, cache_dir)
+        folder = place(
+            store, find_inputs(store, recipe, target, reporter=reporter), name, cache_dir
+        )
         begun = (folder.location / PLAN_FILE).exists()
     folder.begin()
     if not materialize:

@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.fuse.combine import hold_labels, mix
+from fusestore.fuse.fits.blend import blend
+from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.labels import Labels, mixed_labels
 from fusestore.fuse.manifest import KIND_CODES, SourceTotals
-from fusestore.fuse.project import empty_rows, project
+from fusestore.fuse.observation import observe
+from fusestore.fuse.project import SparseRows, empty_rows, project
 from fusestore.fuse.scores import document_amounts
 from fusestore.fuse.source_weights import (
     Stretch,
@@ -66,14 +69,12 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
     spans = [load_span(source, stretch.documents, stretch.tokens) for source in fusion.sources]
     amounts = [document_amounts(span.tokens, span.rows.label_logprob) for span in spans]
     scores = document_scores(fusion, stretch, spans, amounts)
-    weights = position_weights(fusion, stretch, spans, scores)[stretch.asked]
-
-    labels = []
-    for index, span in enumerate(spans):
-        used = np.zeros(stretch.tokens.num_tokens, np.bool_)
-        used[stretch.asked] = weights[:, index] > 0
-        labels.append(span.labels_where(used))
-    rows, unmapped = _mix_sources(fusion, stretch, spans, labels, weights)
+    if fusion.fitted is None:
+        weights = position_weights(fusion, stretch, spans, scores)[stretch.asked]
+        mixed, unmapped = _mix_sources(fusion, stretch, spans, weights)
+    else:
+        weights, mixed, unmapped = _blend_sources(fusion, fusion.fitted, stretch, spans)
+    rows = _fused_rows(stretch, spans, weights, mixed)
     rows = _apply_policy(fusion, stretch, rows)
 
     starts = stretch.tokens.document_offsets[:-1]
@@ -112,10 +113,10 @@ def _mix_sources(
     spans: Sequence[SourceSpan],
     labels: Sequence[Labels],
     weights: npt.NDArray[np.float64],
-) -> tuple[FusedRows, list[float]]:
-    """The fused rows of the asked positions, and each source's unmapped mass.
+) -> tuple[SparseRows, list[float]]:
+    """The mixtures of the asked positions, and each source's unmapped mass.
 
-    `kind` is 0 where no source has weight. `weights`: float64 [n, sources] of these positions.
+    `weights`: float64 [n, sources] of these positions.
     """
     used = weights > 0
     contributors = used[:, 0].astype(np.int64)
@@ -124,10 +125,8 @@ def _mix_sources(
     top_k = fusion.recipe.top_k
     fused = empty_rows(len(weights), top_k)
     unmapped = [0.0] * len(spans)
-    alone = np.full(len(weights), -1, np.int16)
     for index, span in enumerate(spans):
         positions = np.flatnonzero(used[:, index] & (contributors == 1))
-        alone[positions] = index
         unmapped[index] += project_source(
             *(fusion, index, span, labels[index]),
             *(stretch.asked.start + positions, positions, fused),
@@ -154,19 +153,54 @@ def _mix_sources(
             fused, mix(chosen, weights[mixed], *projected, top_k), strict=True
         ):
             whole[mixed] = values
-    ids, logprobs, tail = fused
-    next_ids = stretch.next_ids[stretch.asked]
-    probability, found, known = mixed_labels(labels, weights, stretch.asked)
     if fusion.recipe.keep_label:
-        hold_labels(found, next_ids, probability, ids, logprobs, tail)
+        logprob, found = mixed_labels([span.labels for span in spans], weights, stretch.asked)
+        held = np.flatnonzero(found)
+        hold_labels(held, stretch.next_ids[stretch.asked][held], logprob[held], *fused)
+    return fused, unmapped
+
+
+def _blend_sources(
+    fusion: Fusion, fitted: Fitted, stretch: Stretch, spans: Sequence[SourceSpan]
+) -> tuple[npt.NDArray[np.float64], SparseRows, list[float]]:
+    """The weights and rows of a learned strategy, and each source's unmapped mass."""
+    observed = observe(fusion, stretch, spans)
+    recipe = fusion.recipe
+    result = blend(
+        fitted, observed, fusion.vocab_size, recipe.top_k, keep_label=bool(recipe.keep_label)
+    )
+    unmapped = []
+    for index in range(len(spans)):
+        used = observed.rows[result.weights[:, index] > 0, index]
+        unmapped.append(float(observed.unmapped[used].sum()))
+    return result.weights, result.rows, unmapped
+
+
+def _fused_rows(
+    stretch: Stretch,
+    spans: Sequence[SourceSpan],
+    weights: npt.NDArray[np.float64],
+    mixed: SparseRows,
+) -> FusedRows:
+    """The fused rows of the asked positions; `kind` is 0 where no source has weight."""
+    used = weights > 0
+    contributors = np.zeros(len(weights), np.int64)
+    for column in used.T:
+        contributors += column
+    alone = np.full(len(weights), -1, np.int16)
+    known = np.zeros(len(weights), np.float64)
+    for index, span in enumerate(spans):
+        alone[used[:, index] & (contributors == 1)] = index
+        known += weights[:, index] * span.labels.known[stretch.asked]
 
     # A mixture has the weakest kind among its sources, which is the largest code.
     kind = np.zeros(len(weights), np.uint8)
     for index, span in enumerate(spans):
         np.maximum(kind, span.kind[stretch.asked] * used[:, index], out=kind)
-    rows = FusedRows(
+    ids, logprobs, tail = mixed
+    return FusedRows(
         input_ids=stretch.tokens.token_ids[stretch.asked],
-        next_ids=next_ids,
+        next_ids=stretch.next_ids[stretch.asked],
         ids=ids,
         logprobs=logprobs,
         tail=tail,
@@ -175,7 +209,6 @@ def _mix_sources(
         source=alone,
         document=stretch.documents[stretch.document[stretch.asked]].astype(np.int32),
     )
-    return rows, unmapped
 
 
 def _apply_policy(fusion: Fusion, stretch: Stretch, rows: FusedRows) -> FusedRows:

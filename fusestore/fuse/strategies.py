@@ -14,12 +14,14 @@ granularity sets whether a unit is a document, a window or a token.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fusestore import plugins
 from fusestore.errors import InvalidInputError
+from fusestore.fuse.choices import FitMethod
 from fusestore.store.settings_file import did_you_mean
 
 FloatArray = npt.NDArray[np.float64]
@@ -39,6 +41,9 @@ _STRATEGIES: dict[str, Strategy] = {}
 SCORE_FREE = frozenset({"weighted", "uniform", "single"})
 """Strategies that ignore scores, and so granularity."""
 
+LEARNED: tuple[FitMethod, ...] = get_args(FitMethod)
+"""Strategies without scores that are fitted beforehand: see `fusestore.fuse.fits`."""
+
 
 def register_strategy(name: str) -> Callable[[Strategy], Strategy]:
     """Register the decorated function as the strategy of this name.
@@ -48,7 +53,7 @@ def register_strategy(name: str) -> Callable[[Strategy], Strategy]:
     """
 
     def add(function: Strategy) -> Strategy:
-        if name in _STRATEGIES:
+        if name in _STRATEGIES or name in LEARNED:
             raise InvalidInputError(
                 f"A strategy named {name!r} is registered already. Choose another name."
             )
@@ -60,8 +65,18 @@ def register_strategy(name: str) -> Callable[[Strategy], Strategy]:
 
 
 def strategy_names() -> list[str]:
-    """All registered names, sorted."""
-    return sorted(_STRATEGIES)
+    """All names, registered and learned, sorted."""
+    return sorted([*_STRATEGIES, *LEARNED])
+
+
+def check_strategy(name: str) -> None:
+    """Check that a strategy of this name exists, learned or registered.
+
+    Raises:
+        InvalidInputError: as for `get_strategy`.
+    """
+    if name not in LEARNED:
+        get_strategy(name)
 
 
 def get_strategy(name: str) -> Strategy:

@@ -85,6 +85,10 @@ class Store:
         """Folder of a token alignment."""
         return self.location / "alignments" / check_name(name)
 
+    def fit(self, digest: str) -> Location:
+        """Folder of a fit of a learned strategy, by its digest or the first 16 digits."""
+        return self.location / "fits" / check_name(digest[:16])
+
     def fused(self, name: str) -> Location:
         """Folder of a fused dataset."""
         return self.location / "fused" / check_name(name)

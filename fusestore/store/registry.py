@@ -50,6 +50,7 @@ BUILT_IN = (
     "fusestore.capture.artifact:CacheKind",
     "fusestore.align.vocabulary.artifact:VocabularyMapKind",
     "fusestore.align.artifact:AlignmentKind",
+    "fusestore.fuse.fits.artifact:FitKind",
     "fusestore.fuse.artifact:FusedKind",
     "fusestore.merge.artifact:ModelKind",
 )

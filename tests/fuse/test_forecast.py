@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import InvalidInputError
-from fusestore.forecast import analysis, observation
+from fusestore.forecast import analysis
+from fusestore.fuse import observation
 from fusestore.forecast.analysis import analyze_fusion
 from fusestore.forecast.divergence import divergence, same_top
 from fusestore.fuse.fusion import prepare

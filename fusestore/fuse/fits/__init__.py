@@ -1,0 +1,1 @@
+"""Learned fusion: parameters that are fitted from caches alone, on a split of its own."""
