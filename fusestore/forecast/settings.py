@@ -21,7 +21,7 @@ class ForecastSettings(Frozen):
         json_schema_extra={"metavar": "NAME"},
     )
     strategies: tuple[str, ...] = Field(
-        default=("mince", "avgce", "packllm", "uniform", "em", "loglinear", "gate"),
+        default=("mince", "avgce", "packllm", "uniform", "temperature", "em", "loglinear", "gate"),
         description="Strategies to compare, each over all sources. The recipe's strategy is "
         "always compared. By default those that are fitted are left out if the corpus has no "
         "split to fit them on.",

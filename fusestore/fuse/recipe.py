@@ -152,7 +152,7 @@ class Recipe(Frozen):
         json_schema_extra=_WEIGHTING,
     )
     fit_temperature: bool = Field(
-        default=True,
+        default=False,
         description="Whether em, loglinear and gate fit a temperature of each source first.",
         json_schema_extra=_WEIGHTING,
     )

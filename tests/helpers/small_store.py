@@ -46,13 +46,21 @@ class SmallStore:
         }
 
 
-def make_small_store(root: str | Path, folder: Path) -> SmallStore:
-    """Caches `own` (the target's tokenizer) and `other`, over 40 documents of corpus `c`."""
+def make_small_store(root: str | Path, folder: Path, *, held_out: int = 0) -> SmallStore:
+    """Caches `own` (the target's tokenizer) and `other`, over 40 documents of corpus `c`.
+
+    The last `held_out` documents are split `held_out`, all others split `train`.
+    """
     store = Store.open(root)
     texts = [f"Number {index}. {TEXTS[index % len(TEXTS)]}" for index in range(40)]
     file = folder / "texts.jsonl"
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    corpus = write_corpus(store, "c", file)
+    splits = ["train"] * (40 - held_out) + ["held_out"] * held_out
+    rows = [
+        json.dumps({"text": text, "split": split})
+        for text, split in zip(texts, splits, strict=True)
+    ]
+    file.write_text("".join(f"{row}\n" for row in rows))
+    corpus = write_corpus(store, "c", file, split_column="split" if held_out else None)
     target = Tokenizer(train_tokenizer(TEXTS, 300), "target")
     other = Tokenizer(train_tokenizer(TEXTS[::2], 330, adds_bos=True), "other")
     for seed, (name, tokenizer) in enumerate({"own": target, "other": other}.items()):

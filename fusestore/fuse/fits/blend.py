@@ -13,11 +13,47 @@ from fusestore.fuse.combine import hold_labels, mix
 from fusestore.fuse.fits.features import mean_entropy, row_features
 from fusestore.fuse.fits.gate import gate_weights
 from fusestore.fuse.fits.manifest import FitManifest, Fitted
-from fusestore.fuse.fits.power import UNKNOWN, mix_power, temper
+from fusestore.fuse.fits.power import mix_power, temper
 from fusestore.fuse.observation import BoolArray, FloatArray, Observed
 from fusestore.fuse.project import Float32Array, SparseRows
 from fusestore.fuse.scores import MAX_NATS, label_nats
 from fusestore.fuse.strategies import normalize_rows
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """How rows of S sources are changed and averaged.
+
+    Attributes:
+        temperatures: float64 [S].
+        spreads: float64 [S], number of tokens over which a source's tail is spread.
+        order: of the generalized mean.
+    """
+
+    temperatures: FloatArray
+    spreads: FloatArray
+    order: float = 1.0
+
+    @classmethod
+    def of(cls, manifest: FitManifest) -> RowRule:
+        """That of a fit."""
+        return cls(np.array(manifest.temperatures), np.array(manifest.spreads), manifest.order)
+
+    @property
+    def is_tempered(self) -> bool:
+        """Whether a temperature differs from 1."""
+        return bool(np.any(self.temperatures != 1.0))
+
+    def apply(self, observed: Observed, rows: SparseRows) -> SparseRows:
+        """The rows of `observed`, at their source's temperature."""
+        if not self.is_tempered:
+            return rows
+        temperature, spread = np.ones(len(rows[2])), np.ones(len(rows[2]))
+        for index in range(observed.rows.shape[1]):
+            own = observed.rows[:, index]
+            own = own[own >= 0]
+            temperature[own], spread[own] = self.temperatures[index], self.spreads[index]
+        return temper(rows, temperature, spread)
 
 
 @dataclass(frozen=True)
@@ -62,18 +98,16 @@ def blend(
     if manifest.gate is not None or manifest.fingerprint.by == "entropy":
         features = row_features(observed.rows, observed.projected, observed.known)
     weights = fitted_weights(fitted, observed.document, allowed, features)
-    temperatures = np.array(manifest.temperatures)
-    rows, label = mix_at(
-        observed, temperatures, weights, manifest.order, observed.labels, vocab_size, top_k
-    )
+    rule = RowRule.of(manifest)
+    rows, label = mix_at(observed, rule, weights, observed.labels, vocab_size, top_k)
     used = weights > 0
     if keep_label:
         found = used.any(axis=1) & (observed.label_found | ~used).all(axis=1)
         held = np.flatnonzero(found)
         hold_labels(held, observed.labels[held], label[held], *rows)
-    elif manifest.order != 1.0 or np.any(temperatures != 1.0):
+    elif rule.is_tempered or rule.order != 1.0:
         none = np.full_like(observed.labels, NO_LABEL)
-        rows, _ = mix_at(observed, temperatures, weights, manifest.order, none, vocab_size, top_k)
+        rows, _ = mix_at(observed, rule, weights, none, vocab_size, top_k)
     return Blend(weights, rows, label)
 
 
@@ -127,68 +161,73 @@ def entropy_groups(
 
 def mix_at(
     observed: Observed,
-    temperatures: FloatArray,
+    rule: RowRule,
     weights: FloatArray,
-    order: float,
     labels: npt.NDArray[np.int32],
     vocab_size: int,
     top_k: int,
 ) -> tuple[SparseRows, FloatArray]:
-    """The rows at fitted temperatures, fused; and the log-probability of the labels, float64 [n].
+    """The sources' rows, fused; and the log-probability of the labels, float64 [n].
 
     Args:
         observed: the positions.
-        temperatures: float64 [S].
+        rule: temperatures and order.
         weights: float64 [n, S].
-        order: of the generalized mean.
         labels: int32 [n]; all −100: no row knows its label.
         vocab_size: tokens of the target.
         top_k: entries to keep.
     """
-    projected, label_logprob = tempered(observed, temperatures, labels, vocab_size)
-    if order != 1.0:
-        known = observed.label_found & (labels != NO_LABEL)[:, None]
-        exact = np.where(known, label_logprob, UNKNOWN)
-        return mix_power(observed.rows, weights, order, projected, labels, exact, vocab_size, top_k)
-    rows = mix(observed.rows, weights, *projected, top_k)
-    with np.errstate(divide="ignore"):
-        terms = np.log(weights) + label_logprob
-    return rows, np.logaddexp.reduce(terms, axis=1)
+    if rule.order == 1.0:
+        projected, label_logprob = tempered(observed, rule, labels, vocab_size)
+        rows = mix(observed.rows, weights, *projected, top_k)
+        with np.errstate(divide="ignore"):
+            terms = np.log(weights) + label_logprob
+        return rows, np.logaddexp.reduce(terms, axis=1)
+    projected = rule.apply(observed, holding(observed, labels)[0])
+    return mix_power(observed.rows, weights, rule.order, projected, labels, vocab_size, top_k)
 
 
 def tempered(
-    observed: Observed,
-    temperatures: FloatArray,
-    labels: npt.NDArray[np.int32],
-    vocab_size: int,
+    observed: Observed, rule: RowRule, labels: npt.NDArray[np.int32], vocab_size: int
 ) -> tuple[SparseRows, FloatArray]:
     """All projected rows at their source's temperature, and the labels' log-probability [n, S].
 
-    A label without an exact probability has that of the row: see `label_nats`.
+    Rows at other temperatures than 1 hold their labels. A label without an exact probability has
+    that of the row: see `label_nats`.
     """
-    if not np.any(temperatures != 1.0):
+    if not rule.is_tempered:
         return observed.projected, observed.label_logprob
-    count = len(observed.projected[2])
-    row_labels = np.full(count, NO_LABEL, np.int32)
-    row_logprob = np.full(count, UNKNOWN)
-    row_temperature = np.ones(count)
-    places = []
-    for index, temperature in enumerate(temperatures):
+    held, row_labels = holding(observed, labels)
+    projected = rule.apply(observed, held)
+    nats = label_nats(*projected, row_labels, vocab_size)
+    result = np.zeros(observed.rows.shape)
+    present = observed.rows >= 0
+    result[present] = np.maximum(-nats[observed.rows[present]], -MAX_NATS)
+    return projected, result
+
+
+def holding(
+    observed: Observed, labels: npt.NDArray[np.int32]
+) -> tuple[SparseRows, npt.NDArray[np.int32]]:
+    """All projected rows, each with its label of known probability as an entry more.
+
+    Returns:
+        R rows one entry wider, and the label of each, int32 [R], −100 for none.
+    """
+    ids, logprobs, tail = observed.projected
+    row_labels = np.full(len(tail), NO_LABEL, np.int32)
+    row_logprob = np.zeros(len(tail))
+    exact = np.zeros(len(tail), np.bool_)
+    for index in range(observed.rows.shape[1]):
         positions = np.flatnonzero(observed.rows[:, index] >= 0)
         rows = observed.rows[positions, index]
         row_labels[rows] = labels[positions]
-        found = observed.label_found[positions, index] & (labels[positions] != NO_LABEL)
-        row_logprob[rows] = np.where(found, observed.label_logprob[positions, index], UNKNOWN)
-        row_temperature[rows] = temperature
-        places.append((positions, rows))
-    projected, row_result = temper(
-        observed.projected, row_temperature, row_labels, row_logprob, vocab_size
-    )
-    guessed = np.flatnonzero(np.isnan(row_result) & (row_labels != NO_LABEL))
-    row_result[guessed] = -label_nats(
-        *(column[guessed] for column in projected), row_labels[guessed], vocab_size
-    )
-    result = np.zeros(observed.rows.shape)
-    for index, (positions, rows) in enumerate(places):
-        result[positions, index] = np.maximum(np.nan_to_num(row_result[rows]), -MAX_NATS)
-    return projected, result
+        row_logprob[rows] = observed.label_logprob[positions, index]
+        exact[rows] = observed.label_found[positions, index] & (labels[positions] != NO_LABEL)
+    wide_ids = np.zeros((len(tail), ids.shape[1] + 1), np.int32)
+    wide_logprobs = np.full(wide_ids.shape, -np.inf, np.float32)
+    wide_ids[:, :-1], wide_logprobs[:, :-1] = ids, logprobs
+    wide_tail = tail.copy()
+    at = np.flatnonzero(exact)
+    hold_labels(at, row_labels[at], row_logprob[at], wide_ids, wide_logprobs, wide_tail)
+    return (wide_ids, wide_logprobs, wide_tail), row_labels

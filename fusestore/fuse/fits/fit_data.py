@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fusestore.errors import InvalidInputError
 from fusestore.fuse import observation
-from fusestore.fuse.fits.blend import tempered
+from fusestore.fuse.fits.blend import RowRule, tempered
 from fusestore.fuse.fits.features import row_features
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.observation import (
@@ -133,15 +133,13 @@ def join(parts: Sequence[Observed]) -> Observed:
     )
 
 
-def terms_of(
-    reader: Reader, temperatures: FloatArray, vocab_size: int, needs_features: bool
-) -> Terms:
+def terms_of(reader: Reader, rule: RowRule, vocab_size: int, *, needs_features: bool) -> Terms:
     """Labels, and features if they are needed, of all positions."""
     parts: list[Terms] = []
 
     def use(chunk: Chunk) -> None:
         at = _usable(chunk)
-        hot = tempered(chunk, temperatures, chunk.labels, vocab_size)[1]
+        hot = tempered(chunk, rule, chunk.labels, vocab_size)[1]
         features = np.zeros((len(at), chunk.allowed.shape[1], 0), np.float32)
         if needs_features:
             features = row_features(chunk.rows, chunk.projected, chunk.known)[at]

@@ -8,11 +8,12 @@ The same inputs give the same parameters, which are rounded to six digits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from fusestore.errors import IncompatibleError
-from fusestore.fuse.fits.blend import entropy_groups, mix_at, tempered
+from fusestore.fuse.fits.blend import RowRule, entropy_groups, mix_at, tempered
 from fusestore.fuse.fits.features import mean_entropy
 from fusestore.fuse.fits.fit_data import Reader, Terms, sample_of, take, terms_of
 from fusestore.fuse.fits.gate import fit_gate, gate_weights, scale_of
@@ -20,7 +21,7 @@ from fusestore.fuse.fits.line_search import fit_order, golden
 from fusestore.fuse.fits.manifest import FitFingerprint, FitManifest, GateParameters
 from fusestore.fuse.fits.mixture_weights import fit_weights
 from fusestore.fuse.fusion import Fusion
-from fusestore.fuse.observation import BoolArray, FloatArray, Observed
+from fusestore.fuse.observation import BoolArray, FloatArray, Observed, is_kept
 from fusestore.fuse.strategies import normalize_rows
 from fusestore.progress import Progress, ignore_progress
 from fusestore.store.receipts import FileRecord
@@ -62,19 +63,19 @@ def fit_strategies(
     passes = int(needs_rows) + int(bool(by_weights))
     reader = Reader(fusion, passes, progress)
     count = len(fusion.sources)
-    temperatures = np.ones(count)
+    plain = hot = RowRule(np.ones(count), np.ones(count))
     sample = None
     if needs_rows:
         sample = sample_of(reader)
         if any(each.temperature for each in fingerprints):
-            temperatures = fit_temperatures(sample, fusion.vocab_size)
+            hot = fit_temperatures(sample, fusion.vocab_size)
     terms = None
     if by_weights:
         needs_features = any(each.method == "gate" or each.by == "entropy" for each in by_weights)
-        terms = terms_of(reader, temperatures, fusion.vocab_size, needs_features)
+        terms = terms_of(reader, hot, fusion.vocab_size, needs_features=needs_features)
     made = []
     for each in fingerprints:
-        own = temperatures if each.temperature else np.ones(count)
+        own = hot if each.temperature else plain
         if each.method in ("em", "gate") and terms is not None:
             made.append(_fit_weights(each, own, terms, domains, fusion))
         elif sample is not None:
@@ -82,10 +83,11 @@ def fit_strategies(
     return made
 
 
-def fit_temperatures(sample: Observed, vocab_size: int) -> FloatArray:
+def fit_temperatures(sample: Observed, vocab_size: int) -> RowRule:
     """The temperature of each source, from ½ to 2, at which its labels are most probable."""
     count = sample.allowed.shape[1]
-    result = np.ones(count)
+    spreads = fit_spreads(sample, vocab_size)
+    temperatures = np.ones(count)
     for index in range(count):
         labeled = np.flatnonzero(sample.label_found[:, index] & sample.predicted)
         if not len(labeled):
@@ -93,17 +95,35 @@ def fit_temperatures(sample: Observed, vocab_size: int) -> FloatArray:
         own = take(sample, labeled)
 
         def nats(power: float, own: Observed = own, index: int = index) -> float:
-            temperatures = np.ones(count)
-            temperatures[index] = 2.0**power
-            return -float(tempered(own, temperatures, own.labels, vocab_size)[1][:, index].sum())
+            tried = np.ones(count)
+            tried[index] = 2.0**power
+            rule = RowRule(tried, spreads)
+            return -float(tempered(own, rule, own.labels, vocab_size)[1][:, index].sum())
 
-        result[index] = _rounded(2.0 ** golden(nats, -1.0, 1.0, 16))
+        temperatures[index] = _rounded(2.0 ** golden(nats, -1.0, 1.0, 16))
+    return RowRule(temperatures, spreads)
+
+
+def fit_spreads(sample: Observed, vocab_size: int) -> FloatArray:
+    """Over how many tokens each source's tail is spread, float64 [S].
+
+    That of a label outside the entries, whose exact probability is known, is tail / probability.
+    The mean of its logarithm is the entropy of what the tail holds, as the text draws from it.
+    """
+    result = np.ones(sample.allowed.shape[1])
+    for index in range(len(result)):
+        labeled = np.flatnonzero(sample.label_found[:, index] & sample.predicted)
+        ids, logprobs, tail = sample.projected_rows(sample.rows[labeled, index])
+        outside = ~is_kept(ids, logprobs, sample.labels[labeled]) & np.isfinite(tail)
+        logs = tail[outside].astype(np.float64) - sample.label_logprob[labeled[outside], index]
+        if len(logs):
+            result[index] = _rounded(float(np.exp(np.clip(logs.mean(), 0.0, np.log(vocab_size)))))
     return result
 
 
 def _fit_weights(
     fingerprint: FitFingerprint,
-    temperatures: FloatArray,
+    rule: RowRule,
     terms: Terms,
     domains: Sequence[str],
     fusion: Fusion,
@@ -119,12 +139,12 @@ def _fit_weights(
             mean=_nested(mean), deviation=_nested(deviation), coefficients=_nested(coefficients)
         )
         even = np.full((1, terms.allowed.shape[1]), 1.0 / terms.allowed.shape[1])
-        return _manifest(fingerprint, temperatures, 1.0, even, terms, weights, logprob, gate=gate)
+        return _manifest(fingerprint, rule, even, terms, weights, logprob, gate=gate)
     none = np.zeros(len(logprob), np.int64)
     shared = fit_weights(logprob, terms.allowed, none, 1)[0]
     if fingerprint.by == "global":
         whole = _all_rounded(shared)
-        return _manifest(fingerprint, temperatures, 1.0, whole, terms, whole[none], logprob)
+        return _manifest(fingerprint, rule, whole, terms, whole[none], logprob)
     names: tuple[str, ...] = ()
     edges: tuple[float, ...] = ()
     if fingerprint.by == "domain":
@@ -141,18 +161,18 @@ def _fit_weights(
     own = fit_weights(logprob, terms.allowed, group, num_groups, PRIOR * shared[0])[0]
     whole = _all_rounded(np.concatenate([shared, own]))
     return _manifest(
-        *(fingerprint, temperatures, 1.0, whole, terms, whole[1 + group], logprob),
+        *(fingerprint, rule, whole, terms, whole[1 + group], logprob),
         domains=names,
         edges=edges,
     )
 
 
 def _fit_rows(
-    fingerprint: FitFingerprint, temperatures: FloatArray, sample: Observed, vocab_size: int
+    fingerprint: FitFingerprint, rule: RowRule, sample: Observed, vocab_size: int
 ) -> FitManifest:
     """`temperature` or `loglinear`."""
     count = sample.allowed.shape[1]
-    logprob = tempered(sample, temperatures, sample.labels, vocab_size)[1]
+    logprob = tempered(sample, rule, sample.labels, vocab_size)[1]
     terms = Terms(
         sample.allowed,
         sample.label_logprob,
@@ -163,27 +183,27 @@ def _fit_rows(
     even = np.full(count, 1.0 / count)
     if fingerprint.method == "temperature":
         spread = np.tile(even, (len(logprob), 1))
-        return _manifest(fingerprint, temperatures, 1.0, even[None], terms, spread, logprob)
+        return _manifest(fingerprint, rule, even[None], terms, spread, logprob)
 
     def nats(order: float, weights: FloatArray) -> float:
         spread = normalize_rows(np.where(sample.allowed, weights, 0.0))
-        labels = mix_at(sample, temperatures, spread, order, sample.labels, vocab_size, 1)[1]
+        labels = mix_at(sample, replace(rule, order=order), spread, sample.labels, vocab_size, 1)[1]
         return -float(labels.sum())
 
     start = fit_weights(logprob, sample.allowed, np.zeros(len(logprob), np.int64), 1)[0][0]
     order, weights = fit_order(nats, start)
     order, weights = _rounded(order), _all_rounded(weights)
     spread = normalize_rows(np.where(sample.allowed, weights, 0.0))
-    labels = mix_at(sample, temperatures, spread, order, sample.labels, vocab_size, 1)[1]
+    labels = mix_at(sample, replace(rule, order=order), spread, sample.labels, vocab_size, 1)[1]
     return _manifest(
-        *(fingerprint, temperatures, order, weights[None], terms, spread, logprob), labels=labels
+        *(fingerprint, replace(rule, order=order), weights[None], terms, spread, logprob),
+        labels=labels,
     )
 
 
 def _manifest(
     fingerprint: FitFingerprint,
-    temperatures: FloatArray,
-    order: float,
+    rule: RowRule,
     weights: FloatArray,
     terms: Terms,
     spread: FloatArray,
@@ -200,8 +220,9 @@ def _manifest(
     return FitManifest(
         fingerprint=fingerprint,
         num_positions=len(terms.allowed),
-        temperatures=tuple(float(value) for value in temperatures),
-        order=order,
+        temperatures=tuple(float(value) for value in rule.temperatures),
+        spreads=tuple(float(value) for value in rule.spreads),
+        order=rule.order,
         weights=_nested(weights),
         domains=domains,
         edges=edges,

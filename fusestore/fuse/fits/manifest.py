@@ -83,6 +83,7 @@ class FitManifest(Manifest):
         fingerprint: what it was fitted on.
         num_positions: target positions that were read.
         temperatures: of each source.
+        spreads: number of tokens over which each source's tail is spread, for its temperature.
         order: of the generalized mean; 1 is a mixture.
         weights: of the sources: everywhere, then by domain or by bin of entropy.
         domains: names of the domains.
@@ -96,6 +97,7 @@ class FitManifest(Manifest):
     fingerprint: FitFingerprint
     num_positions: int
     temperatures: tuple[float, ...]
+    spreads: tuple[float, ...]
     order: float
     weights: tuple[tuple[float, ...], ...]
     domains: tuple[str, ...]
@@ -115,6 +117,8 @@ class FitManifest(Manifest):
             num_groups += len(self.edges) + 1
         if len(self.temperatures) != count or min(self.temperatures, default=0.0) <= 0:
             raise ValueError("temperatures are not one positive number per source")
+        if len(self.spreads) != count or min(self.spreads, default=0.0) < 1:
+            raise ValueError("spreads are not one number of tokens per source")
         if len(self.weights) != num_groups or any(
             len(row) != count or min(row) <= 0 for row in self.weights
         ):

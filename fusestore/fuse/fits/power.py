@@ -1,8 +1,9 @@
 """Temperatures of rows, and the generalized mean of several rows.
 
-A row says nothing of single tokens outside its entries. Each of them has an even share of its
-tail, except for the label, the exact probability of which is known: it counts like an entry. Under
-this rule every result below has mass 1.
+A row says nothing of single tokens outside its entries. In a mean, each of them has an even share
+of its tail. A temperature needs to know over how many tokens the tail is spread: the whole
+vocabulary would be far too many, and a low temperature would seem to free mass that it does not.
+That number is fitted: see `fit_spreads`. Under these rules every result has mass 1.
 """
 
 from __future__ import annotations
@@ -15,38 +16,19 @@ import numpy.typing as npt
 
 from fusestore.fuse.project import Float64Array, Int32Array, SparseRows, keep_largest
 
-UNKNOWN = np.nan
-"""Log-probability of a label that a row gives no exact probability."""
 
-
-def temper(
-    rows: SparseRows,
-    temperature: Float64Array,
-    labels: Int32Array,
-    label_logprob: Float64Array,
-    vocab_size: int,
-) -> tuple[SparseRows, Float64Array]:
+def temper(rows: SparseRows, temperature: Float64Array, spread: Float64Array) -> SparseRows:
     """Every probability of a row to the power of 1 / temperature, normalized.
 
     Args:
         rows: R rows; each row's mass is 1.
         temperature: float64 [R], positive.
-        labels: int32 [R], the next token, negative for none.
-        label_logprob: float64 [R], its exact log-probability, or `UNKNOWN`.
-        vocab_size: tokens of the target.
-
-    Returns:
-        The rows, and the log-probability of each row's label, float64 [R]; `UNKNOWN` stays.
+        spread: float64 [R], number of tokens over which the row's tail is spread, 1 or more.
     """
     ids, logprobs, tail = rows
-    out_logprobs = np.empty_like(logprobs)
-    out_tail = np.empty_like(tail)
-    out_label = np.empty(len(tail), np.float64)
-    _temper_rows(
-        *(ids, logprobs, tail, temperature, labels, label_logprob, vocab_size),
-        *(out_logprobs, out_tail, out_label),
-    )
-    return (ids, out_logprobs, out_tail), out_label
+    out_logprobs, out_tail = np.empty_like(logprobs), np.empty_like(tail)
+    _temper_rows(logprobs, tail, temperature, spread, out_logprobs, out_tail)
+    return ids, out_logprobs, out_tail
 
 
 def mix_power(
@@ -55,7 +37,6 @@ def mix_power(
     order: float,
     projected: SparseRows,
     labels: Int32Array,
-    label_logprob: Float64Array,
     vocab_size: int,
     k_out: int,
 ) -> tuple[SparseRows, Float64Array]:
@@ -70,14 +51,13 @@ def mix_power(
             position are 0, all its mass is in the tail.
         order: a, from 0 to 1.
         projected: R rows; each row's mass is 1.
-        labels: int32 [n], the next token, negative for none.
-        label_logprob: float64 [n, sources], its exact log-probability, or `UNKNOWN`.
+        labels: int32 [n], a token of each position, negative for none.
         vocab_size: tokens of the target.
         k_out: entries to keep.
 
     Returns:
-        n rows in the form that `mix` returns, and the label's log-probability, float64 [n]; −inf
-        without a label.
+        n rows in the form that `mix` returns, and the log-probability that each gives its label
+        before it is cut, float64 [n]; −inf without a label.
     """
     ids, logprobs, tail = projected
     out_ids = np.empty((len(rows), k_out), np.int32)
@@ -86,76 +66,32 @@ def mix_power(
     out_label = np.empty(len(rows), np.float64)
     slots = np.full(vocab_size, -1, np.int32)
     _mix_power_rows(
-        *(rows, weights, float(order), ids, logprobs, tail, labels, label_logprob, slots),
+        *(rows, weights, float(order), ids, logprobs, tail, labels, slots),
         *(out_ids, out_logprobs, out_tail, out_label),
     )
     return (out_ids, out_logprobs, out_tail), out_label
 
 
 @numba.njit(cache=True)
-def _rest_of(ids, logprobs, tail, label, label_logprob, vocab_size):
-    """Of one row: `(index of the label among the entries or −1, tokens outside, log of a share)`.
-
-    A label of known probability is not among the tokens outside.
-    """
-    count = 0
-    at = -1
-    for entry in range(len(ids)):
-        if logprobs[entry] > -math.inf:
-            count += 1
-            if ids[entry] == label:
-                at = entry
-    others = vocab_size - count
-    mass = math.exp(np.float64(tail))
-    if at < 0 and label >= 0 and not math.isnan(label_logprob):
-        others -= 1
-        mass -= math.exp(label_logprob)
-    if others <= 0 or mass <= 0.0:
-        return at, max(others, 0), -math.inf
-    return at, others, math.log(mass) - math.log(others)
-
-
-@numba.njit(cache=True)
-def _temper_rows(
-    ids,
-    logprobs,
-    tail,
-    temperature,
-    labels,
-    label_logprob,
-    vocab_size,
-    out_logprobs,
-    out_tail,
-    out_label,
-):
-    k = ids.shape[1]
+def _temper_rows(logprobs, tail, temperature, spread, out_logprobs, out_tail):
+    k = logprobs.shape[1]
     for row in range(len(tail)):
         power = 1.0 / temperature[row]
-        label, known = labels[row], label_logprob[row]
-        exact = label >= 0 and not math.isnan(known)
-        at, others, share = _rest_of(ids[row], logprobs[row], tail[row], label, known, vocab_size)
-        inside = 0.0
+        total = 0.0
         for entry in range(k):
-            logprob = np.float64(logprobs[row, entry])
-            if exact and entry == at:
-                logprob = known
-            if logprob > -math.inf:
-                inside += math.exp(power * logprob)
-        outside = others * math.exp(power * share) if share > -math.inf else 0.0
-        if exact and at < 0:
-            outside += math.exp(power * known)
-        log_total = math.log(inside + outside) if inside + outside > 0.0 else 0.0
+            if logprobs[row, entry] > -math.inf:
+                total += math.exp(power * np.float64(logprobs[row, entry]))
+        outside = -math.inf
+        if tail[row] > -math.inf:
+            each = np.float64(tail[row]) - math.log(spread[row])
+            outside = math.log(spread[row]) + power * each
+            total += math.exp(outside)
+        log_total = math.log(total)
         for entry in range(k):
-            logprob = np.float64(logprobs[row, entry])
-            if exact and entry == at:
-                logprob = known
-            out_logprobs[row, entry] = (
-                power * logprob - log_total if logprobs[row, entry] > -math.inf else -math.inf
-            )
-        out_tail[row] = math.log(outside) - log_total if outside > 0.0 else -math.inf
-        if inside + outside == 0.0:
-            out_tail[row] = 0.0
-        out_label[row] = min(0.0, power * known - log_total) if exact else math.nan
+            out_logprobs[row, entry] = -math.inf
+            if logprobs[row, entry] > -math.inf:
+                out_logprobs[row, entry] = power * np.float64(logprobs[row, entry]) - log_total
+        out_tail[row] = outside - log_total
 
 
 @numba.njit(cache=True)
@@ -186,7 +122,6 @@ def _mix_power_rows(
     logprobs,
     tail,
     labels,
-    label_logprob,
     slots,
     out_ids,
     out_logprobs,
@@ -205,7 +140,6 @@ def _mix_power_rows(
     shares = np.empty(num_sources, np.float64)
     used_rows = np.empty(num_sources, np.int64)
     used_weights = np.empty(num_sources, np.float64)
-    used_labels = np.empty(num_sources, np.float64)
     for position in range(num_positions):
         label = labels[position]
         count = 0
@@ -213,7 +147,6 @@ def _mix_power_rows(
             if weights[position, source] > 0.0:
                 used_rows[count] = rows[position, source]
                 used_weights[count] = weights[position, source]
-                used_labels[count] = label_logprob[position, source]
                 count += 1
         size = 0
         if label >= 0 and count:
@@ -222,14 +155,17 @@ def _mix_power_rows(
             size = 1
         for used in range(count):
             row = used_rows[used]
-            _, _, shares[used] = _rest_of(
-                ids[row], logprobs[row], tail[row], label, used_labels[used], vocab_size
-            )
+            entries = 0
             for entry in range(k):
-                if logprobs[row, entry] > -math.inf and slots[ids[row, entry]] < 0:
-                    slots[ids[row, entry]] = size
-                    union_ids[size] = ids[row, entry]
-                    size += 1
+                if logprobs[row, entry] > -math.inf:
+                    entries += 1
+                    if slots[ids[row, entry]] < 0:
+                        slots[ids[row, entry]] = size
+                        union_ids[size] = ids[row, entry]
+                        size += 1
+            shares[used] = -math.inf
+            if vocab_size > entries:
+                shares[used] = np.float64(tail[row]) - math.log(vocab_size - entries)
         for slot in range(size):
             for used in range(count):
                 terms[slot, used] = shares[used]
@@ -238,8 +174,6 @@ def _mix_power_rows(
             for entry in range(k):
                 if logprobs[row, entry] > -math.inf:
                     terms[slots[ids[row, entry]], used] = np.float64(logprobs[row, entry])
-            if label >= 0 and not math.isnan(used_labels[used]):
-                terms[0, used] = used_labels[used]
         total = 0.0
         for slot in range(size):
             slots[union_ids[slot]] = -1
