@@ -133,9 +133,8 @@ class MixtureTally:
         ids, logprobs, tail = mix(rows, weights, *chunk.projected, fusion.recipe.top_k)
         if fusion.recipe.keep_label:
             found = chunk.label_found[covered[:, None], members] | (weights == 0)
-            held = np.flatnonzero(found.all(axis=1))
-            labels = chunk.labels[covered[held]]
-            hold_labels(held, labels, -nats[held], ids, logprobs, tail)
+            labels = chunk.labels[covered]
+            hold_labels(found.all(axis=1), labels, np.exp(-nats), ids, logprobs, tail)
         return covered, nats, (ids, logprobs, tail)
 
     @property

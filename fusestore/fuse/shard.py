@@ -71,10 +71,17 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
     scores = document_scores(fusion, stretch, spans, amounts)
     if fusion.fitted is None:
         weights = position_weights(fusion, stretch, spans, scores)[stretch.asked]
-        mixed, unmapped = _mix_sources(fusion, stretch, spans, weights)
+        labels = [
+            span.labels_where(_used(stretch, weights[:, index])) for index, span in enumerate(spans)
+        ]
+        mixed, unmapped = _mix_sources(fusion, stretch, spans, labels, weights)
     else:
+        labels = [span.labels for span in spans]
         weights, mixed, unmapped = _blend_sources(fusion, fusion.fitted, stretch, spans)
-    rows = _fused_rows(stretch, spans, weights, mixed)
+    probability, found, known = mixed_labels(labels, weights, stretch.asked)
+    if fusion.recipe.keep_label and fusion.fitted is None:
+        hold_labels(found, stretch.next_ids[stretch.asked], probability, *mixed)
+    rows = _fused_rows(stretch, spans, weights, mixed, known)
     rows = _apply_policy(fusion, stretch, rows)
 
     starts = stretch.tokens.document_offsets[:-1]
@@ -153,11 +160,14 @@ def _mix_sources(
             fused, mix(chosen, weights[mixed], *projected, top_k), strict=True
         ):
             whole[mixed] = values
-    if fusion.recipe.keep_label:
-        logprob, found = mixed_labels([span.labels for span in spans], weights, stretch.asked)
-        held = np.flatnonzero(found)
-        hold_labels(held, stretch.next_ids[stretch.asked][held], logprob[held], *fused)
     return fused, unmapped
+
+
+def _used(stretch: Stretch, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Whether a source has weight at each position of the stretch, by those of the asked."""
+    used = np.zeros(stretch.tokens.num_tokens, np.bool_)
+    used[stretch.asked] = weights > 0
+    return used
 
 
 def _blend_sources(
@@ -181,6 +191,7 @@ def _fused_rows(
     spans: Sequence[SourceSpan],
     weights: npt.NDArray[np.float64],
     mixed: SparseRows,
+    known: npt.NDArray[np.float32],
 ) -> FusedRows:
     """The fused rows of the asked positions; `kind` is 0 where no source has weight."""
     used = weights > 0
@@ -188,10 +199,8 @@ def _fused_rows(
     for column in used.T:
         contributors += column
     alone = np.full(len(weights), -1, np.int16)
-    known = np.zeros(len(weights), np.float64)
-    for index, span in enumerate(spans):
+    for index in range(len(spans)):
         alone[used[:, index] & (contributors == 1)] = index
-        known += weights[:, index] * span.labels.known[stretch.asked]
 
     # A mixture has the weakest kind among its sources, which is the largest code.
     kind = np.zeros(len(weights), np.uint8)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fusestore.errors import InvalidInputError
 from fusestore.forecast import analysis
-from fusestore.fuse import observation
 from fusestore.forecast.analysis import analyze_fusion
 from fusestore.forecast.divergence import divergence, same_top
+from fusestore.fuse import observation
 from fusestore.fuse.fusion import prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.recipe import Recipe

@@ -65,7 +65,7 @@ def test_temperatures_equal_dense_powers(seed, temperature, spread):
 
 def test_temperature_1_changes_nothing():
     rows = random_rows(np.random.default_rng(3), 20, 5)
-    ids, logprobs, tail = temper(rows, np.ones(20), np.full(20, 7.0))
+    _, logprobs, tail = temper(rows, np.ones(20), np.full(20, 7.0))
     np.testing.assert_allclose(logprobs, rows[1], atol=1e-6)
     np.testing.assert_allclose(tail, rows[2], atol=1e-6)
 

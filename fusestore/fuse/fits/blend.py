@@ -103,8 +103,7 @@ def blend(
     used = weights > 0
     if keep_label:
         found = used.any(axis=1) & (observed.label_found | ~used).all(axis=1)
-        held = np.flatnonzero(found)
-        hold_labels(held, observed.labels[held], label[held], *rows)
+        hold_labels(found, observed.labels, np.exp(label), *rows)
     elif rule.is_tempered or rule.order != 1.0:
         none = np.full_like(observed.labels, NO_LABEL)
         rows, _ = mix_at(observed, rule, weights, none, vocab_size, top_k)
@@ -228,6 +227,5 @@ def holding(
     wide_logprobs = np.full(wide_ids.shape, -np.inf, np.float32)
     wide_ids[:, :-1], wide_logprobs[:, :-1] = ids, logprobs
     wide_tail = tail.copy()
-    at = np.flatnonzero(exact)
-    hold_labels(at, row_labels[at], row_logprob[at], wide_ids, wide_logprobs, wide_tail)
+    hold_labels(exact, row_labels, np.exp(row_logprob), wide_ids, wide_logprobs, wide_tail)
     return (wide_ids, wide_logprobs, wide_tail), row_labels
