@@ -45,7 +45,7 @@ def imported_by(code):
         "import fusestore.workflows.fusion_config, fusestore.store.inventory",
         "import fusestore as fs; fs.Recipe(sources=['a', 'b'], strategy='uniform')",
         LOAD_CONFIG,
-        "from fusestore.store.registry import kinds; assert len(kinds()) == 7",
+        "from fusestore.store.registry import kinds; assert len(kinds()) == 8",
     ],
 )
 def test_importing_is_light(code):

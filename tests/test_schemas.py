@@ -10,6 +10,8 @@ import jsonschema
 import polars as pl
 import pytest
 
+from fusestore.fuse.manifest import FusedManifest
+from fusestore.fuse.resolve import find_inputs
 from fusestore.fuse.shared import pack_fused
 from fusestore.merge.run import merge_models
 from fusestore.merge.settings import MergeSettings
@@ -89,6 +91,8 @@ def store(tmp_path_factory):
         )
         made = Store.open("store")
         pack_fused(made.fused("fused"), made.fused("packed"))
+        recipe = FusedManifest.load(made.fused("fused") / "manifest.json").plan.recipe
+        find_inputs(made, recipe.model_copy(update={"strategy": "em"}))
     return root / "store"
 
 

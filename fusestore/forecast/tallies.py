@@ -113,8 +113,8 @@ class MixtureTally:
         )
         covered = np.flatnonzero(chunk.predicted & (result.weights > 0).any(axis=1))
         nats = np.minimum(-result.label_logprob[covered], MAX_NATS)
-        ids, logprobs, tail = (column[covered] for column in result.rows)
-        return covered, nats, (ids, logprobs, tail)
+        ids, logprobs, tail = result.rows
+        return covered, nats, (ids[covered], logprobs[covered], tail[covered])
 
     def _weighed(self, chunk: Chunk) -> tuple[npt.NDArray[np.int64], FloatArray, SparseRows]:
         """Covered positions, nats of their next tokens, and their rows, by scores."""

@@ -47,7 +47,7 @@ class FusedKind(ArtifactKind):
                 digest = source[f"{kind}_digest"]
                 if digest is not None:
                     yield Input(kind.removeprefix("vocabulary_"), str(digest))
-        if plan["recipe"]["fit"] is not None:
+        if plan["recipe"].get("fit") is not None:
             yield Input("fit", str(plan["recipe"]["fit"]))
         if plan["target_cache_digest"] is not None:
             yield Input("cache", str(plan["target_cache_digest"]))

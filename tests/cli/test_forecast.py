@@ -53,7 +53,10 @@ def test_tables_or_json_are_printed_and_nothing_is_written(command, store):
     assert [source["cache"] for source in told["sources"]] == ["small", "wide"]
     assert [source["exact"] for source in told["sources"]] == [True, False]
     assert [len(mixture["sources"]) for mixture in told["growth"]] == [1, 2]
-    assert len(told["strategies"]) == 3 * 3 + 1
+    learned = ["temperature", "em", "em", "loglinear", "gate"]
+    assert len(told["strategies"]) == 3 * 3 + 1 + len(learned)
+    assert [each["strategy"] for each in told["strategies"] if each["fit_by"]] == learned
+    assert shown.rstrip().splitlines()[-1].startswith("Fusing is ")
     train = command.succeeds(*by_options(store, "--split", "train"), "--json").json
     assert train["num_predicted"] > told["num_predicted"]
     message = command.fails(*by_options(store, "--split", "absent"))

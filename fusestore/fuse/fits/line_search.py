@@ -32,8 +32,9 @@ def fit_order(
             def shifted(shift: float, index: int = index) -> Float64Array:
                 logits = np.log(weights)  # noqa: B023
                 logits[index] += shift
-                moved: Float64Array = np.exp(logits - logits.max())
-                return moved / moved.sum()
+                odds = np.exp(logits - logits.max())
+                moved: Float64Array = odds / odds.sum()
+                return moved
 
             best = golden(lambda shift: nats(found, shifted(shift)), -1.5, 1.5, 9)  # noqa: B023
             if nats(found, shifted(best)) < nats(found, weights):
