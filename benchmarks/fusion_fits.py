@@ -17,13 +17,14 @@ import time
 
 from fusion import make_fusion
 
+from fusestore.fuse.choices import FitBy, FitMethod
 from fusestore.fuse.fits.find_fits import fingerprint_of
 from fusestore.fuse.fits.fitting import fit_strategies
 from fusestore.fuse.recipe import Recipe
 
 NUM_TOKENS = 1_000_000
 SMALL = 20_000
-FITS = (
+FITS: tuple[tuple[FitMethod, FitBy], ...] = (
     ("temperature", "global"),
     ("em", "global"),
     ("em", "entropy"),

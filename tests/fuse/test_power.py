@@ -144,6 +144,7 @@ def test_order_1_is_the_mixture_but_for_the_shares_of_tails():
     weights = rng.dirichlet(np.ones(2), 30)
     none = np.full(30, -100, np.int32)
     sparse, _ = mix_power(rows, weights, 1.0, projected, none, 10**7, 8)
-    plain = mix(rows, weights, *projected, 8)
+    ids, logprobs, tail = projected
+    plain = mix(rows, weights, ids, logprobs, tail, 8)
     np.testing.assert_allclose(np.exp(sparse[1]), np.exp(plain[1]), atol=1e-6)
     np.testing.assert_allclose(np.exp(sparse[2]), np.exp(plain[2]), atol=1e-6)

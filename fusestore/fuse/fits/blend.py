@@ -102,7 +102,7 @@ def blend(
     rows, label = mix_at(observed, rule, weights, observed.labels, vocab_size, top_k)
     used = weights > 0
     if keep_label:
-        found = used.any(axis=1) & (observed.label_found | ~used).all(axis=1)
+        found = np.asarray(used.any(axis=1) & (observed.label_found | ~used).all(axis=1))
         hold_labels(found, observed.labels, np.exp(label), *rows)
     elif rule.is_tempered or rule.order != 1.0:
         none = np.full_like(observed.labels, NO_LABEL)
