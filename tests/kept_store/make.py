@@ -35,6 +35,7 @@ from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.tokenize import find_corpus_tokens
 from fusestore.data.mapped import MappedArray
+from fusestore.fuse.fits.manifest import FitManifest
 from fusestore.fuse.layout import fused_arrays
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.run import fuse
@@ -87,6 +88,9 @@ FUSED = "mince"
 
 SHARED = "mixed"
 """The one in the shared form."""
+
+LEARNED = "learned"
+"""The one of a learned strategy, in the local form."""
 
 SHARED_SETTINGS: dict[str, Any] = {
     "strategy": "single",
@@ -214,6 +218,7 @@ def _write_store(job: Path, folder: Path) -> None:
     fuse(store, "local", Recipe.parse({**common, **SHARED_SETTINGS, **methods}))
     pack_fused(store.fused("local"), store.fused(SHARED))
     store.fused("local").delete()
+    fuse(store, LEARNED, Recipe.parse({**common, "sources": ["small", "wide"], "strategy": "em"}))
     merge_models(
         store,
         MERGED,
@@ -263,6 +268,10 @@ def read_with_fusestore(store: Store, unpacked: Path) -> dict[str, npt.NDArray[A
             f"alignments/{name}/document_offsets": alignment.document_offsets,
             f"alignments/{name}/unmatched": unmatched.select("token_id", "unmatched").to_numpy(),
         }
+    for name in store.names("fits"):
+        fit = FitManifest.load(store.location / "fits" / name / "manifest.json")
+        for key in ("temperatures", "spreads", "weights"):
+            found[f"fits/{name}/{key}"] = np.array(getattr(fit, key))
     for name in store.names("fused"):
         dataset = fs.open_fused(store.location, name, cache_dir=unpacked)
         for array in fused_arrays(dataset.num_tokens, dataset.top_k, dataset.num_tokens):

@@ -47,6 +47,7 @@ def read_store(store: Path) -> Numbers:
         "caches": read_cache,
         "vocabulary_maps": read_vocabulary_map,
         "alignments": read_alignment,
+        "fits": read_fit,
         "fused": read_fused,
         "models": read_model,
     }
@@ -146,6 +147,15 @@ def read_cache(folder: Path) -> Numbers:
     assert len(vocabulary) == fingerprint["tokenizer_length"]
     assert (numbers["token_ids"] < len(vocabulary)).all()
     return numbers
+
+
+def read_fit(folder: Path) -> Numbers:
+    """The numbers of a learned strategy, whose folder is named by the manifest's digest."""
+    manifest = read_document(folder / "manifest.json")
+    check_files(folder, manifest["files"])
+    check_fingerprint(folder, manifest["fingerprint"])
+    assert manifest["digest"].startswith(folder.name)
+    return {name: np.array(manifest[name]) for name in ("temperatures", "spreads", "weights")}
 
 
 def read_fused(folder: Path) -> Numbers:
