@@ -100,7 +100,8 @@ def test_workers_import_the_module_that_registered(method, recipe, root, tmp_pat
     assert done.stdout.startswith("windows "), done.stderr
 
 
-@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_workers_have_what_a_script_registers(method, recipe, root, tmp_path):
     script = tmp_path / "read.py"
     script.write_text(READ.format(head=MODULE.format(name="last"), register=""))
@@ -118,7 +119,7 @@ def test_what_cannot_reach_a_worker_is_said(recipe, root, tmp_path):
     assert "in a module that helper processes can import" in done.stderr
 
 
-@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_the_command_line_imports_plugins(jobs, recipe, root, tmp_path):
     (tmp_path / "lasts.py").write_text(MODULE.format(name="last"))
     program = "from fusestore_cli.app import main; main()"

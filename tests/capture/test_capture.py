@@ -202,7 +202,10 @@ def test_shard_bounds_inside_documents_change_nothing(store, corpus, model_path)
     check_same_rows(whole[:], cut[:])
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 100])
+@pytest.mark.parametrize(
+    "batch_size",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(100, marks=pytest.mark.slow)],
+)
 def test_batch_size_changes_nothing(store, corpus, model_path, batch_size):
     budget = capture(store, "budget", Model.open(model_path), corpus, EXACT).artifact
     settings = EXACT.model_copy(update={"batch_size": batch_size})

@@ -26,6 +26,7 @@ def crash_many_times(captures, new_store, whole, folder, kills):
     assert contents(root) == whole
 
 
+@pytest.mark.slow
 def test_killed_captures_resume_to_the_same_bytes(captures, new_store, whole, tmp_path):
     crash_many_times(captures, new_store, whole, tmp_path, 6)
 

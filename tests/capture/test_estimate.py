@@ -64,11 +64,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "name",
     [
         "default",
-        "exact",
-        "sampled",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("not compressed", "many shards", "wide rows")
+            for name in ("exact", "sampled", "not compressed", "many shards", "wide rows")
         ),
     ],
 )

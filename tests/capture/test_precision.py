@@ -67,7 +67,7 @@ def test_a_processor_with_the_instructions_takes_bfloat16():
     "limit",
     [
         {"ATEN_CPU_CAPABILITY": "avx2"},
-        {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        pytest.param({"ONEDNN_MAX_CPU_ISA": "AVX2"}, marks=pytest.mark.slow),
         pytest.param({"ONEDNN_MAX_CPU_ISA": "avx512_core_vnni"}, marks=pytest.mark.slow),
         pytest.param({"DNNL_MAX_CPU_ISA": "AVX512_CORE"}, marks=pytest.mark.slow),
     ],
@@ -82,6 +82,7 @@ def test_a_limit_below_the_instructions_makes_it_float32(limit):
         assert ("AVX2" if "ATEN_CPU_CAPABILITY" in limit else "oneDNN") in reason
 
 
+@pytest.mark.slow
 def test_other_limits_change_nothing():
     assert ask(ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")[0] == ask()[0]
 

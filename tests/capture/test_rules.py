@@ -142,8 +142,11 @@ def test_sampled_rows_estimate_the_model(store, corpus, model, model_path):
 
 @pytest.mark.parametrize(
     "how",
-    [{"batch_size": 1}, {"batch_size": 3}, {"rows_per_shard": 16, "rows_per_chunk": 8}],
-    ids=["one by one", "by three", "many shards"],
+    [
+        pytest.param({"batch_size": 1}, id="one by one", marks=pytest.mark.slow),
+        pytest.param({"batch_size": 3}, id="by three"),
+        pytest.param({"rows_per_shard": 16, "rows_per_chunk": 8}, id="many shards"),
+    ],
 )
 def test_draws_do_not_depend_on_batches_or_shards(store, corpus, model_path, how):
     one = capture(store, "one", Model.open(model_path), corpus, SAMPLED).artifact

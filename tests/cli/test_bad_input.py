@@ -122,7 +122,7 @@ def edit_manifest(path, **changes):
         ("caches/wide/manifest.json", "align"),
         pytest.param("caches/wide/fingerprint.json", "wide", marks=pytest.mark.slow),
         pytest.param("alignments/wide--small/manifest.json", "fuse", marks=pytest.mark.slow),
-        ("fused/mince/manifest.json", "fused"),
+        pytest.param("fused/mince/manifest.json", "fused", marks=pytest.mark.slow),
         pytest.param("models/fused/manifest.json", "fused", marks=pytest.mark.slow),
     ],
 )

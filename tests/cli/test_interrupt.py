@@ -67,11 +67,19 @@ def check_finishes(fusion, store, first_store):
     assert hashes(Location.parse(store)) == hashes(Location.parse(first_store))
 
 
+ALL = ("caches/wide", "alignments", "models/fused")
+
+
 @pytest.mark.parametrize(
-    "moment", [pytest.param("Capturing wide", marks=pytest.mark.slow), "Training fused"]
+    ("moment", "stages"),
+    [
+        pytest.param("Capturing wide", ALL, marks=pytest.mark.slow),
+        pytest.param("Training fused", ALL, marks=pytest.mark.slow),
+        ("Training fused", ("models/fused",)),
+    ],
 )
-def test_an_interrupted_run_goes_on(moment, job, store, first_store, tmp_path):
-    for stage in ("caches/wide", "alignments", "models/fused"):
+def test_an_interrupted_run_goes_on(moment, stages, job, store, first_store, tmp_path):
+    for stage in stages:
         shutil.rmtree(store / stage)
     fusion = write_fusion(tmp_path, job, str(store))
     code, said = interrupted(["run", fusion], moment, delay=0)

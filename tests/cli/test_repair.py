@@ -49,6 +49,7 @@ def largest(store):
         yield max(files, key=lambda path: path.stat().st_size)
 
 
+@pytest.mark.slow
 def test_data_of_every_kind_is_repaired(store, models):
     damaged_each(store, largest(store), models, flip)
 

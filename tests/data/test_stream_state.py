@@ -80,7 +80,14 @@ def test_without_workers_any_loader_can_resume(folder):
     assert flat(loader) == order[12:]
 
 
-@pytest.mark.parametrize("method", ["fork", None, pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "fork",
+        pytest.param(None, marks=pytest.mark.slow),
+        pytest.param("spawn", marks=pytest.mark.slow),
+    ],
+)
 def test_workers_make_the_same_batches(folder, method):
     alone = [
         {name: value.tolist() for name, value in batch.items()}

@@ -117,7 +117,7 @@ def test_from_a_bucket_in_either_form(made, expected, cache, s3_url):
 FORMS = ("shared", "local")
 
 
-@pytest.mark.parametrize("rows", [1_000, 3_000])
+@pytest.mark.parametrize("rows", [1_000, pytest.param(3_000, marks=pytest.mark.slow)])
 def test_both_forms_have_one_order_whatever_their_shards(tmp_path, cache, rows):
     """The shared form has whole chunks of 2,048 rows; windows lie across the ends of shards."""
     made, _ = write_dataset(
@@ -581,9 +581,11 @@ def test_no_tokens(shared, cache, tmp_path):
 def test_fetching_imports_nothing_heavy(shared, cache):
     code = (
         "import sys, json; from fusestore.data import StreamingFusedDataset;"
-        "list(StreamingFusedDataset(sys.argv[1], cache_dir=sys.argv[2]));"
+        "import fusestore.data.on_demand, fusestore.data.shard_maker;"
         "heavy = {'polars', 'zarr', 'obstore', 'transformers'};"
-        "print(json.dumps(sorted(heavy & set(sys.modules))))"
+        "imported = (heavy | {'numba'}) & set(sys.modules);"
+        "list(StreamingFusedDataset(sys.argv[1], cache_dir=sys.argv[2]));"
+        "print(json.dumps(sorted(imported | heavy & set(sys.modules))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, f"local://{shared}", str(cache)],

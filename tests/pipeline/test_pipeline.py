@@ -135,9 +135,9 @@ def repeats(deleted, rebuilt):
         repeats("alignments/wide--small", [ALIGNMENT, FUSED, BASELINE, FUSED_MODEL]),
         repeats("fused/mince", [FUSED, BASELINE, FUSED_MODEL]),
         repeats("models/baseline", [BASELINE]),
-        ("models/fused", [FUSED_MODEL]),
+        repeats("models/fused", [FUSED_MODEL]),
         # Kept for convenience, by no stage of their own.
-        ("vocabularies", []),
+        repeats("vocabularies", []),
         ("corpora/addresses/tokens", []),
     ],
 )

@@ -103,7 +103,9 @@ def written(folder):
     return [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".tmp-")]
 
 
-@pytest.mark.parametrize("after", [1, 5, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "after", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(12, marks=pytest.mark.slow)]
+)
 def test_a_killed_pull_is_unfinished_and_goes_on(command, store, s3_url, tmp_path, after):
     """`kill -9` as soon as that many files are there, from object storage, one at a time."""
     command.succeeds("push", "cache/small", "--from", store, "--to", s3_url)

@@ -59,7 +59,9 @@ def test_to_any_storage_and_back(first_store, place, empty, unpacked):
 
 
 @pytest.mark.parametrize(
-    "place", ["local", "memory", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+    "place",
+    ["local", *(pytest.param(place, marks=pytest.mark.slow) for place in ("memory", "s3"))],
+    indirect=True,
 )
 def test_everything_to_any_storage_and_back(first_store, place, empty, unpacked):
     there_and_back(Store.open(first_store), place, empty, None, unpacked)
@@ -281,8 +283,18 @@ class Stopped(Exception):  # noqa: N818 - it stands for a killed process
     """The process ends here."""
 
 
-@pytest.mark.parametrize("name", ["corpus/addresses", "cache/wide", "fused/mince"])
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (5, "cache/wide"),
+        *(
+            pytest.param(step, name, marks=pytest.mark.slow)
+            for step in (5, 1)
+            for name in ("corpus/addresses", "cache/wide", "fused/mince")
+            if (step, name) != (5, "cache/wide")
+        ),
+    ],
+)
 def test_stopped_after_any_write_nothing_opens_and_it_goes_on(
     source, tmp_path, monkeypatch, name, step, first_store
 ):

@@ -55,7 +55,7 @@ def stream(hub, name, cache):
     )
 
 
-@pytest.mark.parametrize("form", ["local", "shared"])
+@pytest.mark.parametrize("form", [pytest.param("local", marks=pytest.mark.slow), "shared"])
 def test_a_stream_asks_for_each_byte_once(repository, hub, form, tmp_path):
     expected = windows_of(repository / "fused" / "local")
     dataset = stream(hub, form, tmp_path)
@@ -83,7 +83,8 @@ def own_fork_server():
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
 @pytest.mark.usefixtures("own_fork_server")
 def test_workers(hub, tmp_path, method):
     loader = StreamingLoader(

@@ -74,7 +74,9 @@ def test_only_the_best_and_the_checkpoints_best_are_kept(tiny_model_path, datase
     assert names == [[], [0], [1], [2], [2], [2], [2, 5]]
 
 
-@pytest.mark.parametrize("stopped_after", [2, 3, 5, 6])
+@pytest.mark.parametrize(
+    "stopped_after", [2, 5, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 6))]
+)
 def test_a_run_cut_short_ends_with_the_same_best(tiny_model_path, dataset, tmp_path, stopped_after):
     settings = SETTINGS.model_copy(update={"checkpoint_every": 2})
     scores = [9, 8, 5, 4, 6, 4.5, 7]

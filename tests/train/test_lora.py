@@ -79,7 +79,7 @@ def test_the_adapter_alone_is_the_merged_model_with_its_base(tiny_model_path, da
         assert str(tiny_model_path).encode() not in content
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tiny_model_path, dataset, tmp_path, precision
 ):
