@@ -51,7 +51,7 @@ def test_the_summary_holds_together(store, job, tmp_path):
         assert 0 < source.bits_per_byte < 10
         assert source.bytes_per_token > TOP_K
     assert sum(summary.kinds.values()) == summary.num_tokens
-    assert {kind for kind, count in summary.kinds.items() if count} == {"none", "span"}
+    assert {kind for kind, count in summary.kinds.items() if count} == {"none", "span", "inside"}
     baseline, fused = summary.models
     assert (baseline.objective, fused.objective) == ("clm", "fuse")
     assert baseline.bits_per_byte_before == fused.bits_per_byte_before
