@@ -1,9 +1,11 @@
-"""How far the demo's result differs between seeds: its two runs with further first weights.
+"""How far the demo's result differs between seeds, and what labels and `inside` rows are worth.
 
     make demo
-    python experiments/demo_seeds.py [--seeds 3]
+    python experiments/demo_seeds.py [--seeds 3] [--parts]
 
-Seed 0 is the demo itself. Figures stand in docs/demo.md.
+Repeats the demo's two runs with further first weights; seed 0 is the demo itself. With `--parts`
+it also trains on fused rows without their label, and without those of kind `inside`. What is there
+is not trained again. Figures stand in docs/demo.md.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from learning_curves import spread, table
 
+from fusestore.fuse.run import fuse
+from fusestore.models.model import Model
 from fusestore.report.learning_curves import LearningCurve, best
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
@@ -23,28 +28,41 @@ from fusestore.workflows.fusion_config import load_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
+PARTS: dict[str, dict[str, Any]] = {
+    "no-label": {"keep_label": False},
+    "span-only": {"kinds": ("span",)},
+}
+"""Changes of the demo's recipe."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
     config = load_config(Location.parse(EXAMPLES / "demo.toml"))
     store = Store.open(config.store)
     evaluate = (config.corpus.name, str(config.evaluate_split))
-    curves: dict[str, dict[int, list[tuple[int, float]]]] = {name: {} for name in config.train}
+    datasets = dict.fromkeys(config.train, config.fuse.name)
+    settings = {name: run.settings for name, run in config.train.items()}
+    for name, changes in PARTS.items() if arguments.parts else ():
+        datasets[name], settings[name] = name, settings["fused"]
+        recipe = config.fuse.recipe.model_copy(update=changes)
+        fuse(store, name, recipe, target=Model.open(config.models[config.target].model))
+    curves: dict[str, dict[int, list[tuple[int, float]]]] = {name: {} for name in datasets}
     for seed in range(arguments.seeds):
         folder = config.models[config.target].model
         if seed:
             folder = f"{folder}-{seed}"
             command = [sys.executable, str(EXAMPLES / "demo_student.py"), folder, str(seed)]
             subprocess.run(command, check=True)
-        for name, run in config.train.items():
+        for name, dataset in datasets.items():
             trained = train_model(
                 store,
                 f"{name}-{seed}" if seed else name,
                 folder,
-                config.fuse.name,
-                run.settings.model_copy(update={"seed": seed}),
+                dataset,
+                settings[name].model_copy(update={"seed": seed}),
                 evaluate=evaluate,
             ).artifact
             curve = LearningCurve.of(name, trained.manifest)
