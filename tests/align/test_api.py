@@ -53,7 +53,8 @@ def test_arbitrary_text_aligns_within_its_documents(tokenizers, texts, source, t
     bos=st.booleans(),
 )
 def test_arbitrary_text_aligns_within_its_documents_with_gemma(tokenizers, texts, names, bos):
-    check_documents(tokenizers, texts, *names, bos)
+    source, target = names
+    check_documents(tokenizers, texts, source, target, bos)
 
 
 def check_documents(tokenizers, texts, source, target, bos):

