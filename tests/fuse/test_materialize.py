@@ -28,6 +28,7 @@ ARRAYS = {
     "ids": "int32",
     "logprobs": "float32",
     "tail": "float32",
+    "known": "float32",
     "kind": "uint8",
     "source": "int16",
     "document": "int32",

@@ -23,7 +23,7 @@ from fusestore.store.layout import Store
 from fusestore.workflows.verification import verify_store
 from tests.helpers.small_store import make_small_store
 
-ARRAYS = ("input_ids", "next_ids", "ids", "logprobs", "tail", "kind", "source", "document")
+ARRAYS = ("input_ids", "next_ids", "ids", "logprobs", "tail", "known", "kind", "source", "document")
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ def random_arrays(num_tokens, k=4, vocab_size=100, seed=0, document_length=23):
         "kind": rng.integers(0, 3, num_tokens).astype(np.uint8),
         "source": rng.integers(-1, 2, num_tokens).astype(np.int16),
         "document": document,
+        "known": rng.random(num_tokens, np.float32),
     }
 
 
