@@ -85,6 +85,7 @@ def write_dataset(folder: Path, arrays: Arrays) -> None:
         **arrays,
         "source": np.zeros(num_tokens, np.int16),
         "document": np.zeros(num_tokens, np.int32),
+        "known": np.ones(num_tokens, np.float32),
     }
     records = {"fingerprint.json": FileRecord.of(files["fingerprint.json"])}
     publish(Location.parse(folder / "fingerprint.json"), files["fingerprint.json"])
