@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from fusestore.store.shown_table import ShownTable
     from fusestore.tokenizers.token_table import TokenTable
     from fusestore.tokenizers.tokenizer import Tokenizer
-    from fusestore.tokenizers.vocabulary import Vocabulary
+    from fusestore.tokenizers.vocabulary import Spelling, Vocabulary
     from fusestore.train.manifest import TrainedModel
     from fusestore.train.settings import LoraSettings, TrainSettings
     from fusestore.workflows import sharing
@@ -105,6 +105,7 @@ __all__ = [
     "ShardPlan",
     "Shared",
     "ShownTable",
+    "Spelling",
     "StageResult",
     "Store",
     "StreamingFusedDataset",
@@ -174,6 +175,7 @@ _HOMES = {
     "ShardPlan": "fusestore.store.receipts",
     "Shared": "fusestore.workflows.sharing.run",
     "ShownTable": "fusestore.store.shown_table",
+    "Spelling": "fusestore.tokenizers.vocabulary",
     "StageResult": "fusestore.store.result",
     "Store": "fusestore.api",
     "StreamingFusedDataset": "fusestore.data.streaming.streaming_dataset",

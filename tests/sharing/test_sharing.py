@@ -84,9 +84,11 @@ def test_inputs_come_first(source, empty):
     first = [next(i for i, name in enumerate(names) if name.startswith(kind)) for kind in order]
     assert first == sorted(first)
     (statistical,) = [name for name in paths_in(source) if "-statistical-" in name]
+    (fit,) = [name for name in paths_in(source) if name.startswith("fit/")]
     assert set(paths_in(source)) - set(names) == {
         *("cache/drawn", "cache/exact", "cache/nucleus", "cache/patchy"),
         *(statistical, "alignment/drawn--small", "fused/mixed", "model/merged"),
+        *(fit, "fused/learned"),
     }
     assert hashes(empty.location).items() <= hashes(source.location).items()
 
