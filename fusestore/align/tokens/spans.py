@@ -38,19 +38,13 @@ def span_pairs(
     Returns:
         int32 [T_target], position within the source document, −1 for none.
     """
+    read = _last_read(source_ends, source_offsets, target_ends, target_offsets)
     result = np.full(len(target_ends), -1, np.int32)
     for document in range(len(target_offsets) - 1):
-        first, source_stop = source_offsets[document], source_offsets[document + 1]
-        target_first, target_stop = target_offsets[document], target_offsets[document + 1]
-        source = first
-        for target in range(target_first, target_stop):
-            end = target_ends[target]
-            if target + 1 < target_stop and target_ends[target + 1] == end:
-                continue
-            while source < source_stop and source_ends[source] <= end:
-                source += 1
-            last = source - 1
-            if last < first or source_ends[last] != end:
+        first, target_first = source_offsets[document], target_offsets[document]
+        for target in range(target_first, target_offsets[document + 1]):
+            last = read[target]
+            if last < 0 or source_ends[last] != target_ends[target]:
                 continue
             if exact:
                 source_start = source_ends[last - 1] if last > first else 0
@@ -87,22 +81,45 @@ def inside_rows(
         not spell the bytes that it covers (a normalizer changed them), so that none of its bytes
         can be located.
     """
+    read = _last_read(source_ends, source_offsets, target_ends, target_offsets)
     result = np.full(len(target_ends), -1, np.int32)
     for document in range(len(target_offsets) - 1):
         first, source_stop = source_offsets[document], source_offsets[document + 1]
-        target_first, target_stop = target_offsets[document], target_offsets[document + 1]
+        for target in range(target_offsets[document], target_offsets[document + 1]):
+            last = read[target]
+            following = last + 1
+            if last < 0 or source_ends[last] == target_ends[target] or following == source_stop:
+                continue
+            start = source_ends[last]
+            added = source_lengths[following] - (source_ends[following] - start)
+            if added == 0 or (added == 1 and start == 0 and source_spaced[following]):
+                result[target] = last - first
+    return result
+
+
+@numba.njit(cache=True, nogil=True)
+def _last_read(
+    source_ends: npt.NDArray[np.int32],
+    source_offsets: npt.NDArray[np.int64],
+    target_ends: npt.NDArray[np.int32],
+    target_offsets: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """The last source token that ends no later than each target token, int64 [T_target].
+
+    It is counted from the first of all source tokens. −1 where there is none in the document, and
+    for a target token that ends where the next one ends: it is not followed by text.
+    """
+    result = np.full(len(target_ends), -1, np.int64)
+    for document in range(len(target_offsets) - 1):
+        first, source_stop = source_offsets[document], source_offsets[document + 1]
+        target_stop = target_offsets[document + 1]
         source = first
-        for target in range(target_first, target_stop):
+        for target in range(target_offsets[document], target_stop):
             end = target_ends[target]
             if target + 1 < target_stop and target_ends[target + 1] == end:
                 continue
             while source < source_stop and source_ends[source] <= end:
                 source += 1
-            last = source - 1
-            if last < first or source_ends[last] == end or source == source_stop:
-                continue
-            start = source_ends[last]
-            added = source_lengths[source] - (source_ends[source] - start)
-            if added == 0 or (added == 1 and start == 0 and source_spaced[source]):
-                result[target] = last - first
+            if source > first:
+                result[target] = source - 1
     return result
