@@ -21,11 +21,11 @@ from fusestore.forecast.tallies import (
     Tally,
     mean,
 )
-from fusestore.fuse.choices import Granularity
+from fusestore.fuse.choices import LEARNED, Granularity
 from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.observation import read_chunks
-from fusestore.fuse.strategies import LEARNED, check_strategy
+from fusestore.fuse.strategies import check_strategy
 from fusestore.progress import Progress, ignore_progress
 
 MAX_SOURCES_FOR_SUBSETS = 4

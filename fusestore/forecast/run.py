@@ -8,12 +8,11 @@ from fusestore.errors import InvalidInputError
 from fusestore.forecast.analysis import analyze_fusion
 from fusestore.forecast.forecast import Forecast
 from fusestore.forecast.settings import ForecastSettings
-from fusestore.fuse.choices import FitBy, FitMethod
+from fusestore.fuse.choices import LEARNED, FitBy, FitMethod
 from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.resolve import find_fitted, find_inputs
-from fusestore.fuse.strategies import LEARNED
 from fusestore.models.model import Model
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fusestore.forecast.divergence import divergence, same_top
 from fusestore.forecast.forecast import Agreement, MixtureForecast, Sees, SourceForecast
-from fusestore.fuse.choices import FitBy, Granularity
+from fusestore.fuse.choices import LEARNED, FitBy, Granularity
 from fusestore.fuse.combine import hold_labels, mix
 from fusestore.fuse.fits.blend import blend
 from fusestore.fuse.fits.manifest import Fitted
@@ -20,7 +20,7 @@ from fusestore.fuse.observation import BoolArray, Chunk, FloatArray, is_kept
 from fusestore.fuse.project import SparseRows
 from fusestore.fuse.scores import MAX_NATS, label_nats
 from fusestore.fuse.source_weights import weigh
-from fusestore.fuse.strategies import LEARNED, SCORE_FREE, get_strategy
+from fusestore.fuse.strategies import SCORE_FREE, get_strategy
 
 
 class Tally(Protocol):

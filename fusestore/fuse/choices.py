@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 Score = Literal["bits_per_byte", "aligned_ce", "token_ce"]
 """The score that strategies compare; smaller is better. See `fusestore.fuse.scores`."""
@@ -24,6 +24,9 @@ tokens of two documents; each document's last window is as short as its remainde
 FitMethod = Literal["temperature", "em", "loglinear", "gate"]
 """Learned strategies. temperature: even weights over rows at fitted temperatures. em: fitted
 weights. loglinear: a fitted generalized mean. gate: weights that follow from the rows."""
+
+LEARNED: tuple[FitMethod, ...] = get_args(FitMethod)
+"""Strategies without scores that are fitted beforehand: see `fusestore.fuse.fits`."""
 
 FitBy = Literal["global", "domain", "entropy"]
 """What the mixture weights of `em` depend on: nothing, where a document comes from, or how unsure

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.fuse.choices import LEARNED
 from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.inputs import SourceInput, check_same_tokens
 from fusestore.fuse.packing import window_starts
 from fusestore.fuse.recipe import Recipe
-from fusestore.fuse.strategies import LEARNED, check_strategy
+from fusestore.fuse.strategies import check_strategy
 from fusestore.tokenizers.token_table import TokenReader, TokenTable, read_documents
 
 _ONE_SOURCE_A_POSITION = frozenset({"mince", "single"})

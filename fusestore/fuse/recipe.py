@@ -30,6 +30,7 @@ from fusestore.align.settings import (
     VocabularyMethod,
 )
 from fusestore.fuse.choices import (
+    LEARNED,
     AcceptedKind,
     FitBy,
     Granularity,
@@ -41,8 +42,7 @@ from fusestore.storage.location import Location
 from fusestore.store.manifest import Frozen, canonical_json, digest_bytes
 from fusestore.store.settings_file import check_keys, parse_settings, read_settings_file
 
-_FITTED = frozenset({"temperature", "em", "loglinear", "gate"})
-_WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "packllm", "uniform", "single"}) | _FITTED
+_WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "packllm", "uniform", "single", *LEARNED})
 _DIGEST = re.compile(r"[0-9a-f]{16,64}")
 
 _INPUTS: dict[str, JsonValue] = {"panel": "Inputs"}
@@ -271,10 +271,10 @@ class Recipe(Frozen):
                 f"strategy {self.strategy!r} does not use weights; "
                 "remove them or choose strategy 'weighted'"
             )
-        if self.fit is not None and self.strategy not in _FITTED:
+        if self.fit is not None and self.strategy not in LEARNED:
             raise ValueError(
                 f"strategy {self.strategy!r} uses no fit; remove it or choose one of "
-                f"{', '.join(sorted(_FITTED))}"
+                f"{', '.join(sorted(LEARNED))}"
             )
         if self.target_cache is not None and self.unaligned != "target":
             raise ValueError("target_cache is only used with unaligned = 'target'")

@@ -19,7 +19,7 @@ from fusestore.cache.reader import Cache, open_cache
 from fusestore.corpus.build import Corpus, open_corpus
 from fusestore.corpus.tokenize import StoredTokens, find_corpus_tokens
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.fuse.choices import FitBy, FitMethod
+from fusestore.fuse.choices import LEARNED, FitBy, FitMethod
 from fusestore.fuse.fits.domains import domain_of, fitted_to
 from fusestore.fuse.fits.find_fits import check_fit, find_fits, fingerprint_of, load_fit
 from fusestore.fuse.fits.manifest import Fitted
@@ -27,14 +27,12 @@ from fusestore.fuse.fusion import Fusion, prepare
 from fusestore.fuse.inputs import SourceInput
 from fusestore.fuse.manifest import FusionPlan
 from fusestore.fuse.recipe import Recipe, RecipeSource
-from fusestore.fuse.strategies import LEARNED
 from fusestore.models.model import Model
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.store.findings import DAMAGE
 from fusestore.store.layout import Store, is_name
 from fusestore.tokenizers.tokenizer import Tokenizer
-from fusestore.tokenizers.vocabulary import Vocabulary
 from fusestore.tokenizers.vocabulary_table import load_vocabulary, load_vocabulary_manifest
 
 
@@ -308,16 +306,8 @@ def _source_input(
         vocabulary_map_digest=vocabulary_map.digest,
         alignment_digest=alignment.manifest.digest,
         spelling=spelling,
-        first_tokens=first_tokens(spelling, _vocabulary_of(store, target)) if inside else None,
+        first_tokens=first_tokens(spelling, target.vocabulary) if inside else None,
     )
-
-
-def _vocabulary_of(store: Store, target: Target) -> Vocabulary:
-    """The target's vocabulary from the store if it is there, without loading a tokenizer."""
-    try:
-        return load_vocabulary(store, target.digest)
-    except NotFoundError:
-        return target.vocabulary
 
 
 def _with_alignment(

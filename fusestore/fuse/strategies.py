@@ -14,14 +14,13 @@ granularity sets whether a unit is a document, a window or a token.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fusestore import plugins
 from fusestore.errors import InvalidInputError
-from fusestore.fuse.choices import FitMethod
+from fusestore.fuse.choices import LEARNED
 from fusestore.store.settings_file import did_you_mean
 
 FloatArray = npt.NDArray[np.float64]
@@ -40,9 +39,6 @@ _STRATEGIES: dict[str, Strategy] = {}
 
 SCORE_FREE = frozenset({"weighted", "uniform", "single"})
 """Strategies that ignore scores, and so granularity."""
-
-LEARNED: tuple[FitMethod, ...] = get_args(FitMethod)
-"""Strategies without scores that are fitted beforehand: see `fusestore.fuse.fits`."""
 
 
 def register_strategy(name: str) -> Callable[[Strategy], Strategy]:

@@ -1,12 +1,14 @@
 """Fits in a store: made once, found again, refused where they do not belong."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.forecast.run import forecast
 from fusestore.forecast.settings import ForecastSettings
-from fusestore.fuse.choices import FitMethod
+from fusestore.fuse.choices import LEARNED, FitMethod
 from fusestore.fuse.fits import fit_data
 from fusestore.fuse.fits.domains import domain_of
 from fusestore.fuse.fits.find_fits import load_fit
@@ -15,7 +17,7 @@ from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.resolve import find_inputs
 from fusestore.fuse.run import fuse
 from fusestore.fuse.shard import fuse_rows
-from fusestore.fuse.strategies import LEARNED, register_strategy
+from fusestore.fuse.strategies import register_strategy
 from fusestore.store.inventory import describe, list_artifacts
 from fusestore.workflows.verification import verify_store
 from tests.helpers.small_store import make_small_store
@@ -179,9 +181,7 @@ def test_a_domain_has_weights_of_its_own_and_an_unseen_one_those_of_all(small):
     assert fitted.domain.tolist() == [1] * 40
 
 
-def test_methods_are_those_of_the_recipe():
-    from typing import get_args
-
-    from fusestore.fuse import recipe
-
-    assert set(get_args(FitMethod)) == recipe._FITTED
+@pytest.mark.parametrize("method", get_args(FitMethod))
+def test_methods_are_those_of_the_recipe(method):
+    recipe = Recipe.parse({"sources": ["a", "b"], "strategy": method, "fit": "0" * 16})
+    assert recipe.fit == "0" * 16
