@@ -12,10 +12,10 @@ from fusestore.store.manifest import Frozen
 TokenMethod = Annotated[
     AlignmentMethod,
     Field(
-        description="How target tokens are paired with source tokens. span: equal end offsets, and "
-        "inside a source token the row before it. exact: equal start and end offsets. mined: "
-        "minimum edit distance. anchored: mined, with tokens that cover the same bytes fixed. "
-        "hybrid: span, and mined in the gaps.",
+        description="How target tokens are paired with source tokens. span: equal end offsets; a "
+        "target token that ends inside a source token is paired with the token before that. exact: "
+        "equal start and end offsets. mined: minimum edit distance. anchored: mined, with tokens "
+        "that cover the same bytes fixed. hybrid: span, and mined in the gaps.",
         json_schema_extra={"panel": "Alignments", "names": ["--method"]},
     ),
 ]
