@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from fusestore.align.kinds import AlignmentMethod, MapMethod
-from fusestore.store.manifest import Frozen
+from fusestore.store.presets import SettingsWithPresets
 
 TokenMethod = Annotated[
     AlignmentMethod,
@@ -36,8 +36,10 @@ DEFAULT_METHOD: AlignmentMethod = "span"
 DEFAULT_VOCABULARY: MapMethod = "prefix"
 
 
-class AlignSettings(Frozen):
+class AlignSettings(SettingsWithPresets):
     """How a source's tokens and vocabulary are aligned to the target's."""
+
+    PRESETS: ClassVar = {"fusellm": {"method": "mined", "vocabulary": "mined"}}
 
     method: TokenMethod = DEFAULT_METHOD
     vocabulary: VocabularyMethod = DEFAULT_VOCABULARY

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -11,7 +11,7 @@ from fusestore.cache.rule import Rule, RuleName
 from fusestore.errors import IncompatibleError
 from fusestore.models.precision import DtypeSetting
 from fusestore.store.codec import MAX_STEP, MIN_STEP
-from fusestore.store.manifest import Frozen
+from fusestore.store.presets import SettingsWithPresets
 
 BosPolicy = Literal["auto", "always", "never"]
 
@@ -21,8 +21,10 @@ _MODEL: dict[str, JsonValue] = {"panel": "Model"}
 _WORK: dict[str, JsonValue] = {"panel": "Execution"}
 
 
-class CaptureSettings(Frozen):
+class CaptureSettings(SettingsWithPresets):
     """What a capture keeps and how it runs. Fields up to `on_nan` change the stored numbers."""
+
+    PRESETS: ClassVar = {"fusellm": {"top_k": 10}}
 
     selection: RuleName = Field(
         default="top-k",

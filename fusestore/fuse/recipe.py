@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -40,6 +40,7 @@ from fusestore.fuse.choices import (
 )
 from fusestore.storage.location import Location
 from fusestore.store.manifest import Frozen, canonical_json, digest_bytes
+from fusestore.store.presets import SettingsWithPresets
 from fusestore.store.settings_file import check_keys, parse_settings, read_settings_file
 
 _WITHOUT_WEIGHTS = frozenset({"mince", "avgce", "packllm", "uniform", "single", *LEARNED})
@@ -84,8 +85,22 @@ SourceEntry = Annotated[
 """A source in a recipe: a table, `NAME`, or `NAME=WEIGHT`."""
 
 
-class Recipe(Frozen):
+class Recipe(SettingsWithPresets):
     """The complete description of a fusion; see docs/fusion.md for every choice."""
+
+    PRESETS: ClassVar = {
+        "fusellm": {
+            "strategy": "mince",
+            "score": "token_ce",
+            "kinds": ("span", "mined"),
+            "unaligned": "fusellm",
+            "top_k": 10,
+            "keep_label": False,
+            "window_length": 2048,
+            "alignment_method": "mined",
+            "vocabulary_method": "mined",
+        }
+    }
 
     sources: tuple[SourceEntry, ...] = Field(
         min_length=1,

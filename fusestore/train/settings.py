@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from fusestore.losses.divergence_registry import check_divergence
 from fusestore.losses.objective import FusionObjective, TailMode
 from fusestore.models.precision import PrecisionSetting
 from fusestore.store.manifest import Frozen, is_stored
+from fusestore.store.presets import SettingsWithPresets
 
 _OBJECTIVE: dict[str, JsonValue] = {"panel": "Objective"}
 _OPTIMIZER: dict[str, JsonValue] = {"panel": "Optimizer"}
@@ -56,8 +57,18 @@ class LoraSettings(Frozen):
     )
 
 
-class TrainSettings(Frozen):
+class TrainSettings(SettingsWithPresets):
     """What a training run does, except for its model, its data and its folders."""
+
+    PRESETS: ClassVar = {
+        "fusellm": {
+            "lm_weight": 0.9,
+            "tail": "renormalize",
+            "learning_rate": 1e-5,
+            "warmup": 0.008,
+            "schedule": "cosine",
+        }
+    }
 
     objective: Literal["fuse", "kd", "clm"] = Field(
         default="fuse",

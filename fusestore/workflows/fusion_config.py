@@ -19,6 +19,7 @@ from fusestore.plugins import load_plugins
 from fusestore.storage.location import Location
 from fusestore.store.layout import check_name
 from fusestore.store.manifest import Frozen
+from fusestore.store.presets import SettingsWithPresets
 from fusestore.store.settings_file import (
     check_keys,
     did_you_mean,
@@ -69,7 +70,7 @@ class TrainConfig(Frozen):
     settings: TrainSettings
 
 
-class FusionConfig(Frozen):
+class FusionConfig(SettingsWithPresets):
     """Everything one fusion needs, from text to trained models."""
 
     store: str = Field(
@@ -162,7 +163,7 @@ def load_config(
     """Read a fusion.toml, import its plugins, and check all of it.
 
     Shared defaults stand in `[capture]` and `[train]`; `[models.NAME]` and `[train.runs.NAME]`
-    override them.
+    override them. `preset` is that of every table that names none.
 
     Args:
         location: the file.
@@ -189,23 +190,28 @@ def load_config(
     check_keys(content, [*FusionConfig.model_fields, "capture"], where)
     _load_plugins(content.get("plugins", []), where)
     parsed = dict(content)
-    capture = _shared(CaptureSettings, parsed.pop("capture", {}), "capture", where)
+    preset = {key: value for key, value in content.items() if key == "preset"}
+    parse_settings(SettingsWithPresets, preset, where)
+    capture, align, fuse, train = (
+        {**preset, **_table(parsed.pop(name, {}), name, where)}
+        for name in ("capture", "align", "fuse", "train")
+    )
+    # A misspelt key in a table of defaults is its own, not that of a table that uses it.
+    check_keys(capture, list(CaptureSettings.model_fields), f"[capture] of {where}")
     parsed["models"] = {
         name: _model(_table(table, f"models.{name}", where), capture, f"[models.{name}] of {where}")
         for name, table in _table(content.get("models", {}), "models", where).items()
     }
-    align = _table(content.get("align", {}), "align", where)
     parsed["align"] = parse_settings(AlignSettings, align, f"[align] of {where}")
     if "corpus" in content:
         table = _table(content["corpus"], "corpus", where)
         parsed["corpus"] = parse_settings(CorpusConfig, table, f"[corpus] of {where}")
     target = ""
     if "fuse" in content and "corpus" in content:
-        table = _table(content["fuse"], "fuse", where)
         corpus = parsed["corpus"].name
-        parsed["fuse"] = _fuse(table, corpus, parsed["align"], f"[fuse] of {where}")
+        parsed["fuse"] = _fuse(fuse, corpus, parsed["align"], f"[fuse] of {where}")
         target = str(parsed["fuse"].recipe.target)
-    parsed["train"] = _train(_table(content.get("train", {}), "train", where), target, where)
+    parsed["train"] = _train(train, target, where)
     return parse_settings(FusionConfig, parsed, where)
 
 
@@ -229,18 +235,6 @@ def _table(value: Any, name: str, where: str) -> dict[str, Any]:  # noqa: ANN401
     if not isinstance(value, dict):
         raise InvalidInputError(f"{name} in {where} must be a table: write [{name}].")
     return dict(value)
-
-
-def _shared(
-    settings: type[BaseModel],
-    value: Any,  # noqa: ANN401
-    name: str,
-    where: str,
-) -> dict[str, Any]:
-    """A table of defaults: a misspelt key in it is its own, not that of a table that uses it."""
-    table = _table(value, name, where)
-    check_keys(table, list(settings.model_fields), f"[{name}] of {where}")
-    return table
 
 
 def _split(

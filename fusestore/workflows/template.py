@@ -30,6 +30,7 @@ from fusestore.workflows.fusion_config import (
 )
 
 _WIDTH = 88
+_SAID_ABOVE = {"preset"}
 _SETTLED_ELSEWHERE = {"corpus", "alignment_method", "vocabulary_method"}
 
 
@@ -65,7 +66,7 @@ def _head() -> Iterator[str]:
     yield from _settings(
         FusionConfig,
         values,
-        only={"store", "storage_options", "plugins", "evaluate_split", "log_dir", "plot"},
+        only={"store", "preset", "storage_options", "plugins", "evaluate_split", "log_dir", "plot"},
     )
     yield from _title("corpus", CorpusSettings)
     corpus = {"inputs": ["texts/*.txt"], "held_out_fraction": 0.05}
@@ -85,21 +86,21 @@ def _models() -> Iterator[str]:
         else:
             yield f"model = {_toml(spec)}"
     yield from _title("capture", CaptureSettings)
-    yield from _settings(CaptureSettings, {})
+    yield from _settings(CaptureSettings, {}, skip=_SAID_ABOVE)
     yield from _title("align", AlignSettings)
-    yield from _settings(AlignSettings, {})
+    yield from _settings(AlignSettings, {}, skip=_SAID_ABOVE)
 
 
 def _fusion() -> Iterator[str]:
     yield from _title("fuse", Recipe)
     yield from _settings(FuseConfig, {}, only={"name"})
     recipe = {"sources": ["smollm2", "gemma3"], "target": "smollm2"}
-    yield from _settings(Recipe, recipe, skip=_SETTLED_ELSEWHERE)
+    yield from _settings(Recipe, recipe, skip=_SAID_ABOVE | _SETTLED_ELSEWHERE)
 
 
 def _training() -> Iterator[str]:
     yield from _title("train", TrainSettings, "Shared by all runs.")
-    yield from _settings(TrainSettings, {}, skip={"lora"})
+    yield from _settings(TrainSettings, {}, skip=_SAID_ABOVE | {"lora"})
     yield ""
     yield from _comment("A table [train.lora] trains low-rank updates instead of all weights.")
     yield from _comment(f"Its keys: {', '.join(LoraSettings.model_fields)}.")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from fusestore.align.settings import AlignSettings
 from fusestore.errors import FusestoreError, InvalidInputError
 from fusestore.storage.location import Location
 from fusestore.workflows.fusion_config import load_config
@@ -41,10 +42,13 @@ MISTAKES = [
     ("[corpus]", 'plugins = "mine"\n[corpus]', "a list of module names"),
     ("[corpus]", 'plugins = ["no_such_plugin"]\n[corpus]', "no_such_plugin"),
     ("[corpus]", "[corpus]\ninputs_ = 1", "Did you mean 'inputs'"),
+    ("[corpus]", 'preset = "fuselm"\n[corpus]', "'fusellm'"),
+    ("[capture]", '[align]\npreset = "bes"\n[capture]', "'best'"),
 ]
 
 PROGRAM = f"""
 import json, sys
+from fusestore.align.settings import AlignSettings
 from fusestore.errors import FusestoreError
 from fusestore.storage.location import Location
 from fusestore.workflows.fusion_config import load_config
@@ -116,3 +120,18 @@ def test_a_plugin_of_the_file_registers_a_strategy(tmp_path, job, monkeypatch):
 def test_a_missing_file_says_how_to_begin(tmp_path):
     with pytest.raises(FusestoreError, match="fusestore init"):
         load_config(Location.parse(tmp_path / "fusion.toml"))
+
+
+def test_a_preset_is_that_of_every_table_that_names_none(tmp_path, job):
+    preset = ("[corpus]", 'preset = "fusellm"\n[corpus]')
+    config = load_config(Location.parse(write_fusion(tmp_path, job, str(tmp_path / "s"), preset)))
+    assert config.align == AlignSettings(preset="fusellm")
+    recipe = config.fuse.recipe
+    assert (recipe.score, recipe.unaligned) == ("token_ce", "fusellm")
+    assert (recipe.alignment_method, recipe.vocabulary_method) == ("mined", "mined")
+    assert all(run.settings.tail == "renormalize" for run in config.train.values())
+    # What a table says, and the preset that it names itself, go before.
+    own = ("[capture]", '[align]\npreset = "best"\nvocabulary = "exact"\n[capture]')
+    (tmp_path / "own").mkdir()
+    file = write_fusion(tmp_path / "own", job, str(tmp_path / "s"), preset, own)
+    assert load_config(Location.parse(file)).align == AlignSettings(vocabulary="exact")
