@@ -73,7 +73,8 @@ def limit_documents(
         sample_seed: take documents in an order drawn by this seed; by default from the first on.
 
     Raises:
-        InvalidInputError: a limit for a split that no document has.
+        InvalidInputError: a limit for a split that no document has, or that no document of its split
+            fits.
     """
     existing = set(documents["split"].unique())
     for limits in (max_documents, max_bytes):
@@ -88,8 +89,16 @@ def limit_documents(
         order.sort(key=lambda row: (_unit_hash(f"{sample_seed}:{sizes[row][0]}"), row))
     splits = [split for _, split, _ in sizes]
     order = _within(order, splits, [1] * len(sizes), max_documents)
-    order = _within(order, splits, [size for _, _, size in sizes], max_bytes)
-    return documents[sorted(order)]
+    kept = _within(order, splits, [size for _, _, size in sizes], max_bytes)
+    for split, limit in max_bytes.items() if isinstance(max_bytes, Mapping) else ():
+        # A limit of documents is at least 1.
+        if not any(splits[row] == split for row in kept):
+            source, _, size = sizes[next(row for row in order if splits[row] == split)]
+            raise InvalidInputError(
+                f"The limit of {limit:,} bytes leaves split {split!r} without documents: the "
+                f"first, {source}, has {size:,} bytes. Raise max_bytes of this split."
+            )
+    return documents[sorted(kept)]
 
 
 def _within(

@@ -108,6 +108,9 @@ def test_limits_keep_documents_in_order():
     assert drawn != ["0", "1", "2", "3", "4"]
     with pytest.raises(InvalidInputError, match=r"\['test'\]"):
         limit_documents(frame, max_bytes={"test": 1})
+    # A split is never dropped in silence.
+    with pytest.raises(InvalidInputError, match="without documents: the first, 6, has 10 bytes"):
+        limit_documents(frame, max_bytes={"train": 25, "held_out": 9})
 
 
 def write(folder: Path, name: str, data: bytes) -> Path:
