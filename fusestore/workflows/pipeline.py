@@ -97,6 +97,11 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
         ),
     )
 
+    # Before anything is captured.
+    for split in (config.fuse.recipe.split, config.evaluate_split):
+        if split is not None:
+            corpus.split_documents(split)
+
     caches: dict[str, Cache] = {}
     for name in config.captured:
         caches[name] = stages.run(

@@ -1,0 +1,81 @@
+"""The fusion.toml of a distillation: one teacher, one student, any tokenizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from fusestore.errors import AlreadyExistsError, NotFoundError
+from fusestore.storage.location import Location
+from fusestore.storage.publish import publish
+
+TEACHER, STUDENT = "teacher", "student"
+
+
+def distillation_toml(
+    teacher: str, student: str, data: Sequence[str], store: str, held_out_fraction: float
+) -> str:
+    """The text of a fusion.toml that trains `student` on `data` and the rows of `teacher`.
+
+    Args:
+        teacher, student: a folder, hub id, `.gguf` file or `package:NAME`.
+        data: files, patterns, folders or URLs of text.
+        store: folder or URL.
+        held_out_fraction: share of the documents on which the student is scored; 0: none.
+    """
+
+    def value(of: str | Sequence[str]) -> str:
+        # A JSON text or list is one of TOML too.
+        return json.dumps(of, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+    evaluated = held_out_fraction > 0
+    lines = [
+        "# One teacher, one student. `fusestore run` with this file goes on where it was, and makes "
+        "again",
+        "# what a change of this file changes. `fusestore init` writes every setting that it may "
+        "have.",
+        f"store = {value(store)}",
+        *(['evaluate_split = "held_out"'] if evaluated else []),
+        "",
+        "[corpus]",
+        f"inputs = {value(list(data))}",
+        *([f"held_out_fraction = {held_out_fraction!r}"] if evaluated else []),
+        "",
+        f"[models.{TEACHER}]",
+        f"model = {value(teacher)}",
+        "",
+        f"[models.{STUDENT}]",
+        f"model = {value(student)}",
+        "",
+        "[fuse]",
+        'name = "distilled"',
+        f'sources = ["{TEACHER}"]',
+        f'target = "{STUDENT}"',
+        'strategy = "single"',
+        "",
+        "[train.runs.distilled]",
+        "",
+        "# What the teacher is worth shows beside a student of the same text alone:",
+        "#[train.runs.text_alone]",
+        '#objective = "clm"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_once(file: str, text: str) -> None:
+    """Write a file, or find the same text in it.
+
+    Raises:
+        AlreadyExistsError: it has another text, which was left as it is.
+    """
+    location = Location.parse(file)
+    try:
+        existing = location.read_bytes().decode("utf-8", "replace")
+    except NotFoundError:
+        publish(location, text.encode())
+        return
+    if existing != text:
+        raise AlreadyExistsError(
+            f"{file} has other settings than this command, and was left as it is. Run it with "
+            f"`fusestore run {file}`, or write another one with --file."
+        )
