@@ -11,6 +11,7 @@ from urllib.request import Request, urlopen
 import pytest
 from hypothesis import settings
 
+from tests.helpers import fork_server
 from tests.helpers.made_once import made_once
 
 # The same cases in every run, so that a red run is the change's doing. `HYPOTHESIS_PROFILE=explore`
@@ -59,6 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parents[1]
     place = {root / file: number for number, file in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_fork_server(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The processes of this test run share the server of `fork_server.python`."""
+    fork_server.meeting_place = made_once(tmp_path_factory, "fork-servers", Path.mkdir)
 
 
 PackagedModel = Callable[[str], Path]

@@ -17,6 +17,7 @@ from fusestore.cache.reader import open_cache
 from fusestore.cache.verify import verify_cache
 from fusestore.errors import NotFoundError
 from fusestore.store.layout import Store
+from tests.helpers.fork_server import python
 
 
 class Writer:
@@ -25,7 +26,7 @@ class Writer:
     def __init__(self):
         script = Path(__file__).parents[1] / "helpers/cache_writer_process.py"
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script)],
+            [python(), str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

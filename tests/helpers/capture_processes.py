@@ -21,9 +21,12 @@ class CaptureProcesses:
     """Starts captures of one model over one corpus, each in a process of its own."""
 
     def __init__(self, model, corpus="demo", **settings):
+        # Not for the server, which is this file as well.
+        from tests.helpers.fork_server import python
+
         self.job = {"model": str(model), "corpus": corpus, "settings": settings}
         self.server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__],
+            [python(), __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -4,12 +4,15 @@
 or `FILE …`. It has a server run the program, in a fork of a process that has imported `MODULES`
 once, and passes on the environment, the working directory, the standard streams, signals, and how
 the program ended. Whatever is killed takes its fork with it, a moment later. `python("deepspeed")`
-has a server of its own, which has imported that module too.
+has a server of its own, a fork of the first that has imported that module too.
+
+All processes of a test run share the servers: the first that asks starts one, and it ends with the
+last.
 
 Of ours nothing is imported before the forks, and nothing that begins threads: Polars does. So a
 program sees of the server no more than that importing torch takes no time. Tests of what is
 imported, of a process' children, or of what a kill leaves at once, need `sys.executable`. Run as a
-script, this file is the server.
+script, this file is the server; without arguments it only imports what the server would.
 """
 
 import atexit
@@ -62,31 +65,58 @@ os._exit(status)
 """
 
 
+meeting_place = Path(os.devnull)
+"""The folder where the processes of a test run find each other's servers; set by a fixture."""
+
+_KEPT: list[object] = []
+"""Servers stay while these exist."""
+
+
 @cache
 def python(*modules: str) -> str:
-    """The executable; its server lives as long as this process, and imports `modules` as well."""
-    folder = Path(tempfile.mkdtemp(prefix="fork-server-"))
-    address = str(folder / "socket")
-    file = folder / "python"
-    file.write_text(CLIENT.format(python=sys.executable, address=address))
-    file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", __file__, address, *modules],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        # No compiler's processes, which torch begins as soon as it imports its compiler.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
-    )
+    """The executable; its server has imported `modules` as well."""
+    from fusestore.storage.file_lock import locked
 
-    def close():
+    place = meeting_place / "-".join(["python", *modules])
+    with locked(place.with_suffix(".lock")):
+        if place.exists() and _stays_for_us(place.read_text()):
+            return str(Path(place.read_text()).with_name("python"))
+        folder = Path(tempfile.mkdtemp(prefix="fork-server-"))
+        address = str(folder / "socket")
+        file = folder / "python"
+        file.write_text(CLIENT.format(python=sys.executable, address=address))
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+        interpreter = [python()] if modules else [sys.executable, "-W", "ignore"]
+        server = subprocess.Popen(
+            [*interpreter, __file__, address, *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # No compiler's processes, which torch begins as soon as it imports its compiler.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        )
+        # Some modules print when they are imported.
+        assert b"ready\n" in iter(server.stdout.readline, b"")
+        assert _stays_for_us(address)
         server.stdin.close()
-        server.wait()
-        server.stdout.close()
-
-    atexit.register(close)
-    # Some modules print when they are imported.
-    assert b"ready\n" in iter(server.stdout.readline, b"")
+        _KEPT.append(server)
+        place.write_text(address)
     return str(file)
+
+
+def _stays_for_us(address: str) -> bool:
+    """Whether a server answers, which then stays until this process ends."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(address)
+        connection.sendall(bytes(8))
+        answered = connection.recv(1) == b"\n"
+    except OSError:
+        answered = False
+    if answered:
+        _KEPT.append(connection)
+    else:
+        connection.close()
+    return answered
 
 
 def serve(address, *modules):
@@ -94,31 +124,42 @@ def serve(address, *modules):
     del sys.path[0]
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
-    for module in MODULES + modules:
-        importlib.import_module(module)
+    import_modules(MODULES + modules)
     listener.listen()
     print("ready", flush=True)  # noqa: T201
-    while True:
-        ready, _, _ = select.select([listener, sys.stdin], [], [], 1.0)
+    users: set = {sys.stdin}
+    while users:
+        ready, _, _ = select.select([listener, *users], [], [], 1.0)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if sys.stdin in ready:
-            shutil.rmtree(Path(address).parent)
-            return
+        # They send no more: what can be read of them is their end.
+        users.difference_update(ready)
         if listener in ready:
             client, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                look_after(client)
-                os._exit(0)
-            client.close()
+            size, streams, _, _ = socket.recv_fds(client, 8, 3)
+            if streams:
+                if os.fork() == 0:
+                    listener.close()
+                    look_after(client, int.from_bytes(size, "little"), streams)
+                    os._exit(0)
+                for stream in streams:
+                    os.close(stream)
+                client.close()
+            elif size:
+                client.sendall(b"\n")
+                users.add(client)
+    shutil.rmtree(Path(address).parent)
 
 
-def look_after(client):
+def import_modules(names):
+    for name in names:
+        importlib.import_module(name)
+
+
+def look_after(client, size, streams):
     """Fork the program that a client asks for, and tell it how that ended: -9 for SIGKILL."""
-    size, streams, _, _ = socket.recv_fds(client, 8, 3)
-    job = client.makefile("rb").read(int.from_bytes(size, "little"))
+    job = client.makefile("rb").read(size)
     child = os.fork()
     if child == 0:
         client.close()
@@ -204,4 +245,7 @@ def _run(arguments):
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:])
+    if len(sys.argv) > 1:
+        serve(*sys.argv[1:])
+    else:
+        import_modules(MODULES)
