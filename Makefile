@@ -5,6 +5,10 @@ RUN = $(VENV)/bin
 # A few processes, each with whole files: what a file's tests share is made once.
 PYTEST = $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# What a process compiles, the next one reads: each test process and each program that a test starts
+# imports some 20 MB of Python source, also where the environment turns this off.
+export PYTHONDONTWRITEBYTECODE =
+
 PIP = $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test test-slow test-all lint format schemas lock clean
@@ -41,12 +45,14 @@ lock: $(VENV)/installed
 
 # torch first and by itself, so that pip alone decides which build and what it needs; the rest is
 # a complete list and needs no resolving. Python compiles what it imports when it imports it: most of
-# these packages' files are never imported, and compiling all takes a third of the installation.
+# these packages' files are never imported, and compiling all takes a third of the installation. What
+# is always imported is compiled at the end, before several test processes would each do that.
 $(VENV)/installed: requirements/torch.txt requirements/lock.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements/torch.txt -c requirements/lock.txt
 	$(PIP) --no-deps -r requirements/lock.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
+	$(RUN)/python -W ignore tests/helpers/fork_server.py
 	touch $@
 
 clean:
