@@ -7,7 +7,6 @@ BOS token says nothing of its first token, and so nothing of what follows a part
 
 from __future__ import annotations
 
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,16 @@ TRAINED = ("word_piece", "unigram")
 
 NAMES = [name for name in (*FAMILIES, *LARGE) if name not in TRAINED]
 QUICK = [("mistral", "smollm2")]
-OTHERS = [pair for pair in permutations(NAMES, 2) if pair not in QUICK]
+STEP = 3
+"""Neighbors in `NAMES` are alike. No divisor of their number, so the cycle has all of them."""
+CYCLE = [(name, NAMES[(place + STEP) % len(NAMES)]) for place, name in enumerate(NAMES)]
+OTHERS = [
+    pair
+    for source, target in CYCLE
+    for pair in ((source, target), (target, source))
+    if pair not in QUICK
+]
+"""Each tokenizer is a source twice and a target twice."""
 
 MAX_LENGTH = 512
 NUM_CHARACTERS = 60_000
