@@ -64,7 +64,8 @@ def _mix_rows(rows, weights, ids, logprobs, tail, slots, out_ids, out_logprobs, 
             if weights[position, source] > 0.0:
                 contributors += 1
                 only = rows[position, source]
-        count = 0
+        # An np.int64, because numba compiles the called function once more for a literal.
+        count = np.int64(0)
         tail_mass = 0.0
         if contributors == 0:
             tail_mass = 1.0

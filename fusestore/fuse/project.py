@@ -247,7 +247,8 @@ def _project_rows(
                 total = agreeing / (1.0 - share)
                 tail_mass = share * total
         lost = 0.0
-        count = 0
+        # An np.int64, because numba compiles the called function once more for a literal.
+        count = np.int64(0)
         for entry in range(k):
             logprob = logprobs[row, entry]
             if logprob == -math.inf:

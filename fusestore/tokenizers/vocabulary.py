@@ -68,8 +68,8 @@ class Spelling:
         return np.diff(self.offsets).astype(np.int32)
 
 
-NO_SPELLING = Spelling(np.zeros(0, np.uint8), np.zeros(1, np.int64))
-"""Of no ids."""
+NO_SPELLING = Spelling(np.frombuffer(b"", np.uint8), np.zeros(1, np.int64))
+"""Of no ids; `data` is read-only like any other, so that kernels are compiled for one type."""
 
 
 @dataclass(frozen=True)

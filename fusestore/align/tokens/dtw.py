@@ -48,6 +48,9 @@ _UNREACHED = 2**60
 
 _NO_BOUND = 2**59
 
+# Constants that are passed on below have types such as np.int64: for a literal, numba compiles the
+# called function once more.
+
 
 class Tokens(NamedTuple):
     """The tokens of one side: D concatenated documents, T tokens in all.
@@ -138,8 +141,9 @@ def warp_documents(
             columns, num_targets = _distinct(right, target_slots)
             costs = np.full((num_sources, num_targets), -1, np.int32)
             moves, _ = _warp(pair, costs, slots, columns, bound)
-            _follow(moves, 0, 0, joined)
-            _join(0, 0, joined)
+            first = np.int64(0)
+            _follow(moves, first, first, joined)
+            _join(first, first, joined)
         for j in range(len(right)):
             if joined.sources[j] == 1:
                 i = joined.partner[j]
@@ -199,14 +203,14 @@ def _join_gaps(pair: _Pair, span: npt.NDArray[np.int32], joined: _Joined) -> Non
         joined: receives the joined pairs.
     """
     n, m = len(pair.left), len(pair.right)
-    first_source = first_target = 0
+    first_source = first_target = np.int64(0)
     for j in range(m):
         closes = span[j] >= 0
         if not closes and j < m - 1:
             continue
         i = span[j] if closes else n - 1
         if first_source <= i:
-            _join_range(pair, first_source, i, first_target, j, joined, False)
+            _join_range(pair, first_source, i, first_target, j, joined, np.bool_(False))
             _join(first_source, first_target, joined)
         first_source, first_target = i + 1, j + 1
 
@@ -229,10 +233,10 @@ def _join_anchored(
     n, m = len(pair.left), len(pair.right)
     total = 0
     # The path begins in the first cell; (i, j) is the cell that it has reached.
-    i = j = 0
-    _join(0, 0, joined)
+    i = j = np.int64(0)
+    _join(i, j, joined)
     if with_total:
-        total = _distance(pair, 0, 0)
+        total = _distance(pair, i, j)
     for anchor in range(m + 1):
         # After all anchors comes the last cell, in which the path ends.
         row, column = (exact[anchor], anchor) if anchor < m else (n - 1, m - 1)
@@ -275,7 +279,7 @@ def _join_range(
             pair.masks,
         )
         costs = np.full((n, m), -1, np.int32)
-        moves, total = _warp(token_range, costs, np.arange(n), np.arange(m), _NO_BOUND)
+        moves, total = _warp(token_range, costs, np.arange(n), np.arange(m), np.int64(_NO_BOUND))
         _follow(moves, first_source, first_target, joined)
         return total - costs[0, 0] if with_total else 0
     # A single row or column has one path.

@@ -160,7 +160,8 @@ def _search(
         if short:
             for position in range(length):
                 masks[query[position]] |= np.uint64(1) << np.uint64(position)
-        best, bound, common, rank = -1, 2**30, -1, np.int64(0)
+        # Of a literal bound, numba would compile `find_survivors` once more.
+        best, bound, common, rank = -1, np.int64(2**30), -1, np.int64(0)
         # Step 0 compares the hints; steps 1, 2, 3, … lengths ±0, +1, −1, +2, …
         for step in range(2 * max(longest, length) + 2):
             if step == 0:

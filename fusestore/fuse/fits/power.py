@@ -142,7 +142,8 @@ def _mix_power_rows(
     used_weights = np.empty(num_sources, np.float64)
     for position in range(num_positions):
         label = labels[position]
-        count = 0
+        # An np.int64, here and below: numba compiles the called function once more for a literal.
+        count = np.int64(0)
         for source in range(num_sources):
             if weights[position, source] > 0.0:
                 used_rows[count] = rows[position, source]
@@ -184,7 +185,7 @@ def _mix_power_rows(
             outside = (vocab_size - size) * math.exp(_mean(shares, used_weights, count, order))
         total += outside
         out_label[position] = -math.inf
-        kept = 0
+        kept = np.int64(0)
         if total > 0.0:
             log_total = math.log(total)
             for slot in range(size):
