@@ -4,8 +4,8 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,9 +21,11 @@ from fusestore.errors import FingerprintMismatchError
 from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision
 from fusestore.store.layout import Store
+from tests.helpers.fork_server import python
 from tests.helpers.lines import Lines
 from tests.helpers.store_contents import contents
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = CaptureSettings(top_k=7, rows_per_shard=64, rows_per_chunk=16, device="cpu")
 OTHER = {"float32": "bfloat16", "bfloat16": "float32"}
 BOTH = pytest.mark.parametrize(
@@ -43,12 +45,12 @@ print(json.dumps([choice.value, choice.reason, has, flags["architecture"]]))
 
 @cache
 def ask(**environment):
-    """The choice of a fresh interpreter, and whether its processor has the instructions at all."""
+    """The choice of a process of its own, and whether its processor has the instructions at all."""
     cleared = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}
     inherited = {name: value for name, value in os.environ.items() if name not in cleared}
     shown = subprocess.run(
-        [sys.executable, "-c", ASK],
-        env={**inherited, **environment},
+        [python(), "-c", ASK],
+        env={**inherited, **environment, "PYTHONPATH": str(ROOT)},
         check=True,
         capture_output=True,
         text=True,
