@@ -5,7 +5,6 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from fusestore.data import (
     collate,
 )
 from fusestore.errors import IncompatibleError, InvalidInputError
+from tests.helpers.fork_server import python
 from tests.helpers.whole_dataset import plain, windows_of, write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -245,7 +245,7 @@ def run_ranks(tmp_path, folder, world_size, workers=0, method="", stop=0, state=
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)],
+            [python(), str(script), *map(str, arguments)],
             env={**shared, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -30,6 +30,7 @@ from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
 from fusestore.store.receipts import FileRecord
 from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.fork_server import python
 from tests.helpers.range_server import RangeServer
 from tests.helpers.small_disk import Disk
 from tests.helpers.whole_dataset import plain, share, windows_of, write_dataset
@@ -409,9 +410,9 @@ for batch in StreamingLoader(stream, 1, num_workers=int(workers)):
 """
 
 
-def reading_process(url, cache, limit=0, workers=0):
+def reading_process(url, cache, limit=0, workers=0, interpreter=None):
     return subprocess.Popen(
-        [sys.executable, "-c", READER, url, str(cache), str(limit), str(workers)],
+        [interpreter or python(), "-c", READER, url, str(cache), str(limit), str(workers)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -451,7 +452,7 @@ def test_processes_of_a_machine_fetch_each_shard_once(shared, expected, cache, l
 def test_a_killed_process_leaves_nothing_in_the_way(shared, expected, cache):
     with RangeServer(shared) as site:
         dataset = stream(site.url, cache)
-        process = reading_process(site.url, cache, workers=1)
+        process = reading_process(site.url, cache, workers=1, interpreter=sys.executable)
         process.stdout.readline()
         started = descendants(process.pid)
         assert len(started) >= 2  # a worker, and the server that it was forked from

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from fusestore.errors import IncompatibleError, MissingDependencyError
 from fusestore.train import LoraSettings
 from fusestore.train.distributed.deepspeed_engine import check_deepspeed
+from tests.helpers.fork_server import python
 from tests.helpers.train_processes import launch, two_processes, zero, zero3_of_file
 from tests.helpers.train_runs import SETTINGS, check_same_course, folder_bytes, run
 
@@ -165,7 +165,7 @@ def test_deepspeed_is_not_imported_unless_a_configuration_names_it(
 ):
     pytest.importorskip("deepspeed")
     ended = subprocess.run(
-        [sys.executable, "-c", ALONE, tiny_model_path, fused_folder, tmp_path],
+        [python(), "-c", ALONE, tiny_model_path, fused_folder, tmp_path],
         capture_output=True,
         text=True,
         check=False,
