@@ -96,10 +96,5 @@ def crash_many_times(tmp_path, kills):
 
 
 @pytest.mark.slow
-def test_killed_captures_resume_to_the_same_bytes(tmp_path):
-    crash_many_times(tmp_path, 6)
-
-
-@pytest.mark.slow
 def test_captures_killed_200_times_resume_to_the_same_bytes(tmp_path):
     crash_many_times(tmp_path, 200)

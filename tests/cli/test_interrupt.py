@@ -114,7 +114,7 @@ def test_sigterm_keeps_a_checkpoint(command, job, store, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_at_random_moments_of_a_whole_run(seed, job, first_store, tmp_path):
     """Three interruptions in a row, each at another moment, then an uninterrupted run.
 

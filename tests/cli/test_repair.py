@@ -49,19 +49,23 @@ def largest(store):
         yield max(files, key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.slow
-def test_data_of_every_kind_is_repaired(store, models):
-    damaged_each(store, largest(store), models, flip)
+def one_of_each_kind(store):
+    """One file of each kind in each kind of artifact: of two caches, the first one's files."""
+    found = {}
+    for name, path in one_of_each(store).items():
+        kind, _, *file = name.split("/")
+        found.setdefault((kind, *file), path)
+    return found.values()
 
 
 @pytest.mark.slow
 def test_every_kind_of_file_is_repaired(store, models):
-    damaged_each(store, one_of_each(store).values(), models, flip)
+    damaged_each(store, one_of_each_kind(store), models, flip)
 
 
 @pytest.mark.slow
 def test_every_kind_of_lost_file_is_repaired(store, models):
-    damaged_each(store, one_of_each(store).values(), models, lambda path: path.unlink())
+    damaged_each(store, one_of_each_kind(store), models, lambda path: path.unlink())
 
 
 def test_much_damage_at_once(command, store, models):
