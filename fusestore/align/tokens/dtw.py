@@ -25,7 +25,7 @@ Three paths:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -141,7 +141,7 @@ def warp_documents(
             columns, num_targets = _distinct(right, target_slots)
             costs = np.full((num_sources, num_targets), -1, np.int32)
             moves, _ = _warp(pair, costs, slots, columns, bound)
-            first = np.int64(0)
+            first: Any = np.int64(0)
             _follow(moves, first, first, joined)
             _join(first, first, joined)
         for j in range(len(right)):
@@ -203,14 +203,16 @@ def _join_gaps(pair: _Pair, span: npt.NDArray[np.int32], joined: _Joined) -> Non
         joined: receives the joined pairs.
     """
     n, m = len(pair.left), len(pair.right)
-    first_source = first_target = np.int64(0)
+    first_source: Any = np.int64(0)
+    first_target: Any = np.int64(0)
+    with_total: Any = np.bool_(False)
     for j in range(m):
         closes = span[j] >= 0
         if not closes and j < m - 1:
             continue
         i = span[j] if closes else n - 1
         if first_source <= i:
-            _join_range(pair, first_source, i, first_target, j, joined, np.bool_(False))
+            _join_range(pair, first_source, i, first_target, j, joined, with_total)
             _join(first_source, first_target, joined)
         first_source, first_target = i + 1, j + 1
 
@@ -233,7 +235,8 @@ def _join_anchored(
     n, m = len(pair.left), len(pair.right)
     total = 0
     # The path begins in the first cell; (i, j) is the cell that it has reached.
-    i = j = np.int64(0)
+    i: Any = np.int64(0)
+    j: Any = np.int64(0)
     _join(i, j, joined)
     if with_total:
         total = _distance(pair, i, j)
@@ -279,7 +282,8 @@ def _join_range(
             pair.masks,
         )
         costs = np.full((n, m), -1, np.int32)
-        moves, total = _warp(token_range, costs, np.arange(n), np.arange(m), np.int64(_NO_BOUND))
+        bound: Any = np.int64(_NO_BOUND)
+        moves, total = _warp(token_range, costs, np.arange(n), np.arange(m), bound)
         _follow(moves, first_source, first_target, joined)
         return total - costs[0, 0] if with_total else 0
     # A single row or column has one path.

@@ -10,6 +10,7 @@ import bisect
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
@@ -161,7 +162,8 @@ def _search(
             for position in range(length):
                 masks[query[position]] |= np.uint64(1) << np.uint64(position)
         # Of a literal bound, numba would compile `find_survivors` once more.
-        best, bound, common, rank = -1, np.int64(2**30), -1, np.int64(0)
+        bound: Any = np.int64(2**30)
+        best, common, rank = -1, -1, np.int64(0)
         # Step 0 compares the hints; steps 1, 2, 3, … lengths ±0, +1, −1, +2, …
         for step in range(2 * max(longest, length) + 2):
             if step == 0:
