@@ -5,8 +5,8 @@ RUN = $(VENV)/bin
 # A few processes, each with whole files: what a file's tests share is made once.
 PYTEST = $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# What a process compiles, the next one reads: each test process and each program that a test starts
-# imports some 20 MB of Python source, also where the environment turns this off.
+# Keeps compiled bytecode also where the environment turns that off: otherwise each test process and
+# each program that a test starts compiles torch and transformers again.
 export PYTHONDONTWRITEBYTECODE =
 
 PIP = $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-compile
