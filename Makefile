@@ -19,11 +19,11 @@ demo: $(VENV)/installed .demo/student/model.safetensors
 .demo/student/model.safetensors: examples/demo_student.py | $(VENV)/installed
 	$(RUN)/python examples/demo_student.py .demo/student
 
-test: $(VENV)/installed
+test: $(VENV)/compiled
 	$(PYTEST)
 
 # What `test` leaves out.
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/compiled
 	$(PYTEST) -m slow
 
 test-all: test test-slow
@@ -45,13 +45,16 @@ lock: $(VENV)/installed
 
 # torch first and by itself, so that pip alone decides which build and what it needs; the rest is
 # a complete list and needs no resolving. Python compiles what it imports when it imports it: most of
-# these packages' files are never imported, and compiling all takes a third of the installation. What
-# is always imported is compiled at the end, before several test processes would each do that.
+# these packages' files are never imported, and compiling all takes a third of the installation.
 $(VENV)/installed: requirements/torch.txt requirements/lock.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements/torch.txt -c requirements/lock.txt
 	$(PIP) --no-deps -r requirements/lock.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+# What all tests import, compiled before several test processes would each do that.
+$(VENV)/compiled: $(VENV)/installed
 	$(RUN)/python -W ignore tests/helpers/fork_server.py
 	touch $@
 
