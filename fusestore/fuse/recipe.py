@@ -2,7 +2,7 @@
 
 sources = ["smollm2", "gemma3"]   # or [[sources]] tables, to name an alignment or a weight
 target = "smollm2"                # a name in the store, a model, or a tokenizer's digest
-strategy = "mince"
+strategy = "uniform"
 
 `fusestore.fuse.resolve` completes a recipe from the store. The whole recipe, with every name and
 digest, is kept with the fused dataset.
@@ -129,9 +129,9 @@ class Recipe(SettingsWithPresets):
         json_schema_extra={**_INPUTS, "metavar": "NAME"},
     )
     strategy: str = Field(
-        default="mince",
-        description="Rule that turns scores of sources into weights: mince, avgce, packllm, "
-        "weighted, uniform, single, one that a plugin registers, or one that is fitted: em, "
+        default="uniform",
+        description="Rule that turns scores of sources into weights: uniform, mince, avgce, "
+        "packllm, weighted, single, one that a plugin registers, or one that is fitted: em, "
         "loglinear, gate, temperature.",
         json_schema_extra={**_WEIGHTING, "metavar": "NAME"},
     )

@@ -17,7 +17,12 @@ from torch import Tensor
 
 from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.losses.forward_gradient import loss_with_gradients
-from fusestore.losses.objective import FusionObjective, TailMode
+from fusestore.losses.objective import (
+    DEFAULT_LM_WEIGHT,
+    DEFAULT_TAIL,
+    FusionObjective,
+    TailMode,
+)
 from fusestore.losses.row_losses import (
     FusionTerms,
     RowLosses,
@@ -46,9 +51,9 @@ def linear_fusion_loss(
     hidden: Tensor,
     weight: Tensor,
     batch: Mapping[str, Tensor],
-    lm_weight: float = 0.9,
+    lm_weight: float = DEFAULT_LM_WEIGHT,
     temperature: float = 1.0,
-    tail: TailMode = "renormalize",
+    tail: TailMode = DEFAULT_TAIL,
     divergence: str = "cross_entropy",
     *,
     temperature_squared: bool = True,

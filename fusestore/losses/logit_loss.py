@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from fusestore.losses.forward_gradient import loss_with_gradients
-from fusestore.losses.objective import FusionObjective, TailMode
+from fusestore.losses.objective import (
+    DEFAULT_LM_WEIGHT,
+    DEFAULT_TAIL,
+    FusionObjective,
+    TailMode,
+)
 from fusestore.losses.row_losses import (
     FusionTerms,
     RowLosses,
@@ -25,9 +30,9 @@ from fusestore.losses.row_losses import (
 def fusion_loss(
     logits: Tensor,
     batch: Mapping[str, Tensor],
-    lm_weight: float = 0.9,
+    lm_weight: float = DEFAULT_LM_WEIGHT,
     temperature: float = 1.0,
-    tail: TailMode = "renormalize",
+    tail: TailMode = DEFAULT_TAIL,
     divergence: str = "cross_entropy",
     *,
     temperature_squared: bool = True,

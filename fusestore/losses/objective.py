@@ -10,6 +10,9 @@ from fusestore.losses.divergence_registry import check_divergence, is_unbiased
 
 TailMode = Literal["renormalize", "ghost"]
 
+DEFAULT_LM_WEIGHT = 0.5
+DEFAULT_TAIL: TailMode = "ghost"
+
 
 @dataclass(frozen=True)
 class FusionObjective:
@@ -30,9 +33,9 @@ class FusionObjective:
         InvalidInputError: a value outside its range.
     """
 
-    lm_weight: float = 0.9
+    lm_weight: float = DEFAULT_LM_WEIGHT
     temperature: float = 1.0
-    tail: TailMode = "renormalize"
+    tail: TailMode = DEFAULT_TAIL
     divergence: str = "cross_entropy"
     temperature_squared: bool = True
 

@@ -7,7 +7,12 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from fusestore.losses.divergence_registry import check_divergence
-from fusestore.losses.objective import FusionObjective, TailMode
+from fusestore.losses.objective import (
+    DEFAULT_LM_WEIGHT,
+    DEFAULT_TAIL,
+    FusionObjective,
+    TailMode,
+)
 from fusestore.models.precision import PrecisionSetting
 from fusestore.store.manifest import Frozen, is_stored
 from fusestore.store.presets import SettingsWithPresets
@@ -78,7 +83,7 @@ class TrainSettings(SettingsWithPresets):
         json_schema_extra=_OBJECTIVE,
     )
     lm_weight: float = Field(
-        default=0.9,
+        default=DEFAULT_LM_WEIGHT,
         ge=0,
         le=1,
         description="Weight λ of the text's next tokens in `objective` fuse; the fused "
@@ -111,7 +116,7 @@ class TrainSettings(SettingsWithPresets):
         json_schema_extra=_OBJECTIVE,
     )
     tail: TailMode = Field(
-        default="renormalize",
+        default=DEFAULT_TAIL,
         description="How the mass outside the kept entries is treated. renormalize: scale the "
         "entries to sum to 1. ghost: compare it with the model's mass outside the kept ids.",
         json_schema_extra=_OBJECTIVE,
