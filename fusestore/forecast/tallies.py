@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fusestore.forecast.divergence import divergence, same_top
 from fusestore.forecast.forecast import Agreement, MixtureForecast, Sees, SourceForecast
 from fusestore.fuse.choices import LEARNED, FitBy, Granularity
-from fusestore.fuse.combine import hold_labels, mix
+from fusestore.fuse.combine import drop_below, hold_labels, mix
 from fusestore.fuse.fits.blend import blend
 from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.fusion import Fusion
@@ -108,6 +108,7 @@ class MixtureTally:
         recipe = chunk.fusion.recipe
         result = blend(
             *(fitted, chunk, chunk.fusion.vocab_size, recipe.top_k),
+            min_probability=recipe.min_probability,
             keep_label=bool(recipe.keep_label),
             members=self.mixture.members,
         )
@@ -131,6 +132,7 @@ class MixtureTally:
             terms = np.log(weights) + chunk.label_logprob[covered[:, None], members]
         nats = np.minimum(-np.logaddexp.reduce(terms, axis=1), MAX_NATS)
         ids, logprobs, tail = mix(rows, weights, *chunk.projected, fusion.recipe.top_k)
+        drop_below(fusion.recipe.min_probability, ids, logprobs, tail)
         if fusion.recipe.keep_label:
             found = chunk.label_found[covered[:, None], members] | (weights == 0)
             labels = chunk.labels[covered]

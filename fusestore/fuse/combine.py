@@ -1,7 +1,8 @@
 """Mixing: several projected distributions at one position become one.
 
 Probabilities are mixed in the linear domain, on the union of the sources' entries; the sources'
-tails join the tail of the mixture. A mixed row may then be made to hold its label.
+tails join the tail of the mixture. A mixed row may then lose its least probable entries, and be
+made to hold its label.
 """
 
 from __future__ import annotations
@@ -108,6 +109,36 @@ def _mix_rows(rows, weights, ids, logprobs, tail, slots, out_ids, out_logprobs, 
             out_ids[position],
             out_logprobs[position],
         )
+
+
+def drop_below(
+    min_probability: float | None, ids: Int32Array, logprobs: Float32Array, tail: Float32Array
+) -> None:
+    """Move entries of a lower probability into the tail, in place; the first of a row stays.
+
+    Args:
+        min_probability: in (0, 1); None: rows are left as they are.
+        ids: int32 [n, k], in the form that `mix` returns.
+        logprobs: float32 [n, k].
+        tail: float32 [n].
+    """
+    if min_probability is not None:
+        _drop_below(np.float32(math.log(min_probability)), ids, logprobs, tail)
+
+
+@numba.njit(cache=True)
+def _drop_below(lowest, ids, logprobs, tail):
+    for row in range(len(tail)):
+        entry = ids.shape[1] - 1
+        mass = 0.0
+        # From the least entry on, because rows fall: the sum is of small terms first.
+        while entry > 0 and logprobs[row, entry] < lowest:
+            mass += math.exp(np.float64(logprobs[row, entry]))
+            ids[row, entry] = 0
+            logprobs[row, entry] = -math.inf
+            entry -= 1
+        if mass > 0.0:
+            tail[row] = math.log(math.exp(np.float64(tail[row])) + mass)
 
 
 def hold_labels(

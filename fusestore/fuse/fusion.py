@@ -216,7 +216,7 @@ def _check_samples(
     """Check that the recipe uses sampled rows only where they stay unbiased.
 
     Raises:
-        IncompatibleError: the recipe scores labels by entries, or `top_k` would cut entries off.
+        IncompatibleError: the recipe scores labels by entries, or would cut entries off.
     """
     sampled = [source for source in sources if source.draws]
     if sampled and recipe.score == "aligned_ce":
@@ -239,6 +239,12 @@ def _check_samples(
     if target_cache is not None and target_cache.draws:
         sampled.append(target_cache)
         needed = max(needed, target_cache.draws)
+    if sampled and recipe.min_probability is not None:
+        raise IncompatibleError(
+            f"min_probability is {recipe.min_probability:g}, but the rows of "
+            f"{', '.join(repr(source.name) for source in sampled)} are samples: cutting off their "
+            "rarest entries would bias them. Leave min_probability out."
+        )
     if recipe.top_k < needed:
         raise IncompatibleError(
             f"top_k is {recipe.top_k}, but a fused position may have {needed} entries, and the "

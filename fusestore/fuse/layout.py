@@ -27,6 +27,9 @@ _ENTRIES = {"ids": "int32", "logprobs": "float32"}
 
 _ROWS_PER_SHARED_CHUNK = 2_048
 
+_COLUMNS_PER_SHARED_CHUNK = 32
+"""So that the last entries, which few rows have, cost next to nothing."""
+
 
 def fused_arrays(num_rows: int, top_k: int, rows_per_shard: int) -> tuple[ArraySpec, ...]:
     """All arrays of a fused dataset of T = `num_rows` positions with `top_k` entries each."""
@@ -59,14 +62,18 @@ def shared_rows(num_rows: int, rows_per_shard: int) -> int:
 def shared_arrays(num_rows: int, top_k: int, rows_per_shard: int) -> tuple[ArraySpec, ...]:
     """The arrays of the shared form; arguments as for `fused_arrays`."""
     rows = shared_rows(num_rows, rows_per_shard)
-    return tuple(
-        replace(
+    columns = min(_COLUMNS_PER_SHARED_CHUNK, top_k)
+    width = -(-top_k // columns) * columns
+
+    def shared(array: ArraySpec) -> ArraySpec:
+        wide = len(array.shape) == 2
+        return replace(
             array,
             # pcodec has no 8-bit numbers.
             dtype="uint16" if array.dtype == "uint8" else array.dtype,
-            chunk_shape=(_ROWS_PER_SHARED_CHUNK, *array.shape[1:]),
-            shard_shape=(rows, *array.shape[1:]),
+            chunk_shape=(_ROWS_PER_SHARED_CHUNK, columns) if wide else (_ROWS_PER_SHARED_CHUNK,),
+            shard_shape=(rows, width) if wide else (rows,),
             codec="pcodec",
         )
-        for array in fused_arrays(num_rows, top_k, rows_per_shard)
-    )
+
+    return tuple(shared(array) for array in fused_arrays(num_rows, top_k, rows_per_shard))

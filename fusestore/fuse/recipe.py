@@ -199,6 +199,14 @@ class Recipe(SettingsWithPresets):
         description="Maximum number of entries kept of each fused distribution.",
         json_schema_extra={**_OUTPUT, "short": "-k"},
     )
+    min_probability: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Least probability of an entry. The others join the tail, except for the most "
+        "probable and, with `keep_label`, the next token. By default none does.",
+        json_schema_extra={**_OUTPUT, "metavar": "P"},
+    )
     keep_label: bool | None = Field(
         default=None,
         description="Whether each fused distribution holds the next token, with the exact "

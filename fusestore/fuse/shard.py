@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.fuse.combine import hold_labels, mix
+from fusestore.fuse.combine import drop_below, hold_labels, mix
 from fusestore.fuse.fits.blend import blend
 from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.fusion import Fusion
@@ -75,6 +75,7 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
             span.labels_where(_used(stretch, weights[:, index])) for index, span in enumerate(spans)
         ]
         mixed, unmapped = _mix_sources(fusion, stretch, spans, labels, weights)
+        drop_below(fusion.recipe.min_probability, *mixed)
     else:
         labels = [span.labels for span in spans]
         weights, mixed, unmapped = _blend_sources(fusion, fusion.fitted, stretch, spans)
@@ -177,7 +178,9 @@ def _blend_sources(
     observed = observe(fusion, stretch, spans)
     recipe = fusion.recipe
     result = blend(
-        fitted, observed, fusion.vocab_size, recipe.top_k, keep_label=bool(recipe.keep_label)
+        *(fitted, observed, fusion.vocab_size, recipe.top_k),
+        min_probability=recipe.min_probability,
+        keep_label=bool(recipe.keep_label),
     )
     unmapped = []
     for index in range(len(spans)):
@@ -238,6 +241,7 @@ def _apply_policy(fusion: Fusion, stretch: Stretch, rows: FusedRows) -> FusedRow
             fusion.target_cache.projection_map(fusion.vocab_size),
             top_k,
         )
+        drop_below(fusion.recipe.min_probability, *replacements)
         if fusion.recipe.keep_label:
             places = stretch.asked.start + empty
             probability = np.exp(span.labels.logprob[places])

@@ -51,12 +51,20 @@ def save_plot(file: str, curves: Sequence[LearningCurve]) -> None:
     publish(Location.parse(file), image.encode())
 
 
-def svg_plot(curves: Mapping[str, Sequence[Curve]], highest: float | None = None) -> str:
+def svg_plot(
+    curves: Mapping[str, Sequence[Curve]],
+    highest: float | None = None,
+    *,
+    caption: str = "held-out bits per byte by training tokens",
+    dots: bool = False,
+) -> str:
     """The curves as SVG, a color for each title.
 
     Args:
         curves: one or more by title, such as one for each seed, each with a point or more.
         highest: most bits per byte that are shown; see `PlotFrame.of`.
+        caption: says what is drawn, and by what.
+        dots: whether each point has a dot, for curves of few points.
     """
     frame = PlotFrame.of([curve for group in curves.values() for curve in group], highest)
 
@@ -93,8 +101,11 @@ def svg_plot(curves: Mapping[str, Sequence[Curve]], highest: float | None = None
                 f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.6" '
                 'clip-path="url(#shown)"/>'
             )
+            parts += [
+                f'<circle cx="{x(tokens):.1f}" cy="{y(bits):.1f}" r="3" fill="{color}"/>'
+                for tokens, bits in (curve if dots else ())
+            ]
         parts.append(_text(right - 4, _TOP + 16 + 17 * number, title, "end", color))
-    caption = "held-out bits per byte by training tokens"
     parts += [_text(_WIDTH / 2, _HEIGHT - 6, caption, "middle"), "</svg>\n"]
     return "\n".join(parts)
 

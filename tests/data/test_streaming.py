@@ -120,9 +120,12 @@ FORMS = ("shared", "local")
 
 @pytest.mark.parametrize("rows", [1_000, pytest.param(3_000, marks=pytest.mark.slow)])
 def test_both_forms_have_one_order_whatever_their_shards(tmp_path, cache, rows):
-    """The shared form has whole chunks of 2,048 rows; windows lie across the ends of shards."""
+    """The shared form has whole chunks of 2,048 rows; windows lie across the ends of shards.
+
+    A row has two chunks of columns there.
+    """
     made, _ = write_dataset(
-        tmp_path / "local", num_tokens=9_000, window_length=96, rows_per_shard=rows
+        tmp_path / "local", num_tokens=9_000, window_length=96, rows_per_shard=rows, k=40
     )
     shared = tmp_path / "shared"
     share(made, Location.parse(shared))

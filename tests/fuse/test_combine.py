@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import InvalidInputError
-from fusestore.fuse.combine import mix
+from fusestore.fuse.combine import drop_below, hold_labels, mix
 from fusestore.fuse.project import project
 from fusestore.fuse.strategies import normalize_rows
 
@@ -84,3 +84,48 @@ def test_one_source_passes_as_if_it_were_mixed_with_itself(helpers, seed, k_out)
     twice = mix(np.repeat(rows, 2, axis=1), np.full((8, 2), 0.5), *projected, k_out)
     np.testing.assert_allclose(np.exp(alone[1]), np.exp(twice[1]), rtol=1e-5)
     np.testing.assert_allclose(np.exp(alone[2]), np.exp(twice[2]), rtol=1e-5, atol=1e-7)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_rows=st.integers(0, 6),
+    width=st.integers(1, 8),
+    least=st.floats(1e-6, 0.99),
+)
+def test_entries_below_the_least_probability_join_the_tail(helpers, seed, num_rows, width, least):
+    rng = np.random.default_rng(seed)
+    raw = helpers.random_rows(rng, num_rows, width, 12, [])
+    before = project(raw.ids, raw.logprobs, raw.tail, np.arange(12, dtype=np.int32), width)
+    after = tuple(array.copy() for array in before)
+    drop_below(None, *after)
+    for array, same in zip(after, before, strict=True):
+        np.testing.assert_array_equal(array, same)
+    drop_below(least, *after)
+    for row in range(num_rows):
+        kept, tail = [], np.exp(np.float64(before[2][row]))
+        for entry in range(width):
+            probability = np.exp(np.float64(before[1][row, entry]))
+            if entry == 0 or probability >= least:
+                kept.append((before[0][row, entry], before[1][row, entry]))
+            else:
+                tail += probability
+        kept += [(0, -np.inf)] * (width - len(kept))
+        assert list(zip(after[0][row], after[1][row], strict=True)) == kept
+        np.testing.assert_allclose(np.exp(np.float64(after[2][row])), tail, rtol=1e-6, atol=1e-38)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), width=st.integers(1, 8), least=st.floats(1e-3, 0.99))
+def test_a_row_without_its_least_entries_holds_its_label_and_its_mass(helpers, seed, width, least):
+    rng = np.random.default_rng(seed)
+    raw = helpers.random_rows(rng, 8, width, 12, [])
+    rows = project(raw.ids, raw.logprobs, raw.tail, np.arange(12, dtype=np.int32), width)
+    labels, probability = rng.integers(0, 12, 8).astype(np.int32), rng.random(8)
+    drop_below(least, *rows)
+    hold_labels(np.ones(8, np.bool_), labels, probability, *rows)
+    ids, logprobs, tail = (array.astype(np.float64) for array in rows)
+    np.testing.assert_allclose(np.exp(logprobs).sum(axis=1) + np.exp(tail), 1.0, atol=1e-5)
+    held = (ids == labels[:, None]) & np.isfinite(logprobs)
+    assert np.all(held.sum(axis=1) == 1)
+    np.testing.assert_allclose(np.exp(logprobs[held]), probability, rtol=1e-5)

@@ -55,11 +55,13 @@ def test_a_fit_is_made_once_kept_by_digest_and_verified(small):
 
 @pytest.mark.parametrize("temperature", [False, True])
 @pytest.mark.parametrize("keep_label", [False, True])
-def test_rows_are_whole_whatever_the_shards_and_the_same_every_time(small, temperature, keep_label):
+@pytest.mark.parametrize("least", [None, 0.05])
+def test_rows_are_whole_whatever_the_shards_and_the_same_every_time(
+    small, temperature, keep_label, least
+):
+    choices = {"fit_temperature": temperature, "keep_label": keep_label, "min_probability": least}
     for strategy in LEARNED:
-        recipe = recipe_of(
-            small, strategy=strategy, fit_temperature=temperature, keep_label=keep_label
-        )
+        recipe = recipe_of(small, strategy=strategy, **choices)
         first = find_inputs(small.store, recipe, save_fit=False)
         second = find_inputs(small.store, recipe, save_fit=False)
         assert first.recipe.fit == second.recipe.fit
@@ -72,6 +74,11 @@ def test_rows_are_whole_whatever_the_shards_and_the_same_every_time(small, tempe
         mass += np.exp(rows.tail.astype(np.float64))
         np.testing.assert_allclose(mass, 1.0, atol=1e-5)
         assert np.all(rows.logprobs[:, 1:] <= rows.logprobs[:, :-1])
+        if least is not None:
+            used = np.isfinite(rows.logprobs[:, 1:])
+            # A label is held however improbable it is.
+            used &= rows.ids[:, 1:] != rows.next_ids[:, None]
+            assert np.all(np.exp(rows.logprobs[:, 1:][used]) >= least * (1 - 1e-5))
         if keep_label:
             labeled = (rows.next_ids >= 0) & (rows.kind > 0)
             assert (rows.ids == rows.next_ids[:, None])[labeled].any(axis=1).mean() > 0.99

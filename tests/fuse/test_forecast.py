@@ -169,6 +169,7 @@ CHOICES = {
     "granularity": st.sampled_from(["document", "window", "token"]),
     "kinds": st.sampled_from([["span"], ["mined"], ["span", "inside"], ["span", "mined"]]),
     "keep_label": st.booleans(),
+    "min_probability": st.sampled_from([None, 0.01, 0.2, 0.9]),
     "window_length": st.integers(1, 8),
     "top_k": st.integers(1, VOCAB),
 }

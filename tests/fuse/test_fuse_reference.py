@@ -33,6 +33,7 @@ from tests.helpers.fusion_reference import (
         [["span"], ["mined"], ["span", "mined"], ["span", "inside"], ["span", "inside", "mined"]]
     ),
     keep_label=st.booleans(),
+    min_probability=st.sampled_from([None, 0.01, 0.2, 0.9]),
     window_length=st.integers(1, 8),
     packing=st.sampled_from(["stream", "document"]),
     top_k=st.integers(1, VOCAB),

@@ -58,6 +58,8 @@ def test_toml_and_json_of_the_same_content_have_one_digest(tmp_path):
         ({"score": "perplexity"}, "score: .*bits_per_byte"),
         ({"kinds": ["label"]}, "kinds"),
         ({"kinds": []}, "kinds"),
+        ({"min_probability": 0.0}, "min_probability"),
+        ({"min_probability": 1.0}, "min_probability"),
         ({"top_k": 0}, "top_k"),
         ({"sources": []}, "sources"),
         ({"sources": [{"cache": "a"}, {"cache": "a"}]}, "listed twice"),

@@ -138,3 +138,9 @@ def test_no_entry_of_a_sample_may_be_cut_off(job, strategy, names, needed):
     fuse(job, names, strategy=strategy, top_k=needed)
     with pytest.raises(IncompatibleError, match=rf"top_k is {needed - 1}, .*Set top_k to {needed}"):
         fuse(job, names, strategy=strategy, top_k=needed - 1)
+
+
+def test_no_rare_entry_of_a_sample_may_be_cut_off(job):
+    with pytest.raises(IncompatibleError, match=r"min_probability is 0.1, .*'samples' are samples"):
+        fuse(job, ["samples", "top"], min_probability=0.1)
+    fuse(job, ["top"], min_probability=0.1)

@@ -34,8 +34,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local(made):
-    """The local form; not to be changed."""
-    recipe = Recipe.parse(made.recipe(unaligned="label", rows_per_shard=700))
+    """The local form; not to be changed. In the shared form rows have two chunks of columns."""
+    choices = {"top_k": 40, "min_probability": 0.05, "unaligned": "label", "rows_per_shard": 700}
+    recipe = Recipe.parse(made.recipe(**choices))
     folder = FusedFolder(made.store.fused("demo"), find_inputs(made.store, recipe))
     materialize(folder)
     return folder.location

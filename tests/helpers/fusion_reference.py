@@ -333,6 +333,7 @@ class Reference:
             labels = [self.label(self.sources[i], document, position) for i in used]
             for i in used:
                 dense += weights[i] / sum(weights) * self.distribution(self.sources[i], pairs[i])
+            dense = self.without_least(dense)
             if self.keep_label and None not in labels:
                 shares = [weights[i] / sum(weights) for i in used]
                 p = sum(share * label for share, label in zip(shares, labels, strict=True))
@@ -345,6 +346,7 @@ class Reference:
             return one_hot[ids[position + 1]], 4, -1
         if policy == "target" and document not in target_cache.cache.skipped:
             dense = self.distribution(target_cache, self.any_pair(target_cache, document, position))
+            dense = self.without_least(dense)
             p = self.label(target_cache, document, position)
             if self.keep_label and p is not None:
                 dense = self.held(dense, ids[position + 1], p)
@@ -356,6 +358,17 @@ class Reference:
     @property
     def keep_label(self):
         return self.recipe.keep_label is not False
+
+    def without_least(self, dense):
+        """The row in which every token is as probable as an entry must be, or the first."""
+        if self.recipe.min_probability is None:
+            return dense
+        result = dense.copy()
+        for token in set(range(VOCAB)) - {int(np.argmax(dense[:VOCAB]))}:
+            if dense[token] < self.recipe.min_probability:
+                result[VOCAB] += dense[token]
+                result[token] = 0.0
+        return result
 
     def held(self, dense, label, p):
         """The row of `top_k` entries that holds its label: the others fall to the tail first."""

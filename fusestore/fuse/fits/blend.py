@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.rows import NO_LABEL
-from fusestore.fuse.combine import hold_labels, mix
+from fusestore.fuse.combine import drop_below, hold_labels, mix
 from fusestore.fuse.fits.features import mean_entropy, row_features
 from fusestore.fuse.fits.gate import gate_weights
 from fusestore.fuse.fits.manifest import FitManifest, Fitted
@@ -77,6 +77,7 @@ def blend(
     vocab_size: int,
     top_k: int,
     *,
+    min_probability: float | None,
     keep_label: bool,
     members: Sequence[int] | None = None,
 ) -> Blend:
@@ -87,6 +88,7 @@ def blend(
         observed: the positions.
         vocab_size: tokens of the target.
         top_k: entries to keep.
+        min_probability: of an entry; see `drop_below`.
         keep_label: whether rows hold their next token.
         members: indices of the sources to fuse; None: all.
     """
@@ -101,12 +103,13 @@ def blend(
     rule = RowRule.of(manifest)
     rows, label = mix_at(observed, rule, weights, observed.labels, vocab_size, top_k)
     used = weights > 0
+    if not keep_label and (rule.is_tempered or rule.order != 1.0):
+        none = np.full_like(observed.labels, NO_LABEL)
+        rows, _ = mix_at(observed, rule, weights, none, vocab_size, top_k)
+    drop_below(min_probability, *rows)
     if keep_label:
         found = np.asarray(used.any(axis=1) & (observed.label_found | ~used).all(axis=1))
         hold_labels(found, observed.labels, np.exp(label), *rows)
-    elif rule.is_tempered or rule.order != 1.0:
-        none = np.full_like(observed.labels, NO_LABEL)
-        rows, _ = mix_at(observed, rule, weights, none, vocab_size, top_k)
     return Blend(weights, rows, label)
 
 
