@@ -73,7 +73,7 @@ CAPTURES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """One way to keep entries.
 
