@@ -114,8 +114,8 @@ class Corpus:
         if split not in self.manifest.splits:
             raise InvalidInputError(
                 f"Corpus {self.name!r} has no split {split!r}; it has "
-                f"{', '.join(self.manifest.splits)}. A rule such as held_out_fraction puts documents "
-                "into a split; a small share of few documents may be none."
+                f"{', '.join(self.manifest.splits)}. A rule such as held_out_fraction puts "
+                "documents into a split; a small share of few documents may be none."
             )
         return np.flatnonzero((self._splits == split).to_numpy()).astype(np.int64)
 

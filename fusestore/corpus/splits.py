@@ -73,8 +73,8 @@ def limit_documents(
         sample_seed: take documents in an order drawn by this seed; by default from the first on.
 
     Raises:
-        InvalidInputError: a limit for a split that no document has, or that no document of its split
-            fits.
+        InvalidInputError: a limit for a split that no document has, or that leaves its split
+            without documents.
     """
     existing = set(documents["split"].unique())
     for limits in (max_documents, max_bytes):

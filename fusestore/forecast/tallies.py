@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fusestore.forecast.divergence import divergence, same_top
 from fusestore.forecast.forecast import Agreement, MixtureForecast, Sees, SourceForecast
 from fusestore.fuse.choices import LEARNED, FitBy, Granularity
-from fusestore.fuse.combine import drop_below, hold_labels, mix
+from fusestore.fuse.combine import drop_below, hold_labels, mix, round_entries
 from fusestore.fuse.fits.blend import blend
 from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.fusion import Fusion
@@ -90,6 +90,7 @@ class MixtureTally:
         covered, nats, (ids, logprobs, tail) = (
             self._weighed(chunk) if self.fitted is None else self._learned(chunk, self.fitted)
         )
+        round_entries(fusion.recipe.logprob_step, ids, logprobs, tail)
         labels, label_bytes = chunk.labels[covered], chunk.label_bytes[covered]
         common = chunk.common[covered]
         self.covered += len(covered)

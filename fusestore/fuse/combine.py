@@ -1,8 +1,8 @@
 """Mixing: several projected distributions at one position become one.
 
 Probabilities are mixed in the linear domain, on the union of the sources' entries; the sources'
-tails join the tail of the mixture. A mixed row may then lose its least probable entries, and be
-made to hold its label.
+tails join the tail of the mixture. A mixed row may then lose its least probable entries, be made to
+hold its label, and be rounded.
 """
 
 from __future__ import annotations
@@ -207,3 +207,49 @@ def _hold_labels(held, labels, probabilities, ids, logprobs, tail):
             place -= 1
         ids[row, place] = label
         logprobs[row, place] = logprob
+
+
+def round_entries(
+    step: float | None, ids: Int32Array, logprobs: Float32Array, tail: Float32Array
+) -> None:
+    """Round log-probabilities to multiples of `step`, in place; mass and tail stay as they are.
+
+    A row's most probable entry is not rounded: it takes up what the others gain or lose. A row in
+    which they would gain more than half of it is left as it is. Equal entries are ordered by id.
+
+    Args:
+        step: in nats; None: rows are left as they are.
+        ids: int32 [n, k], in the form that `mix` returns.
+        logprobs: float32 [n, k].
+        tail: float32 [n], not changed.
+    """
+    if step is not None:
+        _round_entries(step, ids, logprobs)
+
+
+@numba.njit(cache=True)
+def _round_entries(step, ids, logprobs):
+    k = ids.shape[1]
+    rounded = np.empty(k, np.float32)
+    for row in range(len(ids)):
+        gained, count = 0.0, 1
+        while count < k and logprobs[row, count] > -math.inf:
+            logprob = np.float64(logprobs[row, count])
+            rounded[count] = np.float32(round(logprob / step) * step)
+            gained += math.exp(np.float64(rounded[count])) - math.exp(logprob)
+            count += 1
+        first = math.exp(np.float64(logprobs[row, 0]))
+        if not gained <= first / 2:
+            continue
+        rounded[0] = np.float32(math.log(first - gained)) if count > 1 else logprobs[row, 0]
+        for entry in range(count):
+            token, place = ids[row, entry], entry
+            while place > 0 and (
+                logprobs[row, place - 1] < rounded[entry]
+                or (logprobs[row, place - 1] == rounded[entry] and ids[row, place - 1] > token)
+            ):
+                ids[row, place] = ids[row, place - 1]
+                logprobs[row, place] = logprobs[row, place - 1]
+                place -= 1
+            ids[row, place] = token
+            logprobs[row, place] = rounded[entry]

@@ -239,12 +239,13 @@ def _check_samples(
     if target_cache is not None and target_cache.draws:
         sampled.append(target_cache)
         needed = max(needed, target_cache.draws)
-    if sampled and recipe.min_probability is not None:
-        raise IncompatibleError(
-            f"min_probability is {recipe.min_probability:g}, but the rows of "
-            f"{', '.join(repr(source.name) for source in sampled)} are samples: cutting off their "
-            "rarest entries would bias them. Leave min_probability out."
-        )
+    for name in ("min_probability", "logprob_step"):
+        if sampled and getattr(recipe, name) is not None:
+            raise IncompatibleError(
+                f"{name} is {getattr(recipe, name):g}, but the rows of "
+                f"{', '.join(repr(source.name) for source in sampled)} are samples, which it would "
+                f"bias. Leave {name} out."
+            )
     if recipe.top_k < needed:
         raise IncompatibleError(
             f"top_k is {recipe.top_k}, but a fused position may have {needed} entries, and the "

@@ -39,6 +39,7 @@ from fusestore.fuse.choices import (
     UnalignedPolicy,
 )
 from fusestore.storage.location import Location
+from fusestore.store.codec import MAX_STEP, MIN_STEP
 from fusestore.store.manifest import Frozen, canonical_json, digest_bytes
 from fusestore.store.presets import SettingsWithPresets
 from fusestore.store.settings_file import check_keys, parse_settings, read_settings_file
@@ -206,6 +207,14 @@ class Recipe(SettingsWithPresets):
         description="Least probability of an entry. The others join the tail, except for the most "
         "probable and, with `keep_label`, the next token. By default none does.",
         json_schema_extra={**_OUTPUT, "metavar": "P"},
+    )
+    logprob_step: float | None = Field(
+        default=None,
+        ge=MIN_STEP,
+        le=MAX_STEP,
+        description="Step in nats to which log-probabilities are rounded, such as 0.0625: the "
+        "shared form needs fewer bytes for them. A row keeps its mass. By default none is.",
+        json_schema_extra={**_OUTPUT, "metavar": "NATS"},
     )
     keep_label: bool | None = Field(
         default=None,

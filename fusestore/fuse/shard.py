@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.fuse.combine import drop_below, hold_labels, mix
+from fusestore.fuse.combine import drop_below, hold_labels, mix, round_entries
 from fusestore.fuse.fits.blend import blend
 from fusestore.fuse.fits.manifest import Fitted
 from fusestore.fuse.fusion import Fusion
@@ -84,6 +84,7 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
         hold_labels(found, stretch.next_ids[stretch.asked], probability, *mixed)
     rows = _fused_rows(stretch, spans, weights, mixed, known)
     rows = _apply_policy(fusion, stretch, rows)
+    round_entries(fusion.recipe.logprob_step, rows.ids, rows.logprobs, rows.tail)
 
     starts = stretch.tokens.document_offsets[:-1]
     counted = (starts >= stretch.asked.start) & (starts < stretch.asked.stop)

@@ -18,7 +18,8 @@ def distillation_toml(
     """The text of a fusion.toml that trains `student` on `data` and the rows of `teacher`.
 
     Args:
-        teacher, student: a folder, hub id, `.gguf` file or `package:NAME`.
+        teacher: a folder, hub id, `.gguf` file or `package:NAME`.
+        student: the same.
         data: files, patterns, folders or URLs of text.
         store: folder or URL.
         held_out_fraction: share of the documents on which the student is scored; 0: none.
@@ -30,10 +31,8 @@ def distillation_toml(
 
     evaluated = held_out_fraction > 0
     lines = [
-        "# One teacher, one student. `fusestore run` with this file goes on where it was, and makes "
-        "again",
-        "# what a change of this file changes. `fusestore init` writes every setting that it may "
-        "have.",
+        "# One teacher, one student. `fusestore run` with this file makes what is missing.",
+        "# `fusestore init` writes a file with every setting that may stand here.",
         f"store = {value(store)}",
         *(['evaluate_split = "held_out"'] if evaluated else []),
         "",

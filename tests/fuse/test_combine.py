@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusestore.errors import InvalidInputError
-from fusestore.fuse.combine import drop_below, hold_labels, mix
+from fusestore.fuse.combine import drop_below, hold_labels, mix, round_entries
 from fusestore.fuse.project import project
 from fusestore.fuse.strategies import normalize_rows
 
@@ -129,3 +129,49 @@ def test_a_row_without_its_least_entries_holds_its_label_and_its_mass(helpers, s
     held = (ids == labels[:, None]) & np.isfinite(logprobs)
     assert np.all(held.sum(axis=1) == 1)
     np.testing.assert_allclose(np.exp(logprobs[held]), probability, rtol=1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    width=st.integers(1, 8),
+    step=st.floats(1 / 512, 1.0),
+    scale=st.floats(0.0, 6.0),
+)
+def test_rounded_entries_lie_on_the_grid_and_rows_keep_their_mass(
+    helpers, seed, width, step, scale
+):
+    rng = np.random.default_rng(seed)
+    masses = np.sort(np.exp(scale * rng.standard_normal((6, width + 1))), axis=1)[:, ::-1]
+    logprobs = np.log(masses / masses.sum(axis=1, keepdims=True))
+    ids = np.argsort(rng.random((6, 12)), axis=1)[:, :width].astype(np.int32)
+    before = (ids, logprobs[:, :width].astype(np.float32), logprobs[:, width].astype(np.float32))
+    for row_ids, row in zip(before[0], before[1], strict=True):
+        row_ids[:] = row_ids[np.lexsort((row_ids, -row))]
+    absent = int(rng.integers(width + 1))
+    before[0][0, absent:], before[1][0, absent:] = 0, -np.inf
+    after = tuple(array.copy() for array in before)
+    round_entries(None, *after)
+    round_entries(step, *after)
+    np.testing.assert_array_equal(after[2], before[2])
+    for row in range(6):
+        old = {t: np.float64(v) for t, v in zip(ids[row], before[1][row], strict=True) if v > -9e9}
+        expected = {t: np.round(v / step) * step for t, v in list(old.items())[1:]}
+        gained = sum(np.exp(np.float32(v), dtype=float) for v in expected.values())
+        gained -= sum(np.exp(v) for v in list(old.values())[1:])
+        if old:
+            token, first = next(iter(old.items()))
+            if gained > np.exp(first) / 2:
+                expected = dict(old)
+            else:
+                expected[token] = np.log(np.exp(first) - gained)
+        ordered = sorted(expected.items(), key=lambda entry: (-np.float32(entry[1]), entry[0]))
+        present = len(ordered)
+        assert np.all(after[1][row, present:] == -np.inf)
+        assert np.all(after[0][row, present:] == 0)
+        np.testing.assert_allclose(after[1][row, :present], [v for _, v in ordered], rtol=1e-5)
+        assert dict(zip(after[0][row, :present], after[1][row], strict=False)).keys() == old.keys()
+        mass = [np.exp(array[1][row], dtype=float).sum() for array in (before, after)]
+        np.testing.assert_allclose(*mass, rtol=1e-5)
+        keys = list(zip(-after[1][row, :present], after[0][row, :present], strict=True))
+        assert keys == sorted(keys)

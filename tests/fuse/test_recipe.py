@@ -30,7 +30,7 @@ cache = "b"
 def test_defaults_are_the_valid_ones():
     recipe = Recipe.parse(MINIMAL)
     assert (recipe.strategy, recipe.score, recipe.granularity) == (
-        "mince",
+        "uniform",
         "bits_per_byte",
         "document",
     )
@@ -54,12 +54,14 @@ def test_toml_and_json_of_the_same_content_have_one_digest(tmp_path):
     [
         ({"granularty": "token"}, "'granularty' is not a key of the recipe. Did you mean 'granul"),
         ({"sources": [{"cahce": "a"}]}, "source 1 of the recipe. Did you mean 'cache'"),
-        ({"xyzzy": 1}, "Keys are: sources, target, corpus, split"),
+        ({"xyzzy": 1}, "Keys are: preset, sources, target, corpus, split"),
         ({"score": "perplexity"}, "score: .*bits_per_byte"),
         ({"kinds": ["label"]}, "kinds"),
         ({"kinds": []}, "kinds"),
         ({"min_probability": 0.0}, "min_probability"),
         ({"min_probability": 1.0}, "min_probability"),
+        ({"logprob_step": 0.0}, "logprob_step"),
+        ({"logprob_step": 2.0}, "logprob_step"),
         ({"top_k": 0}, "top_k"),
         ({"sources": []}, "sources"),
         ({"sources": [{"cache": "a"}, {"cache": "a"}]}, "listed twice"),

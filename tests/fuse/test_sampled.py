@@ -143,4 +143,6 @@ def test_no_entry_of_a_sample_may_be_cut_off(job, strategy, names, needed):
 def test_no_rare_entry_of_a_sample_may_be_cut_off(job):
     with pytest.raises(IncompatibleError, match=r"min_probability is 0.1, .*'samples' are samples"):
         fuse(job, ["samples", "top"], min_probability=0.1)
-    fuse(job, ["top"], min_probability=0.1)
+    with pytest.raises(IncompatibleError, match=r"logprob_step is 0.5, .*'samples' are samples"):
+        fuse(job, ["samples", "top"], logprob_step=0.5)
+    fuse(job, ["top"], min_probability=0.1, logprob_step=0.5)

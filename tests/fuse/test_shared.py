@@ -12,11 +12,13 @@ from fusestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from fusestore.fuse.combine import round_entries
 from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.resolve import find_inputs
+from fusestore.fuse.shard import fuse_rows
 from fusestore.fuse.shared import pack_fused, unpack_fused
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
@@ -24,6 +26,8 @@ from fusestore.workflows.verification import verify_store
 from tests.helpers.small_store import make_small_store
 
 ARRAYS = ("input_ids", "next_ids", "ids", "logprobs", "tail", "known", "kind", "source", "document")
+
+CHOICES = {"top_k": 40, "min_probability": 0.05, "unaligned": "label", "rows_per_shard": 700}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +39,7 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def local(made):
     """The local form; not to be changed. In the shared form rows have two chunks of columns."""
-    choices = {"top_k": 40, "min_probability": 0.05, "unaligned": "label", "rows_per_shard": 700}
-    recipe = Recipe.parse(made.recipe(**choices))
+    recipe = Recipe.parse(made.recipe(**CHOICES))
     folder = FusedFolder(made.store.fused("demo"), find_inputs(made.store, recipe))
     materialize(folder)
     return folder.location
@@ -150,3 +153,24 @@ def test_damage_is_found_and_not_passed_on(shared, tmp_path, name):
         unpack_fused(shared, back)
     assert not (back / "manifest.json").exists()
     assert verify_store(Store.open(shared.parent.parent))["fused/demo"] != []
+
+
+def test_rounded_rows_are_those_of_the_grid_and_need_fewer_bytes(made, local, shared, tmp_path):
+    plain = Recipe.parse(made.recipe(**CHOICES))
+    rounded = Recipe.parse(made.recipe(**CHOICES, logprob_step=1 / 16))
+    folder = FusedFolder(made.store.fused("rounded"), find_inputs(made.store, rounded))
+    materialize(folder)
+    fusion = find_inputs(made.store, plain)
+    rows, _ = fuse_rows(fusion, 0, fusion.num_tokens)
+    round_entries(1 / 16, rows.ids, rows.logprobs, rows.tail)
+    stored = FusedDataset(folder.location.path)
+    read = stored._rows([(0, fusion.num_tokens)])
+    for name in ("ids", "logprobs", "tail"):
+        np.testing.assert_array_equal(read[name], getattr(rows, name))
+    small = Location.parse(tmp_path / "rounded.store/fused/rounded")
+    pack_fused(folder.location, small)
+
+    def size(location):
+        return sum(len(data) for name, data in files(location).items() if "logprobs/c/" in name)
+
+    assert size(small) < 0.6 * size(shared)
