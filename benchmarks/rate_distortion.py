@@ -106,13 +106,13 @@ POINTS = (
     ),
     *(
         Point(
-            "min_probability, rounded",
+            "rounded min_probability",
             f"p={least:g}",
             {"min_probability": least, "logprob_step": 1 / 16},
         )
         for least in (0.001, 0.0005)
     ),
-    Point("top_k, rounded", f"k={MOST}", {"top_k": MOST, "logprob_step": 1 / 16}),
+    Point("rounded top_k", f"k={MOST}", {"top_k": MOST, "logprob_step": 1 / 16}),
     Point("keep_label false", "k=32", {"top_k": 32, "keep_label": False}),
     Point("captured top-p", "p=0.9", captured="p90"),
     Point("captured sampled", "64 draws", {"top_k": 128, "keep_label": False}, "sampled"),
