@@ -50,7 +50,7 @@ def main(store: str, fused: str, model_folder: str, output: str, steps: str = "2
             # The mean over ranks, because their gradients are averaged.
             positions = fs.losses.count_positions([batch]).to(accelerator.device)
             positions = accelerator.reduce(positions, "mean")
-            loss = fs.losses.fusion_loss(logits, batch, lm_weight=0.9, num_positions=positions)
+            loss = fs.losses.fusion_loss(logits, batch, num_positions=positions)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()

@@ -35,7 +35,7 @@ class FusionModule(lightning.LightningModule):
         logits = self.model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
         ).logits
-        loss = fs.losses.fusion_loss(logits, batch, lm_weight=0.9)
+        loss = fs.losses.fusion_loss(logits, batch)
         print(f"step {self.global_step + 1}: {loss.item():.4f}", flush=True)
         return loss
 

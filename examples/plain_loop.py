@@ -31,7 +31,7 @@ def main(store: str, fused: str, model_folder: str, output: str, steps: str = "2
             logits = model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             ).logits
-            loss = fs.losses.fusion_loss(logits, batch, lm_weight=0.9)
+            loss = fs.losses.fusion_loss(logits, batch)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -123,7 +123,9 @@ def test_a_recipe_is_forecast_on_the_held_out_split(command, store, tmp_path):
 
 def test_options_change_what_a_recipe_file_says(command, store, tmp_path):
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('sources = ["small", "wide"]\ntarget = "small"\ntop_k = 4\n')
+    recipe.write_text(
+        'sources = ["small", "wide"]\ntarget = "small"\nstrategy = "mince"\ntop_k = 4\n'
+    )
     told = command.succeeds(
         *["forecast", recipe, "--store", store, "--top-k", "8", "--window-length", "64", "--json"],
         *["--compare", "uniform", "--compare-by", "token"],

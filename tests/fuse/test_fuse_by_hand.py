@@ -71,6 +71,7 @@ def fuse(two_sources, **choices):
             "target": "t",
             "top_k": 3,
             "keep_label": False,
+            "strategy": "mince",
             "sources": [
                 {"cache": name, "weight": weight}
                 for name, weight in zip(("one", "two"), weights, strict=True)

@@ -20,7 +20,7 @@ def test_a_handle_says_what_it_holds(small):
     assert "not begun" in repr(fused)
     fs.open_recipe(small.root, small.recipe(), "handled")
     assert not fused.complete
-    assert "mince of own, other on split 'train'" in repr(fused)
+    assert "uniform of own, other on split 'train'" in repr(fused)
     assert "made when it is read" in repr(fused)
     with pytest.raises(fs.FusestoreError, match="--materialize"):
         _ = fused.manifest

@@ -97,6 +97,7 @@ dtype = "float32"
 name = "mince"
 target = "small"
 sources = ["small", "wide"]
+strategy = "mince"
 top_k = {TOP_K}
 window_length = {WINDOW_LENGTH}
 rows_per_shard = 1024

@@ -73,7 +73,7 @@ def hand_logits():
 def test_by_hand_renormalize():
     # CE = −ln 0.4. Kept mass 3/4 becomes (2/3, 1/3): H = −2/3 ln 0.4 − 1/3 ln 0.2.
     logits = hand_logits()
-    loss = fusion_loss(logits, hand_batch(), lm_weight=0.9)
+    loss = fusion_loss(logits, hand_batch(), lm_weight=0.9, tail="renormalize")
     lm, fused = -math.log(0.4), -(2 * math.log(0.4) + math.log(0.2)) / 3
     assert loss.item() == pytest.approx(0.9 * lm + 0.1 * fused, rel=1e-6)
     # Gradient: 0.9 (Q − onehot(2)) + 0.1 (Q − P).

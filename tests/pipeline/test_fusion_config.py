@@ -16,7 +16,7 @@ HEAVY = ("numba", "polars", "s3fs", "torch", "transformers", "zarr")
 
 # What is replaced, by what, and what the message says.
 MISTAKES = [
-    ('name = "mince"', 'name = "mince"\nstrategy = "mincee"', "Did you mean 'mince'"),
+    ('strategy = "mince"', 'strategy = "mincee"', "Did you mean 'mince'"),
     ('name = "mince"', 'name = "mince"\nkinds = []', "kinds"),
     ('name = "mince"', 'name = "mince"\nkinds = ["spam"]', "'span'"),
     ('name = "mince"', 'name = "../mince"', "cannot be a name"),
@@ -79,7 +79,7 @@ def test_every_mistake_is_found_before_anything_slow_is_imported(tmp_path, job):
 
 
 def test_the_command_finds_them_as_early(tmp_path, job):
-    change = ('name = "mince"', 'name = "mince"\nstrategy = "mincee"')
+    change = ('strategy = "mince"', 'strategy = "mincee"')
     file = write_fusion(tmp_path, job, str(tmp_path / "store"), change)
     program = f"""
 import sys
@@ -108,7 +108,7 @@ def test_a_plugin_of_the_file_registers_a_strategy(tmp_path, job, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    change = ('name = "mince"', 'name = "mince"\nstrategy = "last_source"')
+    change = ('strategy = "mince"', 'strategy = "last_source"')
     file = Location.parse(write_fusion(tmp_path, job, "store", change))
     with pytest.raises(InvalidInputError, match="last_source"):
         load_config(file)
