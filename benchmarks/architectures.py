@@ -38,7 +38,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fusestore.cache.rule import Rule
-from fusestore.capture.batches import RowCapturer
+from fusestore.capture.engines.transformers_engine import TransformersEngine
+from fusestore.capture.row_capturer import RowCapturer
 from fusestore.errors import IncompatibleError
 from fusestore.models import logits as engine
 from fusestore.models.causality import prove_causal
@@ -222,7 +223,9 @@ def check(model_type: str) -> Outcome:
     width = output_width(model)
     # Chunks of a few positions, so that the head runs several times.
     engine.CHUNK_LOGITS["cpu"] = len(LENGTHS) * width * 11
-    capturer = RowCapturer(model, tokens, Rule("top-k", width), None, proof.batching)
+    capturer = RowCapturer(
+        TransformersEngine(model, None, proof.batching), tokens, Rule("top-k", width)
+    )
     rows, bad = capturer.rows(0, tokens.num_tokens, ignore_progress)
     if bad:
         return Outcome("wrong", f"documents {bad} are not finite")

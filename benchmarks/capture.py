@@ -32,7 +32,8 @@ from fusestore.cache.id_order import IdOrder
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.rule import Rule
 from fusestore.cache.writer import CacheWriter
-from fusestore.capture.batches import RowCapturer
+from fusestore.capture.engines.transformers_engine import TransformersEngine
+from fusestore.capture.row_capturer import RowCapturer
 from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.shard_queue import ShardQueue
 from fusestore.models.loading import load_model, local_model_folder, output_width
@@ -165,7 +166,9 @@ def bare(model: Any, tokens: TokenTable, *, whole: bool) -> None:
 def sampled_order(model: Any, tokens: TokenTable, rule: Rule) -> IdOrder:
     """What `fusestore capture` does before the first shard."""
     sample = sample_tokens(tokens)
-    rows, _ = RowCapturer(model, sample, rule, None).rows(0, sample.num_tokens, ignore_progress)
+    rows, _ = RowCapturer(TransformersEngine(model), sample, rule).rows(
+        0, sample.num_tokens, ignore_progress
+    )
     return order_of_sample(output_width(model), tokens, rows)
 
 
@@ -191,7 +194,7 @@ def capture(model: Any, tokens: TokenTable, rule: Rule, order: IdOrder) -> None:
     folder = Path(tempfile.mkdtemp(prefix="fusestore-benchmark-"))
     try:
         writer = CacheWriter.create(Store.open(folder), "cache", fingerprint, tokens, order)
-        capturer = RowCapturer(model, tokens, rule, None)
+        capturer = RowCapturer(TransformersEngine(model), tokens, rule)
         with ShardQueue(writer.write_shard) as queue:
             for shard in writer.missing_shards():
                 rows, bad = capturer.rows(*writer.plan.bounds(shard), ignore_progress)

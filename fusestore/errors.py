@@ -62,5 +62,9 @@ class UnsupportedPlatformError(FusestoreError, NotImplementedError):
     """This operating system lacks what the request needs."""
 
 
+class EngineError(FusestoreError, RuntimeError):
+    """An engine failed, or gave rows that cannot be right."""
+
+
 class MissingDependencyError(FusestoreError, ImportError):
     """The request needs an optional package that is not installed."""

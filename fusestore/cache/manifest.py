@@ -12,6 +12,7 @@ from fusestore.store.codec import MAX_DRAWS, MAX_STEP, MIN_STEP
 from fusestore.store.manifest import Frozen, Manifest, digest_bytes
 from fusestore.store.receipts import Receipt, ShardPlan
 
+DEFAULT_ENGINE = "transformers"
 DEFAULT_LOGPROB_STEP = 1 / 16
 DEFAULT_ROWS_PER_CHUNK = 2048
 DEFAULT_ROWS_PER_SHARD = 262_144

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
+from fusestore.cache.manifest import DEFAULT_ENGINE, CorpusIdentity, Fingerprint, ModelIdentity
+from fusestore.capture.engines.engine_registry import engine_class
+from fusestore.capture.engines.protocol import Engine, EngineJob
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import Corpus
 from fusestore.corpus.tokenize import corpus_tokens, store_corpus_tokens
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
-from fusestore.models.loading import output_width, pick_device
+from fusestore.models.loading import pick_device
 from fusestore.models.model import Model
 from fusestore.models.precision import Dtype, choose_precision
 from fusestore.progress import Reporter
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
-
-if TYPE_CHECKING:
-    from fusestore.models.causality import Batching
 
 
 class CapturePlan:
@@ -156,44 +154,23 @@ def report_dtype(plan: CapturePlan, name: str, reporter: Reporter) -> None:
         reporter.line(f"{name}: dtype {plan.fingerprint.dtype} ({plan.dtype_reason})")
 
 
-class SourceModel(NamedTuple):
-    """A loaded model whose rows are proved to be causal.
-
-    Attributes:
-        model: of transformers, in evaluation mode.
-        batching: which documents may run together.
-    """
-
-    model: Any
-    batching: Batching
-
-
-def load_planned(
+def start_engine(
     plan: CapturePlan, settings: CaptureSettings, name: str, reporter: Reporter
-) -> SourceModel:
-    """Load the model, check its width, and prove that its rows are causal.
-
-    Raises:
-        IncompatibleError: its output has another width than its configuration says, or its rows
-            depend on more than the tokens up to them.
-    """
-    # Not at the top: torch takes a second to import, and a complete cache does not need it.
-    from fusestore.models.causality import prove_causal
-
-    model = plan.model.load(
-        dtype=plan.fingerprint.dtype, device=settings.device, attention=settings.attention
-    )
-    width = output_width(model)
-    vocab_size = plan.fingerprint.model.vocab_size
-    if width != vocab_size:
-        raise IncompatibleError(
-            f"The configuration of {name} has vocab_size {vocab_size:,}, but its output has "
-            f"{width:,} ids. Correct vocab_size in the model folder's config.json."
+) -> Engine:
+    """Start the engine of a plan; see `Engine.start` for errors."""
+    fingerprint = plan.fingerprint
+    return engine_class(DEFAULT_ENGINE).start(
+        EngineJob(
+            name=name,
+            model=plan.model,
+            settings=settings,
+            vocab_size=fingerprint.model.vocab_size,
+            max_length=fingerprint.max_length,
+            dtype=fingerprint.dtype,
+            read_tokens=lambda: plan.tokens,
+            reporter=reporter,
         )
-    proof = prove_causal(model, plan.tokens.token_ids, plan.fingerprint.max_length, name)
-    for note in proof.notes():
-        reporter.line(f"{name}: {note}")
-    return SourceModel(model, proof.batching)
+    )
 
 
 def _check_lengths(offsets: npt.NDArray[np.int64], context: int | None, name: str) -> None:

@@ -22,13 +22,9 @@ from fusestore.cache.layout import cache_arrays
 from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
-from fusestore.capture.batches import RowCapturer
-from fusestore.capture.capture_plan import (
-    SourceModel,
-    load_planned,
-    plan_capture,
-    report_dtype,
-)
+from fusestore.capture.capture_plan import plan_capture, report_dtype, start_engine
+from fusestore.capture.engines.protocol import Engine
+from fusestore.capture.row_capturer import RowCapturer
 from fusestore.capture.run import settle_order
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import Corpus
@@ -135,25 +131,26 @@ def estimate_capture(
     plan = plan_capture(store, name, model, corpus, settings, keep_tokens=False)
     report_dtype(plan, name, reporter)
     prepared = time.perf_counter()
-    source = load_planned(plan, settings, name, reporter)
-    ready = time.perf_counter()
-    device = next(source.model.parameters()).device.type
-    budget = sample_tokens or SAMPLE_TOKENS.get(device, SAMPLE_TOKENS_OF_ACCELERATOR)
     tokens, fingerprint = plan.tokens, plan.fingerprint
-    sample = sample_documents(np.diff(tokens.document_offsets), budget, seed)
-    with reporter.stage(f"Sampling {name}", "tokens") as progress:
+    with (
+        start_engine(plan, settings, name, reporter) as engine,
+        reporter.stage(f"Sampling {name}", "tokens") as progress,
+    ):
+        ready = time.perf_counter()
+        budget = sample_tokens or SAMPLE_TOKENS.get(engine.device, SAMPLE_TOKENS_OF_ACCELERATOR)
+        sample = sample_documents(np.diff(tokens.document_offsets), budget, seed)
         rates, rows = [], []
         total = sum(tokens.take(stratum.documents).num_tokens for stratum in sample)
         # The first pass of a model allocates and tunes, so its time is not measured.
-        _capture(source, tokens.take(sample[0].documents), settings)
+        _capture(engine, tokens.take(sample[0].documents), settings)
         began, order = time.perf_counter(), None
         if fingerprint.profile != "fast":
-            order = settle_order(source, fingerprint, tokens, settings, ignore_progress)
+            order = settle_order(engine, fingerprint, tokens, ignore_progress)
         sample_seconds = time.perf_counter() - began
         for stratum in sample:
             drawn = tokens.take(stratum.documents)
             began = time.perf_counter()
-            rows.append(_capture(source, drawn, settings))
+            rows.append(_capture(engine, drawn, settings))
             rates.append((time.perf_counter() - began) / drawn.num_tokens)
             progress(sum(map(len, rows)), total)
     capture_seconds = sum(
@@ -179,7 +176,7 @@ def estimate_capture(
         seconds=total_seconds,
         seconds_by_step=seconds,
         tokens_per_second=tokens.num_tokens / capture_seconds,
-        peak_memory_bytes=_peak_memory(device),
+        peak_memory_bytes=_peak_memory(engine.device),
         cost=None if prices.per_hour is None else prices.per_hour * total_seconds / 3600,
         storage_cost_per_month=(
             None if prices.per_gb_month is None else prices.per_gb_month * num_bytes / 1e9
@@ -229,10 +226,8 @@ def sample_documents(lengths: _Documents, budget: int, seed: int) -> list[Stratu
     return strata
 
 
-def _capture(source: SourceModel, tokens: TokenTable, settings: CaptureSettings) -> Rows:
-    capturer = RowCapturer(
-        source.model, tokens, settings.rule, settings.batch_size, source.batching
-    )
+def _capture(engine: Engine, tokens: TokenTable, settings: CaptureSettings) -> Rows:
+    capturer = RowCapturer(engine, tokens, settings.rule)
     rows, bad = capturer.rows(0, tokens.num_tokens, ignore_progress)
     if bad and settings.on_nan == "stop":
         raise NonFiniteError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING
 
 from fusestore.cache.id_order import IdOrder
 from fusestore.cache.manifest import Fingerprint
@@ -13,12 +12,13 @@ from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.writer import CacheWriter, clear_up, has_tokens, stored_order
 from fusestore.capture.capture_plan import (
     CapturePlan,
-    SourceModel,
     adopt_dtype,
-    load_planned,
     plan_capture,
     report_dtype,
+    start_engine,
 )
+from fusestore.capture.engines.protocol import Engine
+from fusestore.capture.row_capturer import RowCapturer
 from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.score_totals import score_totals, skipped_documents
 from fusestore.capture.settings import CaptureSettings
@@ -35,9 +35,6 @@ from fusestore.store.receipts import Receipt
 from fusestore.store.result import StageResult
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.vocabulary_table import keep_vocabulary
-
-if TYPE_CHECKING:
-    from fusestore.capture.batches import RowCapturer
 
 
 def capture(
@@ -129,21 +126,31 @@ def _carry_out(
     reporter: Reporter,
     redo: Mapping[int, Receipt | None] | None,
 ) -> StageResult[Cache]:
-    # Not at the top: torch takes a second to import, and a complete cache does not need it.
-    from fusestore.capture.batches import RowCapturer
+    with contextlib.ExitStack() as running:
+        # On first use, because a repair of other files than shards needs no model.
+        @cache
+        def engine() -> Engine:
+            report_dtype(plan, name, reporter)
+            return running.enter_context(start_engine(plan, settings, name, reporter))
 
+        return _write(store, name, plan, corpus, settings, engine, reporter, redo)
+
+
+def _write(
+    store: Store,
+    name: str,
+    plan: CapturePlan,
+    corpus: Corpus,
+    settings: CaptureSettings,
+    engine: Callable[[], Engine],
+    reporter: Reporter,
+    redo: Mapping[int, Receipt | None] | None,
+) -> StageResult[Cache]:
     tokens, fingerprint = plan.tokens, plan.fingerprint
-
-    # On first use, because a repair of other files than shards needs no model.
-    @cache
-    def load() -> SourceModel:
-        report_dtype(plan, name, reporter)
-        return load_planned(plan, settings, name, reporter)
-
     if name not in store.names("caches"):
         # A model that is refused leaves no cache that was begun.
-        load()
-    order = _order(store, name, fingerprint, tokens, settings, load, reporter)
+        engine()
+    order = _order(store, name, fingerprint, tokens, engine, reporter)
     writer = CacheWriter.create(store, name, fingerprint, tokens, order)
     keep_vocabulary(store, plan.model.tokenizer)
     if writer.complete and not redo:
@@ -153,10 +160,7 @@ def _carry_out(
         unspelled = describe_unspelled(corpus, plan.model.tokenizer)
         if unspelled:
             reporter.line(f"{name}: {unspelled}")
-        source = load()
-        capturer = RowCapturer(
-            source.model, tokens, settings.rule, settings.batch_size, source.batching
-        )
+        capturer = RowCapturer(engine(), tokens, settings.rule)
         with _shards(writer, redo, name, reporter) as shards:
             _write_shards(writer, shards, capturer, corpus, settings, name, reporter)
     if not writer.complete:
@@ -173,8 +177,7 @@ def _order(
     name: str,
     fingerprint: Fingerprint,
     tokens: TokenTable,
-    settings: CaptureSettings,
-    load: Callable[[], SourceModel],
+    engine: Callable[[], Engine],
     reporter: Reporter,
 ) -> IdOrder | None:
     """The stored order of ids, or else an order from a sample of the rows."""
@@ -184,23 +187,18 @@ def _order(
     if order is not None:
         return order
     with reporter.stage(f"Sampling {name}", "tokens") as progress:
-        return settle_order(load(), fingerprint, tokens, settings, progress)
+        return settle_order(engine(), fingerprint, tokens, progress)
 
 
 def settle_order(
-    source: SourceModel,
+    engine: Engine,
     fingerprint: Fingerprint,
     tokens: TokenTable,
-    settings: CaptureSettings,
     progress: Progress,
 ) -> IdOrder:
     """The order of ids that suits the model's rows for a sample of the tokens."""
-    from fusestore.capture.batches import RowCapturer
-
     sample = sample_tokens(tokens)
-    capturer = RowCapturer(
-        source.model, sample, settings.rule, settings.batch_size, source.batching
-    )
+    capturer = RowCapturer(engine, sample, fingerprint.rule)
     # A document that is not finite is ignored here, and reported with its shard.
     rows, _ = capturer.rows(0, sample.num_tokens, progress)
     return order_of_sample(fingerprint.model.vocab_size, tokens, rows)

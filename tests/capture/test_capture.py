@@ -11,8 +11,10 @@ import torch
 
 from fusestore.cache.reader import open_cache
 from fusestore.cache.writer import CacheWriter
-from fusestore.capture import batches, selection
+from fusestore.capture import row_capturer, selection
 from fusestore.capture.device import top_k_on_device
+from fusestore.capture.engines import transformers_engine
+from fusestore.capture.engines.transformers_engine import TransformersEngine
 from fusestore.capture.run import capture
 from fusestore.capture.score_totals import skipped_documents
 from fusestore.capture.settings import CaptureSettings, wants_bos
@@ -388,7 +390,7 @@ def test_batches_are_halved_when_memory_runs_out(store, corpus, model_path, monk
             raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
         return real(model, input_ids, mask)
 
-    monkeypatch.setattr(batches, "logit_chunks", scarce)
+    monkeypatch.setattr(transformers_engine, "logit_chunks", scarce)
     cache = capture(store, "scarce", Model.open(model_path), corpus, EXACT).artifact
     # The first batch is the sample of one document, which settles the order of ids.
     assert sizes == [1, 6, 3, 1, 2, 3, 1, 2]
@@ -399,7 +401,7 @@ def test_single_document_that_does_not_fit_is_an_error(store, corpus, model_path
     def full(*_):
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
 
-    monkeypatch.setattr(batches, "logit_chunks", full)
+    monkeypatch.setattr(transformers_engine, "logit_chunks", full)
     with pytest.raises(OutOfMemoryError, match=r"Document .* alone .* --max-length") as caught:
         capture(store, "tiny", Model.open(model_path), corpus, EXACT)
     assert isinstance(caught.value, MemoryError)
@@ -412,7 +414,7 @@ def test_other_failures_of_the_model_are_not_retried(store, corpus, model_path, 
         calls.append(1)
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(batches, "logit_chunks", broken)
+    monkeypatch.setattr(transformers_engine, "logit_chunks", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         capture(store, "tiny", Model.open(model_path), corpus, EXACT)
     assert len(calls) == 1
@@ -458,7 +460,7 @@ def test_a_failed_write_ends_the_run_with_its_own_message(
 ):
     """At the next batch, not at the end; what was written before is kept and not made again."""
     written, run = [], []
-    write, rows_of = CacheWriter.write_shard, batches.RowCapturer.rows
+    write, rows_of = CacheWriter.write_shard, row_capturer.RowCapturer.rows
     failed = threading.Event()
 
     def full(self, shard, rows):
@@ -475,7 +477,7 @@ def test_a_failed_write_ends_the_run_with_its_own_message(
         return rows_of(self, start, stop, progress)
 
     monkeypatch.setattr(CacheWriter, "write_shard", full)
-    monkeypatch.setattr(batches.RowCapturer, "rows", watched)
+    monkeypatch.setattr(row_capturer.RowCapturer, "rows", watched)
     with pytest.raises(StorageError, match="no space left") as caught:
         capture(store, "tiny", Model.open(model_path), corpus, SMALL_SHARDS)
     assert caught.value.__cause__ is None
@@ -502,13 +504,13 @@ def test_a_failed_write_ends_the_run_with_its_own_message(
 def test_the_way_of_cuda_makes_the_same_rows(store, corpus, model_path, monkeypatch, batch_size):
     """Selection by tensor operations, one batch being computed while another is put away."""
     expected = capture(store, "cpu", Model.open(model_path), corpus, SMALL_SHARDS).artifact
-    begin = batches.RowCapturer.__init__
+    begin = TransformersEngine.__init__
 
     def begin_with_one_under_way(self, *arguments):
         begin(self, *arguments)
         self._batches_under_way = 1
 
-    monkeypatch.setattr(batches.RowCapturer, "__init__", begin_with_one_under_way)
+    monkeypatch.setattr(TransformersEngine, "__init__", begin_with_one_under_way)
     monkeypatch.setattr(selection, "top_k_on_cpu", top_k_on_device)
     listener = Listener()
     settings = SMALL_SHARDS.model_copy(update={"batch_size": batch_size})

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fusestore.cache.rule import Rule
-from fusestore.capture.batches import RowCapturer
+from fusestore.capture.engines.transformers_engine import TransformersEngine
 from fusestore.capture.estimate import estimate_capture
+from fusestore.capture.row_capturer import RowCapturer
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import write_corpus
@@ -107,7 +108,7 @@ def test_rows_that_batches_would_move_are_those_of_each_document_alone(batching)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     ids = rng.integers(3, 100, offsets[-1]).astype(np.int32)
     tokens = TokenTable(ids, np.zeros_like(ids), offsets)
-    capturer = RowCapturer(model, tokens, Rule("top-k", 5), None, batching)
+    capturer = RowCapturer(TransformersEngine(model, None, batching), tokens, Rule("top-k", 5))
     rows, bad = capturer.rows(0, len(ids), lambda *_: None)
     assert bad == []
     for start, stop in pairwise(offsets.tolist()):

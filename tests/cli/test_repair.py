@@ -125,7 +125,7 @@ def test_without_the_model_it_says_which(command, store, models):
 
 
 def test_a_shard_that_comes_out_otherwise_is_left(store, models, monkeypatch):
-    from fusestore.capture.batches import RowCapturer
+    from fusestore.capture.row_capturer import RowCapturer
 
     rows = RowCapturer.rows
 

@@ -1,0 +1,1 @@
+"""Engines: what computes the rows of a capture."""
