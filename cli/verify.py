@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 _REPAIR = "Repair"
-_MODEL_SETTINGS = {"device", "batch_size", "attention", "trust_remote_code"}
+_MODEL_SETTINGS = {
+    *("device", "batch_size", "attention", "trust_remote_code"),
+    *("server", "requests_per_server", "request_timeout", "retry_seconds"),
+}
 
 
 @settings_options(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fusestore.cache.reader import Cache, open_cache
     from fusestore.cache.rows import Rows
     from fusestore.cache.rule import Rule
+    from fusestore.capture.engines.engine_registry import register_engine
     from fusestore.capture.settings import CaptureSettings
     from fusestore.corpus.build import Corpus, open_corpus
     from fusestore.corpus.manifest import CorpusManifest
@@ -126,6 +127,7 @@ __all__ = [
     "open_recipe",
     "open_store",
     "register_divergence",
+    "register_engine",
     "register_strategy",
     "sharing",
     "stages",
@@ -193,6 +195,7 @@ _HOMES = {
     "open_recipe": "fusestore.data.on_demand",
     "open_store": "fusestore.api",
     "register_divergence": "fusestore.losses.divergence_registry",
+    "register_engine": "fusestore.capture.engines.engine_registry",
     "register_strategy": "fusestore.fuse.strategies",
 }
 

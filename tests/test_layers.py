@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     *("errors", "version", "progress", "process_rank", "plugins", "forked"),
     *("storage", "store", "tokenizers", "models"),
-    *("corpus", "cache", "capture", "align", "fuse", "forecast"),
+    *("corpus", "cache", "capture", "testing", "align", "fuse", "forecast"),
     *("data", "losses", "train", "merge", "report", "workflows"),
     *("stages", "contents", "api", ""),
 )

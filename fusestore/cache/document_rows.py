@@ -39,7 +39,7 @@ def document_rows(
     columns = ["position", "token", "p(next)", "tail", *(f"#{n + 1}" for n in range(_SHOWN))]
     lines = []
     for position in range(min(limit, len(ids))):
-        label = rows.label_logprob[position]
+        label, tail = rows.label_logprob[position], rows.tail[position]
         likely = [
             f"{text(int(token))} {np.exp(logprob):.3f}"
             for token, logprob in zip(
@@ -53,7 +53,7 @@ def document_rows(
                 str(position),
                 text(int(ids[position])),
                 "" if np.isnan(label) else f"{np.exp(label):.3f}",
-                f"{np.exp(rows.tail[position]):.3f}",
+                "unknown" if np.isnan(tail) else f"{np.exp(tail):.3f}",
                 *likely,
             ]
         )

@@ -70,6 +70,8 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
     )
     chunk, shard = fingerprint.rows_per_chunk, fingerprint.rows_per_shard
     step = fingerprint.logprob_step
+    # A grid has no number for what is not known.
+    exact_tail = step is None or not fingerprint.known_tail
     compressed = fingerprint.profile != "fast"
     codec: Codec = "pcodec" if compressed else "raw"
     # A whole number of chunks, each of all columns where chunks are mapped.
@@ -106,8 +108,8 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
         ),
         tail=per_token(
             "tail",
-            "float32" if step is None else "uint16",
-            _EXACT if step is None else _grid(TAIL_STEP, differences=False),
+            "float32" if exact_tail else "uint16",
+            _EXACT if exact_tail else _grid(TAIL_STEP, differences=False),
         ),
         label_logprob=per_token("label_logprob", "float32", _EXACT),
         token_ids=per_token("token_ids", "int32", {"content": "token ids of the documents"}),
@@ -196,11 +198,12 @@ def encode_rows(
 
     Raises:
         InvalidInputError: wrong shapes or dtypes, ids outside the vocabulary, rising rows.
-        NonFiniteError: NaN or +inf among log-probabilities or tails.
+        NonFiniteError: NaN or +inf among log-probabilities, or tails that are known.
     """
     _check(fingerprint, rows)
     check_rows(rows.logprobs)
-    check_tail(rows.tail)
+    check_tail(rows.tail if fingerprint.known_tail else rows.tail[~np.isnan(rows.tail)])
+    arrays = cache_arrays(fingerprint)
     if order is None:
         # Absent entries may have any id, but equal bytes for equal input need one value.
         values: _Array = np.where(rows.logprobs > -np.inf, rows.ids, 0)
@@ -217,9 +220,9 @@ def encode_rows(
                 f"Row {bad} holds one token id twice. Each entry must be of another token."
             )
     return (
-        values.astype(cache_arrays(fingerprint).ids.dtype),
+        values.astype(arrays.ids.dtype),
         logprobs,
-        rows.tail if fingerprint.logprob_step is None else to_grid(rows.tail, TAIL_STEP),
+        rows.tail if arrays.tail.dtype == "float32" else to_grid(rows.tail, TAIL_STEP),
         rows.label_logprob,
     )
 

@@ -17,6 +17,7 @@ DEFAULT_LOGPROB_STEP = 1 / 16
 DEFAULT_ROWS_PER_CHUNK = 2048
 DEFAULT_ROWS_PER_SHARD = 262_144
 
+AuditVerdict = Literal["equal", "noise", "different"]
 Profile = Literal["compact", "lossless", "fast"]
 
 TOKENS_PART = "tokens"
@@ -56,7 +57,11 @@ class Fingerprint(Manifest):
         logprob_step: grid of the log-probabilities in nats; null (or 0 on input) keeps float32. It
             is null with sampled, which has exact counts. Otherwise `compact` needs a grid,
             `lossless` has none and `fast` may have one.
-        dtype: the dtype the model ran in; for `auto` the choice of the first writer.
+        engine: what computed the rows.
+        served_model: the model's name at the servers, if it was given.
+        known_tail: whether the mass outside the entries is known; if not, every tail is NaN.
+        dtype: the dtype the model ran in; for `auto` the choice of the first writer; null if a
+            server decided it.
         max_length: most tokens of a document.
         rows_per_shard, rows_per_chunk: rows per file, and per compressed chunk of it.
         num_documents, num_tokens: D and T of the tokenized corpus.
@@ -75,7 +80,10 @@ class Fingerprint(Manifest):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     profile: Profile = "compact"
     logprob_step: float | None = DEFAULT_LOGPROB_STEP
-    dtype: Literal["float32", "bfloat16", "float16"]
+    engine: str = Field(default=DEFAULT_ENGINE, min_length=1)
+    served_model: str | None = None
+    known_tail: bool = True
+    dtype: Literal["float32", "bfloat16", "float16"] | None
     max_length: int = Field(ge=1)
     rows_per_shard: int = Field(default=DEFAULT_ROWS_PER_SHARD, ge=1)
     rows_per_chunk: int = Field(default=DEFAULT_ROWS_PER_CHUNK, ge=1)
@@ -111,6 +119,8 @@ class Fingerprint(Manifest):
             )
         if self.rule.name == "sampled" and self.logprob_step is not None:
             raise ValueError("logprob_step must be null with selection sampled")
+        if not self.known_tail and self.rule.name != "top-k":
+            raise ValueError("known_tail is false, so the selection must be top-k")
         if self.rule.name == "sampled" and self.top_k > MAX_DRAWS:
             raise ValueError(f"top_k is {self.top_k}; at most {MAX_DRAWS} draws are counted")
         return self
@@ -148,6 +158,34 @@ def check_profile(profile: Profile, logprob_step: float | None) -> None:
         )
 
 
+class Audit(Frozen):
+    """How far the stored rows of some documents are from a second computation of them.
+
+    Attributes:
+        reference: the engine of the second computation.
+        num_documents, num_rows: that were compared.
+        label_nats: mean absolute difference of the next tokens' log-probabilities.
+        largest_label_nats: the largest one.
+        worst_document: corpus index of the document with the largest mean.
+        worst_document_nats: that mean.
+        shared_entries: share of the kept ids that are among those of the second computation.
+        limit_nats: what `worst_document_nats` was allowed to be.
+        verdict: equal, up to float32 rounding; noise, as of another dtype or of quantization,
+            within the limit; different is refused, and in no manifest.
+    """
+
+    reference: str
+    num_documents: int = Field(ge=1)
+    num_rows: int = Field(ge=1)
+    label_nats: float = Field(ge=0)
+    largest_label_nats: float = Field(ge=0)
+    worst_document: int = Field(ge=0)
+    worst_document_nats: float = Field(ge=0)
+    shared_entries: float = Field(ge=0, le=1)
+    limit_nats: float = Field(gt=0)
+    verdict: AuditVerdict
+
+
 class CacheManifest(Manifest):
     """Marks a cache as complete; written last and once.
 
@@ -160,6 +198,7 @@ class CacheManifest(Manifest):
         content_digest: identifies the content; see `content_digest`.
         model_spec: opens the model on any machine, `package:NAME` or `HUB_ID@COMMIT`; null if it
             was a folder. No part of the content: the fingerprint has the model's digest.
+        audit: of the rows of an engine that is not the reference. No part of the content either.
     """
 
     fingerprint_digest: str
@@ -169,6 +208,7 @@ class CacheManifest(Manifest):
     num_bytes: int = Field(ge=0)
     content_digest: str
     model_spec: str | None = None
+    audit: Audit | None = None
 
 
 def content_digest(receipts: Iterable[Receipt]) -> str:

@@ -163,9 +163,9 @@ class Cache:
 
         Returns:
             document, position, token_id, end_offset: int32; ids: list of int32 and logprobs: list
-            of float32, the kept entries by falling log-probability; tail: float32; label_logprob:
-            float32, null in a document's last row. With `decode` also token: string and tokens:
-            list of string; null for ids that no token has.
+            of float32, the kept entries by falling log-probability; tail: float32, null if it is
+            not known; label_logprob: float32, null in a document's last row. With `decode` also
+            token: string and tokens: list of string; null for ids that no token has.
 
         Raises:
             InvalidInputError: no such document.

@@ -142,7 +142,7 @@ class RowReader:
     def tail(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """float32 [stop - start]: the tails, without decoding the entries."""
         values = self._read(self._arrays.tail, start, stop)
-        if self.fingerprint.logprob_step is None:
+        if values.dtype == np.float32:
             return values
         logs = np.empty(len(values), np.float32)
         decode_grid(values[None], TAIL_STEP, logs[None])

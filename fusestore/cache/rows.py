@@ -18,7 +18,7 @@ class Rows:
     Attributes:
         ids: int32 [n, k] source token ids, by falling log-probability.
         logprobs: float32 [n, k] natural log-probabilities, −inf for absent entries.
-        tail: float32 [n] log of the mass outside the kept entries.
+        tail: float32 [n] log of the mass outside the kept entries; NaN if it is not known.
         label_logprob: float32 [n] log-probability of the next token of the document; NaN in a
             document's last row, which has no next token.
     """

@@ -40,7 +40,7 @@ def rows_table(
         "end_offset": pl.Series(end_offsets, dtype=pl.Int32),
         "ids": _lists(ids, kept, len(rows)),
         "logprobs": _lists(logprobs, kept, len(rows)),
-        "tail": pl.Series(rows.tail, dtype=pl.Float32),
+        "tail": pl.Series(rows.tail, dtype=pl.Float32).fill_nan(None),
         "label_logprob": pl.Series(rows.label_logprob, dtype=pl.Float32).fill_nan(None),
     }
     if vocabulary is not None:

@@ -199,9 +199,10 @@ def row_problems(
 ) -> Iterator[tuple[str, str]]:
     """(array, problem) for each rule that rows break.
 
-    The rules: entries fall along the row; no id occurs twice in a row; kept mass and tail exceed 1
-    by no more than the codec's error; the cache's rule determines the number of entries; a label's
-    log-probability is at most 0, and NaN exactly in rows without a label (`unlabeled`, bool [n]).
+    The rules: entries fall along the row; no id occurs twice in a row; kept mass and tail, where it
+    is known, exceed 1 by no more than the codec's error; the cache's rule determines the number of
+    entries; a label's log-probability is at most 0, and NaN exactly in rows without a label
+    (`unlabeled`, bool [n]).
     """
     if np.any(rows.logprobs[:, 1:] > rows.logprobs[:, :-1]):
         yield "logprobs", "log-probabilities rise along a row"
@@ -214,7 +215,8 @@ def row_problems(
     step = fingerprint.logprob_step
     slack = 0.0 if step is None else max(step, TAIL_STEP) / 2
     kept = np.exp(rows.logprobs.astype(np.float64)).sum(axis=1)
-    mass = kept + np.exp(rows.tail.astype(np.float64))
+    rest = np.exp(rows.tail.astype(np.float64))
+    mass = kept + (rest if fingerprint.known_tail else np.nan_to_num(rest, nan=0.0))
     if not np.all(mass <= math.exp(slack) * (1 + MASS_TOLERANCE)):
         yield "tail", f"kept mass and tail add up to {mass.max():.4f}"
     nonempty = present.any(axis=1)

@@ -20,6 +20,7 @@ from fusestore.cache.id_order import IdOrder
 from fusestore.cache.layout import cache_arrays, encode_rows
 from fusestore.cache.manifest import (
     TOKENS_PART,
+    Audit,
     CacheManifest,
     Fingerprint,
     content_digest,
@@ -203,6 +204,7 @@ class CacheWriter:
         scores: Mapping[str, float],
         skipped_documents: Sequence[int],
         model_spec: str | None = None,
+        audit: Audit | None = None,
     ) -> CacheManifest:
         """Write the manifest, after which the cache can be opened.
 
@@ -210,7 +212,8 @@ class CacheWriter:
             scores: sums over the corpus, by name.
             skipped_documents: corpus indices of documents with `blank_rows`.
             model_spec: opens the model on any machine; None for a folder. If several writers have
-                different specs, the first writer to finish decides.
+                different specs or audits, the first writer to finish decides.
+            audit: of the rows, if there was one.
 
         Raises:
             InvalidInputError: a shard is missing.
@@ -236,13 +239,14 @@ class CacheWriter:
             num_bytes=sum(receipt.num_bytes for receipt in receipts),
             content_digest=content_digest(receipts),
             model_spec=model_spec,
+            audit=audit,
         )
         file = self.location / "manifest.json"
         try:
             manifest.save(file)
         except AlreadyExistsError:
             existing = CacheManifest.load(file)
-            if existing.model_copy(update={"model_spec": model_spec}) != manifest:
+            if existing.model_copy(update={"model_spec": model_spec, "audit": audit}) != manifest:
                 raise
             return existing
         return manifest

@@ -9,7 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.manifest import DEFAULT_ENGINE, CorpusIdentity, Fingerprint, ModelIdentity
-from fusestore.capture.engines.engine_registry import engine_class
+from fusestore.capture.engines.engine_registry import (
+    check_engine,
+    engine_capabilities,
+    engine_class,
+)
 from fusestore.capture.engines.protocol import Engine, EngineJob
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import Corpus
@@ -77,6 +81,8 @@ def plan_capture(
         NotFoundError, InvalidInputError, IncompatibleError: see `capture`.
     """
     tokenizer = model.tokenizer
+    check_engine(settings.engine, settings.rule)
+    capabilities = engine_capabilities(settings.engine)
     add_bos = wants_bos(settings.bos, tokenizer.adds_bos, tokenizer.bos_id is not None)
     if settings.top_k > model.vocab_size:
         raise InvalidInputError(
@@ -96,7 +102,8 @@ def plan_capture(
     fingerprint = Fingerprint(
         source=name,
         model=ModelIdentity(
-            spec_digest=model.digest,
+            # The weights of a server cannot be read, so the configuration stands for them.
+            spec_digest=model.digest if capabilities.local_weights else model.config_digest,
             architecture=model.architecture,
             vocab_size=model.vocab_size,
         ),
@@ -110,6 +117,9 @@ def plan_capture(
         seed=settings.rule.seed,
         profile=settings.profile,
         logprob_step=settings.grid,
+        engine=settings.engine,
+        served_model=settings.served_model,
+        known_tail=capabilities.known_tail,
         dtype=dtype,
         max_length=int(np.diff(offsets).max(initial=1)),
         on_nan=settings.on_nan,
@@ -121,8 +131,17 @@ def plan_capture(
     return CapturePlan(model, fingerprint, read_tokens, dtype_reason)
 
 
-def _settle_dtype(store: Store, name: str, settings: CaptureSettings) -> tuple[Dtype, str | None]:
+def _settle_dtype(
+    store: Store, name: str, settings: CaptureSettings
+) -> tuple[Dtype | None, str | None]:
     """The dtype of a cache, and the reason for it if the settings say `auto`."""
+    if not engine_capabilities(settings.engine).local_weights:
+        if settings.dtype != "auto":
+            raise InvalidInputError(
+                f"dtype is {settings.dtype}, but engine {settings.engine} does not load the model: "
+                "its server decides. Leave dtype out, or at auto."
+            )
+        return None, None
     if settings.dtype != "auto":
         return settings.dtype, None
     stored_dtype = _stored_dtype(store, name)
@@ -159,7 +178,7 @@ def start_engine(
 ) -> Engine:
     """Start the engine of a plan; see `Engine.start` for errors."""
     fingerprint = plan.fingerprint
-    return engine_class(DEFAULT_ENGINE).start(
+    return engine_class(settings.engine).start(
         EngineJob(
             name=name,
             model=plan.model,
@@ -171,6 +190,16 @@ def start_engine(
             reporter=reporter,
         )
     )
+
+
+def reference_engine(
+    plan: CapturePlan, settings: CaptureSettings, name: str, reporter: Reporter
+) -> Engine:
+    """Start transformers, in float32, with the model whose rows another engine computes."""
+    fingerprint = plan.fingerprint.model_copy(update={"dtype": "float32"})
+    transformers = settings.model_copy(update={"engine": DEFAULT_ENGINE})
+    own = CapturePlan(plan.model, fingerprint, lambda: plan.tokens, None)
+    return start_engine(own, transformers, name, reporter)
 
 
 def _check_lengths(offsets: npt.NDArray[np.int64], context: int | None, name: str) -> None:

@@ -116,5 +116,7 @@ def _as_captured(fingerprint: Fingerprint, settings: CaptureSettings) -> Capture
     if fingerprint.logprob_step is None and fingerprint.profile == "fast":
         # None would mean the default grid, but sampled rows have no grid in any case.
         content["logprob_step"] = 0
+    if fingerprint.dtype is None:
+        content["dtype"] = "auto"
     content["bos"] = "always" if fingerprint.add_bos else "never"
     return settings.model_copy(update=content)

@@ -52,10 +52,10 @@ class RowCapturer:
         bad: set[int] = set()
         done = 0
         with closing(self._engine.run(documents, rule)) as parts:
-            for part in parts:
+            for part in map(self._checked, parts):
                 if not part.finite:
                     bad.add(part.document.index)
-                done += _store(self._checked(part), start, rows, stored)
+                done += _store(part, start, rows, stored)
                 progress(done, stop - start)
         if not stored.all():
             raise EngineError(
@@ -92,6 +92,10 @@ class RowCapturer:
         if self._engine.capabilities.whole_rows or not part.finite:
             return part
         check_engine_rows(part, self._rule.top_k, self._engine.capabilities.known_tail)
+        labels = part.rows.label_logprob[: len(part.document.token_ids) - 1 - part.position]
+        if np.isneginf(labels).any():
+            # No finite logits make a token impossible.
+            return replace(part, finite=False)
         if self._rule.top_p is None:
             return part
         return replace(part, rows=nucleus(part.rows, self._rule.top_p))

@@ -10,6 +10,7 @@ from fusestore.cache.id_order import IdOrder
 from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.writer import CacheWriter, clear_up, has_tokens, stored_order
+from fusestore.capture.audit import audit
 from fusestore.capture.capture_plan import (
     CapturePlan,
     adopt_dtype,
@@ -167,7 +168,8 @@ def _write(
         label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
         skipped = skipped_documents(tokens, label_logprob)
         totals = score_totals(corpus, tokens, label_logprob, skipped)
-        writer.finish(totals, skipped, plan.model.portable_spec)
+        audited = audit(writer, plan, settings, engine, skipped, name, reporter)
+        writer.finish(totals, skipped, plan.model.portable_spec, audited)
     clear_up(writer.location)
     return StageResult(open_cache(store, name), created=True)
 

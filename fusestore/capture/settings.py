@@ -6,23 +6,25 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from fusestore.cache.manifest import DEFAULT_LOGPROB_STEP, Profile, check_profile
+from fusestore.cache.manifest import DEFAULT_ENGINE, DEFAULT_LOGPROB_STEP, Profile, check_profile
 from fusestore.cache.rule import Rule, RuleName
 from fusestore.errors import IncompatibleError
 from fusestore.models.precision import DtypeSetting
 from fusestore.store.codec import MAX_STEP, MIN_STEP
 from fusestore.store.presets import SettingsWithPresets
 
+AuditBy = Literal["auto", "transformers", "engine", "off"]
 BosPolicy = Literal["auto", "always", "never"]
 
 
 _ROWS: dict[str, JsonValue] = {"panel": "Kept entries"}
 _MODEL: dict[str, JsonValue] = {"panel": "Model"}
+_ENGINE: dict[str, JsonValue] = {"panel": "Engine"}
 _WORK: dict[str, JsonValue] = {"panel": "Execution"}
 
 
 class CaptureSettings(SettingsWithPresets):
-    """What a capture keeps and how it runs. Fields up to `on_nan` change the stored numbers."""
+    """What a capture keeps and how it runs. Fields up to `served_model` change stored numbers."""
 
     PRESETS: ClassVar = {"fusellm": {"top_k": 10}}
 
@@ -84,6 +86,59 @@ class CaptureSettings(SettingsWithPresets):
         "the capture. skip: keep no entries of the document.",
         json_schema_extra=_WORK,
     )
+    engine: str = Field(
+        default=DEFAULT_ENGINE,
+        min_length=1,
+        description="Engine that computes the rows. transformers: in this process. vllm, sglang: "
+        "a server that is running. Plugins register others.",
+        json_schema_extra={**_ENGINE, "metavar": "NAME"},
+    )
+    served_model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of the model at the server. By default the only one that it serves.",
+        json_schema_extra={**_ENGINE, "metavar": "NAME"},
+    )
+    server: tuple[str, ...] = Field(
+        default=(),
+        description="URL of a server of `engine`, such as http://localhost:8000. Several share "
+        "the documents.",
+        json_schema_extra={**_ENGINE, "metavar": "URL"},
+    )
+    requests_per_server: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description="Requests that a server computes at once.",
+        json_schema_extra=_ENGINE,
+    )
+    request_timeout: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds that a server may take for one document.",
+        json_schema_extra=_ENGINE,
+    )
+    audit: AuditBy = Field(
+        default="auto",
+        description="What computes a sample of the documents once more, before a cache of another "
+        "engine than transformers is complete. auto: transformers, where the model's weights fit "
+        "into this machine's memory; else the engine itself, in another order.",
+        json_schema_extra=_ENGINE,
+    )
+    audit_limit: float = Field(
+        default=0.1,
+        gt=0,
+        description="Nats by which the next tokens' log-probabilities of an audited document may "
+        "differ in the mean. Quantized weights need more.",
+        json_schema_extra=_ENGINE,
+    )
+    retry_seconds: float = Field(
+        default=900.0,
+        ge=0,
+        description="Seconds during which a document is tried again while servers fail or "
+        "restart. Then the capture ends.",
+        json_schema_extra=_ENGINE,
+    )
     device: str = Field(
         default="auto",
         description="Device that runs the model, such as cpu, cuda, cuda:1 or mps. auto: a GPU if "
@@ -140,6 +195,11 @@ class CaptureSettings(SettingsWithPresets):
         elif self.logprob_step is not None:
             raise ValueError(
                 "logprob_step has no effect with selection sampled, which has exact counts"
+            )
+        if self.engine == DEFAULT_ENGINE and (self.server or self.served_model):
+            raise ValueError(
+                f"server and served_model have no effect with engine {DEFAULT_ENGINE}, which runs "
+                "the model in this process; name the server's engine, such as vllm or sglang"
             )
         if self.rows_per_shard % self.rows_per_chunk:
             raise ValueError(

@@ -66,6 +66,8 @@ def find_inputs(
             it fits several alignments or several tokenizations.
     """
     caches = [open_cache(store, source.cache) for source in recipe.sources]
+    for cache in caches:
+        _check_tails(cache)
     corpus = open_corpus(store, recipe.corpus or caches[0].fingerprint.corpus.name)
     opened = _target_of(store, recipe, target, caches)
     target_cache = _target_cache(store, recipe)
@@ -88,6 +90,7 @@ def find_inputs(
     target_input = None
     if target_cache is not None:
         cache = open_cache(store, target_cache)
+        _check_tails(cache)
         source = _with_alignment(store, RecipeSource(cache=target_cache), cache, whole, opened)
         target_input = _source_input(store, source, cache, whole, opened)
     fitted = None
@@ -170,6 +173,15 @@ def _fit_of(
     check_fit(manifest, recipe, _models_of(store, recipe), target.digest)
     sources = open_corpus(store, str(recipe.corpus)).sources()
     return fitted_to(manifest, [domain_of(source) for source in sources])
+
+
+def _check_tails(cache: Cache) -> None:
+    if not cache.fingerprint.known_tail:
+        raise IncompatibleError(
+            f"Cache {cache.location.name!r} was captured by engine {cache.fingerprint.engine}, "
+            "which does not tell the mass outside the entries. A fusion needs it: capture the "
+            "source with an engine that does, such as transformers, vllm or sglang."
+        )
 
 
 def _models_of(store: Store, recipe: Recipe) -> list[str]:

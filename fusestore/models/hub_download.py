@@ -25,7 +25,9 @@ _OTHER_FORMS = (
 """Folders with the same model in another form, or of another step of its training."""
 
 
-def download_model(repository: str, revision: str | None, trust_remote_code: bool) -> Path:
+def download_model(
+    repository: str, revision: str | None, trust_remote_code: bool, *, weights: bool = True
+) -> Path:
     """The local folder of a model of the hub, in the cache of huggingface_hub.
 
     What the model is comes first, so that another kind of model is refused before its weights are
@@ -35,6 +37,7 @@ def download_model(repository: str, revision: str | None, trust_remote_code: boo
         repository: `OWNER/NAME`.
         revision: commit, branch or tag; by default the main branch.
         trust_remote_code: download the code of the repository too.
+        weights: download the weights too.
 
     Raises:
         NotFoundError: there is no such repository or revision, or it cannot be reached.
@@ -43,6 +46,8 @@ def download_model(repository: str, revision: str | None, trust_remote_code: boo
     code = _CODE if trust_remote_code else ()
     folder = _fetch(repository, revision, [*_BESIDE_WEIGHTS, *code])
     check_folder(folder, repository)
+    if not weights:
+        return folder
     # The folder of the hub's cache is named by the commit.
     commit = folder.name
     # config.json, which is there: huggingface_hub warns if no file matches.

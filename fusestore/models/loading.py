@@ -22,7 +22,11 @@ from fusestore.storage.packages import SCHEME, packaged_gguf
 
 
 def local_model_folder(
-    spec: str, *, revision: str | None = None, trust_remote_code: bool = False
+    spec: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> Path:
     """The local Hugging Face folder of a model, downloaded or converted first if need be.
 
@@ -30,6 +34,7 @@ def local_model_folder(
         spec: folder, hub id, `.gguf` file, or `package:NAME`.
         revision: commit or tag, for a hub id.
         trust_remote_code: of a hub id: download its code too.
+        weights: of a hub id: download its weights too.
 
     Raises:
         NotFoundError: there is no such folder, file, package or hub repository, or a part of a
@@ -55,7 +60,7 @@ def local_model_folder(
         )
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise NotFoundError(f"Model folder {spec} does not exist.")
-    return download_model(spec, revision, trust_remote_code)
+    return download_model(spec, revision, trust_remote_code, weights=weights)
 
 
 def model_digest(folder: Path) -> str:
@@ -68,6 +73,14 @@ def model_digest(folder: Path) -> str:
         for path in folder.iterdir()
         if path.name == "config.json" or path.suffix in (".safetensors", ".bin")
     )
+
+
+def config_digest(folder: Path) -> str:
+    """SHA-256 over the name and the bytes of the model's configuration alone, hexadecimal.
+
+    It stands for a model whose weights are not on this machine.
+    """
+    return folder_digest([folder / "config.json"])
 
 
 def load_model(

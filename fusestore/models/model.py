@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.models.loading import (
+    config_digest,
     context_length,
     load_model,
     local_model_folder,
@@ -57,6 +58,7 @@ class Model:
         name: str,
         locate: Callable[[], Path],
         *,
+        describe: Callable[[], Path] | None = None,
         hub_id: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -66,6 +68,7 @@ class Model:
             spec: the argument of `open`.
             name: for messages.
             locate: finds the local folder; called once, when the folder is needed.
+            describe: the same, perhaps without weights; by default `locate`.
             hub_id: of the repository, for a model of the hub.
             trust_remote_code: run code of the folder.
         """
@@ -73,6 +76,7 @@ class Model:
         self.name = name
         self.trust_remote_code = trust_remote_code
         self._locate = locate
+        self._describe = describe
         self._hub_id = hub_id
 
     @classmethod
@@ -132,7 +136,10 @@ class Model:
                 "of a model that a store names is not trusted: give the model's folder or hub id."
             )
         if cached.spec is None:
-            if (Path(name) / "config.json").is_file() and model_digest(Path(name)) == cached.digest:
+            if (Path(name) / "config.json").is_file() and cached.digest in (
+                config_digest(Path(name)),
+                model_digest(Path(name)),
+            ):
                 # So the command that captured the cache also works a second time.
                 return cls._elsewhere(f"./{name}", None, None, False)
             raise NotFoundError(
@@ -147,7 +154,8 @@ class Model:
         origin = cls._elsewhere(spec, None, None, False)
 
         def locate() -> Path:
-            if origin.digest != cached.digest:
+            # That of the configuration alone is of a model that a server ran.
+            if cached.digest not in (origin.config_digest, origin.digest):
                 raise IncompatibleError(
                     f"Cache {name!r} was captured from {spec} with digest {cached.digest[:16]}, "
                     f"but {spec} now has digest {origin.digest[:16]}. Give the folder of the model "
@@ -173,10 +181,13 @@ class Model:
                 )
             revision = pinned if separator else revision
 
-        def locate() -> Path:
+        def locate(weights: bool = True) -> Path:
             try:
                 return local_model_folder(
-                    hub_id or spec, revision=revision, trust_remote_code=trust_remote_code
+                    hub_id or spec,
+                    revision=revision,
+                    trust_remote_code=trust_remote_code,
+                    weights=weights,
                 )
             except NotFoundError as error:
                 if store is None or not may_name_artifact(spec):
@@ -184,7 +195,14 @@ class Model:
                 raise NotFoundError(f"{error} {names_in(store, spec)}") from error
 
         name = spec.removeprefix(SCHEME) if spec.startswith(SCHEME) else short_name(hub_id or spec)
-        return cls(spec, name, locate, hub_id=hub_id, trust_remote_code=trust_remote_code)
+        return cls(
+            spec,
+            name,
+            locate,
+            describe=(lambda: locate(weights=False)) if hub_id is not None else None,
+            hub_id=hub_id,
+            trust_remote_code=trust_remote_code,
+        )
 
     def __repr__(self) -> str:
         return f"Model({self.spec!r})"
@@ -201,6 +219,17 @@ class Model:
         return self._locate()
 
     @cached_property
+    def description(self) -> Path:
+        """The local folder with configuration and tokenizer; it may lack the weights.
+
+        Raises:
+            NotFoundError, InvalidInputError, IncompatibleError, CorruptionError: as `folder`.
+        """
+        if self._describe is None or "folder" in self.__dict__:
+            return self.folder
+        return self._describe()
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; it is loaded when it encodes, but its digest may be remembered.
 
@@ -208,13 +237,18 @@ class Model:
             NotFoundError, IncompatibleError, MissingDependencyError: as `load_tokenizer`.
         """
         if self.trust_remote_code:
-            return load_tokenizer(self.folder, trust_remote_code=True)
-        return folder_tokenizer(self.folder)
+            return load_tokenizer(self.description, trust_remote_code=True)
+        return folder_tokenizer(self.description)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the names and bytes of configuration and weights, hexadecimal."""
         return model_digest(self.folder)
+
+    @cached_property
+    def config_digest(self) -> str:
+        """SHA-256 of the configuration alone: of a model that servers run."""
+        return config_digest(self.description)
 
     @cached_property
     def config(self) -> Any:  # noqa: ANN401 - transformers is untyped
@@ -228,12 +262,12 @@ class Model:
 
         try:
             return AutoConfig.from_pretrained(
-                self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
+                self.description, trust_remote_code=self.trust_remote_code, local_files_only=True
             )
         except (OSError, ValueError, StrictDataclassError) as error:
-            refuse_untrusted_code(error, str(self.folder))
+            refuse_untrusted_code(error, str(self.description))
             raise InvalidInputError(
-                f"{self.folder} has no usable configuration: {error}"
+                f"{self.description} has no usable configuration: {error}"
             ) from error
 
     @property
@@ -259,10 +293,10 @@ class Model:
         """
         if self.spec.startswith(SCHEME):
             return self.spec
-        if self._hub_id is None or not _COMMIT.fullmatch(self.folder.name):
+        if self._hub_id is None or not _COMMIT.fullmatch(self.description.name):
             return None
         # The hub's cache names the folder of each revision by its commit.
-        return f"{self._hub_id}@{self.folder.name}"
+        return f"{self._hub_id}@{self.description.name}"
 
     def load(
         self, *, dtype: str = "float32", device: str = "auto", attention: str | None = None
@@ -296,7 +330,7 @@ class Model:
         if self.trust_remote_code:
             # The result also depends on the code in the folder, which the key does not cover.
             return _Facts(**make())
-        file = self.folder / "config.json"
+        file = self.description / "config.json"
         key = f"config {importlib.metadata.version('transformers')} {file_digest(file)}"
         return _Facts(**remembered(key, make, valid=_are_facts))
 

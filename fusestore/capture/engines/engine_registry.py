@@ -35,6 +35,8 @@ _ENGINES = {
         "TransformersEngine",
         Capabilities(whole_rows=True, local_weights=True),
     ),
+    "vllm": _included("vllm", "VllmEngine", Capabilities()),
+    "sglang": _included("sglang", "SglangEngine", Capabilities()),
 }
 
 
