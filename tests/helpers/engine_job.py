@@ -79,6 +79,6 @@ def check_same(expected: Rows, rows: Rows) -> None:
     apart = np.diff(expected.logprobs, axis=1, append=-np.inf) < -2 * ROUNDING
     settled = apart & np.pad(apart, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
     np.testing.assert_array_equal(rows.ids[settled], expected.ids[settled])
-    mass = [np.exp(each.astype(np.float64)) for each in (rows.tail, expected.tail)]
-    np.testing.assert_allclose(*mass, atol=ROUNDING, rtol=0)
+    tail, other = (np.exp(each.astype(np.float64)) for each in (rows.tail, expected.tail))
+    np.testing.assert_allclose(tail, other, atol=ROUNDING, rtol=0)
     np.testing.assert_allclose(rows.label_logprob, expected.label_logprob, atol=ROUNDING, rtol=0)

@@ -110,7 +110,14 @@ class ModelServer:
         deadline = time.monotonic() + self._timeout
         try:
             response = self._pool.urlopen(
-                method, f"{self._path}{path}", body, headers, redirect=False, preload_content=False
+                method,
+                f"{self._path}{path}",
+                body,
+                headers,
+                redirect=False,
+                preload_content=False,
+                # Nothing was asked for compressed, and a small answer could become a large one.
+                decode_content=False,
             )
             try:
                 limit = max_bytes if response.status == 200 else _MAX_ERROR_BYTES
