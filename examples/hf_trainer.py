@@ -44,9 +44,7 @@ class FusionTrainer(Trainer):
     ) -> Any:
         """The loss of a collated batch, and the model's outputs if asked."""
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        loss = fs.losses.fusion_loss(
-            outputs.logits, inputs, num_positions=num_items_in_batch
-        )
+        loss = fs.losses.fusion_loss(outputs.logits, inputs, num_positions=num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
 

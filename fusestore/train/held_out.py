@@ -98,7 +98,8 @@ def document_nats(
         model: a causal language model; its mode is restored afterwards.
         tokens: D documents of the model's own token ids.
         max_length: longer documents are read in windows of this many tokens, without the text
-            before; the window before predicts the first token of a window.
+            before; the window before predicts the first token of a window. Where a document begins
+            with BOS, each of its windows does.
         batch_tokens: padded tokens per forward pass.
         precision: `bfloat16` runs the model under autocast, `auto` where its device has bfloat16
             in hardware; log-softmax is float32 always.
@@ -123,7 +124,7 @@ def document_nats(
                         )
                     nats[window.document] += value
                 if progress is not None:
-                    progress(sum(len(window.input_ids) for window in batch))
+                    progress(sum(len(window.input_ids) - window.lead for window in batch))
     finally:
         model.train(was_training)
     return nats
@@ -186,21 +187,38 @@ def score(
 
 
 class _Window(NamedTuple):
-    """A stretch of a document: ids [l] and the tokens after each, [l] or [l − 1] at its end."""
+    """A stretch of a document.
+
+    Attributes:
+        document: its index.
+        input_ids: int32 [l].
+        next_ids: int32 [l], the token after each.
+        lead: whether the first is a BOS put before them; what it predicts is not counted.
+    """
 
     document: int
     input_ids: npt.NDArray[np.int32]
     next_ids: npt.NDArray[np.int32]
+    lead: bool
 
 
 def _batches(tokens: TokenTable, length: int, batch_tokens: int) -> Iterator[list[_Window]]:
     """All windows with tokens to predict, longest first, so that there is little padding."""
     windows = []
     for document in range(tokens.num_documents):
-        ids = tokens.document(document)[0]
-        for start in range(0, len(ids) - 1, length):
-            next_ids = ids[start + 1 : start + length + 1]
-            windows.append(_Window(document, ids[start : start + len(next_ids)], next_ids))
+        ids, ends = tokens.document(document)
+        # A model that was trained with BOS may be far off in a window without it.
+        has_bos = length > 1 and len(ids) > 0 and ends[0] == 0
+        start = 0
+        while start < len(ids) - 1:
+            lead = has_bos and start > 0
+            next_ids = ids[start + 1 : start + length + 1 - lead]
+            input_ids = ids[start : start + len(next_ids)]
+            start += len(next_ids)
+            if lead:
+                next_ids = np.concatenate([input_ids[:1], next_ids])
+                input_ids = np.concatenate([ids[:1], input_ids])
+            windows.append(_Window(document, input_ids, next_ids, lead))
     windows.sort(key=lambda window: -len(window.input_ids))
     batch: list[_Window] = []
     for window in windows:
@@ -225,5 +243,7 @@ def _window_nats(
         logprobs = torch.log_softmax(logits.float(), -1)
         at_label = logprobs.gather(-1, labels[:, positions, None]).squeeze(-1)
         nats[:, positions] = -at_label.double().cpu()
-    kept = nats.where(mask.bool().cpu(), torch.zeros_like(nats))
+    counted = mask.bool().cpu()
+    counted[:, 0] &= ~torch.tensor([window.lead for window in batch])
+    kept = nats.where(counted, torch.zeros_like(nats))
     return [float(total) for total in kept.sum(1)]

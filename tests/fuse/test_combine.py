@@ -171,7 +171,7 @@ def test_rounded_entries_lie_on_the_grid_and_rows_keep_their_mass(
         assert np.all(after[0][row, present:] == 0)
         np.testing.assert_allclose(after[1][row, :present], [v for _, v in ordered], rtol=1e-5)
         assert dict(zip(after[0][row, :present], after[1][row], strict=False)).keys() == old.keys()
-        mass = [np.exp(array[1][row], dtype=float).sum() for array in (before, after)]
-        np.testing.assert_allclose(*mass, rtol=1e-5)
+        mass, kept_mass = (np.exp(rows[1][row], dtype=float).sum() for rows in (before, after))
+        np.testing.assert_allclose(kept_mass, mass, rtol=1e-5)
         keys = list(zip(-after[1][row, :present], after[0][row, :present], strict=True))
         assert keys == sorted(keys)

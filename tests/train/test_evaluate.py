@@ -14,10 +14,11 @@ from fusestore.train.held_out import bits_per_byte, document_nats
 from tests.helpers.tiny_models import make_model
 
 
-def table(lengths, seed=0, vocab_size=100):
+def table(lengths, seed=0, vocab_size=100, first_byte=1):
     rng = np.random.default_rng(seed)
     total = sum(lengths)
-    ends = [np.cumsum(rng.integers(0, 5, n)).astype(np.int32) for n in lengths]
+    ends = [first_byte + np.cumsum([0, *rng.integers(0, 5, n)])[:n] for n in lengths]
+    ends = [each.astype(np.int32) for each in ends]
     return TokenTable(
         rng.integers(0, vocab_size, total).astype(np.int32),
         np.concatenate([np.empty(0, np.int32), *ends]),
@@ -58,6 +59,29 @@ def test_equals_one_document_at_a_time(model, monkeypatch, window):
     assert (held_out.num_bytes, held_out.num_tokens) == (num_bytes, 42)
     assert held_out.bits_per_byte == pytest.approx(sum(expected) / math.log(2) / num_bytes)
     assert held_out.nats_per_token == pytest.approx(sum(expected) / 42)
+
+
+@pytest.mark.parametrize("window", [64, 7, 2])
+def test_every_window_of_a_document_with_bos_begins_with_it(model, window):
+    lengths = [9, 1, 0, 20, 2, 15]
+    tokens = table(lengths, first_byte=0)
+    expected = []
+    for document in range(len(lengths)):
+        ids = tokens.document(document)[0].astype(np.int64)
+        total = 0.0
+        for i in range(1, len(ids)):
+            # The first window predicts as many tokens as it has; the others have one of BOS.
+            within = i - 1 if i <= window else (i - 1 - window) % (window - 1)
+            begin = i - 1 - within
+            text = ids[begin:i] if i <= window else np.concatenate([ids[:1], ids[begin:i]])
+            with torch.no_grad():
+                logits = model(input_ids=torch.from_numpy(text)[None]).logits[0, -1]
+            total -= float(torch.log_softmax(logits.double(), -1)[ids[i]])
+        expected.append(total)
+    seen = []
+    nats = document_nats(model, tokens, max_length=window, batch_tokens=40, progress=seen.append)
+    np.testing.assert_allclose(nats, expected, rtol=1e-5)
+    assert sum(seen) == sum(max(0, n - 1) for n in lengths)
 
 
 def test_mode_is_put_back_and_dropout_is_off(model):
