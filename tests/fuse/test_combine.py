@@ -97,7 +97,7 @@ def test_entries_below_the_least_probability_join_the_tail(helpers, seed, num_ro
     rng = np.random.default_rng(seed)
     raw = helpers.random_rows(rng, num_rows, width, 12, [])
     before = project(raw.ids, raw.logprobs, raw.tail, np.arange(12, dtype=np.int32), width)
-    after = tuple(array.copy() for array in before)
+    after = (before[0].copy(), before[1].copy(), before[2].copy())
     drop_below(None, *after)
     for array, same in zip(after, before, strict=True):
         np.testing.assert_array_equal(array, same)
@@ -150,7 +150,7 @@ def test_rounded_entries_lie_on_the_grid_and_rows_keep_their_mass(
         row_ids[:] = row_ids[np.lexsort((row_ids, -row))]
     absent = int(rng.integers(width + 1))
     before[0][0, absent:], before[1][0, absent:] = 0, -np.inf
-    after = tuple(array.copy() for array in before)
+    after = (before[0].copy(), before[1].copy(), before[2].copy())
     round_entries(None, *after)
     round_entries(step, *after)
     np.testing.assert_array_equal(after[2], before[2])
