@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from fusestore.errors import InvalidInputError
 from fusestore.models.gguf_parts import PART_NAME, gguf_parts, one_gguf
 from fusestore.models.saving import save_model
+from fusestore.models.weight_files import refuse_lfs_pointer
 from fusestore.models.weight_proof import load_whole, named_tensors
 from fusestore.storage.gguf_file import gguf_field, read_once
 from fusestore.storage.memory import file_digest
@@ -45,9 +47,7 @@ def convert_gguf(gguf: Path) -> Path:
         MissingDependencyError: the package `gguf` is not installed.
     """
     parts = gguf_parts(gguf.absolute())
-    digest = digest_bytes(" ".join([_CONVERSION, *map(file_digest, parts)]).encode())
-    name = PART_NAME.sub(r"\g<stem>.gguf", gguf.name).removesuffix(".gguf")
-    folder = user_cache_folder() / "models" / f"{name}-{digest[:16]}"
+    folder = _folder("models", parts)
     if folder.is_dir():
         return folder
     with one_gguf(parts) as (reader, whole), read_once(reader, whole):
@@ -58,6 +58,31 @@ def convert_gguf(gguf: Path) -> Path:
             save_model(model, temporary)
             tokenizer.save_pretrained(temporary)
     return folder
+
+
+def convert_gguf_tokenizer(gguf: Path) -> Path:
+    """Convert the tokenizer of a GGUF file to a folder, once; no weights are read.
+
+    Args:
+        gguf: the file; of a file in parts any of them.
+
+    Raises:
+        NotFoundError, InvalidInputError, IncompatibleError, MissingDependencyError: as
+            `convert_gguf`.
+    """
+    parts = gguf_parts(gguf.absolute())
+    folder = _folder("tokenizers", parts)
+    if not folder.is_dir():
+        refuse_lfs_pointer(parts[0])
+        with created_folder(folder) as temporary:
+            gguf_tokenizer(parts[0]).save_pretrained(temporary)
+    return folder
+
+
+def _folder(kind: str, parts: Sequence[Path]) -> Path:
+    digest = digest_bytes(" ".join([_CONVERSION, *map(file_digest, parts)]).encode())
+    name = PART_NAME.sub(r"\g<stem>.gguf", parts[0].name).removesuffix(".gguf")
+    return user_cache_folder() / kind / f"{name}-{digest[:16]}"
 
 
 def _load(reader: Any, whole: Path, gguf: Path) -> Any:  # noqa: ANN401 - both are untyped

@@ -43,13 +43,10 @@ def local_model_folder(
             kind of model.
         MissingDependencyError: a GGUF file, and the package `gguf` is not installed.
     """
-    if spec.startswith(SCHEME):
-        return convert_gguf(packaged_gguf(spec.removeprefix(SCHEME)))
+    gguf = gguf_file(spec)
+    if gguf is not None:
+        return convert_gguf(gguf)
     path = Path(spec).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise NotFoundError(f"Model file {spec} does not exist.")
-        return convert_gguf(path)
     if path.is_dir():
         check_folder(path)
         return path.absolute()
@@ -61,6 +58,22 @@ def local_model_folder(
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise NotFoundError(f"Model folder {spec} does not exist.")
     return download_model(spec, revision, trust_remote_code, weights=weights)
+
+
+def gguf_file(spec: str) -> Path | None:
+    """The GGUF file that a spec names (`package:NAME` or a `.gguf` file); None for other specs.
+
+    Raises:
+        NotFoundError: there is no such file or package, or the package holds no GGUF file.
+    """
+    if spec.startswith(SCHEME):
+        return packaged_gguf(spec.removeprefix(SCHEME))
+    path = Path(spec).expanduser()
+    if path.suffix != ".gguf":
+        return None
+    if not path.is_file():
+        raise NotFoundError(f"Model file {spec} does not exist.")
+    return path
 
 
 def model_digest(folder: Path) -> str:

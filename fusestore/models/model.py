@@ -19,6 +19,7 @@ from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.models.loading import (
     config_digest,
     context_length,
+    gguf_file,
     load_model,
     local_model_folder,
     model_digest,
@@ -35,7 +36,7 @@ from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
-class _Facts(NamedTuple):
+class Facts(NamedTuple):
     """The properties of a configuration that stages use."""
 
     architecture: str
@@ -78,6 +79,7 @@ class Model:
         self._locate = locate
         self._describe = describe
         self._hub_id = hub_id
+        self._origin = spec
 
     @classmethod
     def open(
@@ -164,7 +166,7 @@ class Model:
             return origin.folder
 
         model = cls(spec, name, locate)
-        model._hub_id = origin._hub_id
+        model._hub_id, model._origin = origin._hub_id, origin.spec
         return model
 
     @classmethod
@@ -219,15 +221,13 @@ class Model:
         return self._locate()
 
     @cached_property
-    def description(self) -> Path:
-        """The local folder with configuration and tokenizer; it may lack the weights.
+    def gguf(self) -> Path | None:
+        """The GGUF file that it was opened by; None for a folder or a model of the hub.
 
         Raises:
-            NotFoundError, InvalidInputError, IncompatibleError, CorruptionError: as `folder`.
+            NotFoundError: there is no such file or package.
         """
-        if self._describe is None or "folder" in self.__dict__:
-            return self.folder
-        return self._describe()
+        return gguf_file(self._origin)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -311,7 +311,7 @@ class Model:
         )
 
     @cached_property
-    def _facts(self) -> _Facts:
+    def _facts(self) -> Facts:
         def make() -> dict[str, Any]:
             text = self.config.get_text_config()
             vocab_size = getattr(text, "vocab_size", None)
@@ -329,15 +329,16 @@ class Model:
 
         if self.trust_remote_code:
             # The result also depends on the code in the folder, which the key does not cover.
-            return _Facts(**make())
-        file = self.description / "config.json"
+            return Facts(**make())
+        file = self.folder / "config.json"
         key = f"config {importlib.metadata.version('transformers')} {file_digest(file)}"
-        return _Facts(**remembered(key, make, valid=_are_facts))
+        return Facts(**remembered(key, make, valid=are_facts))
 
 
-def _are_facts(value: dict[str, Any]) -> bool:
+def are_facts(value: dict[str, Any]) -> bool:
+    """Whether a remembered value has the fields of `Facts`."""
     return (
-        value.keys() == set(_Facts._fields)
+        value.keys() == set(Facts._fields)
         and isinstance(value["architecture"], str)
         and type(value["vocab_size"]) is int
         and (value["context"] is None or type(value["context"]) is int)

@@ -35,8 +35,9 @@ _ENGINES = {
         "TransformersEngine",
         Capabilities(whole_rows=True, local_weights=True),
     ),
-    "vllm": _included("vllm", "VllmEngine", Capabilities()),
-    "sglang": _included("sglang", "SglangEngine", Capabilities()),
+    "llama.cpp": _included(
+        "llama_cpp_engine", "LlamaCppEngine", Capabilities(whole_rows=True, gguf=True)
+    ),
 }
 
 

@@ -44,6 +44,8 @@ class Capabilities:
         local_weights: whether it loads the model's weights in this process, so that `dtype`,
             `device`, `attention` and `batch_size` apply. For others the model needs no weights
             here.
+        gguf: whether it reads GGUF files as they are. Its model is a `GgufModel`, and it decides
+            the dtype.
     """
 
     max_top_k: int | None = None
@@ -52,6 +54,7 @@ class Capabilities:
     temperature_free: bool = True
     whole_rows: bool = False
     local_weights: bool = False
+    gguf: bool = False
 
 
 @dataclass(frozen=True, slots=True)
