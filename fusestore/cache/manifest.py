@@ -60,8 +60,8 @@ class Fingerprint(Manifest):
         engine: what computed the rows.
         served_model: the model's name at the servers, if it was given.
         known_tail: whether the mass outside the entries is known; if not, every tail is NaN.
-        dtype: the dtype the model ran in; for `auto` the choice of the first writer; null if a
-            server decided it.
+        dtype: the dtype the model ran in; for `auto` the choice of the first writer; null if the
+            engine decided it.
         max_length: most tokens of a document.
         rows_per_shard, rows_per_chunk: rows per file, and per compressed chunk of it.
         num_documents, num_tokens: D and T of the tokenized corpus.

@@ -19,6 +19,7 @@ from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
 from fusestore.cache.writer import CacheWriter
 from fusestore.capture.capture_plan import CapturePlan, reference_engine
+from fusestore.capture.engines.engine_registry import engine_capabilities
 from fusestore.capture.engines.protocol import Engine
 from fusestore.capture.row_capturer import RowCapturer
 from fusestore.capture.settings import CaptureSettings
@@ -190,6 +191,9 @@ def _rows(engine: Engine, sample: TokenTable, rule: Rule) -> Rows:
 
 def _fits_here(plan: CapturePlan) -> bool:
     """Whether the model's weights are here, and fit into this machine's memory."""
+    if engine_capabilities(plan.fingerprint.engine).gguf:
+        # They would have to be dequantized first.
+        return False
     files = weight_files(plan.model.description)
     if not files or not all(file.is_file() for file in files):
         return False

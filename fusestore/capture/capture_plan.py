@@ -19,6 +19,7 @@ from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import Corpus
 from fusestore.corpus.tokenize import corpus_tokens, store_corpus_tokens
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.models.gguf_model import GgufModel
 from fusestore.models.loading import pick_device
 from fusestore.models.model import Model
 from fusestore.models.precision import Dtype, choose_precision
@@ -80,9 +81,11 @@ def plan_capture(
     Raises:
         NotFoundError, InvalidInputError, IncompatibleError: see `capture`.
     """
-    tokenizer = model.tokenizer
     check_engine(settings.engine, settings.rule)
     capabilities = engine_capabilities(settings.engine)
+    if capabilities.gguf:
+        model = GgufModel(model)
+    tokenizer = model.tokenizer
     add_bos = wants_bos(settings.bos, tokenizer.adds_bos, tokenizer.bos_id is not None)
     if settings.top_k > model.vocab_size:
         raise InvalidInputError(
@@ -135,11 +138,13 @@ def _settle_dtype(
     store: Store, name: str, settings: CaptureSettings
 ) -> tuple[Dtype | None, str | None]:
     """The dtype of a cache, and the reason for it if the settings say `auto`."""
-    if not engine_capabilities(settings.engine).local_weights:
+    capabilities = engine_capabilities(settings.engine)
+    if capabilities.gguf or not capabilities.local_weights:
         if settings.dtype != "auto":
+            decides = "llama.cpp" if capabilities.gguf else "its server"
             raise InvalidInputError(
-                f"dtype is {settings.dtype}, but engine {settings.engine} does not load the model: "
-                "its server decides. Leave dtype out, or at auto."
+                f"dtype is {settings.dtype}, but with engine {settings.engine} {decides} decides. "
+                "Leave dtype out, or at auto."
             )
         return None, None
     if settings.dtype != "auto":

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.models.gguf_conversion import convert_gguf_tokenizer
-from fusestore.models.gguf_parts import gguf_parts
+from fusestore.models.gguf_parts import gguf_digest, gguf_parts
 from fusestore.models.model import Facts, Model, are_facts
 from fusestore.storage.gguf_file import gguf_field, open_gguf
-from fusestore.storage.memory import file_digest, remembered
-from fusestore.store.manifest import digest_bytes
-from fusestore.tokenizers.remembered import folder_tokenizer
-from fusestore.tokenizers.tokenizer import Tokenizer
+from fusestore.storage.memory import remembered
 
 
 class GgufModel(Model):
@@ -33,24 +29,24 @@ class GgufModel(Model):
             IncompatibleError: it was opened by something else than a GGUF file.
             NotFoundError: a part of it is missing.
         """
-        super().__init__(model.spec, model.name, lambda: model.folder)
+        super().__init__(
+            model.spec,
+            model.name,
+            lambda: model.folder,
+            describe=lambda: convert_gguf_tokenizer(self.file),
+            gguf=lambda: model.gguf,
+        )
         if model.gguf is None:
             raise IncompatibleError(
                 f"{model.spec} is no GGUF file, and llama.cpp reads no other. Give a .gguf file or "
                 "the package:NAME of one, or use another engine."
             )
-        self._parts = gguf_parts(model.gguf.absolute())
-        self.file = self._parts[0]
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the file describes, converted once."""
-        return folder_tokenizer(convert_gguf_tokenizer(self.file))
+        self.file = gguf_parts(model.gguf.absolute())[0]
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the bytes of the file, hexadecimal."""
-        return gguf_digest(self._parts)
+        return gguf_digest(self.file)
 
     @cached_property
     def _facts(self) -> Facts:
@@ -71,8 +67,3 @@ class GgufModel(Model):
             "vocab_size": len(tokens),
             "context": None if context is None else int(context),
         }
-
-
-def gguf_digest(parts: list[Path]) -> str:
-    """SHA-256 over the bytes of a GGUF file, or of its parts in order."""
-    return digest_bytes(" ".join(["gguf", *map(file_digest, parts)]).encode())

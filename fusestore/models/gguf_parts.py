@@ -16,7 +16,9 @@ from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.models.weight_files import refuse_lfs_pointer
 from fusestore.models.weight_proof import named_tensors
 from fusestore.storage.gguf_file import gguf_field, open_gguf
+from fusestore.storage.memory import file_digest
 from fusestore.storage.packages import user_cache_folder
+from fusestore.store.manifest import digest_bytes
 
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """What llama.cpp calls a part."""
@@ -37,6 +39,12 @@ def gguf_parts(gguf: Path) -> list[Path]:
             "one folder, and give any of them."
         )
     return [gguf.parent / name for name in names]
+
+
+def gguf_digest(gguf: Path) -> str:
+    """SHA-256 over the bytes of a GGUF file, hexadecimal; of a file in parts over all of them."""
+    parts = gguf_parts(gguf.absolute())
+    return digest_bytes(" ".join(["gguf", *map(file_digest, parts)]).encode())
 
 
 @contextlib.contextmanager

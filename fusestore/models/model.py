@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
+from fusestore.models.gguf_parts import gguf_digest
 from fusestore.models.loading import (
     config_digest,
     context_length,
@@ -60,6 +61,7 @@ class Model:
         locate: Callable[[], Path],
         *,
         describe: Callable[[], Path] | None = None,
+        gguf: Callable[[], Path | None] = lambda: None,
         hub_id: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -70,6 +72,7 @@ class Model:
             name: for messages.
             locate: finds the local folder; called once, when the folder is needed.
             describe: the same, perhaps without weights; by default `locate`.
+            gguf: finds the GGUF file that it was opened by, if it was.
             hub_id: of the repository, for a model of the hub.
             trust_remote_code: run code of the folder.
         """
@@ -79,7 +82,7 @@ class Model:
         self._locate = locate
         self._describe = describe
         self._hub_id = hub_id
-        self._origin = spec
+        self._find_gguf = gguf
 
     @classmethod
     def open(
@@ -155,18 +158,17 @@ class Model:
     def _of_cache(cls, name: str, cached: CachedModel, spec: str) -> Model:
         origin = cls._elsewhere(spec, None, None, False)
 
-        def locate() -> Path:
-            # That of the configuration alone is of a model that a server ran.
-            if cached.digest not in (origin.config_digest, origin.digest):
+        def checked() -> Model:
+            if cached.digest not in origin.digests():
                 raise IncompatibleError(
                     f"Cache {name!r} was captured from {spec} with digest {cached.digest[:16]}, "
                     f"but {spec} now has digest {origin.digest[:16]}. Give the folder of the model "
                     "that it was captured from."
                 )
-            return origin.folder
+            return origin
 
-        model = cls(spec, name, locate)
-        model._hub_id, model._origin = origin._hub_id, origin.spec
+        model = cls(spec, name, lambda: checked().folder, gguf=lambda: checked().gguf)
+        model._hub_id = origin._hub_id
         return model
 
     @classmethod
@@ -202,6 +204,7 @@ class Model:
             name,
             locate,
             describe=(lambda: locate(weights=False)) if hub_id is not None else None,
+            gguf=lambda: None if hub_id is not None else gguf_file(spec),
             hub_id=hub_id,
             trust_remote_code=trust_remote_code,
         )
@@ -226,8 +229,20 @@ class Model:
 
         Raises:
             NotFoundError: there is no such file or package.
+            IncompatibleError: a cache names it, but the model has changed since the capture.
         """
-        return gguf_file(self._origin)
+        return self._find_gguf()
+
+    @cached_property
+    def description(self) -> Path:
+        """The local folder with configuration and tokenizer; it may lack the weights.
+
+        Raises:
+            NotFoundError, InvalidInputError, IncompatibleError, CorruptionError: as `folder`.
+        """
+        if self._describe is None or "folder" in self.__dict__:
+            return self.folder
+        return self._describe()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -249,6 +264,16 @@ class Model:
     def config_digest(self) -> str:
         """SHA-256 of the configuration alone: of a model that servers run."""
         return config_digest(self.description)
+
+    def digests(self) -> Iterator[str]:
+        """All digests by which a cache may name it; those that need least work come first.
+
+        That of its GGUF file is of a model that was read as it is.
+        """
+        if self.gguf is not None:
+            yield gguf_digest(self.gguf)
+        yield self.config_digest
+        yield self.digest
 
     @cached_property
     def config(self) -> Any:  # noqa: ANN401 - transformers is untyped
@@ -330,7 +355,7 @@ class Model:
         if self.trust_remote_code:
             # The result also depends on the code in the folder, which the key does not cover.
             return Facts(**make())
-        file = self.folder / "config.json"
+        file = self.description / "config.json"
         key = f"config {importlib.metadata.version('transformers')} {file_digest(file)}"
         return Facts(**remembered(key, make, valid=are_facts))
 

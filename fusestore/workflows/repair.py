@@ -125,13 +125,10 @@ class _Models:
 
     def model(self, digest: str, tokenizer_digest: str, cache: str) -> Model:
         """The model with a digest and with the tokenizer of `tokenizer_digest`."""
-        # A cache that servers gave the rows of names the configuration alone.
-        digests = {spec: model.config_digest for spec, model in self._opened.items()}
-        if digest not in digests.values():
+        fitting = {spec: model for spec, model in self._opened.items() if digest in model.digests()}
+        if not fitting:
             digests = {spec: model.digest for spec, model in self._opened.items()}
-        if digest not in digests.values():
             raise NotFoundError(_not_given(f"model of cache {cache!r}", digest, digests))
-        fitting = {spec: self._opened[spec] for spec in digests if digests[spec] == digest}
         tokenizers = {spec: model.tokenizer.digest for spec, model in fitting.items()}
         for spec, model in fitting.items():
             if tokenizers[spec] == tokenizer_digest:

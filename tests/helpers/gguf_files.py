@@ -23,7 +23,7 @@ def write_gguf(
     kind: str = "model",
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     tensors_per_part: int = 0,
-    metadata: Mapping[str, str | float] = MappingProxyType({}),
+    metadata: Mapping[str, str | float | bool] = MappingProxyType({}),
 ) -> list[Path]:
     """Write a Llama with a byte-level BPE tokenizer as a GGUF file.
 
@@ -56,6 +56,8 @@ def write_gguf(
     for key, value in metadata.items():
         if isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
         else:
             writer.add_float32(key, value)
     _add_tokenizer(writer, tokenizer)

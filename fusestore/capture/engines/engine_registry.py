@@ -36,8 +36,12 @@ _ENGINES = {
         Capabilities(whole_rows=True, local_weights=True),
     ),
     "llama.cpp": _included(
-        "llama_cpp_engine", "LlamaCppEngine", Capabilities(whole_rows=True, gguf=True)
+        "llama_cpp_engine",
+        "LlamaCppEngine",
+        Capabilities(whole_rows=True, local_weights=True, gguf=True),
     ),
+    "vllm": _included("vllm", "VllmEngine", Capabilities()),
+    "sglang": _included("sglang", "SglangEngine", Capabilities()),
 }
 
 

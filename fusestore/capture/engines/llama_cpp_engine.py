@@ -28,6 +28,8 @@ from fusestore.tokenizers.tokenizer import Tokenizer
 
 _PROOF_LENGTH = 32
 
+_NO_EFFECT = ("batch_size", "attention", "server", "served_model")
+
 _Ids = npt.NDArray[np.int32]
 
 
@@ -37,7 +39,7 @@ class LlamaCppEngine(Engine):
     So a row depends on no other document. Threads are as many as torch has.
     """
 
-    capabilities = Capabilities(whole_rows=True, gguf=True)
+    capabilities = Capabilities(whole_rows=True, local_weights=True, gguf=True)
     device = "cpu"
 
     def __init__(self, model: LlamaModel) -> None:
@@ -55,10 +57,13 @@ class LlamaCppEngine(Engine):
                 tokens.
         """
         settings = job.settings
-        if settings.device not in ("auto", "cpu") or settings.batch_size or settings.attention:
+        given = [name for name in _NO_EFFECT if getattr(settings, name)]
+        if settings.device not in ("auto", "cpu"):
+            given.append("device")
+        if given:
             raise InvalidInputError(
-                "device, batch_size and attention have no effect with engine llama.cpp, which runs "
-                "one document at a time where the installed xllamacpp does. Leave them out."
+                f"{given[0]} has no effect with engine llama.cpp, which runs one document at a "
+                "time in this process, where the installed xllamacpp does. Leave it out."
             )
         if not isinstance(job.model, GgufModel):
             raise IncompatibleError(

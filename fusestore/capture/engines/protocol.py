@@ -44,8 +44,8 @@ class Capabilities:
         local_weights: whether it loads the model's weights in this process, so that `dtype`,
             `device`, `attention` and `batch_size` apply. For others the model needs no weights
             here.
-        gguf: whether it reads GGUF files as they are. Its model is a `GgufModel`, and it decides
-            the dtype.
+        gguf: whether these weights are those of a GGUF file as it is. Its model is a `GgufModel`,
+            and none of these settings apply.
     """
 
     max_top_k: int | None = None
