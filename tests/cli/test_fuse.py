@@ -19,6 +19,7 @@ def recipe(store, tmp_path):
 corpus = "addresses"
 split = "train"
 target = "{plan["recipe"]["target"][:16]}"
+strategy = "mince"
 top_k = 8
 window_length = 64
 rows_per_shard = 1024
