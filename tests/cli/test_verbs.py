@@ -108,7 +108,7 @@ def test_json_stays_clean_while_progress_is_told(command, job, tmp_path):
 def test_a_statistical_map_is_made_used_and_kept(command, job, store):
     statistical = ["--vocabulary", "statistical", "--json"]
     align, fuse = ([*stages(job, store)[verb], *statistical] for verb in ("align", "fuse"))
-    fuse[fuse.index("mince")] = "counted"
+    fuse[fuse.index("--name") + 1] = "counted"
     assert "--vocabulary statistical" in command.fails(*fuse)
     assert [command.succeeds(*align).json["built"] for _ in range(2)] == [True, False]
     (folder,) = store.glob("vocabulary_maps/*-statistical-*")

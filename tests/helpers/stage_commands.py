@@ -20,7 +20,7 @@ def stages(job, store):
         "align": ["align", "wide", "--target", f"{job}/small"],
         "fuse": [
             *["fuse", "--source", "small", "--source", "wide", "--target", "small"],
-            *["--name", "mince", *shards],
+            *["--strategy", "mince", "--name", "mince", *shards],
             *["--window-length", "64", "--materialize"],
         ],
         "baseline": ["train", f"{job}/small", "--name", "baseline", "--objective", "clm", *train],

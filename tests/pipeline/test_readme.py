@@ -63,7 +63,7 @@ def test_commands_and_python_make_the_same_store(small, capsys, monkeypatch):
     exec(program, names)  # noqa: S102 - it is what README says
     for kind in ("store", "corpus", "smollm2", "gemma3", "forecast", "demo", "fused", "plain"):
         assert len(repr(names[kind])) < 400
-    assert "mince of smollm2, gemma3" in repr(names["demo"])
+    assert "uniform of smollm2, gemma3" in repr(names["demo"])
     assert repr(names["store"].open_fused("demo")) == repr(names["demo"])
     typed = hashes(Location.parse("typed.store"))
     assert {name.partition("/")[0] for name in typed} == {
