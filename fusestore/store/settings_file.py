@@ -1,4 +1,4 @@
-"""Settings files in TOML or JSON, with a suggestion for a misspelled key."""
+"""Settings in TOML or JSON: files read and checked, with suggestions, and values written."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ def read_settings_file(location: Location) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvalidInputError(f"{location} holds no table of settings but a {type(content)}.")
     return content
+
+
+def toml_value(value: Any) -> str:  # noqa: ANN401 - a value of any setting
+    """A value as TOML writes it: text, numbers, lists, and tables on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {toml_value(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, bool | str):
+        # A JSON text is one of TOML too, but for the character DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
 
 
 def parse_settings(model: type[_Model], content: Mapping[str, Any], where: str) -> _Model:

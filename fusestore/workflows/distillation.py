@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from fusestore.errors import AlreadyExistsError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
+from fusestore.store.settings_file import toml_value
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -24,27 +24,22 @@ def distillation_toml(
         store: folder or URL.
         held_out_fraction: share of the documents on which the student is scored; 0: none.
     """
-
-    def value(of: str | Sequence[str]) -> str:
-        # A JSON text or list is one of TOML too.
-        return json.dumps(of, ensure_ascii=False).replace("\x7f", "\\u007f")
-
     evaluated = held_out_fraction > 0
     lines = [
         "# One teacher, one student. `fusestore run` with this file makes what is missing.",
         "# `fusestore init` writes a file with every setting that may stand here.",
-        f"store = {value(store)}",
+        f"store = {toml_value(store)}",
         *(['evaluate_split = "held_out"'] if evaluated else []),
         "",
         "[corpus]",
-        f"inputs = {value(list(data))}",
+        f"inputs = {toml_value(list(data))}",
         *([f"held_out_fraction = {held_out_fraction!r}"] if evaluated else []),
         "",
         f"[models.{TEACHER}]",
-        f"model = {value(teacher)}",
+        f"model = {toml_value(teacher)}",
         "",
         f"[models.{STUDENT}]",
-        f"model = {value(student)}",
+        f"model = {toml_value(student)}",
         "",
         "[fuse]",
         'name = "distilled"',

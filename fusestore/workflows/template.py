@@ -20,6 +20,7 @@ from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.settings import CorpusSettings
 from fusestore.errors import AlreadyExistsError
 from fusestore.fuse.recipe import Recipe
+from fusestore.store.settings_file import toml_value
 from fusestore.train.settings import LoraSettings, TrainSettings
 from fusestore.workflows.fusion_config import (
     CorpusConfig,
@@ -84,7 +85,7 @@ def _models() -> Iterator[str]:
             yield from _settings(ModelConfig, {"model": spec}, only=only)
             yield "# A setting of [capture] may stand here too; then it is of this model alone."
         else:
-            yield f"model = {_toml(spec)}"
+            yield f"model = {toml_value(spec)}"
     yield from _title("capture", CaptureSettings)
     yield from _settings(CaptureSettings, {}, skip=_SAID_ABOVE)
     yield from _title("align", AlignSettings)
@@ -132,7 +133,11 @@ def _settings(
         if name in skip or (only is not None and name not in only):
             continue
         yield from _comment(_description(fields[name]))
-        yield f"{name} = {_toml(values[name])}" if name in values else _default(name, fields[name])
+        yield (
+            f"{name} = {toml_value(values[name])}"
+            if name in values
+            else _default(name, fields[name])
+        )
 
 
 def _description(field: FieldInfo) -> str:
@@ -146,22 +151,10 @@ def _description(field: FieldInfo) -> str:
 
 def _default(name: str, field: FieldInfo) -> str:
     value = None if field.is_required() else field.get_default(call_default_factory=True)
-    return f"#{name} =" if value is None else f"#{name} = {_toml(value)}"
+    return f"#{name} =" if value is None else f"#{name} = {toml_value(value)}"
 
 
 def _comment(text: str) -> list[str]:
     return textwrap.wrap(
         text.strip(), _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
     )
-
-
-def _toml(value: Any) -> str:  # noqa: ANN401 - a default of any setting
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return repr(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,33 @@ def check_echo(echo: Any, sent: Sequence[int]) -> None:  # noqa: ANN401 - parsed
         )
         problem = f"token {first} is {read[first]} and {sent[first]} was sent"
     raise BadAnswerError(f"other token ids came back than were sent: {problem}")
+
+
+def rows_of_lists(
+    entries: Iterable[tuple[Sequence[int], Sequence[float] | _Floats]],
+    labels: _Ids,
+    top_k: int,
+    vocab_size: int,
+) -> Rows:
+    """Rows of vLLM's form: the k most likely tokens and the label, which may be among them.
+
+    Args:
+        entries: ids and natural log-probabilities of each row, k or k + 1 of them.
+        labels: int64 [n] the token after each row.
+        top_k: entries to keep.
+        vocab_size: V.
+
+    Raises:
+        BadAnswerError: a row has another number of entries, or as `rows_of_entries`.
+    """
+    ids = np.full((len(labels), top_k + 1), -1, np.int64)
+    logprobs = np.full(ids.shape, -np.inf)
+    for row, (row_ids, values) in enumerate(entries):
+        count = len(row_ids)
+        if not min(top_k, vocab_size) <= count <= top_k + 1:
+            raise BadAnswerError(f"row {row} has {count} entries where {top_k} were asked for")
+        ids[row, :count], logprobs[row, :count] = row_ids, values
+    return rows_of_entries(ids, logprobs, labels, None, top_k, vocab_size)
 
 
 def rows_of_entries(

@@ -8,10 +8,11 @@ used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fusestore.cache.rows import Rows
 from fusestore.capture.engines.served_engine import ServedEngine
@@ -19,7 +20,7 @@ from fusestore.capture.engines.served_rows import (
     BadAnswerError,
     check_echo,
     number_array,
-    rows_of_entries,
+    rows_of_lists,
 )
 
 
@@ -73,20 +74,8 @@ class VllmEngine(ServedEngine):
             )
         if elements[0] is not None:
             raise BadAnswerError("the first token has a row, and nothing was read before it")
-        vocab_size = self.job.vocab_size
-        ids = np.full((len(token_ids), top_k + 1), -1, np.int64)
-        logprobs = np.full(ids.shape, -np.inf)
-        for row, element in enumerate(elements[1:]):
-            count = len(element)
-            if not min(top_k, vocab_size) <= count <= top_k + 1:
-                raise BadAnswerError(f"row {row} has {count} entries where {top_k} were asked for")
-            if not all(map(_is_id, element)):
-                raise BadAnswerError(f"row {row} has keys that are no token ids")
-            ids[row, :count] = list(map(int, element))
-            values = [entry["logprob"] for entry in element.values()]
-            logprobs[row, :count] = number_array(values, f"the log-probabilities of row {row}")
         labels = np.array(sent[1:], np.int64)
-        return rows_of_entries(ids, logprobs, labels, None, top_k, vocab_size)
+        return rows_of_lists(_entries(elements[1:]), labels, top_k, self.job.vocab_size)
 
     def _advice(self, problem: str) -> str:
         if "max allowed" in problem or "max_logprobs" in problem:
@@ -95,6 +84,15 @@ class VllmEngine(ServedEngine):
                 "a smaller --top-k."
             )
         return super()._advice(problem)
+
+
+def _entries(elements: Sequence[Any]) -> Iterator[tuple[list[int], npt.NDArray[np.float64]]]:
+    """Ids and log-probabilities of each row of parsed JSON."""
+    for row, element in enumerate(elements):
+        if not all(map(_is_id, element)):
+            raise BadAnswerError(f"row {row} has keys that are no token ids")
+        values = [entry["logprob"] for entry in element.values()]
+        yield list(map(int, element)), number_array(values, f"the log-probabilities of row {row}")
 
 
 def _is_id(key: str) -> bool:

@@ -12,7 +12,6 @@ from collections.abc import Generator, Sequence
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
@@ -23,7 +22,7 @@ from fusestore.capture.engines.protocol import (
     Engine,
     EngineJob,
 )
-from fusestore.capture.engines.served_rows import BadAnswerError, check_echo, rows_of_entries
+from fusestore.capture.engines.served_rows import BadAnswerError, check_echo, rows_of_lists
 from fusestore.errors import EngineError, MissingDependencyError
 from fusestore.models.loading import pick_device
 
@@ -134,24 +133,16 @@ def read_rows(
     if elements is None or len(elements) != len(sent):
         count = 0 if elements is None else len(elements)
         raise BadAnswerError(f"prompt_logprobs has {count:,} elements for {len(sent):,} tokens")
-    ids = np.full((len(sent) - 1, top_k + 1), -1, np.int64)
-    logprobs = np.full(ids.shape, -np.inf)
-    for row in range(len(ids)):
-        own_ids, own_logprobs = _entries(elements, row + 1)
-        count = len(own_ids)
-        if not min(top_k, vocab_size) <= count <= top_k + 1:
-            raise BadAnswerError(f"row {row} has {count} entries where {top_k} were asked for")
-        ids[row, :count], logprobs[row, :count] = own_ids, own_logprobs
-    # The next token comes first, and once more where it is among the most likely.
-    repeated = (ids[:, 1:] == ids[:, :1]).any(axis=1)
-    ids[repeated, 0] = -1
-    labels: npt.NDArray[np.int64] = np.array(sent[1:], np.int64)
-    return rows_of_entries(ids, logprobs, labels, None, top_k, vocab_size)
+    entries = (_entries(elements, index) for index in range(1, len(sent)))
+    return rows_of_lists(entries, np.array(sent[1:], np.int64), top_k, vocab_size)
 
 
 def _entries(elements: Any, index: int) -> tuple[Sequence[int], Sequence[float]]:  # noqa: ANN401
     if hasattr(elements, "start_indices"):
         part = slice(elements.start_indices[index], elements.end_indices[index])
-        return elements.token_ids[part], elements.logprobs[part]
+        ids, logprobs = elements.token_ids[part], elements.logprobs[part]
+        # The next token comes first, and once more where it is among the most likely.
+        once = int(len(ids) > 0 and ids[0] in ids[1:])
+        return ids[once:], logprobs[once:]
     element = elements[index] or {}
     return list(element), [entry.logprob for entry in element.values()]
