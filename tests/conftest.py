@@ -146,7 +146,10 @@ def packaged_model(tmp_path_factory: pytest.TempPathFactory) -> PackagedModel:
 def s3_endpoint() -> Iterator[str]:
     """The URL of a moto S3 server that lives as long as the test session."""
     from moto.server import ThreadedMotoServer
+    from werkzeug.serving import WSGIRequestHandler
 
+    # Otherwise a small answer waits 40 ms for the receipt of its header.
+    WSGIRequestHandler.disable_nagle_algorithm = True
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -90,7 +90,8 @@ def python(*arguments, cwd, **variables):
     )
 
 
-@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_workers_import_the_module_that_registered(method, recipe, root, tmp_path):
     (tmp_path / "lasts.py").write_text(MODULE.format(name="last"))
     script = tmp_path / "read.py"

@@ -273,6 +273,8 @@ def _base64(values: Sequence[float], dtype: str) -> str:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Otherwise a small answer waits 40 ms for the receipt of its header.
+    disable_nagle_algorithm = True
 
     def __init__(self, owner: ProtocolServer, *arguments: Any) -> None:  # noqa: ANN401
         self._owner = owner

@@ -5,6 +5,7 @@ import pytest
 
 from fusestore.cache.reader import open_cache
 from fusestore.cache.verify import verify_cache
+from fusestore.capture.engines import served_engine
 from fusestore.capture.engines.engine_registry import engine_class
 from fusestore.capture.engines.protocol import EngineJob
 from fusestore.capture.estimate import estimate_capture
@@ -33,6 +34,11 @@ ENGINES = ["vllm", "sglang"]
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     return make_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    monkeypatch.setattr(served_engine, "_FIRST_WAIT", 0.01)
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def site(tmp_path):
     with ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(PlainHandler, directory=str(folder))
     ) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield folder, f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

@@ -101,3 +101,9 @@ MAKERS = {
     "mistral_v7": lambda: load_tokenizer(MISTRAL + "mistral_instruct_tokenizer_241114.model.v7"),
 }
 """All of them but the models of `tests/conftest.py`."""
+
+TRAINED = ("word_piece", "unigram")
+"""Not real ones: a few hundred tokens of texts in many scripts."""
+
+PACKAGED = [name for name in (*FAMILIES, *LARGE) if name not in TRAINED]
+"""Those that packages bring."""

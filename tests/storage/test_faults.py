@@ -16,10 +16,8 @@ from tests.helpers.filled import filled
 
 @pytest.fixture
 def _once(monkeypatch):
-    """Each request is sent once: what is tested is our own patience.
-
-    The client's own repetitions hide faults.
-    """
+    """The client sends each request once: its own repetitions hide faults. Ours wait little."""
+    monkeypatch.setattr(failures, "FIRST_WAIT_S", 0.02)
     monkeypatch.setattr(object_client, "RETRIES", 0)
     monkeypatch.setattr(object_client, "_CLIENTS", {})
 

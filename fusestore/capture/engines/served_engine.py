@@ -61,6 +61,7 @@ class _Server:
         self.model: ServedModel | None = None
         self.in_flight = 0
         self.failures = 0
+        self.failed_at = 0.0
         self.rests_until = 0.0
         self.num_tokens = self.num_documents = self.num_retries = 0
 
@@ -171,6 +172,7 @@ class ServedEngine(Engine):
         bad_answers = 0
         while True:
             server = self._take(stopped)
+            began = time.monotonic()
             problem: EngineError | None = None
             try:
                 model = server.model or self._greet(server)
@@ -184,7 +186,7 @@ class ServedEngine(Engine):
                     f"{self._named(server)} refuses {where}: {error}. {self._advice(str(error))}"
                 ) from error
             finally:
-                self._give_back(server, problem, len(token_ids))
+                self._give_back(server, problem, len(token_ids), began)
             if problem is None:
                 return DocumentRows(document, 0, rows)
             if isinstance(problem, BadAnswerError):
@@ -232,7 +234,10 @@ class ServedEngine(Engine):
                 self._change.wait(max(until - now, 0.001))
         raise EngineError("The capture was stopped.")
 
-    def _give_back(self, server: _Server, problem: EngineError | None, num_tokens: int) -> None:
+    def _give_back(
+        self, server: _Server, problem: EngineError | None, num_tokens: int, began: float
+    ) -> None:
+        now = time.monotonic()
         with self._change:
             server.in_flight -= 1
             if problem is None:
@@ -242,8 +247,12 @@ class ServedEngine(Engine):
             else:
                 server.num_retries += 1
             if isinstance(problem, UnavailableError):
-                server.failures += 1
-                server.rests_until = time.monotonic() + _wait(server.failures, problem.retry_after)
+                # One outage ends all requests of its time: it is one failure, however many.
+                if began >= server.failed_at:
+                    server.failures += 1
+                    server.failed_at = now
+                rest = _wait(server.failures, problem.retry_after)
+                server.rests_until = max(server.rests_until, now + rest)
                 if problem.restarted:
                     # Another process, with another model, may answer next.
                     server.model = None
