@@ -59,9 +59,10 @@ $(VENV)/installed: requirements/torch.txt requirements/lock.txt pyproject.toml
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-# What all tests import, compiled before several test processes would each do that.
+# What all tests import and call, compiled before several test processes would each do that.
 $(VENV)/compiled: $(VENV)/installed
 	$(RUN)/python -W ignore tests/helpers/fork_server.py
+	$(RUN)/python -W ignore -m tests.helpers.compiled_kernels > /dev/null
 	touch $@
 
 # torchvision, torchaudio and torchcodec are builds for another torch, and vLLM imports them if they
