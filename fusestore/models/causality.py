@@ -2,8 +2,8 @@
 
 Row i is kept as the distribution after tokens 0..i. A masked language model, an encoder or a model
 that reads a prefix in both directions gives rows that have read later tokens, and neither its class
-nor its configuration has to say so. Padding and the other documents of a batch must not change a
-row either. Where they do, documents run in batches without them.
+nor its configuration has to say so. Padding and the other documents of a batch or of a packed row
+must not change a row either. Where they do, documents run in batches without them.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import torch
 from torch import Tensor
 
 from fusestore.errors import IncompatibleError
+from fusestore.models.batch_layout import BatchLayout
 from fusestore.models.loading import output_width
 from fusestore.models.logits import (
     has_chunked_logits,
     is_out_of_memory,
     logit_chunks,
-    pad_batch,
     whole_logits,
 )
+from fusestore.models.packed_rows import Packing, distance_from_alone
 from fusestore.models.rounding import Distance, distance, rounding_share
 
-Batching = Literal["padded", "one length", "one document"]
-"""Which documents may run together: any; those of one length, which need no padding; none."""
+Batching = Packing | Literal["padded", "one length", "one document"]
+"""How documents run together: several in a row, packed; any, each in a padded row; those of one
+length, which need no padding; none."""
 
 _LENGTH = 64
 """Tokens of the longest document; all passes together read about seven times as many."""
@@ -72,6 +74,7 @@ def prove_causal(
     token_ids: _Ids,
     longest: int,
     name: str,
+    packing: Packing | None = None,
 ) -> Proof:
     """Check that a model's rows are causal, and find the batches that leave them unchanged.
 
@@ -83,6 +86,7 @@ def prove_causal(
         token_ids: int32 [T] tokens of a corpus, of which the first are used.
         longest: tokens of its longest document, which is within the model's context.
         name: of the model, for messages.
+        packing: how documents are packed if that leaves rows unchanged; None: they are not.
 
     Raises:
         IncompatibleError: a row depends on later tokens, or on more than the tokens of its
@@ -92,7 +96,7 @@ def prove_causal(
     is_slow = parameters >= _LARGE and next(model.parameters()).device.type == "cpu"
     length = min(_LENGTH_OF_LARGE if is_slow else _LENGTH, longest)
     try:
-        return _Passes(model, name).prove(np.resize(token_ids[:length], length))
+        return _Passes(model, name).prove(np.resize(token_ids[:length], length), packing)
     except IncompatibleError:
         raise
     except Exception as error:
@@ -114,7 +118,7 @@ class _Passes:
         self._device = next(model.parameters()).device
         self._width = output_width(model)
 
-    def prove(self, document: _Ids) -> Proof:
+    def prove(self, document: _Ids, packing: Packing | None) -> Proof:
         """See `prove_causal`."""
         rows = self._alone(document)
         last = len(document) - 1
@@ -127,24 +131,42 @@ class _Passes:
         shorter = changed[0][: max(1, 2 * len(document) // 3)]
         shorter_rows = self._alone(shorter)
         self._check_causal(document, changed_rows[0][: len(shorter)], shorter_rows, "left out")
+        chunked = has_chunked_logits(self._model, self._tensor(document))
+        if packing is not None and self._is_packable(
+            packing, [document, shorter, changed[1]], [rows, shorter_rows, changed_rows[1]]
+        ):
+            return Proof(packing, None, chunked)
         batches: tuple[tuple[Batching, list[_Ids], list[Tensor]], ...] = (
             ("padded", [document, shorter], [rows, shorter_rows]),
             ("one length", [document, changed[1]], [rows, changed_rows[1]]),
-            ("one document", [document], [rows]),
         )
         largest: Distance | None = None
         for batching, documents, alone in batches:
-            moved = self._moved_together(documents, alone)
+            layout = BatchLayout.padded(_lengths(documents))
+            moved = self._moved_together(documents, layout, alone)
             if not self._is_moved(moved, rows):
-                chunked = has_chunked_logits(self._model, self._tensor(document))
                 return Proof(batching, largest, chunked)
             largest = largest or moved
         self._check_repeatable(document, rows)
-        raise IncompatibleError(
-            f"The rows of {self._name} move by up to {moved.nats:.2g} nats when it is given an "
-            "attention mask without padding, so they are not captured. Try another attention "
-            "implementation, as in --attention eager."
-        )
+        return Proof("one document", largest, chunked)
+
+    def _is_packable(self, packing: Packing, documents: list[_Ids], alone: list[Tensor]) -> bool:
+        """Whether documents that follow others in their row have the rows of each alone."""
+        lengths = _lengths(documents)
+        layout = BatchLayout.one_row(lengths)
+        if packing == "rows":
+            # The last document has a row of its own, which ends in padding.
+            first, second, _ = lengths.tolist()
+            row, start = np.array([0, 0, 1]), np.array([0, first, 0])
+            layout = BatchLayout(lengths, row, start, 2, first + second)
+        try:
+            moved = self._moved_together(documents, layout, alone)
+        except Exception as error:
+            # The code of a model may raise anything when it is given position ids.
+            if is_out_of_memory(error):
+                raise
+            return False
+        return not self._is_moved(moved, alone[0])
 
     def _alone(self, ids: _Ids) -> Tensor:
         """Logits [len(ids), V] of a document as the plain model gives them."""
@@ -157,12 +179,14 @@ class _Passes:
             )
         return logits[0]
 
-    def _moved_together(self, documents: list[_Ids], alone: list[Tensor]) -> Distance:
+    def _moved_together(
+        self, documents: list[_Ids], layout: BatchLayout, alone: list[Tensor]
+    ) -> Distance:
         """How far rows in one batch are from those of each document alone, float [len, V]."""
-        batch = pad_batch(documents, self._device)
-        logits = torch.cat([part for _, part in logit_chunks(self._model, *batch)], 1)
-        distances = [distance(rows, logits[index, : len(rows)]) for index, rows in enumerate(alone)]
-        return max(distances, key=lambda moved: moved.share)
+        input_ids, position_ids = layout.tensors(documents, self._device)
+        chunks = logit_chunks(self._model, input_ids, position_ids=position_ids)
+        logits = torch.cat([part for _, part in chunks], 1)
+        return distance_from_alone(logits, layout, alone)
 
     def _is_moved(self, moved: Distance, rows: Tensor) -> bool:
         return moved.share > rounding_share(self._model, rows)
@@ -190,6 +214,10 @@ class _Passes:
 
     def _tensor(self, ids: _Ids) -> Tensor:
         return torch.from_numpy(ids.astype(np.int64))[None].to(self._device)
+
+
+def _lengths(documents: list[_Ids]) -> npt.NDArray[np.int64]:
+    return np.array([len(ids) for ids in documents])
 
 
 def _replaced(ids: _Ids, count: int, width: int) -> _Ids:

@@ -49,9 +49,12 @@ def whole_logits(
     model: Any,  # noqa: ANN401 - transformers is untyped
     input_ids: torch.Tensor,
     mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits [batch, time, vocab] of one pass of the model."""
     inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+    if position_ids is not None:
+        inputs["position_ids"] = position_ids
     known = inspect.signature(model.forward).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         inputs = {name: value for name, value in inputs.items() if name in known}
@@ -63,7 +66,8 @@ def whole_logits(
 def logit_chunks(
     model: Any,  # noqa: ANN401
     input_ids: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield `(start, logits)`: logits [batch, chunk, vocab] of positions from `start`, in order.
 
@@ -72,6 +76,9 @@ def logit_chunks(
     call continues with the hidden states of a chunk. A model whose logits cannot be made so runs
     whole, and its logits are split into chunks afterwards: see `has_chunked_logits`.
 
+    A causal model needs no mask for padding on the right, and attention is faster without one.
+    Packed rows need `position_ids`, see `batch_layout`.
+
     Not in inference mode: later passes write again to weights that FSDP gathers for a pass.
     """
     batch, time = input_ids.shape
@@ -79,11 +86,11 @@ def logit_chunks(
     chunk = max(1, size // (batch * output_width(model)))
     backbone = _backbone(model, input_ids)
     if backbone is None:
-        logits = whole_logits(model, input_ids, mask)
+        logits = whole_logits(model, input_ids, mask, position_ids)
         for start in range(0, time, chunk):
             yield start, logits[:, start : start + chunk]
         return
-    yield from _in_chunks(model, backbone, input_ids, mask, chunk)
+    yield from _in_chunks(model, backbone, chunk, input_ids, mask, position_ids)
 
 
 def has_chunked_logits(model: Any, input_ids: torch.Tensor) -> bool:  # noqa: ANN401
@@ -102,11 +109,10 @@ def _backbone(model: Any, input_ids: torch.Tensor) -> str | None:  # noqa: ANN40
         batch, time = _PROBE
         indices = torch.arange(batch * time, device=input_ids.device) % input_ids.numel()
         ids = input_ids.flatten()[indices].view(batch, time)
-        mask = torch.ones_like(ids)
         with called_modules(model) as calls:
-            whole = whole_logits(model, ids, mask)
+            whole = whole_logits(model, ids)
         name = backbone_among(model, calls)
-        if name is not None and not _chunks_equal(model, name, ids, mask, whole):
+        if name is not None and not _chunks_equal(model, name, ids, whole):
             name = None
         _backbones[model] = name
     return _backbones[model]
@@ -116,12 +122,11 @@ def _chunks_equal(
     model: Any,  # noqa: ANN401
     backbone: str,
     input_ids: torch.Tensor,
-    mask: torch.Tensor,
     whole: torch.Tensor,
 ) -> bool:
     chunk = input_ids.shape[1] // 2
     try:
-        parts = [logits for _, logits in _in_chunks(model, backbone, input_ids, mask, chunk)]
+        parts = [logits for _, logits in _in_chunks(model, backbone, chunk, input_ids)]
     except Exception:
         # The code of a model may raise anything when it is given a part of its hidden states.
         return False
@@ -134,14 +139,15 @@ def _chunks_equal(
 def _in_chunks(
     model: Any,  # noqa: ANN401
     backbone: str,
-    input_ids: torch.Tensor,
-    mask: torch.Tensor,
     chunk: int,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     with run_once(model.get_submodule(backbone)) as positions:
         for start in range(0, input_ids.shape[1], chunk):
             positions[0] = slice(start, start + chunk)
-            yield start, whole_logits(model, input_ids, mask)
+            yield start, whole_logits(model, input_ids, mask, position_ids)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fusestore.cache.rule import Rule
+from fusestore.capture.engines import transformers_engine
 from fusestore.capture.engines.transformers_engine import TransformersEngine
 from fusestore.capture.estimate import estimate_capture
 from fusestore.capture.row_capturer import RowCapturer
@@ -15,12 +16,14 @@ from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.build import write_corpus
 from fusestore.errors import IncompatibleError
+from fusestore.models import logits
 from fusestore.models.model import Model
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
 from tests.helpers.changed_model import Changed, positions_after_padding
 from tests.helpers.tiny_models import (
     TEXTS,
+    longrope,
     make_llama,
     make_model,
     save_model,
@@ -28,6 +31,7 @@ from tests.helpers.tiny_models import (
 )
 
 VOCAB_SIZE = 300
+TOP_5 = Rule("top-k", 5)
 EXACT = CaptureSettings(top_k=7, profile="lossless", dtype="float32", device="cpu")
 EXTRA = "<extra>"
 
@@ -97,24 +101,69 @@ def test_an_id_beyond_the_model_is_named(store, wider, tmp_path):
     assert store.names("caches") == []
 
 
-@pytest.mark.parametrize("batching", ["one length", "one document"])
-def test_rows_that_batches_would_move_are_those_of_each_document_alone(batching):
-    model = {
-        "one length": lambda: Changed(make_model("gpt2"), before=positions_after_padding),
-        "one document": lambda: Changed(make_llama(100), after=lambda each: each + each.mean(0)),
-    }[batching]().eval()
-    rng = np.random.default_rng(0)
-    lengths = [7, 12, 7, 3, 12, 1]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ids = rng.integers(3, 100, offsets[-1]).astype(np.int32)
-    tokens = TokenTable(ids, np.zeros_like(ids), offsets)
-    capturer = RowCapturer(TransformersEngine(model, None, batching), tokens, Rule("top-k", 5))
-    rows, bad = capturer.rows(0, len(ids), lambda *_: None)
+MODELS = {
+    "one row": make_llama(100),
+    "rows": make_model("gemma3_text", initializer_range=0.2, head_dim=8, sliding_window=7),
+    "padded": longrope(switch=16),
+    "one length": Changed(make_model("gpt2"), before=positions_after_padding),
+    "one document": Changed(make_llama(100), after=lambda each: each + each.mean(0)),
+}
+LENGTHS = (7, 12, 7, 3, 22, 1, 31, 12)
+
+
+def table():
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
+    ids = np.random.default_rng(0).integers(3, 100, offsets[-1]).astype(np.int32)
+    return TokenTable(ids, np.zeros_like(ids), offsets)
+
+
+def check_rows_are_of_each_document_alone(model, engine, tokens, rule=TOP_5):
+    rows, bad = RowCapturer(engine, tokens, rule).rows(0, tokens.num_tokens, lambda *_: None)
     assert bad == []
-    for start, stop in pairwise(offsets.tolist()):
-        document = torch.from_numpy(ids[start:stop].astype(np.int64))[None]
+    for document, (start, stop) in enumerate(pairwise(tokens.document_offsets.tolist())):
+        ids = torch.from_numpy(tokens.document(document)[0].astype(np.int64))
         with torch.no_grad():
-            logprobs = model(document).logits[0].double().log_softmax(-1)
+            logprobs = model(ids[None]).logits[0].double().log_softmax(-1)
         top = logprobs.topk(5)
         assert rows.ids[start:stop].tolist() == top.indices.tolist()
         np.testing.assert_allclose(rows.logprobs[start:stop], top.values, atol=1e-5)
+        labels = logprobs[:-1].gather(1, ids[1:, None])[:, 0]
+        np.testing.assert_allclose(rows.label_logprob[start : stop - 1], labels, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [2**24, 2_000])
+@pytest.mark.parametrize("batching", MODELS)
+def test_rows_of_every_batching_are_those_of_each_document_alone(batching, chunk, monkeypatch):
+    monkeypatch.setitem(logits.CHUNK_LOGITS, "cpu", chunk)
+    model = MODELS[batching].eval()
+    engine = TransformersEngine(model, None, batching)
+    check_rows_are_of_each_document_alone(model, engine, table())
+
+
+@pytest.mark.parametrize("batching", ["one row", "rows"])
+def test_a_packed_batch_that_does_not_fit_is_divided_between_documents(batching, monkeypatch):
+    model = MODELS[batching]
+    sizes = []
+    real = transformers_engine.logit_chunks
+
+    def scarce(model, input_ids, position_ids=None):
+        sizes.append(input_ids.numel())
+        if input_ids.numel() > 40:
+            raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
+        return real(model, input_ids, position_ids=position_ids)
+
+    monkeypatch.setattr(transformers_engine, "logit_chunks", scarce)
+    check_rows_are_of_each_document_alone(model, TransformersEngine(model, None, batching), table())
+    assert sizes[0] > 40
+    assert sum(size for size in sizes if size <= 40) >= sum(LENGTHS)
+
+
+def test_longer_documents_do_not_change_shorter_ones():
+    """LongRoPE takes the frequencies of a whole batch by its longest document."""
+    model = MODELS["padded"]
+    ids = torch.arange(3, 33)[None]
+    with torch.no_grad():
+        moved = (model(ids[:, :12]).logits - model(ids).logits[:, :12]).abs().max()
+    assert moved > 0.1
+    rows = TransformersEngine(model, None, "rows")
+    check_rows_are_of_each_document_alone(model, rows, table())

@@ -24,8 +24,7 @@ class Changed(torch.nn.Module):
         return output
 
 
-def positions_after_padding(input_ids, mask):
-    """As if padding were on the left."""
-    time = input_ids.shape[1]
-    padding = torch.zeros(len(input_ids)) if mask is None else time - mask.sum(1)
-    return {"position_ids": torch.arange(time) + padding[:, None].long()}
+def positions_after_padding(input_ids, _mask):
+    """As if padding, which has the id 0, were on the left."""
+    padding = (input_ids == 0).sum(1)
+    return {"position_ids": torch.arange(input_ids.shape[1]) + padding[:, None]}

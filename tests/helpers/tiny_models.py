@@ -74,6 +74,27 @@ def make_llama(
     return cast("LlamaForCausalLM", make_model("llama", seed=seed, **{**settings, **changes}))
 
 
+def longrope(switch: int = 16) -> PreTrainedModel:
+    """A Phi-3 whose frequencies are others in documents of more than `switch` tokens."""
+    parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": 4 * [1.0],
+        "long_factor": 4 * [4.0],
+        "original_max_position_embeddings": switch,
+    }
+    return make_model(
+        "phi3",
+        initializer_range=0.2,
+        max_position_embeddings=8 * switch,
+        original_max_position_embeddings=switch,
+        rope_parameters=parameters,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+
+
 def save_model(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None
 ) -> Path:

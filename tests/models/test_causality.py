@@ -8,17 +8,19 @@ import torch
 
 from fusestore.errors import IncompatibleError
 from fusestore.models.causality import prove_causal
+from fusestore.models.packed_rows import packing_of
 from fusestore.models.rounding import distance, rounding_share
+from fusestore.models.row_lengths import switch_length
 from tests.helpers.changed_model import Changed, positions_after_padding
-from tests.helpers.tiny_models import make_llama, make_model
+from tests.helpers.tiny_models import longrope, make_llama, make_model
 
 TOKENS = np.random.default_rng(0).integers(3, 100, 40).astype(np.int32)
 
 SHARP: dict[str, Any] = {"initializer_range": 0.2}
 
 
-def prove(model, tokens=TOKENS, longest=40):
-    return prove_causal(model.eval(), tokens, longest, "tiny")
+def prove(model, tokens=TOKENS, longest=40, packing=None):
+    return prove_causal(model.eval(), tokens, longest, "tiny", packing)
 
 
 def prefix_mask(length):
@@ -32,6 +34,17 @@ def prefix_mask(length):
         return {"attention_mask": mask}
 
     return before
+
+
+def refusing(forward):
+    """A forward pass that runs without position ids only."""
+
+    def changed(input_ids, attention_mask=None, position_ids=None, **inputs):
+        if position_ids is not None:
+            raise ValueError("position_ids are computed from the mask")
+        return forward(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+
+    return changed
 
 
 def positions_from_the_end(input_ids, _mask):
@@ -75,6 +88,80 @@ def test_other_documents_that_move_rows_are_left_out():
     proof = prove(Changed(make_llama(100), after=lambda logits: logits + logits.mean(0)))
     assert proof.batching == "one document"
     assert "each document runs alone" in proof.notes()[0]
+
+
+@pytest.mark.parametrize("packing", ["rows", "one row"])
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [
+        ("llama", "sdpa"),
+        ("llama", "eager"),
+        ("gpt2", "sdpa"),
+        ("gemma2", "eager"),
+        ("gemma3_text", "sdpa"),
+        ("gemma3_text", "eager"),
+    ],
+)
+def test_a_model_that_masks_documents_is_packed(family, attention, packing):
+    """Gemma's sliding windows are shorter than the documents."""
+    model = make_model(family, **SHARP, head_dim=8, sliding_window=7)
+    model.set_attn_implementation(attention)
+    assert packing_of(model) == "rows"
+    proof = prove(model, packing=packing)
+    assert (proof.batching, proof.moved, proof.notes()) == (packing, None, [])
+
+
+@pytest.mark.parametrize("packing", ["rows", "one row"])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        # Their state goes on into the next document.
+        ("mamba", {"state_size": 4}),
+        ("mamba2", {"num_heads": 8, "head_dim": 8, "state_size": 4, "n_groups": 1}),
+        ("recurrent_gemma", {"lru_width": 32, "head_dim": 8}),
+        (
+            "jamba",
+            {
+                "attn_layer_period": 2,
+                "attn_layer_offset": 1,
+                "num_experts": 2,
+                "use_mamba_kernels": False,
+            },
+        ),
+        # Knows no positions, and so no beginnings.
+        ("bloom", {"n_head": 4}),
+        # Counts positions by itself.
+        ("bart", {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4}),
+        # Its own positions begin at 2.
+        ("roberta", {"is_decoder": True, "pad_token_id": 1}),
+    ],
+)
+def test_a_model_that_reads_across_documents_is_not_packed(family, changes, packing):
+    proof = prove(make_model(family, **SHARP, init_std=0.2, **changes), packing=packing)
+    assert (proof.batching, proof.notes()) == ("padded", [])
+
+
+def test_a_model_that_takes_no_positions_is_not_packed():
+    model = make_llama(100)
+    assert prove(Changed(model), packing="rows").batching == "padded"
+    model.forward = refusing(model.forward)
+    assert prove(model, packing="rows").batching == "padded"
+
+
+def test_parts_that_begin_after_many_tokens_are_looked_up():
+    """Chunked attention counts from the start of a row, and the proof reads few tokens."""
+    llama4 = make_model("llama4_text", head_dim=8, intermediate_size_mlp=64, num_local_experts=2)
+    assert llama4.config.attention_chunk_size > 64
+    assert packing_of(llama4) is None
+    assert switch_length(llama4) is None
+    assert switch_length(longrope()) == 16
+
+
+def test_varlen_kernels_take_one_row():
+    model = make_llama(100)
+    for attention in ("flash_attention_2", "kernels-community/flash-attn3", "flex_attention"):
+        model.config._attn_implementation = attention
+        assert packing_of(model) == "one row"
 
 
 def test_a_model_that_draws_is_refused():

@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
+from fusestore.capture.batches import Batch, Limits, plan_batches
 from fusestore.capture.engines.protocol import (
     Capabilities,
     Document,
@@ -21,12 +23,17 @@ from fusestore.capture.engines.protocol import (
 )
 from fusestore.capture.selection import Selection, select
 from fusestore.errors import IncompatibleError, OutOfMemoryError
+from fusestore.models.batch_layout import BatchLayout
 from fusestore.models.causality import Batching, prove_causal
 from fusestore.models.loading import output_width
-from fusestore.models.logits import is_out_of_memory, logit_chunks, pad_batch
+from fusestore.models.logits import is_out_of_memory, logit_chunks
+from fusestore.models.packed_rows import Packing, packing_of
+from fusestore.models.row_lengths import switch_length
 
-_TOKENS_PER_BATCH = {"cpu": 4_096}
-_TOKENS_PER_ACCELERATOR_BATCH = 32_768
+_LIMITS = {"cpu": Limits(tokens=4_096, launch=32)}
+_ACCELERATOR_LIMITS = Limits(tokens=32_768, launch=192)
+"""An accelerator computes about `launch` tokens while its kernels are launched; with more, buckets
+of 262,144 tokens have more than 3 % padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +73,8 @@ class _Chunk:
 class TransformersEngine(Engine):
     """Runs a model of transformers in this process, in batches, longest documents first.
 
-    When memory runs out, a batch is halved and so are all later ones; a smaller batch may round
-    differently.
+    When memory runs out, the budget of a batch is halved for all that is left; a smaller batch may
+    round differently.
     """
 
     capabilities = Capabilities(whole_rows=True, local_weights=True)
@@ -83,14 +90,15 @@ class TransformersEngine(Engine):
         Args:
             model: of transformers, in evaluation mode.
             batch_size: documents of a batch; by default as many as fit a budget of tokens.
-            batching: which documents may run together.
+            batching: how documents run together.
         """
         self._model = model
-        self._batch_size = batch_size
         self._batching = batching
         self._device = next(model.parameters()).device
         self.device = self._device.type
-        self._token_budget = _TOKENS_PER_BATCH.get(self._device.type, _TOKENS_PER_ACCELERATOR_BATCH)
+        self._limits = _LIMITS.get(self._device.type, _ACCELERATOR_LIMITS)._replace(
+            documents=batch_size, switch=switch_length(model)
+        )
         # While this machine stores a batch, CUDA computes the next batch.
         self._batches_under_way = 1 if self._device.type == "cuda" else 0
 
@@ -113,7 +121,8 @@ class TransformersEngine(Engine):
                 f"The configuration of {job.name} has vocab_size {job.vocab_size:,}, but its "
                 f"output has {width:,} ids. Correct vocab_size in the model folder's config.json."
             )
-        proof = prove_causal(model, job.tokens.token_ids, job.max_length, job.name)
+        packing = None if settings.batch_size is not None else _packing(model)
+        proof = prove_causal(model, job.tokens.token_ids, job.max_length, job.name, packing)
         for note in proof.notes():
             job.reporter.line(f"{job.name}: {note}")
         return cls(model, settings.batch_size, proof.batching)
@@ -121,88 +130,131 @@ class TransformersEngine(Engine):
     def run(self, documents: Sequence[Document], rule: Rule) -> Generator[DocumentRows, None, None]:
         """See `Engine.run`; on CUDA, rows are yielded while the next batch is computed."""
         under_way: deque[list[_Chunk]] = deque()
-        batches = self._batches(documents)
-        while True:
-            batch = next(batches, None)
-            if batch is not None:
-                under_way.append(self._run_batch(batch, rule))
-            elif not under_way:
-                break
-            if batch is not None and len(under_way) <= self._batches_under_way:
-                continue
-            for chunk in under_way.popleft():
-                yield from _rows(chunk)
+        for chunks in self._batches(documents, rule):
+            under_way.append(chunks)
+            if len(under_way) > self._batches_under_way:
+                yield from _rows(under_way.popleft())
+        for chunks in under_way:
+            yield from _rows(chunks)
 
-    def _batches(self, documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
-        position = 0
-        while position < len(documents):
-            length = len(documents[position].token_ids)
-            size = self._batch_size or max(1, self._token_budget // length)
-            if self._batching == "one document":
-                size = 1
-            batch = documents[position : position + size]
-            if self._batching == "one length":
-                batch = [document for document in batch if len(document.token_ids) == length]
-            yield batch
-            position += len(batch)
+    def _batches(self, documents: Sequence[Document], rule: Rule) -> Iterator[list[_Chunk]]:
+        """Run documents; what is left when memory runs out is divided into smaller batches."""
+        while documents:
+            lengths = np.array([len(document.token_ids) for document in documents])
+            left = np.ones(len(documents), np.bool_)
+            for batch in plan_batches(lengths, self._batching, self._limits):
+                chunks = self._run_or_shrink([documents[i] for i in batch.documents], batch, rule)
+                if chunks is None:
+                    break
+                yield chunks
+                left[batch.documents] = False
+            documents = [documents[i] for i in np.flatnonzero(left).tolist()]
 
-    def _run_batch(self, batch: Sequence[Document], rule: Rule) -> list[_Chunk]:
+    def _run_or_shrink(
+        self, documents: Sequence[Document], batch: Batch, rule: Rule
+    ) -> list[_Chunk] | None:
+        """Run a batch; None if it does not fit into memory, and then later ones are smaller."""
         try:
-            return self._run(batch, rule)
+            return self._run(documents, batch.layout, rule)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if len(batch) == 1:
-                length = len(batch[0].token_ids)
+            if len(documents) == 1:
+                length = len(documents[0].token_ids)
                 raise OutOfMemoryError(
-                    f"Document {batch[0].index} alone ({length:,} tokens) does not fit into the "
-                    f"memory of {self._device} ({error}). Use a smaller dtype (--dtype bfloat16), "
-                    "another device, or a corpus with a smaller --max-length."
+                    f"Document {documents[0].index} alone ({length:,} tokens) does not fit into "
+                    f"the memory of {self._device} ({error}). Use a smaller dtype (--dtype "
+                    "bfloat16), another device, or a corpus with a smaller --max-length."
                 ) from error
         # Outside the handler, so that the failed batch's tensors are freed before the retry.
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        half = len(batch) // 2
-        self._token_budget = max(1, self._token_budget // 2)
-        return self._run_batch(batch[:half], rule) + self._run_batch(batch[half:], rule)
+        limits = self._limits
+        self._limits = limits._replace(
+            tokens=max(1, min(limits.tokens, batch.layout.size) // 2),
+            documents=limits.documents and len(documents) // 2,
+        )
+        return None
 
     @torch.inference_mode()
-    def _run(self, batch: Sequence[Document], rule: Rule) -> list[_Chunk]:
-        input_ids, mask = pad_batch([document.token_ids for document in batch], self._device)
+    def _run(self, documents: Sequence[Document], layout: BatchLayout, rule: Rule) -> list[_Chunk]:
+        tokens = _Tokens(documents, layout)
+        input_ids, position_ids = layout.tensors(
+            [document.token_ids for document in documents], self._device
+        )
         chunks = []
-        for chunk_start, logits in logit_chunks(self._model, input_ids, mask):
+        for start, logits in logit_chunks(self._model, input_ids, position_ids=position_ids):
             width = logits.shape[1]
-            spans, positions, labels, rows = [], [], [], []
-            for row, document in enumerate(batch):
-                token_ids = document.token_ids[chunk_start:]
-                if len(token_ids) == 0:
-                    continue
-                count = min(width, len(token_ids))
-                first = document.first_row + chunk_start
-                spans.append(_Span(document, chunk_start, count))
-                positions.append(np.arange(row * width, row * width + count))
-                # A document's last row has no label; what is looked up for it is ignored.
-                labels.append(np.resize(token_ids[1:], len(token_ids))[:count].astype(np.int64))
-                rows.append(np.arange(first, first + count))
+            here = tokens.between(start, start + width)
+            if len(here) == 0:
+                continue
             selection = select(
                 rule,
                 logits.flatten(0, 1),
-                torch.from_numpy(np.concatenate(positions)),
-                torch.from_numpy(np.concatenate(labels)),
-                np.concatenate(rows),
+                torch.from_numpy(tokens.row[here] * width + tokens.column[here] - start),
+                torch.from_numpy(tokens.label[here]),
+                tokens.cache_row[here],
             )
-            chunks.append(_Chunk(spans, selection))
+            chunks.append(_Chunk(tokens.spans(here), selection))
         return chunks
 
 
-def _rows(chunk: _Chunk) -> Iterator[DocumentRows]:
-    """The rows of each of the chunk's spans, as views."""
-    selection = chunk.selection()
-    finite = selection.finite.numpy()
-    values = {field.name: getattr(selection, field.name).numpy() for field in fields(Rows)}
-    done = 0
-    for span in chunk.spans:
-        part = slice(done, done + span.count)
-        rows = Rows(**{name: array[part] for name, array in values.items()})
-        yield DocumentRows(span.document, span.position, rows, bool(finite[part].all()))
-        done += span.count
+def _packing(model: Any) -> Packing | None:  # noqa: ANN401 - transformers is untyped
+    """How documents are packed here, if the model masks them; None: not at all.
+
+    Not on a processor: its batches are small enough for buckets, and its attention is slower over
+    packed rows, whose mask it reads, than over padded ones, which need none.
+    """
+    return None if next(model.parameters()).device.type == "cpu" else packing_of(model)
+
+
+class _Tokens:
+    """The tokens of a batch, documents one after the other, and where each is: int64 arrays.
+
+    Attributes:
+        row: in the batch.
+        column: in the batch.
+        label: the next token. A document's last token has none; its label is ignored.
+        cache_row: number of its row in the cache.
+    """
+
+    def __init__(self, documents: Sequence[Document], layout: BatchLayout) -> None:
+        self._documents = documents
+        self._document = np.repeat(np.arange(len(documents)), layout.lengths)
+        self._position = layout.positions()
+        self.row, self.column = np.divmod(layout.slots(), layout.width)
+        token_ids = np.concatenate([document.token_ids for document in documents])
+        self.label = np.roll(token_ids, -1).astype(np.int64)
+        first = np.array([document.first_row for document in documents])
+        self.cache_row = first[self._document] + self._position
+
+    def between(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Which tokens are in columns `start` to `stop` - 1; those of a document are neighbors."""
+        return np.flatnonzero((self.column >= start) & (self.column < stop))
+
+    def spans(self, tokens: npt.NDArray[np.int64]) -> list[_Span]:
+        """The spans that tokens of `between` make up, in their order."""
+        numbers, first, counts = np.unique(
+            self._document[tokens], return_index=True, return_counts=True
+        )
+        positions = self._position[tokens[first]]
+        return [
+            _Span(self._documents[number], position, count)
+            for number, position, count in zip(
+                numbers.tolist(), positions.tolist(), counts.tolist(), strict=True
+            )
+        ]
+
+
+def _rows(chunks: Sequence[_Chunk]) -> Iterator[DocumentRows]:
+    """The rows of each of the chunks' spans, as views."""
+    for chunk in chunks:
+        selection = chunk.selection()
+        finite = selection.finite.numpy()
+        values = {field.name: getattr(selection, field.name).numpy() for field in fields(Rows)}
+        done = 0
+        for span in chunk.spans:
+            part = slice(done, done + span.count)
+            rows = Rows(**{name: array[part] for name, array in values.items()})
+            yield DocumentRows(span.document, span.position, rows, bool(finite[part].all()))
+            done += span.count
