@@ -13,7 +13,7 @@ PIP = $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-comp
 
 VLLM ?= .venv-vllm
 
-.PHONY: demo test test-slow test-all test-vllm lint format schemas lock clean
+.PHONY: demo test test-slow test-all test-vllm gpu lint format schemas lock clean
 
 demo: $(VENV)/installed .demo/student/model.safetensors
 	$(RUN)/fusestore run examples/demo.toml
@@ -33,6 +33,10 @@ test-all: test test-slow
 # vLLM itself, in an environment of its own: it pins many packages.
 test-vllm: $(VLLM)/installed
 	VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest -o filterwarnings= tests/capture/test_vllm.py
+
+# What only a GPU can tell, in a few minutes; downloads nothing.
+gpu: $(VENV)/installed
+	$(RUN)/python benchmarks/gpu.py --out gpu.json
 
 lint: $(VENV)/installed
 	$(RUN)/ruff check .

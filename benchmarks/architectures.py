@@ -1,9 +1,9 @@
 """Captures every type of causal language model that transformers has, and checks each row.
 
 Each type is built at tiny size with random weights, from its own default configuration. What a
-capture does after loading runs over a few documents: the proof, padded batches, logits in chunks,
-selection. Its rows are compared with those of the plain model, `model(input_ids).logits`, which
-reads one document at a time. A type is
+capture does after loading runs over a few documents: the proof, packed and padded batches, logits
+in chunks, selection. Its rows are compared with those of the plain model, which reads one document
+at a time, `model(input_ids).logits`. A type is
 
     right      all rows are equal, but for rounding
     refused    the capture refuses the model, and says why
@@ -44,6 +44,7 @@ from fusestore.errors import IncompatibleError
 from fusestore.models import logits as engine
 from fusestore.models.causality import prove_causal
 from fusestore.models.loading import output_width
+from fusestore.models.packed_rows import packing_of
 from fusestore.progress import ignore_progress
 from fusestore.tokenizers.token_table import TokenTable
 
@@ -217,24 +218,29 @@ def check(model_type: str) -> Outcome:
     except Exception as error:
         return Outcome("not built", f"runs on more than token ids: {one_line(error)}")
     try:
-        proof = prove_causal(model, tokens.token_ids, max(LENGTHS), model_type)
+        proof = prove_causal(model, tokens.token_ids, max(LENGTHS), model_type, packing_of(model))
     except IncompatibleError as error:
         return Outcome("refused", str(error).partition(". ")[0].partition(") ")[2])
     width = output_width(model)
     # Chunks of a few positions, so that the head runs several times.
     engine.CHUNK_LOGITS["cpu"] = len(LENGTHS) * width * 11
-    capturer = RowCapturer(
-        TransformersEngine(model, None, proof.batching), tokens, Rule("top-k", width)
-    )
-    rows, bad = capturer.rows(0, tokens.num_tokens, ignore_progress)
-    if bad:
-        return Outcome("wrong", f"documents {bad} are not finite")
-    captured = np.empty_like(rows.logprobs)
-    np.put_along_axis(captured, rows.ids.astype(np.int64), rows.logprobs, axis=1)
     plain = np.concatenate(expected)
-    nats = np.abs(captured - plain).max(axis=1)
-    note = "; ".join([f"{nats.max():.0e} nats", *proof.notes()])
-    return Outcome("right" if nats.max() <= TOLERANCE else "wrong", note)
+    # Without a GPU, and with `batch_size`, documents that could be packed are padded.
+    batchings = ["rows", "padded"] if proof.batching == "rows" else [proof.batching]
+    largest = 0.0
+    for batching in batchings:
+        capturer = RowCapturer(
+            TransformersEngine(model, None, batching), tokens, Rule("top-k", width)
+        )
+        rows, bad = capturer.rows(0, tokens.num_tokens, ignore_progress)
+        if bad:
+            return Outcome("wrong", f"documents {bad} are not finite, {batching}")
+        captured = np.empty_like(rows.logprobs)
+        np.put_along_axis(captured, rows.ids.astype(np.int64), rows.logprobs, axis=1)
+        largest = max(largest, float(np.abs(captured - plain).max()))
+    way = "packed" if proof.batching == "rows" else proof.batching
+    note = "; ".join([f"{largest:.0e} nats, {way}", *proof.notes()])
+    return Outcome("right" if largest <= TOLERANCE else "wrong", note)
 
 
 def build(model_type: str) -> Any:
@@ -323,7 +329,13 @@ def summary(outcomes: dict[str, Outcome]) -> str:
     kinds = ", ".join(
         f"{counts[kind]} {kind}" for kind in ("right", "refused", "wrong", "not built")
     )
-    return f"{len(outcomes)} types of transformers {transformers.__version__}: {kinds}."
+    packed = sum(
+        "packed" in outcome.note for outcome in outcomes.values() if outcome.kind == "right"
+    )
+    return (
+        f"{len(outcomes)} types of transformers {transformers.__version__}: {kinds}. Of the right "
+        f"ones {packed} are packed where there is a GPU."
+    )
 
 
 if __name__ == "__main__":

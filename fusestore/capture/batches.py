@@ -48,6 +48,17 @@ class Limits(NamedTuple):
     switch: int | None = None
 
 
+_LIMITS = {"cpu": Limits(tokens=4_096, launch=32)}
+_ACCELERATOR_LIMITS = Limits(tokens=32_768, launch=192)
+"""An accelerator computes about `launch` tokens while the kernels of a pass are launched. With more
+for `launch`, buckets of 262,144 tokens would have more than 3 % padding."""
+
+
+def limits_on(device: str) -> Limits:
+    """The limits of batches on a device, by its type as torch names it."""
+    return _LIMITS.get(device, _ACCELERATOR_LIMITS)
+
+
 class Batch(NamedTuple):
     """Documents that run together.
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusestore.capture.batches import Limits, plan_batches
+from fusestore.capture.batches import Limits, limits_on, plan_batches
 
 BATCHINGS = ("one row", "rows", "padded", "one length", "one document")
-ACCELERATOR = Limits(tokens=32_768, launch=192)
+ACCELERATOR = limits_on("cuda")
 
 
 def falling(lengths):
@@ -99,6 +99,7 @@ def test_buckets_cost_the_least(lengths, tokens, launch):
 
 @pytest.mark.parametrize("sigma", [0.8, 1.0, 1.2])
 def test_little_of_a_web_corpus_is_padding(sigma):
+    assert ACCELERATOR.tokens == 32_768
     for seed in range(5):
         lengths = web_lengths(seed, sigma)
         padded = list(plan_batches(lengths, "padded", ACCELERATOR))

@@ -13,7 +13,7 @@ import torch
 
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
-from fusestore.capture.batches import Batch, Limits, plan_batches
+from fusestore.capture.batches import Batch, limits_on, plan_batches
 from fusestore.capture.engines.protocol import (
     Capabilities,
     Document,
@@ -29,11 +29,6 @@ from fusestore.models.loading import output_width
 from fusestore.models.logits import is_out_of_memory, logit_chunks
 from fusestore.models.packed_rows import Packing, packing_of
 from fusestore.models.row_lengths import switch_length
-
-_LIMITS = {"cpu": Limits(tokens=4_096, launch=32)}
-_ACCELERATOR_LIMITS = Limits(tokens=32_768, launch=192)
-"""An accelerator computes about `launch` tokens while its kernels are launched; with more, buckets
-of 262,144 tokens have more than 3 % padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +91,7 @@ class TransformersEngine(Engine):
         self._batching = batching
         self._device = next(model.parameters()).device
         self.device = self._device.type
-        self._limits = _LIMITS.get(self._device.type, _ACCELERATOR_LIMITS)._replace(
+        self._limits = limits_on(self._device.type)._replace(
             documents=batch_size, switch=switch_length(model)
         )
         # While this machine stores a batch, CUDA computes the next batch.
