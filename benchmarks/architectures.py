@@ -42,7 +42,7 @@ from fusestore.capture.engines.transformers_engine import TransformersEngine
 from fusestore.capture.row_capturer import RowCapturer
 from fusestore.errors import IncompatibleError
 from fusestore.models import logits as engine
-from fusestore.models.causality import prove_causal
+from fusestore.models.causality import Batching, prove_causal
 from fusestore.models.loading import output_width
 from fusestore.models.packed_rows import packing_of
 from fusestore.progress import ignore_progress
@@ -226,7 +226,9 @@ def check(model_type: str) -> Outcome:
     engine.CHUNK_LOGITS["cpu"] = len(LENGTHS) * width * 11
     plain = np.concatenate(expected)
     # Without a GPU, and with `batch_size`, documents that could be packed are padded.
-    batchings = ["rows", "padded"] if proof.batching == "rows" else [proof.batching]
+    batchings: list[Batching] = [proof.batching]
+    if proof.batching == "rows":
+        batchings.append("padded")
     largest = 0.0
     for batching in batchings:
         capturer = RowCapturer(

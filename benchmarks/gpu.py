@@ -76,7 +76,7 @@ SIZES = {
     "hidden": (2_048, 64, "width of the model; SmolLM2-1.7B's"),
     "layers": (24, 2, "layers of the model"),
     "vocab": (49_152, 512, "ids of the model"),
-    "tokens": (SHARD, 4_000, "tokens that are captured"),
+    "tokens": (SHARD, 1_500, "tokens that are captured"),
     "loss_vocab": (262_144, 1_024, "ids of the loss"),
     "loss_hidden": (2_048, 32, "width of its hidden states"),
     "loss_tokens": (4_096, 64, "positions of the loss"),

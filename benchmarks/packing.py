@@ -30,10 +30,16 @@ from capture import SHARD, random_model, smollm2
 
 from fusestore.capture.batches import Batch, Limits, limits_on, plan_batches
 from fusestore.models.batch_layout import BatchLayout
+from fusestore.models.causality import Batching
 from fusestore.models.loading import output_width
 from fusestore.models.logits import logit_chunks
 
-WAYS = {"as before": None, "buckets": "padded", "rows": "rows", "one row": "one row"}
+WAYS: dict[str, Batching | None] = {
+    "as before": None,
+    "buckets": "padded",
+    "rows": "rows",
+    "one row": "one row",
+}
 """Ways to divide documents, with the name of their `Batching`."""
 
 Documents = Sequence[npt.NDArray[np.int32]]

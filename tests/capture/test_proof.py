@@ -144,7 +144,7 @@ def test_rows_of_every_batching_are_those_of_each_document_alone(batching, chunk
 def test_a_packed_batch_that_does_not_fit_is_divided_between_documents(batching, monkeypatch):
     model = MODELS[batching]
     sizes = []
-    real = transformers_engine.logit_chunks
+    real = logits.logit_chunks
 
     def scarce(model, input_ids, position_ids=None):
         sizes.append(input_ids.numel())
