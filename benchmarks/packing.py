@@ -2,7 +2,8 @@
 
 Lengths are those of a web corpus: log-normal with median 400 and σ = 1, at most 4,096 (so the mean
 is about 610, and one document in a hundred is cut). One shard of 262,144 tokens is divided at a
-time. Rates are of the forward pass with all logits, every way in turns, over the same documents.
+time. Rates are of the forward pass with all logits, every way in turns, over the same documents; on
+a CPU by processor time, which other work of the machine changes little.
 
     as before   as many padded documents as fit, with an attention mask
     buckets     padded documents of about equal length, without a mask
@@ -102,17 +103,19 @@ def forward(model: Any, documents: Documents, batches: Iterable[Batch], way: str
 def rates(
     model: Any, documents: Documents, ways: Sequence[str], limits: Limits, rounds: int
 ) -> dict[str, float]:
-    """Tokens (of documents) a second, medians of rounds in turns."""
+    """Tokens (of documents) a second, medians of rounds in turns; on a CPU of processor time."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
     lengths = np.array([len(ids) for ids in documents])
     batches = {way: divide(way, lengths, limits) for way in ways}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for round_number in range(rounds + 1):
         for way in ways:
-            began = time.perf_counter()
+            began = clock()
             forward(model, documents, batches[way], way)
             # The first round pays for the device's first allocations.
             if round_number:
-                seconds[way].append(time.perf_counter() - began)
+                seconds[way].append(clock() - began)
     return {way: lengths.sum() / statistics.median(seconds[way]) for way in ways}
 
 
