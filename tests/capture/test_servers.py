@@ -1,5 +1,8 @@
 """Captures from servers over HTTP: their rows are those of transformers, or they are refused."""
 
+import signal
+import time
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,7 @@ from fusestore.cache.reader import open_cache
 from fusestore.cache.verify import verify_cache
 from fusestore.capture.engines import served_engine
 from fusestore.capture.engines.engine_registry import engine_class
-from fusestore.capture.engines.protocol import EngineJob
+from fusestore.capture.engines.protocol import Document, EngineJob
 from fusestore.capture.estimate import estimate_capture
 from fusestore.capture.row_capturer import RowCapturer
 from fusestore.capture.run import capture
@@ -25,6 +28,7 @@ from fusestore.store.layout import Store
 from fusestore.testing import CONTENT_FAULTS, TRANSPORT_FAULTS, ProtocolServer, transformers_rows
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.workflows.repair import repair_store
+from tests.helpers.command import start
 from tests.helpers.engine_job import TOP_K, VOCAB_SIZE, check_same, make_job
 
 FORMS = [("vllm", "nested"), ("sglang", "nested"), ("sglang", "flat"), ("sglang", "base64")]
@@ -178,6 +182,56 @@ def test_a_server_that_hangs_is_left_behind(job, rows, names):
         check_same(job.expected, job.capture(names, **settings)[:])
         server.ended.set()
     assert server.happened == {"hang": 1}
+
+
+def test_ctrl_c_waits_for_no_answer(job, rows, names):
+    """The servers hang and have ten minutes to answer; what was finished is kept."""
+    with ProtocolServer(rows) as server:
+        server.plan(*[None] * 12)
+        server.fault_rate, server.faults = 1.0, ("hang",)
+        arguments = ["capture", job.folder, "--store", job.store.location.path, "--name", names]
+        arguments += ["--corpus", "demo", "--engine", "vllm", "--server", server.url, "-k", TOP_K]
+        arguments += ["--profile", "lossless", "--rows-per-shard", 64, "--rows-per-chunk", 16]
+        arguments += ["--audit", "off", "--requests-per-server", 2]
+        with start(*arguments) as process:
+            while not server.happened["hang"]:
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            try:
+                # Far below both the server's minute and the client's ten.
+                assert process.wait(timeout=30) == 1
+            finally:
+                process.kill()
+            said = process.stderr.read()
+        assert "Interrupted" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        server.fault_rate = 0.0
+        folder = job.store.cache(names)
+        assert not (folder / "manifest.json").exists()
+        # Its leases without it are free.
+        assert not [path for path in folder.sizes() if path.startswith("leases/writer-")]
+        check_same(job.expected, job.capture(names, **served(server, "vllm"))[:])
+
+
+def test_a_closed_engine_waits_for_nothing(job, rows):
+    """Even if whoever took its rows never closed them."""
+    with ProtocolServer(rows) as server:
+        server.plan(None)
+        server.fault_rate, server.faults = 1.0, ("hang",)
+        settings = job.settings(**served(server, "vllm", retry_seconds=1e6))
+        offsets = job.tokens.document_offsets
+        documents = [
+            Document(index, int(offsets[index]), job.tokens.document(index)[0])
+            for index in range(job.tokens.num_documents)
+        ]
+        with start_engine(job, settings) as running:
+            parts = running.run(documents, settings.rule)
+            assert len(next(parts).rows) > 0
+            while not server.happened["hang"]:
+                time.sleep(0.01)
+        # Those under way ended, and none was tried again.
+        assert server.num_requests <= len(documents)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

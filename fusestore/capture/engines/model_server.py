@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import socket
+import threading
 import time
+import weakref
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -78,6 +82,8 @@ class ModelServer:
             retries=False,
             timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=timeout),
         )
+        self._sockets = _Sockets()
+        self._pool.ConnectionCls = _registered(self._pool.ConnectionCls, self._sockets)
 
     def get(self, path: str, max_bytes: int) -> Any:  # noqa: ANN401 - parsed JSON
         """The parsed answer of a GET; errors as for `post`."""
@@ -99,7 +105,8 @@ class ModelServer:
         return self._ask("POST", path, json.dumps(content).encode(), max_bytes)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; a request that another thread waits for fails at once."""
+        self._sockets.shut_down()
         self._pool.close()
 
     def _ask(self, method: str, path: str, body: bytes | None, max_bytes: int) -> Any:  # noqa: ANN401
@@ -136,6 +143,52 @@ class ModelServer:
         if response.status != 200:
             raise _refusal(response, path, answer)
         return _parse(answer)
+
+
+class _Sockets:
+    """The sockets of a server's connections, those that a request waits on included.
+
+    urllib3 closes idle connections only: a thread that waits for an answer would wait until its
+    timeout.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._closed = False
+
+    def add(self, opened: socket.socket) -> None:
+        """Register a socket.
+
+        Raises:
+            ConnectionAbortedError: they were shut down before.
+        """
+        with self._lock:
+            if not self._closed:
+                self._open.add(opened)
+                return
+        opened.close()
+        raise ConnectionAbortedError("the client is closed")
+
+    def shut_down(self) -> None:
+        """End all connections now, and every later one as soon as it is made."""
+        with self._lock:
+            self._closed = True
+            for each in self._open:
+                with contextlib.suppress(OSError):
+                    # Not the method of an SSLSocket, whose state the waiting thread still reads.
+                    socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+
+def _registered(connection: Any, sockets: _Sockets) -> Any:  # noqa: ANN401 - a class of urllib3
+    """A class of connections that registers their sockets."""
+
+    class Connection(connection):  # type: ignore[misc]
+        def connect(self) -> None:
+            super().connect()
+            sockets.add(self.sock)
+
+    return Connection
 
 
 def _read(response: urllib3.BaseHTTPResponse, limit: int, deadline: float) -> bytes:

@@ -34,6 +34,10 @@ MAX_BAD_ANSWERS = 4
 
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 20.0
+_POLL_SECONDS = 0.2
+"""How long the capture waits for answers before it looks whether Ctrl-C was pressed. A signal that
+another thread received does not end this one's wait, nor does any on Windows."""
+
 _MAX_LIST_BYTES = 2**22
 _BYTES_PER_ENTRY = 512
 """Most bytes of one entry in JSON, with the text of its token."""
@@ -90,6 +94,7 @@ class ServedEngine(Engine):
             for url in dict.fromkeys(settings.server)
         ]
         self._change = threading.Condition()
+        self._closed = False
         self._pool = ThreadPoolExecutor(
             len(self._servers) * self._per_server, thread_name_prefix="request"
         )
@@ -141,7 +146,7 @@ class ServedEngine(Engine):
                     pending.add(self._pool.submit(self._rows, document, rule.top_k, stopped))
                 if not pending:
                     return
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
         finally:
@@ -152,11 +157,15 @@ class ServedEngine(Engine):
                 future.cancel()
 
     def close(self) -> None:
-        """Close the connections, and report what each server did."""
+        """End the requests that still wait for an answer, and report what each server did."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        for server in self._servers:
+            server.server.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         seconds = max(time.monotonic() - self._began, 1e-9)
         for server in self._servers:
-            server.server.close()
             if server.num_documents:
                 self.job.reporter.line(
                     f"{self.job.name}: {server.server.url}: {server.num_documents:,} documents, "
@@ -222,7 +231,7 @@ class ServedEngine(Engine):
     def _take(self, stopped: threading.Event) -> _Server:
         """The free server with the fewest requests; waits while all are busy or at rest."""
         with self._change:
-            while not stopped.is_set():
+            while not (stopped.is_set() or self._closed):
                 now = time.monotonic()
                 free = [server for server in self._servers if server.in_flight < self._per_server]
                 rested = [server for server in free if server.rests_until <= now]
