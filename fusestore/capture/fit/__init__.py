@@ -1,0 +1,1 @@
+"""What of a model fits where, before it is downloaded."""
