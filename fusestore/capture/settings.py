@@ -89,9 +89,9 @@ class CaptureSettings(SettingsWithPresets):
     engine: str = Field(
         default=DEFAULT_ENGINE,
         min_length=1,
-        description="Engine that computes the rows. transformers, vllm-offline: in this process. "
-        "llama.cpp: a GGUF file as it is, in this process. vllm, sglang: a server that is "
-        "running. Plugins register others.",
+        description="Engine that computes the rows. transformers, vllm-offline, tensorrt-llm: in "
+        "this process. llama.cpp: a GGUF file as it is, in this process. vllm, sglang: a server "
+        "that is running. Plugins register others.",
         json_schema_extra={**_ENGINE, "metavar": "NAME"},
     )
     served_model: str | None = Field(

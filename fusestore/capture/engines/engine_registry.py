@@ -42,6 +42,9 @@ _ENGINES = {
     ),
     "vllm": _included("vllm", "VllmEngine", Capabilities()),
     "vllm-offline": _included("vllm_engine", "VllmOfflineEngine", Capabilities(local_weights=True)),
+    "tensorrt-llm": _included(
+        "tensorrt_llm_engine", "TensorRTLLMEngine", Capabilities(local_weights=True)
+    ),
     "sglang": _included("sglang", "SglangEngine", Capabilities()),
 }
 
