@@ -26,10 +26,9 @@ from fusestore.errors import IncompatibleError, OutOfMemoryError
 from fusestore.models.batch_layout import BatchLayout
 from fusestore.models.causality import Batching, prove_causal
 from fusestore.models.loading import output_width
-from fusestore.models.logits import is_out_of_memory, logit_chunks, pad_batch
-
-TOKENS_PER_BATCH = {"cpu": 4_096}
-TOKENS_PER_ACCELERATOR_BATCH = 32_768
+from fusestore.models.logits import is_out_of_memory, logit_chunks
+from fusestore.models.packed_rows import Packing, packing_of
+from fusestore.models.row_lengths import switch_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,9 @@ class TransformersEngine(Engine):
         self._batching = batching
         self._device = next(model.parameters()).device
         self.device = self._device.type
-        self._token_budget = TOKENS_PER_BATCH.get(self._device.type, TOKENS_PER_ACCELERATOR_BATCH)
+        self._limits = limits_on(self._device.type)._replace(
+            documents=batch_size, switch=switch_length(model)
+        )
         # While this machine stores a batch, CUDA computes the next batch.
         self._batches_under_way = 1 if self._device.type == "cuda" else 0
 

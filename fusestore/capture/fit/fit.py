@@ -124,15 +124,12 @@ def fit_shape(
     batch_size: int | None = None,
 ) -> ModelFit:
     """`fit_model` for a shape; other arguments as there, and `name` of the model."""
-    from fusestore.capture.engines.transformers_engine import (
-        TOKENS_PER_ACCELERATOR_BATCH,
-        TOKENS_PER_BATCH,
-    )
+    from fusestore.capture.batches import limits_on
 
     on_processor = all(device.kind == "processor" for device in devices)
     length = max_length or min(DEFAULT_LENGTH, shape.context or DEFAULT_LENGTH)
-    budget = TOKENS_PER_BATCH["cpu"] if on_processor else TOKENS_PER_ACCELERATOR_BATCH
-    batch = batch_of(budget, length, batch_size)
+    limits = limits_on("cpu" if on_processor else "cuda")
+    batch = batch_of(limits.tokens, length, batch_size)
     fits = tuple(_way_fit(shape, way, batch, devices, memory, on_processor) for way in ways(shape))
     return ModelFit(
         model=name,
