@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fusestore.errors import FusestoreError
+from fusestore.errors import FusestoreError, ReportedByRankZeroError
 from fusestore.version import __version__
 
 from .command_help import CommandGroup
@@ -93,6 +93,8 @@ def run_command() -> NoReturn:
     except BaseException as error:  # A panic of Rust code is no Exception.
         if _comes_from_interrupt(error):
             raise KeyboardInterrupt from error
+        if isinstance(error, ReportedByRankZeroError):
+            sys.exit(1)
         if isinstance(error, FusestoreError):
             _fail(str(error))
         _fail(

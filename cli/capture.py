@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fusestore.capture.settings import CaptureSettings
+from fusestore.process_rank import launcher_rank
 
 from .console import ConsoleReporter, output, print_json
 from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
@@ -32,6 +33,7 @@ def capture(
     from fusestore.capture.run import capture as capture_model
     from fusestore.corpus.build import open_corpus
     from fusestore.models.model import Model
+    from fusestore.progress import SilentReporter
 
     opened = open_store(store, storage_option)
     documents = open_corpus(opened, corpus)
@@ -41,7 +43,12 @@ def capture(
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
     )
-    result = capture_model(opened, name, handle, documents, settings, reporter=ConsoleReporter())
+    # Of processes that share a model one prints.
+    is_silent = settings.tensor_parallel and launcher_rank() > 0
+    reporter = SilentReporter() if is_silent else ConsoleReporter()
+    result = capture_model(opened, name, handle, documents, settings, reporter=reporter)
+    if is_silent:
+        return
     cache = result.artifact
     if as_json:
         content = cache.manifest.model_dump(mode="json")

@@ -66,5 +66,13 @@ class EngineError(FusestoreError, RuntimeError):
     """An engine failed, or gave rows that cannot be right."""
 
 
+class LostRankError(EngineError):
+    """Another process of a group that shares a model ended, or does not answer."""
+
+
+class ReportedByRankZeroError(EngineError):
+    """This process of a group ends because the capture failed; rank 0 reports why."""
+
+
 class MissingDependencyError(FusestoreError, ImportError):
     """The request needs an optional package that is not installed."""

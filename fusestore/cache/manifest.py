@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fusestore.cache.rule import Rule, RuleName
+from fusestore.models.quantization import Quantization
 from fusestore.store.codec import MAX_DRAWS, MAX_STEP, MIN_STEP
 from fusestore.store.manifest import Frozen, Manifest, digest_bytes
 from fusestore.store.receipts import Receipt, ShardPlan
@@ -62,6 +63,8 @@ class Fingerprint(Manifest):
         known_tail: whether the mass outside the entries is known; if not, every tail is NaN.
         dtype: the dtype the model ran in; for `auto` the choice of the first writer; null if the
             engine decided it.
+        quantization: the form in which the weights were loaded: as the folder holds them, by
+            bitsandbytes (bnb-4bit, bnb-8bit), or dequantized (none).
         max_length: most tokens of a document.
         rows_per_shard, rows_per_chunk: rows per file, and per compressed chunk of it.
         num_documents, num_tokens: D and T of the tokenized corpus.
@@ -84,6 +87,7 @@ class Fingerprint(Manifest):
     served_model: str | None = None
     known_tail: bool = True
     dtype: Literal["float32", "bfloat16", "float16"] | None
+    quantization: Quantization = "stored"
     max_length: int = Field(ge=1)
     rows_per_shard: int = Field(default=DEFAULT_ROWS_PER_SHARD, ge=1)
     rows_per_chunk: int = Field(default=DEFAULT_ROWS_PER_CHUNK, ge=1)

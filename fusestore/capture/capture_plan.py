@@ -23,6 +23,7 @@ from fusestore.models.gguf_model import GgufModel
 from fusestore.models.loading import pick_device
 from fusestore.models.model import Model
 from fusestore.models.precision import Dtype, choose_precision
+from fusestore.models.quantization import check_quantization
 from fusestore.progress import Reporter
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
@@ -85,6 +86,8 @@ def plan_capture(
     capabilities = engine_capabilities(settings.engine)
     if capabilities.gguf:
         model = GgufModel(model)
+    elif settings.engine == DEFAULT_ENGINE and not (store.cache(name) / "manifest.json").exists():
+        check_quantization(model.description, settings.quantization, name)
     tokenizer = model.tokenizer
     add_bos = wants_bos(settings.bos, tokenizer.adds_bos, tokenizer.bos_id is not None)
     if settings.top_k > model.vocab_size:
@@ -124,6 +127,7 @@ def plan_capture(
         served_model=settings.served_model,
         known_tail=capabilities.known_tail,
         dtype=dtype,
+        quantization=settings.quantization,
         max_length=int(np.diff(offsets).max(initial=1)),
         on_nan=settings.on_nan,
         rows_per_shard=settings.rows_per_shard,
@@ -182,18 +186,28 @@ def start_engine(
     plan: CapturePlan, settings: CaptureSettings, name: str, reporter: Reporter
 ) -> Engine:
     """Start the engine of a plan; see `Engine.start` for errors."""
+    engine = engine_class(settings.engine)
+    if settings.tensor_parallel:
+        from fusestore.capture.engines.tensor_parallel_engine import TensorParallelEngine
+
+        engine = TensorParallelEngine
+    return engine.start(engine_job(plan, settings, name, reporter))
+
+
+def engine_job(
+    plan: CapturePlan, settings: CaptureSettings, name: str, reporter: Reporter
+) -> EngineJob:
+    """What the engine of a plan is started for."""
     fingerprint = plan.fingerprint
-    return engine_class(settings.engine).start(
-        EngineJob(
-            name=name,
-            model=plan.model,
-            settings=settings,
-            vocab_size=fingerprint.model.vocab_size,
-            max_length=fingerprint.max_length,
-            dtype=fingerprint.dtype,
-            read_tokens=lambda: plan.tokens,
-            reporter=reporter,
-        )
+    return EngineJob(
+        name=name,
+        model=plan.model,
+        settings=settings,
+        vocab_size=fingerprint.model.vocab_size,
+        max_length=fingerprint.max_length,
+        dtype=fingerprint.dtype,
+        read_tokens=lambda: plan.tokens,
+        reporter=reporter,
     )
 
 

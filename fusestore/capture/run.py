@@ -59,7 +59,8 @@ def capture(
         name: the cache's name.
         model: the model.
         corpus: the documents, already segmented.
-        settings: which entries are kept, and how the model runs.
+        settings: which entries are kept, and how the model runs. With `tensor_parallel` all
+            processes that torchrun started call this together, and rank 0 alone writes.
         reporter: receives progress updates.
         redo: for repairs: shards to compute again even if they exist, each with the receipt that
             the new bytes must match, or None. The other files of a complete cache are checked too,
@@ -75,9 +76,30 @@ def capture(
             context; or the model's rows depend on more than the tokens up to them.
         FingerprintMismatchError: a cache of this name was made with other settings.
         NonFiniteError: the model's logits are not finite and `on_nan` is `stop`.
+        EngineError: with `tensor_parallel`, another process failed.
     """
     settings = settings or CaptureSettings()
     reporter = reporter or SilentReporter()
+
+    def own() -> StageResult[Cache]:
+        return _capture(store, name, model, corpus, settings, reporter, redo)
+
+    if not settings.tensor_parallel:
+        return own()
+    from fusestore.capture.together import capture_together
+
+    return capture_together(store, name, model, corpus, settings, own)
+
+
+def _capture(
+    store: Store,
+    name: str,
+    model: Model,
+    corpus: Corpus,
+    settings: CaptureSettings,
+    reporter: Reporter,
+    redo: Mapping[int, Receipt | None] | None,
+) -> StageResult[Cache]:
     plan = plan_capture(store, name, model, corpus, settings)
     if redo is None:
         complete = _complete(store, name, plan)

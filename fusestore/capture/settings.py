@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
 from fusestore.cache.manifest import DEFAULT_ENGINE, DEFAULT_LOGPROB_STEP, Profile, check_profile
 from fusestore.cache.rule import Rule, RuleName
+from fusestore.capture.conflicts import model_setting_problems
 from fusestore.errors import IncompatibleError
+from fusestore.models.placement import DeviceMap, Placement, parse_memory
 from fusestore.models.precision import DtypeSetting
+from fusestore.models.quantization import Quantization
 from fusestore.store.codec import MAX_STEP, MIN_STEP
 from fusestore.store.presets import SettingsWithPresets
 
@@ -21,6 +25,7 @@ _ROWS: dict[str, JsonValue] = {"panel": "Kept entries"}
 _MODEL: dict[str, JsonValue] = {"panel": "Model"}
 _ENGINE: dict[str, JsonValue] = {"panel": "Engine"}
 _WORK: dict[str, JsonValue] = {"panel": "Execution"}
+_LARGE: dict[str, JsonValue] = {"panel": "Models larger than one device"}
 
 
 class CaptureSettings(SettingsWithPresets):
@@ -73,6 +78,13 @@ class CaptureSettings(SettingsWithPresets):
         default="auto",
         description="Data type in which the model runs. auto: bfloat16 where the device has it in "
         "hardware, else float32. A capture that is continued keeps its dtype.",
+        json_schema_extra=_MODEL,
+    )
+    quantization: Quantization = Field(
+        default="stored",
+        description="Form of the weights. stored: as the model folder holds them. bnb-4bit, "
+        "bnb-8bit: quantized while loading, by bitsandbytes (NF4, LLM.int8). none: quantized "
+        "weights are dequantized. A capture that is continued keeps its form.",
         json_schema_extra=_MODEL,
     )
     bos: BosPolicy = Field(
@@ -169,6 +181,37 @@ class CaptureSettings(SettingsWithPresets):
         description="Run Python code that the model folder contains. Only for code you have read.",
         json_schema_extra=_MODEL,
     )
+    compile: bool = Field(
+        default=False,
+        description="Compile the layers of the model with torch.compile before the first "
+        "document. Pays in long captures.",
+        json_schema_extra=_MODEL,
+    )
+    device_map: DeviceMap | None = Field(
+        default=None,
+        description="Distribute the layers over all devices of this machine, by this rule of "
+        "accelerate; what fits on no GPU stays in memory or on disk. By default the model lies on "
+        "one device.",
+        json_schema_extra=_LARGE,
+    )
+    max_memory: tuple[str, ...] = Field(
+        default=(),
+        description="With `device_map`: memory that weights may take on one device, such as "
+        "0=70GiB for the first GPU or cpu=200GiB. Devices that are not named are not used.",
+        json_schema_extra={**_LARGE, "metavar": "DEVICE=SIZE"},
+    )
+    offload_folder: Path | None = Field(
+        default=None,
+        description="With `device_map`: folder for weights that stay on disk, where the model's "
+        "own files cannot be read in their place.",
+        json_schema_extra={**_LARGE, "metavar": "FOLDER"},
+    )
+    tensor_parallel: bool = Field(
+        default=False,
+        description="Divide every weight among the processes that torchrun started, which run "
+        "each batch together. Without it such processes are separate writers.",
+        json_schema_extra=_LARGE,
+    )
     rows_per_shard: int = Field(
         default=262_144,
         ge=1,
@@ -202,12 +245,31 @@ class CaptureSettings(SettingsWithPresets):
                 f"server and served_model have no effect with engine {DEFAULT_ENGINE}, which runs "
                 "the model in this process; name the server's engine, such as vllm or sglang"
             )
+        problems = model_setting_problems(
+            self.placement,
+            self.quantization,
+            engine=self.engine,
+            device=self.device,
+            compiles=self.compile,
+        )
+        if problems:
+            raise ValueError("; ".join(problems))
         if self.rows_per_shard % self.rows_per_chunk:
             raise ValueError(
                 f"rows_per_shard {self.rows_per_shard} is no multiple of "
                 f"rows_per_chunk {self.rows_per_chunk}"
             )
         return self
+
+    @property
+    def placement(self) -> Placement:
+        """How the model is spread over devices."""
+        return Placement(
+            device_map=self.device_map,
+            max_memory=parse_memory(self.max_memory),
+            offload_folder=self.offload_folder,
+            tensor_parallel=self.tensor_parallel,
+        )
 
     @property
     def rule(self) -> Rule:

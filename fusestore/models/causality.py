@@ -24,7 +24,7 @@ from fusestore.models.logits import (
     logit_chunks,
     whole_logits,
 )
-from fusestore.models.packed_rows import Packing, distance_from_alone
+from fusestore.models.placement import io_device
 from fusestore.models.rounding import Distance, distance, rounding_share
 
 Batching = Packing | Literal["padded", "one length", "one document"]
@@ -93,7 +93,7 @@ def prove_causal(
             document; or the model does not run on token ids alone.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    is_slow = parameters >= _LARGE and next(model.parameters()).device.type == "cpu"
+    is_slow = parameters >= _LARGE and io_device(model).type == "cpu"
     length = min(_LENGTH_OF_LARGE if is_slow else _LENGTH, longest)
     try:
         return _Passes(model, name).prove(np.resize(token_ids[:length], length), packing)
@@ -115,7 +115,7 @@ class _Passes:
     def __init__(self, model: Any, name: str) -> None:  # noqa: ANN401
         self._model = model
         self._name = f"{name} ({type(model).__name__})"
-        self._device = next(model.parameters()).device
+        self._device = io_device(model)
         self._width = output_width(model)
 
     def prove(self, document: _Ids, packing: Packing | None) -> Proof:

@@ -14,7 +14,9 @@ from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.models.folder_kinds import check_folder
 from fusestore.models.gguf_conversion import convert_gguf
 from fusestore.models.hub_download import download_model
+from fusestore.models.placement import Placement, loading_options
 from fusestore.models.precision import DTYPES
+from fusestore.models.quantization import Quantization
 from fusestore.models.weight_proof import load_folder
 from fusestore.process_rank import local_rank
 from fusestore.storage.memory import folder_digest
@@ -102,6 +104,8 @@ def load_model(
     dtype: str = "float32",
     device: str = "auto",
     attention: str | None = None,
+    placement: Placement | None = None,
+    quantization: Quantization | None = None,
     trust_remote_code: bool = False,
 ) -> Any:  # noqa: ANN401 - transformers is untyped
     """Load a causal language model for inference, in evaluation mode.
@@ -111,24 +115,33 @@ def load_model(
         dtype: one of `DTYPES`.
         device: `auto` (an accelerator when there is one), `cpu`, `cuda`, `cuda:1`, `mps`, …
         attention: transformers' attention implementation (`sdpa`, `eager`, `flash_attention_2`).
+        placement: how a model that is larger than one device is spread; `device` is ignored then.
+        quantization: the form of the weights; None for `stored`, or dequantized where this machine
+            cannot compute with the stored form.
         trust_remote_code: run code of the model folder. Only for code you have read.
 
     Raises:
         NotFoundError: the folder or a file of its weights is missing.
         InvalidInputError: unknown dtype, the folder holds no loadable causal model, or weights are
             damaged, missing, unexpected or of another shape.
+        IncompatibleError: this machine cannot compute with quantized weights.
+        MissingDependencyError: a package for quantized weights is missing.
     """
     import torch
 
     if dtype not in DTYPES:
         raise InvalidInputError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    placement = placement or Placement()
+    options = loading_options(placement, pick_device(device) if placement.on_one_device else "")
     model = load_folder(
         folder,
         dtype=getattr(torch, dtype),
         attn_implementation=attention,
         trust_remote_code=trust_remote_code,
+        quantization=quantization,
+        **options,
     )
-    return model.to(pick_device(device)).eval()
+    return model.eval()
 
 
 def pick_device(device: str) -> str:

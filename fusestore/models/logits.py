@@ -58,8 +58,10 @@ def whole_logits(
     known = inspect.signature(model.forward).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         inputs = {name: value for name, value in inputs.items() if name in known}
-    logits: torch.Tensor = model(**inputs).logits
-    return logits
+    logits = model(**inputs).logits
+    # Where each process has a part of the vocabulary, the parts are gathered.
+    whole: torch.Tensor = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+    return whole
 
 
 @torch.no_grad()

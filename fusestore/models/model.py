@@ -25,6 +25,8 @@ from fusestore.models.loading import (
     local_model_folder,
     model_digest,
 )
+from fusestore.models.placement import Placement
+from fusestore.models.quantization import Quantization
 from fusestore.models.spec import may_be_hub_id, may_name_artifact, names_in, short_name
 from fusestore.models.store_models import CachedModel, cached_model, stored_model_folder
 from fusestore.storage.memory import file_digest, remembered
@@ -324,7 +326,13 @@ class Model:
         return f"{self._hub_id}@{self.description.name}"
 
     def load(
-        self, *, dtype: str = "float32", device: str = "auto", attention: str | None = None
+        self,
+        *,
+        dtype: str = "float32",
+        device: str = "auto",
+        attention: str | None = None,
+        placement: Placement | None = None,
+        quantization: Quantization | None = None,
     ) -> Any:  # noqa: ANN401 - transformers is untyped
         """The model itself, in evaluation mode; see `load_model`, also for errors."""
         return load_model(
@@ -332,6 +340,8 @@ class Model:
             dtype=dtype,
             device=device,
             attention=attention,
+            placement=placement,
+            quantization=quantization,
             trust_remote_code=self.trust_remote_code,
         )
 

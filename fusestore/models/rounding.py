@@ -8,8 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fusestore.models.quantization import quantizes_activations
+
 _MASKED = -1e4
 """Log-probabilities below this are of ids that the model never gives."""
+
+
+_COARSE_SHARE = 0.25
+"""The `share` by which rounding of activations to 8 bits or fewer may move a row."""
 
 
 class Distance(NamedTuple):
@@ -52,8 +58,12 @@ def rounding_share(model: Any, logits: Tensor) -> float:  # noqa: ANN401 - trans
     Batches of other shapes are computed by other kernels, which add in another order. What remains
     equal is at least half of the digits of the coarsest format in use: 3e-4 of the spread in
     float32, 3e-2 in float16, 9e-2 in bfloat16. A row that reads a token it must not read moves by
-    more than that: rows differ from each other by about their whole spread.
+    more than that: rows differ from each other by about their whole spread. Where activations are
+    rounded to 8 bits, the least difference may take a number to the next step, which is a share of
+    1/127 (2 to 12 % in float8) of the largest: rows of SmolLM2 moved by up to 0.17 of the spread.
     """
+    if quantizes_activations(model):
+        return _COARSE_SHARE
     formats = {logits.dtype, *(parameter.dtype for parameter in model.parameters())}
     # Narrower formats store quantized weights; nothing is computed in them.
     computing = [dtype for dtype in formats if dtype.is_floating_point and dtype.itemsize > 1]

@@ -17,6 +17,7 @@ from typing import Any
 
 from fusestore.errors import FusestoreError, InvalidInputError
 from fusestore.models.folder_kinds import check_folder, check_loadable
+from fusestore.models.quantization import Quantization, quantized_loading
 from fusestore.models.weight_files import check_weight_files, tensor_files
 from fusestore.tokenizers.remote_code import refuse_untrusted_code
 
@@ -55,6 +56,7 @@ def load_whole(
     *,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
+    quantization: Quantization | None = None,
     **options: Any,  # noqa: ANN401 - transformers is untyped
 ) -> Any:  # noqa: ANN401
     """`AutoModelForCausalLM.from_pretrained`, refused unless every weight comes from the files.
@@ -64,6 +66,7 @@ def load_whole(
         name: of the model in messages.
         trust_remote_code: run code of the folder.
         gguf_file: a GGUF file to read instead of the folder's weights.
+        quantization: the form of the weights; see `quantized_loading`, also for errors.
         options: further arguments of `from_pretrained`.
 
     Raises:
@@ -84,6 +87,10 @@ def load_whole(
         check_loadable(config, name)
         if gguf_file is None:
             check_weight_files(source)
+            options |= quantized_loading(config, quantization, options.get("dtype"), name)
+        if "distributed_config" not in options and _is_quantized(config, options):
+            # By default bitsandbytes takes a GPU that there is.
+            options.setdefault("device_map", {"": "cpu"})
         with _collected_report(lines):
             loaded = auto.from_pretrained(
                 source,
@@ -117,6 +124,12 @@ def load_whole(
     unexpected = _strange(model, report["unexpected_keys"], hasattr(config, "text_config"))
     _check_report(model, {**report, "unexpected_keys": unexpected}, name)
     return model
+
+
+def _is_quantized(config: Any, options: Mapping[str, Any]) -> bool:  # noqa: ANN401
+    return "quantization_config" in options or any(
+        getattr(part, "quantization_config", None) for part in (config, config.get_text_config())
+    )
 
 
 def named_tensors(names: list[str]) -> str:

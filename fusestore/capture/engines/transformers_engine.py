@@ -25,10 +25,13 @@ from fusestore.capture.selection import Selection, select
 from fusestore.errors import IncompatibleError, OutOfMemoryError
 from fusestore.models.batch_layout import BatchLayout
 from fusestore.models.causality import Batching, prove_causal
+from fusestore.models.compilation import compile_layers
 from fusestore.models.loading import output_width
-from fusestore.models.logits import is_out_of_memory, logit_chunks
-from fusestore.models.packed_rows import Packing, packing_of
-from fusestore.models.row_lengths import switch_length
+from fusestore.models.logits import is_out_of_memory, logit_chunks, pad_batch
+from fusestore.models.placement import describe_placement, io_device
+
+_TOKENS_PER_BATCH = {"cpu": 4_096}
+_TOKENS_PER_ACCELERATOR_BATCH = 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,10 @@ class _Chunk:
             )
         )
         if on_cuda:
+            # The logits of a model on several GPUs may lie on another than the current one.
+            stream = torch.cuda.current_stream(selection.tail.device)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
+            self._copied.record(stream)
 
     def selection(self) -> Selection:
         """The selection in this machine's memory; waits for the copy."""
@@ -89,7 +94,7 @@ class TransformersEngine(Engine):
         """
         self._model = model
         self._batching = batching
-        self._device = next(model.parameters()).device
+        self._device = io_device(model)
         self.device = self._device.type
         self._limits = limits_on(self._device.type)._replace(
             documents=batch_size, switch=switch_length(model)
@@ -108,8 +113,17 @@ class TransformersEngine(Engine):
         """
         settings = job.settings
         model = job.model.load(
-            dtype=job.dtype or "float32", device=settings.device, attention=settings.attention
+            dtype=job.dtype or "float32",
+            device=settings.device,
+            attention=settings.attention,
+            placement=settings.placement,
+            quantization=settings.quantization,
         )
+        placed = describe_placement(model)
+        if placed is not None:
+            job.reporter.line(f"{job.name}: {placed}")
+        if settings.compile:
+            job.reporter.line(f"{job.name}: {compile_layers(model)}")
         width = output_width(model)
         if width != job.vocab_size:
             raise IncompatibleError(
