@@ -7,7 +7,10 @@ them. It records how it loaded the weights, and is continued in the same way onl
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import logging
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +21,7 @@ from fusestore.errors import (
     InvalidInputError,
     MissingDependencyError,
 )
-from fusestore.models.weight_files import json_object
+from fusestore.models.weight_files import json_object, open_safetensors
 
 Quantization = Literal["stored", "bnb-4bit", "bnb-8bit", "none"]
 """`stored`: as the folder holds the weights; bitsandbytes NF4 or LLM.int8(); dequantized."""
@@ -137,6 +140,47 @@ def quantized_loading(
     _check_machine(changed, quantization, name)
     holder.quantization_config = changed
     return {}
+
+
+def check_scales(files: Mapping[str, Path], name: str) -> None:
+    """Check that every 8-bit float weight of quantized files has its scale.
+
+    transformers takes one without as if its scale were 1.
+
+    Args:
+        files: the safetensors file of each tensor.
+        name: of the model in messages.
+
+    Raises:
+        InvalidInputError: a scale is missing.
+    """
+    names = sorted(files)
+    opened = {path: open_safetensors(path) for path in set(files.values())}
+    for tensor in names:
+        is_narrow = opened[files[tensor]].get_slice(tensor).get_dtype().startswith("F8_E")
+        if not is_narrow or "scale" in tensor:
+            continue
+        stem = tensor.removesuffix("weight")
+        others = itertools.takewhile(
+            lambda other: other.startswith(stem),  # noqa: B023 - used at once
+            itertools.islice(names, bisect.bisect_left(names, stem), None),
+        )
+        if not any("scale" in other[len(stem) :] for other in others):
+            raise InvalidInputError(
+                f"{tensor} of {name} is an 8-bit float, and its scale is missing. Download the "
+                "model again."
+            )
+
+
+def compute_in_dtype(model: Any) -> None:  # noqa: ANN401
+    """Let 4-bit layers compute in the model's dtype on every processor.
+
+    Where a processor has bfloat16 instructions, bitsandbytes rounds activations and scales to
+    bfloat16 at the first pass, and saves these scales.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def quantizes_activations(model: Any) -> bool:  # noqa: ANN401

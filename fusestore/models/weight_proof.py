@@ -17,7 +17,13 @@ from typing import Any
 
 from fusestore.errors import FusestoreError, InvalidInputError
 from fusestore.models.folder_kinds import check_folder, check_loadable
-from fusestore.models.quantization import Quantization, quantized_loading
+from fusestore.models.quantization import (
+    Quantization,
+    check_scales,
+    compute_in_dtype,
+    quantized_loading,
+    stored_quantization,
+)
 from fusestore.models.weight_files import check_weight_files, tensor_files
 from fusestore.tokenizers.remote_code import refuse_untrusted_code
 
@@ -45,8 +51,12 @@ def load_folder(folder: Path, *, trust_remote_code: bool = False, **options: Any
             are missing, unexpected or of another shape.
     """
     check_folder(folder)
+    if stored_quantization(folder) is not None:
+        check_weight_files(folder)
+        check_scales(tensor_files(folder), str(folder))
     model = load_whole(folder, str(folder), trust_remote_code=trust_remote_code, **options)
     _check_ignored(model, tensor_files(folder), str(folder))
+    compute_in_dtype(model)
     return model
 
 
