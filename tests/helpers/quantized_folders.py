@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The 16 values of a 4-bit float with 2 bits of exponent."""
 
-BLOCK = 32
+BLOCK = 16
 """Rows and columns of an FP8 weight that share a scale."""
 
 
