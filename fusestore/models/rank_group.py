@@ -108,6 +108,13 @@ def receive() -> Any:  # noqa: ANN401 - what rank 0 sent
     return received[0]
 
 
+def wait_for_rank_zero(seconds: float = 10.0) -> None:
+    """Wait until rank 0 has ended, so that its message is out before a launcher ends all ranks."""
+    work = dist.broadcast(torch.zeros(1), src=0, group=_messages, async_op=True)
+    with contextlib.suppress(RuntimeError):
+        work.wait(timedelta(seconds=seconds))
+
+
 def agree(outcome: Outcome, message: str = "") -> tuple[Outcome, str]:
     """The worst outcome of a piece of work among all ranks, and the messages of those ranks.
 

@@ -19,7 +19,14 @@ from fusestore.capture.engines.transformers_engine import TransformersEngine
 from fusestore.errors import EngineError, IncompatibleError, LostRankError, ReportedByRankZeroError
 from fusestore.models.logits import is_out_of_memory
 from fusestore.models.precision import Dtype
-from fusestore.models.rank_group import Outcome, agree, is_joined, receive, send
+from fusestore.models.rank_group import (
+    Outcome,
+    agree,
+    is_joined,
+    receive,
+    send,
+    wait_for_rank_zero,
+)
 
 _Result = TypeVar("_Result")
 
@@ -117,6 +124,7 @@ def follow(make_job: Callable[[Dtype | None], EngineJob]) -> None:
         except Exception:  # noqa: S110 - rank 0 has it too, and sends a smaller batch or the end
             pass
     if message.error is not None:
+        wait_for_rank_zero()
         raise ReportedByRankZeroError(message.error)
 
 
