@@ -101,6 +101,21 @@ def loading_options(placement: Placement, device: str) -> dict[str, Any]:
     return options
 
 
+def check_plan(config: Any, name: str) -> None:  # noqa: ANN401 - transformers is untyped
+    """Check that transformers can divide the weights of an architecture among processes.
+
+    Raises:
+        IncompatibleError: it has no plan.
+    """
+    parts = (config, config.get_text_config())
+    if not any(getattr(part, "base_model_tp_plan", None) for part in parts):
+        raise IncompatibleError(
+            f"transformers has no plan by which the weights of {name} ({config.model_type}) are "
+            "divided among processes. Leave tensor_parallel out, and use device_map: --device-map "
+            "auto distributes its layers over the GPUs."
+        )
+
+
 def io_device(model: Any) -> torch.device:  # noqa: ANN401 - transformers is untyped
     """The device on which a model is given its inputs, and on which its logits lie.
 
@@ -151,7 +166,7 @@ def _hooks(module: Any) -> Iterator[Any]:  # noqa: ANN401
 
 def _tensor_parallel_config() -> Any:  # noqa: ANN401
     from transformers import __version__ as version
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     try:
         return DistributedConfig(tp_plan="auto")

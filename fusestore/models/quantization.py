@@ -203,14 +203,13 @@ def _is_installed(module: str) -> bool:
 
 
 def _bitsandbytes_config(quantization: Quantization, dtype: Any) -> Any:  # noqa: ANN401
-    from transformers import BitsAndBytesConfig
+    import transformers
 
+    make: Any = transformers.BitsAndBytesConfig
     if quantization == "bnb-8bit":
         # With outliers a row would depend on later tokens, and on the other documents of its batch.
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-    )
+        return make(load_in_8bit=True, llm_int8_threshold=0.0)
+    return make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def _check_machine(stored: dict[str, Any], quantization: Quantization | None, name: str) -> None:

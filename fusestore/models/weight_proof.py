@@ -17,6 +17,7 @@ from typing import Any
 
 from fusestore.errors import FusestoreError, InvalidInputError
 from fusestore.models.folder_kinds import check_folder, check_loadable
+from fusestore.models.placement import check_plan
 from fusestore.models.quantization import (
     Quantization,
     check_scales,
@@ -98,7 +99,9 @@ def load_whole(
         if gguf_file is None:
             check_weight_files(source)
             options |= quantized_loading(config, quantization, options.get("dtype"), name)
-        if "distributed_config" not in options and _is_quantized(config, options):
+        if "distributed_config" in options:
+            check_plan(config, name)
+        elif _is_quantized(config, options):
             # By default bitsandbytes takes a GPU that there is.
             options.setdefault("device_map", {"": "cpu"})
         with _collected_report(lines):

@@ -89,11 +89,11 @@ def with_method(folder: Path, to: Path, **config):
     return _write(folder, to, config, lambda name, weight: {name: weight})
 
 
-def remove_tensor(folder: Path, ending: str):
-    """Remove one tensor whose name has this ending; the name."""
+def remove_tensor(folder: Path, *endings: str):
+    """Remove one tensor whose name has one of these endings; the name."""
     file = folder / "model.safetensors"
     tensors = load_file(file)
-    name = next(name for name in sorted(tensors) if name.endswith(ending))
+    name = next(name for name in sorted(tensors) if name.endswith(endings))
     del tensors[name]
     save_file(tensors, file, metadata={"format": "pt"})
     return name

@@ -7,12 +7,18 @@ import pytest
 import torch
 from accelerate.hooks import SequentialHook
 
-from fusestore.errors import InvalidInputError
+from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.models.causality import prove_causal
 from fusestore.models.loading import load_model, output_width
 from fusestore.models.logits import logit_chunks, pad_batch
-from fusestore.models.placement import Placement, describe_placement, io_device, parse_memory
-from tests.helpers.tiny_models import make_llama, save_model
+from fusestore.models.placement import (
+    Placement,
+    check_plan,
+    describe_placement,
+    io_device,
+    parse_memory,
+)
+from tests.helpers.tiny_models import make_llama, make_model, save_model
 
 VOCAB = 300
 
@@ -95,3 +101,9 @@ def test_a_spread_model_gives_logits_where_its_inputs_lie(folder):
     )
     assert spread._hf_hook.io_same_device
     assert not spread.lm_head._hf_hook.io_same_device
+
+
+def test_an_architecture_without_a_plan_has_no_parts():
+    check_plan(make_llama(VOCAB).config, "llama")
+    with pytest.raises(IncompatibleError, match=r"\(gpt2\).*--device-map auto"):
+        check_plan(make_model("gpt2").config, "tiny")

@@ -78,7 +78,7 @@ def test_int8_weights_of_compressed_tensors_run_as_they_are(folder, tmp_path):
 @pytest.mark.parametrize("write", [as_fp8, as_int8], ids=["fp8", "int8"])
 def test_a_weight_without_its_scale_is_refused(folder, tmp_path, write):
     write(folder, tmp_path / "model")
-    removed = remove_tensor(tmp_path / "model", ("weight_scale_inv", "weight_scale"))
+    removed = remove_tensor(tmp_path / "model", "weight_scale_inv", "weight_scale")
     for form in ("none", None) if write is as_fp8 else ("stored",):
         with pytest.raises(InvalidInputError, match=removed.rpartition(".")[0]):
             load_model(tmp_path / "model", quantization=form)
