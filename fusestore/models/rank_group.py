@@ -73,12 +73,23 @@ def rank_group() -> Iterator[int]:
         _messages = dist.new_group(backend="gloo", timeout=_MESSAGE)
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"The processes of torchrun do not find each other: {error}") from error
-    # After an error the group stays: to end it might wait for processes that are gone.
-    yield dist.get_rank()
+    try:
+        yield dist.get_rank()
+    except BaseException:
+        # On GPUs the end of a group waits for ranks that may be gone. On processors threads of a
+        # group that did not end would abort the interpreter.
+        if backend == "gloo":
+            _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    global _messages
+    _messages = None
     # Models hold the group, too.
     gc.collect()
     dist.destroy_process_group()
-    _messages = None
 
 
 def is_joined() -> bool:
