@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from fusestore.errors import FingerprintMismatchError
 from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision
 from fusestore.store.layout import Store
-from tests.helpers.fork_server import python
 from tests.helpers.lines import Lines
 from tests.helpers.store_contents import contents
 
@@ -49,7 +49,8 @@ def ask(**environment):
     cleared = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}
     inherited = {name: value for name, value in os.environ.items() if name not in cleared}
     shown = subprocess.run(
-        [python(), "-c", ASK],
+        # bitsandbytes, which the fork server's peft imports, asks torch for the capability once.
+        [sys.executable, "-c", ASK],
         env={**inherited, **environment, "PYTHONPATH": str(ROOT)},
         check=True,
         capture_output=True,
