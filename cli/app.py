@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fusestore.errors import FusestoreError, ReportedByRankZeroError
+from fusestore.errors import FusestoreError, LostRankError, ReportedByRankZeroError
 from fusestore.version import __version__
 
 from .command_help import CommandGroup
@@ -93,8 +94,8 @@ def run_command() -> NoReturn:
     except BaseException as error:  # A panic of Rust code is no Exception.
         if _comes_from_interrupt(error):
             raise KeyboardInterrupt from error
-        if isinstance(error, ReportedByRankZeroError):
-            sys.exit(1)
+        if isinstance(error, (LostRankError, ReportedByRankZeroError)):
+            _end_broken_rank(error)
         if isinstance(error, FusestoreError):
             _fail(str(error))
         _fail(
@@ -103,6 +104,16 @@ def run_command() -> NoReturn:
             "`fusestore --debug …`."
         )
     sys.exit(0)
+
+
+def _end_broken_rank(error: LostRankError | ReportedByRankZeroError) -> NoReturn:
+    """End at once: the threads of a broken process group would abort the interpreter."""
+    if isinstance(error, LostRankError):
+        with contextlib.suppress(SystemExit):
+            _fail(str(error))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _comes_from_interrupt(error: BaseException) -> bool:

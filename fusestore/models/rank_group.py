@@ -21,7 +21,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 
-from fusestore.errors import EngineError, InvalidInputError, LostRankError
+from fusestore.errors import (
+    EngineError,
+    InvalidInputError,
+    LostRankError,
+    ReportedByRankZeroError,
+)
 from fusestore.process_rank import local_rank
 
 Outcome = Literal["done", "out of memory", "failed"]
@@ -75,9 +80,10 @@ def rank_group() -> Iterator[int]:
         raise EngineError(f"The processes of torchrun do not find each other: {error}") from error
     try:
         yield dist.get_rank()
-    except BaseException:
-        # On GPUs the end of a group waits for ranks that may be gone. On processors threads of a
-        # group that did not end would abort the interpreter.
+    except (LostRankError, ReportedByRankZeroError):
+        # A rank may still wait in a collective, and so would the end of the group.
+        raise
+    except Exception:
         if backend == "gloo":
             _leave()
         raise
