@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import signal
@@ -12,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fusestore.errors import FusestoreError, LostRankError, ReportedByRankZeroError
+from fusestore.errors import FusestoreError, ReportedByRankZeroError
 from fusestore.version import __version__
 
 from .command_help import CommandGroup
@@ -94,8 +93,8 @@ def run_command() -> NoReturn:
     except BaseException as error:  # A panic of Rust code is no Exception.
         if _comes_from_interrupt(error):
             raise KeyboardInterrupt from error
-        if isinstance(error, (LostRankError, ReportedByRankZeroError)):
-            _end_broken_rank(error)
+        if isinstance(error, ReportedByRankZeroError):
+            _end_failed()
         if isinstance(error, FusestoreError):
             _fail(str(error))
         _fail(
@@ -106,14 +105,14 @@ def run_command() -> NoReturn:
     sys.exit(0)
 
 
-def _end_broken_rank(error: LostRankError | ReportedByRankZeroError) -> NoReturn:
-    """End at once: the threads of a broken process group would abort the interpreter."""
-    if isinstance(error, LostRankError):
-        with contextlib.suppress(SystemExit):
-            _fail(str(error))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+def _end_failed() -> NoReturn:
+    """Exit with code 1, which threads of a process group that did not end would turn into -6."""
+    group = sys.modules.get("fusestore.models.rank_group")
+    if group is not None and group.is_joined():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.exit(1)
 
 
 def _comes_from_interrupt(error: BaseException) -> bool:
@@ -133,4 +132,4 @@ def _fail(message: str) -> NoReturn:
     from .console import messages
 
     messages.print(f"Error: {message}", style="red", markup=False)
-    sys.exit(1)
+    _end_failed()

@@ -24,6 +24,7 @@ from fusestore.models.logits import (
     logit_chunks,
     whole_logits,
 )
+from fusestore.models.packed_rows import Packing, distance_from_alone
 from fusestore.models.placement import io_device
 from fusestore.models.rounding import Distance, distance, rounding_share
 

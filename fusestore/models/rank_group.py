@@ -21,12 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 
-from fusestore.errors import (
-    EngineError,
-    InvalidInputError,
-    LostRankError,
-    ReportedByRankZeroError,
-)
+from fusestore.errors import EngineError, InvalidInputError, LostRankError
 from fusestore.process_rank import local_rank
 
 Outcome = Literal["done", "out of memory", "failed"]
@@ -78,20 +73,9 @@ def rank_group() -> Iterator[int]:
         _messages = dist.new_group(backend="gloo", timeout=_MESSAGE)
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"The processes of torchrun do not find each other: {error}") from error
-    try:
-        yield dist.get_rank()
-    except (LostRankError, ReportedByRankZeroError):
-        # A rank may still wait in a collective, and so would the end of the group.
-        raise
-    except Exception:
-        if backend == "gloo":
-            _leave()
-        raise
-    _leave()
-
-
-def _leave() -> None:
-    global _messages
+    # After an error the group stays until the process ends: to end it could wait for other ranks,
+    # and these take its end for that of the process.
+    yield dist.get_rank()
     _messages = None
     # Models hold the group, too.
     gc.collect()

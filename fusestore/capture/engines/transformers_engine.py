@@ -27,11 +27,10 @@ from fusestore.models.batch_layout import BatchLayout
 from fusestore.models.causality import Batching, prove_causal
 from fusestore.models.compilation import compile_layers
 from fusestore.models.loading import output_width
-from fusestore.models.logits import is_out_of_memory, logit_chunks, pad_batch
+from fusestore.models.logits import is_out_of_memory, logit_chunks
+from fusestore.models.packed_rows import Packing, packing_of
 from fusestore.models.placement import describe_placement, io_device
-
-_TOKENS_PER_BATCH = {"cpu": 4_096}
-_TOKENS_PER_ACCELERATOR_BATCH = 32_768
+from fusestore.models.row_lengths import switch_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +213,7 @@ def _packing(model: Any) -> Packing | None:  # noqa: ANN401 - transformers is un
     Not on a processor: its batches are small enough for buckets, and its attention is slower over
     packed rows, whose mask it reads, than over padded ones, which need none.
     """
-    return None if next(model.parameters()).device.type == "cpu" else packing_of(model)
+    return None if io_device(model).type == "cpu" else packing_of(model)
 
 
 class _Tokens:
