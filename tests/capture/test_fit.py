@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fusestore.capture.fit.devices import Device, named_devices, parse_size, size_text
 from fusestore.capture.fit.fit import fit_model, fit_shape
 from fusestore.capture.fit.needed_memory import Way, Work, batch_of, stored_unit, ways, work
-from fusestore.capture.fit.placement import PROCESS_BYTES, devices_needed, placements, usable
+from fusestore.capture.fit.placements import PROCESS_BYTES, devices_needed, placements, usable
 from fusestore.corpus.build import write_corpus
 from fusestore.errors import InvalidInputError
 from fusestore.models.model import Model

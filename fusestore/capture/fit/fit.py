@@ -16,7 +16,7 @@ from fusestore.capture.fit.needed_memory import (
     ways,
     work,
 )
-from fusestore.capture.fit.placement import Placement, devices_needed, placements
+from fusestore.capture.fit.placements import Placement, devices_needed, placements
 from fusestore.models.model import Model
 from fusestore.models.model_shape import ModelShape, model_shape
 
