@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from fusestore.merge.manifest import MergedModel
     from fusestore.merge.settings import MergeSettings
     from fusestore.models.model import Model
+    from fusestore.models.placement import Placement
     from fusestore.models.target import Target
     from fusestore.plugins import load_plugins
     from fusestore.progress import Reporter
@@ -97,6 +98,7 @@ __all__ = [
     "MergeSettings",
     "MergedModel",
     "Model",
+    "Placement",
     "Recipe",
     "RecipeSource",
     "Repair",
@@ -168,6 +170,7 @@ _HOMES = {
     "MergeSettings": "fusestore.merge.settings",
     "MergedModel": "fusestore.merge.manifest",
     "Model": "fusestore.models.model",
+    "Placement": "fusestore.models.placement",
     "Recipe": "fusestore.fuse.recipe",
     "RecipeSource": "fusestore.fuse.recipe",
     "Repair": "fusestore.workflows.repair",
