@@ -313,7 +313,7 @@ def test_what_would_change_order_or_state_is_refused(folder):
     with pytest.raises(InvalidInputError, match="StreamingLoader"):
         next(batches)
     # The error holds a cycle, and the garbage collector would end the workers out of order.
-    batches._shutdown_workers()
+    batches._shutdown_workers()  # type: ignore[attr-defined]
     with pytest.raises(InvalidInputError, match="drop_last"):
         StreamingLoader(stream(folder), 2, drop_last=True)
     with pytest.raises(InvalidInputError, match="the stream's is 4"):
