@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from fusestore.store.registry import Artifact
     from fusestore.store.result import StageResult
     from fusestore.store.shown_table import ShownTable
+    from fusestore.tokenizers.conversation import Conversation, Turn
     from fusestore.tokenizers.token_table import TokenTable
     from fusestore.tokenizers.tokenizer import Tokenizer
     from fusestore.tokenizers.vocabulary import Spelling, Vocabulary
@@ -79,6 +80,7 @@ __all__ = [
     "CacheManifest",
     "CaptureSettings",
     "Comparison",
+    "Conversation",
     "CopySettings",
     "Corpus",
     "CorpusManifest",
@@ -117,6 +119,7 @@ __all__ = [
     "Tokenizer",
     "TrainSettings",
     "TrainedModel",
+    "Turn",
     "Vocabulary",
     "__version__",
     "align",
@@ -153,6 +156,7 @@ _HOMES = {
     "CaptureSettings": "fusestore.capture.settings",
     "Comparison": "fusestore.workflows.comparison",
     "CopySettings": "fusestore.workflows.sharing.settings",
+    "Conversation": "fusestore.tokenizers.conversation",
     "Corpus": "fusestore.corpus.build",
     "CorpusManifest": "fusestore.corpus.manifest",
     "CorpusSettings": "fusestore.corpus.settings",
@@ -188,6 +192,7 @@ _HOMES = {
     "Artifact": "fusestore.store.registry",
     "TokenTable": "fusestore.tokenizers.token_table",
     "Tokenizer": "fusestore.tokenizers.tokenizer",
+    "Turn": "fusestore.tokenizers.conversation",
     "TrainSettings": "fusestore.train.settings",
     "TrainedModel": "fusestore.train.manifest",
     "Vocabulary": "fusestore.tokenizers.vocabulary",

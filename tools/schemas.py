@@ -222,6 +222,9 @@ def _columns(table: TableSchema) -> dict[str, Any]:
 def _type(dtype: pl.DataType) -> dict[str, Any]:
     if isinstance(dtype, pl.Enum):
         return {"dtype": "enum", "values": dtype.categories.to_list()}
+    if isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct):
+        fields = {field.name: str(field.dtype).lower() for field in dtype.inner.fields}
+        return {"dtype": "list", "items": "struct", "fields": fields}
     if isinstance(dtype, pl.List):
         return {"dtype": "list", "items": _type(dtype.inner.base_type()())["dtype"]}
     return {"dtype": str(dtype).lower()}

@@ -12,6 +12,7 @@ from fusestore.models.quantization import Quantization
 from fusestore.store.codec import MAX_DRAWS, MAX_STEP, MIN_STEP
 from fusestore.store.manifest import Frozen, Manifest, digest_bytes
 from fusestore.store.receipts import Receipt, ShardPlan
+from fusestore.tokenizers.chat_encoder import TemplateIdentity
 
 DEFAULT_ENGINE = "transformers"
 DEFAULT_LOGPROB_STEP = 1 / 16
@@ -47,7 +48,8 @@ class Fingerprint(Manifest):
         source: the name of the source.
         tokenizer_digest: SHA-256 of the tokenizer's canonical form.
         tokenizer_length: number of the tokenizer's ids; may differ from the model's width.
-        add_bos: whether each document begins with BOS.
+        add_bos: whether each document begins with BOS; false for conversations.
+        template: the chat template by which it read conversations; null for texts.
         selection: the rule by which entries were kept: top-k; top-p (of the top k as few as reach
             mass top_p); or sampled (top_k draws from the distribution, with their counts).
         top_k: most entries of a row; with sampled, the number of draws.
@@ -77,6 +79,7 @@ class Fingerprint(Manifest):
     tokenizer_length: int = Field(ge=1)
     corpus: CorpusIdentity
     add_bos: bool
+    template: TemplateIdentity | None = None
     selection: RuleName = "top-k"
     top_k: int = Field(ge=1)
     top_p: float | None = Field(default=None, gt=0, lt=1)

@@ -10,6 +10,9 @@ import numpy.typing as npt
 NO_LABEL = -100
 """Label id of a position without a next token; the index that PyTorch's losses ignore."""
 
+NOT_TRAINED_ON = -101
+"""In a fused dataset, label id of a position whose next token is not trained on."""
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -17,6 +17,7 @@ from fusestore.capture.engines.engine_registry import (
 from fusestore.capture.engines.protocol import Engine, EngineJob
 from fusestore.capture.settings import CaptureSettings, wants_bos
 from fusestore.corpus.build import Corpus
+from fusestore.corpus.document_encoder import DocumentEncoder
 from fusestore.corpus.tokenize import corpus_tokens, store_corpus_tokens
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.models.gguf_model import GgufModel
@@ -89,17 +90,18 @@ def plan_capture(
     elif settings.engine == DEFAULT_ENGINE and not (store.cache(name) / "manifest.json").exists():
         check_quantization(model.description, settings.quantization, name)
     tokenizer = model.tokenizer
-    add_bos = wants_bos(settings.bos, tokenizer.adds_bos, tokenizer.bos_id is not None)
+    wanted_bos = wants_bos(settings.bos, tokenizer.adds_bos, tokenizer.bos_id is not None)
+    encoder = DocumentEncoder.of(corpus, tokenizer, add_bos=wanted_bos)
     if settings.top_k > model.vocab_size:
         raise InvalidInputError(
             f"top_k is {settings.top_k}, but {name} has a vocabulary of {model.vocab_size}. "
             f"Choose at most {model.vocab_size}."
         )
     if keep_tokens:
-        kept = store_corpus_tokens(store, corpus, tokenizer, add_bos)
+        kept = store_corpus_tokens(store, corpus, tokenizer, wanted_bos)
         offsets, read_tokens = kept.document_offsets, kept.table
     else:
-        table = corpus_tokens(store, corpus, tokenizer, add_bos, keep=False)
+        table = corpus_tokens(store, corpus, tokenizer, wanted_bos, keep=False)
         offsets, read_tokens = table.document_offsets, lambda: table
     _check_lengths(offsets, model.context, name)
     if len(tokenizer) > model.vocab_size:
@@ -116,7 +118,8 @@ def plan_capture(
         tokenizer_digest=tokenizer.digest,
         tokenizer_length=len(tokenizer),
         corpus=CorpusIdentity(name=corpus.name, digest=corpus.manifest.digest),
-        add_bos=add_bos,
+        add_bos=encoder.add_bos,
+        template=encoder.template,
         selection=settings.selection,
         top_k=settings.top_k,
         top_p=settings.top_p,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.corpus.build import Corpus
+from fusestore.corpus.build import Corpus, supervision_of
 from fusestore.tokenizers.token_table import TokenTable
 
 
@@ -30,6 +30,9 @@ def score_totals(
 ) -> dict[str, float]:
     """For each split: predicted tokens, the bytes they stand for, and −Σ log p in nats."""
     excluded = set(skipped)
+    supervision = supervision_of(corpus)
+    if supervision is not None:
+        tokens = supervision.mark(tokens, np.arange(tokens.num_documents))
     totals: dict[str, float] = {}
     for split in corpus.manifest.splits:
         count, length, nats = 0, 0, 0.0
@@ -37,9 +40,17 @@ def score_totals(
             start, stop = tokens.document_offsets[index], tokens.document_offsets[index + 1]
             if int(index) in excluded or stop - start < 2:
                 continue
-            count += int(stop - start - 1)
-            length += int(tokens.end_offsets[stop - 1] - tokens.end_offsets[start])
-            nats -= float(label_logprob[start : stop - 1].sum(dtype=np.float64))
+            logprobs = label_logprob[start : stop - 1]
+            if tokens.counted_bytes is None:
+                count += int(stop - start - 1)
+                length += int(tokens.end_offsets[stop - 1] - tokens.end_offsets[start])
+            else:
+                num_bytes = tokens.counted_bytes[start + 1 : stop]
+                is_counted = num_bytes >= 0
+                count += int(is_counted.sum())
+                length += int(num_bytes[is_counted].sum())
+                logprobs = logprobs[is_counted]
+            nats -= float(logprobs.sum(dtype=np.float64))
         totals |= {
             f"{split}.predicted_tokens": float(count),
             f"{split}.predicted_bytes": float(length),

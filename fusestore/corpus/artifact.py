@@ -136,7 +136,10 @@ class CorpusKind(ArtifactKind):
                     "text": "the text",
                     "byte_length": "bytes of the text in UTF-8",
                     "digest": "SHA-256 of the text in UTF-8, hexadecimal",
+                    "conversation": "the conversation that the text stands for, as JSON",
+                    "turns": "its turns: role, bytes of the text [start, stop), whether trained on",
                 },
+                frozenset({"conversation", "turns"}),
             )
         }
 

@@ -19,14 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from fusestore.corpus.conversation_forms import InputForm
+from fusestore.corpus.cut_documents import cut_documents
 from fusestore.corpus.ingest import Input, read_documents
 from fusestore.corpus.manifest import (
+    ChatSettings,
     CorpusFingerprint,
     CorpusManifest,
     Segmentation,
     SplitSize,
 )
-from fusestore.corpus.segment import segment_text
 from fusestore.corpus.splits import HeldOut, limit_documents
 from fusestore.errors import (
     CorruptionError,
@@ -40,6 +42,8 @@ from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path
+from fusestore.tokenizers.conversation import END_OF_TURN, Conversation
+from fusestore.tokenizers.supervision import Supervision
 from fusestore.tokenizers.tokenizer import Tokenizer
 
 DOCUMENTS_SCHEMA = pl.Schema(
@@ -51,9 +55,25 @@ DOCUMENTS_SCHEMA = pl.Schema(
         "text": pl.String(),
         "byte_length": pl.Int64(),
         "digest": pl.String(),
+        "conversation": pl.String(),
+        "turns": pl.List(
+            pl.Struct(
+                {
+                    "role": pl.String(),
+                    "start": pl.Int32(),
+                    "stop": pl.Int32(),
+                    "trained_on": pl.Boolean(),
+                }
+            )
+        ),
     }
 )
-"""One row a document; `digest` is the SHA-256 of the text's UTF-8, `segment` counts from 0."""
+"""One row a document; `digest` is the SHA-256 of the text's UTF-8, `segment` counts from 0.
+
+`conversation` (JSON) and `turns` (bytes of the text) are null where the document is a text.
+"""
+
+DEFAULT_CHAT = ChatSettings(train_on="assistant", template_variables={})
 
 _TABLE = "documents.parquet"
 _RECEIPT = receipt_path("documents")
@@ -134,6 +154,33 @@ class Corpus:
         for start in range(0, self.manifest.num_documents, documents):
             yield texts.slice(start, documents).collect()["text"].to_list()
 
+    def conversation_batches(self, documents: int = 4_096) -> Iterator[list[Conversation]]:
+        """All conversations in order, in batches of documents.
+
+        Raises:
+            CorruptionError: the documents are missing or damaged.
+        """
+        column = pl.scan_parquet(self._checked_file, glob=False).select("conversation")
+        for start in range(0, self.manifest.num_documents, documents):
+            batch = column.slice(start, documents).collect()["conversation"]
+            try:
+                yield [Conversation.from_json(data or "null") for data in batch]
+            except InvalidInputError as error:
+                raise self._damaged(f"holds what is {error}") from error
+
+    @cached_property
+    def _supervision(self) -> Supervision | None:
+        if self.manifest.fingerprint.chat is None:
+            return None
+        scan = pl.scan_parquet(self._checked_file, glob=False).select("document", "turns")
+        turns = scan.explode("turns").unnest("turns").filter("trained_on").collect()
+        counts = np.bincount(turns["document"].to_numpy(), minlength=self.manifest.num_documents)
+        return Supervision(
+            turns["start"].to_numpy().astype(np.int32),
+            turns["stop"].to_numpy().astype(np.int32) + np.int32(len(END_OF_TURN)),
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]),
+        )
+
     @cached_property
     def _splits(self) -> pl.Series:
         """The column `split`, without loading the texts, which would take memory."""
@@ -178,6 +225,15 @@ class Corpus:
         )
 
 
+def supervision_of(corpus: Corpus) -> Supervision | None:
+    """Which bytes of each conversation are trained on, read once; None for a corpus of texts.
+
+    Raises:
+        CorruptionError: the documents are missing or damaged.
+    """
+    return corpus._supervision
+
+
 def open_corpus(
     store: str | os.PathLike[str] | Location | Store,
     name: str,
@@ -213,6 +269,9 @@ def write_corpus(
     *,
     text_column: str = "text",
     split_column: str | None = None,
+    form: InputForm = "auto",
+    keep_white_space: bool = False,
+    chat: ChatSettings = DEFAULT_CHAT,
     held_out: Sequence[HeldOut] = (),
     max_documents: int | Mapping[str, int] | None = None,
     max_bytes: int | Mapping[str, int] | None = None,
@@ -234,6 +293,9 @@ def write_corpus(
         inputs: files, patterns, folders or URLs; see `read_documents`.
         text_column: column of the text, in tables.
         split_column: column of the split, in tables.
+        form: of the documents in tables; see `read_documents`.
+        keep_white_space: of conversations; see `Conversation`.
+        chat: how conversations are read; no effect on texts.
         held_out: rules that send source documents to other splits than `train`.
         max_documents: source documents to keep, in total or by split; see `limit_documents`.
         max_bytes: bytes of source text to keep, in total or by split.
@@ -262,6 +324,8 @@ def write_corpus(
         inputs,
         text_column=text_column,
         split_column=split_column,
+        form=form,
+        keep_white_space=keep_white_space,
         held_out=held_out,
         report=report,
     )
@@ -277,14 +341,18 @@ def write_corpus(
             f"Corpus {name!r} would be empty: {int(blank.sum())} of {len(blank)} source documents "
             "hold only white space, and the limits leave none of the others."
         )
+    is_chat = documents["conversation"].null_count() == 0
     digests = () if max_length is None else sorted({t.digest for t in tokenizers})
     fingerprint = CorpusFingerprint(
-        input_digest=_rows_digest(documents.select("source", "split", "text").iter_rows()),
+        input_digest=_rows_digest(
+            documents.select("source", "split", "text", *["conversation"] * is_chat).iter_rows()
+        ),
         segmentation=Segmentation(
             max_length=max_length,
             bos_allowance=bos_allowance if max_length is not None else 0,
             tokenizer_digests=tuple(digests),
         ),
+        chat=chat if is_chat else None,
     )
     if (location / MANIFEST_FILE).exists():
         existing = open_corpus(opened, name)
@@ -293,9 +361,14 @@ def write_corpus(
         )
         if _is_whole(existing):
             return existing
-    table, forced_cuts = _segmented(
-        documents, () if max_length is None else tokenizers, max_length, bos_allowance, progress
+    cut = cut_documents(
+        documents,
+        fingerprint,
+        tokenizers,
+        progress,
+        report,
     )
+    table = pl.DataFrame(cut.rows, schema=DOCUMENTS_SCHEMA, orient="row")
     manifest = CorpusManifest(
         fingerprint=fingerprint,
         documents_digest=_documents_digest(table),
@@ -303,7 +376,8 @@ def write_corpus(
         dropped_blank=int(blank.sum()),
         num_documents=len(table),
         num_bytes=int(table["byte_length"].sum()),
-        forced_cuts=forced_cuts,
+        forced_cuts=cut.forced_cuts,
+        dropped_exchanges=cut.dropped_exchanges,
         splits={
             split: SplitSize(num_documents=count, num_bytes=size)
             for split, count, size in table.group_by("split")
@@ -350,35 +424,11 @@ def _is_whole(corpus: Corpus) -> bool:
     return receipt.files == {_TABLE: FileRecord.of(data)}
 
 
-def _segmented(
-    documents: pl.DataFrame,
-    tokenizers: Sequence[Tokenizer],
-    max_length: int | None,
-    bos_allowance: int,
-    progress: Progress,
-) -> tuple[pl.DataFrame, int]:
-    """The table of documents after cutting, and how many cuts were forced."""
-    total = int(documents["text"].str.len_bytes().sum())
-    done = 0
-    forced = 0
-    rows: list[tuple[int, str, int, str, str, int, str]] = []
-    for source, text, split in documents.select("source", "text", "split").iter_rows():
-        segments: tuple[str, ...] = (text,)
-        if max_length is not None:
-            segmented = segment_text(text, tokenizers, max_length, bos_allowance=bos_allowance)
-            segments = segmented.segments
-            forced += segmented.forced_cuts
-        for number, segment in enumerate(segments):
-            data = segment.encode()
-            digest = hashlib.sha256(data).hexdigest()
-            rows.append((len(rows), source, number, split, segment, len(data), digest))
-            done += len(data)
-        progress(done, total)
-    return pl.DataFrame(rows, schema=DOCUMENTS_SCHEMA, orient="row"), forced
-
-
 def _documents_digest(table: pl.DataFrame) -> str:
-    return _rows_digest(table.select("source", "segment", "split", "text").iter_rows())
+    columns = ["source", "segment", "split", "text"]
+    if table["conversation"].null_count() == 0:
+        columns.append("conversation")
+    return _rows_digest(table.select(columns).iter_rows())
 
 
 def _rows_digest(rows: Iterator[tuple[Any, ...]]) -> str:

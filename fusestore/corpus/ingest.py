@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from fusestore.corpus.conversation_forms import InputForm
 from fusestore.corpus.input_files import InputFile, find_input_files, printable
 from fusestore.corpus.input_rows import Columns, read_rows
 from fusestore.corpus.saved_dataset import SPLIT_COLUMN
@@ -23,7 +24,14 @@ from fusestore.errors import InvalidInputError
 from fusestore.storage.location import Location
 from fusestore.storage.retries import storage_errors
 
-DOCUMENT_SCHEMA = pl.Schema({"source": pl.String(), "text": pl.String(), "split": pl.String()})
+DOCUMENT_SCHEMA = pl.Schema(
+    {
+        "source": pl.String(),
+        "text": pl.String(),
+        "split": pl.String(),
+        "conversation": pl.String(),
+    }
+)
 
 Input = str | os.PathLike[str] | Location
 """A file, a pattern, a folder, or a URL of one of these."""
@@ -34,6 +42,8 @@ def read_documents(
     *,
     text_column: str = "text",
     split_column: str | None = None,
+    form: InputForm = "auto",
+    keep_white_space: bool = False,
     held_out: Sequence[HeldOut] = (),
     storage_options: Mapping[str, object] | None = None,
     report: Callable[[str], None] = lambda _: None,
@@ -45,25 +55,29 @@ def read_documents(
         text_column: column (or JSON key) that holds the text, in tables.
         split_column: column that names the split, in tables. `held_out` decides for text files,
             and for tables if this is None.
+        form: of the documents in tables: texts, or a form of conversations.
+        keep_white_space: of conversations; see `Conversation`.
         held_out: rules by source name; the first rule that matches a document decides, `train` is
             the default.
         storage_options: for the filesystem of remote inputs that are no `Location`.
         report: receives a line on the files of an input that are not read.
 
     Returns:
-        `source`, `text`, `split`, one row per document. The source of a row of a table is the
-        file's name, `#` and the row's number from 0.
+        `source`, `text`, `split`, `conversation` (JSON; null for a text), one row per document. The
+        source of a row of a table is the file's name, `#` and the row's number from 0.
 
     Raises:
         NotFoundError: an input that matches no file.
         InvalidInputError: no text column, a null or non-text value in it, a damaged file or one of
-            another format, two files of one name, or no document at all.
+            another format, two files of one name, a record that is no conversation, conversations
+            among texts, or no document at all.
     """
     inputs = [inputs] if isinstance(inputs, str | os.PathLike | Location) else list(inputs)
-    columns = Columns(text_column, split_column)
+    columns = Columns(text_column, split_column, form, keep_white_space)
     sources: list[str] = []
     texts: list[str] = []
     splits: list[str] = []
+    conversations: list[str | None] = []
     seen: dict[str, Location] = {}
     for item in inputs:
         location = Location.parse(item, storage_options)
@@ -84,14 +98,23 @@ def read_documents(
                     "folder of one split."
                 )
             with _local_copy(file) as path:
-                for source, text, split in read_rows(file, path, columns):
+                for source, text, split, conversation in read_rows(file, path, columns):
                     sources.append(source)
                     texts.append(text)
                     splits.append(split if split is not None else assign_split(source, held_out))
+                    conversations.append(None if conversation is None else conversation.to_json())
+                    if (conversation is None) != (conversations[0] is None):
+                        raise InvalidInputError(
+                            f"{source} is {'a text' if conversation is None else 'a conversation'},"
+                            f" but {sources[0]} is not. Make a corpus of each."
+                        )
     if not sources:
         names = ", ".join(printable(str(item)) for item in inputs) or "no input at all"
         raise InvalidInputError(f"The corpus is empty: {names} held no document.")
-    return pl.DataFrame({"source": sources, "text": texts, "split": splits}, schema=DOCUMENT_SCHEMA)
+    return pl.DataFrame(
+        {"source": sources, "text": texts, "split": splits, "conversation": conversations},
+        schema=DOCUMENT_SCHEMA,
+    )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
+from fusestore.tokenizers.chat_encoder import TemplateIdentity
+from fusestore.tokenizers.conversation import TrainOn
 
 
 class SplitSize(Frozen):
@@ -33,16 +35,31 @@ class Segmentation(Frozen):
     tokenizer_digests: tuple[str, ...]
 
 
+class ChatSettings(Frozen):
+    """How conversations are read.
+
+    Attributes:
+        train_on: which turns are trained on.
+        template_variables: passed to every chat template.
+    """
+
+    train_on: TrainOn
+    template_variables: dict[str, str | bool | int | float]
+
+
 class CorpusFingerprint(Manifest):
     """What a corpus depends on; written before its documents.
 
     Attributes:
-        input_digest: SHA-256 of the source documents' names, splits and texts, in order.
+        input_digest: SHA-256 of the source documents' names, splits and texts, and conversations if
+            they are such, in order.
         segmentation: how the source documents were cut.
+        chat: of a corpus of conversations; null for texts.
     """
 
     input_digest: str
     segmentation: Segmentation
+    chat: ChatSettings | None
 
 
 class CorpusManifest(Manifest):
@@ -50,13 +67,15 @@ class CorpusManifest(Manifest):
 
     Attributes:
         fingerprint: inputs and settings of the corpus.
-        documents_digest: SHA-256 of the documents' names, segment numbers, splits and texts, after
-            segmentation.
+        documents_digest: SHA-256 of the documents' names, segment numbers, splits and texts, and
+            conversations if they are such, after segmentation.
         num_sources: source documents that were kept.
         dropped_blank: source documents left out because they hold only white space.
         num_documents: D, documents after segmentation.
         num_bytes: bytes of UTF-8 text in all documents.
         forced_cuts: cuts where some tokenizer has no token end; see `segment`.
+        dropped_exchanges: exchanges of conversations left out because they are longer than a
+            document may be; see `segment_conversation`.
         splits: sizes by split name.
     """
 
@@ -67,6 +86,7 @@ class CorpusManifest(Manifest):
     num_documents: int
     num_bytes: int
     forced_cuts: int
+    dropped_exchanges: int
     splits: dict[str, SplitSize]
 
 
@@ -76,7 +96,9 @@ class TokensManifest(Manifest):
     Attributes:
         corpus_digest: of the corpus manifest.
         tokenizer_digest: of the tokenizer.
-        add_bos: whether every document starts with BOS.
+        add_bos: whether every document starts with BOS; false for conversations, where the template
+            says so.
+        template: the chat template of conversations; null for texts.
         num_documents: D.
         num_tokens: T, BOS included.
         arrays_digest: SHA-256 over the three digests (as bytes) of ids, end offsets and document
@@ -87,6 +109,7 @@ class TokensManifest(Manifest):
     corpus_digest: str
     tokenizer_digest: str
     add_bos: bool
+    template: TemplateIdentity | None
     num_documents: int
     num_tokens: int
     arrays_digest: str

@@ -34,7 +34,7 @@ def rebuild_corpus(store: Store, name: str, damaged: set[str], tokenizer_of: Tok
         _repair_documents(corpus)
     folders = {file.split("/")[1] for file in damaged if file.startswith("tokens/")}
     for folder in sorted(folders):
-        tokenizer = tokenizer_of(folder.removesuffix("-bos"))
+        tokenizer = tokenizer_of(folder.partition("-")[0])
         (corpus.location / "tokens" / folder).delete()
         store_corpus_tokens(store, corpus, tokenizer, folder.endswith("-bos"))
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from fusestore.corpus.build import Corpus, write_corpus
+from fusestore.corpus.manifest import ChatSettings
 from fusestore.corpus.settings import CorpusSettings
 from fusestore.corpus.splits import HeldOut
 from fusestore.corpus.unspelled import describe_unspelled
@@ -72,6 +73,11 @@ def build_corpus(
             _locations([resolve_path(os.fspath(path)) for path in paths], store, storage_options),
             text_column=settings.text_column,
             split_column=settings.split_column,
+            form=settings.form,
+            keep_white_space=settings.keep_white_space,
+            chat=ChatSettings(
+                train_on=settings.train_on, template_variables=settings.template_variables
+            ),
             held_out=_held_out_rules(settings),
             max_documents=settings.max_documents or None,
             max_bytes=settings.max_bytes or None,

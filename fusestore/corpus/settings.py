@@ -4,27 +4,63 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
+from fusestore.corpus.conversation_forms import InputForm
 from fusestore.store.manifest import Frozen
+from fusestore.tokenizers.conversation import TrainOn
 
 _TEXT: dict[str, JsonValue] = {"panel": "Text"}
+_CHAT: dict[str, JsonValue] = {"panel": "Conversations"}
 _SPLITS: dict[str, JsonValue] = {"panel": "Splits"}
 _SIZE: dict[str, JsonValue] = {"panel": "Size"}
 _LIMIT: dict[str, JsonValue] = {**_SIZE, "metavar": "SPLIT=NUMBER ..."}
+
+
+def _parsed(value: object) -> object:
+    """A word of a command line as what it stands for: a template takes the text "false" as true."""
+    words: dict[object, bool] = {"true": True, "false": False}
+    return words.get(value, value) if isinstance(value, str) else value
+
+
+TemplateVariables = dict[str, Annotated[str | bool | int | float, BeforeValidator(_parsed)]]
 
 Limits = dict[str, Annotated[int, Field(ge=1)]]
 """Split → maximum number of its documents or bytes."""
 
 
 class CorpusSettings(Frozen):
-    """Settings of a corpus: columns, splits, and sizes."""
+    """Settings of a corpus: columns, conversations, splits, and sizes."""
 
     text_column: str = Field(
         default="text",
         min_length=1,
         description="Column or key that holds the text, in all files but .txt and .md.",
         json_schema_extra={**_TEXT, "metavar": "NAME"},
+    )
+    form: InputForm = Field(
+        default="auto",
+        description="What a row or record holds. By default a text if there is a `text_column`, or "
+        "else a conversation, whose form its columns tell.",
+        json_schema_extra=_TEXT,
+    )
+    train_on: TrainOn = Field(
+        default="assistant",
+        description="Turns of a conversation that are trained on and scored: those of the "
+        "assistant, all, the assistant's last, or (completion) the assistant's after the last turn "
+        "of a user. The end of such a turn is part of it.",
+        json_schema_extra=_CHAT,
+    )
+    keep_white_space: bool = Field(
+        default=False,
+        description="Whether models read the white space around the content of a turn. Many chat "
+        "templates remove it; their models cannot read a turn that has some.",
+        json_schema_extra=_CHAT,
+    )
+    template_variables: TemplateVariables = Field(
+        default_factory=dict,
+        description="Variables for every chat template, as in enable_thinking=false.",
+        json_schema_extra={**_CHAT, "metavar": "NAME=VALUE ..."},
     )
     split_column: str | None = Field(
         default=None,
@@ -51,7 +87,8 @@ class CorpusSettings(Frozen):
         default=1024,
         ge=8,
         description="Maximum number of tokens of a document in any model's tokenizer, BOS "
-        "included. Longer documents are cut where tokens of all tokenizers end.",
+        "included. Longer texts are cut where tokens of all tokenizers end, longer conversations "
+        "before a turn of the user.",
         json_schema_extra=_SIZE,
     )
     max_documents: Limits = Field(

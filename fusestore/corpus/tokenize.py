@@ -1,7 +1,8 @@
 """Tokens of a corpus, computed once per tokenizer and stored with the corpus.
 
-Under `corpora/<corpus>/tokens/<first 16 digits of the tokenizer's digest>[-bos]/` lies a Zarr v3
-group: `token_ids` and `end_offsets` (int32, one per token), `document_offsets` (int64, D + 1).
+Under `corpora/<corpus>/tokens/<first 16 digits of the tokenizer's digest>[-bos]/`, or for
+conversations `<…>-<first 16 digits of the chat template's digest>/`, lies a Zarr v3 group:
+`token_ids` and `end_offsets` (int32, one per token), `document_offsets` (int64, D + 1).
 `manifest.json` has the identity. Any range can be read by itself, from a disk or a URL, and every
 chunk has a checksum. Memory grows with neither the texts nor the tokens, only with D.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.corpus.build import Corpus, open_corpus
+from fusestore.corpus.document_encoder import DocumentEncoder
 from fusestore.corpus.manifest import TokensManifest
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
@@ -25,9 +27,10 @@ from fusestore.store.array_reader import ArrayReader
 from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 from fusestore.store.layout import Store
 from fusestore.store.receipts import FileRecord
-from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.token_table import TokenTable, concatenated
 from fusestore.tokenizers.tokenizer import Tokenizer
 
+_TOKENS = "tokens"
 _TOKENS_PER_CHUNK = 8_192
 _TOKENS_PER_SHARD = 1_048_576
 
@@ -105,11 +108,11 @@ def corpus_tokens(
     """
     if keep:
         return store_corpus_tokens(store, corpus, tokenizer, add_bos).table()
-    opened = _opened(store, corpus)
-    stored = _open(_folder(opened, tokenizer.digest, add_bos))
-    if stored is not None and _is_of(stored, opened, tokenizer, add_bos):
+    encoder = DocumentEncoder.of(_opened(store, corpus), tokenizer, add_bos=add_bos)
+    stored = _open(_folder(encoder))
+    if stored is not None and _is_of(stored, encoder):
         return stored.table()
-    return tokenizer.encode(opened.texts(), add_bos)
+    return concatenated(list(encoder.batches()))
 
 
 def store_corpus_tokens(
@@ -126,29 +129,32 @@ def store_corpus_tokens(
         store: the store that holds the corpus.
         corpus: the corpus or its name.
         tokenizer: the tokenizer.
-        add_bos: start every document with BOS.
+        add_bos: start every document with BOS; no effect on conversations.
 
     Raises:
         NotFoundError: no such corpus.
         CorruptionError: the stored tokens are damaged.
-        IncompatibleError: BOS is requested of a tokenizer without one.
+        IncompatibleError: BOS is requested of a tokenizer without one; or the corpus holds
+            conversations, and the tokenizer has no chat template, or one that cannot be used.
+        InvalidInputError: a conversation cannot be read by the model.
     """
-    opened = _opened(store, corpus)
-    location = _folder(opened, tokenizer.digest, add_bos)
+    encoder = DocumentEncoder.of(_opened(store, corpus), tokenizer, add_bos=add_bos)
+    location = _folder(encoder)
     stored = _open(location)
     if stored is not None:
-        if _is_of(stored, opened, tokenizer, add_bos):
+        if _is_of(stored, encoder):
             return stored
         # Only tokens that were read and are of another corpus. Another process may write ours.
         location.delete()
     remove_abandoned(location)
     writer = _TokensWriter(location)
-    for texts in opened.text_batches():
-        writer.add(tokenizer.encode(texts, add_bos))
+    for tokens in encoder.batches():
+        writer.add(tokens)
     manifest = TokensManifest(
-        corpus_digest=opened.digest,
+        corpus_digest=encoder.corpus.digest,
         tokenizer_digest=tokenizer.digest,
-        add_bos=add_bos,
+        add_bos=encoder.add_bos,
+        template=encoder.template,
         num_documents=writer.num_documents,
         num_tokens=writer.num_tokens,
         arrays_digest=writer.finish(),
@@ -161,11 +167,17 @@ def store_corpus_tokens(
 def find_corpus_tokens(corpus: Corpus, tokenizer_digest: str) -> list[StoredTokens]:
     """The corpus's stored tokens in this tokenizer: without BOS, with it, both or none.
 
+    Those of conversations are found for every chat template.
+
     Args:
         corpus: the corpus.
         tokenizer_digest: of the tokenizer; its first 16 digits suffice.
     """
-    variants = (_open(_folder(corpus, tokenizer_digest, add_bos)) for add_bos in (False, True))
+    folder = corpus.location / _TOKENS
+    names = [tokenizer_digest[:16], f"{tokenizer_digest[:16]}-bos"]
+    if corpus.manifest.fingerprint.chat is not None:
+        names = sorted(name for name in folder.list() if name.startswith(f"{names[0]}-"))
+    variants = (_open(folder / name) for name in names)
     return [
         tokens
         for tokens in variants
@@ -194,14 +206,24 @@ def _opened(store: str | os.PathLike[str] | Location | Store, corpus: str | Corp
     return open_corpus(store, corpus) if isinstance(corpus, str) else corpus
 
 
-def _is_of(tokens: StoredTokens, corpus: Corpus, tokenizer: Tokenizer, add_bos: bool) -> bool:
+def _is_of(tokens: StoredTokens, encoder: DocumentEncoder) -> bool:
     manifest = tokens.manifest
-    identity = (manifest.corpus_digest, manifest.tokenizer_digest, manifest.add_bos)
-    return identity == (corpus.digest, tokenizer.digest, add_bos)
+    identity = (
+        manifest.corpus_digest,
+        manifest.tokenizer_digest,
+        manifest.add_bos,
+        manifest.template,
+    )
+    expected = (encoder.corpus.digest, encoder.tokenizer.digest)
+    return identity == (*expected, encoder.add_bos, encoder.template)
 
 
-def _folder(corpus: Corpus, tokenizer_digest: str, add_bos: bool) -> Location:
-    return corpus.location / "tokens" / (tokenizer_digest[:16] + ("-bos" if add_bos else ""))
+def _folder(encoder: DocumentEncoder) -> Location:
+    template = encoder.template
+    variant = (
+        ("-bos" if encoder.add_bos else "") if template is None else f"-{template.digest[:16]}"
+    )
+    return encoder.corpus.location / _TOKENS / f"{encoder.tokenizer.digest[:16]}{variant}"
 
 
 def _open(location: Location) -> StoredTokens | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fusestore.corpus.build import Corpus
 from fusestore.tokenizers.tokenizer import Tokenizer
 
@@ -15,7 +17,7 @@ def describe_unspelled(corpus: Corpus, tokenizer: Tokenizer) -> str | None:
         return None
     found: set[int] = set()
     documents = 0
-    for texts in corpus.text_batches():
+    for texts in _read(corpus):
         for text in texts:
             unspelled = tokenizer.unspelled(text)
             found.update(unspelled)
@@ -27,3 +29,12 @@ def describe_unspelled(corpus: Corpus, tokenizer: Tokenizer) -> str | None:
         f"{holders} bytes that the vocabulary of {tokenizer.name} lacks "
         f"({bytes(sorted(found)).hex(' ')}); its model reads the text without them"
     )
+
+
+def _read(corpus: Corpus) -> Iterator[list[str]]:
+    """The texts that models read; of conversations the contents of turns."""
+    if corpus.manifest.fingerprint.chat is None:
+        yield from corpus.text_batches()
+        return
+    for batch in corpus.conversation_batches():
+        yield ["\n".join(conversation.contents) for conversation in batch]

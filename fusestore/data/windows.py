@@ -166,7 +166,10 @@ def pad_right(windows: Sequence[Tensor], padding: float) -> Tensor:
 
 
 def _by_position(rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
-    """The fields of a sample with one value or row per position."""
+    """The fields of a sample with one value or row per position; changes `next_ids`."""
+    document_end = rows["next_ids"] == NO_LABEL
+    # Losses know one id for what they ignore.
+    np.maximum(rows["next_ids"], NO_LABEL, out=rows["next_ids"])
     # `torch.tensor` takes several times as long as `from_numpy`.
     tensor = torch.from_numpy
     return {
@@ -176,7 +179,7 @@ def _by_position(rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
         "fused_logprobs": tensor(rows["logprobs"]),
         "fused_tail": tensor(rows["tail"]),
         "fused_mask": tensor(rows["kind"] != _NO_DISTILLATION),
-        "document_end": tensor(rows["next_ids"] == NO_LABEL),
+        "document_end": tensor(document_end),
     }
 
 

@@ -20,6 +20,7 @@ from fusestore.fuse.inputs import SourceInput, check_same_tokens
 from fusestore.fuse.packing import window_starts
 from fusestore.fuse.recipe import Recipe
 from fusestore.fuse.strategies import check_strategy
+from fusestore.tokenizers.supervision import Supervision
 from fusestore.tokenizers.token_table import TokenReader, TokenTable, read_documents
 
 _ONE_SOURCE_A_POSITION = frozenset({"mince", "single"})
@@ -42,6 +43,7 @@ class Fusion:
         vocab_size: tokens of the target.
         corpus_digest: of the corpus.
         fitted: the fit of a learned strategy.
+        supervision: of the corpus, if it holds conversations.
     """
 
     recipe: Recipe
@@ -55,6 +57,7 @@ class Fusion:
     vocab_size: int
     corpus_digest: str
     fitted: Fitted | None = None
+    supervision: Supervision | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -73,19 +76,20 @@ class Fusion:
         return any(source.draws for source in sources)
 
     def read(self, first: int, stop: int) -> TokenTable:
-        """The target's tokens of the split's documents `[first, stop)`.
+        """The target's tokens of the split's documents `[first, stop)`, those that count marked.
 
         Raises:
             IncompatibleError: they are not of the target's vocabulary.
         """
-        table = read_documents(self.tokens, self.documents[first:stop])
+        documents = self.documents[first:stop]
+        table = read_documents(self.tokens, documents)
         largest = int(table.token_ids.max(initial=-1))
         if largest >= self.vocab_size:
             raise IncompatibleError(
                 f"The target's tokens go up to id {largest}, but its vocabulary has "
                 f"{self.vocab_size}."
             )
-        return table
+        return table if self.supervision is None else self.supervision.mark(table, documents)
 
 
 def prepare(
@@ -99,6 +103,7 @@ def prepare(
     corpus_digest: str,
     target_cache: SourceInput | None = None,
     fitted: Fitted | None = None,
+    supervision: Supervision | None = None,
 ) -> Fusion:
     """Check that recipe and inputs belong together.
 
@@ -112,6 +117,7 @@ def prepare(
         corpus_digest: of the corpus.
         target_cache: the target's own cache, for `unaligned = "target"`.
         fitted: the fit, for a learned strategy.
+        supervision: of the corpus, if it holds conversations.
 
     Raises:
         NotFoundError: the recipe names a cache that is not among the sources.
@@ -182,6 +188,7 @@ def prepare(
         vocab_size,
         corpus_digest,
         fitted,
+        supervision,
     )
     # Checking the first document with tokens finds a mistake before anything is written. The
     # others are checked when their shards are made.

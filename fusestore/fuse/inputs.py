@@ -19,6 +19,7 @@ from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
 from fusestore.errors import CorruptionError, IncompatibleError
 from fusestore.fuse.labels import Labels, own_labels, read_labels
+from fusestore.tokenizers.supervision import Supervision
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.vocabulary import Spelling
 
@@ -162,7 +163,10 @@ class SourceSpan:
 
 
 def load_span(
-    source: SourceInput, documents: npt.NDArray[np.int64], target: TokenTable
+    source: SourceInput,
+    documents: npt.NDArray[np.int64],
+    target: TokenTable,
+    supervision: Supervision | None = None,
 ) -> SourceSpan:
     """Read a source's tokens, rows and alignment of some documents.
 
@@ -170,6 +174,8 @@ def load_span(
         source: the source.
         documents: int64 [D] indices into the corpus.
         target: the target's tokens of the same documents.
+        supervision: of a corpus of conversations; the target's tokens are marked by it. No row is
+            aligned to a position whose next token does not count.
 
     Raises:
         IncompatibleError: the alignment does not fit the tokens.
@@ -220,6 +226,10 @@ def load_span(
     if not rows_of_runs:
         rows_of_runs, ids, ends = [cache[0:0]], *([np.empty(0, np.int32)] for _ in range(2))
     table = TokenTable(np.concatenate(ids), np.concatenate(ends), offsets)
+    if supervision is not None:
+        table = supervision.mark(table, documents)
+        predicts = np.append(target.is_counted[1:], False)
+        row[~predicts], kind[~predicts] = -1, 0
     return SourceSpan(table, _concatenate(rows_of_runs), row, kind, target, source)
 
 

@@ -15,13 +15,14 @@ import numpy.typing as npt
 from fusestore.cache.rows import NO_LABEL
 from fusestore.fuse.choices import Granularity
 from fusestore.fuse.fusion import Fusion
-from fusestore.fuse.inputs import SourceSpan, load_span
+from fusestore.fuse.inputs import SourceSpan
 from fusestore.fuse.project import SparseRows, empty_rows
 from fusestore.fuse.scores import Amounts, document_amounts, label_nats
 from fusestore.fuse.source_weights import (
     Stretch,
     accepted,
     document_scores,
+    load_spans,
     project_source,
     score_units,
     surround,
@@ -39,7 +40,7 @@ class Observed:
 
     Attributes:
         document: int64 [n], index of the document in the corpus.
-        labels: int32 [n], the next token, −100 for none.
+        labels: int32 [n], the next token, −100 for none, and where it is not trained on.
         allowed: bool [n, S], whether the source may supervise.
         rows: int64 [n, S], index of the source's projected row, −1 where it may not supervise.
         projected: R projected rows of all sources, at the widest cache's width.
@@ -135,7 +136,7 @@ def _read_chunk(
     fusion: Fusion, start: int, stop: int, granularities: Sequence[Granularity]
 ) -> Chunk:
     stretch = surround(fusion, start, stop, whole_windows="window" in granularities)
-    spans = [load_span(source, stretch.documents, stretch.tokens) for source in fusion.sources]
+    spans = load_spans(fusion, stretch)
     amounts = [document_amounts(span.tokens, span.rows.label_logprob) for span in spans]
     per_document = document_scores(fusion, stretch, spans, amounts)
     asked = stretch.asked
@@ -147,7 +148,7 @@ def _read_chunk(
     return Chunk(
         **vars(observe(fusion, stretch, spans)),
         fusion=fusion,
-        label_bytes=(stretch.next_ends - stretch.tokens.end_offsets)[asked].astype(np.int64),
+        label_bytes=stretch.label_bytes[asked].astype(np.int64),
         kinds=np.stack([span.kind[asked] for span in spans], axis=1),
         scores=scores,
         counted=(starts >= asked.start)
@@ -166,7 +167,7 @@ def observe(fusion: Fusion, stretch: Stretch, spans: Sequence[SourceSpan]) -> Ob
         As for `project_source`.
     """
     asked = stretch.asked
-    labels = stretch.next_ids[asked]
+    labels = np.maximum(stretch.next_ids[asked], np.int32(NO_LABEL))
     predicted = labels != NO_LABEL
     allowed = np.stack([accepted(fusion.recipe, span)[asked] for span in spans], axis=1)
     rows = np.full(allowed.shape, -1, np.int64)

@@ -16,7 +16,7 @@ from fusestore.align.target_tokens import target_tokens
 from fusestore.align.vocabulary.first_tokens import first_tokens
 from fusestore.align.vocabulary.stored_map import load_vocabulary_map, vocabulary_map_folder
 from fusestore.cache.reader import Cache, open_cache
-from fusestore.corpus.build import Corpus, open_corpus
+from fusestore.corpus.build import Corpus, open_corpus, supervision_of
 from fusestore.corpus.tokenize import StoredTokens, find_corpus_tokens
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.fuse.choices import LEARNED, FitBy, FitMethod
@@ -32,6 +32,7 @@ from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.store.findings import DAMAGE
 from fusestore.store.layout import Store, is_name
+from fusestore.tokenizers.chat_encoder import TemplateIdentity
 from fusestore.tokenizers.tokenizer import Tokenizer
 from fusestore.tokenizers.vocabulary_table import load_vocabulary, load_vocabulary_manifest
 
@@ -113,7 +114,10 @@ def find_inputs(
         tokens = target_tokens(store, corpus, opened)
     return prepare(
         whole,
-        inputs,
+        [
+            _with_end_of_turn(each, cache.fingerprint.template, tokens.manifest.template)
+            for each, cache in zip(inputs, caches, strict=True)
+        ],
         target_tokens=tokens,
         tokens_digest=tokens.digest,
         documents=documents,
@@ -121,6 +125,7 @@ def find_inputs(
         corpus_digest=corpus.digest,
         target_cache=target_input,
         fitted=fitted,
+        supervision=supervision_of(corpus),
     )
 
 
@@ -320,6 +325,20 @@ def _source_input(
         spelling=spelling,
         first_tokens=first_tokens(spelling, target.vocabulary) if inside else None,
     )
+
+
+def _with_end_of_turn(
+    source: SourceInput, template: TemplateIdentity | None, target: TemplateIdentity | None
+) -> SourceInput:
+    """The source, with its end of turn mapped to the target's: they may be spelled differently.
+
+    A vocabulary map knows the tokenizers, but not their chat templates.
+    """
+    if source.target_id is None or template is None or target is None:
+        return source
+    mapped = source.target_id.copy()
+    mapped[template.end_of_turn_id] = target.end_of_turn_id
+    return replace(source, target_id=mapped)
 
 
 def _with_alignment(

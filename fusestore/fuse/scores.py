@@ -78,6 +78,12 @@ def document_amounts(tokens: TokenTable, label_logprob: Float32Array) -> Amounts
     predicted = _token_nats(tokens, label_logprob)
     first, stop = tokens.document_offsets[:-1], tokens.document_offsets[1:]
     document = np.repeat(np.arange(len(first)), stop - first)
+    if tokens.counted_bytes is not None:
+        return Amounts(
+            unit_sums(predicted, document, len(first)),
+            unit_sums(np.maximum(tokens.counted_bytes, 0).astype(float), document, len(first)),
+            unit_sums(tokens.is_counted.astype(float), document, len(first)),
+        )
     has_tokens = stop > first
     last_end = np.zeros(len(first))
     first_end = np.zeros(len(first))
@@ -150,7 +156,7 @@ def range_amounts(
     return Amounts(
         spent(nats),
         (high - low).astype(np.float64),
-        spent(np.where(is_first, 0.0, 1.0)),
+        spent(tokens.is_counted.astype(np.float64)),
     )
 
 
@@ -183,11 +189,10 @@ def label_nats(
 
 
 def _token_nats(tokens: TokenTable, label_logprob: Float32Array) -> Float64Array:
-    """−log p(token i), float64 [T]; 0 for each document's first token, which is not predicted."""
+    """−log p(token i), float64 [T]; 0 for tokens whose prediction does not count."""
     nats = np.zeros(tokens.num_tokens)
     nats[1:] = -label_logprob[:-1].astype(np.float64)
-    starts = tokens.document_offsets[:-1]
-    nats[starts[starts < tokens.num_tokens]] = 0.0
+    nats[~tokens.is_counted] = 0.0
     bad = np.flatnonzero(np.isnan(nats))
     if len(bad):
         document = int(np.searchsorted(tokens.document_offsets, bad[0], side="right")) - 1

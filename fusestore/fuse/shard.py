@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.cache.rows import NOT_TRAINED_ON
 from fusestore.fuse.combine import drop_below, hold_labels, mix, round_entries
 from fusestore.fuse.fits.blend import blend
 from fusestore.fuse.fits.manifest import Fitted
@@ -21,6 +22,7 @@ from fusestore.fuse.scores import document_amounts
 from fusestore.fuse.source_weights import (
     Stretch,
     document_scores,
+    load_spans,
     position_weights,
     project_source,
     surround,
@@ -35,7 +37,8 @@ class FusedRows:
 
     Attributes:
         input_ids: int32 [n] target tokens.
-        next_ids: int32 [n] next tokens, −100 where a document ends.
+        next_ids: int32 [n] next tokens, −100 where a document ends, −101 where the next token is
+            not trained on.
         ids: int32 [n, k′] by falling log-probability; unused entries are 0.
         logprobs: float32 [n, k′]; unused entries are −inf.
         tail: float32 [n] log of the mass outside the entries; 0 where kind is 0.
@@ -66,7 +69,7 @@ def fuse_rows(fusion: Fusion, start: int, stop: int) -> tuple[FusedRows, list[So
         holds its first position.
     """
     stretch = surround(fusion, start, stop, whole_windows=fusion.recipe.granularity == "window")
-    spans = [load_span(source, stretch.documents, stretch.tokens) for source in fusion.sources]
+    spans = load_spans(fusion, stretch)
     amounts = [document_amounts(span.tokens, span.rows.label_logprob) for span in spans]
     scores = document_scores(fusion, stretch, spans, amounts)
     if fusion.fitted is None:
@@ -232,7 +235,7 @@ def _apply_policy(fusion: Fusion, stretch: Stretch, rows: FusedRows) -> FusedRow
         return rows
     top_k = fusion.recipe.top_k
     if fusion.target_cache is not None:
-        span = load_span(fusion.target_cache, stretch.documents, stretch.tokens)
+        span = load_span(fusion.target_cache, stretch.documents, stretch.tokens, fusion.supervision)
         target_rows = span.row[stretch.asked][empty]
         empty, target_rows = empty[target_rows >= 0], target_rows[target_rows >= 0]
         replacements = project(
@@ -250,7 +253,7 @@ def _apply_policy(fusion: Fusion, stretch: Stretch, rows: FusedRows) -> FusedRow
             hold_labels(found, rows.next_ids[empty], probability, *replacements)
     else:
         tokens = rows.next_ids if policy == "label" else rows.input_ids
-        empty = empty[tokens[empty] >= 0]
+        empty = empty[(tokens[empty] >= 0) & (rows.next_ids[empty] != NOT_TRAINED_ON)]
         replacements = one_hot_rows(tokens[empty], top_k)
     kind, known = rows.kind.copy(), rows.known.copy()
     kind[empty], known[empty] = KIND_CODES[policy], 1.0

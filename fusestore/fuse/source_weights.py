@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.align.kinds import INSIDE
-from fusestore.cache.rows import NO_LABEL
+from fusestore.cache.rows import NO_LABEL, NOT_TRAINED_ON
 from fusestore.errors import IncompatibleError, NonFiniteError
 from fusestore.fuse.choices import Granularity
 from fusestore.fuse.fusion import Fusion
-from fusestore.fuse.inputs import SourceSpan
+from fusestore.fuse.inputs import SourceSpan, load_span
 from fusestore.fuse.labels import Labels
 from fusestore.fuse.manifest import KIND_CODES
 from fusestore.fuse.project import Conditions, SparseRows, empty_rows, project_into
@@ -43,8 +43,10 @@ class Stretch:
         documents: int64 [D] their indices in the corpus.
         first_position: the first of the n positions, counted in the split.
         document: int64 [n], index of each position's document among the D.
-        next_ids: int32 [n], next tokens, −100 where a document ends.
+        next_ids: int32 [n], next tokens, −100 where a document ends, −101 where the next token is
+            not trained on.
         next_ends: int32 [n], end offset of the next token; of the token itself at a document's end.
+        label_bytes: int32 [n], bytes of the next token; 0 where there is none to predict.
         asked: positions `[start, stop)` among the n.
     """
 
@@ -54,6 +56,7 @@ class Stretch:
     document: npt.NDArray[np.int64]
     next_ids: npt.NDArray[np.int32]
     next_ends: npt.NDArray[np.int32]
+    label_bytes: npt.NDArray[np.int32]
     asked: slice
 
 
@@ -72,15 +75,30 @@ def surround(fusion: Fusion, start: int, stop: int, *, whole_windows: bool) -> S
     is_last = np.zeros(around.num_tokens, np.bool_)
     is_last[around.document_offsets[1:][lengths > 0] - 1] = True
     following = np.minimum(np.arange(around.num_tokens) + 1, around.num_tokens - 1)
+    next_ids = np.where(is_last, NO_LABEL, around.token_ids[following])
+    next_ends = np.where(is_last, around.end_offsets, around.end_offsets[following])
+    label_bytes = next_ends - around.end_offsets
+    if around.counted_bytes is not None:
+        label_bytes = np.where(is_last, 0, np.maximum(around.counted_bytes[following], 0))
+        next_ids[~is_last & ~around.is_counted[following]] = NOT_TRAINED_ON
     return Stretch(
         around,
         fusion.documents[first:last],
         base,
         np.repeat(np.arange(len(lengths)), lengths),
-        np.where(is_last, NO_LABEL, around.token_ids[following]).astype(np.int32),
-        np.where(is_last, around.end_offsets, around.end_offsets[following]).astype(np.int32),
+        next_ids.astype(np.int32),
+        next_ends.astype(np.int32),
+        label_bytes.astype(np.int32),
         slice(start - base, stop - base),
     )
+
+
+def load_spans(fusion: Fusion, stretch: Stretch) -> list[SourceSpan]:
+    """The rows of every source for the documents of a stretch; see `load_span` for errors."""
+    return [
+        load_span(source, stretch.documents, stretch.tokens, fusion.supervision)
+        for source in fusion.sources
+    ]
 
 
 def accepted(recipe: Recipe, span: SourceSpan) -> npt.NDArray[np.bool_]:
@@ -183,8 +201,11 @@ def _unit_scores(
                 # Spread evenly over a token's bytes only where its share is not known.
                 found = span.labels.found
                 nats = np.where(found, -span.labels.logprob, spent.nats)
-                count = np.where(found, (stretch.next_ends - ends).astype(float), spent.num_bytes)
+                count = np.where(found, stretch.label_bytes.astype(float), spent.num_bytes)
                 scale = float(np.log(2.0))
+            if stretch.tokens.counted_bytes is not None:
+                counts = stretch.next_ids >= 0
+                nats, count = np.where(counts, nats, 0.0), np.where(counts, count, 0.0)
         score = _unit_ratio(nats / scale, count, unit, num_units)
         takes_part = span.takes_part[stretch.document]
         whole = np.where(takes_part, document_scores[stretch.document, index], 0.0)
@@ -208,7 +229,7 @@ def _label_terms(
     fusion: Fusion, index: int, stretch: Stretch, span: SourceSpan
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Per position `(−log p(next token), 1)` where the source may supervise it, else `(0, 0)`."""
-    scored = accepted(fusion.recipe, span) & (stretch.next_ids != NO_LABEL)
+    scored = accepted(fusion.recipe, span) & (stretch.next_ids >= 0)
     nats = np.where(scored & span.labels.found, -span.labels.logprob, 0.0)
     # Of `mined` pairs, which have not read the same bytes, only the projected row is known.
     guessed = np.flatnonzero(scored & ~span.labels.found)

@@ -18,6 +18,7 @@ from fusestore.store.copy import copy_missing
 from fusestore.store.layout import Store
 from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes, manifest_content
 from fusestore.store.receipts import file_records
+from fusestore.tokenizers.chat_encoder import TemplateIdentity
 
 _PORTABLE_SPEC = re.compile(
     r"package:[A-Za-z0-9][\w.-]*|([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*@[0-9a-f]{40}", re.ASCII
@@ -37,6 +38,7 @@ class CachedModel:
         tokenizer_digest: of its tokenizer.
         tokenizer_length: number of the tokenizer's ids.
         add_bos: whether the model read BOS before each document.
+        template: the chat template by which it read conversations; None for texts.
     """
 
     spec: str | None
@@ -44,6 +46,7 @@ class CachedModel:
     tokenizer_digest: str
     tokenizer_length: int
     add_bos: bool
+    template: TemplateIdentity | None
 
 
 def cached_model(store: Store, name: str) -> CachedModel | None:
@@ -65,9 +68,15 @@ def cached_model(store: Store, name: str) -> CachedModel | None:
             tokenizer_digest=str(fingerprint["tokenizer_digest"]),
             tokenizer_length=int(fingerprint["tokenizer_length"]),
             add_bos=bool(fingerprint["add_bos"]),
+            template=_template(fingerprint.get("template")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInputError(f"{location} is not the manifest of a cache.") from error
+
+
+def _template(content: object) -> TemplateIdentity | None:
+    # A ValidationError is a ValueError.
+    return None if content is None else TemplateIdentity.model_validate(content)
 
 
 def stored_model_folder(store: Store, name: str) -> Path:

@@ -19,6 +19,7 @@ from fusestore.models.store_models import cached_model
 from fusestore.storage.packages import SCHEME, resolve_path
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.layout import Store
+from fusestore.tokenizers.chat_encoder import TemplateIdentity
 from fusestore.tokenizers.manifest import VocabularyManifest
 from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer, load_tokenizer
 from fusestore.tokenizers.vocabulary import Vocabulary
@@ -33,6 +34,7 @@ class Target:
         name: for the names of alignments to it.
         digest: of the tokenizer, hexadecimal.
         adds_bos: whether its documents begin with BOS; None if the store does not record it.
+        template: the chat template of its conversations, if a cache of the store records it.
     """
 
     def __init__(
@@ -43,10 +45,11 @@ class Target:
         vocabulary: Callable[[], Vocabulary],
         tokenizer: Callable[[], Tokenizer],
     ) -> None:
-        """Use `open` instead; the last two are called when they are needed."""
+        """Use `open` instead; vocabulary and tokenizer are made when they are needed."""
         self.name = name
         self.digest = digest
         self.adds_bos = adds_bos
+        self.template: TemplateIdentity | None = None
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
 
@@ -102,9 +105,11 @@ class Target:
             cached = cached_model(store, name)
             if cached is not None:
                 digest = cached.tokenizer_digest
-                return cls._in_store(
+                opened = cls._in_store(
                     name, digest, cached.add_bos, store, lambda: Model.open(name, store=store)
                 )
+                opened.template = cached.template
+                return opened
             whole = _digest(name, store) if _DIGEST.fullmatch(name) else None
             if whole is not None:
                 return cls._in_store(name, whole, None, store, None)

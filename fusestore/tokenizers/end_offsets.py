@@ -52,8 +52,25 @@ class EndOffsets:
         self._normalizer = TextNormalizer(serialized.get("normalizer"))
         self._spellings = space_spellings(serialized)
 
-    def __call__(self, text: str, data: bytes, ids: list[int]) -> npt.NDArray[np.int64]:
-        """End offsets int64 [n] of the n tokens of a text, `data` in UTF-8; never decreasing."""
+    def __call__(
+        self,
+        text: str,
+        data: bytes,
+        ids: list[int],
+        spans: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.int64]:
+        """End offsets of the tokens of a text; never decreasing.
+
+        Args:
+            text: the text.
+            data: the same in UTF-8.
+            ids: its n tokens.
+            spans: int64 [n, 2], the characters of each, where the text is part of a longer one, and
+                may have other tokens by itself.
+
+        Returns:
+            int64 [n].
+        """
         joined = b"".join(map(self._token_bytes.__getitem__, ids))
         lengths = self._lengths[np.array(ids, np.int64)]
         ends = concatenated_end_offsets(joined, lengths, data)
@@ -67,11 +84,13 @@ class EndOffsets:
         if self.unspelled_in(normalized):
             # Spans of the tokenizers library are wrong behind a deleted byte.
             return np.full(len(ids), len(data), np.int64)
+        if spans is None:
+            spans = self._spans(self._backend, text)
         if origins is None:
-            return self._of_spans(self._spans(self._backend, text), text, None, ids)
+            return self._of_spans(spans, text, None, ids)
         encoding = self._plain.encode(normalized, add_special_tokens=False)
         if encoding.ids != ids:
-            return character_end_offsets(self._spans(self._backend, text), text)
+            return character_end_offsets(spans, text)
         spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         return self._of_spans(spans, normalized, origins, ids)
 

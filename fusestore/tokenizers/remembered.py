@@ -18,8 +18,10 @@ from fusestore.errors import IncompatibleError
 from fusestore.storage.memory import folder_digest, remembered
 from fusestore.tokenizers import hugging_face, token_bytes
 from fusestore.tokenizers import tokenizer as tokenizer_module
+from fusestore.tokenizers.chat_encoder import ChatEncoder
+from fusestore.tokenizers.chat_template import Variables
 from fusestore.tokenizers.token_table import TokenTable
-from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from fusestore.tokenizers.tokenizer import Tokenizer, chat_encoder, load_tokenizer
 from fusestore.tokenizers.vocabulary import Vocabulary
 
 _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx"}
@@ -76,6 +78,9 @@ class _FolderTokenizer(Tokenizer):
 
     def encode(self, texts: Any, add_bos: bool) -> TokenTable:  # noqa: ANN401 - as the base has it
         return self._loaded.encode(texts, add_bos)
+
+    def _chat(self, variables: Variables) -> ChatEncoder:
+        return chat_encoder(self._loaded, variables)
 
     @cached_property
     def unspelled_bytes(self) -> bytes:

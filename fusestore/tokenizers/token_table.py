@@ -39,11 +39,14 @@ class TokenTable:
             ends; never decreasing within a document. A BOS token ends at 0.
         document_offsets: int64 [D + 1]: document i is tokens
             `[document_offsets[i], document_offsets[i + 1])`.
+        counted_bytes: int32 [T]: the bytes of text that count with the prediction of each token, −1
+            for a token whose prediction does not count. None: all but each document's first count.
     """
 
     token_ids: npt.NDArray[np.int32]
     end_offsets: npt.NDArray[np.int32]
     document_offsets: npt.NDArray[np.int64]
+    counted_bytes: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.end_offsets):
@@ -55,6 +58,16 @@ class TokenTable:
             raise InvalidInputError("Document offsets do not cover the tokens from first to last.")
         if np.any(np.diff(offsets) < 0):
             raise InvalidInputError("Document offsets decrease.")
+
+    @property
+    def is_counted(self) -> npt.NDArray[np.bool_]:
+        """Bool [T], whether the prediction of each token counts."""
+        if self.counted_bytes is not None:
+            return self.counted_bytes >= 0
+        counted = np.ones(self.num_tokens, np.bool_)
+        starts = self.document_offsets[:-1]
+        counted[starts[np.diff(self.document_offsets) > 0]] = False
+        return counted
 
     @property
     def num_documents(self) -> int:
@@ -80,12 +93,32 @@ class TokenTable:
     def take(self, documents: Sequence[int] | npt.NDArray[np.int64]) -> TokenTable:
         """The table of these documents alone, in this order."""
         parts = [self.document(int(index)) for index in documents]
+        counted = None
+        if self.counted_bytes is not None:
+            offsets = self.document_offsets
+            counted = np.concatenate(
+                [
+                    np.empty(0, np.int32),
+                    *(self.counted_bytes[offsets[i] : offsets[i + 1]] for i in documents),
+                ]
+            )
         lengths = np.array([len(ids) for ids, _ in parts], dtype=np.int64)
         return TokenTable(
             np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in parts)]),
             np.concatenate([np.empty(0, np.int32), *(ends for _, ends in parts)]),
             np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+            counted,
         )
+
+
+def concatenated(tables: Sequence[TokenTable]) -> TokenTable:
+    """The documents of several tables, in their order."""
+    lengths = [np.diff(table.document_offsets) for table in tables]
+    return TokenTable(
+        np.concatenate([np.empty(0, np.int32), *(table.token_ids for table in tables)]),
+        np.concatenate([np.empty(0, np.int32), *(table.end_offsets for table in tables)]),
+        np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths])),
+    )
 
 
 def read_documents(tokens: TokenReader, documents: npt.NDArray[np.int64]) -> TokenTable:

@@ -26,6 +26,8 @@ from fusestore.errors import (
 )
 from fusestore.storage.packages import resolve_path
 from fusestore.tokenizers import conversions
+from fusestore.tokenizers.chat_encoder import ChatEncoder
+from fusestore.tokenizers.chat_template import ChatTemplate, Variables
 from fusestore.tokenizers.end_offsets import EndOffsets
 from fusestore.tokenizers.gguf_tokenizer import gguf_tokenizer
 from fusestore.tokenizers.hugging_face import load_hugging_face
@@ -55,6 +57,7 @@ class Tokenizer:
         Raises:
             IncompatibleError: a slow tokenizer, which has no offsets of its tokens.
         """
+        self._hugging_face = hugging_face
         path = str(getattr(hugging_face, "name_or_path", "") or "")
         self.name: str = name or Path(path).name or type(hugging_face).__name__
         if not (
@@ -139,6 +142,17 @@ class Tokenizer:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         return TokenTable(np.concatenate(ids_parts), np.concatenate(ends_parts), offsets)
 
+    def _chat(self, variables: Variables) -> ChatEncoder:
+        special = {at for at, kind in enumerate(self.vocabulary.kinds) if kind == "special"}
+        return ChatEncoder(
+            ChatTemplate(self._hugging_face, self.name),
+            variables,
+            self._unprocessed(encode_special_tokens=False),
+            self._ends,
+            frozenset(special),
+            self.bos_id,
+        )
+
     @cached_property
     def unspelled_bytes(self) -> bytes:
         """The bytes that the vocabulary cannot spell, ascending; `encode` leaves them out.
@@ -157,13 +171,33 @@ class Tokenizer:
 
     @cached_property
     def _backend(self) -> Any:  # noqa: ANN401 - the tokenizers library is untyped
-        """A copy without post-processing, which trims offsets and adds special tokens."""
+        return self._unprocessed(encode_special_tokens=True)
+
+    def _unprocessed(self, *, encode_special_tokens: bool) -> Any:  # noqa: ANN401 - as above
+        """A copy without post-processing, which trims offsets and adds special tokens.
+
+        Args:
+            encode_special_tokens: whether a special token that is spelled out is text.
+        """
         import tokenizers
 
         content = {**self._serialized, "post_processor": None, "truncation": None, "padding": None}
         backend = tokenizers.Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
-        backend.encode_special_tokens = True
+        backend.encode_special_tokens = encode_special_tokens
         return backend
+
+
+def chat_encoder(tokenizer: Tokenizer, variables: Variables) -> ChatEncoder:
+    """What encodes conversations by a tokenizer's own chat template.
+
+    Args:
+        tokenizer: the tokenizer.
+        variables: passed to the template.
+
+    Raises:
+        IncompatibleError: it has no chat template, or one that cannot be used.
+    """
+    return tokenizer._chat(variables)
 
 
 def as_tokenizer(tokenizer: Any) -> Tokenizer:  # noqa: ANN401 - Hugging Face classes are untyped

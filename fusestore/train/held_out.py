@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.build import open_corpus, supervision_of
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.errors import InvalidInputError, NonFiniteError
 from fusestore.models.loading import context_length
@@ -55,7 +55,7 @@ def bits_per_byte(
     """Score every document; see `document_nats` for the arguments.
 
     A document's first token is not predicted, and its bytes are not counted; with BOS it is the
-    BOS, which has no bytes.
+    BOS, which has no bytes. Of marked tokens only those that count are scored.
 
     Raises:
         InvalidInputError: no token of the documents can be predicted.
@@ -74,6 +74,9 @@ def bits_per_byte(
     first, last = offsets[documents], offsets[documents + 1] - 1
     num_bytes = int((tokens.end_offsets[last] - tokens.end_offsets[first]).sum(dtype=np.int64))
     num_tokens = tokens.num_tokens - len(documents)
+    if tokens.counted_bytes is not None:
+        num_bytes = int(np.maximum(tokens.counted_bytes, 0).sum(dtype=np.int64))
+        num_tokens = int(tokens.is_counted.sum())
     if num_tokens == 0 or num_bytes == 0:
         raise InvalidInputError(
             f"{tokens.num_documents} documents with {tokens.num_tokens} tokens hold no token to "
@@ -92,7 +95,7 @@ def document_nats(
     precision: PrecisionSetting = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """−Σ log p(token i + 1 | tokens 0..i) of each document, float64 [D].
+    """−Σ log p(token i + 1 | tokens 0..i) of each document, over tokens that count, float64 [D].
 
     Args:
         model: a causal language model; its mode is restored afterwards.
@@ -142,7 +145,7 @@ def autocast(
 
 
 def held_out_tokens(store: Store, tokenizer: Tokenizer, corpus_name: str, split: str) -> TokenTable:
-    """The tokens of a split's documents, by a model's own tokenizer.
+    """The tokens of a split's documents, by a model's own tokenizer; those that count are marked.
 
     Raises:
         NotFoundError: the store has no such corpus.
@@ -150,7 +153,9 @@ def held_out_tokens(store: Store, tokenizer: Tokenizer, corpus_name: str, split:
     """
     corpus = open_corpus(store, corpus_name)
     documents = corpus.split_documents(split)
-    return corpus_tokens(store, corpus, tokenizer, tokenizer.adds_bos).take(documents)
+    tokens = corpus_tokens(store, corpus, tokenizer, tokenizer.adds_bos).take(documents)
+    supervision = supervision_of(corpus)
+    return tokens if supervision is None else supervision.mark(tokens, documents)
 
 
 def score(
@@ -193,20 +198,24 @@ class _Window(NamedTuple):
         document: its index.
         input_ids: int32 [l].
         next_ids: int32 [l], the token after each.
+        counted: bool [l], whether what a token predicts is counted.
         lead: whether the first is a BOS put before them; what it predicts is not counted.
     """
 
     document: int
     input_ids: npt.NDArray[np.int32]
     next_ids: npt.NDArray[np.int32]
+    counted: npt.NDArray[np.bool_]
     lead: bool
 
 
 def _batches(tokens: TokenTable, length: int, batch_tokens: int) -> Iterator[list[_Window]]:
     """All windows with tokens to predict, longest first, so that there is little padding."""
     windows = []
+    is_counted = tokens.is_counted
     for document in range(tokens.num_documents):
         ids, ends = tokens.document(document)
+        counts = is_counted[tokens.document_offsets[document] :]
         # A model that was trained with BOS may be far off in a window without it.
         has_bos = length > 1 and len(ids) > 0 and ends[0] == 0
         start = 0
@@ -214,11 +223,14 @@ def _batches(tokens: TokenTable, length: int, batch_tokens: int) -> Iterator[lis
             lead = has_bos and start > 0
             next_ids = ids[start + 1 : start + length + 1 - lead]
             input_ids = ids[start : start + len(next_ids)]
+            counted = counts[start + 1 : start + len(next_ids) + 1]
             start += len(next_ids)
             if lead:
                 next_ids = np.concatenate([input_ids[:1], next_ids])
                 input_ids = np.concatenate([ids[:1], input_ids])
-            windows.append(_Window(document, input_ids, next_ids, lead))
+                counted = np.concatenate([np.zeros(1, np.bool_), counted])
+            if counted.any():
+                windows.append(_Window(document, input_ids, next_ids, counted, lead))
     windows.sort(key=lambda window: -len(window.input_ids))
     batch: list[_Window] = []
     for window in windows:
@@ -243,7 +255,6 @@ def _window_nats(
         logprobs = torch.log_softmax(logits.float(), -1)
         at_label = logprobs.gather(-1, labels[:, positions, None]).squeeze(-1)
         nats[:, positions] = -at_label.double().cpu()
-    counted = mask.bool().cpu()
-    counted[:, 0] &= ~torch.tensor([window.lead for window in batch])
-    kept = nats.where(counted, torch.zeros_like(nats))
+    counted, _ = pad_batch([window.counted.astype(np.int32) for window in batch], "cpu")
+    kept = nats.where(counted.bool(), torch.zeros_like(nats))
     return [float(total) for total in kept.sum(1)]

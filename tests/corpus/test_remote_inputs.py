@@ -70,7 +70,7 @@ def test_every_format_over_http(site):
         assert read["source"][1] == name.removesuffix(".gz") + "#1"
     (folder / "f g [1].TXT").write_text("text")
     for name in ("f g [1].TXT", "f%20g%20%5B1%5D.TXT"):
-        assert read_documents(f"{url}/{name}").rows() == [("f g [1].TXT", "text", "train")]
+        assert read_documents(f"{url}/{name}").rows() == [("f g [1].TXT", "text", "train", None)]
 
 
 def test_a_signature_is_sent_and_neither_kept_nor_shown(site, tmp_path):

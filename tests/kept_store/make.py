@@ -33,6 +33,8 @@ from fusestore.align.stored import open_alignment
 from fusestore.align.vocabulary.stored_map import load_vocabulary_map
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
+from fusestore.corpus.run import build_corpus
+from fusestore.corpus.settings import CorpusSettings
 from fusestore.corpus.tokenize import find_corpus_tokens
 from fusestore.data.mapped import MappedArray
 from fusestore.fuse.fits.manifest import FitManifest
@@ -46,10 +48,12 @@ from fusestore.merge.settings import MergeSettings
 from fusestore.models.model import Model
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
 from fusestore.train.manifest import TrainingManifest
 from fusestore.workflows.fusion_config import load_config
 from fusestore.workflows.pipeline import run_pipeline
 from tests.helpers import tiny_job
+from tests.helpers.chat_models import chat_tokenizer, write_conversations
 from tests.helpers.tiny_models import (
     make_llama,
     save_model,
@@ -219,6 +223,7 @@ def _write_store(job: Path, folder: Path) -> None:
     pack_fused(store.fused("local"), store.fused(SHARED))
     store.fused("local").delete()
     fuse(store, LEARNED, Recipe.parse({**common, "sources": ["small", "wide"], "strategy": "em"}))
+    _write_chat(job, store)
     merge_models(
         store,
         MERGED,
@@ -227,6 +232,30 @@ def _write_store(job: Path, folder: Path) -> None:
         evaluate=(corpus.name, "held_out"),
         precision="float32",
     )
+
+
+def _write_chat(job: Path, store: Store) -> None:
+    """Conversations, read by two models by their own templates, and what they say fused."""
+    file = write_conversations(job / "chats.jsonl", 1)
+    names = ("chatml", "instructions")
+    for name in names:
+        tokenizer = chat_tokenizer(name, pieces=name == "instructions")
+        save_model(job / name, _llama(len(tokenizer), seed=4), tokenizer)
+    models = [Model.open(job / name) for name in names]
+    corpus = build_corpus(
+        store, "chats", [str(file)], CorpusSettings(max_length=128), tokenizers=models
+    ).artifact
+    settings = CaptureSettings(top_k=4, device="cpu", dtype="float32", rows_per_chunk=32)
+    settings = settings.model_copy(update={"rows_per_shard": ROWS_PER_SHARD})
+    for name, model in zip(names, models, strict=True):
+        capture(store, name, model, corpus, settings)
+    align(store, names[1], names[0])
+    fuse(store, "answers", Recipe.parse({"sources": names, "target": names[0], "top_k": 4}))
+
+
+def _arrays(table: TokenTable) -> dict[str, npt.NDArray[Any]]:
+    names = ("token_ids", "end_offsets", "document_offsets")
+    return {name: getattr(table, name) for name in names}
 
 
 def read_with_fusestore(store: Store, unpacked: Path) -> dict[str, npt.NDArray[Any]]:
@@ -244,15 +273,15 @@ def read_with_fusestore(store: Store, unpacked: Path) -> dict[str, npt.NDArray[A
         for key in ("text", "split", "source", "digest"):
             found[f"corpora/{name}/{key}"] = np.array(table[key].to_list())
         for folder in (corpus.location / "tokens").list():
-            tokens = find_corpus_tokens(corpus, folder.removesuffix("-bos"))
+            tokens = find_corpus_tokens(corpus, folder.partition("-")[0])
             (stored,) = (t for t in tokens if t.location.name == folder)
             prefix = f"corpora/{name}/tokens/{folder}"
-            found |= {f"{prefix}/{key}": value for key, value in vars(stored.table()).items()}
+            found |= {f"{prefix}/{key}": value for key, value in _arrays(stored.table()).items()}
     for name in store.names("caches"):
         cache = fs.open_cache(store, name)
         rows, table = cache[:], cache.tokens
         found |= {f"caches/{name}/{key}": value for key, value in vars(rows).items()}
-        found |= {f"caches/{name}/{key}": value for key, value in vars(table).items()}
+        found |= {f"caches/{name}/{key}": value for key, value in _arrays(table).items()}
     for name in store.names("vocabulary_maps"):
         mapped = load_vocabulary_map(store.location / "vocabulary_maps" / name)
         for key in ("target_id", "distance", "kind"):

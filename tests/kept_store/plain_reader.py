@@ -80,7 +80,9 @@ def read_corpus(folder: Path) -> Numbers:
     read_receipt(folder, "documents", fingerprint["digest"])
     table = pl.read_parquet(folder / "documents.parquet")
     state = hashlib.sha256()
-    for row in table.select("source", "segment", "split", "text").iter_rows():
+    columns = ["source", "segment", "split", "text"]
+    columns += ["conversation"] * (fingerprint["chat"] is not None)
+    for row in table.select(columns).iter_rows():
         for value in row:
             data = str(value).encode()
             state.update(len(data).to_bytes(8, "little") + data)
@@ -105,6 +107,8 @@ def read_tokens(folder: Path, corpus_digest: str, byte_lengths: np.ndarray) -> N
     manifest = read_document(folder / "manifest.json")
     assert manifest["corpus_digest"] == corpus_digest
     suffix = "-bos" if manifest["add_bos"] else ""
+    if manifest["template"]:
+        suffix = f"-{manifest['template']['digest'][:16]}"
     assert folder.name == manifest["tokenizer_digest"][:16] + suffix
     check_all_listed(folder, manifest)
     numbers = {name: array[:] for name, array in open_arrays(folder).items()}
@@ -208,7 +212,11 @@ def _check_fused_rows(numbers: Numbers) -> None:
     assert not unused[kind > 0].all(axis=1).any()
     last = np.append(np.diff(document) > 0, True)
     following = np.append(numbers["input_ids"][1:], -100)
-    assert np.array_equal(numbers["next_ids"], np.where(last, -100, following))
+    trained_on = numbers["next_ids"] != -101
+    assert np.array_equal(
+        numbers["next_ids"][trained_on], np.where(last, -100, following)[trained_on]
+    )
+    assert not kind[~trained_on].any()
 
 
 def _check_windows(starts: np.ndarray, document: np.ndarray, window_length: int) -> None:
@@ -302,8 +310,27 @@ def check_names(store: Path) -> None:
             assert source["vocabulary_map_digest"] in {None, *maps}
             assert source["alignment_digest"] in {None, *alignments}
         assert plan["target_cache_digest"] in {None, *caches}
+        next_ids = open_arrays(manifest["folder"])["next_ids"][:]
+        masked = _masked(documents, split.to_list(), open_arrays(tokens[plan["tokens_digest"]]))
+        assert np.array_equal(next_ids == -101, masked)
     for manifest in _named(store, "models", "digest").values():
         assert "merge" in manifest or manifest["plan"]["dataset_digest"] in fused
+
+
+def _masked(documents: pl.DataFrame, split: list[int], tokens: dict[str, Any]) -> np.ndarray:
+    """The positions of a split whose next token is not trained on: it ends in no such turn."""
+    ends, offsets = tokens["end_offsets"][:], tokens["document_offsets"][:]
+    masked = []
+    for document in split:
+        turns = documents["turns"][document]
+        of_document = ends[offsets[document] : offsets[document + 1]]
+        for end in of_document[1:]:
+            chosen = turns is None or any(
+                turn["start"] < end <= turn["stop"] + 1 for turn in turns if turn["trained_on"]
+            )
+            masked.append(not chosen)
+        masked += [False] * (len(of_document) > 0)
+    return np.array(masked, bool)
 
 
 def _tokens_digest(folder: Path) -> str:

@@ -1,0 +1,147 @@
+"""`ChatTemplate`: a tokenizer's own chat template, and where it writes the contents of turns.
+
+Templates are programs: they may strip, rewrite, repeat, reorder and leave out what they are given.
+Contents are located by a second rendering, in which each stands between two marks of its own. What
+lies outside the marks is the template's; with the contents in place of the marked ones, it must be
+the rendering itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.tokenizers.conversation import Conversation
+
+Variables = Mapping[str, Any]
+"""What is passed to every template by name, such as `enable_thinking`."""
+
+_PRIVATE = range(0x10FFFD, 0x100000, -1)
+"""Characters that Unicode keeps free for private use, from which marks are made."""
+
+
+class Rendering(NamedTuple):
+    """A conversation as a model's template writes it.
+
+    Attributes:
+        text: the whole text.
+        spans: the characters `[start, stop)` of the text that are the content of each turn.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer."""
+
+    def __init__(self, hugging_face: Any, name: str) -> None:  # noqa: ANN401 - untyped
+        """Take a Hugging Face tokenizer, and its name for messages.
+
+        Raises:
+            IncompatibleError: it has no chat template, or one that tells the date of today.
+        """
+        self.name = name
+        self._hugging_face = hugging_face
+        source = getattr(hugging_face, "chat_template", None)
+        if not source:
+            raise IncompatibleError(
+                f"Tokenizer {name!r} has no chat template, so its model cannot read conversations. "
+                "Use an instruction-tuned model, or put chat_template.jinja into its folder."
+            )
+        self._source = json.dumps(source, sort_keys=True)
+
+    def digest(self, variables: Variables) -> str:
+        """SHA-256, hexadecimal, of what its rendering depends on besides the conversation.
+
+        Raises:
+            IncompatibleError: it depends on the date of today.
+        """
+        if "strftime_now" in self._source and "date_string" not in variables:
+            raise IncompatibleError(
+                f"The chat template of {self.name} writes the date of the day on which it is used, "
+                "so no two days have the same tokens. Give a fixed one, as in "
+                'template_variables = {date_string = "26 Jul 2024"}.'
+            )
+        tokens = {key: str(token) for key, token in self._hugging_face.special_tokens_map.items()}
+        content = json.dumps([self._source, tokens, dict(variables)], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def render(self, conversation: Conversation, variables: Variables) -> Rendering:
+        """The conversation by this template.
+
+        Raises:
+            InvalidInputError: the template refuses the conversation, or changes the content of a
+                turn, which the message names.
+        """
+        text = self._rendered(conversation, conversation.contents, variables)
+        marks = self._marks(conversation)
+        marked = [
+            f"{begin}{content}{end}"
+            for (begin, end), content in zip(marks, conversation.contents, strict=True)
+        ]
+        rest = self._rendered(conversation, marked, variables)
+        spans: list[tuple[int, int]] = []
+        position = 0
+        for turn, ((begin, end), content) in enumerate(
+            zip(marks, conversation.contents, strict=True)
+        ):
+            whole = f"{begin}{content}{end}"
+            if rest.count(begin) != 1 or rest.count(end) != 1:
+                times = min(rest.count(begin), rest.count(end))
+                raise self._refusal(turn, "leaves out" if times == 0 else "repeats")
+            fixed, found, rest = rest.partition(whole)
+            if not found:
+                # The marks are there, and what lies between is not the content.
+                raise self._refusal(turn, "rewrites")
+            if any(mark in fixed for mark, _ in marks[turn + 1 :]):
+                raise self._refusal(turn, "moves")
+            if not text.startswith(f"{fixed}{content}", position):
+                raise self._refusal(turn, "strips or rewrites")
+            position += len(fixed)
+            spans.append((position, position + len(content)))
+            position += len(content)
+        if text[position:] != rest:
+            raise self._refusal(len(marks) - 1, "rewrites")
+        return Rendering(text, spans)
+
+    def _rendered(
+        self,
+        conversation: Conversation,
+        contents: Sequence[str],
+        variables: Variables,
+    ) -> str:
+        try:
+            return str(
+                self._hugging_face.apply_chat_template(
+                    conversation.with_contents(contents),
+                    tools=list(conversation.tools) or None,
+                    tokenize=False,
+                    **variables,
+                )
+            )
+        except Exception as error:
+            # Templates raise errors of their own, of any kind.
+            raise InvalidInputError(
+                f"the chat template of {self.name} refuses the conversation: {error}"
+            ) from error
+
+    @staticmethod
+    def _marks(conversation: Conversation) -> list[tuple[str, str]]:
+        """Two texts for each turn that occur nowhere else."""
+        used = set(json.dumps([*conversation.messages, *conversation.tools], ensure_ascii=False))
+        free = (chr(code) for code in _PRIVATE if chr(code) not in used)
+        opening, closing, bar = next(free), next(free), next(free)
+        return [
+            (f"{opening}{number}{bar}", f"{bar}{number}{closing}")
+            for number in range(len(conversation.messages))
+        ]
+
+    def _refusal(self, turn: int, what: str) -> InvalidInputError:
+        return InvalidInputError(
+            f"the chat template of {self.name} {what} the content of turn {turn}, so the model "
+            "does not read the conversation that the others read"
+        )

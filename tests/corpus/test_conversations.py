@@ -1,0 +1,235 @@
+"""Conversations as input: their forms, what is refused, how long ones are cut, what is stored."""
+
+import json
+
+import polars as pl
+import pytest
+
+from fusestore.corpus.build import write_corpus
+from fusestore.corpus.conversation_forms import FORMS
+from fusestore.corpus.manifest import ChatSettings
+from fusestore.corpus.tokenize import find_corpus_tokens, store_corpus_tokens
+from fusestore.errors import FusestoreError, IncompatibleError, InvalidInputError
+from fusestore.store.layout import Store
+from fusestore.tokenizers.conversation import Conversation
+from fusestore.tokenizers.tokenizer import Tokenizer
+from tests.helpers.chat_models import chat_tokenizer, conversation, write_conversations
+
+PLAIN = [
+    {"role": "user", "content": "Why?"},
+    {"role": "assistant", "content": "So."},
+]
+SYSTEM = {"role": "system", "content": "Be kind."}
+
+RECORDS = {
+    "messages": [
+        ({"messages": PLAIN}, PLAIN),
+        ({"messages": json.dumps([SYSTEM, *PLAIN])}, [SYSTEM, *PLAIN]),
+    ],
+    "sharegpt": [
+        (
+            {
+                "system": "Be kind.",
+                "conversations": [
+                    {"from": "human", "value": "Why?"},
+                    {"from": "gpt", "value": "So."},
+                ],
+            },
+            [SYSTEM, *PLAIN],
+        ),
+        ({"conversations": PLAIN}, PLAIN),
+    ],
+    "preference": [
+        ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, PLAIN),
+        ({"prompt": "Why?", "chosen": PLAIN, "rejected": PLAIN[:1]}, PLAIN),
+        ({"prompt": PLAIN[:1], "chosen": PLAIN[1:], "rejected": []}, PLAIN),
+    ],
+    "completion": [
+        ({"prompt": "Why?", "completion": "So."}, PLAIN),
+        ({"prompt": PLAIN[:1], "completion": PLAIN[1:]}, PLAIN),
+    ],
+    "instruction": [
+        ({"instruction": "Why?", "output": "So."}, PLAIN),
+        (
+            {"instruction": "Why?", "input": "It.", "output": "So.", "system": "Be kind."},
+            [SYSTEM, {"role": "user", "content": "Why?\n\nIt."}, PLAIN[1]],
+        ),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def chatml():
+    return Tokenizer(chat_tokenizer("chatml"), "chatml")
+
+
+def conversations_of(corpus):
+    [batch] = corpus.conversation_batches()
+    return [list(each.messages) for each in batch]
+
+
+def write(path, records):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    elif path.suffix == ".csv":
+        pl.DataFrame(records).write_csv(path)
+    else:
+        pl.DataFrame(records).write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_every_form_is_recognized(form, suffix, tmp_path):
+    for number, (record, expected) in enumerate(RECORDS[form]):
+        file = write(tmp_path / f"a{number}{suffix}", [record])
+        corpus = write_corpus(tmp_path / "store", f"c{number}", file)
+        assert conversations_of(corpus) == [expected]
+        assert corpus.texts() == [Conversation(tuple(expected)).text]
+
+
+def test_instructions_in_a_csv(tmp_path):
+    file = write(tmp_path / "a.csv", [{"instruction": "Why?", "output": "So."}])
+    assert conversations_of(write_corpus(tmp_path / "store", "c", file)) == [PLAIN]
+
+
+def test_a_column_of_text_comes_first(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"text": "A text.", "messages": PLAIN}])
+    assert write_corpus(tmp_path / "store", "c", file).texts() == ["A text."]
+    chat = write_corpus(tmp_path / "store", "d", file, form="messages")
+    assert conversations_of(chat) == [PLAIN]
+    with pytest.raises(InvalidInputError, match="no column 'instruction'"):
+        write_corpus(tmp_path / "store", "e", file, form="instruction")
+
+
+BAD = {
+    "has no value in 'messages'": {"messages": None},
+    "form messages: a conversation without turns": {"messages": []},
+    "turn 1 has the role 'bot'": {"messages": [*PLAIN[:1], {"role": "bot", "content": "a"}]},
+    "turn 0 has the part {'type': 'image_url'": {
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "a"}]}]
+    },
+    "turn 0 is 3, not an object": {"messages": [3]},
+    "'messages' is 'Why?', not a list": {"messages": "Why?"},
+    "lone surrogate U+D800": {"messages": [{"role": "user", "content": "a\ud800"}]},
+}
+
+
+@pytest.mark.parametrize("problem", BAD)
+def test_a_bad_record_is_named(problem, tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"messages": PLAIN}, BAD[problem]])
+    with pytest.raises(InvalidInputError) as raised:
+        write_corpus(tmp_path / "store", "c", file)
+    assert str(raised.value).startswith("Line 2 of a.jsonl")
+    assert problem in str(raised.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_bad_row_of_a_table_is_named(tmp_path):
+    rows = [{"messages": PLAIN}, {"messages": [{"role": "bot", "content": "a"}]}]
+    file = write(tmp_path / "a.parquet", rows)
+    with pytest.raises(InvalidInputError, match=r"Row 1 of a\.parquet.*role 'bot'"):
+        write_corpus(tmp_path / "store", "c", file)
+
+
+def test_texts_and_conversations_make_no_corpus(tmp_path):
+    write(tmp_path / "a.jsonl", [{"messages": PLAIN}])
+    (tmp_path / "b.txt").write_text("A text.")
+    with pytest.raises(InvalidInputError, match=r"b\.txt is a text, but a\.jsonl#0 is not"):
+        write_corpus(tmp_path / "store", "c", [tmp_path / "a.jsonl", tmp_path / "b.txt"])
+
+
+def test_a_model_that_cannot_read_a_record(tmp_path, chatml):
+    rows = [{"messages": PLAIN}, {"messages": [*PLAIN, {"role": "user", "content": "<|im_end|>"}]}]
+    file = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(InvalidInputError, match=r"a\.jsonl#1: turn 2 spells '<\|im_end\|>'"):
+        write_corpus(tmp_path / "store", "c", file, tokenizers=[chatml])
+    corpus = write_corpus(tmp_path / "store", "c", file)
+    with pytest.raises(InvalidInputError, match=r"Document 1 \(a\.jsonl#1, segment 0\): turn 2"):
+        store_corpus_tokens(tmp_path / "store", corpus, chatml, add_bos=False)
+    plain = chat_tokenizer("chatml")
+    plain.chat_template = None
+    with pytest.raises(IncompatibleError, match="no chat template"):
+        store_corpus_tokens(tmp_path / "store", corpus, Tokenizer(plain, "plain"), add_bos=False)
+
+
+def test_one_example_is_shown_first(tmp_path, chatml):
+    lines = []
+    file = write_conversations(tmp_path / "a.jsonl", 2)
+    write_corpus(tmp_path / "store", "c", file, tokenizers=[chatml], report=lines.append)
+    [line] = lines
+    assert line.startswith("a.jsonl#0 is a conversation of user, assistant, user, assistant, which")
+    assert "<|im_start|>assistant\nThe state of the Union" in line
+
+
+def test_long_conversations_are_cut_before_turns_of_the_user(tmp_path, chatml):
+    exchange = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So be it."}]
+    long = [exchange[0], {"role": "assistant", "content": "So. " * 60}]
+    given = [SYSTEM, *exchange, *exchange, *long, *exchange, *exchange, *exchange]
+    file = write(tmp_path / "a.jsonl", [{"messages": given}])
+    lines = []
+    corpus = write_corpus(
+        *(tmp_path / "store", "c", file),
+        tokenizers=[chatml],
+        max_length=80,
+        chat=ChatSettings(train_on="all", template_variables={}),
+        report=lines.append,
+    )
+    segments = conversations_of(corpus)
+    assert segments == [
+        [SYSTEM, *exchange, *exchange],
+        [SYSTEM, *exchange * 2],
+        [SYSTEM, *exchange],
+    ]
+    assert corpus.table()["segment"].to_list() == [0, 1, 2]
+    assert corpus.manifest.dropped_exchanges == 1
+    assert lines[-1] == (
+        "1 exchanges of more than 80 tokens were left out; raise max_length to keep them"
+    )
+    tokens = store_corpus_tokens(tmp_path / "store", corpus, chatml, add_bos=False)
+    assert max(tokens.document_offsets[1:] - tokens.document_offsets[:-1]) <= 80
+    # The system's turn is trained on once.
+    trained = [turns[0]["trained_on"] for turns in corpus.table()["turns"].to_list()]
+    assert trained == [True, False, False]
+
+
+def test_tool_calls_are_read_and_said_not_to_be_trained_on(tmp_path, chatml):
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    given = [PLAIN[0], call, {"role": "tool", "content": "It."}, PLAIN[1]]
+    file = write(tmp_path / "a.jsonl", [{"messages": given, "tools": [{"type": "function"}]}])
+    lines = []
+    corpus = write_corpus(tmp_path / "s", "c", file, tokenizers=[chatml], report=lines.append)
+    assert conversations_of(corpus) == [given]
+    assert lines[-1].startswith("1 turns have tool calls or reasoning")
+    [kept] = next(corpus.conversation_batches())
+    assert kept.tools == ({"type": "function"},)
+
+
+def test_the_same_tokenizer_with_two_templates(tmp_path, chatml):
+    corpus = write_corpus(tmp_path / "s", "c", write_conversations(tmp_path / "a.jsonl", 1))
+    other = chat_tokenizer("chatml")
+    other.chat_template = other.chat_template.replace("Be kind.", "")
+    renamed = Tokenizer(other, "other")
+    assert renamed.digest == chatml.digest
+    first, second = (
+        store_corpus_tokens(tmp_path / "s", corpus, each, add_bos=True)
+        for each in (chatml, renamed)
+    )
+    assert first.location != second.location
+    assert first.manifest.num_tokens > second.manifest.num_tokens
+    found = find_corpus_tokens(corpus, chatml.digest)
+    assert {each.location for each in found} == {first.location, second.location}
+    again = store_corpus_tokens(tmp_path / "s", corpus, chatml, add_bos=False)
+    assert again.location == first.location
+
+
+def test_what_is_trained_on_is_part_of_a_corpus(tmp_path):
+    file = write_conversations(tmp_path / "a.jsonl", 1)
+    store = Store.open(tmp_path / "s")
+    first = write_corpus(store, "c", file)
+    assert write_corpus(store, "c", file).digest == first.digest
+    with pytest.raises(FusestoreError, match="train_on"):
+        write_corpus(
+            *(store, "c", file), chat=ChatSettings(train_on="last-turn", template_variables={})
+        )
+    assert conversations_of(first) == [conversation(0)]
