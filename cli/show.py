@@ -21,7 +21,10 @@ def show(
     document: Annotated[
         int | None,
         typer.Option(
-            "--document", "-d", min=0, help="Index of a document of a cache; its rows are shown."
+            "--document",
+            "-d",
+            min=0,
+            help="Index of a document: of a corpus it is shown itself, of a cache its rows.",
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Maximum number of rows in a table.")] = 20,
@@ -30,8 +33,8 @@ def show(
 ) -> None:
     """Show one artifact: its figures, its rows, or its manifest.
 
-    An alignment is shown as figures, and a cache with --document as rows. Otherwise the manifest
-    is printed.
+    An alignment is shown as figures; with --document a cache as rows, a corpus as the document.
+    Otherwise the manifest is printed.
     """
     from fusestore.errors import CorruptionError
     from fusestore.store.inventory import find_artifact
@@ -44,7 +47,7 @@ def show(
         view = listed.kind.view_document(opened, listed, document, rows)
         if view is None:
             raise typer.BadParameter(
-                f"{listed.path} is a {listed.kind.title}; only a cache has rows of a document",
+                f"{listed.path} is a {listed.kind.title}; only a corpus or a cache has documents",
                 param_hint="--document",
             )
     elif listed.complete:

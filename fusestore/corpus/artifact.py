@@ -15,7 +15,7 @@ from fusestore.store.artifact_files import (
     file_group,
     read_document,
 )
-from fusestore.store.artifact_types import DocumentSchema, RebuildTools, TableSchema
+from fusestore.store.artifact_types import DocumentSchema, RebuildTools, TableSchema, View
 from fusestore.store.findings import Finding, check_files, load_or_report
 from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt, receipt_path
@@ -108,6 +108,14 @@ class CorpusKind(ArtifactKind):
             )
         command = super().remedy(store, name, finding)
         return f"{command} --model MODEL" if finding.file.startswith(_TOKENS) else command
+
+    def view_document(self, store: Store, artifact: Artifact, document: int, rows: int) -> View:
+        """The document itself; of a conversation all turns, whatever `rows` is."""
+        from fusestore.corpus.build import open_corpus
+        from fusestore.corpus.shown_document import shown_document
+
+        del rows
+        return shown_document(open_corpus(store, artifact.name), document)
 
     def schemas(self) -> Mapping[str, DocumentSchema]:
         """Fingerprint, receipt, manifest, and the manifest of tokens."""

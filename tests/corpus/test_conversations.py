@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from fusestore.corpus.build import write_corpus
+from fusestore.corpus.build import open_corpus, write_corpus
 from fusestore.corpus.conversation_forms import FORMS
 from fusestore.corpus.manifest import ChatSettings
 from fusestore.corpus.tokenize import find_corpus_tokens, store_corpus_tokens
@@ -14,6 +14,7 @@ from fusestore.store.layout import Store
 from fusestore.tokenizers.conversation import Conversation
 from fusestore.tokenizers.tokenizer import Tokenizer
 from tests.helpers.chat_models import chat_tokenizer, conversation, write_conversations
+from tests.helpers.command import Command
 
 PLAIN = [
     {"role": "user", "content": "Why?"},
@@ -233,3 +234,25 @@ def test_what_is_trained_on_is_part_of_a_corpus(tmp_path):
             *(store, "c", file), chat=ChatSettings(train_on="last-turn", template_variables={})
         )
     assert conversations_of(first) == [conversation(0)]
+
+
+def test_a_shown_conversation_is_the_one_that_was_given(tmp_path, capsys, monkeypatch):
+    command = Command(capsys, monkeypatch)
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    given = [{"role": "user", "content": " Why? "}, call, {"role": "tool", "content": ""}, PLAIN[1]]
+    file = write(tmp_path / "a.jsonl", [{"messages": given}])
+    common = ["--store", tmp_path / "s"]
+    settings = ["--max-length", "none", "--train-on", "last-turn"]
+    settings += ["--template-variables", "enable_thinking=false"]
+    built = command.succeeds("corpus", file, *common, "--name", "c", *settings)
+    assert "a.jsonl#0 is a conversation of user, assistant, tool, assistant" in built.err
+    chat = open_corpus(tmp_path / "s", "c").manifest.fingerprint.chat
+    assert chat.template_variables == {"enable_thinking": False}
+    shown = ["show", "corpus/c", *common, "--document"]
+    content = json.loads(command.succeeds(*shown, "0", "--json").out)
+    assert content["conversation"]["messages"] == given
+    assert [turn["trained_on"] for turn in content["turns"]] == [False, False, False, True]
+    assert "Why?" in command.succeeds(*shown, "0").out
+    outcome = command(*shown, "1")
+    assert outcome.code == 1
+    assert "has 1 documents" in outcome.err
