@@ -73,7 +73,7 @@ DOCUMENTS_SCHEMA = pl.Schema(
 `conversation` (JSON) and `turns` (bytes of the text) are null where the document is a text.
 """
 
-DEFAULT_CHAT = ChatSettings(train_on="assistant", template_variables={})
+DEFAULT_CHAT = ChatSettings(train_on="assistant")
 
 _TABLE = "documents.parquet"
 _RECEIPT = receipt_path("documents")

@@ -116,7 +116,10 @@ def _conversations(
     cut: CutDocuments,
     report: Callable[[str], None],
 ) -> Iterator[tuple[Any, ...]]:
-    encoders = [chat_encoder(tokenizer, chat.template_variables) for tokenizer in tokenizers]
+    encoders = [
+        chat_encoder(tokenizer, chat.template_variables, chat.fallback_template)
+        for tokenizer in tokenizers
+    ]
     rows = documents.select("source", "split", "conversation").iter_rows()
     unshared = 0
     for place, (source, split, data) in enumerate(rows):

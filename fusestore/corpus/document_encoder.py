@@ -39,7 +39,8 @@ class DocumentEncoder:
         chat = corpus.manifest.fingerprint.chat
         if chat is None:
             return cls(corpus, tokenizer, add_bos, None)
-        return cls(corpus, tokenizer, False, chat_encoder(tokenizer, chat.template_variables))
+        encoder = chat_encoder(tokenizer, chat.template_variables, chat.fallback_template)
+        return cls(corpus, tokenizer, False, encoder)
 
     @property
     def template(self) -> TemplateIdentity | None:

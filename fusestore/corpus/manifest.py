@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.tokenizers.chat_encoder import TemplateIdentity
@@ -41,10 +43,12 @@ class ChatSettings(Frozen):
     Attributes:
         train_on: which turns are trained on.
         template_variables: passed to every chat template.
+        fallback_template: the chat template of models that have none, in Jinja.
     """
 
     train_on: TrainOn
-    template_variables: dict[str, str | bool | int | float]
+    template_variables: dict[str, str | bool | int | float] = Field(default_factory=dict)
+    fallback_template: str | None = None
 
 
 class CorpusFingerprint(Manifest):

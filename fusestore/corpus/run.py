@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from fusestore.corpus.build import Corpus, write_corpus
 from fusestore.corpus.manifest import ChatSettings
@@ -63,6 +64,11 @@ def build_corpus(
             "documents whole."
         )
     opened = [Target.open(tokenizer, store=store).tokenizer for tokenizer in tokenizers]
+    chat = ChatSettings(
+        train_on=settings.train_on,
+        template_variables=settings.template_variables,
+        fallback_template=_template_text(settings.fallback_template),
+    )
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     folder = store.corpus(name)
     existed = (folder / "manifest.json").exists() and (folder / "documents.parquet").exists()
@@ -75,9 +81,7 @@ def build_corpus(
             split_column=settings.split_column,
             form=settings.form,
             keep_white_space=settings.keep_white_space,
-            chat=ChatSettings(
-                train_on=settings.train_on, template_variables=settings.template_variables
-            ),
+            chat=chat,
             held_out=_held_out_rules(settings),
             max_documents=settings.max_documents or None,
             max_bytes=settings.max_bytes or None,
@@ -114,6 +118,16 @@ def _locations(
             options = {} if is_other else storage_options
         locations.append(Location.parse(url, options))
     return locations
+
+
+def _template_text(given: str | None) -> str | None:
+    """A template, or the content of its file."""
+    if given is None or not given.endswith(".jinja"):
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"The chat template {given} cannot be read: {error}.") from error
 
 
 def _held_out_rules(settings: CorpusSettings) -> list[HeldOut]:

@@ -62,6 +62,13 @@ class CorpusSettings(Frozen):
         description="Variables for every chat template, as in enable_thinking=false.",
         json_schema_extra={**_CHAT, "metavar": "NAME=VALUE ..."},
     )
+    fallback_template: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Chat template of models that have none, such as pretrained ones: a file that "
+        "ends in .jinja, or its text.",
+        json_schema_extra={**_CHAT, "metavar": "FILE"},
+    )
     split_column: str | None = Field(
         default=None,
         min_length=1,

@@ -38,21 +38,33 @@ class Rendering(NamedTuple):
 class ChatTemplate:
     """The chat template of a tokenizer."""
 
-    def __init__(self, hugging_face: Any, name: str) -> None:  # noqa: ANN401 - untyped
+    def __init__(
+        self,
+        hugging_face: Any,  # noqa: ANN401 - untyped
+        name: str,
+        fallback: str | None,
+    ) -> None:
         """Take a Hugging Face tokenizer, and its name for messages.
 
+        Args:
+            hugging_face: the tokenizer.
+            name: its name.
+            fallback: the template to use if it has none.
+
         Raises:
-            IncompatibleError: it has no chat template, or one that tells the date of today.
+            IncompatibleError: there is no template.
         """
         self.name = name
         self._hugging_face = hugging_face
         source = getattr(hugging_face, "chat_template", None)
-        if not source:
+        self._fallback = None if source else fallback
+        if not source and not fallback:
             raise IncompatibleError(
                 f"Tokenizer {name!r} has no chat template, so its model cannot read conversations. "
-                "Use an instruction-tuned model, or put chat_template.jinja into its folder."
+                "Use an instruction-tuned model, put chat_template.jinja into its folder, or set "
+                "fallback_template of the corpus."
             )
-        self._source = json.dumps(source, sort_keys=True)
+        self._source = json.dumps(source or fallback, sort_keys=True)
 
     def digest(self, variables: Variables) -> str:
         """SHA-256, hexadecimal, of what its rendering depends on besides the conversation.
@@ -119,6 +131,7 @@ class ChatTemplate:
                 self._hugging_face.apply_chat_template(
                     conversation.with_contents(contents),
                     tools=list(conversation.tools) or None,
+                    chat_template=self._fallback,
                     tokenize=False,
                     **variables,
                 )

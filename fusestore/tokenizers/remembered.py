@@ -79,8 +79,8 @@ class _FolderTokenizer(Tokenizer):
     def encode(self, texts: Any, add_bos: bool) -> TokenTable:  # noqa: ANN401 - as the base has it
         return self._loaded.encode(texts, add_bos)
 
-    def _chat(self, variables: Variables) -> ChatEncoder:
-        return chat_encoder(self._loaded, variables)
+    def _chat(self, variables: Variables, fallback: str | None) -> ChatEncoder:
+        return chat_encoder(self._loaded, variables, fallback)
 
     @cached_property
     def unspelled_bytes(self) -> bytes:

@@ -142,10 +142,10 @@ class Tokenizer:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         return TokenTable(np.concatenate(ids_parts), np.concatenate(ends_parts), offsets)
 
-    def _chat(self, variables: Variables) -> ChatEncoder:
+    def _chat(self, variables: Variables, fallback: str | None) -> ChatEncoder:
         special = {at for at, kind in enumerate(self.vocabulary.kinds) if kind == "special"}
         return ChatEncoder(
-            ChatTemplate(self._hugging_face, self.name),
+            ChatTemplate(self._hugging_face, self.name, fallback),
             variables,
             self._unprocessed(encode_special_tokens=False),
             self._ends,
@@ -187,17 +187,20 @@ class Tokenizer:
         return backend
 
 
-def chat_encoder(tokenizer: Tokenizer, variables: Variables) -> ChatEncoder:
+def chat_encoder(
+    tokenizer: Tokenizer, variables: Variables, fallback: str | None = None
+) -> ChatEncoder:
     """What encodes conversations by a tokenizer's own chat template.
 
     Args:
         tokenizer: the tokenizer.
         variables: passed to the template.
+        fallback: the template to use if the tokenizer has none.
 
     Raises:
-        IncompatibleError: it has no chat template, or one that cannot be used.
+        IncompatibleError: there is no template, or it cannot be used.
     """
-    return tokenizer._chat(variables)
+    return tokenizer._chat(variables, fallback)
 
 
 def as_tokenizer(tokenizer: Any) -> Tokenizer:  # noqa: ANN401 - Hugging Face classes are untyped

@@ -8,12 +8,14 @@ import pytest
 from fusestore.corpus.build import open_corpus, write_corpus
 from fusestore.corpus.conversation_forms import FORMS
 from fusestore.corpus.manifest import ChatSettings
+from fusestore.corpus.run import build_corpus
+from fusestore.corpus.settings import CorpusSettings
 from fusestore.corpus.tokenize import find_corpus_tokens, store_corpus_tokens
 from fusestore.errors import FusestoreError, IncompatibleError, InvalidInputError
 from fusestore.store.layout import Store
 from fusestore.tokenizers.conversation import Conversation
 from fusestore.tokenizers.tokenizer import Tokenizer
-from tests.helpers.chat_models import chat_tokenizer, conversation, write_conversations
+from tests.helpers.chat_models import CHATML, chat_tokenizer, conversation, write_conversations
 from tests.helpers.command import Command
 
 PLAIN = [
@@ -152,6 +154,33 @@ def test_a_model_that_cannot_read_a_record(tmp_path, chatml):
     plain.chat_template = None
     with pytest.raises(IncompatibleError, match="no chat template"):
         store_corpus_tokens(tmp_path / "store", corpus, Tokenizer(plain, "plain"), add_bos=False)
+
+
+def test_a_template_for_models_without_one(tmp_path, chatml):
+    plain = chat_tokenizer("chatml")
+    plain.chat_template = None
+    file = write_conversations(tmp_path / "a.jsonl", 1)
+    template = tmp_path / "chat.jinja"
+    template.write_text(CHATML.replace("Be kind.", "Be brief."))
+    settings = CorpusSettings(max_length=None, fallback_template=str(template))
+    store = Store.open(tmp_path / "s")
+    both = [Tokenizer(plain, "plain"), chatml]
+    corpus = build_corpus(store, "c", [str(file)], settings, tokenizers=both).artifact
+    assert corpus.manifest.fingerprint.chat.fallback_template == template.read_text()
+    own, fallback = (
+        store_corpus_tokens(store, corpus, each, add_bos=False).table() for each in reversed(both)
+    )
+    spelled = b"".join(chatml.vocabulary.token_bytes[token] for token in fallback.token_ids)
+    assert b"Be brief." in spelled
+    assert own.num_tokens != fallback.num_tokens
+    with pytest.raises(InvalidInputError, match=r"missing\.jinja cannot be read"):
+        build_corpus(
+            store,
+            "d",
+            [str(file)],
+            CorpusSettings(fallback_template="missing.jinja"),
+            tokenizers=both,
+        )
 
 
 def test_one_example_is_shown_first(tmp_path, chatml):

@@ -279,9 +279,9 @@ def read_with_fusestore(store: Store, unpacked: Path) -> dict[str, npt.NDArray[A
             found |= {f"{prefix}/{key}": value for key, value in _arrays(stored.table()).items()}
     for name in store.names("caches"):
         cache = fs.open_cache(store, name)
-        rows, table = cache[:], cache.tokens
+        rows, read = cache[:], cache.tokens
         found |= {f"caches/{name}/{key}": value for key, value in vars(rows).items()}
-        found |= {f"caches/{name}/{key}": value for key, value in _arrays(table).items()}
+        found |= {f"caches/{name}/{key}": value for key, value in _arrays(read).items()}
     for name in store.names("vocabulary_maps"):
         mapped = load_vocabulary_map(store.location / "vocabulary_maps" / name)
         for key in ("target_id", "distance", "kind"):

@@ -1,6 +1,7 @@
 """Conversations as every model's own tokens: ids of its template, ends in the shared text."""
 
 import json
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
@@ -302,14 +303,27 @@ def test_the_real_smollm2(smollm2_tokenizer_path):
     check_real(real_tokenizer(str(smollm2_tokenizer_path)))
 
 
+GEMMA = """\
+{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' -}}
+{{ 'model' if m['role'] == 'assistant' else m['role'] }}
+{{ m['content'] | trim }}<end_of_turn>
+{% endfor %}"""
+
+
 @pytest.mark.slow
 def test_the_real_gemma(gemma3_tokenizer_path):
-    check_real(real_tokenizer(str(gemma3_tokenizer_path)))
+    """The pretrained model has no template, but the tokens of one."""
+    tokenizer = real_tokenizer(str(gemma3_tokenizer_path))
+    with pytest.raises(IncompatibleError, match="no chat template"):
+        chat_encoder(tokenizer, {})
+    check_real(tokenizer, GEMMA)
 
 
-def check_real(tokenizer):
-    encoder = chat_encoder(tokenizer, {})
-    hugging_face = tokenizer._hugging_face
+def check_real(tokenizer, fallback=None):
+    encoder = chat_encoder(tokenizer, {}, fallback)
+    hugging_face = deepcopy(tokenizer._hugging_face)
+    if fallback is not None:
+        hugging_face.chat_template = fallback
     for number in range(6):
         given = Conversation(tuple(conversation(number)))
         ids, ends = encoded(encoder, given)
