@@ -40,7 +40,8 @@ from fusestore.capture.capture_plan import CapturePlan, plan_capture, start_engi
 from fusestore.capture.engines.protocol import Engine
 from fusestore.capture.row_capturer import RowCapturer
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import Corpus, write_corpus
+from fusestore.corpus.build import write_corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.models.model import Model
 from fusestore.progress import SilentReporter, ignore_progress
 from fusestore.storage.packages import resolve_path

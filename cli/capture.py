@@ -31,7 +31,7 @@ def capture(
     The same command continues an interrupted capture; finished shards are kept.
     """
     from fusestore.capture.run import capture as capture_model
-    from fusestore.corpus.build import open_corpus
+    from fusestore.corpus.corpus import open_corpus
     from fusestore.models.model import Model
     from fusestore.progress import SilentReporter
 

@@ -144,7 +144,7 @@ def estimate(
             param_hint="--store",
         )
     from fusestore.capture.estimate import Prices, estimate_capture
-    from fusestore.corpus.build import open_corpus
+    from fusestore.corpus.corpus import open_corpus
     from fusestore.models.model import Model
 
     opened = open_store(store, storage_option)

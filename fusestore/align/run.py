@@ -13,7 +13,7 @@ from fusestore.align.vocabulary.stored_map import (
     vocabulary_map_folder,
 )
 from fusestore.cache.reader import Cache, open_cache
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.errors import IncompatibleError, NotFoundError
 from fusestore.models.model import Model
 from fusestore.models.target import Target

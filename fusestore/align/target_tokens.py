@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusestore.corpus.build import Corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.corpus.tokenize import StoredTokens, find_corpus_tokens, store_corpus_tokens
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.models.target import Target

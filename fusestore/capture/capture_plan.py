@@ -16,7 +16,7 @@ from fusestore.capture.engines.engine_registry import (
 )
 from fusestore.capture.engines.protocol import Engine, EngineJob
 from fusestore.capture.settings import CaptureSettings, wants_bos
-from fusestore.corpus.build import Corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.corpus.document_encoder import DocumentEncoder
 from fusestore.corpus.tokenize import corpus_tokens, store_corpus_tokens
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError

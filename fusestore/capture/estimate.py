@@ -27,7 +27,7 @@ from fusestore.capture.engines.protocol import Engine
 from fusestore.capture.row_capturer import RowCapturer
 from fusestore.capture.run import settle_order
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import Corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.errors import InvalidInputError, NonFiniteError
 from fusestore.models.model import Model
 from fusestore.progress import Reporter, SilentReporter, ignore_progress

@@ -24,7 +24,7 @@ from fusestore.capture.sample import order_of_sample, sample_tokens
 from fusestore.capture.score_totals import score_totals, skipped_documents
 from fusestore.capture.settings import CaptureSettings
 from fusestore.capture.shard_queue import ShardQueue
-from fusestore.corpus.build import Corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.corpus.unspelled import describe_unspelled
 from fusestore.errors import FingerprintMismatchError, NonFiniteError, NotFoundError
 from fusestore.models.model import Model

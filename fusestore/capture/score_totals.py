@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.corpus.build import Corpus, supervision_of
+from fusestore.corpus.corpus import Corpus, supervision_of
 from fusestore.tokenizers.token_table import TokenTable
 
 

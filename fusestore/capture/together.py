@@ -9,7 +9,7 @@ from fusestore.capture.capture_plan import engine_job, plan_capture
 from fusestore.capture.engines.protocol import EngineJob
 from fusestore.capture.engines.tensor_parallel_engine import follow, leading
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import Corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.models.model import Model
 from fusestore.models.precision import Dtype
 from fusestore.models.rank_group import rank_group

@@ -111,7 +111,7 @@ class CorpusKind(ArtifactKind):
 
     def view_document(self, store: Store, artifact: Artifact, document: int, rows: int) -> View:
         """The document itself; of a conversation all turns, whatever `rows` is."""
-        from fusestore.corpus.build import open_corpus
+        from fusestore.corpus.corpus import open_corpus
         from fusestore.corpus.shown_document import shown_document
 
         del rows
@@ -129,7 +129,7 @@ class CorpusKind(ArtifactKind):
 
     def tables(self) -> Mapping[str, TableSchema]:
         """The documents."""
-        from fusestore.corpus.build import DOCUMENTS_SCHEMA
+        from fusestore.corpus.corpus import DOCUMENTS_SCHEMA
 
         return {
             "documents": TableSchema(

@@ -1,4 +1,4 @@
-"""Builds a corpus in a store, and opens it again.
+"""Builds a corpus in a store.
 
 A corpus is complete exactly when its manifest exists, which is written last and once. Building the
 same corpus again changes nothing; another corpus never overwrites it.
@@ -6,20 +6,22 @@ same corpus again changes nothing; another corpus never overwrites it.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from fusestore.corpus.conversation_forms import InputForm
+from fusestore.corpus.corpus import (
+    DOCUMENTS_SCHEMA,
+    RECEIPT_FILE,
+    TABLE_FILE,
+    Corpus,
+    documents_digest,
+    open_corpus,
+    rows_digest,
+)
 from fusestore.corpus.cut_documents import cut_documents
 from fusestore.corpus.ingest import Input, read_documents
 from fusestore.corpus.manifest import (
@@ -41,225 +43,10 @@ from fusestore.storage.publish import remove_abandoned
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
-from fusestore.store.receipts import FileRecord, Receipt, receipt_path
-from fusestore.tokenizers.conversation import END_OF_TURN, Conversation
-from fusestore.tokenizers.supervision import Supervision
+from fusestore.store.receipts import FileRecord, Receipt
 from fusestore.tokenizers.tokenizer import Tokenizer
 
-DOCUMENTS_SCHEMA = pl.Schema(
-    {
-        "document": pl.Int64(),
-        "source": pl.String(),
-        "segment": pl.Int32(),
-        "split": pl.String(),
-        "text": pl.String(),
-        "byte_length": pl.Int64(),
-        "digest": pl.String(),
-        "conversation": pl.String(),
-        "turns": pl.List(
-            pl.Struct(
-                {
-                    "role": pl.String(),
-                    "start": pl.Int32(),
-                    "stop": pl.Int32(),
-                    "trained_on": pl.Boolean(),
-                }
-            )
-        ),
-    }
-)
-"""One row a document; `digest` is the SHA-256 of the text's UTF-8, `segment` counts from 0.
-
-`conversation` (JSON) and `turns` (bytes of the text) are null where the document is a text.
-"""
-
 DEFAULT_CHAT = ChatSettings(train_on="assistant")
-
-_TABLE = "documents.parquet"
-_RECEIPT = receipt_path("documents")
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A complete corpus of a store.
-
-    Attributes:
-        name: its name in the store.
-        location: its folder.
-        manifest: its manifest.
-    """
-
-    name: str
-    location: Location
-    manifest: CorpusManifest
-
-    def __repr__(self) -> str:
-        size = f"{self.manifest.num_documents:,} documents, {self.manifest.num_bytes:,} bytes"
-        return (
-            f"Corpus({self.name!r} in {self.location.parent.parent}: {size}, "
-            f"splits {', '.join(self.manifest.splits)})"
-        )
-
-    @property
-    def digest(self) -> str:
-        """Identifies the corpus: the digest of its manifest."""
-        return self.manifest.digest
-
-    def describe(self, document: int) -> str:
-        """A document by its source and segment, for messages."""
-        source, segment = self._table.select("source", "segment").row(document)
-        return f"{source}, segment {segment}"
-
-    def table(self) -> pl.DataFrame:
-        """All documents in order; see `DOCUMENTS_SCHEMA`.
-
-        Raises:
-            CorruptionError: the documents are missing or do not match the manifest.
-        """
-        return self._table
-
-    def texts(self, split: str | None = None) -> list[str]:
-        """Texts of a split's documents, or of all of them."""
-        if split is None:
-            return self._table["text"].to_list()
-        return self._table["text"].gather(self.split_documents(split)).to_list()
-
-    def split_documents(self, split: str) -> npt.NDArray[np.int64]:
-        """int64, ascending: the documents of a split. Texts are checked, but not loaded.
-
-        Raises:
-            InvalidInputError: the corpus has no such split.
-            CorruptionError: the documents are missing or damaged.
-        """
-        if split not in self.manifest.splits:
-            raise InvalidInputError(
-                f"Corpus {self.name!r} has no split {split!r}; it has "
-                f"{', '.join(self.manifest.splits)}. A rule such as held_out_fraction puts "
-                "documents into a split; a small share of few documents may be none."
-            )
-        return np.flatnonzero((self._splits == split).to_numpy()).astype(np.int64)
-
-    def sources(self) -> list[str]:
-        """The source of every document, in order. Texts are not loaded."""
-        scan = pl.scan_parquet(self._checked_file, glob=False)
-        return scan.select("source").collect()["source"].to_list()
-
-    def text_batches(self, documents: int = 4_096) -> Iterator[list[str]]:
-        """All texts in order, in batches of documents: memory does not grow with the corpus.
-
-        Raises:
-            CorruptionError: the documents are missing or damaged.
-        """
-        texts = pl.scan_parquet(self._checked_file, glob=False).select("text")
-        for start in range(0, self.manifest.num_documents, documents):
-            yield texts.slice(start, documents).collect()["text"].to_list()
-
-    def conversation_batches(self, documents: int = 4_096) -> Iterator[list[Conversation]]:
-        """All conversations in order, in batches of documents.
-
-        Raises:
-            CorruptionError: the documents are missing or damaged.
-        """
-        column = pl.scan_parquet(self._checked_file, glob=False).select("conversation")
-        for start in range(0, self.manifest.num_documents, documents):
-            batch = column.slice(start, documents).collect()["conversation"]
-            try:
-                yield [Conversation.from_json(data or "null") for data in batch]
-            except InvalidInputError as error:
-                raise self._damaged(f"holds what is {error}") from error
-
-    @cached_property
-    def _supervision(self) -> Supervision | None:
-        if self.manifest.fingerprint.chat is None:
-            return None
-        scan = pl.scan_parquet(self._checked_file, glob=False).select("document", "turns")
-        turns = scan.explode("turns").unnest("turns").filter("trained_on").collect()
-        counts = np.bincount(turns["document"].to_numpy(), minlength=self.manifest.num_documents)
-        return Supervision(
-            turns["start"].to_numpy().astype(np.int32),
-            turns["stop"].to_numpy().astype(np.int32) + np.int32(len(END_OF_TURN)),
-            np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]),
-        )
-
-    @cached_property
-    def _splits(self) -> pl.Series:
-        """The column `split`, without loading the texts, which would take memory."""
-        return pl.scan_parquet(self._checked_file, glob=False).select("split").collect()["split"]
-
-    @property
-    def _checked_file(self) -> Path | io.BytesIO:
-        """`documents.parquet`, checked against its receipt; the bytes if the store is remote."""
-        file = self.location / _TABLE
-        try:
-            receipt = Receipt.load(self.location / _RECEIPT)
-            if file.is_local:
-                with file.path.open("rb") as data:
-                    digest = hashlib.file_digest(data, "sha256").hexdigest()
-                checked: Path | io.BytesIO = file.path
-            else:
-                checked = io.BytesIO(file.read_bytes())
-                digest = hashlib.sha256(checked.getbuffer()).hexdigest()
-        except (FileNotFoundError, NotFoundError) as error:
-            raise self._damaged(f"is missing or damaged ({error})") from error
-        if receipt.files[_TABLE].sha256 != digest:
-            raise self._damaged("does not match its checksum")
-        return checked
-
-    @cached_property
-    def _table(self) -> pl.DataFrame:
-        try:
-            table = pl.read_parquet(io.BytesIO((self.location / _TABLE).read_bytes()))
-        except (NotFoundError, pl.exceptions.PolarsError) as error:
-            raise self._damaged(f"is missing or damaged ({error})") from error
-        if (
-            table.schema != DOCUMENTS_SCHEMA
-            or _documents_digest(table) != self.manifest.documents_digest
-        ):
-            raise self._damaged("does not hold the documents its manifest names")
-        return table
-
-    def _damaged(self, problem: str) -> CorruptionError:
-        return CorruptionError(
-            f"{self.location / _TABLE} {problem}. Build corpus {self.name!r} again from the same "
-            "inputs to replace it."
-        )
-
-
-def supervision_of(corpus: Corpus) -> Supervision | None:
-    """Which bytes of each conversation are trained on, read once; None for a corpus of texts.
-
-    Raises:
-        CorruptionError: the documents are missing or damaged.
-    """
-    return corpus._supervision
-
-
-def open_corpus(
-    store: str | os.PathLike[str] | Location | Store,
-    name: str,
-    storage_options: Mapping[str, object] | None = None,
-) -> Corpus:
-    """Open a corpus of a store; only its manifest is read.
-
-    Raises:
-        NotFoundError: no such corpus, or it is not complete.
-    """
-    opened = Store.open(store, storage_options)
-    location = opened.corpus(name)
-    try:
-        manifest = CorpusManifest.load(location / MANIFEST_FILE)
-    except NotFoundError as error:
-        names = [
-            other
-            for other in opened.names("corpora")
-            if (opened.corpus(other) / MANIFEST_FILE).exists()
-        ]
-        holds = f"It has {', '.join(names)}." if names else "It has none yet."
-        raise NotFoundError(
-            f"Store {opened.location} has no corpus {name!r}. {holds} "
-            "Make one with `fusestore corpus`."
-        ) from error
-    return Corpus(name, location, manifest)
 
 
 def write_corpus(
@@ -344,7 +131,7 @@ def write_corpus(
     is_chat = documents["conversation"].null_count() == 0
     digests = () if max_length is None else sorted({t.digest for t in tokenizers})
     fingerprint = CorpusFingerprint(
-        input_digest=_rows_digest(
+        input_digest=rows_digest(
             documents.select("source", "split", "text", *["conversation"] * is_chat).iter_rows()
         ),
         segmentation=Segmentation(
@@ -371,7 +158,7 @@ def write_corpus(
     table = pl.DataFrame(cut.rows, schema=DOCUMENTS_SCHEMA, orient="row")
     manifest = CorpusManifest(
         fingerprint=fingerprint,
-        documents_digest=_documents_digest(table),
+        documents_digest=documents_digest(table),
         num_sources=len(documents),
         dropped_blank=int(blank.sum()),
         num_documents=len(table),
@@ -407,7 +194,7 @@ def publish_documents(location: Location, manifest: CorpusManifest, data: bytes)
     encodings of the table.
     """
     rows = (0, manifest.num_documents)
-    Receipt.publish(location, "documents", rows, manifest.fingerprint.digest, {_TABLE: data})
+    Receipt.publish(location, "documents", rows, manifest.fingerprint.digest, {TABLE_FILE: data})
 
 
 def _is_whole(corpus: Corpus) -> bool:
@@ -417,26 +204,8 @@ def _is_whole(corpus: Corpus) -> bool:
         (corpus.location / FINGERPRINT_FILE).delete()
         return False
     try:
-        receipt = Receipt.load(corpus.location / _RECEIPT)
-        data = (corpus.location / _TABLE).read_bytes()
+        receipt = Receipt.load(corpus.location / RECEIPT_FILE)
+        data = (corpus.location / TABLE_FILE).read_bytes()
     except (NotFoundError, CorruptionError, InvalidInputError):
         return False
-    return receipt.files == {_TABLE: FileRecord.of(data)}
-
-
-def _documents_digest(table: pl.DataFrame) -> str:
-    columns = ["source", "segment", "split", "text"]
-    if table["conversation"].null_count() == 0:
-        columns.append("conversation")
-    return _rows_digest(table.select(columns).iter_rows())
-
-
-def _rows_digest(rows: Iterator[tuple[Any, ...]]) -> str:
-    """SHA-256 of all values of all rows, each as text after its length in bytes."""
-    state = hashlib.sha256()
-    for row in rows:
-        for value in row:
-            data = str(value).encode()
-            state.update(len(data).to_bytes(8, "little"))
-            state.update(data)
-    return state.hexdigest()
+    return receipt.files == {TABLE_FILE: FileRecord.of(data)}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from fusestore.corpus.build import Corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.tokenizers.chat_encoder import ChatEncoder, TemplateIdentity
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.tokenizer import Tokenizer, chat_encoder

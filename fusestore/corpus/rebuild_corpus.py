@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fusestore.corpus.build import Corpus, documents_bytes, open_corpus, publish_documents
+from fusestore.corpus.build import documents_bytes, publish_documents
+from fusestore.corpus.corpus import Corpus, open_corpus
 from fusestore.corpus.tokenize import store_corpus_tokens
 from fusestore.errors import FusestoreError, IncompatibleError, NotFoundError
 from fusestore.store.artifact_files import FINGERPRINT_FILE

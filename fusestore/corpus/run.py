@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fusestore.corpus.build import Corpus, write_corpus
+from fusestore.corpus.build import write_corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.corpus.manifest import ChatSettings
 from fusestore.corpus.settings import CorpusSettings
 from fusestore.corpus.splits import HeldOut

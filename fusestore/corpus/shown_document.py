@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fusestore.corpus.build import Corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.errors import InvalidInputError
 from fusestore.store.artifact_types import View
 from fusestore.store.shown_table import ShownTable

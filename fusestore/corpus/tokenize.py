@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.corpus.build import Corpus, open_corpus
+from fusestore.corpus.corpus import Corpus, open_corpus
 from fusestore.corpus.document_encoder import DocumentEncoder
 from fusestore.corpus.manifest import TokensManifest
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError

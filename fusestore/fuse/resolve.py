@@ -16,7 +16,7 @@ from fusestore.align.target_tokens import target_tokens
 from fusestore.align.vocabulary.first_tokens import first_tokens
 from fusestore.align.vocabulary.stored_map import load_vocabulary_map, vocabulary_map_folder
 from fusestore.cache.reader import Cache, open_cache
-from fusestore.corpus.build import Corpus, open_corpus, supervision_of
+from fusestore.corpus.corpus import Corpus, open_corpus, supervision_of
 from fusestore.corpus.tokenize import StoredTokens, find_corpus_tokens
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
 from fusestore.fuse.choices import LEARNED, FitBy, FitMethod

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.errors import AlreadyExistsError, InvalidInputError
 from fusestore.merge.manifest import MergedModel, MergeEvaluation, MergeManifest, MergePlan
 from fusestore.merge.settings import MergeSettings

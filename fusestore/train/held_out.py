@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fusestore.corpus.build import open_corpus, supervision_of
+from fusestore.corpus.corpus import open_corpus, supervision_of
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.errors import InvalidInputError, NonFiniteError
 from fusestore.models.loading import context_length

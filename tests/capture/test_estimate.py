@@ -19,7 +19,8 @@ from fusestore.capture.estimate import (
 )
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import open_corpus, write_corpus
+from fusestore.corpus.build import write_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.errors import InvalidInputError, NonFiniteError, NotFoundError
 from fusestore.models.model import Model
 from fusestore.store.layout import Store

@@ -18,7 +18,8 @@ from fusestore.capture.engines.llama_cpp_engine import LlamaCppEngine, compare_t
 from fusestore.capture.engines.protocol import EngineJob
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import Corpus, write_corpus
+from fusestore.corpus.build import write_corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.errors import (
     IncompatibleError,
     InvalidInputError,

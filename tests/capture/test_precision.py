@@ -17,7 +17,7 @@ from fusestore.capture import run
 from fusestore.capture.estimate import estimate_capture
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.errors import FingerprintMismatchError
 from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision

@@ -10,7 +10,8 @@ import torch
 from fusestore.capture.estimate import estimate_capture
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import open_corpus, write_corpus
+from fusestore.corpus.build import write_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.models.model import Model
 from fusestore.storage.packages import resolve_path
 from fusestore.store.codec import TAIL_STEP

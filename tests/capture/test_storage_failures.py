@@ -10,7 +10,7 @@ from fusestore.cache.reader import open_cache
 from fusestore.cache.verify import verify_cache
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.errors import FusestoreError, StorageError
 from fusestore.models.model import Model
 from fusestore.store.layout import Store

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.storage.location import Location
 from fusestore.store.manifest import canonical_json, digest_bytes
 from tests.helpers.moto_credentials import set_free_requests

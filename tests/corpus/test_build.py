@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from fusestore.corpus import tokenize
-from fusestore.corpus.build import open_corpus, write_corpus
+from fusestore.corpus.build import write_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.corpus.splits import HeldOut
 from fusestore.corpus.tokenize import corpus_tokens, find_corpus_tokens, store_corpus_tokens
 from fusestore.errors import (

@@ -1,12 +1,14 @@
 """Conversations as input: their forms, what is refused, how long ones are cut, what is stored."""
 
 import json
+from typing import Any
 
 import polars as pl
 import pytest
 
-from fusestore.corpus.build import open_corpus, write_corpus
+from fusestore.corpus.build import write_corpus
 from fusestore.corpus.conversation_forms import FORMS
+from fusestore.corpus.corpus import open_corpus
 from fusestore.corpus.manifest import ChatSettings
 from fusestore.corpus.run import build_corpus
 from fusestore.corpus.settings import CorpusSettings
@@ -24,7 +26,7 @@ PLAIN = [
 ]
 SYSTEM = {"role": "system", "content": "Be kind."}
 
-RECORDS = {
+RECORDS: dict[str, Any] = {
     "messages": [
         ({"messages": PLAIN}, PLAIN),
         ({"messages": json.dumps([SYSTEM, *PLAIN])}, [SYSTEM, *PLAIN]),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.corpus import open_corpus
 from tests.helpers.command import Command
 
 

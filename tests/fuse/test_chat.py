@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fusestore as fs
-from fusestore.corpus.build import supervision_of
+from fusestore.corpus.corpus import supervision_of
 from fusestore.corpus.tokenize import corpus_tokens
 from fusestore.data.collation import collate
 from fusestore.fuse.resolve import find_inputs

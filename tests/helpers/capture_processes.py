@@ -84,7 +84,7 @@ def serve():
     import zarr.codecs.numcodecs  # noqa: F401 - imported once, before the forks
 
     from fusestore.capture.run import capture  # noqa: F401
-    from fusestore.corpus.build import open_corpus  # noqa: F401
+    from fusestore.corpus.corpus import open_corpus  # noqa: F401
 
     torch.set_num_threads(1)
     _load_kernels()
@@ -124,7 +124,7 @@ def _capture(job):
     from fusestore.capture.run import capture
     from fusestore.capture.settings import CaptureSettings
     from fusestore.capture.shard_queue import ShardQueue
-    from fusestore.corpus.build import open_corpus
+    from fusestore.corpus.corpus import open_corpus
     from fusestore.models.model import Model
     from fusestore.storage import retries
     from fusestore.store.layout import Store

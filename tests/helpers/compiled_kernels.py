@@ -12,7 +12,7 @@ from fusestore.align.settings import AlignSettings
 from fusestore.cache.rule import RuleName
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.forecast.run import forecast
 from fusestore.forecast.settings import ForecastSettings
 from fusestore.fuse.recipe import Recipe

@@ -10,7 +10,8 @@ from fusestore.cache.reader import open_cache
 from fusestore.cache.rows import Rows
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import Corpus, write_corpus
+from fusestore.corpus.build import write_corpus
+from fusestore.corpus.corpus import Corpus
 from fusestore.models.model import Model
 from fusestore.store.layout import Store
 from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer

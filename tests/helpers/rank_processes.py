@@ -14,7 +14,7 @@ import torch
 from fusestore.capture.engines import tensor_parallel_engine as module
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.models import rank_group
 from fusestore.models.model import Model
 from fusestore.store.layout import Store

@@ -14,7 +14,8 @@ import pytest
 from fusestore.cache.manifest import CacheManifest
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import open_corpus, write_corpus
+from fusestore.corpus.build import write_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.errors import (
     CorruptionError,
     IncompatibleError,
@@ -559,7 +560,7 @@ def test_a_complete_cache_is_recognized_without_torch(captured, folder, home):
 import sys
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.models.model import Model
 from fusestore.store.layout import Store
 store, settings = Store.open(sys.argv[1]), CaptureSettings(top_k=4, device="cpu")

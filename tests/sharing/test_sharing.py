@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from fusestore.cache.reader import open_cache
-from fusestore.corpus.build import open_corpus
+from fusestore.corpus.corpus import open_corpus
 from fusestore.data.dataset import open_fused
 from fusestore.errors import (
     AlreadyExistsError,

@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,7 +236,7 @@ def test_models_that_cannot_read_conversations():
         encoded(encoder_of("instructions", False)[0], of(("system", "a"), ("user", "b")))
 
 
-BAD = {
+BAD: dict[str, Any] = {
     "a conversation without turns": [],
     "turn 0 has the role 'narrator'": [{"role": "narrator", "content": "a"}],
     "turn 1 has neither content nor tool calls": [

@@ -9,7 +9,7 @@ from fusestore.align.report.columns import AlignedDocument
 from fusestore.align.stored import open_alignment
 from fusestore.align.tokens.pairing import align_tokens
 from fusestore.cache.reader import open_cache
-from fusestore.corpus.build import Corpus, open_corpus
+from fusestore.corpus.corpus import Corpus, open_corpus
 from fusestore.corpus.tokenize import find_tokens
 from fusestore.errors import NotFoundError
 from fusestore.store.layout import Store
