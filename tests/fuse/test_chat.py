@@ -181,3 +181,29 @@ def test_a_model_is_scored_on_what_counts(made):
     assert result.nats_per_token * result.num_tokens == pytest.approx(nats, rel=1e-5)
     short = bits_per_byte(model.load(dtype="float32"), tokens, max_length=40)
     assert (short.num_bytes, short.num_tokens) == (result.num_bytes, result.num_tokens)
+
+
+@pytest.mark.parametrize("objective", ["clm", "fuse"])
+def test_training_learns_answers(made, tmp_path, objective):
+    """A run is scored on answers, which it learns."""
+    fused = made.store.fuse("learned-from", recipe(), materialize=True)
+    trained = made.store.train(
+        f"learned-{objective}",
+        made.models[TARGET],
+        fused,
+        fs.TrainSettings(
+            objective=objective,
+            max_steps=8,
+            batch_size=2,
+            learning_rate=3e-3,
+            precision="float32",
+        ),
+        evaluate=("chats", "train"),
+        work_dir=tmp_path,
+    )
+    before, *_, after = (point.metrics["bits_per_byte"] for point in trained.manifest.evaluations)
+    own = made.caches[TARGET].manifest.scores
+    assert before == pytest.approx(
+        own["train.nats"] / np.log(2) / own["train.predicted_bytes"], rel=1e-5
+    )
+    assert after < before
