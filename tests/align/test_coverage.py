@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.coverage import NUM_CHARACTERS, coverage, speeches
 from tests.helpers.real_tokenizers import MAKERS, PACKAGED, real_tokenizer
+from tests.helpers.row_coverage import NUM_CHARACTERS, coverage, speeches
 
 QUICK = [("mistral", "smollm2")]
 STEP = 3
@@ -17,7 +17,7 @@ OTHERS = [
     for pair in ((source, target), (target, source))
     if pair not in QUICK
 ]
-"""Each tokenizer is a source twice and a target twice. `benchmarks/coverage.py` has all pairs."""
+"""Each tokenizer is a source and a target twice; `benchmarks/row_coverage.py` has all pairs."""
 
 LEAST = 0.995
 

