@@ -85,10 +85,15 @@ def test_inputs_come_first(source, empty):
     assert first == sorted(first)
     (statistical,) = [name for name in paths_in(source) if "-statistical-" in name]
     (fit,) = [name for name in paths_in(source) if name.startswith("fit/")]
+    chats = open_cache(source, "chatml"), open_cache(source, "instructions")
+    own, other = (cache.fingerprint.tokenizer_digest[:16] for cache in chats)
     assert set(paths_in(source)) - set(names) == {
         *("cache/drawn", "cache/exact", "cache/nucleus", "cache/patchy"),
         *(statistical, "alignment/drawn--small", "fused/mixed", "model/merged"),
         *(fit, "fused/learned"),
+        *("corpus/chats", "cache/chatml", "cache/instructions", "fused/answers"),
+        *(f"vocabulary/{own}", f"vocabulary/{other}", f"map/{other}-{own}-prefix"),
+        "alignment/instructions--chatml",
     }
     assert hashes(empty.location).items() <= hashes(source.location).items()
 
