@@ -44,7 +44,7 @@ FitOption = Annotated[
     bool,
     typer.Option(
         "--fit",
-        help="Say instead what of the model fits where, from its configuration or GGUF header "
+        help="Compute on which devices the model fits, from its configuration or GGUF header "
         "alone. Needs no store, and downloads no weights.",
         rich_help_panel=_FIT,
     ),

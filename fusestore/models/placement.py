@@ -22,11 +22,7 @@ DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 """accelerate's rules by which layers are distributed over devices."""
 
 _LIMIT = re.compile(r"(?P<device>\d+|cpu)=(?P<number>\d+(\.\d+)?)(?P<unit>[KMGT]i?B|B)?")
-_UNITS = {
-    f"{prefix}{binary}B": (1024 if binary else 1000) ** power
-    for power, prefix in enumerate("KMGT", start=1)
-    for binary in ("i", "")
-}
+_POWERS = {"B": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +67,14 @@ def parse_memory(limits: Iterable[str]) -> dict[str, int]:
         device = match["device"] if match["device"] == "cpu" else str(int(match["device"]))
         if device in parsed:
             raise ValueError(f"device {device} has two memory limits")
-        parsed[device] = int(float(match["number"]) * _UNITS.get(match["unit"] or "B", 1))
+        parsed[device] = memory_bytes(match["number"], match["unit"] or "B")
     return parsed
+
+
+def memory_bytes(number: str, unit: str) -> int:
+    """Bytes of an amount of memory: `GiB` and `G` are powers of 1024, `GB` is a power of 1000."""
+    base = 1000 if unit.endswith("B") and not unit.endswith("iB") else 1024
+    return int(float(number) * base ** _POWERS[unit[0]])
 
 
 def loading_options(placement: Placement, device: str) -> dict[str, Any]:

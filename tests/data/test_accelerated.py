@@ -1,9 +1,6 @@
 """Streams in accelerate and transformers' Trainer: every window once an epoch, or refused."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
@@ -18,12 +15,10 @@ from fusestore.data import (
     collate,
 )
 from fusestore.errors import InvalidInputError
-from tests.helpers.fork_server import python
+from tests.helpers.started_ranks import start_ranks
 from tests.helpers.tiny_models import make_llama, save_model
-from tests.helpers.train_processes import free_port
 from tests.helpers.whole_dataset import write_dataset
 
-ROOT = Path(__file__).parents[2]
 NUM_WINDOWS = 21
 
 SCRIPT = """
@@ -136,26 +131,7 @@ def two_ranks(tmp_path, program, *arguments):
     """What the main of two processes printed last."""
     script = tmp_path / "script.py"
     script.write_text(program)
-    shared = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    processes = [
-        subprocess.Popen(
-            [python(), script, *map(str, arguments)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    processes = start_ranks([script, *arguments], ACCELERATE_USE_CPU="true")
     answers = [process.communicate(timeout=200) for process in processes]
     assert all(process.returncode == 0 for process in processes), answers
     return json.loads(answers[0][0].splitlines()[-1].removeprefix("TOLD "))

@@ -1,11 +1,7 @@
 """One order for any number of workers and ranks, resumed anywhere; with real processes."""
 
 import json
-import os
 import pickle
-import socket
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +16,9 @@ from fusestore.data import (
     collate,
 )
 from fusestore.errors import IncompatibleError, InvalidInputError
-from tests.helpers.fork_server import python
+from tests.helpers.started_ranks import start_ranks
 from tests.helpers.whole_dataset import plain, windows_of, write_dataset
 
-ROOT = Path(__file__).parents[2]
 NUM_WINDOWS = 21
 
 # The order must hold for more workers than this machine has cores.
@@ -231,28 +226,8 @@ def run_ranks(tmp_path, folder, world_size, workers=0, method="", stop=0, state=
     """What every rank got, and the state they all ended with."""
     script = tmp_path / "ranks.py"
     script.write_text(SCRIPT)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     arguments = [folder, workers, method, stop, "" if state is None else json.dumps(state)]
-    shared = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [python(), str(script), *map(str, arguments)],
-            env={**shared, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
+    processes = start_ranks([script, *arguments], world_size)
     answers = [process.communicate(timeout=200) for process in processes]
     assert all(process.returncode == 0 for process in processes), answers
     every = json.loads(answers[0][0])

@@ -1,12 +1,9 @@
 """A capture by two processes that share a model, as torchrun starts them."""
 
-import os
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
-from tests.helpers.fork_server import python
-from tests.helpers.train_processes import free_port
+from tests.helpers.started_ranks import start_ranks
 
 SCRIPT = """
 import os, signal, sys
@@ -79,24 +76,6 @@ def capture_by_two(job, name, fault="", **settings) -> list[Ended]:
     """Capture a cache of an `EngineJob`; rank 1 has the fault. One result per rank."""
     chosen = job.settings(tensor_parallel=True, dtype="float32", **settings)
     arguments = [job.store.location, job.folder, name, chosen.model_dump_json(), fault]
-    shared = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    processes = [
-        subprocess.Popen(
-            [python(), "-c", SCRIPT, *map(str, arguments)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    processes = start_ranks(["-c", SCRIPT, *arguments], stderr=subprocess.STDOUT)
     outs = [process.communicate(timeout=240)[0] for process in processes]
     return [Ended(p.returncode, out) for p, out in zip(processes, outs, strict=True)]

@@ -1,13 +1,12 @@
 """Training in two processes on this machine, as a launcher starts them."""
 
 import json
-import os
-import socket
 import subprocess
 from pathlib import Path
 
 from fusestore.train import TrainSettings
 from tests.helpers.fork_server import python
+from tests.helpers.started_ranks import environment, free_port, start_ranks
 
 SCRIPT = """
 import os, signal, sys
@@ -128,12 +127,6 @@ def zero3_of_file(file: Path) -> str:
     return DEEPSPEED + f"  deepspeed_config_file: {file}\n"
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def _arguments(model_path, fused_folder, folder, settings, stop_after):
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
@@ -141,15 +134,7 @@ def _arguments(model_path, fused_folder, folder, settings, stop_after):
     return [script, model_path, fused_folder, folder, settings.model_dump_json(), str(stop_after)]
 
 
-def _environment(**variables: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        **variables,
-    }
+VARIABLES = {"ACCELERATE_USE_CPU": "true", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 def two_processes(
@@ -157,22 +142,7 @@ def two_processes(
 ):
     """Train data parallel; the processes' return codes and what they wrote to stderr."""
     arguments = _arguments(model_path, fused_folder, folder, settings, stop_after)
-    shared = _environment(
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(free_port()),
-        **variables,
-    )
-    processes = [
-        subprocess.Popen(
-            [python(), *arguments],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    processes = start_ranks(arguments, **VARIABLES, **variables)
     errors = [process.communicate(timeout=300)[1] for process in processes]
     return [process.returncode for process in processes], errors
 
@@ -196,7 +166,7 @@ def launch(
     ended = subprocess.run(
         [*command, *arguments],
         # What the launcher starts the script by.
-        env=_environment(**variables, PYTHON_EXEC=interpreter),
+        env=environment(**VARIABLES, **variables, PYTHON_EXEC=interpreter),
         capture_output=True,
         text=True,
         check=False,

@@ -7,40 +7,31 @@ has it, and no further token is sent. What follows the last token is the one tha
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
-from fusestore.capture.engines.protocol import (
-    Capabilities,
-    Document,
-    DocumentRows,
-    Engine,
-    EngineJob,
-)
-from fusestore.capture.engines.served_rows import BadAnswerError, check_echo, rows_of_lists
+from fusestore.capture.engines.generating_engine import GeneratingEngine
+from fusestore.capture.engines.protocol import EngineJob
+from fusestore.capture.engines.served_rows import BadAnswerError, rows_of_lists
 from fusestore.errors import EngineError, MissingDependencyError
 
-_DOCUMENTS_AT_ONCE = 64
 _GENERATED_TOKENS = 1
 _TOKENS_AT_ONCE = 8192
 """What TensorRT-LLM computes at once by default; a document must not be cut into parts."""
 
 
-class TensorRTLLMEngine(Engine):
+class TensorRTLLMEngine(GeneratingEngine):
     """See the module."""
 
-    capabilities = Capabilities(local_weights=True)
+    title = "TensorRT-LLM"
 
     def __init__(self, llm: Any, job: EngineJob) -> None:  # noqa: ANN401 - the package is optional
         """Use TensorRT-LLM's model; `start` makes it."""
-        self._llm = llm
-        self._vocab_size = job.vocab_size
-        self._at_once = job.settings.batch_size or _DOCUMENTS_AT_ONCE
-        self.device = "cuda"
+        super().__init__(llm, job, device="cuda")
 
     @classmethod
     def start(cls, job: EngineJob) -> Self:
@@ -77,11 +68,11 @@ class TensorRTLLMEngine(Engine):
             raise EngineError(f"TensorRT-LLM cannot run {job.name}: {error}") from error
         return cls(llm, job)
 
-    def run(self, documents: Sequence[Document], rule: Rule) -> Generator[DocumentRows, None, None]:
-        """See `Engine.run`; TensorRT-LLM receives some documents at once, and schedules them."""
+    def parameters(self, rule: Rule) -> Any:  # noqa: ANN401 - the package is optional
+        """See `GeneratingEngine.parameters`."""
         from tensorrt_llm import SamplingParams
 
-        parameters = SamplingParams(
+        return SamplingParams(
             prompt_logprobs=rule.top_k,
             max_tokens=_GENERATED_TOKENS,
             # There is no tokenizer to take them from; −1 is none.
@@ -90,22 +81,14 @@ class TensorRTLLMEngine(Engine):
             detokenize=False,
             add_special_tokens=False,
         )
-        for start in range(0, len(documents), self._at_once):
-            group = documents[start : start + self._at_once]
-            sent = [document.token_ids.tolist() for document in group]
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": ids} for ids in sent], parameters, use_tqdm=False
-            )
-            for document, ids, output in zip(group, sent, outputs, strict=True):
-                try:
-                    check_echo(list(output.prompt_token_ids), ids)
-                    elements = output.outputs[0].prompt_logprobs
-                    rows = read_rows(elements, ids, rule.top_k, self._vocab_size)
-                except BadAnswerError as error:
-                    raise EngineError(
-                        f"TensorRT-LLM gave wrong rows for document {document.index}: {error}."
-                    ) from error
-                yield DocumentRows(document, 0, rows)
+
+    def prompt(self, token_ids: list[int]) -> list[int]:
+        """The document."""
+        return token_ids
+
+    def read(self, output: Any, prompt: list[int], top_k: int) -> Rows:  # noqa: ANN401
+        """See `read_rows`."""
+        return read_rows(output.outputs[0].prompt_logprobs, prompt, top_k, self._vocab_size)
 
     def close(self) -> None:
         """End TensorRT-LLM's worker processes."""

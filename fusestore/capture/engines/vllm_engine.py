@@ -8,40 +8,27 @@ document, for the row after its last token; its own log-probability is not used.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
-from fusestore.capture.engines.protocol import (
-    Capabilities,
-    Document,
-    DocumentRows,
-    Engine,
-    EngineJob,
-)
-from fusestore.capture.engines.served_rows import BadAnswerError, check_echo, rows_of_lists
+from fusestore.capture.engines.generating_engine import GeneratingEngine
+from fusestore.capture.engines.protocol import EngineJob
+from fusestore.capture.engines.served_rows import BadAnswerError, rows_of_lists
 from fusestore.errors import EngineError, MissingDependencyError
 from fusestore.models.loading import pick_device
 
-_DOCUMENTS_AT_ONCE = 64
 _EXTRA_TOKENS = 2
 """The token after the document, and the one that vLLM generates in any case."""
 
 
-class VllmOfflineEngine(Engine):
+class VllmOfflineEngine(GeneratingEngine):
     """See the module."""
 
-    capabilities = Capabilities(local_weights=True)
-
-    def __init__(self, llm: Any, job: EngineJob) -> None:  # noqa: ANN401 - vLLM is optional
-        """Use vLLM's model; `start` makes it."""
-        self._llm = llm
-        self._vocab_size = job.vocab_size
-        self._at_once = job.settings.batch_size or _DOCUMENTS_AT_ONCE
-        self.device = pick_device(job.settings.device).partition(":")[0]
+    title = "vLLM"
 
     @classmethod
     def start(cls, job: EngineJob) -> Self:
@@ -79,34 +66,27 @@ class VllmOfflineEngine(Engine):
             )
         except (ValueError, RuntimeError, OSError) as error:
             raise EngineError(f"vLLM cannot run {job.name}: {error}") from error
-        return cls(llm, job)
+        return cls(llm, job, pick_device(settings.device).partition(":")[0])
 
-    def run(self, documents: Sequence[Document], rule: Rule) -> Generator[DocumentRows, None, None]:
-        """See `Engine.run`; vLLM receives some documents at once, and schedules them itself."""
+    def parameters(self, rule: Rule) -> Any:  # noqa: ANN401 - vLLM is optional
+        """See `GeneratingEngine.parameters`."""
         from vllm import SamplingParams
 
-        parameters = SamplingParams(
+        return SamplingParams(
             prompt_logprobs=rule.top_k,
             max_tokens=1,
             detokenize=False,
             # Newer versions give arrays, without an object for each entry.
             **{"flat_logprobs": True} if hasattr(SamplingParams(), "flat_logprobs") else {},
         )
-        for start in range(0, len(documents), self._at_once):
-            group = documents[start : start + self._at_once]
-            sent = [[*ids, ids[0]] for ids in (each.token_ids.tolist() for each in group)]
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": ids} for ids in sent], parameters, use_tqdm=False
-            )
-            for document, ids, output in zip(group, sent, outputs, strict=True):
-                try:
-                    check_echo(list(output.prompt_token_ids), ids)
-                    rows = read_rows(output.prompt_logprobs, ids, rule.top_k, self._vocab_size)
-                except BadAnswerError as error:
-                    raise EngineError(
-                        f"vLLM gave wrong rows for document {document.index}: {error}."
-                    ) from error
-                yield DocumentRows(document, 0, rows)
+
+    def prompt(self, token_ids: list[int]) -> list[int]:
+        """The document and one more token."""
+        return [*token_ids, token_ids[0]]
+
+    def read(self, output: Any, prompt: list[int], top_k: int) -> Rows:  # noqa: ANN401
+        """See `read_rows`."""
+        return read_rows(output.prompt_logprobs, prompt, top_k, self._vocab_size)
 
     def close(self) -> None:
         """End vLLM's helper process, which has the model."""

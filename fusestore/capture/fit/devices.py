@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fusestore.errors import InvalidInputError
+from fusestore.models.placement import memory_bytes
 
 _SIZE = re.compile(
     r"(?:(?P<count>\d{1,4})\s*[x×]\s*)?(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?B?|B)?",
     re.IGNORECASE,
 )
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 MAX_DEVICES = 1024
 
@@ -43,9 +43,8 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is not None:
-        unit = (match["unit"] or "B").upper()
-        base = 1000 if unit.endswith("B") and not unit.endswith("IB") else 1024
-        num_bytes = int(float(match["number"]) * base ** _POWERS.get(unit[0], 0))
+        unit = (match["unit"] or "B").upper().replace("I", "i")
+        num_bytes = memory_bytes(match["number"], unit)
         count = int(match["count"] or 1)
         if num_bytes > 0 and 0 < count <= MAX_DEVICES:
             return count, num_bytes
