@@ -1,5 +1,6 @@
 """Shared fixtures: two real models, and a real S3 server on loopback."""
 
+import gc
 import multiprocessing
 import os
 import uuid
@@ -10,6 +11,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from tests.helpers import fork_server
 from tests.helpers.made_once import made_once
@@ -55,11 +57,32 @@ LONGEST = (
 """Files that take longest, longest first."""
 
 
+SAME_TOKENIZERS = ("tests/align/", "tests/corpus/", "tests/tokenizers/")
+"""Folders whose tests share real tokenizers: each takes seconds to make, in each process."""
+
+
+class FilesTogether(LoadFileScheduling):
+    """A process gets whole files, and all that use the same tokenizers."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tokenizers" if nodeid.startswith(SAME_TOKENIZERS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config) -> FilesTogether:
+    return FilesTogether(config)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """No process is left alone with a long file at the end."""
     root = Path(__file__).parents[1]
     place = {root / file: number for number, file in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_here_to_stay() -> None:
+    """Modules and what tests share are not searched for garbage again: a tenth of all time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
