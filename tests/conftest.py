@@ -86,6 +86,14 @@ def _imports_are_here_to_stay() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _the_power_stays_on() -> Iterator[None]:
+    """Waiting for the disk to hold each small file takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_fork_server(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The processes of this test run share the server of `fork_server.python`."""
     fork_server.meeting_place = made_once(tmp_path_factory, "fork-servers", Path.mkdir)
