@@ -42,7 +42,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
     """Window i is target tokens `[i · window_length, (i + 1) · window_length)`, fewer at the end.
 
     With the recipe's packing `document` no window holds two documents: each document begins a
-    window, and its last window may be shorter.
+    window, and its last window may be shorter. With `whole`, windows begin and end with documents.
 
     Each sample: `input_ids` int32 [l], `next_ids` int32 [l] (−100: none), `fused_ids` int32
     [l, k], `fused_logprobs` float32 [l, k] (−inf: unused entry), `fused_tail` float32 [l],
@@ -60,6 +60,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         window_length: tokens per window.
         vocab_size: tokens of the target's tokenizer.
         sampled: whether rows of any source are samples; see docs/losses.md.
+        whole_documents: whether windows hold whole documents, as by packing `whole`.
         num_tokens: T.
         top_k: entries per fused row.
     """
@@ -85,12 +86,13 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         self.window_length = int(self.plan["recipe"]["window_length"])
         self.vocab_size = int(self.plan["vocab_size"])
         self.sampled = bool(self.plan["sampled"])
+        self.whole_documents = self.plan["recipe"]["packing"] == "whole"
         self._make_shard = make_shard
         self._made_shards: set[int] = set()
         self._arrays = {name: MappedArray(self.folder / name) for name in _READ}
         self._check_arrays()
         self._starts = None
-        if self.plan["recipe"]["packing"] == "document":
+        if _has_window_table(self.plan):
             self._starts = MappedArray(self.folder / "window_starts")
         self.num_tokens = len(self._arrays["input_ids"])
         self.top_k = self._arrays["ids"].shape[1]
@@ -275,7 +277,7 @@ def open_unfinished(store: Location, source: Location, base: Path) -> FusedDatas
     folder = source.path if source.is_local else base / "on_demand" / plan_digest(plan)
     try:
         paths = [FINGERPRINT_FILE, *(f"{name}/zarr.json" for name in _ARRAYS)]
-        if plan["recipe"]["packing"] == "document":
+        if _has_window_table(plan):
             paths += ["window_starts/zarr.json", "window_starts/c/0"]
         for path in paths:
             content = (source / path).read_bytes()
@@ -292,6 +294,11 @@ def open_unfinished(store: Location, source: Location, base: Path) -> FusedDatas
 def plan_digest(plan: Mapping[str, Any]) -> str:
     """`FusionPlan.digest` of a plan's content."""
     return digest_bytes(canonical_json(plan))
+
+
+def _has_window_table(plan: Mapping[str, Any]) -> bool:
+    """As `Recipe.has_window_table`."""
+    return plan["recipe"]["packing"] != "stream"
 
 
 def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:

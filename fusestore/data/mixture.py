@@ -33,6 +33,7 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
         digest: SHA-256 of the datasets' digests and the weights.
         target, window_length, vocab_size, top_k: equal to those of every dataset.
         sampled: whether rows of any source of any dataset are samples.
+        whole_documents: whether windows of any dataset hold whole documents.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
         self.vocab_size = datasets[0].vocab_size
         self.top_k = datasets[0].top_k
         self.sampled = any(dataset.sampled for dataset in datasets)
+        self.whole_documents = any(dataset.whole_documents for dataset in datasets)
         self._turns = MixtureOrder(sizes, self.weights)
         self._firsts = np.cumsum([0, *sizes])
 

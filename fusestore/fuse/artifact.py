@@ -97,7 +97,7 @@ def _check_unfinished(store: Store, location: Location, quick: bool) -> list[Fin
     if plan is None:
         return findings
     expected = metadata_files(plan)
-    if plan.recipe.packing == "document":
+    if plan.recipe.has_window_table:
         # The beginnings of windows follow from the documents' lengths, which the inputs have.
         with contextlib.suppress(FusestoreError):
             inputs = find_inputs(store, plan.recipe, plan=plan)

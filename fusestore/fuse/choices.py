@@ -17,9 +17,10 @@ UnalignedPolicy = Literal["skip", "label", "target", "fusellm"]
 """skip: no distillation at the position. label: one-hot on the next target token (a document's last
 token has none: skip). target: the target's own cached row. fusellm: one-hot on the token itself."""
 
-Packing = Literal["stream", "document"]
+Packing = Literal["stream", "document", "whole"]
 """`stream`: documents lie end to end, cut every `window_length` tokens. `document`: no window holds
-tokens of two documents; each document's last window is as short as its remainder."""
+tokens of two documents; each document's last window is as short as its remainder. `whole`: a window
+holds as many documents, each from its first token to its last, as fit."""
 
 FitMethod = Literal["temperature", "em", "loglinear", "gate"]
 """Learned strategies. temperature: even weights over rows at fitted temperatures. em: fitted

@@ -107,12 +107,15 @@ class FusedFolder:
 
         Raises:
             FingerprintMismatchError: the folder holds a fused dataset made from something else.
+            InvalidInputError: a document is longer than a window may be; nothing was written.
         """
+        # Made before anything is written: windows may be too short for the documents.
+        metadata = self.metadata
         write_fingerprint(self.location, self.plan, "Fused dataset")
         if (self.location / MANIFEST_FILE).exists():
             return
         remove_abandoned(self.location)
-        for path, data in self.metadata.items():
+        for path, data in metadata.items():
             file = self.location / path
             if not (file.exists() and file.read_bytes() == data):
                 publish(file, data)
@@ -175,7 +178,7 @@ class FusedFolder:
     def metadata(self) -> Mapping[str, bytes]:
         """Files that are written after the plan and before the first shard, by path."""
         files = metadata_files(self.plan)
-        if self.plan.recipe.packing == "document":
+        if self.plan.recipe.has_window_table:
             files |= window_files(self.fusion.window_starts)
         return files
 

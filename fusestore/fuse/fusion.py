@@ -66,8 +66,25 @@ class Fusion:
 
     @cached_property
     def window_starts(self) -> npt.NDArray[np.int64]:
-        """int64 [W + 1]: window i is positions `[value[i], value[i + 1])`."""
-        return window_starts(self.offsets, self.recipe.window_length, self.recipe.packing)
+        """int64 [W + 1]: window i is positions `[value[i], value[i + 1])`.
+
+        Raises:
+            InvalidInputError: packing is `whole`, and a document is longer than a window.
+        """
+        recipe = self.recipe
+        if recipe.packing == "whole":
+            lengths = np.diff(self.offsets)
+            longest = int(np.argmax(lengths))
+            if lengths[longest] > recipe.window_length:
+                raise InvalidInputError(
+                    f"Document {self.documents[longest]} of corpus {recipe.corpus!r} has "
+                    f"{lengths[longest]:,} tokens of the target, more than a window of "
+                    f"{recipe.window_length:,}, and packing 'whole' cuts no document. Set "
+                    f"window_length to {lengths[longest]:,}, build the corpus with max_length "
+                    f"{recipe.window_length:,} (conversations are cut before turns of the user), "
+                    "or set packing to 'stream' or 'document', which cut documents anywhere."
+                )
+        return window_starts(self.offsets, recipe.window_length, recipe.packing or "stream")
 
     @property
     def sampled(self) -> bool:
@@ -163,6 +180,8 @@ def prepare(
     if recipe.keep_label is None:
         sampled = any(source.draws for source in everyone)
         recipe = recipe.model_copy(update={"keep_label": not sampled})
+    if recipe.packing is None:
+        recipe = recipe.model_copy(update={"packing": "stream" if supervision is None else "whole"})
     _check_samples(recipe, ordered, target_cache)
     corpus_offsets = target_tokens.document_offsets
     num_documents = len(corpus_offsets) - 1

@@ -229,10 +229,11 @@ class Recipe(SettingsWithPresets):
         description="Maximum number of target tokens in a window.",
         json_schema_extra=_OUTPUT,
     )
-    packing: Packing = Field(
-        default="stream",
+    packing: Packing | None = Field(
+        default=None,
         description="How windows are cut. stream: from all documents laid end to end. document: "
-        "from each document alone.",
+        "from each document alone. whole: between documents, so that none is cut. By default whole "
+        "for conversations, stream for texts.",
         json_schema_extra=_OUTPUT,
     )
     vocabulary_method: VocabularyMethod = DEFAULT_VOCABULARY
@@ -248,6 +249,11 @@ class Recipe(SettingsWithPresets):
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as hexadecimal."""
         return digest_bytes(canonical_json(self.model_dump(mode="json")))
+
+    @property
+    def has_window_table(self) -> bool:
+        """Whether windows begin where documents do, so that their beginnings are stored."""
+        return self.packing in ("document", "whole")
 
     @property
     def target_digest(self) -> str | None:

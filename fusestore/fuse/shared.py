@@ -155,7 +155,7 @@ def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
         *(array.file_name(shard) for array, shard in _shards(arrays)),
         *(receipt_path(shard_part(shard)) for shard in range(arrays[0].num_files)),
     }
-    if manifest.plan.recipe.packing == "document":
+    if manifest.plan.recipe.has_window_table:
         expected |= {"window_starts/zarr.json", "window_starts/c/0"}
     if manifest.files.keys() != expected:
         name = min(manifest.files.keys() ^ expected)

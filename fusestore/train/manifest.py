@@ -53,7 +53,7 @@ class TrainingPlan(Manifest):
         stream_order: what the order of a stream's windows depends on (seed, `shuffle_span`, …);
             left out where it is the order of the map-style dataset at `settings.seed`.
         base_model_digest: of the folder that training started from.
-        settings: of the run; its precision is settled, never `auto`.
+        settings: of the run; precision and attend_within are settled, never `auto`.
         world_size: processes.
         total_steps: optimizer steps.
     """
@@ -68,9 +68,10 @@ class TrainingPlan(Manifest):
     total_steps: int
 
     @model_validator(mode="after")
-    def _precision_is_settled(self) -> Self:
-        if self.settings.precision == "auto":
-            raise ValueError("the precision of a plan is settled before it is made; found auto")
+    def _choices_are_settled(self) -> Self:
+        for name in ("precision", "attend_within"):
+            if getattr(self.settings, name) == "auto":
+                raise ValueError(f"the {name} of a plan is settled before it is made; found auto")
         return self
 
     def same_result(self, other: TrainingPlan) -> bool:

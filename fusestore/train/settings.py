@@ -205,10 +205,11 @@ class TrainSettings(SettingsWithPresets):
         description="Forward passes per optimizer step.",
         json_schema_extra=_BATCHES,
     )
-    attend_within: Literal["window", "document"] = Field(
-        default="window",
+    attend_within: Literal["auto", "window", "document"] = Field(
+        default="auto",
         description="How far attention reaches. window: over all documents of a window. document: "
-        "only within each document (document masking).",
+        "only within each document (document masking). auto: document where windows hold whole "
+        "documents (packing whole) and the model supports it, else window.",
         json_schema_extra=_BATCHES,
     )
     num_workers: int = Field(

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fusestore.data.streaming.stream import Stream
-from fusestore.errors import AlreadyExistsError, InvalidInputError
+from fusestore.errors import AlreadyExistsError, IncompatibleError, InvalidInputError
 from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision
 from fusestore.progress import Reporter, SilentReporter
@@ -37,6 +37,7 @@ from fusestore.train.manifest import TrainedModel, TrainingManifest, TrainingPla
 from fusestore.train.process_state import deterministic, stop_signals
 from fusestore.train.settings import TrainSettings
 from fusestore.train.step_batches import Trainable, batches_in_epoch
+from fusestore.train.student.document_masking import check_document_masking
 from fusestore.train.student.model_folder import load_trainable, publish_model
 from fusestore.train.student.student import Student
 
@@ -94,16 +95,22 @@ def train(
         objective = settings.fusion_objective(min(settings.lm_weights))
         objective.check_samples(f"fused dataset {dataset.name}")
     accelerator = make_accelerator(settings)
-    reason = None
+    lines = []
+    known = _known_plan(output, work_dir)
     if settings.precision == "auto":
-        precision, reason = _settle_precision(accelerator, output, work_dir)
+        precision, reason = _settle_precision(accelerator, known)
         settings = settings.model_copy(update={"precision": precision})
+        lines.append(f"precision {precision} ({reason})")
+    if settings.attend_within == "auto":
+        reach, reason = _settle_attention(model, dataset, settings, known)
+        settings = settings.model_copy(update={"attend_within": reach})
+        lines += [f"attention within each {reach}: {reason}"] if reason else []
     plan = _plan(model, dataset, settings, accelerator.num_processes)
     finished = _finished(output, plan)
     if finished is not None:
         return StageResult(TrainedModel(output, finished), created=False)
-    if reason is not None and accelerator.is_main_process:
-        reporter.line(f"{output.name}: precision {settings.precision} ({reason})")
+    for line in lines if accelerator.is_main_process else []:
+        reporter.line(f"{output.name}: {line}")
     state = load_state(work_dir, plan) or TrainState(plan=plan)
     with (
         deterministic(settings.seed),
@@ -148,25 +155,43 @@ def train(
     return StageResult(TrainedModel(output, manifest), created=True)
 
 
+def _known_plan(output: Location, work_dir: Path) -> TrainingPlan | None:
+    """The plan of a run that is finished or was begun; its choices hold on every machine."""
+    if (output / MANIFEST_FILE).exists():
+        return TrainingManifest.load(output / MANIFEST_FILE).plan
+    state = stored_state(work_dir)
+    return _begun(output) if state is None else state.plan
+
+
+def _settle_attention(
+    model: Model, dataset: Trainable, settings: TrainSettings, known: TrainingPlan | None
+) -> tuple[Literal["auto", "window", "document"], str | None]:
+    """What `attend_within` `auto` stands for in this run, and why, where that is worth a line."""
+    if known is not None:
+        return known.settings.attend_within, None
+    if not dataset.whole_documents:
+        return "window", None
+    # Loaded once more for the run: what loading draws must not depend on how this was settled.
+    with deterministic(settings.seed):
+        trainable = load_trainable(model, settings)
+        try:
+            check_document_masking(trainable, min(settings.batch_size, 2))
+        except IncompatibleError as error:
+            return "window", f"documents of a window see those before them. {error}"
+    return "document", "windows hold whole documents, and the model masks them from each other"
+
+
 def _settle_precision(
     accelerator: Any,  # noqa: ANN401 - accelerate is untyped
-    output: Location,
-    work_dir: Path,
+    known: TrainingPlan | None,
 ) -> PrecisionChoice:
     """The precision that `auto` stands for in this run, the same in every process.
 
     A resumed run keeps its precision on every machine. A new run uses
     bfloat16 where the devices of all its processes have it.
     """
-    plan = None
-    if (output / "manifest.json").exists():
-        plan = TrainingManifest.load(output / "manifest.json").plan
-    elif (state := stored_state(work_dir)) is not None:
-        plan = state.plan
-    else:
-        plan = _begun(output)
-    if plan is not None and plan.settings.precision != "auto":
-        return PrecisionChoice(plan.settings.precision, "this run was begun with it")
+    if known is not None and known.settings.precision != "auto":
+        return PrecisionChoice(known.settings.precision, "this run was begun with it")
     choice = choose_precision(str(accelerator.device))
     if any_process(accelerator, choice.value == "float32") and choice.value != "float32":
         return PrecisionChoice("float32", "another process has no bfloat16 in hardware")

@@ -57,7 +57,7 @@ def made(tmp_path_factory):
 
 def recipe(**changes):
     return fs.Recipe(
-        **{"sources": list(MODELS), "target": TARGET, "window_length": 64, "top_k": 64, **changes}
+        **{"sources": list(MODELS), "target": TARGET, "window_length": 400, "top_k": 64, **changes}
     )
 
 

@@ -35,7 +35,7 @@ from tests.helpers.fusion_reference import (
     keep_label=st.booleans(),
     min_probability=st.sampled_from([None, 0.01, 0.2, 0.9]),
     window_length=st.integers(1, 8),
-    packing=st.sampled_from(["stream", "document"]),
+    packing=st.sampled_from(["stream", "document", "whole"]),
     top_k=st.integers(1, VOCAB),
     rows_per_shard=st.integers(1, 20),
 )
@@ -58,6 +58,9 @@ def test_fused_rows_equal_the_reference_however_they_are_divided(
     if choices["unaligned"] == "target":
         own = random_source(helpers, rng, "own", texts, target, identity=True)
         choices["target_cache"] = "own"
+    if choices["packing"] == "whole":
+        longest = int(np.diff(target.document_offsets)[documents].max())
+        choices["window_length"] = max(longest, choices["window_length"])
     weights = rng.random(num_sources) + 0.1 if strategy == "weighted" else np.ones(num_sources)
     recipe = Recipe.parse(
         {

@@ -29,7 +29,8 @@ LENGTH = 7
 def test_windows_cover_every_position_once(lengths, length):
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     document = np.repeat(np.arange(len(lengths)), lengths)
-    for packing in ("stream", "document"):
+    for packing in ("stream", "document", "whole"):
+        length = max(length, *lengths) if packing == "whole" else length
         starts = window_starts(offsets, length, packing)
         assert starts.dtype == np.int64
         assert starts[0] == 0
@@ -38,6 +39,12 @@ def test_windows_cover_every_position_once(lengths, length):
         assert ((sizes > 0) & (sizes <= length)).all()
         if packing == "stream":
             assert (sizes[:-1] == length).all()
+            continue
+        if packing == "whole":
+            # Documents are whole, and the next one did not fit.
+            assert set(starts.tolist()) <= set(offsets.tolist())
+            following = [min(each for each in offsets if each > stop) for stop in starts[1:-1]]
+            assert all(next_ - start > length for start, next_ in zip(starts, following))
             continue
         for start, stop in itertools.pairwise(starts):
             assert len(set(document[start:stop])) == 1

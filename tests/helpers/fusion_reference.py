@@ -1,5 +1,7 @@
 """Random sources, and their fusion by the definitions, one position and dense row at a time."""
 
+import itertools
+
 import numpy as np
 
 from fusestore.align.vocabulary.first_tokens import first_tokens
@@ -301,6 +303,16 @@ class Reference:
         length = self.recipe.window_length
         if self.recipe.packing == "stream":
             return self.stream[index // length * length :][:length]
+        if self.recipe.packing == "whole":
+            window = []
+            for _, group in itertools.groupby(self.stream, key=lambda entry: entry[0]):
+                whole = list(group)
+                if len(window) + len(whole) > length:
+                    if self.stream[index] in window:
+                        break
+                    window = []
+                window += whole
+            return window
         number = position // length
         return [(d, p) for d, p in self.stream if d == document and p // length == number]
 

@@ -59,7 +59,7 @@ def write_dataset(
             files[array.file_name(shard)] = encode_shard(array, shard, arrays[array.name][rows])
     offsets = np.flatnonzero(np.diff(arrays["document"], prepend=-1)).astype(np.int64)
     starts = window_starts(np.append(offsets, num_tokens), window_length, packing)
-    if packing == "document":
+    if plan.recipe.has_window_table:
         files |= window_files(starts)
     shards = fused_arrays(num_tokens, k, rows_per_shard)[0]
     for shard in range(shards.num_files):

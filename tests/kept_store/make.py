@@ -250,7 +250,8 @@ def _write_chat(job: Path, store: Store) -> None:
     for name, model in zip(names, models, strict=True):
         capture(store, name, model, corpus, settings)
     align(store, names[1], names[0])
-    fuse(store, "answers", Recipe.parse({"sources": names, "target": names[0], "top_k": 4}))
+    recipe = {"sources": names, "target": names[0], "top_k": 4, "packing": "stream"}
+    fuse(store, "answers", Recipe.parse(recipe))
 
 
 def _arrays(table: TokenTable) -> dict[str, npt.NDArray[Any]]:

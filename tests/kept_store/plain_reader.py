@@ -185,10 +185,10 @@ def read_fused(folder: Path) -> Numbers:
             assert list(counts(kind, FUSED_KINDS).values()) == receipt["content"]["kinds"]
     assert counts(numbers["kind"], FUSED_KINDS) == manifest["kinds"]
     _check_fused_rows(numbers)
-    if plan["recipe"]["packing"] == "document":
+    if plan["recipe"]["packing"] != "stream":
         local = folder / "local" if manifest["form"] == "shared" else folder
         starts = open_arrays(local)["window_starts"][:]
-        _check_windows(starts, numbers["document"], plan["recipe"]["window_length"])
+        _check_windows(starts, numbers["document"], plan["recipe"])
         assert len(starts) == manifest["num_windows"] + 1
         numbers["window_starts"] = starts
     else:
@@ -219,13 +219,16 @@ def _check_fused_rows(numbers: Numbers) -> None:
     assert not kind[~trained_on].any()
 
 
-def _check_windows(starts: np.ndarray, document: np.ndarray, window_length: int) -> None:
-    """Windows follow each other; none is too long or holds positions of two documents."""
+def _check_windows(starts: np.ndarray, document: np.ndarray, recipe: Mapping[str, Any]) -> None:
+    """Windows follow each other; none is too long, or holds positions of two documents or cuts one."""
     assert starts[0] == 0
     assert starts[-1] == len(document)
     for start, stop in pairwise(starts):
-        assert 0 < stop - start <= window_length
-        assert len(set(document[start:stop].tolist())) == 1
+        assert 0 < stop - start <= recipe["window_length"]
+        if recipe["packing"] == "whole":
+            assert start == 0 or document[start - 1] != document[start]
+        else:
+            assert len(set(document[start:stop].tolist())) == 1
 
 
 def _check_shared(

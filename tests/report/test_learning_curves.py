@@ -26,7 +26,7 @@ def curve(name, objective, points, base="a"):
 
 
 def manifest(metrics, total_steps=8):
-    settings = TrainSettings(objective="clm", precision="float32")
+    settings = TrainSettings(objective="clm", precision="float32", attend_within="window")
     plan = TrainingPlan(
         dataset_digest="d",
         base_model_digest="base",

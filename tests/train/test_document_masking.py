@@ -123,6 +123,8 @@ def test_training_with_it_is_another_run_and_resumes_exactly(tiny_model_path, da
     apart = run(tiny_model_path, dataset, settings, whole)
     assert apart.manifest.plan.settings.attend_within == "document"
     joined = run(tiny_model_path, dataset, SETTINGS, tmp_path / "joined")
+    # The dataset's windows cut documents, so `auto` is as it was before.
+    assert joined.manifest.plan.settings.attend_within == "window"
     assert apart.manifest.loss_curve[0].loss != joined.manifest.loss_curve[0].loss
 
     with pytest.raises(KeyboardInterrupt):
@@ -130,7 +132,13 @@ def test_training_with_it_is_another_run_and_resumes_exactly(tiny_model_path, da
     with pytest.raises(
         FingerprintMismatchError, match="attend_within: 'document' in the checkpoint"
     ):
-        run(tiny_model_path, dataset, SETTINGS, broken)
+        run(
+            *(tiny_model_path, dataset),
+            SETTINGS.model_copy(update={"attend_within": "window"}),
+            broken,
+        )
+    # Whatever a run was begun with, `auto` continues it.
+    settings = settings.model_copy(update={"attend_within": "auto"})
     run(tiny_model_path, dataset, settings, broken)
     name = "model/model.safetensors"
     assert (whole / name).read_bytes() == (broken / name).read_bytes()

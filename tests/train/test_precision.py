@@ -56,10 +56,17 @@ def test_a_run_goes_on_in_the_precision_it_was_begun_in(
         run(tiny_model_path, dataset, other, broken, evaluation=documents)
 
 
-def test_a_plan_never_says_auto():
-    with pytest.raises(ValueError, match="settled"):
+@pytest.mark.parametrize("name", ["precision", "attend_within"])
+def test_a_plan_never_says_auto(name):
+    settled = AUTO.model_copy(update={"precision": "float32", "attend_within": "window"})
+    settings = settled.model_copy(update={name: "auto"})
+    with pytest.raises(ValueError, match=f"{name} of a plan is settled"):
         TrainingPlan(
-            dataset_digest="0", base_model_digest="1", settings=AUTO, world_size=1, total_steps=1
+            dataset_digest="0",
+            base_model_digest="1",
+            settings=settings,
+            world_size=1,
+            total_steps=1,
         )
 
 

@@ -40,7 +40,7 @@ def plan_of(dataset, world_size=1, **settings):
     return TrainingPlan(
         dataset_digest=dataset.digest,
         base_model_digest="0" * 64,
-        settings=SETTINGS.model_copy(update=settings),
+        settings=SETTINGS.model_copy(update={"attend_within": "window", **settings}),
         world_size=world_size,
         total_steps=9,
     )

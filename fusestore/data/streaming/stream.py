@@ -43,13 +43,13 @@ class Stream(IterableDataset[dict[str, Tensor]]):
     that the training loop received, or `set_epoch` before each epoch. Both also reach persistent
     workers.
 
-    A subclass has the attributes `name`, `digest`, `target`, `window_length`, `vocab_size`, `top_k`
-    and `sampled`, and the methods below that raise NotImplementedError.
+    A subclass has the attributes `name`, `digest`, `target`, `window_length`, `vocab_size`, `top_k`,
+    `sampled` and `whole_documents`, and the methods below that raise NotImplementedError.
 
     Attributes:
         name: for messages.
         digest: of the data.
-        target, window_length, vocab_size, top_k, sampled: as in `FusedDataset`.
+        target, window_length, vocab_size, top_k, sampled, whole_documents: as in `FusedDataset`.
         batch_size: windows per batch of each rank; several workers need it to take whole batches
             in turns. None: unknown.
     """
@@ -61,6 +61,7 @@ class Stream(IterableDataset[dict[str, Tensor]]):
     vocab_size: int
     top_k: int
     sampled: bool
+    whole_documents: bool
 
     def __init__(self, batch_size: int | None, rank: int | None, world_size: int | None) -> None:
         """Begin at the first position.

@@ -32,6 +32,7 @@ class StreamingMixture(Stream):
         digest: as of a `FusedMixture` of the same datasets.
         target, window_length, vocab_size, top_k: equal to those of every stream.
         sampled: whether rows of any source of any stream are samples.
+        whole_documents: whether windows of any stream hold whole documents.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class StreamingMixture(Stream):
         self.vocab_size = streams[0].vocab_size
         self.top_k = streams[0].top_k
         self.sampled = any(stream.sampled for stream in streams)
+        self.whole_documents = any(stream.whole_documents for stream in streams)
         self._turns = MixtureOrder(sizes, self.weights)
 
     @property

@@ -34,7 +34,7 @@ class StreamingFusedDataset(Stream):
         name: its URL or folder, for messages.
         target: digest of the target's tokenizer.
         digest: of the dataset's plan, as `FusedDataset.digest`.
-        window_length, vocab_size, sampled, num_tokens, top_k: as in `FusedDataset`.
+        window_length, vocab_size, sampled, whole_documents, num_tokens, top_k: as in `FusedDataset`.
         order: the order of windows.
         cache_root: folder of the fetched shards of all datasets.
         cache_limit: size limit of this folder in bytes; None: no limit.
@@ -88,6 +88,7 @@ class StreamingFusedDataset(Stream):
         self.window_length = recipe.window_length
         self.vocab_size = manifest.plan.vocab_size
         self.sampled = manifest.plan.sampled
+        self.whole_documents = recipe.packing == "whole"
         if self.num_tokens == 0:
             raise InvalidInputError(
                 f"Fused dataset {location} holds no tokens: there is nothing to train on. Fuse a "
@@ -101,7 +102,7 @@ class StreamingFusedDataset(Stream):
             rows_per_block=shared_rows(self.num_tokens, recipe.rows_per_shard),
             seed=seed,
             span=shuffle_span,
-            starts=read_window_starts(location, manifest) if recipe.packing == "document" else None,
+            starts=read_window_starts(location, manifest) if recipe.has_window_table else None,
         )
         self._layout = ShardLayout.of(manifest)
         base = (Path(cache_dir) if cache_dir is not None else user_cache_folder()).expanduser()
