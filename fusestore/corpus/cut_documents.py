@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,14 +18,15 @@ from fusestore.corpus.segment_conversation import segment_conversation
 from fusestore.errors import InvalidInputError
 from fusestore.progress import Progress
 from fusestore.tokenizers.chat_encoder import ChatEncoder
-from fusestore.tokenizers.conversation import Conversation
+from fusestore.tokenizers.chat_template import UNSHARED
+from fusestore.tokenizers.conversation import END_OF_TURN, Conversation
 from fusestore.tokenizers.tokenizer import Tokenizer, chat_encoder
 
 _SHOWN = 1_000
 """Characters of an example."""
 
-_UNSHARED = ("tool_calls", "reasoning_content", "reasoning", "thinking")
-"""Fields of a turn that each template writes in its own way."""
+_NAMED = 5
+"""Exchanges that are named in a line."""
 
 
 @dataclass
@@ -79,11 +81,6 @@ def cut_documents(
         )
         done += len(data)
         progress(min(done, total), total)
-    if cut.dropped_exchanges:
-        report(
-            f"{cut.dropped_exchanges:,} exchanges of more than {limit:,} tokens were left out; "
-            "raise max_length to keep them"
-        )
     if not cut.rows:
         raise InvalidInputError("No conversation fits the maximum length. Raise max_length.")
     return cut
@@ -121,30 +118,81 @@ def _conversations(
         for tokenizer in tokenizers
     ]
     rows = documents.select("source", "split", "conversation").iter_rows()
-    unshared = 0
+    unshared: Counter[str] = Counter()
+    unread: Counter[tuple[str, str]] = Counter()
+    left_out_bytes = 0
+    pieces: list[int] = []
+    left_out: list[str] = []
     for place, (source, split, data) in enumerate(rows):
         conversation = Conversation.from_json(data)
-        unshared += sum(
-            any(message.get(name) for name in _UNSHARED) for message in conversation.messages
-        )
         # Without a limit too, because it shows that every model can read the conversation.
         limit = max_length or sys.maxsize
         segmented = segment_conversation(conversation, encoders, limit, partial(_name, source))
-        cut.dropped_exchanges += segmented.left_out
+        unshared.update(_unshared(conversation))
+        for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
+            if _unshared(conversation):
+                names = encoder.left_out(conversation)
+                unread.update((tokenizer.name, name) for name in names)
+        cut.dropped_exchanges += len(segmented.left_out)
+        trained_on = conversation.trained_on(chat.train_on)
+        for first, stop in segmented.left_out:
+            left_out.append(f"turns {first} to {stop - 1} of {source}")
+            left_out_bytes += _trained_bytes(conversation, trained_on, first, stop)
+        if len(segmented.segments) > 1:
+            pieces.append(len(segmented.segments))
         if place == 0:
             report(_example(source, conversation, tokenizers, encoders))
         for number, segment in enumerate(segmented.segments):
-            trained_on = segment.trained_on(chat.train_on)
+            part = segment.conversation
             turns = [
                 {**turn._asdict(), "trained_on": is_trained_on}
-                for turn, is_trained_on in zip(segment.turns, trained_on, strict=True)
+                for turn, is_trained_on in zip(
+                    part.turns, segment.of_turns(trained_on), strict=True
+                )
             ]
-            yield source, number, split, segment.text, segment.to_json(), turns
-    if unshared:
+            yield source, number, split, part.text, part.to_json(), turns
+    if pieces:
         report(
-            f"{unshared:,} turns have tool calls or reasoning: each model reads them as its chat "
-            "template writes them, and none is trained on them"
+            f"{len(pieces):,} conversations of more than {max_length:,} tokens were cut before "
+            f"turns of the user into {sum(pieces):,} documents; each begins with the turns of the "
+            "system, which are trained on once"
         )
+    if left_out:
+        more = f", and {len(left_out) - _NAMED:,} more" if len(left_out) > _NAMED else ""
+        report(
+            f"{len(left_out):,} exchanges of more than {max_length:,} tokens were left out, with "
+            f"{left_out_bytes:,} bytes to train on; raise max_length to keep them: "
+            f"{', '.join(left_out[:_NAMED])}{more}"
+        )
+    if unshared:
+        listed = ", ".join(f"{name} in {count:,}" for name, count in unshared.items())
+        report(
+            f"Of {len(documents):,} conversations there are {listed}: each model reads them as its "
+            "chat template writes them, and none is trained on them"
+        )
+    for (model, name), count in unread.items():
+        report(f"{model} does not read the {name} of {count:,}: its chat template leaves them out")
+
+
+def _unshared(conversation: Conversation) -> list[str]:
+    """Which of `UNSHARED` a conversation has."""
+    of_turns = {key for message in conversation.messages for key, value in message.items() if value}
+    if conversation.tools:
+        of_turns.add("tools")
+    return [name for name, fields in UNSHARED.items() if of_turns & set(fields)]
+
+
+def _trained_bytes(
+    conversation: Conversation, trained_on: Sequence[bool], first: int, stop: int
+) -> int:
+    """Bytes of the turns `[first, stop)` that are trained on, with the ends of these turns."""
+    return sum(
+        turn.stop + len(END_OF_TURN) - turn.start
+        for turn, is_trained_on in zip(
+            conversation.turns[first:stop], trained_on[first:stop], strict=True
+        )
+        if is_trained_on
+    )
 
 
 def _name(source: str, _: int) -> str:

@@ -42,7 +42,8 @@ class ChatSettings(Frozen):
 
     Attributes:
         train_on: which turns are trained on.
-        template_variables: passed to every chat template.
+        template_variables: passed to every chat template; `add_generation_prompt` only with a
+            conversation whose last turn is not the assistant's.
         fallback_template: the chat template of models that have none, in Jinja.
     """
 

@@ -21,6 +21,7 @@ from fusestore.storage.options import HTTP_SCHEMES
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
+from fusestore.tokenizers.chat_template import GENERATION_PROMPT
 from fusestore.tokenizers.tokenizer import Tokenizer
 
 
@@ -65,9 +66,12 @@ def build_corpus(
             "documents whole."
         )
     opened = [Target.open(tokenizer, store=store).tokenizer for tokenizer in tokenizers]
+    variables = dict(settings.template_variables)
+    if settings.add_generation_prompt:
+        variables[GENERATION_PROMPT] = True
     chat = ChatSettings(
         train_on=settings.train_on,
-        template_variables=settings.template_variables,
+        template_variables=variables,
         fallback_template=_template_text(settings.fallback_template),
     )
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs

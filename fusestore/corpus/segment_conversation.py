@@ -14,11 +14,23 @@ from fusestore.tokenizers.chat_encoder import ChatEncoder
 from fusestore.tokenizers.conversation import USER, Conversation
 
 
-class SegmentedConversation(NamedTuple):
-    """The segments of a conversation, and how many exchanges are too long for any."""
+class Segment(NamedTuple):
+    """Turns `[start, stop)` of a conversation, behind those of the system at its beginning."""
 
-    segments: tuple[Conversation, ...]
-    left_out: int
+    conversation: Conversation
+    start: int
+    stop: int
+
+    def of_turns(self, values: Sequence[bool]) -> list[bool]:
+        """Values of its turns, of those of the whole; False for what an earlier segment holds."""
+        return [*[False] * self.conversation.repeated, *values[self.start : self.stop]]
+
+
+class SegmentedConversation(NamedTuple):
+    """The segments of a conversation, and the turns `[start, stop)` that are too long for any."""
+
+    segments: tuple[Segment, ...]
+    left_out: tuple[tuple[int, int], ...]
 
 
 def segment_conversation(
@@ -44,25 +56,26 @@ def segment_conversation(
         sizes = [encoder.encode([segment], describe).num_tokens for encoder in encoders]
         return max(sizes, default=0) <= max_tokens
 
-    if fits(conversation):
-        return SegmentedConversation((conversation,), 0)
     total = len(conversation.messages)
+    if fits(conversation):
+        return SegmentedConversation((Segment(conversation, 0, total),), ())
     cuts = [at for at, turn in enumerate(conversation.turns) if at and turn.role == USER]
     edges = [0, *(at for at in cuts if at > _leading(conversation)), total]
-    segments: list[Conversation] = []
-    left_out = 0
+    segments: list[Segment] = []
+    left_out: list[tuple[int, int]] = []
     first = 0
     while first < len(edges) - 1:
         last = first
         while last + 1 < len(edges) and fits(conversation.segment(edges[first], edges[last + 1])):
             last += 1
         if last == first:
-            left_out += 1
+            left_out.append((edges[first], edges[first + 1]))
             first += 1
             continue
-        segments.append(conversation.segment(edges[first], edges[last]))
+        turns = (edges[first], edges[last])
+        segments.append(Segment(conversation.segment(*turns), *turns))
         first = last
-    return SegmentedConversation(tuple(segments), left_out)
+    return SegmentedConversation(tuple(segments), tuple(left_out))
 
 
 def _leading(conversation: Conversation) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from fusestore.corpus.conversation_forms import InputForm
 from fusestore.store.manifest import Frozen
+from fusestore.tokenizers.chat_template import GENERATION_PROMPT, RESERVED
 from fusestore.tokenizers.conversation import TrainOn
 
 _TEXT: dict[str, JsonValue] = {"panel": "Text"}
@@ -61,6 +62,12 @@ class CorpusSettings(Frozen):
         default_factory=dict,
         description="Variables for every chat template, as in enable_thinking=false.",
         json_schema_extra={**_CHAT, "metavar": "NAME=VALUE ..."},
+    )
+    add_generation_prompt: bool = Field(
+        default=False,
+        description="Whether a conversation whose last turn is not the assistant's ends with the "
+        "header of an answer, as a prompt alone does.",
+        json_schema_extra=_CHAT,
     )
     fallback_template: str | None = Field(
         default=None,
@@ -123,6 +130,18 @@ class CorpusSettings(Frozen):
             return None
         holds_out = bool(self.held_out_pattern) or self.held_out_fraction is not None
         return ("train", "held_out") if holds_out else ("train",)
+
+    @field_validator("template_variables")
+    @classmethod
+    def _variables_are_of_templates(cls, variables: TemplateVariables) -> TemplateVariables:
+        reserved = sorted(RESERVED & variables.keys())
+        if reserved:
+            hint = "use the setting of this name" if GENERATION_PROMPT in reserved else "leave it out"
+            raise ValueError(
+                f"{reserved[0]!r} is an argument of apply_chat_template, not a variable of a "
+                f"template; {hint}"
+            )
+        return variables
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:

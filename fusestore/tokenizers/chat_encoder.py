@@ -13,7 +13,8 @@ header with a space that the tokenizer merges with the content, as those of Mist
 header ends one byte earlier, which is where a row that is conditioned on that space belongs.
 
 Where a turn has no marker of its own (Gemma's template puts the system's text before the user's),
-the last token of its content ends behind the end of the turn.
+the last token of its content ends behind the end of the turn. Of a turn of tool calls alone, all
+tokens are the template's.
 """
 
 from __future__ import annotations
@@ -131,6 +132,10 @@ class ChatEncoder:
         """
         return self._template.render(conversation, self._variables).text
 
+    def left_out(self, conversation: Conversation) -> list[str]:
+        """What of a conversation the model does not read: see `ChatTemplate.left_out`."""
+        return self._template.left_out(conversation, self._variables)
+
     def _encode(self, conversation: Conversation) -> tuple[list[int], npt.NDArray[np.int64]]:
         rendering = self._template.render(conversation, self._variables)
         tokens = self._tokens(rendering)
@@ -185,9 +190,14 @@ class ChatEncoder:
         for number, (turn, span) in enumerate(
             zip(conversation.turns, rendering.spans, strict=True)
         ):
+            if span is None:
+                continue
             begin, close = (int(byte_of[at]) for at in span)
             at = int(np.searchsorted(tokens.ends, begin, side="left"))
             if begin and at < len(tokens.ends) and tokens.ends[at] > begin > tokens.starts[at]:
+                if begin == close:
+                    # Nothing of the turn is in the token.
+                    continue
                 merged = data[tokens.starts[at] : begin]
                 if merged != b" ":
                     raise InvalidInputError(
@@ -222,10 +232,11 @@ class ChatEncoder:
             tokens = self._tokens(rendering)
         except InvalidInputError as error:
             raise IncompatibleError(f"A short conversation: {error}.") from error
-        close = len(rendering.text[: rendering.spans[-1][1]].encode())
+        [_, (_, stop)] = [span for span in rendering.spans if span is not None]
+        close = len(rendering.text[:stop].encode())
         after = int(np.searchsorted(tokens.ends, close, side="right"))
         if after == len(tokens.ids) or not tokens.special[after] or tokens.starts[after] != close:
-            rest = rendering.text[rendering.spans[-1][1] :]
+            rest = rendering.text[stop:]
             raise IncompatibleError(
                 f"The chat template of {self._template.name} writes {rest!r} after a turn of the "
                 "assistant, and that does not begin with a special token, so the model cannot say "
@@ -236,7 +247,10 @@ class ChatEncoder:
 
 def _check_spelled(rendering: Rendering, special: npt.NDArray[np.int64]) -> None:
     """Refuse special tokens, of spans [n, 2], that lie in the content of a turn."""
-    for turn, (start, stop) in enumerate(rendering.spans):
+    for turn, span in enumerate(rendering.spans):
+        if span is None:
+            continue
+        start, stop = span
         inside = (special[:, 0] < stop) & (special[:, 1] > start)
         if inside.any():
             first, last = special[np.argmax(inside)]

@@ -8,16 +8,38 @@ the rendering itself.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fusestore.errors import IncompatibleError, InvalidInputError
-from fusestore.tokenizers.conversation import Conversation
+from fusestore.tokenizers.conversation import ASSISTANT, Conversation
 
 Variables = Mapping[str, Any]
 """What is passed to every template by name, such as `enable_thinking`."""
+
+GENERATION_PROMPT = "add_generation_prompt"
+"""The variable that ends a conversation with the header of an answer, if its last turn is not the
+assistant's."""
+
+UNSHARED = {
+    "tool calls": ("tool_calls",),
+    "reasoning": ("reasoning_content", "reasoning", "thinking"),
+    "tools": ("tools",),
+}
+"""Fields of turns, and of a conversation, that each template writes in its own way, or not at all,
+by what they hold."""
+
+RESERVED = frozenset(
+    (
+        *("conversation", "messages", "tools", "documents", "chat_template", GENERATION_PROMPT),
+        *("continue_final_message", "tokenize", "padding", "truncation", "max_length"),
+        *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+    )
+)
+"""Arguments of `apply_chat_template` that are no variables of a template."""
 
 _PRIVATE = range(0x10FFFD, 0x100000, -1)
 """Characters that Unicode keeps free for private use, from which marks are made."""
@@ -28,11 +50,12 @@ class Rendering(NamedTuple):
 
     Attributes:
         text: the whole text.
-        spans: the characters `[start, stop)` of the text that are the content of each turn.
+        spans: the characters `[start, stop)` of the text that are the content of each turn; None
+            for a turn of tool calls alone.
     """
 
     text: str
-    spans: list[tuple[int, int]]
+    spans: list[tuple[int, int] | None]
 
 
 class ChatTemplate:
@@ -91,17 +114,22 @@ class ChatTemplate:
         """
         text = self._rendered(conversation, conversation.contents, variables)
         marks = self._marks(conversation)
+        # Templates ask whether a turn of tool calls has a content.
         marked = [
-            f"{begin}{content}{end}"
-            for (begin, end), content in zip(marks, conversation.contents, strict=True)
+            "" if calls_alone else f"{begin}{content}{end}"
+            for (begin, end), content, calls_alone in zip(
+                marks, conversation.contents, conversation.calls_alone, strict=True
+            )
         ]
         rest = self._rendered(conversation, marked, variables)
-        spans: list[tuple[int, int]] = []
+        spans: list[tuple[int, int] | None] = []
         position = 0
-        for turn, ((begin, end), content) in enumerate(
-            zip(marks, conversation.contents, strict=True)
+        for turn, ((begin, end), content, whole) in enumerate(
+            zip(marks, conversation.contents, marked, strict=True)
         ):
-            whole = f"{begin}{content}{end}"
+            if not whole:
+                spans.append(None)
+                continue
             if rest.count(begin) != 1 or rest.count(end) != 1:
                 times = min(rest.count(begin), rest.count(end))
                 raise self._refusal(turn, "leaves out" if times == 0 else "repeats")
@@ -120,27 +148,77 @@ class ChatTemplate:
             raise self._refusal(len(marks) - 1, "rewrites")
         return Rendering(text, spans)
 
+    def left_out(self, conversation: Conversation, variables: Variables) -> list[str]:
+        """What of a conversation the template does not write: `UNSHARED`, by name.
+
+        Raises:
+            InvalidInputError: as for `render`.
+        """
+        messages = conversation.with_contents(conversation.contents)
+        text = self._rendered(conversation, conversation.contents, variables)
+        found = []
+        for name, fields in UNSHARED.items():
+            rest = [
+                {key: value for key, value in message.items() if key not in fields}
+                for message in messages
+            ]
+            tools = () if "tools" in fields else conversation.tools
+            if rest == messages and tools == conversation.tools:
+                continue
+            with contextlib.suppress(Exception):
+                if self._applied(rest, tools, variables) == text:
+                    found.append(name)
+        return found
+
     def _rendered(
         self,
         conversation: Conversation,
         contents: Sequence[str],
         variables: Variables,
     ) -> str:
+        messages = conversation.with_contents(contents)
         try:
-            return str(
-                self._hugging_face.apply_chat_template(
-                    conversation.with_contents(contents),
-                    tools=list(conversation.tools) or None,
-                    chat_template=self._fallback,
-                    tokenize=False,
-                    **variables,
-                )
-            )
+            return self._applied(messages, conversation.tools, variables)
         except Exception as error:
             # Templates raise errors of their own, of any kind.
+            readable = self._readable(messages, conversation.tools, variables)
+            where = f"turn {readable} ({messages[readable]['role']})" if readable else "turn 0"
             raise InvalidInputError(
-                f"the chat template of {self.name} refuses the conversation: {error}"
+                f"the chat template of {self.name} refuses the conversation at {where}: {error}"
             ) from error
+
+    def _applied(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        variables: Variables,
+    ) -> str:
+        options = dict(variables)
+        prompts = options.pop(GENERATION_PROMPT, False)
+        if prompts and messages[-1]["role"] != ASSISTANT:
+            options[GENERATION_PROMPT] = True
+        return str(
+            self._hugging_face.apply_chat_template(
+                list(messages),
+                tools=list(tools) or None,
+                chat_template=self._fallback,
+                tokenize=False,
+                **options,
+            )
+        )
+
+    def _readable(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        variables: Variables,
+    ) -> int:
+        """How many of the first turns the template takes; at least one less than there are."""
+        for count in range(len(messages) - 1, 0, -1):
+            with contextlib.suppress(Exception):
+                self._applied(messages[:count], tools, variables)
+                return count
+        return 0
 
     @staticmethod
     def _marks(conversation: Conversation) -> list[tuple[str, str]]:

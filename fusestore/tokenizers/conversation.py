@@ -87,6 +87,14 @@ class Conversation:
         return tuple(contents if self.keep_white_space else [text.strip() for text in contents])
 
     @cached_property
+    def calls_alone(self) -> tuple[bool, ...]:
+        """Whether each turn has tool calls and no content, so that models share nothing of it."""
+        return tuple(
+            content == "" and bool(message.get("tool_calls"))
+            for message, content in zip(self.messages, self.contents, strict=True)
+        )
+
+    @cached_property
     def text(self) -> str:
         """The shared text."""
         turns = [f"{HEADER}{content}{END_OF_TURN}" for content in self.contents]
@@ -104,9 +112,12 @@ class Conversation:
         return tuple(turns)
 
     def trained_on(self, train_on: TrainOn) -> list[bool]:
-        """Whether each turn is trained on."""
+        """Whether each turn is trained on; never one of tool calls alone."""
         roles = [turn.role for turn in self.turns]
-        chosen = [train_on == "all" or role == ASSISTANT for role in roles]
+        chosen = [
+            (train_on == "all" or role == ASSISTANT) and not calls_alone
+            for role, calls_alone in zip(roles, self.calls_alone, strict=True)
+        ]
         last_user = max((at for at, role in enumerate(roles) if role == USER), default=-1)
         last = max((at for at, role in enumerate(roles) if role == ASSISTANT), default=-1)
         begin = {"completion": last_user + 1, "last-turn": last}.get(train_on, 0)

@@ -5,25 +5,36 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fusestore.corpus.build import write_corpus
 from fusestore.corpus.conversation_forms import FORMS
 from fusestore.corpus.corpus import open_corpus
 from fusestore.corpus.manifest import ChatSettings
 from fusestore.corpus.run import build_corpus
+from fusestore.corpus.segment_conversation import segment_conversation
 from fusestore.corpus.settings import CorpusSettings
+from fusestore.corpus.shown_document import shown_document
 from fusestore.corpus.tokenize import find_corpus_tokens, store_corpus_tokens
 from fusestore.errors import FusestoreError, IncompatibleError, InvalidInputError
 from fusestore.store.layout import Store
-from fusestore.tokenizers.conversation import Conversation
+from fusestore.tokenizers.conversation import TRAIN_ON, Conversation
 from fusestore.tokenizers.tokenizer import Tokenizer
-from tests.helpers.chat_models import CHATML, chat_tokenizer, conversation, write_conversations
+from tests.helpers.chat_models import (
+    CHATML,
+    chat_tokenizer,
+    conversation,
+    encoder_and_tokenizer,
+    write_conversations,
+)
 from tests.helpers.command import Command
 
 PLAIN = [
     {"role": "user", "content": "Why?"},
     {"role": "assistant", "content": "So."},
 ]
+ENCODER, _ = encoder_and_tokenizer("chatml")
 SYSTEM = {"role": "system", "content": "Be kind."}
 
 RECORDS: dict[str, Any] = {
@@ -215,14 +226,51 @@ def test_long_conversations_are_cut_before_turns_of_the_user(tmp_path, chatml):
     ]
     assert corpus.table()["segment"].to_list() == [0, 1, 2]
     assert corpus.manifest.dropped_exchanges == 1
-    assert lines[-1] == (
-        "1 exchanges of more than 80 tokens were left out; raise max_length to keep them"
-    )
+    assert lines[-2:] == [
+        "1 conversations of more than 80 tokens were cut before turns of the user into 3 "
+        "documents; each begins with the turns of the system, which are trained on once",
+        "1 exchanges of more than 80 tokens were left out, with 245 bytes to train on; raise "
+        "max_length to keep them: turns 5 to 6 of a.jsonl#0",
+    ]
     tokens = store_corpus_tokens(tmp_path / "store", corpus, chatml, add_bos=False)
     assert max(tokens.document_offsets[1:] - tokens.document_offsets[:-1]) <= 80
     # The system's turn is trained on once.
     trained = [turns[0]["trained_on"] for turns in corpus.table()["turns"].to_list()]
     assert trained == [True, False, False]
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=6),
+    system=st.booleans(),
+    limit=st.integers(30, 120),
+    train_on=st.sampled_from(TRAIN_ON),
+)
+@settings(max_examples=40)
+def test_every_supervised_byte_is_in_one_segment_or_left_out(sizes, system, limit, train_on):
+    words = [({"role": "user", "content": "q" * q}, {"role": "assistant", "content": "a" * a})
+             for q, a in sizes]  # fmt: skip
+    given = Conversation((*([SYSTEM] if system else []), *(turn for pair in words for turn in pair)))
+    encoder = ENCODER
+    segmented = segment_conversation(given, [encoder], limit, str)
+    trained_on = given.trained_on(train_on)
+    kept = [turn for first, stop in segmented.left_out for turn in range(first, stop)]
+    for segment in segmented.segments:
+        part = segment.conversation
+        assert encoder.encode([part], str).num_tokens <= limit
+        flags = segment.of_turns(trained_on)
+        assert len(flags) == len(part.messages)
+        # What is repeated is the system's, and is not trained on again.
+        assert [turn.role for turn in part.turns[: part.repeated]] == ["system"] * part.repeated
+        assert not any(flags[: part.repeated])
+        assert list(part.messages[part.repeated :]) == list(
+            given.messages[segment.start : segment.stop]
+        )
+        # Nothing but a turn of the user begins one.
+        assert segment.start == 0 or part.turns[part.repeated].role == "user"
+        kept += range(segment.start, segment.stop)
+        for turn, flag in zip(range(segment.start, segment.stop), flags[part.repeated :]):
+            assert flag == trained_on[turn]
+    assert sorted(kept) == list(range(len(given.messages)))
 
 
 def test_tool_calls_are_read_and_said_not_to_be_trained_on(tmp_path, chatml):
@@ -232,7 +280,11 @@ def test_tool_calls_are_read_and_said_not_to_be_trained_on(tmp_path, chatml):
     lines = []
     corpus = write_corpus(tmp_path / "s", "c", file, tokenizers=[chatml], report=lines.append)
     assert conversations_of(corpus) == [given]
-    assert lines[-1].startswith("1 turns have tool calls or reasoning")
+    assert lines[-2:] == [
+        "Of 1 conversations there are tool calls in 1, tools in 1: each model reads them as its "
+        "chat template writes them, and none is trained on them",
+        "chatml does not read the tools of 1: its chat template leaves them out",
+    ]
     [kept] = next(corpus.conversation_batches())
     assert kept.tools == ({"type": "function"},)
 
@@ -287,3 +339,75 @@ def test_a_shown_conversation_is_the_one_that_was_given(tmp_path, capsys, monkey
     outcome = command(*shown, "1")
     assert outcome.code == 1
     assert "has 1 documents" in outcome.err
+
+
+WORDS = st.text(st.sampled_from("ab .\n<|>Å½🦊"), max_size=5)
+CALLS = [{"id": "a1", "type": "function", "function": {"name": "f", "arguments": {"x": [1, "é"]}}}]
+TURNS = st.one_of(
+    st.fixed_dictionaries({"role": st.just("user"), "content": WORDS}),
+    st.fixed_dictionaries(
+        {"role": st.just("assistant"), "content": WORDS},
+        optional={"reasoning_content": WORDS, "tool_calls": st.just(CALLS)},
+    ),
+    st.fixed_dictionaries({"role": st.just("assistant"), "tool_calls": st.just(CALLS)}),
+    st.fixed_dictionaries(
+        {"role": st.just("tool"), "content": WORDS}, optional={"tool_call_id": st.just("a1")}
+    ),
+    st.fixed_dictionaries(
+        {
+            "role": st.just("user"),
+            "content": st.lists(
+                st.fixed_dictionaries({"type": st.just("text"), "text": WORDS}), min_size=1
+            ),
+        }
+    ),
+)
+"""Turns with every field that is kept."""
+
+
+def of_sharegpt(turn):
+    names = {"user": "human", "assistant": "gpt", "tool": "observation"}
+    rest = {key: value for key, value in turn.items() if key not in ("role", "content")}
+    value = {"value": turn["content"]} if "content" in turn else {}
+    return {"from": names[turn["role"]], **value, **rest}
+
+
+WRITTEN: dict[str, Any] = {
+    "messages": lambda turns, cut: {"messages": turns, "tools": TOOLS},
+    "sharegpt": lambda turns, cut: {"conversations": [of_sharegpt(turn) for turn in turns]},
+    "preference": lambda turns, cut: {"prompt": turns[:cut], "chosen": turns[cut:]},
+    "completion": lambda turns, cut: {"prompt": turns[:cut], "completion": turns[cut:]},
+}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+@pytest.mark.parametrize("keep", [False, True])
+@given(
+    conversations=st.lists(
+        st.tuples(st.lists(TURNS, min_size=2, max_size=4), st.integers(1, 3)),
+        min_size=1,
+        max_size=3,
+    )
+)
+@settings(max_examples=10)
+def test_what_is_shown_is_what_was_given(form, keep, conversations, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(form)
+    records = [WRITTEN[form](turns, cut) for turns, cut in conversations]
+    corpus = write_corpus(
+        *(folder, "c", write(folder / "a.jsonl", records)), keep_white_space=keep
+    )
+    for number, (turns, cut) in enumerate(conversations):
+        shown = json.loads(json.dumps(shown_document(corpus, number).content))
+        expected = turns
+        if form == "preference" and turns[cut:][:cut] == turns[:cut]:
+            # A chosen side that repeats the prompt.
+            expected = turns[cut:]
+        assert shown["conversation"]["messages"] == expected
+        assert shown["conversation"].get("tools", []) == (TOOLS if form == "messages" else [])
+        again = Conversation.from_json(json.dumps(shown["conversation"]))
+        assert again.text == shown["text"]
+        assert again.keep_white_space == keep
+        assert [turn._asdict() for turn in again.turns] == [
+            {key: turn[key] for key in ("role", "start", "stop")} for turn in shown["turns"]
+        ]
