@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -52,11 +53,16 @@ def print_document(
     unpaired = [explanation for explanation in explanations if explanation.kind != "span"]
     if unpaired:
         output.print("Tokens without a span:")
-    for explanation in unpaired:
+    # A chat template writes many tokens in a row that are in no pair, for one reason.
+    for _, group in groupby(unpaired, lambda each: (each.kind, each.source_pos, each.why)):
+        explanation, *more = group
         partner = ""
         if explanation.source_pos is not None:
             partner = f" with source {explanation.source_pos} {explanation.source_token}"
-        line = Text(f"  {explanation.target_pos} {explanation.target_token}: ")
+        line = Text(f"  {explanation.target_pos} {explanation.target_token}")
+        if more:
+            line.append(f" to {more[-1].target_pos} {more[-1].target_token}")
+        line.append(": ")
         line.append(explanation.kind, style=_STYLES[explanation.kind])
         line.append(f"{partner}; {explanation.why}")
         output.print(line)

@@ -122,6 +122,21 @@ def write_alignment(
     return _finish(location, fingerprint, receipts, source, target, source_vocab, target_vocab)
 
 
+def tokens_digest(tokens: TokenReader) -> str:
+    """As `AlignmentFingerprint` has it of either side: reads all tokens."""
+    ids, ends = hashlib.sha256(), hashlib.sha256()
+    for start, stop in document_blocks(tokens, tokens):
+        block = document_range(tokens, start, stop)
+        ids.update(np.ascontiguousarray(block.token_ids, "<i4").data)
+        ends.update(np.ascontiguousarray(block.end_offsets, "<i4").data)
+    return _joined(tokens, ids, ends)
+
+
+def _joined(tokens: TokenReader, *hashes: hashlib._Hash) -> str:
+    offsets = hashlib.sha256(np.ascontiguousarray(tokens.document_offsets, "<i8").data)
+    return hashlib.sha256(b"".join(each.digest() for each in (offsets, *hashes))).hexdigest()
+
+
 def _checked_digests(
     source: TokenReader, target: TokenReader, source_vocab: Vocabulary, target_vocab: Vocabulary
 ) -> tuple[str, str]:
@@ -135,12 +150,7 @@ def _checked_digests(
             ids, ends = states[name]
             ids.update(np.ascontiguousarray(tokens.token_ids, "<i4").data)
             ends.update(np.ascontiguousarray(tokens.end_offsets, "<i4").data)
-    digests = []
-    for name, reader, _ in sides:
-        offsets = hashlib.sha256(np.ascontiguousarray(reader.document_offsets, "<i8").data)
-        hashes = (offsets, *states[name])
-        digests.append(hashlib.sha256(b"".join(each.digest() for each in hashes)).hexdigest())
-    return digests[0], digests[1]
+    return _joined(source, *states["source"]), _joined(target, *states["target"])
 
 
 def _write_layout(

@@ -8,6 +8,7 @@ from functools import partial
 from fusestore.align.alignment_writer import write_alignment
 from fusestore.align.kinds import MapMethod
 from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
+from fusestore.align.target_tokens import aligned_tokens
 from fusestore.align.vocabulary.manifest import VocabularyMapManifest
 from fusestore.align.vocabulary.statistics import count_pairs
 from fusestore.align.vocabulary.stored_map import (
@@ -18,7 +19,7 @@ from fusestore.align.vocabulary.stored_map import (
 from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.corpus.rebuild_corpus import find_corpus
-from fusestore.corpus.tokenize import find_corpus_tokens, find_tokens
+from fusestore.corpus.tokenize import find_corpus_tokens
 from fusestore.errors import CorruptionError, FusestoreError, NotFoundError
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.layout import Store
@@ -92,7 +93,7 @@ def rebuild_alignment(store: Store, name: str) -> None:
         )
     cache = find_cache(store, fingerprint.source_cache_digest)
     corpus = find_corpus(store, fingerprint.corpus_digest)
-    target = find_tokens(corpus, fingerprint.target_tokenizer_digest, fingerprint.num_target_tokens)
+    target = aligned_tokens(corpus, fingerprint)
     source_vocabulary = load_vocabulary(store, fingerprint.source_tokenizer_digest)
     target_vocabulary = load_vocabulary(store, fingerprint.target_tokenizer_digest)
     pairs = fingerprint.vocabulary_map_digest

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from fusestore.align.alignment_writer import tokens_digest
+from fusestore.align.manifest import AlignmentFingerprint
+from fusestore.cache.reader import Cache
 from fusestore.corpus.corpus import Corpus
-from fusestore.corpus.tokenize import StoredTokens, find_corpus_tokens, store_corpus_tokens
+from fusestore.corpus.document_encoder import DocumentEncoder
+from fusestore.corpus.tokenize import (
+    StoredTokens,
+    find_corpus_tokens,
+    find_tokens,
+    store_corpus_tokens,
+)
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.models.target import Target
 from fusestore.store.layout import Store
+from fusestore.tokenizers.chat_encoder import TemplateIdentity
 
 
 def target_tokens(store: Store, corpus: Corpus, target: Target) -> StoredTokens:
@@ -33,6 +43,54 @@ def target_tokens(store: Store, corpus: Corpus, target: Target) -> StoredTokens:
             "without. Name the target's model, as in --target MODEL, to choose by its own rule."
         )
     return stored[0]
+
+
+def aligned_tokens(corpus: Corpus, fingerprint: AlignmentFingerprint) -> StoredTokens:
+    """The tokens of the target that an alignment is to.
+
+    Raises:
+        NotFoundError: the corpus does not have them.
+    """
+    digest, num_tokens = fingerprint.target_tokenizer_digest, fingerprint.num_target_tokens
+    found = [
+        tokens
+        for tokens in find_corpus_tokens(corpus, digest)
+        if tokens.manifest.num_tokens == num_tokens
+    ]
+    if len(found) < 2:
+        return find_tokens(corpus, digest, num_tokens)
+    # Two chat templates may write as many.
+    same = (each for each in found if tokens_digest(each) == fingerprint.target_tokens_digest)
+    return next(same, found[0])
+
+
+def shares_tokens(store: Store, corpus: Corpus, cache: Cache, target: Target) -> bool:
+    """Whether a cache's tokens are the target's own, so that no alignment is needed.
+
+    Its tokenizer must be the target's and, of conversations, what its chat template makes of them.
+
+    Raises:
+        As for `target_tokens`.
+    """
+    fingerprint = cache.fingerprint
+    if fingerprint.tokenizer_digest != target.digest:
+        return False
+    template = _template_of(corpus, target)
+    if fingerprint.template is None or template is None or fingerprint.template == template:
+        return True
+    # Two templates may write the same.
+    found = {each.manifest.template: each for each in find_corpus_tokens(corpus, target.digest)}
+    own = found.get(fingerprint.template)
+    return own is not None and own.digest == target_tokens(store, corpus, target).digest
+
+
+def _template_of(corpus: Corpus, target: Target) -> TemplateIdentity | None:
+    """The target's chat template; None for texts, or where only a digest tells the target."""
+    if corpus.manifest.fingerprint.chat is None or target.template is not None:
+        return target.template
+    if target.adds_bos is None:
+        return None
+    return DocumentEncoder.of(corpus, target.tokenizer, add_bos=False).template
 
 
 def _of_conversations(

@@ -129,10 +129,14 @@ def _template_text(given: str | None) -> str | None:
     """A template, or the content of its file."""
     if given is None or not given.endswith(".jinja"):
         return given
+    path = Path(resolve_path(given)).expanduser()
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"The chat template {given} cannot be read: {error}.") from error
+        raise InvalidInputError(
+            f"The chat template {given} cannot be read: {error}. Like inputs, it is looked for from "
+            f"the folder in which the command runs, {Path.cwd()}."
+        ) from error
 
 
 def _held_out_rules(settings: CorpusSettings) -> list[HeldOut]:

@@ -73,7 +73,7 @@ class CorpusSettings(Frozen):
         default=None,
         min_length=1,
         description="Chat template of models that have none, such as pretrained ones: a file that "
-        "ends in .jinja, or its text.",
+        "ends in .jinja, as a path like those of inputs, or its text.",
         json_schema_extra={**_CHAT, "metavar": "FILE"},
     )
     split_column: str | None = Field(

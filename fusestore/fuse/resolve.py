@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fusestore.align.alignment_writer import tokens_digest
 from fusestore.align.manifest import AlignmentManifest
 from fusestore.align.run import alignment_name
 from fusestore.align.stored import Alignment, open_alignment
-from fusestore.align.target_tokens import target_tokens
+from fusestore.align.target_tokens import shares_tokens, target_tokens
 from fusestore.align.vocabulary.first_tokens import first_tokens
 from fusestore.align.vocabulary.stored_map import load_vocabulary_map, vocabulary_map_folder
 from fusestore.cache.reader import Cache, open_cache
@@ -73,7 +74,7 @@ def find_inputs(
     opened = _target_of(store, recipe, target, caches)
     target_cache = _target_cache(store, recipe)
     sources = tuple(
-        _with_alignment(store, source, cache, recipe, opened)
+        _with_alignment(store, corpus, source, cache, recipe, opened)
         for source, cache in zip(recipe.sources, caches, strict=True)
     )
     whole = recipe.model_copy(
@@ -92,7 +93,8 @@ def find_inputs(
     if target_cache is not None:
         cache = open_cache(store, target_cache)
         _check_tails(cache)
-        source = _with_alignment(store, RecipeSource(cache=target_cache), cache, whole, opened)
+        source = RecipeSource(cache=target_cache)
+        source = _with_alignment(store, corpus, source, cache, whole, opened)
         target_input = _source_input(store, source, cache, whole, opened)
     fitted = None
     if recipe.strategy in LEARNED:
@@ -112,6 +114,9 @@ def find_inputs(
     tokens = None if plan is None else _tokens_of_plan(corpus, plan)
     if tokens is None:
         tokens = target_tokens(store, corpus, opened)
+    if tokens.manifest.template is not None:
+        for each in inputs:
+            _check_template(corpus, each, tokens)
     return prepare(
         whole,
         [
@@ -299,7 +304,7 @@ def _source_input(
         vocabulary_map = load_vocabulary_map(folder)
     except NotFoundError as error:
         raise NotFoundError(
-            f"Source {name!r} has another tokenizer than the target and is not aligned to it "
+            f"Source {name!r} has other tokens than the target and is not aligned to it "
             f"({error}). Run `fusestore align {name} --target MODEL --name {source.alignment} "
             f"--method {recipe.alignment_method} --vocabulary {method}` first."
         ) from error
@@ -341,12 +346,36 @@ def _with_end_of_turn(
     return replace(source, target_id=mapped)
 
 
+def _check_template(corpus: Corpus, source: SourceInput, tokens: StoredTokens) -> None:
+    """Check that an alignment is to the target's tokens by its own chat template.
+
+    Raises:
+        IncompatibleError: it is to those by another.
+    """
+    if not isinstance(source.alignment, Alignment):
+        return
+    if len(find_corpus_tokens(corpus, tokens.manifest.tokenizer_digest)) == 1:
+        return
+    name = source.alignment.location.name
+    if source.alignment.manifest.fingerprint.target_tokens_digest != tokens_digest(tokens):
+        raise IncompatibleError(
+            f"Alignment {name!r} is to the target's tokenizer by another chat template. Run "
+            f"`fusestore align {source.name} --target MODEL --name NAME` with the target's own "
+            "model, and name that alignment in the recipe."
+        )
+
+
 def _with_alignment(
-    store: Store, source: RecipeSource, cache: Cache, recipe: Recipe, target: Target
+    store: Store,
+    corpus: Corpus,
+    source: RecipeSource,
+    cache: Cache,
+    recipe: Recipe,
+    target: Target,
 ) -> RecipeSource:
-    """The source with its alignment's name; None if its tokenizer is the target's own."""
+    """The source with its alignment's name; None if its tokens are the target's own."""
     name = None
-    if cache.fingerprint.tokenizer_digest != target.digest:
+    if not shares_tokens(store, corpus, cache, target):
         name = source.alignment or _only_alignment(store, source.cache, recipe, target)
     return source.model_copy(update={"alignment": name})
 
@@ -372,9 +401,11 @@ def _only_alignment(store: Store, cache: str, recipe: Recipe, target: Target) ->
             f"{recipe.alignment_method}: {', '.join(fitting)}. Name one in the recipe, as in "
             f'alignment = "{fitting[0]}".'
         )
+    by_template = "" if target.template is None else ", or another chat template,"
     if not fitting:
         raise NotFoundError(
-            f"Source {cache!r} has another tokenizer than the target and no alignment to it by "
+            f"Source {cache!r} has another tokenizer{by_template} than the target and no alignment "
+            "to it by "
             f"method {recipe.alignment_method}. Run `fusestore align {cache} --target MODEL "
             f"--method {recipe.alignment_method} --vocabulary {recipe.vocabulary_method}` first, "
             "with a --name of its own if the store has an alignment by another method."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fusestore.align.run import align, alignment_name
+from fusestore.align.target_tokens import shares_tokens
 from fusestore.cache.reader import Cache
 from fusestore.capture.run import capture
 from fusestore.corpus.run import build_corpus
@@ -123,7 +124,7 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
     target = Target.of_tokenizer(models[config.target].tokenizer, config.target)
     aligned: list[str] = []
     for source in recipe.sources:
-        if models[source.cache].tokenizer.digest == target.digest:
+        if shares_tokens(store, corpus, caches[source.cache], target):
             continue
         alignment = source.alignment or alignment_name(source.cache, target.name)
         aligned.append(f"alignment {alignment}")

@@ -7,10 +7,10 @@ import polars as pl
 from fusestore.align.kinds import AlignmentMethod
 from fusestore.align.report.columns import AlignedDocument
 from fusestore.align.stored import open_alignment
+from fusestore.align.target_tokens import aligned_tokens
 from fusestore.align.tokens.pairing import align_tokens
 from fusestore.cache.reader import open_cache
 from fusestore.corpus.corpus import Corpus, open_corpus
-from fusestore.corpus.tokenize import find_tokens
 from fusestore.errors import NotFoundError
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import document_range
@@ -63,7 +63,7 @@ def stored_alignment(
     cache = open_cache(store, cache_name)
     corpus = open_corpus(store, cache.fingerprint.corpus.name)
     index = _document_index(corpus, document)
-    target = find_tokens(corpus, fingerprint.target_tokenizer_digest, fingerprint.num_target_tokens)
+    target = aligned_tokens(corpus, fingerprint)
     source_ids, source_ends = document_range(cache, index, index + 1).document(0)
     target_ids, target_ends = document_range(target, index, index + 1).document(0)
     position, kind = alignment.for_documents(index, index + 1)
