@@ -134,8 +134,8 @@ def _template_text(given: str | None) -> str | None:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(
-            f"The chat template {given} cannot be read: {error}. Like inputs, it is looked for from "
-            f"the folder in which the command runs, {Path.cwd()}."
+            f"The chat template {given} cannot be read: {error}. As with inputs, a relative path "
+            f"begins in the folder in which the command runs, {Path.cwd()}."
         ) from error
 
 

@@ -136,7 +136,9 @@ class CorpusSettings(Frozen):
     def _variables_are_of_templates(cls, variables: TemplateVariables) -> TemplateVariables:
         reserved = sorted(RESERVED & variables.keys())
         if reserved:
-            hint = "use the setting of this name" if GENERATION_PROMPT in reserved else "leave it out"
+            hint = (
+                "use the setting of this name" if GENERATION_PROMPT in reserved else "leave it out"
+            )
             raise ValueError(
                 f"{reserved[0]!r} is an argument of apply_chat_template, not a variable of a "
                 f"template; {hint}"

@@ -298,7 +298,7 @@ def plan_digest(plan: Mapping[str, Any]) -> str:
 
 def _has_window_table(plan: Mapping[str, Any]) -> bool:
     """As `Recipe.has_window_table`."""
-    return plan["recipe"]["packing"] != "stream"
+    return bool(plan["recipe"]["packing"] != "stream")
 
 
 def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:

@@ -102,9 +102,9 @@ def train(
         settings = settings.model_copy(update={"precision": precision})
         lines.append(f"precision {precision} ({reason})")
     if settings.attend_within == "auto":
-        reach, reason = _settle_attention(model, dataset, settings, known)
+        reach, why = _settle_attention(model, dataset, settings, known)
         settings = settings.model_copy(update={"attend_within": reach})
-        lines += [f"attention within each {reach}: {reason}"] if reason else []
+        lines += [] if why is None else [f"attention within each {reach}: {why}"]
     plan = _plan(model, dataset, settings, accelerator.num_processes)
     finished = _finished(output, plan)
     if finished is not None:

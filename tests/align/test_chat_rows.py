@@ -23,7 +23,12 @@ EXCHANGES = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3)
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [("gemma3", "smollm2"), ("llama3", "qwen3"), ("qwen3", "mistral_nemo"), ("qwen2_5", "llama3_1")],
+    [
+        ("gemma3", "smollm2"),
+        ("llama3", "qwen3"),
+        ("qwen3", "mistral_nemo"),
+        ("qwen2_5", "llama3_1"),
+    ],
 )
 @given(exchanges=EXCHANGES)
 @settings(max_examples=20, deadline=None)

@@ -141,6 +141,59 @@ def test_a_bad_record_is_named(problem, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+GPT = {"from": "gpt", "value": "So."}
+BAD_FORMS: dict[str, dict[str, Any]] = {
+    "form sharegpt: a conversation without turns": {"conversations": []},
+    "turn 0 has the role 'bot'; roles are": {"conversations": [{"from": "bot", "value": "a"}]},
+    "turn 0 has 3 as content, not text": {"conversations": [{"from": "human", "value": 3}, GPT]},
+    "turn 1 has neither content nor tool calls": {"conversations": [GPT, {"from": "human"}]},
+    "turn 0 is 'a', not an object": {"conversations": ["a"]},
+    "form preference: a conversation without turns": {"prompt": [], "chosen": []},
+    "'chosen' is 3, not a list": {"prompt": "a", "chosen": 3},
+    "form completion: a conversation without turns": {"prompt": [], "completion": []},
+    "'completion' is {'a': 1}, not a list": {"prompt": "a", "completion": {"a": 1}},
+    "'input' is 3, not text": {"instruction": "a", "input": 3, "output": "b"},
+    "has no value in 'output'": {"instruction": "a", "output": None},
+    "'tools' is 3, not a list": {"messages": PLAIN, "tools": 3},
+}
+
+
+@pytest.mark.parametrize("problem", BAD_FORMS)
+def test_a_bad_record_of_any_form_is_named(problem, tmp_path):
+    bad = BAD_FORMS[problem]
+    [form] = [form for form in FORMS.values() if set(form.needed) <= bad.keys()]
+    good = {**dict.fromkeys(bad), **RECORDS[form.name][0][0]}
+    file = write(tmp_path / "a.jsonl", [good, good, bad])
+    with pytest.raises(InvalidInputError) as raised:
+        write_corpus(tmp_path / "store", "c", file)
+    assert str(raised.value).startswith("Line 3 of a.jsonl")
+    assert problem in str(raised.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_arguments_that_are_no_variables_of_templates():
+    for name in ("add_generation_prompt", "tokenize", "tools"):
+        with pytest.raises(ValueError, match=f"'{name}' is an argument of apply_chat_template"):
+            CorpusSettings(template_variables={name: True})
+
+
+def test_prompts_alone_end_with_the_header_of_an_answer(tmp_path, chatml):
+    file = write(tmp_path / "a.jsonl", [{"messages": PLAIN[:1]}, {"messages": PLAIN}])
+    store = Store.open(tmp_path / "s")
+    tables = []
+    for name, prompts in (("without", False), ("with", True)):
+        settings = CorpusSettings(max_length=None, add_generation_prompt=prompts)
+        corpus = build_corpus(store, name, [str(file)], settings, tokenizers=[chatml]).artifact
+        tables.append(store_corpus_tokens(store, corpus, chatml, add_bos=False).table())
+    plain, prompted = tables
+    spelled = b"".join(chatml.vocabulary.token_bytes[each] for each in prompted.document(0)[0])
+    assert spelled.endswith(b"<|im_start|>assistant\n")
+    assert len(prompted.document(0)[0]) > len(plain.document(0)[0])
+    assert prompted.document(1)[0].tolist() == plain.document(1)[0].tolist()
+    # The prompt's rows are there; nothing of it is trained on.
+    assert [turn["trained_on"] for turn in corpus.table()["turns"][0]] == [False]
+
+
 def test_a_bad_row_of_a_table_is_named(tmp_path):
     rows = [{"messages": PLAIN}, {"messages": [{"role": "bot", "content": "a"}]}]
     file = write(tmp_path / "a.parquet", rows)
@@ -249,7 +302,9 @@ def test_long_conversations_are_cut_before_turns_of_the_user(tmp_path, chatml):
 def test_every_supervised_byte_is_in_one_segment_or_left_out(sizes, system, limit, train_on):
     words = [({"role": "user", "content": "q" * q}, {"role": "assistant", "content": "a" * a})
              for q, a in sizes]  # fmt: skip
-    given = Conversation((*([SYSTEM] if system else []), *(turn for pair in words for turn in pair)))
+    given = Conversation(
+        (*([SYSTEM] if system else []), *(turn for pair in words for turn in pair))
+    )
     encoder = ENCODER
     segmented = segment_conversation(given, [encoder], limit, str)
     trained_on = given.trained_on(train_on)
@@ -268,8 +323,7 @@ def test_every_supervised_byte_is_in_one_segment_or_left_out(sizes, system, limi
         # Nothing but a turn of the user begins one.
         assert segment.start == 0 or part.turns[part.repeated].role == "user"
         kept += range(segment.start, segment.stop)
-        for turn, flag in zip(range(segment.start, segment.stop), flags[part.repeated :]):
-            assert flag == trained_on[turn]
+        assert flags[part.repeated :] == trained_on[segment.start : segment.stop]
     assert sorted(kept) == list(range(len(given.messages)))
 
 
@@ -372,13 +426,16 @@ def of_sharegpt(turn):
     return {"from": names[turn["role"]], **value, **rest}
 
 
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+]
+
 WRITTEN: dict[str, Any] = {
     "messages": lambda turns, cut: {"messages": turns, "tools": TOOLS},
     "sharegpt": lambda turns, cut: {"conversations": [of_sharegpt(turn) for turn in turns]},
     "preference": lambda turns, cut: {"prompt": turns[:cut], "chosen": turns[cut:]},
     "completion": lambda turns, cut: {"prompt": turns[:cut], "completion": turns[cut:]},
 }
-TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
 
 @pytest.mark.parametrize("form", WRITTEN)
@@ -394,9 +451,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "
 def test_what_is_shown_is_what_was_given(form, keep, conversations, tmp_path_factory):
     folder = tmp_path_factory.mktemp(form)
     records = [WRITTEN[form](turns, cut) for turns, cut in conversations]
-    corpus = write_corpus(
-        *(folder, "c", write(folder / "a.jsonl", records)), keep_white_space=keep
-    )
+    corpus = write_corpus(*(folder, "c", write(folder / "a.jsonl", records)), keep_white_space=keep)
     for number, (turns, cut) in enumerate(conversations):
         shown = json.loads(json.dumps(shown_document(corpus, number).content))
         expected = turns

@@ -1,10 +1,10 @@
 """Conversations in windows: whole, masked from each other, each supervised byte in one window."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -177,5 +177,5 @@ def test_every_supervised_byte_is_in_one_window(numbers, train_on, spare):
     # What predicts a token lies in its window.
     firsts = set(starts[:-1].tolist())
     assert not any(counted[first] for first in firsts)
-    in_windows = [counted[a:b].sum() for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    in_windows = [counted[a:b].sum() for a, b in pairwise(starts)]
     assert sum(in_windows) == sum(stop - start for each in ranges for start, stop in each)

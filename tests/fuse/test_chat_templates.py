@@ -45,7 +45,9 @@ def made(tmp_path_factory):
 
 def test_they_are_aligned_by_the_roles_of_markers(made):
     recipe = fs.Recipe(sources=("other",), target="chatml", top_k=8, window_length=300)
-    with pytest.raises(NotFoundError, match=r"or another chat template, than the target.*align other"):
+    with pytest.raises(
+        NotFoundError, match=r"or another chat template, than the target.*align other"
+    ):
         made.store.fuse("early", recipe)
     made.store.align("other", target="chatml")
     rows = made.store.fuse("both", recipe, materialize=True).dataset()
@@ -57,9 +59,10 @@ def test_they_are_aligned_by_the_roles_of_markers(made):
     )
     assert own != target
     assert source.target_id[own] == target
-    assert np.delete(source.target_id, own).tolist() == np.delete(
-        np.arange(len(source.target_id)), own
-    ).tolist()
+    assert (
+        np.delete(source.target_id, own).tolist()
+        == np.delete(np.arange(len(source.target_id)), own).tolist()
+    )
     marked = fusion.read(0, 2)
     # Every answer, from its first token to its marker, has a row of the source.
     masks = np.concatenate([rows[index]["fused_mask"].numpy() for index in range(len(rows))])
@@ -85,7 +88,7 @@ def test_an_alignment_to_another_template_is_refused(made):
     recipe = fs.Recipe(
         sources=({"cache": "other", "alignment": "to-the-other"},), target="chatml", top_k=8
     )
-    with pytest.raises(IncompatibleError, match="'to-the-other' is to .* another chat template"):
+    with pytest.raises(IncompatibleError, match=r"'to-the-other' is to .* another chat template"):
         made.store.fuse("mixed", recipe)
 
 
@@ -122,7 +125,16 @@ def test_a_changed_template_is_another_cache(made, tmp_path):
 def test_an_aligned_conversation_is_shown(made, capsys, monkeypatch):
     made.store.align("other", target="chatml")
     command = Command(capsys, monkeypatch)
-    common = ["align", "other", "--target", "chatml", "--store", made.store.location, "--inspect", "0"]
+    common = [
+        "align",
+        "other",
+        "--target",
+        "chatml",
+        "--store",
+        made.store.location,
+        "--inspect",
+        "0",
+    ]
     out = command.succeeds(*common, "--width", "200").out
     assert "document 0 (chats.jsonl#0, segment 0): target tokens 0 to" in out
     # Each side's own header and markers, one above the other.
@@ -131,7 +143,9 @@ def test_an_aligned_conversation_is_shown(made, capsys, monkeypatch):
     assert out.count("\\x03") == 2 * 4
     # The tokens of a header are one line.
     [line] = [line for line in out.splitlines() if line.startswith("  0 <|im_start|> to 21")]
-    assert line.endswith("another target token ends at byte 2 too, and the last such token is aligned")
+    assert line.endswith(
+        "another target token ends at byte 2 too, and the last such token is aligned"
+    )
     listed = command.succeeds(*common, "--json").out
     assert conversation(0)[1]["content"].split()[-1].rstrip(".") in out.replace("│", "")
     assert '"kind": "span"' in listed
@@ -141,8 +155,8 @@ def test_ids_beyond_the_model_are_named(made, tmp_path):
     tokenizer = chat_tokenizer("chatml")
     folder = save_model(tmp_path / "narrow", make_llama(len(tokenizer) - 1, context=300), tokenizer)
     before = set(made.store.names("caches"))
-    with pytest.raises(IncompatibleError, match=r"Document 0 \(chats.jsonl#0, .*<\|im_end\|>.*331 ids"):
+    with pytest.raises(
+        IncompatibleError, match=r"Document 0 \(chats.jsonl#0, .*<\|im_end\|>.*331 ids"
+    ):
         made.store.capture("narrow", model=folder, corpus=made.corpus, settings=SETTINGS)
     assert set(made.store.names("caches")) == before
-
-

@@ -1,8 +1,10 @@
 """Real chat templates, each with a real tokenizer that has the special tokens it writes."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import tiktoken
@@ -31,7 +33,7 @@ class ChatFamily(NamedTuple):
     end: str
     markers: tuple[str, ...]
     bos: str | None = None
-    answer: dict[str, object] = {}
+    answer: Mapping[str, object] = MappingProxyType({})
 
 
 CHATML = ("<|im_start|>",)

@@ -220,7 +220,7 @@ def _check_fused_rows(numbers: Numbers) -> None:
 
 
 def _check_windows(starts: np.ndarray, document: np.ndarray, recipe: Mapping[str, Any]) -> None:
-    """Windows follow each other; none is too long, or holds positions of two documents or cuts one."""
+    """Windows follow each other; none is too long, and each is as the packing says."""
     assert starts[0] == 0
     assert starts[-1] == len(document)
     for start, stop in pairwise(starts):

@@ -98,9 +98,7 @@ def test_a_manifest_is_read_without_the_plugin_that_its_run_used(squared):
     plan = TrainingPlan(
         dataset_digest="a",
         base_model_digest="b",
-        settings=TrainSettings(
-            divergence="squared", precision="float32", attend_within="window"
-        ),
+        settings=TrainSettings(divergence="squared", precision="float32", attend_within="window"),
         world_size=1,
         total_steps=1,
     )

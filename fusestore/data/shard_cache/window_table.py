@@ -1,4 +1,4 @@
-"""The first positions of windows of a dataset whose windows begin with documents: eight bytes each."""
+"""The first positions of windows, where these begin with documents: eight bytes each."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class Stream(IterableDataset[dict[str, Tensor]]):
     that the training loop received, or `set_epoch` before each epoch. Both also reach persistent
     workers.
 
-    A subclass has the attributes `name`, `digest`, `target`, `window_length`, `vocab_size`, `top_k`,
-    `sampled` and `whole_documents`, and the methods below that raise NotImplementedError.
+    A subclass has the attributes `name`, `digest`, `target`, `window_length`, `vocab_size`,
+    `top_k`, `sampled` and `whole_documents`, and the methods below that raise NotImplementedError.
 
     Attributes:
         name: for messages.

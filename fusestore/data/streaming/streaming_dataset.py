@@ -34,7 +34,8 @@ class StreamingFusedDataset(Stream):
         name: its URL or folder, for messages.
         target: digest of the target's tokenizer.
         digest: of the dataset's plan, as `FusedDataset.digest`.
-        window_length, vocab_size, sampled, whole_documents, num_tokens, top_k: as in `FusedDataset`.
+        window_length, vocab_size, num_tokens, top_k: as in `FusedDataset`.
+        sampled, whole_documents: likewise.
         order: the order of windows.
         cache_root: folder of the fetched shards of all datasets.
         cache_limit: size limit of this folder in bytes; None: no limit.
