@@ -101,9 +101,16 @@ def _base(name: str):
         return deepseek_tokenizer()._hugging_face
     if name == "gemma3":
         return train_byte_fallback(TEXTS, 420)
-    ranks = encoding_of(8_000)._mergeable_ranks
+    return qwen_byte_pairs(8_000)
+
+
+def qwen_byte_pairs(count: int | None = None):
+    """Qwen's first `count` byte pairs, or all, behind NFC: room for special tokens after them."""
+    ranks = encoding_of(count)._mergeable_ranks
     special = {"<|endoftext|>": len(ranks)}
-    plain = tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    plain = tiktoken.Encoding(
+        "qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
+    )
     fast = fast_from_tiktoken(plain)
     fast.backend_tokenizer.normalizer = normalizers.NFC()
     return fast

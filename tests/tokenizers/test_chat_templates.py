@@ -16,7 +16,13 @@ from fusestore.tokenizers.chat_template import GENERATION_PROMPT
 from fusestore.tokenizers.conversation import Conversation
 from fusestore.tokenizers.supervision import Supervision, supervised_ranges
 from fusestore.tokenizers.tokenizer import Tokenizer, chat_encoder
-from tests.helpers.chat_families import FAMILIES, family, family_tokenizer, with_template
+from tests.helpers.chat_families import (
+    FAMILIES,
+    family,
+    family_tokenizer,
+    qwen_byte_pairs,
+    with_template,
+)
 from tests.helpers.real_tokenizers import MAKERS, real_tokenizer
 
 encoder_of = cache(lambda name: chat_encoder(family(name), {}))
@@ -175,11 +181,13 @@ def test_plain_conversations_are_read_by_every_family(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tokenizer"),
-    [("mistral_nemo", "tekken"), ("qwen2_5", "qwen_whole"), ("gemma3", "gemma3")],
+    [("mistral_nemo", "tekken"), ("qwen2_5", "qwen"), ("gemma3", "gemma3")],
 )
 def test_ids_and_masks_by_the_families_own_tokenizers(name, tokenizer, request):
     """Of packages that bring them: Mistral's Tekken, Qwen's byte pairs, Gemma's sentencepiece."""
-    if tokenizer in MAKERS:
+    if tokenizer == "qwen":
+        plain = qwen_byte_pairs()
+    elif tokenizer in MAKERS:
         plain = MAKERS[tokenizer]()._hugging_face
     else:
         plain = real_tokenizer(str(request.getfixturevalue("gemma3_tokenizer_path")))._hugging_face
@@ -187,7 +195,7 @@ def test_ids_and_masks_by_the_families_own_tokenizers(name, tokenizer, request):
     encoder = chat_encoder(Tokenizer(hugging_face, name), {})
 
     @given(turns=CONVERSATIONS)
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     def run(turns):
         check(name, encoder, hugging_face, of(turns))
 
