@@ -40,7 +40,8 @@ def merge(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Base model of task_arithmetic and ties, from which the others were trained.",
+            help="Base model, from which the others were trained; for task_arithmetic, ties, varm "
+            "and sce.",
             rich_help_panel="Merging",
         ),
     ] = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .console import ConsoleReporter, print_curves, print_json, print_table
+from .console import ConsoleReporter, output, print_curves, print_json, print_table
 from .estimate import PricePerGbMonth, PricePerHour, print_fusion_estimate
 from .options import JsonOption, StorageOption, storage_options
 
@@ -57,3 +57,5 @@ def run(
     for title, columns, rows in summary.tables():
         print_table(title, columns, rows)
     print_curves(summary.curves, summary.savings)
+    if summary.conclusion is not None:
+        output.print(f"\n{summary.conclusion}")

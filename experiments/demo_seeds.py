@@ -43,15 +43,16 @@ def main() -> None:
     config = load_config(Location.parse(EXAMPLES / "demo.toml"))
     store = Store.open(config.store)
     evaluate = (config.corpus.name, str(config.evaluate_split))
-    datasets = dict.fromkeys(config.train, config.fuse.name)
+    datasets = {name: run.fused for name, run in config.train.items()}
+    start = config.models["student"].model
     settings = {name: run.settings for name, run in config.train.items()}
     for name, changes in PARTS.items() if arguments.parts else ():
         datasets[name], settings[name] = name, settings["fused"]
-        recipe = config.fuse.recipe.model_copy(update=changes)
-        fuse(store, name, recipe, target=Model.open(config.models[config.target].model))
+        recipe = config.fuse[config.train["fused"].fused].model_copy(update=changes)
+        fuse(store, name, recipe, target=Model.open(start))
     curves: dict[str, dict[int, list[tuple[int, float]]]] = {name: {} for name in datasets}
     for seed in range(arguments.seeds):
-        folder = config.models[config.target].model
+        folder = start
         if seed:
             folder = f"{folder}-{seed}"
             command = [sys.executable, str(EXAMPLES / "demo_student.py"), folder, str(seed)]

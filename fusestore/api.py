@@ -302,7 +302,7 @@ class Store(StoreContents):
             models: two or more models (one is enough with a base), or what `Model.open` takes with
                 this store.
             settings: how weights are merged; linear with equal weights unless given.
-            base: the model that the others were trained from, for task_arithmetic and ties.
+            base: the model that the others were trained from, for methods that need one.
             evaluate: corpus and split to score in bits per byte.
             precision: format of the merged model's matrix products while it is scored.
             reporter: receives progress updates.

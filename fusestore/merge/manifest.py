@@ -17,7 +17,7 @@ class MergePlan(Manifest):
     Attributes:
         settings: how weights were merged.
         model_digests: of the models' folders, in order.
-        base_digest: of the base model's folder, for task_arithmetic and ties.
+        base_digest: of the base model's folder, for methods that need one.
         tokenizer_digest: of the tokenizer that all of them have.
     """
 

@@ -1,7 +1,7 @@
 """The merging rules, tensor by tensor: pure functions of float32 tensors of one shape.
 
 Sources: linear, arXiv 2203.05482 (model soups, with weights); SLERP, Shoemake, SIGGRAPH 1985; task
-arithmetic, arXiv 2212.04089; TIES, arXiv 2306.01708.
+arithmetic, arXiv 2212.04089; TIES, arXiv 2306.01708; VaRM and SCE, FuseChat, arXiv 2402.16107.
 """
 
 from __future__ import annotations
@@ -91,6 +91,52 @@ def ties(
         mean.add_(vector * agrees, alpha=weight)
         shares.add_(agrees, alpha=weight)
     return base + scale * mean / shares.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def varm(base: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """VaRM (FuseChat): a mean of the models, weighted by how far each has moved this tensor.
+
+    `Σ w θ` with `w = Σ (θ − θ_base)² / ΣΣ (θ − θ_base)²`, the inner sums over the tensor's elements,
+    the outer one over the models; all weights are equal if no model has moved it.
+    """
+    return linear(tensors, _shares_of_change([tensor - base for tensor in tensors]))
+
+
+def sce(base: Tensor, tensors: Sequence[Tensor], density: float) -> Tensor:
+    """SCE (FuseChat): select, calculate, erase.
+
+    Of the task vectors `θ − θ_base`, the share `density` of the elements that vary most between the
+    models is selected; a model's coefficient is its share of the sum of the squares of what was
+    selected; the entries against the sign of an element's sum are erased. The mean of the rest,
+    weighted by the coefficients, is added to the base. Nothing is added where no entry is left.
+
+    Args:
+        base: the model that the others were trained from.
+        tensors: of the models.
+        density: in (0, 1], of the elements that vary at all; at least one is selected.
+    """
+    vectors = torch.stack([tensor - base for tensor in tensors])
+    if density < 1:
+        variance = vectors.var(dim=0, correction=0).flatten()
+        count = max(1, math.floor(int(variance.count_nonzero()) * density))
+        selected = torch.zeros_like(variance)
+        selected[variance.topk(count).indices] = 1.0
+        vectors *= selected.reshape(base.shape)
+    shares = _shares_of_change(list(vectors))
+    elected = vectors.sum(dim=0).sign()
+    mean, total = torch.zeros_like(base), torch.zeros_like(base)
+    for vector, share in zip(vectors, shares, strict=True):
+        agrees = (vector.sign() == elected) & (elected != 0)
+        mean.add_(vector * agrees, alpha=share)
+        total.add_(agrees, alpha=share)
+    return base + mean / total.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _shares_of_change(vectors: Sequence[Tensor]) -> list[float]:
+    """Each task vector's share of the sum of all squares; equal shares if all are zero."""
+    squares = [_dot(vector, vector) for vector in vectors]
+    total = math.fsum(squares)
+    return [square / total if total else 1 / len(vectors) for square in squares]
 
 
 def magnitude_threshold(vectors: Callable[[], Iterable[Tensor]], density: float) -> float:

@@ -42,7 +42,7 @@ def merge_models(
         models: two or more models (one is enough with a base), or what `Model.open` takes with
             this store.
         settings: how weights are merged.
-        base: the model that the others were trained from, for task_arithmetic and ties.
+        base: the model that the others were trained from, for methods that need one.
         evaluate: corpus and split to score in bits per byte.
         precision: format of the merged model's matrix products while it is scored, on the CPU;
             `auto`: bfloat16 where the processor has it in hardware.
@@ -98,21 +98,7 @@ def merge_models(
 
 def _check_call(num_models: int, settings: MergeSettings, has_base: bool) -> None:
     method = settings.method
-    if num_models < (1 if settings.needs_base else 2):
-        raise InvalidInputError(
-            f"Method {method} needs at least {1 if settings.needs_base else 2} models, but "
-            f"{num_models} were given. Name more models."
-        )
-    if method == "slerp" and num_models != 2:
-        raise InvalidInputError(
-            f"Method slerp interpolates between two models, not {num_models}; merge pairs, or use "
-            "linear."
-        )
-    if settings.weights and len(settings.weights) != num_models:
-        raise InvalidInputError(
-            f"There are {len(settings.weights)} weights for {num_models} models. Give one weight "
-            "for each model."
-        )
+    settings.check_models(num_models)
     if settings.needs_base and not has_base:
         raise InvalidInputError(
             f"Method {method} adds the changes of models to the model that they were trained "

@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from fusestore.errors import IncompatibleError, NonFiniteError
-from fusestore.merge.rules import linear, magnitude_threshold, slerp, task_arithmetic, ties
+from fusestore.merge.rules import (
+    linear,
+    magnitude_threshold,
+    sce,
+    slerp,
+    task_arithmetic,
+    ties,
+    varm,
+)
 from fusestore.merge.settings import MergeSettings
 from fusestore.merge.weights import FUSE_INSTEAD, ModelWeights
 from fusestore.progress import Progress, ProgressCounter
@@ -36,7 +44,7 @@ def write_merged(
     Args:
         folder: the folder to create.
         models: models that `check_mergeable` accepts.
-        base: the base model of task_arithmetic and ties.
+        base: the base model, for methods that need one.
         settings: how weights are merged.
         progress: receives the number of parameters done, over all passes.
 
@@ -88,6 +96,10 @@ def _merged(
             tensors = [model.tensor(key) for model in models]
             if base is not None and settings.method == "ties":
                 tensor = ties(base.tensor(key), tensors, weights, settings.scale, thresholds)
+            elif base is not None and settings.method == "varm":
+                tensor = varm(base.tensor(key), tensors)
+            elif base is not None and settings.method == "sce":
+                tensor = sce(base.tensor(key), tensors, settings.density)
             elif base is not None:
                 tensor = task_arithmetic(base.tensor(key), tensors, weights, settings.scale)
             elif settings.method == "slerp":

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from fusestore.cache.reader import Cache
 from fusestore.fuse.manifest import SourceStatistics
+from fusestore.merge.manifest import MergeManifest
 from fusestore.report.learning_curves import LearningCurve, TokenSaving, token_savings
 from fusestore.store.shown_table import ShownTable, decimal, percent
 from fusestore.train.manifest import TrainingManifest
@@ -55,25 +56,73 @@ class SourceResult:
 
 
 @dataclass(frozen=True)
+class FusionResult:
+    """One fused dataset.
+
+    Attributes:
+        name: of the fused dataset.
+        sources: in the recipe's order.
+        num_tokens: its target tokens.
+        kinds: number of target tokens by kind of their distribution.
+    """
+
+    name: str
+    sources: tuple[SourceResult, ...]
+    num_tokens: int
+    kinds: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class ModelResult:
-    """One trained model; bits per byte of held-out text are None without an evaluation."""
+    """One trained or merged model; bits per byte of held-out text are None without an evaluation.
+
+    Attributes:
+        name: of the model.
+        objective: fuse, kd or clm; for a merged model, `METHOD merge`.
+        fused: the fused dataset that it was trained on; None for a merged model.
+        num_tokens: that it was trained on; 0 for a merged model.
+        bits_per_byte_before: of the model that training started from.
+        bits_per_byte_after: of the published model.
+    """
 
     name: str
     objective: str
+    fused: str | None
     num_tokens: int
     bits_per_byte_before: float | None
     bits_per_byte_after: float | None
 
+    @property
+    def kind(self) -> str:
+        """How it came about, for sentences."""
+        if self.fused is None:
+            return "merged model"
+        return f"run on {'the text alone' if self.objective == 'clm' else 'distributions'}"
+
     @classmethod
-    def of(cls, name: str, manifest: TrainingManifest) -> Self:
+    def of(cls, name: str, fused: str, manifest: TrainingManifest) -> Self:
         """The result from the training manifest."""
         before = [point.metrics for point in manifest.evaluations if point.step == 0]
         return cls(
             name=name,
             objective=manifest.plan.settings.objective,
+            fused=fused,
             num_tokens=manifest.num_tokens,
             bits_per_byte_before=before[0].get("bits_per_byte") if before else None,
             bits_per_byte_after=manifest.result_metrics.get("bits_per_byte"),
+        )
+
+    @classmethod
+    def of_merge(cls, name: str, manifest: MergeManifest, before: float | None) -> Self:
+        """The result from the manifest of a merged model, and the score of its runs' first model."""
+        metrics = manifest.evaluation.metrics if manifest.evaluation is not None else {}
+        return cls(
+            name=name,
+            objective=f"{manifest.merge.settings.method} merge",
+            fused=None,
+            num_tokens=0,
+            bits_per_byte_before=before,
+            bits_per_byte_after=metrics.get("bits_per_byte"),
         )
 
 
@@ -82,67 +131,91 @@ class Summary:
     """The results of a pipeline run.
 
     Attributes:
-        sources: in the recipe's order.
-        models: in the file's order.
-        num_tokens: target tokens of the fused dataset.
-        kinds: number of target tokens by kind of their distribution.
+        fusions: in the file's order.
+        models: trained models in the file's order, then merged ones.
         curves: of the models that were evaluated during training.
+        scored: what is scored of the held-out documents, in words.
     """
 
-    sources: tuple[SourceResult, ...]
+    fusions: tuple[FusionResult, ...]
     models: tuple[ModelResult, ...]
-    num_tokens: int
-    kinds: Mapping[str, int]
     curves: tuple[LearningCurve, ...] = ()
+    scored: str = "text"
 
     @property
     def savings(self) -> list[TokenSaving]:
         """What the distributions bring, by the curves."""
         return token_savings(self.curves)
 
+    @property
+    def conclusion(self) -> str | None:
+        """The best model of each kind, the best kind first, in one sentence.
+
+        None if no merged model was scored: then the table and the curves tell it.
+        """
+        best: dict[str, tuple[float, str]] = {}
+        for model in self.models:
+            if model.bits_per_byte_after is not None:
+                entry = (model.bits_per_byte_after, model.name)
+                best[model.kind] = min(entry, best.get(model.kind, entry))
+        if "merged model" not in best or len(best) == 1:
+            return None
+        (kind, (lowest, name)), *others = sorted(best.items(), key=lambda item: item[1])
+        rest = ", ".join(
+            f"{other}, the best {kind}, {bits - lowest:.4f} higher"
+            for kind, (bits, other) in others
+        )
+        return (
+            f"{name}, the best {kind}, ends with {lowest:.4f} bits per byte of held-out "
+            f"{self.scored}; {rest}."
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
-        return {**asdict(self), "savings": [asdict(saving) for saving in self.savings]}
+        savings = [asdict(saving) for saving in self.savings]
+        return {**asdict(self), "savings": savings, "conclusion": self.conclusion}
 
     def tables(self) -> list[ShownTable]:
         """The results as tables for people."""
-        tables: list[ShownTable] = [
-            ShownTable(
-                f"Sources on {self.num_tokens:,} target tokens",
-                [
-                    "source",
-                    "bits/byte",
-                    "span",
-                    "inside",
-                    "mined",
-                    "unaligned",
-                    "documents won",
-                    "bytes/token",
-                ],
-                [
-                    [
-                        source.name,
-                        decimal(source.bits_per_byte),
-                        percent(source.aligned_span),
-                        percent(source.aligned_inside),
-                        percent(source.aligned_mined),
-                        percent(source.unaligned),
-                        percent(source.documents_won),
-                        f"{source.bytes_per_token:.1f}",
-                    ]
-                    for source in self.sources
-                ],
-            )
-        ]
+        tables = [self._sources_table(fusion) for fusion in self.fusions]
         if self.models:
             tables.append(
                 ShownTable(
-                    "Held-out bits per byte",
+                    f"Bits per byte of held-out {self.scored}",
                     ["model", "objective", "tokens trained", "before", "after", "change"],
                     [self._model_row(model) for model in self.models],
                 )
             )
         return tables
+
+    @staticmethod
+    def _sources_table(fusion: FusionResult) -> ShownTable:
+        return ShownTable(
+            f"Sources of {fusion.name} on {fusion.num_tokens:,} target tokens",
+            [
+                "source",
+                "bits/byte",
+                "span",
+                "inside",
+                "mined",
+                "unaligned",
+                "documents won",
+                "bytes/token",
+            ],
+            [
+                [
+                    source.name,
+                    decimal(source.bits_per_byte),
+                    percent(source.aligned_span),
+                    percent(source.aligned_inside),
+                    percent(source.aligned_mined),
+                    percent(source.unaligned),
+                    percent(source.documents_won),
+                    f"{source.bytes_per_token:.1f}",
+                ]
+                for source in fusion.sources
+            ],
+        )
 
     @staticmethod
     def _model_row(model: ModelResult) -> list[str]:
@@ -151,7 +224,7 @@ class Summary:
         return [
             model.name,
             model.objective,
-            f"{model.num_tokens:,}",
+            f"{model.num_tokens:,}" if model.num_tokens else "",
             decimal(before),
             decimal(after),
             change,

@@ -15,6 +15,7 @@ from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.settings import CorpusSettings
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.fuse.recipe import Recipe
+from fusestore.merge.settings import MergeSettings
 from fusestore.plugins import load_plugins
 from fusestore.storage.location import Location
 from fusestore.store.layout import check_name
@@ -45,7 +46,10 @@ class CorpusConfig(CorpusSettings):
 class FuseConfig(Frozen):
     """One fused dataset: its name and its recipe, in which target and corpus are named."""
 
-    name: str = Field(default="fused", description="Name of the fused dataset.")
+    name: str = Field(
+        default="fused",
+        description="Name of the fused dataset; those of [fuse.datasets] have their own.",
+    )
     recipe: Recipe
 
 
@@ -64,10 +68,22 @@ class ModelConfig(Frozen):
 class TrainConfig(Frozen):
     """One training run."""
 
+    fused: str = Field(
+        description="Fused dataset to train on. By default the only one, that of [fuse]."
+    )
     model: str = Field(
-        description="Model to start from, one of [models]. By default the target of [fuse]."
+        description="Model to start from, one of [models]. By default the fused dataset's target."
     )
     settings: TrainSettings
+
+
+class MergeConfig(Frozen):
+    """One merged model; the base of a method that needs one is what the runs started from."""
+
+    models: tuple[str, ...] = Field(
+        min_length=1, description="Training runs whose models are merged."
+    )
+    settings: MergeSettings
 
 
 class FusionConfig(SettingsWithPresets):
@@ -88,8 +104,9 @@ class FusionConfig(SettingsWithPresets):
     corpus: CorpusConfig
     models: dict[str, ModelConfig] = Field(min_length=1)
     align: AlignSettings = AlignSettings()
-    fuse: FuseConfig
+    fuse: dict[str, Recipe] = Field(min_length=1)
     train: dict[str, TrainConfig] = Field(default_factory=dict)
+    merge: dict[str, MergeConfig] = Field(default_factory=dict)
     evaluate_split: str | None = Field(
         default=None,
         description="Split of the corpus on which models are scored before, during and after "
@@ -108,15 +125,14 @@ class FusionConfig(SettingsWithPresets):
 
     @property
     def captured(self) -> list[str]:
-        """Models whose distributions the fusion needs, in the order of the file."""
-        recipe = self.fuse.recipe
-        needed = {recipe.target_cache, *(source.cache for source in recipe.sources)}
+        """Models whose distributions the fusions need, in the order of the file."""
+        needed = {recipe.target_cache for recipe in self.fuse.values()}
+        needed |= {source.cache for recipe in self.fuse.values() for source in recipe.sources}
         return [name for name in self.models if name in needed]
 
-    @property
-    def target(self) -> str:
-        """The model whose tokens are supervised, one of `models`."""
-        return str(self.fuse.recipe.target)
+    def base_of(self, merge: MergeConfig) -> str:
+        """The model that the first of the merged runs started from."""
+        return self.train[merge.models[0]].model
 
     @model_validator(mode="after")
     def _storage_takes_the_options(self) -> Self:
@@ -135,23 +151,50 @@ class FusionConfig(SettingsWithPresets):
 
     @model_validator(mode="after")
     def _names_can_be_used(self) -> Self:
-        for name in (self.corpus.name, *self.models, self.fuse.name, *self.train):
+        for name in (self.corpus.name, *self.models, *self.fuse, *self.train, *self.merge):
             check_name(name)
+        twice = sorted(self.train.keys() & self.merge.keys())
+        if twice:
+            raise ValueError(
+                f"{twice[0]!r} is the name of a training run and of a merge, and both make a model "
+                "of that name. Rename one"
+            )
         return self
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        recipe = self.fuse.recipe
-        wanted = [source.cache for source in recipe.sources]
-        wanted += [self.target, *(run.model for run in self.train.values())]
-        wanted += [recipe.target_cache] if recipe.target_cache is not None else []
-        for name in wanted:
-            _check_known("model", name, self.models, "[models]")
+        for recipe in self.fuse.values():
+            wanted = [source.cache for source in recipe.sources]
+            wanted += [name for name in (recipe.target, recipe.target_cache) if name is not None]
+            for name in wanted:
+                _check_known("model", name, self.models, "[models]")
+        for run in self.train.values():
+            _check_known("fused dataset", run.fused, self.fuse, "[fuse.datasets]")
+            _check_known("model", run.model, self.models, "[models]")
         splits = self.corpus.splits
         if splits is not None:
-            for split in (recipe.split, self.evaluate_split):
+            for split in {recipe.split for recipe in self.fuse.values()} | {self.evaluate_split}:
                 if split is not None:
                     _check_known("split", split, splits, "what [corpus] makes")
+        return self
+
+    @model_validator(mode="after")
+    def _runs_can_be_merged(self) -> Self:
+        for name, merge in self.merge.items():
+            for run in merge.models:
+                _check_known("training run", run, self.train, "[train.runs]")
+                lora = self.train[run].settings.lora
+                if lora is not None and lora.adapter_only:
+                    raise ValueError(
+                        f"[merge.{name}] names the run {run!r}, whose result is a LoRA adapter "
+                        "alone. Leave adapter_only out of its settings"
+                    )
+            starts = list(dict.fromkeys(self.train[run].model for run in merge.models))
+            if merge.settings.needs_base and len(starts) > 1:
+                raise ValueError(
+                    f"method {merge.settings.method} of [merge.{name}] merges changes of one "
+                    f"model, but the runs started from {', '.join(starts)}"
+                )
         return self
 
 
@@ -162,8 +205,9 @@ def load_config(
 ) -> FusionConfig:
     """Read a fusion.toml, import its plugins, and check all of it.
 
-    Shared defaults stand in `[capture]` and `[train]`; `[models.NAME]` and `[train.runs.NAME]`
-    override them. `preset` is that of every table that names none.
+    Shared defaults stand in `[capture]`, `[fuse]` and `[train]`; `[models.NAME]`,
+    `[fuse.datasets.NAME]` and `[train.runs.NAME]` override them. `preset` is that of every table
+    that names none.
 
     Args:
         location: the file.
@@ -206,12 +250,15 @@ def load_config(
     if "corpus" in content:
         table = _table(content["corpus"], "corpus", where)
         parsed["corpus"] = parse_settings(CorpusConfig, table, f"[corpus] of {where}")
-    target = ""
+    recipes: dict[str, Recipe] = {}
     if "fuse" in content and "corpus" in content:
-        corpus = parsed["corpus"].name
-        parsed["fuse"] = _fuse(fuse, corpus, parsed["align"], f"[fuse] of {where}")
-        target = str(parsed["fuse"].recipe.target)
-    parsed["train"] = _train(train, target, where)
+        recipes = _fuse(fuse, parsed["corpus"].name, parsed["align"], where)
+        parsed["fuse"] = recipes
+    parsed["train"] = _train(train, recipes, where)
+    parsed["merge"] = {
+        name: _merge(_table(table, f"merge.{name}", where), f"[merge.{name}] of {where}")
+        for name, table in _table(parsed.get("merge", {}), "merge", where).items()
+    }
     return parse_settings(FusionConfig, parsed, where)
 
 
@@ -255,9 +302,35 @@ def _model(table: dict[str, Any], shared: dict[str, Any], where: str) -> ModelCo
     return parse_settings(ModelConfig, {**own, "capture": capture}, where)
 
 
-def _fuse(table: dict[str, Any], corpus: str, align: AlignSettings, where: str) -> FuseConfig:
-    """The recipe that [fuse] is, with the values that other tables of the file settle."""
-    own, table = _split(FuseConfig, Recipe, table, where)
+def _fuse(
+    table: dict[str, Any], corpus: str, align: AlignSettings, where: str
+) -> dict[str, Recipe]:
+    """The recipes of [fuse] and [fuse.datasets] by the names of their fused datasets."""
+    datasets = _table(table.pop("datasets", {}), "fuse.datasets", where)
+    if not datasets:
+        own, rest = _split(FuseConfig, Recipe, table, f"[fuse] of {where}")
+        recipe = _recipe(rest, corpus, align, f"[fuse] of {where}")
+        fuse = parse_settings(FuseConfig, {**own, "recipe": recipe}, f"[fuse] of {where}")
+        return {fuse.name: fuse.recipe}
+    if "name" in table:
+        raise InvalidInputError(
+            f"[fuse] of {where} has the name {table['name']!r} and [fuse.datasets], whose tables "
+            "are named already. Remove name."
+        )
+    check_keys(table, list(Recipe.model_fields), f"[fuse] of {where}")
+    return {
+        name: _recipe(
+            {**table, **_table(own, f"fuse.datasets.{name}", where)},
+            corpus,
+            align,
+            f"[fuse.datasets.{name}] of {where}",
+        )
+        for name, own in datasets.items()
+    }
+
+
+def _recipe(table: dict[str, Any], corpus: str, align: AlignSettings, where: str) -> Recipe:
+    """The recipe that a table is, with the values that other tables of the file settle."""
     settled = {
         "corpus": ("[corpus] name", corpus),
         "alignment_method": ("[align] method", align.method),
@@ -282,11 +355,12 @@ def _fuse(table: dict[str, Any], corpus: str, align: AlignSettings, where: str) 
         changes["target"] = recipe.sources[0].cache
     if recipe.unaligned == "target" and recipe.target_cache is None:
         changes["target_cache"] = changes.get("target", recipe.target)
-    recipe = recipe.model_copy(update=changes)
-    return parse_settings(FuseConfig, {**own, "recipe": recipe}, where)
+    return recipe.model_copy(update=changes)
 
 
-def _train(table: dict[str, Any], target: str, where: str) -> dict[str, TrainConfig]:
+def _train(
+    table: dict[str, Any], recipes: Mapping[str, Recipe], where: str
+) -> dict[str, TrainConfig]:
     runs = _table(table.pop("runs", {}), "train.runs", where)
     check_keys(table, [*TrainSettings.model_fields, "runs"], f"[train] of {where}")
     if not runs:
@@ -295,14 +369,31 @@ def _train(table: dict[str, Any], target: str, where: str) -> dict[str, TrainCon
         name: _run(
             _table(run, f"train.runs.{name}", where),
             table,
-            target,
+            recipes,
             f"[train.runs.{name}] of {where}",
         )
         for name, run in runs.items()
     }
 
 
-def _run(table: dict[str, Any], shared: dict[str, Any], target: str, where: str) -> TrainConfig:
+def _run(
+    table: dict[str, Any], shared: dict[str, Any], recipes: Mapping[str, Recipe], where: str
+) -> TrainConfig:
     own, settings = _split(TrainConfig, TrainSettings, table, where)
     parsed = parse_settings(TrainSettings, {**shared, **settings}, where)
+    if "fused" not in own and len(recipes) > 1:
+        raise InvalidInputError(
+            f"{where} does not say what it learns from, and there are {', '.join(recipes)}. Add "
+            f"one of them, as in fused = {next(iter(recipes))!r}."
+        )
+    fused = own.setdefault("fused", next(iter(recipes), ""))
+    target = str(recipes[fused].target) if fused in recipes else ""
     return parse_settings(TrainConfig, {"model": target, **own, "settings": parsed}, where)
+
+
+def _merge(table: dict[str, Any], where: str) -> MergeConfig:
+    own, settings = _split(MergeConfig, MergeSettings, table, where)
+    parsed = parse_settings(MergeSettings, settings, where)
+    merge = parse_settings(MergeConfig, {**own, "settings": parsed}, where)
+    parsed.check_models(len(merge.models))
+    return merge

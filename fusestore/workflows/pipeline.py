@@ -15,23 +15,34 @@ from fusestore.align.run import align, alignment_name
 from fusestore.align.target_tokens import shares_tokens
 from fusestore.cache.reader import Cache
 from fusestore.capture.run import capture
+from fusestore.corpus.corpus import Corpus
 from fusestore.corpus.run import build_corpus
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.run import fuse
+from fusestore.merge.manifest import MergedModel
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.report.learning_curves import LearningCurve
-from fusestore.report.summary import ModelResult, SourceResult, Summary
+from fusestore.report.summary import FusionResult, ModelResult, SourceResult, Summary
 from fusestore.report.svg_plot import check_plot_file, save_plot
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
+from fusestore.tokenizers.conversation import TrainOn
 from fusestore.train.manifest import TrainedModel
 from fusestore.workflows.fusion_config import FusionConfig
 from fusestore.workflows.models import open_models
 
 _Result = TypeVar("_Result")
+
+_SCORED_TURNS: dict[TrainOn, str] = {
+    "assistant": "turns of the assistant",
+    "all": "turns",
+    "last-turn": "last turns of the assistant",
+    "completion": "turns of the assistant after the last turn of a user",
+}
+"""What is scored of a conversation, by the corpus's `train_on`."""
 
 
 class _Stages:
@@ -99,7 +110,7 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
     )
 
     # Before anything is captured.
-    for split in (config.fuse.recipe.split, config.evaluate_split):
+    for split in {*(recipe.split for recipe in config.fuse.values()), config.evaluate_split}:
         if split is not None:
             corpus.split_documents(split)
 
@@ -120,37 +131,41 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
             ),
         )
 
-    recipe = config.fuse.recipe
-    target = Target.of_tokenizer(models[config.target].tokenizer, config.target)
-    aligned: list[str] = []
-    for source in recipe.sources:
-        if shares_tokens(store, corpus, caches[source.cache], target):
-            continue
-        alignment = source.alignment or alignment_name(source.cache, target.name)
-        aligned.append(f"alignment {alignment}")
-        stages.run(
-            aligned[-1],
-            (f"cache {source.cache}", corpus_stage),
-            store.alignment(alignment),
-            partial(
-                align,
-                store,
-                source.cache,
-                target,
-                config.align,
-                name=alignment,
-                reporter=reporter,
-            ),
+    fused: dict[str, FusedManifest] = {}
+    aligned: set[str] = set()
+    for name, recipe in config.fuse.items():
+        target_name = str(recipe.target)
+        target = Target.of_tokenizer(models[target_name].tokenizer, target_name)
+        needed = [f"cache {cache}" for cache in caches]
+        for source in recipe.sources:
+            if models[source.cache].tokenizer.digest == target.digest:
+                continue
+            alignment = source.alignment or alignment_name(source.cache, target.name)
+            needed.append(f"alignment {alignment}")
+            if alignment in aligned:
+                continue
+            aligned.add(alignment)
+            stages.run(
+                needed[-1],
+                (f"cache {source.cache}", corpus_stage),
+                store.alignment(alignment),
+                partial(
+                    align,
+                    store,
+                    source.cache,
+                    target,
+                    config.align,
+                    name=alignment,
+                    reporter=reporter,
+                ),
+            )
+        folder = stages.run(
+            f"fused dataset {name}",
+            needed,
+            store.fused(name),
+            partial(fuse, store, name, recipe, target=target, reporter=reporter),
         )
-
-    fused_stage = f"fused dataset {config.fuse.name}"
-    folder = stages.run(
-        fused_stage,
-        [*(f"cache {name}" for name in caches), *aligned],
-        store.fused(config.fuse.name),
-        lambda: fuse(store, config.fuse.name, recipe, target=target, reporter=reporter),
-    )
-    fused = FusedManifest.load(folder.location / MANIFEST_FILE)
+        fused[name] = FusedManifest.load(folder.location / MANIFEST_FILE)
     evaluate = (corpus.name, config.evaluate_split) if config.evaluate_split else None
 
     trained: dict[str, TrainedModel] = {}
@@ -160,17 +175,38 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
 
         trained[name] = stages.run(
             f"model {name}",
-            (fused_stage,),
+            (f"fused dataset {run.fused}",),
             store.model(name),
             partial(
                 train_model,
                 store,
                 name,
                 models[run.model],
-                config.fuse.name,
+                run.fused,
                 run.settings,
                 evaluate=evaluate,
                 log_dir=Path(config.log_dir) / name if config.log_dir is not None else None,
+                reporter=reporter,
+            ),
+        )
+    merged: dict[str, MergedModel] = {}
+    for name, merge in config.merge.items():
+        from fusestore.merge.run import merge_models
+
+        base = models[config.base_of(merge)] if merge.settings.needs_base else None
+        merged[name] = stages.run(
+            f"model {name}",
+            [f"model {run}" for run in merge.models],
+            store.model(name),
+            partial(
+                merge_models,
+                store,
+                name,
+                list(merge.models),
+                merge.settings,
+                base=base,
+                evaluate=evaluate,
+                precision=config.train[merge.models[0]].settings.precision,
                 reporter=reporter,
             ),
         )
@@ -179,12 +215,33 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
     if config.plot is not None and curves:
         save_plot(config.plot, curves)
         reporter.line(f"plot of the learning curves: {config.plot}")
+    results = {
+        name: ModelResult.of(name, config.train[name].fused, model.manifest)
+        for name, model in trained.items()
+    }
+    for name, result in merged.items():
+        before = results[config.merge[name].models[0]].bits_per_byte_before
+        results[name] = ModelResult.of_merge(name, result.manifest, before)
     return Summary(
-        sources=tuple(
-            SourceResult.of(statistics, caches[statistics.cache]) for statistics in fused.sources
+        fusions=tuple(
+            FusionResult(
+                name=name,
+                sources=tuple(
+                    SourceResult.of(statistics, caches[statistics.cache])
+                    for statistics in manifest.sources
+                ),
+                num_tokens=manifest.num_tokens,
+                kinds=manifest.kinds,
+            )
+            for name, manifest in fused.items()
         ),
-        models=tuple(ModelResult.of(name, model.manifest) for name, model in trained.items()),
-        num_tokens=fused.num_tokens,
-        kinds=fused.kinds,
+        models=tuple(results.values()),
         curves=curves,
+        scored=_scored(corpus),
     )
+
+
+def _scored(corpus: Corpus) -> str:
+    """What is scored of the corpus, in words."""
+    chat = corpus.manifest.fingerprint.chat
+    return _SCORED_TURNS[chat.train_on] if chat is not None else "text"

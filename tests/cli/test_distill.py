@@ -38,7 +38,8 @@ def test_one_command_distills_and_its_file_goes_on(command, job, tmp_path, monke
     assert "distill.toml" in command.succeeds(*arguments, "--dry-run").out
     assert not (tmp_path / "distill.store").exists()
     config = load_config(Location.parse("distill.toml"))
-    assert (config.target, config.captured) == ("student", ["teacher"])
+    assert config.captured == ["teacher"]
+    assert [recipe.target for recipe in config.fuse.values()] == ["student"]
     summary = command.succeeds(*arguments, "--json").json
     assert [model["name"] for model in summary["models"]] == ["distilled"]
     again = command.succeeds("run", "distill.toml")

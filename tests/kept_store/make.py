@@ -218,7 +218,7 @@ def _write_store(job: Path, folder: Path) -> None:
         capture(store, name, Model.open(job / model), corpus, settings)
     align(store, "drawn", "small", AlignSettings(method="mined", vocabulary="statistical"))
     methods = {"alignment_method": "mined", "vocabulary_method": "statistical"}
-    common = config.fuse.recipe.model_dump(exclude={"sources", "target_cache"})
+    common = config.fuse[FUSED].model_dump(exclude={"sources", "target_cache"})
     fuse(store, "local", Recipe.parse({**common, **SHARED_SETTINGS, **methods}))
     pack_fused(store.fused("local"), store.fused(SHARED))
     store.fused("local").delete()

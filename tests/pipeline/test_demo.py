@@ -30,7 +30,7 @@ def test_the_student_is_always_the_same(tmp_path):
 def test_the_file_names_two_sources_a_student_and_its_baseline():
     config = load_config(Location.parse(EXAMPLES / "demo.toml"))
     assert config.captured == ["smollm2", "gemma3"]
-    assert config.target == "student"
+    assert config.fuse["addresses-uniform"].target == "student"
     baseline, fused = config.train.values()
     assert (baseline.settings.objective, fused.settings.objective) == ("clm", "fuse")
     # Only the objective differs, and the curves have ten points or more.

@@ -114,7 +114,7 @@ def test_a_plugin_of_the_file_registers_a_strategy(tmp_path, job, monkeypatch):
         load_config(file)
     with_plugin = ("[corpus]", 'plugins = ["last_source"]\n[corpus]')
     file = Location.parse(write_fusion(tmp_path, job, "store", change, with_plugin))
-    assert load_config(file).fuse.recipe.strategy == "last_source"
+    assert load_config(file).fuse["mince"].strategy == "last_source"
 
 
 def test_a_missing_file_says_how_to_begin(tmp_path):
@@ -126,7 +126,7 @@ def test_a_preset_is_that_of_every_table_that_names_none(tmp_path, job):
     preset = ("[corpus]", 'preset = "fusellm"\n[corpus]')
     config = load_config(Location.parse(write_fusion(tmp_path, job, str(tmp_path / "s"), preset)))
     assert config.align == AlignSettings(preset="fusellm")
-    recipe = config.fuse.recipe
+    recipe = config.fuse["mince"]
     assert (recipe.score, recipe.unaligned) == ("token_ce", "fusellm")
     assert (recipe.alignment_method, recipe.vocabulary_method) == ("mined", "mined")
     assert all(run.settings.tail == "renormalize" for run in config.train.values())

@@ -29,7 +29,7 @@ def test_the_file_is_valid_and_its_defaults_are_true(loaded):
     text = fusion_template()
     config = loaded(text)
     assert config.captured == ["smollm2", "gemma3"]
-    assert config.target == "smollm2"
+    assert config.fuse["fused"].target == "smollm2"
     assert set(config.train) == {"fused", "baseline"}
     uncommented = re.sub(r"^#(\w+ = )", r"\1", text, flags=re.MULTILINE)
     assert uncommented != text

@@ -42,16 +42,18 @@ def test_a_run_completes_and_a_second_one_has_nothing_to_do(store_url, job, firs
 
 def test_the_summary_holds_together(store, job, tmp_path):
     summary, _ = run_fusion(write_fusion(tmp_path, job, str(store)))
-    small, wide = summary.sources
+    (fusion,) = summary.fusions
+    assert fusion.name == "mince"
+    small, wide = fusion.sources
     assert (small.name, wide.name) == ("small", "wide")
     assert (small.aligned_span, small.aligned_mined) == (1, 0)
     assert 0.4 < wide.aligned_span < 1
     assert small.documents_won + wide.documents_won == pytest.approx(1)
-    for source in summary.sources:
+    for source in fusion.sources:
         assert 0 < source.bits_per_byte < 10
         assert source.bytes_per_token > TOP_K
-    assert sum(summary.kinds.values()) == summary.num_tokens
-    assert {kind for kind, count in summary.kinds.items() if count} == {"none", "span", "inside"}
+    assert sum(fusion.kinds.values()) == fusion.num_tokens
+    assert {kind for kind, count in fusion.kinds.items() if count} == {"none", "span", "inside"}
     baseline, fused = summary.models
     assert (baseline.objective, fused.objective) == ("clm", "fuse")
     assert baseline.bits_per_byte_before == fused.bits_per_byte_before
@@ -59,7 +61,8 @@ def test_the_summary_holds_together(store, job, tmp_path):
     for model in summary.models:
         assert model.bits_per_byte_after < model.bits_per_byte_before
     assert baseline.bits_per_byte_after != fused.bits_per_byte_after
-    assert json.loads(json.dumps(summary.to_json()))["num_tokens"] == summary.num_tokens
+    assert json.loads(json.dumps(summary.to_json()))["fusions"][0]["num_tokens"] == fusion.num_tokens
+    assert summary.conclusion is None
     titles = [title for title, _, _ in summary.tables()]
     assert len(titles) == 2
 
