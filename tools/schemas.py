@@ -20,6 +20,7 @@ from fusestore.capture.settings import CaptureSettings
 from fusestore.errors import InvalidInputError
 from fusestore.forecast.forecast import Forecast
 from fusestore.fuse.recipe import Recipe
+from fusestore.merge.settings import MergeSettings
 from fusestore.store.artifact_types import DocumentSchema, TableSchema
 from fusestore.store.manifest import Manifest, canonical_json
 from fusestore.store.registry import kinds
@@ -123,26 +124,37 @@ class ModelTable(CaptureSettings):
     license: str | None = None
 
 
-class FuseTable(Recipe):
-    """What is fused, and into which model's tokens: a recipe, and the dataset's name.
+class FusedDatasetTable(Recipe):
+    """One of several fused datasets; what is not said here stands in [fuse].
 
     Attributes:
-        name: of the fused dataset.
         target: the model whose tokens are supervised, one of [models]; the source, if it is one.
         corpus: that of [corpus]; need not be given.
         alignment_method, vocabulary_method: those of [align]; need not be given.
     """
 
+
+class FuseTable(FusedDatasetTable):
+    """What is fused, and into which model's tokens: a recipe, or what several share.
+
+    Attributes:
+        name: of the fused dataset; those of `datasets` have names already.
+        datasets: several fused datasets by name, in place of one.
+    """
+
     name: str = "fused"
+    datasets: dict[str, FusedDatasetTable] = Field(default_factory=dict)
 
 
 class TrainRunTable(TrainSettings):
     """One training run; what is not said here stands in [train].
 
     Attributes:
-        model: the model to start from, one of [models]; the target unless given.
+        fused: the fused dataset to train on; needed if there are several.
+        model: the model to start from, one of [models]; the fused dataset's target unless given.
     """
 
+    fused: str = ""
     model: str = ""
 
 
@@ -152,28 +164,45 @@ class TrainTable(TrainSettings):
     runs: dict[str, TrainRunTable] = Field(default_factory=dict)
 
 
+class MergeTable(MergeSettings):
+    """One merged model. Its base, if the method needs one, is what the runs started from.
+
+    Attributes:
+        models: training runs whose models are merged.
+    """
+
+    models: tuple[str, ...] = Field(min_length=1)
+
+
 class FusionFile(FusionConfig):
     """A fusion.toml: everything one fusion needs, from text to trained models.
 
     Attributes:
         capture: shared by all models.
         models: by name.
+        merge: merged models by name.
     """
 
     capture: CaptureSettings = CaptureSettings()
     models: dict[str, ModelTable]  # type: ignore[assignment]
     fuse: FuseTable  # type: ignore[assignment]
     train: TrainTable = TrainTable()  # type: ignore[assignment]
+    merge: dict[str, MergeTable] = Field(default_factory=dict)  # type: ignore[assignment]
 
 
 def _fusion_file_schema() -> dict[str, Any]:
-    """fusion.toml as people write it, before [capture] and [train] are dealt out.
+    """fusion.toml as people write it, before [capture], [fuse] and [train] are dealt out.
 
-    That the names in [fuse] and in the runs are among [models] is beyond JSON Schema.
+    That the names in it are names of other tables is beyond JSON Schema.
     """
     schema = _schema(FusionFile, "fusion.toml, or the same as .json", "validation")
     schema["required"].remove("store")
-    for table in ("ModelTable", "TrainRunTable"):
+    fuse, datasets = schema["$defs"]["FuseTable"], schema["$defs"]["FusedDatasetTable"]
+    for table in (fuse, datasets):
+        table["required"].remove("sources")
+    # The sources of one fused dataset, or of each, unless all share them.
+    fuse["anyOf"] = [{"required": ["sources"]}, {"required": ["datasets"]}]
+    for table in ("ModelTable", "FusedDatasetTable", "TrainRunTable"):
         # What they leave out is the shared table's value, whatever that is.
         for content in schema["$defs"][table]["properties"].values():
             content.pop("default", None)

@@ -20,6 +20,7 @@ from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.settings import CorpusSettings
 from fusestore.errors import AlreadyExistsError
 from fusestore.fuse.recipe import Recipe
+from fusestore.merge.settings import MergeSettings
 from fusestore.store.settings_file import toml_value
 from fusestore.train.settings import LoraSettings, TrainSettings
 from fusestore.workflows.fusion_config import (
@@ -97,6 +98,11 @@ def _fusion() -> Iterator[str]:
     yield from _settings(FuseConfig, {}, only={"name"})
     recipe = {"sources": ["smollm2", "gemma3"], "target": "smollm2"}
     yield from _settings(Recipe, recipe, skip=_SAID_ABOVE | _SETTLED_ELSEWHERE)
+    yield ""
+    yield from _comment(
+        "Several fusions: name each in a table [fuse.datasets.NAME], in which a setting of [fuse] "
+        "may stand too, and leave out `name` above. A run then says `fused = NAME`."
+    )
 
 
 def _training() -> Iterator[str]:
@@ -110,6 +116,11 @@ def _training() -> Iterator[str]:
     yield "# A setting of [train] may stand here too; then it is of this run alone."
     yield from ("", "# The baseline: the same text in the same order, without the distributions.")
     yield from ("[train.runs.baseline]", 'objective = "clm"')
+    yield ""
+    yield from _comment(
+        "A table [merge.NAME] merges the weights of runs, named in `models`, into one more model. "
+        f"Its further keys: {', '.join(MergeSettings.model_fields)}."
+    )
 
 
 def _title(table: str, settings: type[BaseModel], more: str = "") -> Iterator[str]:

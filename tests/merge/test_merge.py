@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.merge import write
+from fusestore.merge.rules import sce, varm
 from fusestore.merge.run import merge_models
 from fusestore.merge.settings import MergeSettings
 from fusestore.models.loading import model_digest
@@ -103,7 +105,7 @@ def test_the_other_methods_are_those_of_the_rules(store, folders):
             name,
             both,
             settings_of(**values),
-            base=folders["base"] if "scale" in values else None,
+            base=folders["base"] if settings_of(**values).needs_base else None,
         )
         return merged_weights(store, name)
 
@@ -112,6 +114,11 @@ def test_the_other_methods_are_those_of_the_rules(store, folders):
         np.testing.assert_allclose(tensor, expected, rtol=1e-4, atol=1e-6)
     for key, tensor in merged("sphere", method="slerp", weights=(1.0, 0.0)).items():
         np.testing.assert_allclose(tensor, a[key], rtol=1e-5, atol=1e-6)
+    changes = {"varm": varm, "sce": partial(sce, density=0.3)}
+    for method, rule in changes.items():
+        values = {"density": 0.3} if method == "sce" else {}
+        for key, tensor in merged(method, method=method, **values).items():
+            assert torch.equal(tensor, rule(base[key], [a[key], b[key]]))
     # The whole task vectors are trimmed together, so a small tensor may lose all it learned.
     flat_a = torch.cat([(a[key] - base[key]).flatten() for key in a])
     flat_b = torch.cat([(b[key] - base[key]).flatten() for key in b])
@@ -278,6 +285,8 @@ def test_models_that_do_not_belong_together(store, folders, change, edit, error,
         ("aba", {"method": "slerp"}, None, "two models, not 3"),
         ("ab", {"weights": (1.0,)}, None, "1 weights for 2 models"),
         ("ab", {"method": "ties"}, None, "--base"),
+        ("ab", {"method": "varm"}, None, "--base"),
+        ("a", {"method": "sce"}, "base", "at least 2 models"),
         ("ab", {}, "base", "Remove --base"),
     ],
 )
@@ -299,6 +308,9 @@ def test_calls_that_make_no_sense(store, folders, names, values, base, message):
         ({"weights": (0.0, 0.0)}, "positive"),
         ({"scale": 2.0}, "no scale"),
         ({"density": 0.5}, "no density"),
+        ({"density": 0.5, "method": "varm"}, "no density"),
+        ({"scale": 0.5, "method": "sce"}, "no scale"),
+        ({"weights": (1.0, 2.0), "method": "varm"}, "its own weights"),
         ({"density": 0.0, "method": "ties"}, "greater than 0"),
         ({"method": "mean"}, "linear"),
     ],

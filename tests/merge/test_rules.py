@@ -149,6 +149,65 @@ def test_ties(seed, count, size, scale, density, even):
     np.testing.assert_allclose(got[~undecided], expected[~undecided], rtol=1e-4, atol=1e-5)
 
 
+def shares_by_hand(vectors):
+    squares = [sum(value**2 for value in vector) for vector in vectors]
+    return [square / sum(squares) if sum(squares) else 1 / len(squares) for square in squares]
+
+
+@settings(deadline=None)
+@given(**CASE)
+def test_varm(seed, count, size):
+    base, *arrays = vectors(seed, count + 1, size)
+    task = [(a - base).astype(np.float64) for a in arrays]
+    shares = shares_by_hand(task)
+    expected = [
+        sum(w * float(a[i]) for w, a in zip(shares, arrays, strict=True)) for i in range(size)
+    ]
+    got = rules.varm(tensors([base])[0], tensors(arrays))
+    np.testing.assert_allclose(got.numpy()[:, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+def sce_by_hand(base, arrays, density):
+    """Select, calculate, erase, in float64, one element at a time; as `ties_by_hand`."""
+    task = [(a - base).astype(np.float64) for a in arrays]
+    varies = [float(np.var([vector[i] for vector in task])) for i in range(len(base))]
+    wanted = max(1, math.floor(sum(value > 0 for value in varies) * density))
+    chosen = sorted(range(len(base)), key=lambda i: -varies[i])[: wanted if density < 1 else None]
+    kept = [[v[i] if i in chosen else 0.0 for i in range(len(base))] for v in task]
+    shares = shares_by_hand(kept)
+    merged, undecided = [], []
+    for i in range(len(base)):
+        total = sum(vector[i] for vector in kept)
+        agree = [
+            (w, vector[i])
+            for w, vector in zip(shares, kept, strict=True)
+            if total != 0 and np.sign(vector[i]) == np.sign(total)
+        ]
+        weight = sum(w for w, _ in agree)
+        merged.append(float(base[i]) + (sum(w * v for w, v in agree) / weight if agree else 0.0))
+        size = sum(abs(vector[i]) for vector in kept)
+        undecided.append(size > 0 and abs(total) < 1e-6 * size)
+    return np.array(merged), np.array(undecided)
+
+
+@settings(deadline=None, max_examples=200)
+@given(**CASE, density=st.floats(0.01, 1))
+def test_sce(seed, count, size, density):
+    # No two elements vary alike, so that what is selected is certain.
+    rng = np.random.default_rng(seed)
+    base, *arrays = rng.normal(0, 1, (count + 2, size)).astype(np.float32)
+    got = rules.sce(tensors([base])[0], tensors(arrays), density).numpy()[:, 0]
+    expected, undecided = sce_by_hand(base, arrays, density)
+    np.testing.assert_allclose(got[~undecided], expected[~undecided], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_models_that_have_not_moved_leave_the_base(density):
+    base = torch.tensor([[0.5, -1.0], [2.0, 0.0]])
+    assert torch.equal(rules.varm(base, [base.clone(), base.clone()]), base)
+    assert torch.equal(rules.sce(base, [base.clone(), base.clone()], density), base)
+
+
 @settings(deadline=None)
 @given(
     seed=CASE["seed"],
