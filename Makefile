@@ -13,13 +13,19 @@ PIP = $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-comp
 
 VLLM ?= .venv-vllm
 
-.PHONY: demo test test-slow test-all test-vllm gpu lint format schemas lock clean
+.PHONY: demo demo-chat test test-slow test-all test-vllm gpu lint format schemas lock clean
 
 demo: $(VENV)/installed .demo/student/model.safetensors
 	$(RUN)/fusestore run examples/demo.toml
 
 .demo/student/model.safetensors: examples/demo_student.py | $(VENV)/installed
 	$(RUN)/python examples/demo_student.py .demo/student
+
+demo-chat: $(VENV)/installed .demo/chat/tutor/model.safetensors
+	$(RUN)/fusestore run examples/chat.toml
+
+.demo/chat/tutor/model.safetensors: examples/chat_parts.py | $(VENV)/installed
+	$(RUN)/python examples/chat_parts.py .demo/chat
 
 test: $(VENV)/compiled
 	$(PYTEST)

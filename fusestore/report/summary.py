@@ -114,7 +114,7 @@ class ModelResult:
 
     @classmethod
     def of_merge(cls, name: str, manifest: MergeManifest, before: float | None) -> Self:
-        """The result from the manifest of a merged model, and the score of its runs' first model."""
+        """The result from the manifest of a merge, and the score of what its runs started from."""
         metrics = manifest.evaluation.metrics if manifest.evaluation is not None else {}
         return cls(
             name=name,

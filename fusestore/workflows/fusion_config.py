@@ -78,7 +78,7 @@ class TrainConfig(Frozen):
 
 
 class MergeConfig(Frozen):
-    """One merged model; the base of a method that needs one is what the runs started from."""
+    """One merged model; the base of a method that needs one is what the runs start from."""
 
     models: tuple[str, ...] = Field(
         min_length=1, description="Training runs whose models are merged."
@@ -131,7 +131,7 @@ class FusionConfig(SettingsWithPresets):
         return [name for name in self.models if name in needed]
 
     def base_of(self, merge: MergeConfig) -> str:
-        """The model that the first of the merged runs started from."""
+        """The model that the merged runs start from."""
         return self.train[merge.models[0]].model
 
     @model_validator(mode="after")
@@ -190,10 +190,10 @@ class FusionConfig(SettingsWithPresets):
                         "alone. Leave adapter_only out of its settings"
                     )
             starts = list(dict.fromkeys(self.train[run].model for run in merge.models))
-            if merge.settings.needs_base and len(starts) > 1:
+            if len(starts) > 1:
                 raise ValueError(
-                    f"method {merge.settings.method} of [merge.{name}] merges changes of one "
-                    f"model, but the runs started from {', '.join(starts)}"
+                    f"[merge.{name}] merges runs that start from one model, but these start from "
+                    f"{', '.join(starts)}. `fusestore merge` merges any models"
                 )
         return self
 

@@ -46,6 +46,40 @@ MISTAKES = [
     ("[capture]", '[align]\npreset = "bes"\n[capture]', "'best'"),
 ]
 
+SEVERAL = ("[train]", '[fuse.datasets.one]\n[fuse.datasets.two]\nstrategy = "em"\n\n[train]')
+UNNAMED = ('name = "mince"\n', "")
+MERGE = "\n[merge.both]\n"
+# The same with further changes, each to the tiny job's file.
+MISTAKES_OF_SEVERAL = [
+    ((SEVERAL,), "[fuse.datasets], whose tables are named already. Remove name"),
+    ((SEVERAL, UNNAMED), "there are one, two. Add one of them, as in fused = 'one'"),
+    ((SEVERAL, UNNAMED, ("[train]\n", "[train]\nfused = 'one'\n")), "'fused' is not a key of"),
+    ((UNNAMED, ("[train]", "[fuse.datasets.one]\ntop_kk = 1\n\n[train]")), "[fuse.datasets.one]"),
+    ((('"clm"', '"clm"\nfused = "minced"'),), "Did you mean 'mince'"),
+    ((('"fuse"', f'"fuse"{MERGE}models = ["fusde"]'),), "at least 2 models"),
+    ((('"fuse"', f'"fuse"{MERGE}models = ["fusde", "baseline"]'),), "Did you mean 'fused'"),
+    ((('"fuse"', f'"fuse"{MERGE}models = ["fused", "baseline"]\nmethod = "mean"'),), "'varm'"),
+    ((('"fuse"', f'"fuse"{MERGE}model = ["fused"]'),), "Did you mean 'models'"),
+    (
+        (('"fuse"', '"fuse"\n[merge.fused]\nmodels = ["fused", "baseline"]'),),
+        "both make a model of that name",
+    ),
+    (
+        (
+            ('"clm"', '"clm"\nmodel = "wide"'),
+            ('"fuse"', f'"fuse"{MERGE}models = ["baseline", "fused"]'),
+        ),
+        "start from wide, small",
+    ),
+    (
+        (
+            ('"clm"', '"clm"\nlora = {rank = 2, adapter_only = true}'),
+            ('"fuse"', f'"fuse"{MERGE}models = ["fused", "baseline"]'),
+        ),
+        "a LoRA adapter alone",
+    ),
+]
+
 PROGRAM = f"""
 import json, sys
 from fusestore.align.settings import AlignSettings
@@ -66,15 +100,16 @@ print(json.dumps([messages, [name for name in {HEAVY!r} if name in sys.modules]]
 
 def test_every_mistake_is_found_before_anything_slow_is_imported(tmp_path, job):
     files = []
-    for number, (old, new, _) in enumerate(MISTAKES):
+    mistakes = [*((((old, new),), text) for old, new, text in MISTAKES), *MISTAKES_OF_SEVERAL]
+    for number, (changes, _) in enumerate(mistakes):
         folder = tmp_path / str(number)
         folder.mkdir()
-        files.append(str(write_fusion(folder, job, str(tmp_path / "store"), (old, new))))
+        files.append(str(write_fusion(folder, job, str(tmp_path / "store"), *changes)))
     command = [sys.executable, "-c", PROGRAM, *files]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     messages, heavy = json.loads(done.stdout)
-    for (old, new, expected), message in zip(MISTAKES, messages, strict=True):
-        assert expected in message, (old, new, message)
+    for (changes, expected), message in zip(mistakes, messages, strict=True):
+        assert expected in message, (changes, message)
     assert heavy == []
 
 
@@ -135,3 +170,21 @@ def test_a_preset_is_that_of_every_table_that_names_none(tmp_path, job):
     (tmp_path / "own").mkdir()
     file = write_fusion(tmp_path / "own", job, str(tmp_path / "s"), preset, own)
     assert load_config(Location.parse(file)).align == AlignSettings(vocabulary="exact")
+
+
+def test_several_fused_datasets_share_what_fuse_says(tmp_path, job):
+    runs = (
+        ('objective = "clm"', 'objective = "clm"\nfused = "two"'),
+        ('objective = "fuse"', 'fused = "one"'),
+    )
+    file = write_fusion(tmp_path, job, str(tmp_path / "store"), SEVERAL, UNNAMED, *runs)
+    config = load_config(Location.parse(file))
+    one, two = config.fuse.values()
+    assert list(config.fuse) == ["one", "two"]
+    assert (one.strategy, two.strategy) == ("mince", "em")
+    assert one == two.model_copy(update={"strategy": "mince"})
+    assert {name: run.fused for name, run in config.train.items()} == {
+        "baseline": "two",
+        "fused": "one",
+    }
+    assert all(run.model == "small" for run in config.train.values())

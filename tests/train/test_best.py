@@ -49,7 +49,7 @@ def test_the_weights_are_those_of_the_best_step(tiny_model_path, dataset, tmp_pa
     assert result.manifest.result_step == best
     assert len(result.manifest.loss_curve) == 6
     assert result.manifest.result_metrics == {"bits_per_byte": scores[best]}
-    assert ModelResult.of("m", result.manifest).bits_per_byte_after == scores[best]
+    assert ModelResult.of("m", "mince", result.manifest).bits_per_byte_after == scores[best]
     said = how_made(result.manifest.model_dump(mode="json"))
     assert said.endswith(f"weights of step {best}" if best < 6 else "tokens trained")
     assert not (tmp_path / "work").exists()
