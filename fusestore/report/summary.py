@@ -161,8 +161,8 @@ class Summary:
         if "merged model" not in best or len(best) == 1:
             return None
         (kind, (lowest, name)), *others = sorted(best.items(), key=lambda item: item[1])
-        rest = ", ".join(
-            f"{other}, the best {kind}, {bits - lowest:.4f} higher"
+        rest = "; ".join(
+            f"{other}, the best {kind}, with {bits - lowest:.4f} more"
             for kind, (bits, other) in others
         )
         return (

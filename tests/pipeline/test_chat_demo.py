@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def test_the_sentence_is_true_by_the_numbers(finished):
     )
     for bits, other in others:
         assert f"{other}, the best " in summary.conclusion
-        assert f"{bits - lowest:.4f} higher" in summary.conclusion
+        assert f"with {bits - lowest:.4f} more" in summary.conclusion
     title, _, rows = summary.tables()[-1]
     assert title == "Bits per byte of held-out turns of the assistant"
     assert [row[0] for row in rows] == [stage.removeprefix("model ") for stage in (*RUNS, *MERGED)]
@@ -172,6 +173,16 @@ def test_a_second_run_makes_what_is_missing_and_what_depends_on_it(finished, tmp
     again, lines = run_demo(copied)
     assert lines.built == ["model pairwise-sce"]
     assert hashes(Location.parse(folder)) == before
+
+
+def test_the_file_for_ones_own_conversations_is_valid(tmp_path):
+    page = (EXAMPLES.parent / "docs/chat.md").read_text()
+    (text,) = re.findall(r"```toml\n(store.*?)```", page, re.DOTALL)
+    (tmp_path / "fusion.toml").write_text(text)
+    config = load_config(Location.parse(tmp_path / "fusion.toml"))
+    assert config.captured == ["pivot", "first", "second"]
+    assert [run.fused for run in config.train.values()] == ["all", "with-first", "with-second", "all"]
+    assert config.base_of(config.merge["merged"]) == "pivot"
 
 
 def test_interviews_are_real_and_apart(parts):
