@@ -181,7 +181,8 @@ def test_the_file_for_ones_own_conversations_is_valid(tmp_path):
     (tmp_path / "fusion.toml").write_text(text)
     config = load_config(Location.parse(tmp_path / "fusion.toml"))
     assert config.captured == ["pivot", "first", "second"]
-    assert [run.fused for run in config.train.values()] == ["all", "with-first", "with-second", "all"]
+    learned_from = [run.fused for run in config.train.values()]
+    assert learned_from == ["all", "with-first", "with-second", "all"]
     assert config.base_of(config.merge["merged"]) == "pivot"
 
 
