@@ -306,6 +306,8 @@ def _fuse(
     table: dict[str, Any], corpus: str, align: AlignSettings, where: str
 ) -> dict[str, Recipe]:
     """The recipes of [fuse] and [fuse.datasets] by the names of their fused datasets."""
+    known = [*FuseConfig.model_fields, "datasets", *Recipe.model_fields]
+    check_keys(table, [key for key in known if key != "recipe"], f"[fuse] of {where}")
     datasets = _table(table.pop("datasets", {}), "fuse.datasets", where)
     if not datasets:
         own, rest = _split(FuseConfig, Recipe, table, f"[fuse] of {where}")
@@ -317,7 +319,6 @@ def _fuse(
             f"[fuse] of {where} has the name {table['name']!r} and [fuse.datasets], whose tables "
             "are named already. Remove name."
         )
-    check_keys(table, list(Recipe.model_fields), f"[fuse] of {where}")
     return {
         name: _recipe(
             {**table, **_table(own, f"fuse.datasets.{name}", where)},

@@ -138,7 +138,7 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
         target = Target.of_tokenizer(models[target_name].tokenizer, target_name)
         needed = [f"cache {cache}" for cache in caches]
         for source in recipe.sources:
-            if models[source.cache].tokenizer.digest == target.digest:
+            if shares_tokens(store, corpus, caches[source.cache], target):
                 continue
             alignment = source.alignment or alignment_name(source.cache, target.name)
             needed.append(f"alignment {alignment}")

@@ -54,6 +54,7 @@ MISTAKES_OF_SEVERAL = [
     ((SEVERAL,), "[fuse.datasets], whose tables are named already. Remove name"),
     ((SEVERAL, UNNAMED), "there are one, two. Add one of them, as in fused = 'one'"),
     ((SEVERAL, UNNAMED, ("[train]\n", "[train]\nfused = 'one'\n")), "'fused' is not a key of"),
+    ((UNNAMED, ("[train]", "[fuse.dataset.one]\n\n[train]")), "Did you mean 'datasets'"),
     ((UNNAMED, ("[train]", "[fuse.datasets.one]\ntop_kk = 1\n\n[train]")), "[fuse.datasets.one]"),
     ((('"clm"', '"clm"\nfused = "minced"'),), "Did you mean 'mince'"),
     ((('"fuse"', f'"fuse"{MERGE}models = ["fusde"]'),), "at least 2 models"),
