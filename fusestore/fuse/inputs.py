@@ -175,7 +175,8 @@ def load_span(
         documents: int64 [D] indices into the corpus.
         target: the target's tokens of the same documents.
         supervision: of a corpus of conversations; the target's tokens are marked by it. No row is
-            aligned to a position whose next token does not count.
+            aligned to a position whose next token does not count, and no row that predicts nothing
+            which is trained on (`Supervision.used_rows`): a cache need not have it.
 
     Raises:
         IncompatibleError: the alignment does not fit the tokens.
@@ -227,9 +228,10 @@ def load_span(
         rows_of_runs, ids, ends = [cache[0:0]], *([np.empty(0, np.int32)] for _ in range(2))
     table = TokenTable(np.concatenate(ids), np.concatenate(ends), offsets)
     if supervision is not None:
+        used = (row >= 0) & np.append(target.is_counted[1:], False)
+        used[used] = supervision.used_rows(table, documents)[row[used]]
+        row[~used], kind[~used] = -1, 0
         table = supervision.mark(table, documents)
-        predicts = np.append(target.is_counted[1:], False)
-        row[~predicts], kind[~predicts] = -1, 0
     return SourceSpan(table, _concatenate(rows_of_runs), row, kind, target, source)
 
 

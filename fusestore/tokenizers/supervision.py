@@ -16,6 +16,9 @@ import numpy.typing as npt
 from fusestore.tokenizers.conversation import END_OF_TURN, Conversation, TrainOn
 from fusestore.tokenizers.token_table import TokenTable
 
+_Ints = npt.NDArray[np.int64]
+_Mask = npt.NDArray[np.bool_]
+
 NOT_COUNTED = -1
 """In `TokenTable.counted_bytes`: the prediction of the token does not count."""
 
@@ -52,27 +55,68 @@ class Supervision:
             tokens: of n documents.
             documents: int64 [n], their indices among the D.
         """
-        first, count = self.offsets[documents], np.diff(self.offsets)[documents]
-        owner = np.repeat(np.arange(len(documents)), count)
-        # Positions of their ranges among all R: each document's first, and on.
-        within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-        ranges = np.repeat(first, count) + within
-        # One axis for all documents: each begins a stride after the document before.
-        stride = int(max(tokens.end_offsets.max(initial=0), self.stops.max(initial=0))) + 1
-        starts = owner * stride + self.starts[ranges]
-        stops = owner * stride + self.stops[ranges]
-        lengths = np.diff(tokens.document_offsets)
-        ends = np.repeat(np.arange(len(documents)), lengths) * stride + tokens.end_offsets
+        starts, stops, begins, ends = self._on_one_axis(tokens, documents)
         counted = np.full(len(ends), NOT_COUNTED, np.int32)
         if len(starts) and len(ends):
             inside = np.searchsorted(starts, ends, side="left") - 1
             start, stop = starts[inside], stops[inside]
             is_counted = (inside >= 0) & (ends <= stop)
             # Nothing predicts a document's first token.
-            is_counted[tokens.document_offsets[:-1][lengths > 0]] = False
-            previous = np.concatenate([ends[:1], ends[:-1]])
-            counted[is_counted] = (ends - np.maximum(previous, start))[is_counted]
+            is_counted[_first_tokens(tokens)] = False
+            counted[is_counted] = (ends - np.maximum(begins, start))[is_counted]
         return replace(tokens, counted_bytes=counted)
+
+    def used_rows(self, tokens: TokenTable, documents: npt.NDArray[np.int64]) -> _Mask:
+        """Which rows a fusion may use: those of which the next token has a byte in a range.
+
+        These are more than the rows whose next token counts: a token may begin or end outside. From
+        such a row, every row up to the end of a label in the range is one, too.
+
+        Args:
+            tokens: of n documents.
+            documents: int64 [n], their indices among the D.
+
+        Returns:
+            bool [T].
+        """
+        starts, stops, begins, ends = self._on_one_axis(tokens, documents)
+        is_next = np.zeros(len(ends) + 1, np.bool_)
+        if len(starts) and len(ends):
+            after = np.searchsorted(stops, begins, side="right")
+            overlaps = after < len(stops)
+            overlaps &= starts[np.minimum(after, len(starts) - 1)] < ends
+            overlaps[_first_tokens(tokens)] = False
+            # A token without bytes at the end of a range counts, too.
+            is_next[:-1] = overlaps | self.mark(tokens, documents).is_counted
+        return is_next[1:]
+
+    def _on_one_axis(
+        self, tokens: TokenTable, documents: npt.NDArray[np.int64]
+    ) -> tuple[_Ints, _Ints, _Ints, _Ints]:
+        """Starts and stops of the ranges, and begins and ends of the tokens: int64.
+
+        Each document begins a stride after the one before.
+        """
+        first, count = self.offsets[documents], np.diff(self.offsets)[documents]
+        owner = np.repeat(np.arange(len(documents)), count)
+        # Positions of their ranges among all R: each document's first, and on.
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+        ranges = np.repeat(first, count) + within
+        stride = int(max(tokens.end_offsets.max(initial=0), self.stops.max(initial=0))) + 1
+        lengths = np.diff(tokens.document_offsets)
+        ends = np.repeat(np.arange(len(documents)), lengths) * stride + tokens.end_offsets
+        return (
+            owner * stride + self.starts[ranges],
+            owner * stride + self.stops[ranges],
+            np.concatenate([ends[:1], ends[:-1]]),
+            ends,
+        )
+
+
+def _first_tokens(tokens: TokenTable) -> _Ints:
+    """int64: the first token of each document that has one."""
+    starts: _Ints = tokens.document_offsets[:-1][np.diff(tokens.document_offsets) > 0]
+    return starts
 
 
 def supervised_ranges(conversation: Conversation, train_on: TrainOn) -> list[tuple[int, int]]:
