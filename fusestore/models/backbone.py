@@ -55,19 +55,21 @@ def backbone_among(model: Any, calls: Counter[str]) -> str | None:  # noqa: ANN4
 
 
 @contextlib.contextmanager
-def run_once(backbone: Any) -> Iterator[list[slice]]:  # noqa: ANN401
+def run_once(backbone: Any) -> Iterator[list[slice | torch.Tensor]]:  # noqa: ANN401
     """Inside, the backbone runs at its first call, and every call returns part of its result.
 
-    Yields a list of one slice: the positions of the hidden states that a call returns.
+    Yields a list of one element: the positions of the hidden states that a call returns. A slice is
+    of the sequence; a tensor has indices into all rows of the batch, one after the other, and the
+    result is a batch of one row.
     """
-    positions = [slice(None)]
+    positions: list[slice | torch.Tensor] = [slice(None)]
     original, was_own = backbone.forward, "forward" in vars(backbone)
     results: list[Any] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         if not results:
             results.append(original(*args, **kwargs))
-        return _part(results[0], positions[0])
+        return part_at(results[0], positions[0])
 
     backbone.forward = forward
     try:
@@ -79,11 +81,14 @@ def run_once(backbone: Any) -> Iterator[list[slice]]:  # noqa: ANN401
             del backbone.forward
 
 
-def _part(result: Any, positions: slice) -> Any:  # noqa: ANN401
-    """A backbone's result with its hidden states [batch, time, width] at some positions."""
+def part_at(result: Any, positions: slice | torch.Tensor) -> Any:  # noqa: ANN401
+    """A backbone's result with its states [batch, time, width] at positions as in `run_once`."""
     if isinstance(result, torch.Tensor):
-        return result[:, positions]
+        if isinstance(positions, slice):
+            return result[:, positions]
+        # On the device of the states, which is that of the last layer of a model on several.
+        return result.flatten(0, 1)[positions.to(result.device)][None]
     if isinstance(result, tuple):
-        return (result[0][:, positions], *result[1:])
+        return (part_at(result[0], positions), *result[1:])
     first = next(iter(result))
-    return type(result)(**{**result, first: result[first][:, positions]})
+    return type(result)(**{**result, first: part_at(result[first], positions)})

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fusestore.models.backbone import backbone_among, called_modules, run_once
+from fusestore.models.backbone import backbone_among, called_modules, part_at, run_once
 from fusestore.models.loading import output_width
 from fusestore.models.rounding import distance, rounding_share
 
@@ -70,8 +70,12 @@ def logit_chunks(
     input_ids: torch.Tensor,
     mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield `(start, logits)`: logits [batch, chunk, vocab] of positions from `start`, in order.
+
+    With `slots`, int64 [n], indices into the `batch · time` positions: logits [1, chunk, vocab] of
+    `slots` from `start`. The output head runs on these positions alone.
 
     The model's own `forward` computes the logits, so that soft-capping or scaling after the output
     head is included. It is called once per chunk; its backbone runs at the first call, and every
@@ -85,14 +89,18 @@ def logit_chunks(
     """
     batch, time = input_ids.shape
     size = CHUNK_LOGITS.get(input_ids.device.type, CHUNK_LOGITS_ELSEWHERE)
-    chunk = max(1, size // (batch * output_width(model)))
+    rows, count = (batch, time) if slots is None else (1, len(slots))
+    chunk = max(1, size // (rows * output_width(model)))
+    parts = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    positions = parts if slots is None else [slots[part] for part in parts]
     backbone = _backbone(model, input_ids)
     if backbone is None:
-        logits = whole_logits(model, input_ids, mask, position_ids)
-        for start in range(0, time, chunk):
-            yield start, logits[:, start : start + chunk]
-        return
-    yield from _in_chunks(model, backbone, chunk, input_ids, mask, position_ids)
+        whole = whole_logits(model, input_ids, mask, position_ids)
+        chunks = (part_at(whole, each) for each in positions)
+    else:
+        chunks = _in_chunks(model, backbone, positions, input_ids, mask, position_ids)
+    for part, logits in zip(parts, chunks, strict=True):
+        yield part.start, logits
 
 
 def has_chunked_logits(model: Any, input_ids: torch.Tensor) -> bool:  # noqa: ANN401
@@ -126,30 +134,35 @@ def _chunks_equal(
     input_ids: torch.Tensor,
     whole: torch.Tensor,
 ) -> bool:
-    chunk = input_ids.shape[1] // 2
+    half = input_ids.shape[1] // 2
+    slots = torch.arange(0, input_ids.numel(), 3)
+    wanted = [slice(0, half), slice(half, None), slots]
     try:
-        parts = [logits for _, logits in _in_chunks(model, backbone, chunk, input_ids)]
+        first, second, picked = _in_chunks(model, backbone, wanted, input_ids)
     except Exception:
         # The code of a model may raise anything when it is given a part of its hidden states.
         return False
-    logits = torch.cat(parts, 1)
-    if logits.shape != whole.shape:
-        return False
-    return distance(whole, logits).share <= rounding_share(model, whole)
+    pairs = ((whole, torch.cat([first, second], 1)), (part_at(whole, slots), picked))
+    return all(
+        logits.shape == expected.shape
+        and distance(expected, logits).share <= rounding_share(model, whole)
+        for expected, logits in pairs
+    )
 
 
 def _in_chunks(
     model: Any,  # noqa: ANN401
     backbone: str,
-    chunk: int,
+    wanted: Sequence[slice | torch.Tensor],
     input_ids: torch.Tensor,
     mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
-) -> Iterator[tuple[int, torch.Tensor]]:
+) -> Iterator[torch.Tensor]:
+    """The logits at each of the wanted positions, as `run_once` takes them."""
     with run_once(model.get_submodule(backbone)) as positions:
-        for start in range(0, input_ids.shape[1], chunk):
-            positions[0] = slice(start, start + chunk)
-            yield start, whole_logits(model, input_ids, mask, position_ids)
+        for each in wanted:
+            positions[0] = each
+            yield whole_logits(model, input_ids, mask, position_ids)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

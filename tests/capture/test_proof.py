@@ -146,11 +146,11 @@ def test_a_packed_batch_that_does_not_fit_is_divided_between_documents(batching,
     sizes = []
     real = logits.logit_chunks
 
-    def scarce(model, input_ids, position_ids=None):
+    def scarce(model, input_ids, **inputs):
         sizes.append(input_ids.numel())
         if input_ids.numel() > 40:
             raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
-        return real(model, input_ids, position_ids=position_ids)
+        return real(model, input_ids, **inputs)
 
     monkeypatch.setattr(transformers_engine, "logit_chunks", scarce)
     check_rows_are_of_each_document_alone(model, TransformersEngine(model, None, batching), table())

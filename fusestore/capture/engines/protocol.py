@@ -41,6 +41,8 @@ class Capabilities:
             before any sampling filter. A capture needs it.
         whole_rows: whether the engine has whole distributions and applies every selection rule
             itself. Others receive the rule `top-k` only, and their rows are checked.
+        wanted_rows_only: whether it computes no row that is not wanted, but for a few. Others run
+            the output head for every token that the model reads.
         local_weights: whether it loads the model's weights in this process, so that `dtype`,
             `device`, `attention` and `batch_size` apply. For others the model needs no weights
             here.
@@ -53,6 +55,7 @@ class Capabilities:
     exact_label: bool = True
     temperature_free: bool = True
     whole_rows: bool = False
+    wanted_rows_only: bool = False
     local_weights: bool = False
     gguf: bool = False
 
@@ -63,13 +66,16 @@ class Document:
 
     Attributes:
         index: its number in the corpus.
-        first_row: the number of its first row in the cache; draws depend on it.
-        token_ids: int32 [n] its tokens, BOS included; at least one.
+        first_row: the number of its first token in the corpus; draws depend on it.
+        token_ids: int32 [n] its tokens, BOS included; at least one. Where only some rows are
+            wanted, they end with the token after the last of these.
+        wanted: bool [n], the rows that are kept, at least one; None for all.
     """
 
     index: int
     first_row: int
     token_ids: npt.NDArray[np.int32]
+    wanted: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ class DocumentRows:
         position: of the first row in the document.
         rows: the rows. A tail that is not known is NaN. The label of the document's last row,
             which has no next token, is ignored.
-        finite: whether all rows are distributions (no NaN, no +inf). If not, the document counts
+        finite: whether all wanted rows are distributions (no NaN, no +inf). If not, the document counts
             as not finite; see the setting `on_nan`.
     """
 
@@ -147,8 +153,8 @@ class Engine(ABC):
     def run(self, documents: Sequence[Document], rule: Rule) -> Generator[DocumentRows, None, None]:
         """The rows of documents, in any order and in spans of any length.
 
-        Every row of every document is yielded once. A row depends on the tokens up to it only. The
-        generator may be closed before its end.
+        Every wanted row of every document is yielded once. Others may be yielded, and are dropped.
+        A row depends on the tokens up to it only. The generator may be closed before its end.
 
         Args:
             documents: longest first.

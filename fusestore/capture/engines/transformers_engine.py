@@ -76,7 +76,7 @@ class TransformersEngine(Engine):
     round differently.
     """
 
-    capabilities = Capabilities(whole_rows=True, local_weights=True)
+    capabilities = Capabilities(whole_rows=True, wanted_rows_only=True, local_weights=True)
 
     def __init__(
         self,
@@ -191,15 +191,16 @@ class TransformersEngine(Engine):
             [document.token_ids for document in documents], self._device
         )
         chunks = []
-        for start, logits in logit_chunks(self._model, input_ids, position_ids=position_ids):
-            width = logits.shape[1]
-            here = tokens.between(start, start + width)
-            if len(here) == 0:
-                continue
+        slots = torch.from_numpy(tokens.slot)
+        for start, logits in logit_chunks(
+            self._model, input_ids, position_ids=position_ids, slots=slots
+        ):
+            count = logits.shape[1]
+            here = slice(start, start + count)
             selection = select(
                 rule,
-                logits.flatten(0, 1),
-                torch.from_numpy(tokens.row[here] * width + tokens.column[here] - start),
+                logits[0],
+                torch.arange(count),
                 torch.from_numpy(tokens.label[here]),
                 tokens.cache_row[here],
             )
@@ -217,41 +218,44 @@ def _packing(model: Any) -> Packing | None:  # noqa: ANN401 - transformers is un
 
 
 class _Tokens:
-    """The tokens of a batch, documents one after the other, and where each is: int64 arrays.
+    """The wanted tokens of a batch, documents one after the other: int64 arrays.
 
     Attributes:
-        row: in the batch.
-        column: in the batch.
+        slot: `row * width + column` in the batch.
         label: the next token. A document's last token has none; its label is ignored.
-        cache_row: number of its row in the cache.
+        cache_row: number of its row among those of all tokens.
     """
 
     def __init__(self, documents: Sequence[Document], layout: BatchLayout) -> None:
         self._documents = documents
-        self._document = np.repeat(np.arange(len(documents)), layout.lengths)
-        self._position = layout.positions()
-        self.row, self.column = np.divmod(layout.slots(), layout.width)
+        wanted = np.concatenate([_wanted(document) for document in documents])
+        self._document = np.repeat(np.arange(len(documents)), layout.lengths)[wanted]
+        self._position = layout.positions()[wanted]
+        self.slot = layout.slots()[wanted]
         token_ids = np.concatenate([document.token_ids for document in documents])
-        self.label = np.roll(token_ids, -1).astype(np.int64)
+        self.label = np.roll(token_ids, -1).astype(np.int64)[wanted]
         first = np.array([document.first_row for document in documents])
         self.cache_row = first[self._document] + self._position
 
-    def between(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Which tokens are in columns `start` to `stop` - 1; those of a document are neighbors."""
-        return np.flatnonzero((self.column >= start) & (self.column < stop))
-
-    def spans(self, tokens: npt.NDArray[np.int64]) -> list[_Span]:
-        """The spans that tokens of `between` make up, in their order."""
-        numbers, first, counts = np.unique(
-            self._document[tokens], return_index=True, return_counts=True
-        )
-        positions = self._position[tokens[first]]
+    def spans(self, tokens: slice) -> list[_Span]:
+        """The spans that some of the tokens make up, in their order."""
+        documents, positions = self._document[tokens], self._position[tokens]
+        begins = np.ones(len(documents), np.bool_)
+        begins[1:] = (np.diff(documents) != 0) | (np.diff(positions) != 1)
+        first = np.flatnonzero(begins)
+        counts = np.diff(first, append=len(documents))
         return [
             _Span(self._documents[number], position, count)
             for number, position, count in zip(
-                numbers.tolist(), positions.tolist(), counts.tolist(), strict=True
+                documents[first].tolist(), positions[first].tolist(), counts.tolist(), strict=True
             )
         ]
+
+
+def _wanted(document: Document) -> npt.NDArray[np.bool_]:
+    if document.wanted is not None:
+        return document.wanted
+    return np.ones(len(document.token_ids), np.bool_)
 
 
 def _rows(chunks: Sequence[_Chunk]) -> Iterator[DocumentRows]:
