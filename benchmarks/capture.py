@@ -184,7 +184,7 @@ def bare(model: Any, tokens: TokenTable, batching: Batching, *, whole: bool) -> 
 
 def sampled_order(model: Any, tokens: TokenTable, rule: Rule) -> IdOrder:
     """What `fusestore capture` does before the first shard, but for the proof."""
-    sample = sample_tokens(tokens)
+    sample, _ = sample_tokens(tokens)
     capturer = RowCapturer(TransformersEngine(model), sample, rule)
     rows, _ = capturer.rows(0, sample.num_tokens, ignore_progress)
     return order_of_sample(output_width(model), tokens, rows)

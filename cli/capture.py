@@ -30,6 +30,7 @@ def capture(
 
     The same command continues an interrupted capture; finished shards are kept.
     """
+    from fusestore.capture.kept_summary import kept_summary
     from fusestore.capture.run import capture as capture_model
     from fusestore.corpus.corpus import open_corpus
     from fusestore.models.model import Model
@@ -50,12 +51,16 @@ def capture(
     if is_silent:
         return
     cache = result.artifact
+    kept = kept_summary(cache)
     if as_json:
         content = cache.manifest.model_dump(mode="json")
-        print_json({"cache": name, "built": result.created, **content})
+        saved = None if kept is None else kept.model_dump(mode="json")
+        print_json({"cache": name, "built": result.created, "kept": saved, **content})
         return
     verb = "Captured" if result.created else "Already there:"
     output.print(
-        f"{verb} cache {name}: {len(cache):,} rows of at most {cache.k} entries in "
+        f"{verb} cache {name}: {cache.fingerprint.num_rows:,} rows of at most {cache.k} entries in "
         f"{opened.location}"
     )
+    if kept is not None:
+        output.print(kept.describe())

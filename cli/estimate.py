@@ -176,8 +176,9 @@ def print_estimate(result: CaptureEstimate) -> None:
     """Print an estimate as a table and a few lines."""
     tokens = result.num_tokens
     sizes = {**result.bytes_by_array, "all": result.num_bytes}
+    rows = f", {result.num_rows:,} rows" if result.num_rows < tokens else ""
     print_table(
-        f"{tokens:,} tokens in {result.num_documents:,} documents",
+        f"{tokens:,} tokens in {result.num_documents:,} documents{rows}",
         ["array", "bytes", "bytes per token"],
         [[name, f"{size:,}", f"{size / tokens:.2f}"] for name, size in sizes.items()],
     )

@@ -16,6 +16,7 @@ import polars as pl
 from pydantic import BaseModel, Field
 from pydantic.json_schema import GenerateJsonSchema
 
+from fusestore.capture.kept_summary import KeptSummary
 from fusestore.capture.settings import CaptureSettings
 from fusestore.errors import InvalidInputError
 from fusestore.forecast.forecast import Forecast
@@ -58,13 +59,16 @@ def tables() -> dict[str, TableSchema]:
 def generate() -> dict[str, bytes]:
     """Every file of schemas/ by name, as canonical JSON.
 
-    `<manifest>.json`, `recipe.json`, `fusion.json` and `forecast.json` are JSON Schemas;
+    `<manifest>.json`, `recipe.json`, `fusion.json`, `forecast.json` and `kept-rows.json` are JSON Schemas;
     `tables.json` lists the columns of every Parquet table.
     """
     schemas = {name: _manifest_schema(*entry) for name, entry in documents().items()}
     schemas["recipe"] = _schema(Recipe, "what is fused, and how: .toml or .json", "validation")
     schemas["forecast"] = _schema(
         Forecast, "what `fusestore forecast --json` prints", "serialization"
+    )
+    schemas["kept-rows"] = _schema(
+        KeptSummary, "`kept` in what `fusestore capture --json` prints", "serialization"
     )
     schemas["fusion"] = _fusion_file_schema()
     schemas["tables"] = {name: _columns(table) for name, table in tables().items()}

@@ -37,6 +37,8 @@ def document_rows(
     ids, _ = cache.tokens.document(document)
     rows = cache.document(document)
     columns = ["position", "token", "p(next)", "tail", *(f"#{n + 1}" for n in range(_SHOWN))]
+    start = int(cache.document_offsets[document])
+    has_row = cache.kept.mask(start, start + len(ids))
     lines = []
     for position in range(min(limit, len(ids))):
         label, tail = rows.label_logprob[position], rows.tail[position]
@@ -53,8 +55,12 @@ def document_rows(
                 str(position),
                 text(int(ids[position])),
                 "" if np.isnan(label) else f"{np.exp(label):.3f}",
-                "unknown" if np.isnan(tail) else f"{np.exp(tail):.3f}",
+                _tail(tail) if has_row[position] else "no row",
                 *likely,
             ]
         )
     return columns, lines
+
+
+def _tail(log_mass: np.float32) -> str:
+    return "unknown" if np.isnan(log_mass) else f"{np.exp(log_mass):.3f}"

@@ -48,6 +48,7 @@ class CacheArrays:
     token_ids: ArraySpec
     end_offsets: ArraySpec
     document_offsets: ArraySpec
+    row_runs: tuple[ArraySpec, ...]
     id_order: tuple[ArraySpec, ...]
 
     @property
@@ -57,17 +58,29 @@ class CacheArrays:
 
     @property
     def fixed(self) -> tuple[ArraySpec, ...]:
-        """The arrays written before the first shard; `id_order` is empty in the profile `fast`."""
-        return (self.token_ids, self.end_offsets, self.document_offsets, *self.id_order)
+        """The arrays written before the first shard.
+
+        `row_runs` is empty where every token has a row, `id_order` in the profile `fast`.
+        """
+        return (
+            self.token_ids,
+            self.end_offsets,
+            self.document_offsets,
+            *self.row_runs,
+            *self.id_order,
+        )
 
 
 def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
     """The arrays that a cache of this fingerprint has."""
-    tokens, k, vocab_size = (
+    tokens, rows, k, vocab_size = (
         fingerprint.num_tokens,
+        fingerprint.num_rows,
         fingerprint.top_k,
         fingerprint.model.vocab_size,
     )
+    kept = fingerprint.kept
+    axis = "token" if kept is None else "row"
     chunk, shard = fingerprint.rows_per_chunk, fingerprint.rows_per_shard
     step = fingerprint.logprob_step
     # A grid has no number for what is not known.
@@ -79,8 +92,8 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
     width = -(-k // columns) * columns
     logprob_dtype, logprob_attributes = _logprob_encoding(fingerprint)
 
-    def per_token(name: str, dtype: str, attributes: dict[str, Any]) -> ArraySpec:
-        return ArraySpec(name, (tokens,), dtype, (chunk,), (shard,), codec, attributes, ("token",))
+    def flat(name: str, dtype: str, size: int, axis: str, attributes: dict[str, Any]) -> ArraySpec:
+        return ArraySpec(name, (size,), dtype, (chunk,), (shard,), codec, attributes, (axis,))
 
     def whole(name: str, dtype: str, shape: tuple[int, ...], content: str, *axes: str) -> ArraySpec:
         return ArraySpec(name, shape, dtype, shape, None, codec, {"content": content}, axes)
@@ -88,33 +101,38 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
     return CacheArrays(
         ids=ArraySpec(
             "ids",
-            (tokens, k),
+            (rows, k),
             "uint16" if vocab_size <= 2**16 else "uint32",
             (chunk, columns),
             (shard, width),
             codec,
             _id_attributes(fingerprint),
-            ("token", "entry"),
+            (axis, "entry"),
         ),
         logprobs=ArraySpec(
             "logprobs",
-            (tokens, k),
+            (rows, k),
             logprob_dtype,
             (chunk, columns),
             (shard, width),
             codec,
             logprob_attributes,
-            ("token", "entry"),
+            (axis, "entry"),
         ),
-        tail=per_token(
+        tail=flat(
             "tail",
             "float32" if exact_tail else "uint16",
+            rows,
+            axis,
             _EXACT if exact_tail else _grid(TAIL_STEP, differences=False),
         ),
-        label_logprob=per_token("label_logprob", "float32", _EXACT),
-        token_ids=per_token("token_ids", "int32", {"content": "token ids of the documents"}),
-        end_offsets=per_token(
-            "end_offsets", "int32", {"content": "byte offset in its document where a token ends"}
+        label_logprob=flat("label_logprob", "float32", rows, axis, _EXACT),
+        token_ids=flat(
+            "token_ids", "int32", tokens, "token", {"content": "token ids of the documents"}
+        ),
+        end_offsets=flat(
+            *("end_offsets", "int32", tokens, "token"),
+            {"content": "byte offset in its document where a token ends"},
         ),
         document_offsets=whole(
             "document_offsets",
@@ -122,6 +140,18 @@ def cache_arrays(fingerprint: Fingerprint) -> CacheArrays:
             (fingerprint.num_documents + 1,),
             "document i is tokens [value[i], value[i + 1])",
             "document",
+        ),
+        row_runs=()
+        if kept is None
+        else (
+            whole(
+                "row_runs",
+                "int64",
+                (kept.num_runs, 2),
+                "the rows are those of tokens [value[i, 0], value[i, 1]), one run after the other",
+                "run",
+                "bound",
+            ),
         ),
         id_order=(
             whole("rank_to_id", "int32", (vocab_size,), "token id of each rank", "rank"),

@@ -20,6 +20,7 @@ DEFAULT_ROWS_PER_CHUNK = 2048
 DEFAULT_ROWS_PER_SHARD = 262_144
 
 AuditVerdict = Literal["equal", "noise", "different"]
+Only = Literal["all", "supervised"]
 Profile = Literal["compact", "lossless", "fast"]
 
 TOKENS_PART = "tokens"
@@ -41,6 +42,13 @@ class CorpusIdentity(Frozen):
     digest: str
 
 
+class KeptSize(Frozen):
+    """How many rows a cache has that does not have one for every token, and in how many runs."""
+
+    num_rows: int = Field(ge=1)
+    num_runs: int = Field(ge=1)
+
+
 class Fingerprint(Manifest):
     """Everything that changes a cache's content; written before its first shard.
 
@@ -50,6 +58,9 @@ class Fingerprint(Manifest):
         tokenizer_length: number of the tokenizer's ids; may differ from the model's width.
         add_bos: whether each document begins with BOS; false for conversations.
         template: the chat template by which it read conversations; null for texts.
+        only: which tokens have a row: all, or in a cache of conversations the supervised ones,
+            the row of which predicts text that is trained on.
+        kept: how many rows these are; null where all tokens have one.
         selection: the rule by which entries were kept: top-k; top-p (of the top k as few as reach
             mass top_p); or sampled (top_k draws from the distribution, with their counts).
         top_k: most entries of a row; with sampled, the number of draws.
@@ -80,6 +91,8 @@ class Fingerprint(Manifest):
     corpus: CorpusIdentity
     add_bos: bool
     template: TemplateIdentity | None = None
+    only: Only = "all"
+    kept: KeptSize | None = None
     selection: RuleName = "top-k"
     top_k: int = Field(ge=1)
     top_p: float | None = Field(default=None, gt=0, lt=1)
@@ -119,6 +132,10 @@ class Fingerprint(Manifest):
             raise ValueError(
                 f"top_k {self.top_k} is above the model's vocabulary of {self.model.vocab_size}"
             )
+        if (self.only == "all") != (self.kept is None):
+            raise ValueError(f"only is {self.only}, and kept is {self.kept}")
+        if self.kept and not self.kept.num_runs <= self.num_rows <= self.num_tokens:
+            raise ValueError(f"kept is {self.kept}, of {self.num_tokens} tokens")
         if self.rows_per_shard % self.rows_per_chunk:
             raise ValueError(
                 f"rows_per_shard {self.rows_per_shard} is no multiple of "
@@ -143,9 +160,14 @@ class Fingerprint(Manifest):
         return self.profile == "compact" and self.selection != "sampled"
 
     @property
+    def num_rows(self) -> int:
+        """R, the number of rows."""
+        return self.num_tokens if self.kept is None else self.kept.num_rows
+
+    @property
     def plan(self) -> ShardPlan:
         """The division of the rows into shards."""
-        return ShardPlan(self.num_tokens, self.rows_per_shard)
+        return ShardPlan(self.num_rows, self.rows_per_shard)
 
 
 def check_profile(profile: Profile, logprob_step: float | None) -> None:

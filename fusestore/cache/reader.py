@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.cache.kept_rows import KeptRows
 from fusestore.cache.manifest import CacheManifest, Fingerprint
 from fusestore.cache.row_reader import RowReader
 from fusestore.cache.rows import Rows
@@ -68,6 +69,9 @@ def open_cache(
 class Cache:
     """A complete distribution cache: `cache[a:b]` and `cache.document(i)` give `Rows`.
 
+    Rows are those of tokens: a cache that keeps only supervised ones gives `absent_rows` for the
+    others (no entries, tail and label NaN), which `kept` tells.
+
     Slow: `tokens` reads all tokens on first use. Read neighboring rows together, not one by one,
     because a chunk is decoded whole. Can be pickled, and used after a fork.
     """
@@ -78,14 +82,14 @@ class Cache:
         self.reader = RowReader(location, manifest.fingerprint)
 
     def __len__(self) -> int:
-        """Number of rows, one per token of the corpus."""
+        """Number of tokens of the corpus; each has a row, unless only supervised ones are kept."""
         return self.fingerprint.num_tokens
 
     def __repr__(self) -> str:
         fingerprint = self.fingerprint
         return (
-            f"Cache({self.location.name!r} in {self.location.parent.parent}: {len(self):,} rows of "
-            f"{self.k} entries, {fingerprint.num_documents:,} documents of corpus "
+            f"Cache({self.location.name!r} in {self.location.parent.parent}: "
+            f"{fingerprint.num_rows:,} rows of {self.k} entries, {fingerprint.num_documents:,} documents of corpus "
             f"{fingerprint.corpus.name!r}, {fingerprint.model.architecture} with "
             f"{fingerprint.tokenizer_length:,} tokens)"
         )
@@ -109,6 +113,11 @@ class Cache:
     def skipped(self) -> frozenset[int]:
         """Corpus indices of documents without distributions."""
         return frozenset(self.manifest.skipped_documents)
+
+    @property
+    def kept(self) -> KeptRows:
+        """Which tokens have a row."""
+        return self.reader.kept
 
     @property
     def tokens(self) -> TokenTable:
@@ -163,9 +172,10 @@ class Cache:
 
         Returns:
             document, position, token_id, end_offset: int32; ids: list of int32 and logprobs: list
-            of float32, the kept entries by falling log-probability; tail: float32, null if it is
-            not known; label_logprob: float32, null in a document's last row. With `decode` also
-            token: string and tokens: list of string; null for ids that no token has.
+            of float32, the kept entries by falling log-probability, null where the cache has no
+            row; tail: float32, null if it is not known; label_logprob: float32, null in a
+            document's last row. With `decode` also token: string and tokens: list of string; null
+            for ids that no token has.
 
         Raises:
             InvalidInputError: no such document.
@@ -183,4 +193,12 @@ class Cache:
         if decode:
             store = Store(self.location.parent.parent)
             vocabulary = load_vocabulary(store, self.fingerprint.tokenizer_digest)
-        return rows_table(rows, first, self.document_offsets, token_ids, end_offsets, vocabulary)
+        return rows_table(
+            rows,
+            first,
+            self.document_offsets,
+            token_ids,
+            end_offsets,
+            self.kept.mask(first, first + len(rows)),
+            vocabulary,
+        )

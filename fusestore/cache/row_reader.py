@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy.typing as npt
 
 from fusestore.cache.id_order import IdOrder
 from fusestore.cache.kernels import SOUND, decode_gaps, decode_grid, decode_numbers
+from fusestore.cache.kept_rows import KeptRows
 from fusestore.cache.layout import cache_arrays
 from fusestore.cache.manifest import Fingerprint
-from fusestore.cache.rows import Rows
+from fusestore.cache.rows import Rows, absent_rows
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.array_reader import ArrayReader
@@ -41,7 +43,19 @@ class RowReader:
         self._arrays = cache_arrays(fingerprint)
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Rows `[start, stop)`."""
+        """The rows of tokens `[start, stop)`, with `absent_rows` for those that are not kept."""
+        first, last = self.kept.rows_of(start, stop)
+        kept = self.kept_rows(first, last)
+        if len(kept) == max(0, stop - start):
+            return kept
+        rows = absent_rows(stop - start, self.fingerprint.top_k)
+        places = self.kept.tokens(first, last) - start
+        for field in fields(Rows):
+            getattr(rows, field.name)[places] = getattr(kept, field.name)
+        return rows
+
+    def kept_rows(self, start: int, stop: int) -> Rows:
+        """The kept rows `[start, stop)`, counted without the others."""
         count = max(0, stop - start)
         ids = np.empty((count, self.fingerprint.top_k), np.int32)
         logprobs = np.empty((count, self.fingerprint.top_k), np.float32)
@@ -51,7 +65,12 @@ class RowReader:
             self._gaps(start, stop, ids, logprobs)
         else:
             self._numbers(start, stop, ids, logprobs)
-        return Rows(ids, logprobs, self.tail(start, stop), self.label_logprob(start, stop))
+        return Rows(
+            ids,
+            logprobs,
+            self._tail(start, stop),
+            self._read(self._arrays.label_logprob, start, stop),
+        )
 
     def _gaps(self, start: int, stop: int, ids: _Ids, logprobs: _Logs) -> None:
         """Decode differences and gaps; each value of the chunks is read once."""
@@ -108,7 +127,11 @@ class RowReader:
 
     def _row_classes(self, start: int, stop: int) -> npt.NDArray[np.uint16]:
         """uint16 [n]: the class of the token before each row."""
-        token_ids = self._reader(self._arrays.token_ids, None).read(start, stop)
+        tokens = self.kept.tokens(start, stop)
+        first, last = (int(tokens[0]), int(tokens[-1]) + 1) if len(tokens) else (0, 0)
+        token_ids = self._reader(self._arrays.token_ids, None).read(first, last)
+        if last - first > len(tokens):
+            token_ids = token_ids[tokens - first]
         vocab_size = self.fingerprint.model.vocab_size
         if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
             raise CorruptionError(
@@ -139,8 +162,8 @@ class RowReader:
                 f"a vocabulary of {self.fingerprint.model.vocab_size}. Run `fusestore verify`."
             )
 
-    def tail(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """float32 [stop - start]: the tails, without decoding the entries."""
+    def _tail(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """float32 [stop - start]: the tails of kept rows, without decoding the entries."""
         values = self._read(self._arrays.tail, start, stop)
         if values.dtype == np.float32:
             return values
@@ -149,9 +172,44 @@ class RowReader:
         return logs
 
     def label_logprob(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """float32 [stop - start]: the label log-probabilities, without decoding the entries."""
-        values: npt.NDArray[np.float32] = self._read(self._arrays.label_logprob, start, stop)
+        """float32 [stop - start]: the label log-probabilities of the rows of tokens, NaN for none.
+
+        The entries are not decoded.
+        """
+        first, last = self.kept.rows_of(start, stop)
+        values = np.full(stop - start, np.nan, np.float32)
+        values[self.kept.tokens(first, last) - start] = self._read(
+            self._arrays.label_logprob, first, last
+        )
         return values
+
+    @cached_property
+    def kept(self) -> KeptRows:
+        """Which tokens have a row.
+
+        Raises:
+            CorruptionError: the stored runs do not fit the fingerprint.
+        """
+        fingerprint = self.fingerprint
+        if fingerprint.kept is None:
+            return KeptRows.all(fingerprint.num_tokens)
+        (spec,) = self._arrays.row_runs
+        runs = self._read_whole(spec)
+        try:
+            kept = KeptRows(runs)
+        except InvalidInputError as error:
+            raise self._bad_runs(str(error)) from error
+        if runs[-1, 1] > fingerprint.num_tokens or kept.num_rows != fingerprint.num_rows:
+            raise self._bad_runs(
+                f"They name {kept.num_rows:,} rows of tokens up to {runs[-1, 1]:,}; the "
+                f"fingerprint has {fingerprint.num_rows:,} rows of {fingerprint.num_tokens:,}."
+            )
+        return kept
+
+    def _bad_runs(self, problem: str) -> CorruptionError:
+        return CorruptionError(
+            f"{self.location}/row_runs is damaged: {problem} Run `fusestore verify`."
+        )
 
     @cached_property
     def id_order(self) -> IdOrder:

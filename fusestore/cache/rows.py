@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -43,3 +43,9 @@ def blank_rows(n: int, k: int) -> Rows:
         tail=np.zeros(n, np.float32),
         label_logprob=np.full(n, np.nan, np.float32),
     )
+
+
+def absent_rows(n: int, k: int) -> Rows:
+    """What stands for rows that a cache does not have: nothing kept, tail and label unknown."""
+    blank = blank_rows(n, k)
+    return replace(blank, tail=np.full(n, np.nan, np.float32))

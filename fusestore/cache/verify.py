@@ -162,7 +162,12 @@ def _check_content(
     inner[tokens.document_offsets[:-1][np.diff(tokens.document_offsets) > 0]] = False
     if np.any(np.diff(tokens.end_offsets, prepend=0)[inner] < 0) or tokens.end_offsets.min() < 0:
         yield Finding("end_offsets", "decrease inside a document", TOKENS_PART)
-    unlabeled = _rows_without_label(tokens.document_offsets, manifest)
+    try:
+        kept = reader.kept.tokens(0, fingerprint.num_rows)
+    except CorruptionError as error:
+        yield Finding("row_runs", str(error), TOKENS_PART)
+        return
+    unlabeled = _rows_without_label(tokens.document_offsets, manifest)[kept]
     for shard in range(len(fingerprint.plan)):
         files = {spec.file_name(shard) for spec in arrays.per_shard}
         files.add(receipt_path(shard_part(shard)))
@@ -172,7 +177,7 @@ def _check_content(
         for low in range(start, stop, ROWS_AT_ONCE):
             high = min(low + ROWS_AT_ONCE, stop)
             try:
-                rows = reader.rows(low, high)
+                rows = reader.kept_rows(low, high)
             except CorruptionError as error:
                 yield Finding(receipt_path(shard_part(shard)), str(error), shard_part(shard))
                 break

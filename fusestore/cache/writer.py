@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.id_order import IdOrder
+from fusestore.cache.kept_rows import KeptRows
 from fusestore.cache.layout import cache_arrays, encode_rows
 from fusestore.cache.manifest import (
     TOKENS_PART,
@@ -65,6 +66,7 @@ class CacheWriter:
         fingerprint: Fingerprint,
         tokens: TokenTable,
         order: IdOrder | None,
+        kept: KeptRows,
     ) -> None:
         self.location = location
         self.fingerprint = fingerprint
@@ -73,6 +75,7 @@ class CacheWriter:
         self._arrays = cache_arrays(fingerprint)
         self._tokens = tokens
         self._order = order
+        self._kept = kept
         self._files = ShardFiles(location, fingerprint.digest)
         self.num_rows_finished = 0
         self.redo: dict[int, Receipt | None] = {}
@@ -85,6 +88,7 @@ class CacheWriter:
         fingerprint: Fingerprint,
         tokens: TokenTable,
         order: IdOrder | None,
+        kept: KeptRows | None = None,
     ) -> CacheWriter:
         """Begin a cache, or continue one of the same fingerprint.
 
@@ -92,19 +96,21 @@ class CacheWriter:
             store: receives the cache.
             name: the cache's name.
             fingerprint: what the content depends on.
-            tokens: the tokens that the model reads, one per row.
+            tokens: the tokens that the model reads.
             order: the numbering of ids; None in the profile `fast`. A cache that was begun has
                 one already: see `stored_order`.
+            kept: which tokens have a row; None for all.
 
         Raises:
-            InvalidInputError: fingerprint, tokens and order do not fit each other.
+            InvalidInputError: fingerprint, tokens, order and kept rows do not fit each other.
             FingerprintMismatchError: the cache was begun with other settings.
         """
-        _check_input(fingerprint, tokens, order)
+        kept = KeptRows.all(tokens.num_tokens) if kept is None else kept
+        _check_input(fingerprint, tokens, order, kept)
         location = store.cache(name)
         write_fingerprint(location, fingerprint, f"Cache {name!r}")
         remove_abandoned(location)
-        writer = cls(location, fingerprint, tokens, order)
+        writer = cls(location, fingerprint, tokens, order, kept)
         writer._write_tokens()
         return writer
 
@@ -177,7 +183,7 @@ class CacheWriter:
                 f"Shard {shard} takes {stop - start} rows, {start} to {stop}, but was given "
                 f"{len(rows)}."
             )
-        token_ids = self._tokens.token_ids[start:stop]
+        token_ids = self._tokens.token_ids[self._kept.tokens(start, stop)]
         values = encode_rows(self.fingerprint, rows, token_ids, self._order)
         files = {
             spec.file_name(shard): encode_shard(spec, shard, np.ascontiguousarray(array))
@@ -267,6 +273,8 @@ class CacheWriter:
             tokens.end_offsets,
             tokens.document_offsets,
         )
+        if arrays.row_runs:
+            values += (self._kept.runs,)
         if order is not None:
             values += (order.rank_to_id, order.token_class, order.class_order)
         for spec, array in zip(arrays.fixed, values, strict=True):
@@ -343,7 +351,9 @@ def stored_order(store: Store, name: str, fingerprint: Fingerprint) -> IdOrder |
         return None
 
 
-def _check_input(fingerprint: Fingerprint, tokens: TokenTable, order: IdOrder | None) -> None:
+def _check_input(
+    fingerprint: Fingerprint, tokens: TokenTable, order: IdOrder | None, kept: KeptRows
+) -> None:
     if (tokens.num_documents, tokens.num_tokens) != (
         fingerprint.num_documents,
         fingerprint.num_tokens,
@@ -352,6 +362,12 @@ def _check_input(fingerprint: Fingerprint, tokens: TokenTable, order: IdOrder | 
             f"The fingerprint has {fingerprint.num_documents} documents and "
             f"{fingerprint.num_tokens} tokens, the token table {tokens.num_documents} and "
             f"{tokens.num_tokens}."
+        )
+    num_runs = 1 if fingerprint.kept is None else fingerprint.kept.num_runs
+    if (kept.num_rows, len(kept.runs)) != (fingerprint.num_rows, num_runs):
+        raise InvalidInputError(
+            f"The fingerprint has {fingerprint.num_rows} rows in {num_runs} runs, but "
+            f"{kept.num_rows} rows in {len(kept.runs)} runs are to be kept."
         )
     vocab_size = fingerprint.model.vocab_size
     if tokens.token_ids.min() < 0 or tokens.token_ids.max() >= vocab_size:

@@ -43,7 +43,10 @@ class CacheKind(ArtifactKind):
             kept = f"{k} draws each"
         elif fingerprint["selection"] == "top-p":
             kept = f"top {fingerprint['top_p']:g} of the mass in at most {k} entries"
-        return f"{fingerprint['num_tokens']:,} tokens, {kept}, {manifest['num_bytes']:,} bytes"
+        tokens = f"{fingerprint['num_tokens']:,} tokens"
+        if fingerprint["kept"]:
+            tokens = f"{fingerprint['kept']['num_rows']:,} {fingerprint['only']} of {tokens}"
+        return f"{tokens}, {kept}, {manifest['num_bytes']:,} bytes"
 
     def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
         """The corpus, and the vocabulary that it is read with."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from fusestore.cache.kept_rows import KeptRows
 from fusestore.cache.manifest import DEFAULT_ENGINE, Audit, AuditVerdict
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
@@ -68,14 +69,17 @@ def audit(
     """
     if settings.engine == DEFAULT_ENGINE or settings.audit == "off":
         return None
-    documents = audited_documents(plan.tokens, skipped)
+    documents = audited_documents(plan.tokens, skipped, plan.kept)
     if len(documents) == 0:
         return None
     sample = plan.tokens.take(documents)
-    reference, rows = _second_rows(plan, settings, engine, sample, name, reporter)
     offsets = plan.tokens.document_offsets
-    first = [writer.reader.rows(int(offsets[i]), int(offsets[i + 1])) for i in documents]
-    result = compare(reference, first, rows, sample.document_offsets, settings.audit_limit)
+    kept = plan.kept.take([(int(offsets[i]), int(offsets[i + 1])) for i in documents])
+    reference, rows = _second_rows(plan, settings, engine, sample, kept, name, reporter)
+    bounds = plan.kept.rows_before(offsets)
+    first = [writer.reader.kept_rows(int(bounds[i]), int(bounds[i + 1])) for i in documents]
+    rows_of = kept.rows_before(sample.document_offsets)
+    result = compare(reference, first, rows, rows_of, settings.audit_limit)
     reporter.line(f"{name}: audit by {reference}: {describe_audit(result)}")
     if result.verdict == "different":
         worst = int(documents[result.worst_document])
@@ -89,9 +93,18 @@ def audit(
     return result.model_copy(update={"worst_document": int(documents[result.worst_document])})
 
 
-def audited_documents(tokens: TokenTable, skipped: list[int]) -> npt.NDArray[np.int64]:
-    """Int64 [n], rising: evenly spread documents that have a label and were not skipped."""
-    usable = np.setdiff1d(np.flatnonzero(np.diff(tokens.document_offsets) > 1), skipped)
+def audited_documents(
+    tokens: TokenTable, skipped: list[int], kept: KeptRows | None = None
+) -> npt.NDArray[np.int64]:
+    """Int64 [n], rising: evenly spread documents that have a label and were not skipped.
+
+    A label is the next token of a kept row; None keeps all.
+    """
+    kept = KeptRows.all(tokens.num_tokens) if kept is None else kept
+    first, stop = tokens.document_offsets[:-1], tokens.document_offsets[1:]
+    # A document's last token has no next one.
+    has_label = kept.rows_before(stop - 1) > kept.rows_before(first)
+    usable = np.setdiff1d(np.flatnonzero(has_label), skipped)
     count = min(len(usable), max(MIN_DOCUMENTS, round(SHARE * len(usable))))
     return usable[np.arange(count) * len(usable) // max(count, 1)].astype(np.int64)
 
@@ -112,10 +125,13 @@ def compare(
         offsets: int64 [n + 1]: document i is rows `[value[i], value[i + 1])` of `second`.
         limit: nats by which the labels of a document may differ in the mean.
     """
-    means, largest, shared = [], 0.0, []
+    means, largest, shared, counts = [], 0.0, [], []
     for index, rows in enumerate(first):
         start, stop = int(offsets[index]), int(offsets[index + 1])
-        moved = np.abs(rows.label_logprob - second.label_logprob[start:stop])[:-1]
+        # The last row of a whole document has no label.
+        has_label = ~np.isnan(rows.label_logprob)
+        moved = np.abs(rows.label_logprob - second.label_logprob[start:stop])[has_label]
+        counts.append(len(moved))
         # Rows that were skipped in one computation only are as far apart as can be.
         moved = np.nan_to_num(moved.astype(np.float64), nan=float(np.finfo(np.float32).max))
         means.append(float(moved.mean()))
@@ -133,7 +149,7 @@ def compare(
         reference=reference,
         num_documents=len(first),
         num_rows=int(offsets[-1]),
-        label_nats=float(np.average(means, weights=np.diff(offsets) - 1)),
+        label_nats=float(np.average(means, weights=counts)),
         largest_label_nats=largest,
         worst_document=worst,
         worst_document_nats=means[worst],
@@ -158,6 +174,7 @@ def _second_rows(
     settings: CaptureSettings,
     engine: Callable[[], Engine],
     sample: TokenTable,
+    kept: KeptRows,
     name: str,
     reporter: Reporter,
 ) -> tuple[str, Rows]:
@@ -165,21 +182,24 @@ def _second_rows(
     if settings.audit == "transformers" or (settings.audit == "auto" and _fits_here(plan)):
         try:
             with reference_engine(plan, settings, name, reporter) as reference:
-                return DEFAULT_ENGINE, _rows(reference, sample, plan.fingerprint.rule)
+                return DEFAULT_ENGINE, _rows(reference, sample, kept, plan.fingerprint.rule)
         except (FusestoreError, RuntimeError, MemoryError) as error:
             # torch's own error when memory runs out is a RuntimeError.
             if settings.audit == "transformers":
                 raise
             reporter.line(f"{name}: transformers cannot audit it: {error}")
-    return settings.engine, _rows(engine(), sample, plan.fingerprint.rule)
+    return settings.engine, _rows(engine(), sample, kept, plan.fingerprint.rule)
 
 
-def _rows(engine: Engine, sample: TokenTable, rule: Rule) -> Rows:
+def _rows(engine: Engine, sample: TokenTable, kept: KeptRows, rule: Rule) -> Rows:
     """One document after the other, the last first: another order, and no other in its batch."""
     parts = []
     for index in reversed(range(sample.num_documents)):
         alone = sample.take(np.array([index]))
-        parts.append(RowCapturer(engine, alone, rule).rows(0, alone.num_tokens, ignore_progress)[0])
+        start, stop = sample.document_offsets[index : index + 2].tolist()
+        own = kept.take([(start, stop)])
+        capturer = RowCapturer(engine, alone, rule, own)
+        parts.append(capturer.rows(0, own.num_rows, ignore_progress)[0])
     parts.reverse()
     return Rows(
         ids=np.concatenate([rows.ids for rows in parts]),

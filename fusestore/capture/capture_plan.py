@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.cache.manifest import DEFAULT_ENGINE, CorpusIdentity, Fingerprint, ModelIdentity
+from fusestore.cache.kept_rows import KeptRows
+from fusestore.cache.manifest import (
+    DEFAULT_ENGINE,
+    CorpusIdentity,
+    Fingerprint,
+    KeptSize,
+    ModelIdentity,
+)
 from fusestore.capture.engines.engine_registry import (
     check_engine,
     engine_capabilities,
@@ -16,7 +23,7 @@ from fusestore.capture.engines.engine_registry import (
 )
 from fusestore.capture.engines.protocol import Engine, EngineJob
 from fusestore.capture.settings import CaptureSettings, wants_bos
-from fusestore.corpus.corpus import Corpus
+from fusestore.corpus.corpus import Corpus, supervision_of
 from fusestore.corpus.document_encoder import DocumentEncoder
 from fusestore.corpus.tokenize import corpus_tokens, store_corpus_tokens
 from fusestore.errors import IncompatibleError, InvalidInputError, NotFoundError
@@ -36,6 +43,7 @@ class CapturePlan:
     Attributes:
         model: the model.
         fingerprint: of the cache to make.
+        kept: which tokens have a row.
         dtype_reason: the reason for its dtype; None if the settings name the dtype.
     """
 
@@ -44,10 +52,12 @@ class CapturePlan:
         model: Model,
         fingerprint: Fingerprint,
         read_tokens: Callable[[], TokenTable],
+        kept: KeptRows,
         dtype_reason: str | None,
     ) -> None:
         self.model = model
         self.fingerprint = fingerprint
+        self.kept = kept
         self.dtype_reason = dtype_reason
         self._read_tokens = read_tokens
 
@@ -98,14 +108,18 @@ def plan_capture(
             f"Choose at most {model.vocab_size}."
         )
     if keep_tokens:
-        kept = store_corpus_tokens(store, corpus, tokenizer, wanted_bos)
-        offsets, read_tokens = kept.document_offsets, kept.table
+        stored = store_corpus_tokens(store, corpus, tokenizer, wanted_bos)
+        offsets, read_tokens = stored.document_offsets, cache(stored.table)
     else:
         table = corpus_tokens(store, corpus, tokenizer, wanted_bos, keep=False)
         offsets, read_tokens = table.document_offsets, lambda: table
     _check_lengths(offsets, model.context, name)
     if len(tokenizer) > model.vocab_size:
         _check_ids(read_tokens(), model, corpus, name)
+    kept, kept_size = KeptRows.all(int(offsets[-1])), None
+    if settings.only == "supervised":
+        kept = supervised_rows(corpus, read_tokens())
+        kept_size = KeptSize(num_rows=kept.num_rows, num_runs=len(kept.runs))
     dtype, dtype_reason = _settle_dtype(store, name, settings)
     fingerprint = Fingerprint(
         source=name,
@@ -120,6 +134,8 @@ def plan_capture(
         corpus=CorpusIdentity(name=corpus.name, digest=corpus.manifest.digest),
         add_bos=encoder.add_bos,
         template=encoder.template,
+        only=settings.only,
+        kept=kept_size,
         selection=settings.selection,
         top_k=settings.top_k,
         top_p=settings.top_p,
@@ -138,7 +154,32 @@ def plan_capture(
         num_documents=len(offsets) - 1,
         num_tokens=int(offsets[-1]),
     )
-    return CapturePlan(model, fingerprint, read_tokens, dtype_reason)
+    return CapturePlan(model, fingerprint, read_tokens, kept, dtype_reason)
+
+
+def supervised_rows(corpus: Corpus, tokens: TokenTable) -> KeptRows:
+    """The rows that a fusion over a corpus of conversations may use.
+
+    Args:
+        corpus: the corpus.
+        tokens: of all its documents.
+
+    Raises:
+        InvalidInputError: the corpus holds texts, or nothing in it is trained on.
+    """
+    supervision = supervision_of(corpus)
+    if supervision is None:
+        raise InvalidInputError(
+            f"only is supervised, but corpus {corpus.name!r} holds texts, of which every token is "
+            "trained on. Leave only out, or at all; it is for corpora of conversations."
+        )
+    used = supervision.used_rows(tokens, np.arange(tokens.num_documents))
+    if not used.any():
+        raise InvalidInputError(
+            f"only is supervised, but no turn of corpus {corpus.name!r} is trained on, so there "
+            "is no row to keep. Build the corpus with another --train-on."
+        )
+    return KeptRows.where(used)
 
 
 def _settle_dtype(
@@ -176,7 +217,7 @@ def adopt_dtype(
     """The plan with the dtype of the stored fingerprint, if the settings say `auto`."""
     dtype, reason = _settle_dtype(store, name, settings)
     fingerprint = plan.fingerprint.model_copy(update={"dtype": dtype})
-    return CapturePlan(plan.model, fingerprint, lambda: plan.tokens, reason)
+    return CapturePlan(plan.model, fingerprint, lambda: plan.tokens, plan.kept, reason)
 
 
 def report_dtype(plan: CapturePlan, name: str, reporter: Reporter) -> None:
@@ -220,7 +261,7 @@ def reference_engine(
     """Start transformers, in float32, with the model whose rows another engine computes."""
     fingerprint = plan.fingerprint.model_copy(update={"dtype": "float32"})
     transformers = settings.model_copy(update={"engine": DEFAULT_ENGINE})
-    own = CapturePlan(plan.model, fingerprint, lambda: plan.tokens, None)
+    own = CapturePlan(plan.model, fingerprint, lambda: plan.tokens, plan.kept, None)
     return start_engine(own, transformers, name, reporter)
 
 

@@ -18,11 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.id_order import IdOrder
+from fusestore.cache.kept_rows import KeptRows
 from fusestore.cache.layout import cache_arrays
-from fusestore.cache.manifest import Fingerprint
+from fusestore.cache.manifest import Fingerprint, KeptSize
 from fusestore.cache.rows import Rows
 from fusestore.cache.writer import CacheWriter
-from fusestore.capture.capture_plan import plan_capture, report_dtype, start_engine
+from fusestore.capture.capture_plan import (
+    CapturePlan,
+    plan_capture,
+    report_dtype,
+    start_engine,
+)
 from fusestore.capture.engines.protocol import Engine
 from fusestore.capture.row_capturer import RowCapturer
 from fusestore.capture.run import settle_order
@@ -67,6 +73,7 @@ class CaptureEstimate:
 
     Attributes:
         num_documents, num_tokens: documents and tokens of the capture; counted, not estimated.
+        num_rows: rows that are kept: of all tokens, or with `only` supervised of fewer.
         sampled_documents, sampled_tokens: documents and tokens that were run for the estimate.
         num_bytes: all files of the cache.
         bytes_by_array: the same by array, and `METADATA`.
@@ -83,6 +90,7 @@ class CaptureEstimate:
 
     num_documents: int
     num_tokens: int
+    num_rows: int
     sampled_documents: int
     sampled_tokens: int
     num_bytes: int
@@ -138,37 +146,42 @@ def estimate_capture(
     ):
         ready = time.perf_counter()
         budget = sample_tokens or SAMPLE_TOKENS.get(engine.device, SAMPLE_TOKENS_OF_ACCELERATOR)
-        sample = sample_documents(np.diff(tokens.document_offsets), budget, seed)
-        rates, rows = [], []
-        total = sum(tokens.take(stratum.documents).num_tokens for stratum in sample)
+        bounds = plan.kept.rows_before(tokens.document_offsets)
+        lengths = np.where(np.diff(bounds) > 0, np.diff(tokens.document_offsets), 0)
+        sample = sample_documents(lengths, budget, seed)
+        rates, rows, done = [], [], 0
+        total = sum(int(lengths[stratum.documents].sum()) for stratum in sample)
         # The first pass of a model allocates and tunes, so its time is not measured.
-        _capture(engine, tokens.take(sample[0].documents), settings)
+        _capture(engine, plan, sample[0].documents, settings)
         began, order = time.perf_counter(), None
         if fingerprint.profile != "fast":
-            order = settle_order(engine, fingerprint, tokens, ignore_progress)
+            order = settle_order(engine, plan, ignore_progress)
         sample_seconds = time.perf_counter() - began
         for stratum in sample:
-            drawn = tokens.take(stratum.documents)
+            num_tokens = int(lengths[stratum.documents].sum())
             began = time.perf_counter()
-            rows.append(_capture(engine, drawn, settings))
-            rates.append((time.perf_counter() - began) / drawn.num_tokens)
-            progress(sum(map(len, rows)), total)
+            rows.append(_capture(engine, plan, stratum.documents, settings))
+            rates.append((time.perf_counter() - began) / num_tokens)
+            done += num_tokens
+            progress(done, total)
     capture_seconds = sum(
         stratum.num_tokens * rate for stratum, rate in zip(sample, rates, strict=True)
     )
-    sampled = tokens.take(np.concatenate([stratum.documents for stratum in sample]))
-    sizes, encode_seconds = _encoded_sizes(fingerprint, sampled, order, _join(rows))
+    documents = np.concatenate([stratum.documents for stratum in sample])
+    sampled, kept = _take(plan, documents)
+    sizes, encode_seconds = _encoded_sizes(fingerprint, sampled, kept, order, _join(rows))
     seconds = {
         "prepare": prepared - begun,
         "load": ready - prepared,
         "sample": sample_seconds,
         "capture": capture_seconds,
-        "write": _write_seconds(fingerprint, encode_seconds / sampled.num_tokens, capture_seconds),
+        "write": _write_seconds(fingerprint, encode_seconds / kept.num_rows, capture_seconds),
     }
     num_bytes, total_seconds = sum(sizes.values()), sum(seconds.values())
     return CaptureEstimate(
         num_documents=tokens.num_documents,
         num_tokens=tokens.num_tokens,
+        num_rows=fingerprint.num_rows,
         sampled_documents=sampled.num_documents,
         sampled_tokens=sampled.num_tokens,
         num_bytes=num_bytes,
@@ -226,9 +239,19 @@ def sample_documents(lengths: _Documents, budget: int, seed: int) -> list[Stratu
     return strata
 
 
-def _capture(engine: Engine, tokens: TokenTable, settings: CaptureSettings) -> Rows:
-    capturer = RowCapturer(engine, tokens, settings.rule)
-    rows, bad = capturer.rows(0, tokens.num_tokens, ignore_progress)
+def _take(plan: CapturePlan, documents: _Documents) -> tuple[TokenTable, KeptRows]:
+    """The tokens of some documents, and which have a row."""
+    offsets = plan.tokens.document_offsets
+    ranges = [(int(offsets[i]), int(offsets[i + 1])) for i in documents]
+    return plan.tokens.take(documents), plan.kept.take(ranges)
+
+
+def _capture(
+    engine: Engine, plan: CapturePlan, documents: _Documents, settings: CaptureSettings
+) -> Rows:
+    tokens, kept = _take(plan, documents)
+    capturer = RowCapturer(engine, tokens, settings.rule, kept)
+    rows, bad = capturer.rows(0, kept.num_rows, ignore_progress)
     if bad and settings.on_nan == "stop":
         raise NonFiniteError(
             f"The model gave logits that are not finite (NaN or infinite) for {len(bad)} of "
@@ -243,22 +266,31 @@ def _join(parts: Sequence[Rows]) -> Rows:
 
 
 def _encoded_sizes(
-    fingerprint: Fingerprint, tokens: TokenTable, order: IdOrder | None, rows: Rows
+    fingerprint: Fingerprint,
+    tokens: TokenTable,
+    kept: KeptRows,
+    order: IdOrder | None,
+    rows: Rows,
 ) -> tuple[dict[str, int], float]:
     """Bytes of the whole cache by array, and the seconds that writing the sample's rows took.
 
     Args:
         fingerprint: of the whole cache.
         tokens: the sample's.
+        kept: which of these have a row.
         order: of the whole cache.
         rows: the sample's.
     """
-    sample = fingerprint.model_copy(
-        update={"num_documents": tokens.num_documents, "num_tokens": tokens.num_tokens}
-    )
+    sizes: dict[str, object] = {
+        "num_documents": tokens.num_documents,
+        "num_tokens": tokens.num_tokens,
+    }
+    if fingerprint.kept is not None:
+        sizes["kept"] = KeptSize(num_rows=kept.num_rows, num_runs=len(kept.runs))
+    sample = fingerprint.model_copy(update=sizes)
     store = Store(Location.parse(f"memory://fusestore-estimate-{uuid.uuid4().hex}"))
     try:
-        writer = CacheWriter.create(store, "sample", sample, tokens, order)
+        writer = CacheWriter.create(store, "sample", sample, tokens, order, kept)
         began = time.perf_counter()
         for shard in range(len(sample.plan)):
             start, stop = sample.plan.bounds(shard)
@@ -307,7 +339,7 @@ def _write_seconds(
 ) -> float:
     """Seconds of writing after the last forward pass; before, shards are written in parallel."""
     start, stop = fingerprint.plan.bounds(len(fingerprint.plan) - 1)
-    total = seconds_per_row * fingerprint.num_tokens
+    total = seconds_per_row * fingerprint.num_rows
     return max(seconds_per_row * (stop - start), total - capture_seconds)
 
 

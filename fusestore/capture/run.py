@@ -34,7 +34,6 @@ from fusestore.store.fingerprints import check_same_fingerprint
 from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt
 from fusestore.store.result import StageResult
-from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.vocabulary_table import keep_vocabulary
 
 
@@ -169,12 +168,12 @@ def _write(
     reporter: Reporter,
     redo: Mapping[int, Receipt | None] | None,
 ) -> StageResult[Cache]:
-    tokens, fingerprint = plan.tokens, plan.fingerprint
+    tokens, fingerprint, kept = plan.tokens, plan.fingerprint, plan.kept
     if name not in store.names("caches"):
         # A model that is refused leaves no cache that was begun.
         engine()
-    order = _order(store, name, fingerprint, tokens, engine, reporter)
-    writer = CacheWriter.create(store, name, fingerprint, tokens, order)
+    order = _order(store, name, plan, engine, reporter)
+    writer = CacheWriter.create(store, name, fingerprint, tokens, order, kept)
     keep_vocabulary(store, plan.model.tokenizer)
     if writer.complete and not redo:
         clear_up(writer.location)
@@ -183,12 +182,12 @@ def _write(
         unspelled = describe_unspelled(corpus, plan.model.tokenizer)
         if unspelled:
             reporter.line(f"{name}: {unspelled}")
-        capturer = RowCapturer(engine(), tokens, settings.rule)
+        capturer = RowCapturer(engine(), tokens, settings.rule, kept)
         with _shards(writer, redo, name, reporter) as shards:
             _write_shards(writer, shards, capturer, corpus, settings, name, reporter)
     if not writer.complete:
         label_logprob = writer.reader.label_logprob(0, tokens.num_tokens)
-        skipped = skipped_documents(tokens, label_logprob)
+        skipped = skipped_documents(tokens, label_logprob, kept)
         totals = score_totals(corpus, tokens, label_logprob, skipped)
         audited = audit(writer, plan, settings, engine, skipped, name, reporter)
         writer.finish(totals, skipped, plan.model.portable_spec, audited)
@@ -199,33 +198,28 @@ def _write(
 def _order(
     store: Store,
     name: str,
-    fingerprint: Fingerprint,
-    tokens: TokenTable,
+    plan: CapturePlan,
     engine: Callable[[], Engine],
     reporter: Reporter,
 ) -> IdOrder | None:
     """The stored order of ids, or else an order from a sample of the rows."""
-    if fingerprint.profile == "fast":
+    if plan.fingerprint.profile == "fast":
         return None
-    order = stored_order(store, name, fingerprint)
+    order = stored_order(store, name, plan.fingerprint)
     if order is not None:
         return order
     with reporter.stage(f"Sampling {name}", "tokens") as progress:
-        return settle_order(engine(), fingerprint, tokens, progress)
+        return settle_order(engine(), plan, progress)
 
 
-def settle_order(
-    engine: Engine,
-    fingerprint: Fingerprint,
-    tokens: TokenTable,
-    progress: Progress,
-) -> IdOrder:
+def settle_order(engine: Engine, plan: CapturePlan, progress: Progress) -> IdOrder:
     """The order of ids that suits the model's rows for a sample of the tokens."""
-    sample = sample_tokens(tokens)
-    capturer = RowCapturer(engine, sample, fingerprint.rule)
+    fingerprint = plan.fingerprint
+    sample, kept = sample_tokens(plan.tokens, plan.kept)
+    capturer = RowCapturer(engine, sample, fingerprint.rule, kept)
     # A document that is not finite is ignored here, and reported with its shard.
-    rows, _ = capturer.rows(0, sample.num_tokens, progress)
-    return order_of_sample(fingerprint.model.vocab_size, tokens, rows)
+    rows, _ = capturer.rows(0, kept.num_rows, progress)
+    return order_of_sample(fingerprint.model.vocab_size, plan.tokens, rows, plan.kept)
 
 
 @contextlib.contextmanager
@@ -263,7 +257,7 @@ def _write_shards(
 
     The next shard is requested when the last shard is computed, but perhaps not yet written.
     """
-    total = writer.fingerprint.num_tokens
+    total = writer.fingerprint.num_rows
     done = writer.num_rows_finished
     with (
         reporter.stage(f"Capturing {name}", "tokens") as progress,

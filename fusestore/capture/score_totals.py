@@ -5,16 +5,21 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.cache.kept_rows import KeptRows
 from fusestore.corpus.corpus import Corpus, supervision_of
 from fusestore.tokenizers.token_table import TokenTable
 
 
-def skipped_documents(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> list[int]:
-    """Documents without usable rows: a token in them has no log-probability.
+def skipped_documents(
+    tokens: TokenTable, label_logprob: npt.NDArray[np.float32], kept: KeptRows | None = None
+) -> list[int]:
+    """Documents without usable rows: a row that is kept has no log-probability of the next token.
 
     A document of one token predicts nothing and is never among them.
     """
     unknown = np.isnan(label_logprob)
+    if kept is not None:
+        unknown &= kept.mask(0, len(unknown))
     ends = tokens.document_offsets[1:] - 1
     unknown[ends[np.diff(tokens.document_offsets) > 0]] = False
     counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(unknown)])

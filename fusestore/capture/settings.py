@@ -7,7 +7,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from fusestore.cache.manifest import DEFAULT_ENGINE, DEFAULT_LOGPROB_STEP, Profile, check_profile
+from fusestore.cache.manifest import (
+    DEFAULT_ENGINE,
+    DEFAULT_LOGPROB_STEP,
+    Only,
+    Profile,
+    check_profile,
+)
 from fusestore.cache.rule import Rule, RuleName
 from fusestore.capture.conflicts import model_setting_problems
 from fusestore.errors import IncompatibleError
@@ -33,6 +39,12 @@ class CaptureSettings(SettingsWithPresets):
 
     PRESETS: ClassVar = {"fusellm": {"top_k": 10}}
 
+    only: Only = Field(
+        default="all",
+        description="Tokens whose rows are kept. supervised: of a corpus of conversations only "
+        "rows that predict text which is trained on; fusing needs no other.",
+        json_schema_extra=_ROWS,
+    )
     selection: RuleName = Field(
         default="top-k",
         description="Which entries are kept. top-k: the `top_k` most probable. top-p: as few of "

@@ -101,11 +101,12 @@ def test_figures_are_those_of_the_plain_way():
     ids = np.argsort(rng.random((40, 20)), axis=1)[:, :5].astype(np.int32)
     logprobs = np.log(-np.sort(-rng.dirichlet(np.ones(6), 40))[:, :5]).astype(np.float32)
     label = -rng.exponential(2.0, 40).astype(np.float32)
+    # A document's last row has no label.
+    label[[14, 39]] = np.nan
     first = Rows(ids, logprobs, np.zeros(40, np.float32), label)
     moved = label + rng.normal(0, 0.01, 40).astype(np.float32)
     other = np.where(rng.random(ids.shape) < 0.2, ids + 20, ids).astype(np.int32)
     second = Rows(other, logprobs, first.tail, moved)
-    # A document's last row has no label, whatever is there.
     documents = [(0, 15), (15, 40)]
     parts = [Rows(*(each[low:high] for each in vars(first).values())) for low, high in documents]
     audit = compare("x", parts, second, np.array([0, 15, 40]), limit=1.0)

@@ -384,11 +384,11 @@ def test_batches_are_halved_when_memory_runs_out(store, corpus, model_path, monk
     sizes = []
     real = logit_chunks
 
-    def scarce(model, input_ids, position_ids=None):
+    def scarce(model, input_ids, **inputs):
         sizes.append(input_ids.numel())
         if input_ids.numel() > 75:
             raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
-        return real(model, input_ids, position_ids=position_ids)
+        return real(model, input_ids, **inputs)
 
     monkeypatch.setattr(transformers_engine, "logit_chunks", scarce)
     cache = capture(store, "scarce", Model.open(model_path), corpus, EXACT).artifact

@@ -52,7 +52,8 @@ def test_a_sample_is_a_small_spread_part(lengths):
     available = sum(min(length, longest) for length in lengths)
     wanted = max(1, min(MAX_SAMPLE_ROWS, sum(lengths) // 16))
     assert max(1, wanted - longest) <= taken <= wanted or taken == available
-    sample = sample_tokens(tokens)
+    sample, kept = sample_tokens(tokens)
+    assert kept.num_rows == sample.num_tokens
     assert sample.token_ids.tolist() == [i for s in stretches for i in range(s.start, s.stop)]
     assert sample.num_documents == len(stretches)
 

@@ -31,6 +31,7 @@ from fusestore.align.run import align
 from fusestore.align.settings import AlignSettings
 from fusestore.align.stored import open_alignment
 from fusestore.align.vocabulary.stored_map import load_vocabulary_map
+from fusestore.cache.manifest import Only
 from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.run import build_corpus
@@ -247,8 +248,10 @@ def _write_chat(job: Path, store: Store) -> None:
     ).artifact
     settings = CaptureSettings(top_k=4, device="cpu", dtype="float32", rows_per_chunk=32)
     settings = settings.model_copy(update={"rows_per_shard": ROWS_PER_SHARD})
+    only: dict[str, Only] = {"chatml": "all", "instructions": "supervised"}
     for name, model in zip(names, models, strict=True):
-        capture(store, name, model, corpus, settings)
+        changed = settings.model_copy(update={"only": only[name]})
+        capture(store, name, model, corpus, changed)
     align(store, names[1], names[0])
     recipe = {"sources": names, "target": names[0], "top_k": 4, "packing": "stream"}
     fuse(store, "answers", Recipe.parse(recipe))

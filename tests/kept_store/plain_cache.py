@@ -31,10 +31,23 @@ def read_rows(folder: Path) -> Numbers:
     logprobs = decode_logprobs(group["logprobs"])
     # What lies where no entry is means nothing; fusestore gives 0.
     ids = np.where(np.isneginf(logprobs), 0, decode_ids(group)).astype("i4")
-    assert ids.shape == (fingerprint["num_tokens"], fingerprint["top_k"])
-    others = ("label_logprob", "token_ids", "end_offsets", "document_offsets")
     numbers = {"ids": ids, "logprobs": logprobs, "tail": decode_tail(group["tail"])}
-    numbers |= {name: group[name][:] for name in others}
+    numbers["label_logprob"] = group["label_logprob"][:]
+    kept = tokens_with_rows(group)
+    assert (len(kept), fingerprint["top_k"]) == ids.shape
+    num_tokens = fingerprint["num_tokens"]
+    if fingerprint["kept"] is not None:
+        assert fingerprint["only"] == "supervised"
+        assert fingerprint["kept"] == {"num_rows": len(kept), "num_runs": len(group["row_runs"])}
+        # fusestore gives these for tokens without a row.
+        absent = {"ids": 0, "logprobs": -np.inf, "tail": np.nan, "label_logprob": np.nan}
+        for name, values in numbers.items():
+            spread = np.full((num_tokens, *values.shape[1:]), absent[name], values.dtype)
+            spread[kept] = values
+            numbers[name] = spread
+    logprobs = numbers["logprobs"]
+    assert len(logprobs) == num_tokens
+    numbers |= {name: group[name][:] for name in ("token_ids", "end_offsets", "document_offsets")}
     offsets = numbers["document_offsets"]
     assert np.isnan(numbers["label_logprob"][offsets[1:][np.diff(offsets) > 0] - 1]).all()
     for document in manifest["skipped_documents"]:
@@ -43,6 +56,13 @@ def read_rows(folder: Path) -> Numbers:
         assert not numbers["tail"][rows].any()
         assert np.isnan(numbers["label_logprob"][rows]).all()
     return numbers
+
+
+def tokens_with_rows(group: Mapping[str, Any]) -> np.ndarray:
+    """The token of each row, rising: all tokens, or those of the runs."""
+    if "row_runs" not in group:
+        return np.arange(len(group["token_ids"]))
+    return np.concatenate([np.arange(start, stop) for start, stop in group["row_runs"][:]])
 
 
 def decode_logprobs(array: Any) -> np.ndarray:
@@ -82,7 +102,7 @@ def decode_ids(group: Mapping[str, Any]) -> np.ndarray:
         assert encoding == "number"
     class_order, rank_to_id = group["class_order"][:], group["rank_to_id"][:]
     head = class_order.shape[1]
-    c = group["token_class"][:][group["token_ids"][:]][:, None]
+    c = group["token_class"][:][group["token_ids"][:][tokens_with_rows(group)]][:, None]
     ranks = np.where(numbers < head, class_order[c, np.minimum(numbers, head - 1)], numbers)
     return rank_to_id[ranks]
 
@@ -90,7 +110,8 @@ def decode_ids(group: Mapping[str, Any]) -> np.ndarray:
 def check_cache_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Every receipt of a cache, their files, and the digest of its content."""
     fingerprint = manifest["fingerprint"]
-    rows, per_shard = fingerprint["num_tokens"], fingerprint["rows_per_shard"]
+    per_shard = fingerprint["rows_per_shard"]
+    rows = (fingerprint["kept"] or {"num_rows": fingerprint["num_tokens"]})["num_rows"]
     parts = ["tokens", *(f"{shard:06d}" for shard in range(-(-rows // per_shard)))]
     receipts = [read_receipt(folder, part, manifest["fingerprint_digest"]) for part in parts]
     for shard, receipt in enumerate(receipts[1:]):

@@ -33,12 +33,12 @@ _ENGINES = {
     DEFAULT_ENGINE: _included(
         "transformers_engine",
         "TransformersEngine",
-        Capabilities(whole_rows=True, local_weights=True),
+        Capabilities(whole_rows=True, wanted_rows_only=True, local_weights=True),
     ),
     "llama.cpp": _included(
         "llama_cpp_engine",
         "LlamaCppEngine",
-        Capabilities(whole_rows=True, local_weights=True, gguf=True),
+        Capabilities(whole_rows=True, wanted_rows_only=True, local_weights=True, gguf=True),
     ),
     "vllm": _included("vllm", "VllmEngine", Capabilities()),
     "vllm-offline": _included("vllm_engine", "VllmOfflineEngine", Capabilities(local_weights=True)),

@@ -109,6 +109,11 @@ def batch_rows(vocab_size: int) -> int:
     return max(_MIN_BATCH, rows - rows % _MULTIPLE)
 
 
+def _padded(count: int) -> int:
+    """How many tokens are computed for a number of them, in the same way for every number."""
+    return max(_MIN_BATCH, -(-count // _MULTIPLE) * _MULTIPLE)
+
+
 def is_installed() -> bool:
     """Whether the package that has the library is installed."""
     return importlib.util.find_spec("xllamacpp") is not None
@@ -168,39 +173,49 @@ class LlamaModel:
         lib.llama_set_n_threads(context, threads, threads)
         return context
 
-    def logits(self, token_ids: _Ids) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """The logits of all positions of a document, batch by batch.
+    def logits(
+        self, token_ids: _Ids, wanted: npt.NDArray[np.bool_] | None = None
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """The logits of positions of a document, batch by batch.
 
         Args:
             token_ids: int32 [n].
+            wanted: bool [n], the positions; None for all. The output head runs on no others, but
+                for the few that make their number one that is computed in the same way.
 
         Yields:
-            The first position, and float32 [m, V]: a view of the library's memory, which the next
-            batch overwrites.
+            int64 [m], rising positions, and their logits float32 [m, V]: a view of the library's
+            memory, which the next batch overwrites.
 
         Raises:
             EngineError: the library cannot compute them.
         """
         lib = self._lib
         lib.llama_memory_clear(self._memory, True)
+        wanted = np.ones(len(token_ids), np.bool_) if wanted is None else wanted
         for start in range(0, len(token_ids), self.batch_size):
             count = min(self.batch_size, len(token_ids) - start)
             # Whatever follows the last token: rows before it have not read it.
-            ids = np.zeros(max(_MIN_BATCH, -(-count // _MULTIPLE) * _MULTIPLE), np.int32)
+            ids = np.zeros(_padded(count), np.int32)
             ids[:count] = token_ids[start : start + count]
-            wanted = np.ones(len(ids), np.int8)
+            flags = np.zeros(len(ids), np.int8)
+            flags[:count] = wanted[start : start + count]
+            others = np.flatnonzero(flags == 0)
+            flags[others[: _padded(len(ids) - len(others)) - (len(ids) - len(others))]] = 1
             batch = _Batch(
-                n_tokens=len(ids), token=ids.ctypes.data, logits=wanted.ctypes.data_as(c_void_p)
+                n_tokens=len(ids), token=ids.ctypes.data, logits=flags.ctypes.data_as(c_void_p)
             )
             status = lib.llama_decode(self._context, batch)
             if status != 0:
                 raise EngineError(
                     f"llama.cpp failed with status {status}: {self._library.last_error()}"
                 )
+            computed = np.flatnonzero(flags)
             rows = np.ctypeslib.as_array(
-                lib.llama_get_logits(self._context), (len(ids), self.vocab_size)
+                lib.llama_get_logits(self._context), (len(computed), self.vocab_size)
             )
-            yield start, rows[:count]
+            inside = int(np.searchsorted(computed, count))
+            yield start + computed[:inside], rows[:inside]
 
     def tokenize(self, text: bytes) -> _Ids:
         """Int32 [n]: the library's own tokens of a text, without BOS; no special ones in it."""

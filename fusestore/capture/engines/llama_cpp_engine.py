@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -39,7 +40,9 @@ class LlamaCppEngine(Engine):
     So a row depends on no other document. Threads are as many as torch has.
     """
 
-    capabilities = Capabilities(whole_rows=True, local_weights=True, gguf=True)
+    capabilities = Capabilities(
+        whole_rows=True, wanted_rows_only=True, local_weights=True, gguf=True
+    )
     device = "cpu"
 
     def __init__(self, model: LlamaModel) -> None:
@@ -83,27 +86,31 @@ class LlamaCppEngine(Engine):
         return cls(model)
 
     def run(self, documents: Sequence[Document], rule: Rule) -> Generator[DocumentRows, None, None]:
-        """See `Engine.run`; a span of rows is yielded for each batch of tokens."""
+        """See `Engine.run`; spans of rows are yielded for each batch of tokens."""
         for document in documents:
             ids = document.token_ids
             # A document's last row has no label; what is looked up for it is ignored.
             labels = torch.from_numpy(np.roll(ids, -1).astype(np.int64))
             try:
-                for start, logits in self._model.logits(ids):
-                    stop = start + len(logits)
-                    first = document.first_row
+                for positions, logits in self._model.logits(ids, document.wanted):
                     selection = select(
                         rule,
                         torch.from_numpy(logits),
                         torch.arange(len(logits)),
-                        labels[start:stop],
-                        np.arange(first + start, first + stop),
+                        labels[positions],
+                        document.first_row + positions,
                     )
+                    finite = selection.finite.numpy()
+                    if document.wanted is not None:
+                        finite = finite | ~document.wanted[positions]
                     values = {
                         field.name: getattr(selection, field.name).numpy() for field in fields(Rows)
                     }
-                    finite = bool(selection.finite.all())
-                    yield DocumentRows(document, start, Rows(**values), finite)
+                    edges = np.flatnonzero(np.diff(positions, prepend=-2, append=-2) != 1)
+                    for start, stop in pairwise(edges.tolist()):
+                        rows = Rows(**{name: each[start:stop] for name, each in values.items()})
+                        is_finite = bool(finite[start:stop].all())
+                        yield DocumentRows(document, int(positions[start]), rows, is_finite)
             except EngineError as error:
                 raise EngineError(
                     f"Document {document.index} ({len(ids):,} tokens): {error}"
