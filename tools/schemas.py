@@ -59,7 +59,7 @@ def tables() -> dict[str, TableSchema]:
 def generate() -> dict[str, bytes]:
     """Every file of schemas/ by name, as canonical JSON.
 
-    `<manifest>.json`, `recipe.json`, `fusion.json`, `forecast.json` and `kept-rows.json` are JSON Schemas;
+    All but one are JSON Schemas: of manifests, settings files, and what commands print.
     `tables.json` lists the columns of every Parquet table.
     """
     schemas = {name: _manifest_schema(*entry) for name, entry in documents().items()}

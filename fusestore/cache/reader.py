@@ -89,9 +89,9 @@ class Cache:
         fingerprint = self.fingerprint
         return (
             f"Cache({self.location.name!r} in {self.location.parent.parent}: "
-            f"{fingerprint.num_rows:,} rows of {self.k} entries, {fingerprint.num_documents:,} documents of corpus "
-            f"{fingerprint.corpus.name!r}, {fingerprint.model.architecture} with "
-            f"{fingerprint.tokenizer_length:,} tokens)"
+            f"{fingerprint.num_rows:,} rows of {self.k} entries, "
+            f"{fingerprint.num_documents:,} documents of corpus {fingerprint.corpus.name!r}, "
+            f"{fingerprint.model.architecture} with {fingerprint.tokenizer_length:,} tokens)"
         )
 
     @property

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.id_order import IdOrder
-from fusestore.cache.kernels import SOUND, decode_gaps, decode_grid, decode_numbers
 from fusestore.cache.kept_rows import KeptRows
+from fusestore.cache.kernels import SOUND, decode_gaps, decode_grid, decode_numbers
 from fusestore.cache.layout import cache_arrays
 from fusestore.cache.manifest import Fingerprint
 from fusestore.cache.rows import Rows, absent_rows

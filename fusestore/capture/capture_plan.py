@@ -171,7 +171,7 @@ def supervised_rows(corpus: Corpus, tokens: TokenTable) -> KeptRows:
     if supervision is None:
         raise InvalidInputError(
             f"only is supervised, but corpus {corpus.name!r} holds texts, of which every token is "
-            "trained on. Leave only out, or at all; it is for corpora of conversations."
+            "trained on. Leave the setting out: supervised is for corpora of conversations."
         )
     used = supervision.used_rows(tokens, np.arange(tokens.num_documents))
     if not used.any():

@@ -77,6 +77,4 @@ def kept_summary(cache: Cache) -> KeptSummary | None:
 
 def _index_bytes(fingerprint: Fingerprint) -> int:
     """Bytes of a cache's rows that depend on the number of files alone: indices of chunks."""
-    return sum(
-        spec.index_bytes * spec.num_files for spec in cache_arrays(fingerprint).per_shard
-    )
+    return sum(spec.index_bytes * spec.num_files for spec in cache_arrays(fingerprint).per_shard)

@@ -258,9 +258,10 @@ def _write_shards(
     The next shard is requested when the last shard is computed, but perhaps not yet written.
     """
     total = writer.fingerprint.num_rows
+    unit = "tokens" if writer.fingerprint.kept is None else "rows"
     done = writer.num_rows_finished
     with (
-        reporter.stage(f"Capturing {name}", "tokens") as progress,
+        reporter.stage(f"Capturing {name}", unit) as progress,
         ShardQueue(writer.write_shard) as queue,
     ):
         progress(done, total)

@@ -52,9 +52,7 @@ def sample_slices(tokens: TokenTable, kept: KeptRows | None = None) -> list[slic
     return slices
 
 
-def sample_tokens(
-    tokens: TokenTable, kept: KeptRows | None = None
-) -> tuple[TokenTable, KeptRows]:
+def sample_tokens(tokens: TokenTable, kept: KeptRows | None = None) -> tuple[TokenTable, KeptRows]:
     """The tokens of `sample_slices`, each slice a document, and which of them have a row."""
     kept = KeptRows.all(tokens.num_tokens) if kept is None else kept
     slices = sample_slices(tokens, kept)

@@ -1,6 +1,7 @@
 """Captures of conversations that keep the rows of supervised tokens only."""
 
 from dataclasses import fields
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -151,10 +152,7 @@ def test_the_head_runs_for_kept_rows_and_the_model_to_the_last(job, monkeypatch)
     used = used_rows(job, few)
     assert sum(selected) == used.sum() == few.fingerprint.num_rows
     offsets = few.document_offsets
-    expected = [
-        int(np.flatnonzero(used[start:stop])[-1]) + 2
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
-    ]
+    expected = [int(np.flatnonzero(used[start:stop])[-1]) + 2 for start, stop in pairwise(offsets)]
     assert sorted(read) == sorted(expected)
     summary = kept_summary(few)
     assert summary.tokens_read == sum(expected)
@@ -188,12 +186,15 @@ def test_people_see_which_rows_there_are(job, both):
 def test_a_capture_is_continued_and_repaired(job, both):
     few = both[1]
     before = contents(few.location.path)
-    assert not job.store.capture(
-        "few",
-        model=job.model,
-        corpus=job.corpus,
-        settings=fs.CaptureSettings(**SMALL, only="supervised"),
-    ).manifest.num_bytes - few.manifest.num_bytes
+    assert (
+        not job.store.capture(
+            "few",
+            model=job.model,
+            corpus=job.corpus,
+            settings=fs.CaptureSettings(**SMALL, only="supervised"),
+        ).manifest.num_bytes
+        - few.manifest.num_bytes
+    )
     shards = len(few.fingerprint.plan)
     assert shards > 2
     for name in ("manifest.json", "receipts/000001.json", "ids/c/1/0"):
@@ -234,8 +235,8 @@ def test_runs_that_do_not_fit_are_found(job, both, tmp_path):
             file.write_bytes(before)
 
 
-def test_a_writer_takes_the_rows_of_its_fingerprint(job, both, tmp_path):
-    full, few = both
+def test_a_writer_takes_the_rows_of_its_fingerprint(both, tmp_path):
+    few = both[1]
     with pytest.raises(InvalidInputError, match=r"rows in .* runs"):
         CacheWriter.create(
             fs.open_store(str(tmp_path)),

@@ -38,7 +38,10 @@ def read_rows(folder: Path) -> Numbers:
     num_tokens = fingerprint["num_tokens"]
     if fingerprint["kept"] is not None:
         assert fingerprint["only"] == "supervised"
-        assert fingerprint["kept"] == {"num_rows": len(kept), "num_runs": len(group["row_runs"])}
+        assert fingerprint["kept"] == {
+            "num_rows": len(kept),
+            "num_runs": group["row_runs"].shape[0],
+        }
         # fusestore gives these for tokens without a row.
         absent = {"ids": 0, "logprobs": -np.inf, "tail": np.nan, "label_logprob": np.nan}
         for name, values in numbers.items():
@@ -61,7 +64,7 @@ def read_rows(folder: Path) -> Numbers:
 def tokens_with_rows(group: Mapping[str, Any]) -> np.ndarray:
     """The token of each row, rising: all tokens, or those of the runs."""
     if "row_runs" not in group:
-        return np.arange(len(group["token_ids"]))
+        return np.arange(group["token_ids"].shape[0])
     return np.concatenate([np.arange(start, stop) for start, stop in group["row_runs"][:]])
 
 

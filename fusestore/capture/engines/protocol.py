@@ -87,8 +87,8 @@ class DocumentRows:
         position: of the first row in the document.
         rows: the rows. A tail that is not known is NaN. The label of the document's last row,
             which has no next token, is ignored.
-        finite: whether all wanted rows are distributions (no NaN, no +inf). If not, the document counts
-            as not finite; see the setting `on_nan`.
+        finite: whether all wanted rows are distributions (no NaN, no +inf). If not, the document
+            counts as not finite; see the setting `on_nan`.
     """
 
     document: Document
