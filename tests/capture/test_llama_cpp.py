@@ -187,13 +187,21 @@ def test_other_shards_have_the_same_rows(job, name):
 
 @given(data=st.data())
 def test_a_row_depends_only_on_the_tokens_up_to_it(quantized, data):
-    """Bit by bit: not on how many tokens follow, nor on how long batches are."""
+    """Bit by bit: not on how many tokens follow, how long batches are, or which rows are wanted."""
     model, ids, logits = quantized
     length = data.draw(st.integers(1, len(ids)))
     batch_size = data.draw(st.sampled_from([64, 96, 128, 512]))
     model.batch_size = batch_size
-    parts = [part.copy() for _, part in model.logits(ids[:length])]
-    np.testing.assert_array_equal(np.concatenate(parts), logits[:length])
+    share = data.draw(st.sampled_from([0.0, 0.01, 0.3, 1.0]))
+    wanted = np.random.default_rng(length).random(length) < share
+    wanted = data.draw(st.sampled_from([wanted, None]))
+    positions, parts = zip(
+        *((at, part.copy()) for at, part in model.logits(ids[:length], wanted)), strict=True
+    )
+    at = np.concatenate(positions)
+    assert (np.diff(at) > 0).all()
+    assert set(np.arange(length) if wanted is None else wanted.nonzero()[0]) <= set(at)
+    np.testing.assert_array_equal(np.concatenate(parts), logits[at])
 
 
 @pytest.fixture(scope="module")
