@@ -107,6 +107,7 @@ def plan_capture(
             f"top_k is {settings.top_k}, but {name} has a vocabulary of {model.vocab_size}. "
             f"Choose at most {model.vocab_size}."
         )
+    read_tokens: Callable[[], TokenTable]
     if keep_tokens:
         stored = store_corpus_tokens(store, corpus, tokenizer, wanted_bos)
         offsets, read_tokens = stored.document_offsets, cache(stored.table)

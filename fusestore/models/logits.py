@@ -94,6 +94,7 @@ def logit_chunks(
     parts = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     positions = parts if slots is None else [slots[part] for part in parts]
     backbone = _backbone(model, input_ids)
+    chunks: Iterator[torch.Tensor]
     if backbone is None:
         whole = whole_logits(model, input_ids, mask, position_ids)
         chunks = (part_at(whole, each) for each in positions)
@@ -136,7 +137,7 @@ def _chunks_equal(
 ) -> bool:
     half = input_ids.shape[1] // 2
     slots = torch.arange(0, input_ids.numel(), 3)
-    wanted = [slice(0, half), slice(half, None), slots]
+    wanted: list[slice | torch.Tensor] = [slice(0, half), slice(half, None), slots]
     try:
         first, second, picked = _in_chunks(model, backbone, wanted, input_ids)
     except Exception:

@@ -16,6 +16,7 @@ from fusestore.cache.reader import open_cache
 from fusestore.cache.rows import Rows
 from fusestore.cache.verify import verify_cache
 from fusestore.cache.writer import CacheWriter
+from fusestore.capture import selection
 from fusestore.capture.artifact import CacheKind
 from fusestore.capture.engines import transformers_engine
 from fusestore.capture.estimate import estimate_capture
@@ -136,7 +137,7 @@ def test_reading_a_part_is_reading_all_of_it(job, both):
 
 def test_the_head_runs_for_kept_rows_and_the_model_to_the_last(job, monkeypatch):
     read, selected = [], []
-    real_run, real_select = transformers_engine.TransformersEngine._run, transformers_engine.select
+    real_run = transformers_engine.TransformersEngine._run
 
     def run(self, documents, *others):
         read.extend(len(document.token_ids) for document in documents)
@@ -144,7 +145,7 @@ def test_the_head_runs_for_kept_rows_and_the_model_to_the_last(job, monkeypatch)
 
     def select(rule, logits, *others):
         selected.append(len(logits))
-        return real_select(rule, logits, *others)
+        return selection.select(rule, logits, *others)
 
     monkeypatch.setattr(transformers_engine.TransformersEngine, "_run", run)
     monkeypatch.setattr(transformers_engine, "select", select)
