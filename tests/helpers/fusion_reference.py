@@ -301,7 +301,7 @@ class Reference:
         """The stream's entries in the same window."""
         document, position = self.stream[index]
         length = self.recipe.window_length
-        if self.recipe.packing == "stream":
+        if self.recipe.packing in (None, "stream"):
             return self.stream[index // length * length :][:length]
         if self.recipe.packing == "whole":
             window = []
