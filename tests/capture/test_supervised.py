@@ -297,7 +297,7 @@ def test_forecast_fit_and_fusion_are_the_same(job, strategy):
     samples, figures = [], []
     for names in sides:
         job.store.align(names[1], target="whole-chatml")
-        settings = {"target": "whole-chatml", "top_k": 5, "window_length": 32}
+        settings = {"target": "whole-chatml", "top_k": 5, "window_length": 32, "packing": "stream"}
         recipe = fs.Recipe(sources=names, strategy=strategy, **settings)
         fused = job.store.fuse(f"{names[0]}-{strategy}", recipe, materialize=True).dataset()
         samples.append([fused[index] for index in range(len(fused))])

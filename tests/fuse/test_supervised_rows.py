@@ -148,6 +148,7 @@ def test_a_fusion_is_the_same_without_rows_that_are_not_supervised(
         kinds=["span", "inside", "mined"],
         top_k=8,
         window_length=16,
+        packing="stream",
         **settings,
     )
     fusions = [
