@@ -158,10 +158,30 @@ COMMANDS: tuple[Entry, ...] = (
         "show",
         "show:show",
         INSPECT,
-        "Show one artifact: its figures, its rows, or its manifest.",
+        "Show one artifact: size, dates, model, settings and inputs.",
         (
             "fusestore show alignment/gemma3--smollm2 -s my.store",
             "fusestore show cache/smollm2 -s my.store --document 0 --rows 10",
+        ),
+    ),
+    Entry(
+        "tree",
+        "tree:tree",
+        INSPECT,
+        "Show what each artifact was made from and what uses it.",
+        (
+            "fusestore tree -s my.store",
+            "fusestore tree cache/smollm2 -s my.store --json",
+        ),
+    ),
+    Entry(
+        "du",
+        "du:du",
+        INSPECT,
+        "Show the storage of each artifact, or of the arrays of one artifact.",
+        (
+            "fusestore du -s my.store",
+            "fusestore du cache/smollm2 -s s3://bucket/team.store",
         ),
     ),
     Entry(

@@ -19,17 +19,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
-from rich.table import Table
 from rich.text import Text
 
 from fusestore.progress import MeasuredProgress, Progress
 
+from .tables import table_lines
+
 if TYPE_CHECKING:
     from fusestore.report.learning_curves import LearningCurve, TokenSaving
     from fusestore.store.artifact_types import View
-
-_PIPE_WIDTH = 160
-"""Columns without a terminal: a table in a log must not lose its figures."""
 
 _LEAST_PLOT_WIDTH, _PLOT_WIDTH = 40, 80
 _MARKER_STYLES = ("yellow", "cyan", "magenta", "green", "blue", "red")
@@ -40,7 +38,6 @@ output = Console(
     markup=False,
     emoji=False,
     soft_wrap=True,
-    width=None if sys.stdout.isatty() else _PIPE_WIDTH,
 )
 messages = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
@@ -129,18 +126,19 @@ def _clock(seconds: float) -> str:
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Print a value as JSON on standard output."""
+    """Print a pydantic model, or any JSON value, as JSON on standard output."""
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on standard output; every column after the first is right-aligned."""
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    output.print(table)
+    """Print a table on standard output, as wide as the terminal at most; see `table_lines`."""
+    if title:
+        output.print(Text(title, style="bold"))
+    width = output.width if output.is_terminal else None
+    for number, line in enumerate(table_lines(columns, rows, width)):
+        output.print(Text(line, style="" if number else "dim"))
 
 
 def print_curves(curves: Sequence[LearningCurve], savings: Sequence[TokenSaving]) -> None:

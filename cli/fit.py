@@ -61,7 +61,7 @@ def _json(fit: ModelFit) -> dict[str, Any]:
 
 
 def _print_table(fit: ModelFit) -> None:
-    from fusestore.capture.fit.devices import size_text
+    from fusestore.store.shown_table import size_text
 
     accelerated = any(device.kind == "accelerator" for device in fit.devices)
     columns = ["loaded", "weights", "activations", "logits", "in sum", "fits"]

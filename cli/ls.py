@@ -15,25 +15,14 @@ def ls(
 
     Only manifests are read. An artifact with a damaged manifest is listed as damaged.
     """
-    from fusestore.store.inventory import describe, list_artifacts
+    from fusestore.workflows.managing.listing import store_listing
 
-    opened = open_store(store, storage_option)
-    artifacts = list_artifacts(opened)
+    listing = store_listing(open_store(store, storage_option))
     if as_json:
-        print_json(
-            [
-                {
-                    "artifact": artifact.path,
-                    "state": artifact.state,
-                    "complete": artifact.state == "complete",
-                    "description": describe(artifact),
-                }
-                for artifact in artifacts
-            ]
-        )
+        print_json(listing)
         return
     print_table(
-        str(opened.location),
+        listing.store,
         ["artifact", "state", "description"],
-        [[artifact.path, artifact.state, describe(artifact)] for artifact in artifacts],
+        [[entry.artifact, entry.state, entry.description] for entry in listing.artifacts],
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import print_json, print_view
+from .console import output, print_json, print_table, print_view
 from .options import JsonOption, StorageOption, StoreOption, open_store
+
+if TYPE_CHECKING:
+    from fusestore.workflows.managing.details import Details
 
 
 def show(
@@ -15,7 +18,9 @@ def show(
     artifact: Annotated[
         str,
         typer.Argument(
-            metavar="KIND/NAME", help="Artifact, as `fusestore ls` lists it, such as cache/demo."
+            metavar="KIND/NAME",
+            help="Artifact, as `fusestore ls` lists it, such as cache/demo; its name alone if only "
+            "one artifact has it.",
         ),
     ],
     document: Annotated[
@@ -24,25 +29,25 @@ def show(
             "--document",
             "-d",
             min=0,
-            help="Index of a document: of a corpus it is shown itself, of a cache its rows.",
+            help="Index of a document: of a corpus it is shown itself, of a cache its text with "
+            "the entries of each token.",
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Maximum number of rows in a table.")] = 20,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one artifact: its figures, its rows, or its manifest.
+    """Show one artifact: size, dates, model, settings and inputs.
 
-    An alignment is shown as figures; with --document a cache as rows, a corpus as the document.
-    Otherwise the manifest is printed.
+    An alignment is also shown as figures. With --document the text of a corpus or the rows of a
+    cache are shown instead. --json adds the manifest.
     """
-    from fusestore.errors import CorruptionError
     from fusestore.store.inventory import find_artifact
+    from fusestore.workflows.managing.details import artifact_details, check_undamaged
 
     opened = open_store(store, storage_option)
     listed = find_artifact(opened, artifact)
-    if listed.damage is not None:
-        raise CorruptionError(f"{listed.damage} See `fusestore verify {listed.path}`.")
+    check_undamaged(listed)
     if document is not None:
         view = listed.kind.view_document(opened, listed, document, rows)
         if view is None:
@@ -50,14 +55,51 @@ def show(
                 f"{listed.path} is a {listed.kind.title}; only a corpus or a cache has documents",
                 param_hint="--document",
             )
-    elif listed.complete:
-        view = listed.kind.view(opened, listed, rows)
-    else:
-        print_json({"state": listed.state})
+        if as_json:
+            print_json(view.content)
+        else:
+            print_view(view)
         return
-    if view is None:
-        print_json(listed.manifest)
-    elif as_json:
-        print_json(view.content)
-    else:
+    view = listed.kind.view(opened, listed, rows) if listed.complete else None
+    details = artifact_details(opened, listed.path, None if view is None else view.content)
+    if as_json:
+        print_json(details)
+        return
+    _print(details)
+    if view is not None:
+        output.print("")
         print_view(view)
+
+
+def _print(details: Details) -> None:
+    from fusestore.store.shown_table import size_text
+
+    size = f"{size_text(details.num_bytes)} in {details.num_files:,} files"
+    if details.num_tokens:
+        size += f", {details.num_bytes / details.num_tokens:.2f} bytes a token"
+    dates = dict.fromkeys(filter(None, (details.first_modified, details.last_modified)))
+    facts = {
+        "state": details.state,
+        "content": details.description,
+        "location": details.location,
+        "size": size,
+        "modified": " to ".join(date[:19].replace("T", " ") for date in dates) + " UTC" * bool(dates),
+        "digest": details.digest or "",
+        "model": details.model or "",
+        "made from": ", ".join(str(each) for each in details.inputs) or "nothing in the store",
+        "used by": ", ".join(details.used_by) or "nothing",
+    }
+    output.print(details.artifact, style="bold")
+    for title, text in facts.items():
+        if text:
+            output.print(f"  {title + ':':11}{text}")
+    if details.settings:
+        output.print("")
+        rows = [[name, _shown(value)] for name, value in details.settings.items()]
+        print_table("", ["setting", "value"], rows)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,6 +5,10 @@ either. A message says what happened to what, what was found, what was expected 
 next; the command line prints it unchanged.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class FusestoreError(Exception):
     """Base of all errors that fusestore raises on purpose."""
@@ -76,3 +80,11 @@ class ReportedByRankZeroError(EngineError):
 
 class MissingDependencyError(FusestoreError, ImportError):
     """The request needs an optional package that is not installed."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question with the nearest right names, for the message about a wrong one; else empty."""
+    import difflib
+
+    nearest = difflib.get_close_matches(name, tuple(names), n=2)
+    return f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""

@@ -1,21 +1,76 @@
-"""A cache's rows for people: each token with the model's most likely next tokens."""
+"""A cache's rows for people: a document's text, and the entries of each of its tokens."""
 
 from __future__ import annotations
 
 import numpy as np
+from pydantic import Field
 
 from fusestore.cache.reader import open_cache
 from fusestore.errors import InvalidInputError
 from fusestore.store.layout import Store
+from fusestore.store.manifest import Frozen
 from fusestore.tokenizers.vocabulary_table import load_vocabulary
 
-_SHOWN = 4
+
+class ShownEntry(Frozen):
+    """One kept entry of a row.
+
+    Attributes:
+        id: token id.
+        token: its text; bytes that are no UTF-8 as `\\xff`.
+        logprob: natural logarithm of its probability.
+    """
+
+    id: int
+    token: str
+    logprob: float
 
 
-def document_rows(
-    store: Store, name: str, document: int, limit: int
-) -> tuple[list[str], list[list[str]]]:
-    """The first rows of a document: column names and cells.
+class ShownRow(Frozen):
+    """A token of a document, and the distribution of what follows it.
+
+    Attributes:
+        position: of the token in its document, from 0.
+        token_id: its id.
+        token: its text; bytes that are no UTF-8 as `\\xff`.
+        label: text of the next token; null for the last one.
+        label_logprob: natural logarithm of the next token's probability; null where it is unknown.
+        label_rank: place of the next token among the entries, from 1; null if it is not among
+            them.
+        tail: natural logarithm of the mass outside the entries; null if it is unknown.
+        entries: most likely first.
+    """
+
+    position: int
+    token_id: int
+    token: str
+    label: str | None
+    label_logprob: float | None
+    label_rank: int | None
+    tail: float | None
+    entries: tuple[ShownEntry, ...]
+
+
+class ShownCacheDocument(Frozen):
+    """A document of a cache; what `fusestore show CACHE --document --json` prints.
+
+    Attributes:
+        artifact: `kind/name` of the cache.
+        document: index of the document in the corpus.
+        text: its text, as its tokens spell it.
+        num_tokens: tokens of the document.
+        rows: its first rows.
+    """
+
+    artifact: str
+    document: int = Field(ge=0)
+    text: str
+    num_tokens: int
+    rows: tuple[ShownRow, ...]
+
+
+def document_rows(store: Store, name: str, document: int, limit: int) -> ShownCacheDocument:
+    """The text and the first `limit` rows of a document.
 
     Raises:
         NotFoundError: no such cache, or its vocabulary is missing.
@@ -29,38 +84,46 @@ def document_rows(
         )
     vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
 
-    def text(token: int) -> str:
-        if token >= len(vocabulary):
-            return f"<{token}>"
-        return repr(vocabulary.token_bytes[token].decode("utf-8", "backslashreplace"))
+    def spelled(token: int) -> bytes:
+        return vocabulary.token_bytes[token] if token < len(vocabulary) else f"<{token}>".encode()
 
-    ids, _ = cache.tokens.document(document)
+    ids = [int(each) for each in cache.tokens.document(document)[0]]
     rows = cache.document(document)
-    columns = ["position", "token", "p(next)", "tail", *(f"#{n + 1}" for n in range(_SHOWN))]
-    start = int(cache.document_offsets[document])
-    has_row = cache.kept.mask(start, start + len(ids))
-    lines = []
-    for position in range(min(limit, len(ids))):
-        label, tail = rows.label_logprob[position], rows.tail[position]
-        likely = [
-            f"{text(int(token))} {np.exp(logprob):.3f}"
-            for token, logprob in zip(
-                rows.ids[position, :_SHOWN], rows.logprobs[position, :_SHOWN], strict=True
-            )
+
+    def row(position: int) -> ShownRow:
+        label = ids[position + 1] if position + 1 < len(ids) else None
+        entries = [
+            (int(token), float(logprob))
+            for token, logprob in zip(rows.ids[position], rows.logprobs[position], strict=True)
             if logprob > -np.inf
         ]
-        likely += [""] * (_SHOWN - len(likely))
-        lines.append(
-            [
-                str(position),
-                text(int(ids[position])),
-                "" if np.isnan(label) else f"{np.exp(label):.3f}",
-                _tail(tail) if has_row[position] else "no row",
-                *likely,
-            ]
+        kept = [token for token, _ in entries]
+        return ShownRow(
+            position=position,
+            token_id=ids[position],
+            token=_text(spelled(ids[position])),
+            label=None if label is None else _text(spelled(label)),
+            label_logprob=_known(rows.label_logprob[position]),
+            label_rank=kept.index(label) + 1 if label in kept else None,
+            tail=_known(rows.tail[position]),
+            entries=tuple(
+                ShownEntry(id=token, token=_text(spelled(token)), logprob=logprob)
+                for token, logprob in entries
+            ),
         )
-    return columns, lines
+
+    return ShownCacheDocument(
+        artifact=f"cache/{name}",
+        document=document,
+        text=b"".join(map(spelled, ids)).decode("utf-8", "backslashreplace"),
+        num_tokens=len(ids),
+        rows=tuple(map(row, range(min(limit, len(ids), len(rows.ids))))),
+    )
 
 
-def _tail(log_mass: np.float32) -> str:
-    return "unknown" if np.isnan(log_mass) else f"{np.exp(log_mass):.3f}"
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
+
+
+def _known(value: np.float32) -> float | None:
+    return float(value) if np.isfinite(value) else None

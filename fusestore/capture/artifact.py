@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt, receipt_path, shard_part
 from fusestore.store.registry import Artifact, ArtifactKind
 from fusestore.store.shown_table import ShownTable
+
+_ENTRIES_SHOWN = 8
 
 
 class CacheKind(ArtifactKind):
@@ -55,6 +58,16 @@ class CacheKind(ArtifactKind):
         yield Input("corpus", str(corpus["digest"]), str(corpus["name"]))
         # Nothing else in the store can make it again.
         yield Input("vocabulary", str(fingerprint["tokenizer_digest"]), needed=True)
+
+    def model(self, manifest: Mapping[str, Any]) -> str | None:
+        """What opens the source model; for a folder its architecture and digest."""
+        model = manifest["fingerprint"]["model"]
+        digest = f"{model['architecture']} {str(model['spec_digest'])[:16]}"
+        return str(manifest.get("model_spec") or f"a folder: {digest}")
+
+    def num_tokens(self, manifest: Mapping[str, Any]) -> int:
+        """Tokens of the source, each with a row."""
+        return int(manifest["fingerprint"]["num_tokens"])
 
     def digest(self, manifest: Mapping[str, Any]) -> str:
         """The digest of its content."""
@@ -110,14 +123,31 @@ class CacheKind(ArtifactKind):
         return f"{super().remedy(store, name, finding)} --model MODEL"
 
     def view_document(self, store: Store, artifact: Artifact, document: int, rows: int) -> View:
-        """The most likely next tokens after each token."""
+        """The text, and the most likely next tokens after each token."""
         from fusestore.cache.document_rows import document_rows
 
-        columns, lines = document_rows(store, artifact.name, document, rows)
+        shown = document_rows(store, artifact.name, document, rows)
+        lines = [
+            [
+                str(row.position),
+                _quoted(row.token),
+                _probability(row.label_logprob),
+                "-" if row.label_rank is None else str(row.label_rank),
+                "unknown" if row.tail is None else _probability(row.tail),
+                "  ".join(
+                    f"{_quoted(entry.token)} {_probability(entry.logprob)}"
+                    for entry in row.entries[:_ENTRIES_SHOWN]
+                ),
+            ]
+            for row in shown.rows
+        ]
+        columns = ["position", "token", "p(next)", "rank", "tail", "entries"]
+        title = f"{artifact.path}, document {document}, {shown.num_tokens:,} tokens"
         return View(
-            [dict(zip(columns, line, strict=True)) for line in lines],
-            [ShownTable(f"{artifact.path}, document {document}", columns, lines)],
-            "probability of each continuation; p(next) is that of the token that follows",
+            shown.model_dump(mode="json"),
+            [ShownTable(f"{shown.text}\n\n{title}", columns, lines)],
+            "p(next) is the probability of the token that follows, rank its place among the "
+            "entries; tail is the mass outside the entries. All entries: --json.",
         )
 
     def schemas(self) -> Mapping[str, DocumentSchema]:
@@ -128,3 +158,13 @@ class CacheKind(ArtifactKind):
             "cache-receipt": DocumentSchema(Receipt[None], f"{root}/receipts/<part>.json"),
             "cache": DocumentSchema(CacheManifest, f"{root}/manifest.json"),
         }
+
+
+def _probability(logprob: float | None) -> str:
+    return "" if logprob is None else f"{math.exp(logprob):.3f}"
+
+
+def _quoted(text: str) -> str:
+    """A token in quotes, on one line."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"'{''.join(shown)}'"

@@ -117,6 +117,15 @@ class CorpusKind(ArtifactKind):
         del rows
         return shown_document(open_corpus(store, artifact.name), document)
 
+    def leftovers(self, artifact: Artifact, files: Iterable[str]) -> Iterable[str]:
+        """Finished tokens of an earlier corpus of this name."""
+        listed = list(files)
+        for file in _token_manifests(listed):
+            tokens = TokensManifest.load_if_sound(artifact.location / file)
+            if tokens is not None and tokens.corpus_digest != artifact.digest:
+                folder = file.removesuffix(MANIFEST_FILE)
+                yield from (path for path in listed if path.startswith(folder))
+
     def schemas(self) -> Mapping[str, DocumentSchema]:
         """Fingerprint, receipt, manifest, and the manifest of tokens."""
         root = "corpora/<corpus>"

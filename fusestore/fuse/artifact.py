@@ -24,6 +24,7 @@ class FusedKind(ArtifactKind):
     unfinished = (
         "its other shards are made when they are read, or by `fusestore fuse --materialize`"
     )
+    usable_unfinished = True
 
     def parse(self, data: bytes, file: str) -> FusedManifest:
         """The dataset's manifest."""
@@ -51,6 +52,14 @@ class FusedKind(ArtifactKind):
             yield Input("fit", str(plan["recipe"]["fit"]))
         if plan["target_cache_digest"] is not None:
             yield Input("cache", str(plan["target_cache_digest"]))
+
+    def begun_inputs(self, fingerprint: Mapping[str, Any]) -> Iterable[Input]:
+        """Its fingerprint is the plan."""
+        return self.inputs({"plan": fingerprint})
+
+    def num_tokens(self, manifest: Mapping[str, Any]) -> int:
+        """Target tokens."""
+        return int(manifest["num_tokens"])
 
     def digest(self, manifest: Mapping[str, Any]) -> str:
         """The digest of its plan, whatever its name and form."""

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fusestore import plugins
 from fusestore.errors import InvalidInputError
 from fusestore.fuse.choices import LEARNED
-from fusestore.store.settings_file import did_you_mean
+from fusestore.errors import did_you_mean
 
 FloatArray = npt.NDArray[np.float64]
 

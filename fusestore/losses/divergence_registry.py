@@ -5,12 +5,11 @@ Does not import torch, so that settings are validated before anything slow is im
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from fusestore.errors import InvalidInputError
+from fusestore.errors import InvalidInputError, did_you_mean
 from fusestore.plugins import load_expected_plugins, record
 
 if TYPE_CHECKING:
@@ -83,8 +82,7 @@ def check_divergence(name: str) -> None:
     names = divergence_names()
     if name in names:
         return
-    nearest = difflib.get_close_matches(name, names)
-    hint = f"Did you mean {' or '.join(nearest)}?" if nearest else f"Choose from {names}."
+    hint = did_you_mean(name, names) or f"Choose from {names}."
     raise InvalidInputError(
         " ".join(
             [

@@ -41,6 +41,16 @@ class ModelKind(ArtifactKind):
         if "merge" not in manifest:
             yield Input("fused", str(manifest["plan"]["dataset_digest"]))
 
+    def begun_inputs(self, fingerprint: Mapping[str, Any]) -> Iterable[Input]:
+        """The fingerprint of a trained model is its plan."""
+        return () if "model_digests" in fingerprint else self.inputs({"plan": fingerprint})
+
+    def model(self, manifest: Mapping[str, Any]) -> str | None:
+        """The model that training began with; of a merge how it was made."""
+        if "merge" in manifest:
+            return how_made(manifest)
+        return f"trained from model {str(manifest['plan']['base_model_digest'])[:16]}"
+
     def remedy(self, store: Store, name: str, finding: Finding) -> str:
         """The commands that make the model again; a repair could not give the same bytes."""
         del finding

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
+from fusestore.errors import did_you_mean
 from fusestore.storage.packages import SCHEME
 from fusestore.store.layout import Store, is_name
 
@@ -30,7 +30,5 @@ def short_name(spec: str) -> str:
 def names_in(store: Store, name: str) -> str:
     """A sentence with the names by which models of the store open, and the nearest to `name`."""
     names = [*store.names("models"), *store.names("caches")]
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     held = ", ".join(dict.fromkeys(names)) or "no models and no caches"
-    return f"{hint}{store.location} holds: {held}."
+    return f"{did_you_mean(name, names)} {store.location} holds: {held}.".lstrip()

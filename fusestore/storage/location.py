@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from urllib.request import url2pathname
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import objects
+from fusestore.storage.objects import ListedFile
 from fusestore.storage.object_errors import shown
 from fusestore.storage.options import HTTP_SCHEMES, Pairs, filesystem_class, options_class
 from fusestore.storage.retries import with_retries
@@ -256,30 +258,36 @@ class Location:
         """Paths of all files below the folder, relative to it, sorted."""
         return sorted(self.sizes())
 
-    @with_retries
     def sizes(self) -> dict[str, int]:
-        """Size in bytes of every file below the folder, by its path relative to the folder.
+        """Size in bytes of every file below the folder; see `listed`."""
+        return {path: file.num_bytes for path, file in self.listed().items()}
+
+    @with_retries
+    def listed(self) -> dict[str, ListedFile]:
+        """Size and date of every file below the folder, by its path relative to the folder.
 
         One listing on object storage. Empty if there is no folder. For a file, one entry under the
         empty name.
         """
         if self.is_local:
             if self.path.is_file():
-                return {"": self.path.stat().st_size}
-            sizes = {}
+                return {"": _local_file(self.path)}
+            files = {}
             for folder, _, names in os.walk(self.path, onerror=_raise_unless_gone):
                 for path in (Path(folder, name) for name in names):
                     # A writer's temporary file may be gone by now.
                     with contextlib.suppress(FileNotFoundError):
                         if path.is_file():
-                            sizes[path.relative_to(self.path).as_posix()] = path.stat().st_size
-            return sizes
+                            files[path.relative_to(self.path).as_posix()] = _local_file(path)
+            return files
         if self.is_object:
-            return objects.sizes(self.url, self.storage_options)
+            return objects.listed(self.url, self.storage_options)
         filesystem = self.filesystem
         root = filesystem._strip_protocol(self.url).rstrip("/")
         return {
-            path.removeprefix(root).removeprefix("/"): int(entry["size"])
+            path.removeprefix(root).removeprefix("/"): ListedFile(
+                int(entry["size"]), _modified(entry)
+            )
             for path, entry in filesystem.find(self.url, detail=True).items()
             if path == root or path.startswith(f"{root}/")
         }
@@ -316,6 +324,22 @@ class Location:
             # Another process may have removed it in between.
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.rm(self.url, recursive=True)
+
+
+def _local_file(path: Path) -> ListedFile:
+    found = path.stat()
+    return ListedFile(found.st_size, found.st_mtime)
+
+
+def _modified(entry: Mapping[str, Any]) -> float | None:
+    """The date of a file in a listing of fsspec: each filesystem has its own key and type."""
+    for key in ("mtime", "LastModified", "last_modified", "modified", "updated", "created"):
+        value = entry.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return None
 
 
 def _raise_unless_gone(error: OSError) -> None:

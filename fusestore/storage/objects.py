@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from fusestore.errors import InvalidInputError, StorageError
 from fusestore.storage.object_client import ask, in_a_thread, s3_options, split
@@ -152,27 +152,49 @@ def write_chunks(url: str, options: Pairs, chunks: Callable[[], Iterable[bytes]]
     ask(url, options, verb)
 
 
-def sizes(url: str, options: Pairs) -> dict[str, int]:
-    """Size in bytes of every object below a folder, by its path relative to the folder."""
+class ListedFile(NamedTuple):
+    """What a listing says about a file.
 
-    def verb(client: Any, key: str) -> dict[str, int]:  # noqa: ANN401
+    Attributes:
+        num_bytes: its size.
+        modified: when it was written, in seconds since 1970 by the storage's clock; None if the
+            storage does not say.
+    """
+
+    num_bytes: int
+    modified: float | None
+
+
+def listed(url: str, options: Pairs) -> dict[str, ListedFile]:
+    """Every object below a folder, by its path relative to the folder."""
+
+    def verb(client: Any, key: str) -> dict[str, ListedFile]:  # noqa: ANN401
         import obstore
 
         below = f"{key}/" if key else ""
         return {
-            entry["path"].removeprefix(below): int(entry["size"])
+            entry["path"].removeprefix(below): _listed_file(entry)
             for entry in obstore.list(client, key or None).collect()
             # S3 may hold an empty object of the folder's own name.
             if entry["path"] != key
         }
 
+    def head(client: Any, key: str) -> ListedFile:  # noqa: ANN401
+        import obstore
+
+        return _listed_file(obstore.head(client, key))
+
     _check_is_s3(url, "listed")
-    found_sizes = ask(url, options, verb)
+    found = ask(url, options, verb)
     # A bucket is no object, though a server may answer for its URL.
-    if not found_sizes and split(url)[1].strip("/"):
+    if not found and split(url)[1].strip("/"):
         with contextlib.suppress(FileNotFoundError):
-            return {"": size(url, options)}
-    return found_sizes
+            return {"": ask(url, options, head)}
+    return found
+
+
+def _listed_file(entry: Any) -> ListedFile:  # noqa: ANN401 - obstore's ObjectMeta
+    return ListedFile(int(entry["size"]), entry["last_modified"].timestamp())
 
 
 def names(url: str, options: Pairs) -> list[str]:
@@ -191,7 +213,7 @@ def names(url: str, options: Pairs) -> list[str]:
 
 def delete(url: str, options: Pairs) -> None:
     """Remove an object, or all objects below a folder; does nothing if there are none."""
-    urls = [f"{url}/{name}" if name else url for name in sizes(url, options)]
+    urls = [f"{url}/{name}" if name else url for name in listed(url, options)]
     if not urls:
         return
     root = split(url)[0]

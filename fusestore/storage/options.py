@@ -8,7 +8,6 @@ Values may be secret, so no message shows one.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from fusestore.errors import InvalidInputError
+from fusestore.errors import InvalidInputError, did_you_mean
 
 Pairs = tuple[tuple[str, str], ...]
 """Names and values as text, sorted by name: hashable, and read back by `StorageOptions.of`."""
@@ -67,9 +66,8 @@ class StorageOptions(BaseModel):
         for name in options if isinstance(options, Mapping) else ():
             if name not in cls.model_fields:
                 known = ", ".join(cls.model_fields)
-                nearest = difflib.get_close_matches(str(name), cls.model_fields, n=2)
-                hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-                raise ValueError(f"{name!r} is not one of them.{hint} They are {known}")
+                hint = f"{name!r} is not one of them. {did_you_mean(str(name), cls.model_fields)}"
+                raise ValueError(f"{hint.rstrip()} They are {known}")
         return options
 
     def __repr__(self) -> str:

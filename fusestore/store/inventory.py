@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fusestore.errors import NotFoundError, StorageError
+from fusestore.errors import InvalidInputError, NotFoundError, StorageError, did_you_mean
 from fusestore.storage.location import Location
-from fusestore.store.artifact_files import MANIFEST_FILE
+from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.findings import DAMAGE
-from fusestore.store.layout import Store
+from fusestore.store.layout import Store, is_name
 from fusestore.store.manifest import (
     MAX_MANIFEST_BYTES,
     canonical_json,
     digest_bytes,
     manifest_content,
 )
-from fusestore.store.registry import Artifact, ArtifactKind, kinds, split_path
+from fusestore.store.registry import Artifact, ArtifactKind, kind_named, kinds, split_path
+
+_NAMES_SHOWN = 20
+"""Names that the error about a missing artifact lists."""
 
 _WRONG_CONTENT = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 """Errors of reading a document that is sound JSON but not a manifest of its kind."""
@@ -41,25 +44,87 @@ def list_artifacts(store: Store) -> list[Artifact]:
 
 
 def find_artifact(store: Store, path: str) -> Artifact:
-    """The artifact called `kind/name`, for instance `cache/smollm2`.
+    """The artifact called `kind/name`, such as `cache/smollm2`, or `name` if only one has it.
 
     Raises:
-        InvalidInputError: not of that form.
-        NotFoundError: no such artifact; the message lists all artifacts.
+        InvalidInputError: not of that form, or several artifacts have the name.
+        NotFoundError: no such artifact; the message names the nearest.
     """
-    split_path(path)
-    artifacts = list_artifacts(store)
-    for artifact in artifacts:
-        if artifact.path == path:
-            return artifact
-    names = ", ".join(artifact.path for artifact in artifacts) or "nothing"
-    raise NotFoundError(f"There is no {path} in {store.location}. It holds: {names}.")
+    return choose_artifact(store, list_artifacts(store), path)
+
+
+def choose_artifact(store: Store, artifacts: Sequence[Artifact], path: str) -> Artifact:
+    """One of a store's artifacts; see `find_artifact`."""
+    bare = "/" not in path
+    if not bare:
+        split_path(path)
+    found = [each for each in artifacts if path in (each.path, each.name if bare else "")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        paths = " and ".join(artifact.path for artifact in found)
+        raise InvalidInputError(f"{store.location} has {paths}. Name one of them with its kind.")
+    kind = path.partition("/")[0]
+    same = [each for each in artifacts if each.kind.name == kind] or artifacts
+    known = [each.name if bare else each.path for each in artifacts]
+    raise NotFoundError(
+        f"There is no {'artifact ' * bare}{path} in {store.location}. "
+        f"{_nearest_or_all(path, known, [each.path for each in same])}"
+    )
+
+
+def no_such(store: Store, kind: str, name: str, remedy: str) -> NotFoundError:
+    """The error for a missing artifact of one kind.
+
+    Args:
+        store: the store.
+        kind: name of the kind, such as `cache`.
+        name: of the missing artifact.
+        remedy: a sentence with the command that makes one.
+    """
+    found = kind_named(kind)
+    names = found.names(store)
+    return NotFoundError(
+        f"There is no {found.title} {name!r} in {store.location}. "
+        f"{_nearest_or_all(name, names, names)} {remedy}"
+    )
+
+
+def _nearest_or_all(name: str, known: Sequence[str], shown: Sequence[str]) -> str:
+    """The known names nearest to a wrong one, or the first names that exist."""
+    nearest = did_you_mean(name, known)
+    if nearest:
+        return nearest
+    rest = len(shown) - _NAMES_SHOWN
+    more = f" and {rest} more; see `fusestore ls`" if rest > 0 else ""
+    held = ", ".join(shown[:_NAMES_SHOWN]) or "none"
+    return f"It holds: {held}{more}."
+
+
+def name_by_digest(store: Store, kind: str, digest: str, hint: str) -> str:
+    """The name of the complete artifact of a digest: names may change, digests do not.
+
+    Args:
+        store: the store.
+        kind: name of its kind.
+        digest: its `ArtifactKind.digest`.
+        hint: its name at an earlier time, which is looked at first.
+
+    Returns:
+        The hint if the store holds no such artifact, for the error of whoever opens it.
+    """
+    found = kind_named(kind)
+    names = [hint, *(name for name in found.names(store) if name != hint)]
+    for name in names:
+        if is_name(name) and _read(found, name, found.location(store, name)).digest == digest:
+            return name
+    return hint
 
 
 def _read(kind: ArtifactKind, name: str, location: Location) -> Artifact:
     file = location / MANIFEST_FILE
     if not file.exists():
-        return Artifact(kind, name, location, None)
+        return Artifact(kind, name, location, None, fingerprint=_fingerprint(kind, location))
     try:
         content = _content(file)
         _ = kind.describe(content), tuple(kind.inputs(content)), kind.digest(content)
@@ -73,6 +138,16 @@ def _read(kind: ArtifactKind, name: str, location: Location) -> Artifact:
         damage = f"{file} is not the manifest of a {kind.title}: {error!r}."
         return Artifact(kind, name, location, None, damage)
     return Artifact(kind, name, location, content)
+
+
+def _fingerprint(kind: ArtifactKind, location: Location) -> Mapping[str, Any] | None:
+    """The content of an unfinished artifact's fingerprint, if its inputs can be read from it."""
+    try:
+        content = _content(location / FINGERPRINT_FILE)
+        _ = tuple(kind.begun_inputs(content))
+    except (*DAMAGE, *_WRONG_CONTENT, IsADirectoryError, StorageError):
+        return None
+    return content
 
 
 def _content(file: Location) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
-from fusestore.errors import CorruptionError, InvalidInputError
+from fusestore.errors import CorruptionError, InvalidInputError, did_you_mean
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import (
     FINGERPRINT_FILE,
@@ -67,6 +67,7 @@ class Artifact:
         location: its folder.
         manifest: content of its manifest; None if it is unfinished or damaged.
         damage: why the manifest cannot be used; None if it can, or does not exist.
+        fingerprint: of an unfinished artifact, the content of its fingerprint, if it is sound.
     """
 
     kind: ArtifactKind
@@ -74,6 +75,7 @@ class Artifact:
     location: Location
     manifest: Mapping[str, Any] | None
     damage: str | None = None
+    fingerprint: Mapping[str, Any] | None = None
 
     @property
     def path(self) -> str:
@@ -92,6 +94,18 @@ class Artifact:
             return "damaged"
         return "unfinished" if self.manifest is None else "complete"
 
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The artifacts that it was made from directly, or is made from while it is unfinished."""
+        if self.manifest is not None:
+            return tuple(self.kind.inputs(self.manifest))
+        return () if self.fingerprint is None else tuple(self.kind.begun_inputs(self.fingerprint))
+
+    @property
+    def digest(self) -> str | None:
+        """The digest by which other manifests refer to it; None unless its manifest is sound."""
+        return None if self.manifest is None else self.kind.digest(self.manifest)
+
 
 class ArtifactKind(ABC):
     """A kind of artifact. The defaults suit a kind of plain files; override what differs.
@@ -101,12 +115,19 @@ class ArtifactKind(ABC):
         folder: the folder of its artifacts in the store: `caches`.
         title: its name in a sentence: "fused dataset".
         unfinished: what to do about an artifact without a manifest.
+        named_by_user: whether people choose the name; if not, it says what the artifact is.
+        made_on_demand: whether stages make it again by themselves when they need it. Such an
+            artifact is removed by `gc` when no other artifact uses it.
+        usable_unfinished: whether it may be used without a manifest.
     """
 
     name: ClassVar[str]
     folder: ClassVar[str]
     title: ClassVar[str]
     unfinished: ClassVar[str] = "run the same command again to finish it"
+    named_by_user: ClassVar[bool] = True
+    made_on_demand: ClassVar[bool] = False
+    usable_unfinished: ClassVar[bool] = False
 
     def location(self, store: Store, name: str) -> Location:
         """The folder of the artifact of this name."""
@@ -132,6 +153,36 @@ class ArtifactKind(ABC):
     def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
         """The artifacts from which this artifact was made directly."""
         del manifest
+        return ()
+
+    def begun_inputs(self, fingerprint: Mapping[str, Any]) -> Iterable[Input]:
+        """The artifacts from which an unfinished artifact is made.
+
+        By default, the inputs of a manifest that holds the fingerprint as `fingerprint`.
+
+        Args:
+            fingerprint: content of its fingerprint.
+        """
+        return self.inputs({"fingerprint": fingerprint})
+
+    def model(self, manifest: Mapping[str, Any]) -> str | None:
+        """The model that it is, or was made with, in a form that opens it if there is one."""
+        del manifest
+        return None
+
+    def num_tokens(self, manifest: Mapping[str, Any]) -> int | None:
+        """The tokens that it holds rows for; None if it has no rows."""
+        del manifest
+        return None
+
+    def leftovers(self, artifact: Artifact, files: Iterable[str]) -> Iterable[str]:
+        """Those files of a complete artifact that nothing reads any more, as `gc` removes them.
+
+        Args:
+            artifact: complete and sound.
+            files: all files of its folder, by path inside it.
+        """
+        del artifact, files
         return ()
 
     def digest(self, manifest: Mapping[str, Any]) -> str:
@@ -309,6 +360,21 @@ def kinds() -> tuple[ArtifactKind, ...]:
     return tuple(_REGISTRY.all().values())
 
 
+def kind_named(name: str) -> ArtifactKind:
+    """The kind of a name.
+
+    Raises:
+        InvalidInputError: there is none; the message lists all.
+    """
+    by_name = _REGISTRY.all()
+    if name not in by_name:
+        raise InvalidInputError(
+            f"{name!r} is no kind of artifact. {did_you_mean(name, by_name)} "
+            f"Kinds are: {', '.join(by_name)}."
+        )
+    return by_name[name]
+
+
 def split_path(path: str) -> tuple[ArtifactKind, str]:
     """The kind and the name in `kind/name`.
 
@@ -316,10 +382,9 @@ def split_path(path: str) -> tuple[ArtifactKind, str]:
         InvalidInputError: not of that form, an unknown kind, or an impossible name.
     """
     kind, separator, name = path.partition("/")
-    kinds_by_name = _REGISTRY.all()
-    if not separator or kind not in kinds_by_name:
+    if not separator:
         raise InvalidInputError(
             f"{path!r} names no artifact: write KIND/NAME with a kind of "
-            f"{', '.join(kinds_by_name)}."
+            f"{', '.join(_REGISTRY.all())}."
         )
-    return kinds_by_name[kind], check_name(name)
+    return kind_named(kind), check_name(name)

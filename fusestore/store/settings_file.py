@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fusestore.errors import InvalidInputError
+from fusestore.errors import InvalidInputError, did_you_mean
 from fusestore.storage.location import Location
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -74,9 +73,3 @@ def check_keys(content: Mapping[str, Any], known: list[str], where: str) -> None
         if key not in known:
             hint = did_you_mean(key, known) or f"Keys are: {', '.join(known)}."
             raise InvalidInputError(f"{key!r} is not a key of {where}. {hint}")
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """A sentence that suggests the known names nearest to `name`; empty if none is near."""
-    nearest = difflib.get_close_matches(name, known, n=2)
-    return f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""

@@ -22,3 +22,15 @@ def decimal(value: float | None) -> str:
 def percent(share: float | None, digits: int = 1) -> str:
     """A share in [0, 1] as a percentage, or a dash."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes for people: `80 GiB`, `141.1 GB`; in the unit in which they are a round number."""
+    for base, unit in ((2**30, "GiB"), (1e9, "GB")):
+        number = num_bytes / base
+        if number >= 1 and abs(number - round(number)) < 1e-6:
+            return f"{round(number):,} {unit}"
+    for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if num_bytes >= power:
+            return f"{num_bytes / power:,.1f} {unit}"
+    return f"{num_bytes:,.0f} bytes"

@@ -18,6 +18,7 @@ class VocabularyKind(ArtifactKind):
     """The bytes of each token id; named by the first 16 digits of the tokenizer's digest."""
 
     name, folder, title = "vocabulary", "vocabularies", "vocabulary"
+    named_by_user, made_on_demand = False, True
 
     def parse(self, data: bytes, file: str) -> VocabularyManifest:
         """The vocabulary's manifest."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusestore.capture.fit.devices import Device, named_devices, parse_size, size_text
+from fusestore.capture.fit.devices import Device, named_devices, parse_size
 from fusestore.capture.fit.fit import fit_model, fit_shape
 from fusestore.capture.fit.needed_memory import Way, Work, batch_of, stored_unit, ways, work
 from fusestore.capture.fit.placements import PROCESS_BYTES, devices_needed, placements, usable
@@ -21,6 +21,7 @@ from fusestore.models.model import Model
 from fusestore.models.model_shape import ModelShape, Unit, config_shape
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
+from fusestore.store.shown_table import size_text
 from tests.helpers.command import PROGRAM, Command
 from tests.helpers.known_models import known_shape
 from tests.helpers.tiny_models import make_llama

@@ -17,6 +17,7 @@ class VocabularyMapKind(ArtifactKind):
     """Source token ids to target token ids, named by the two tokenizers and the method."""
 
     name, folder, title = "map", "vocabulary_maps", "map"
+    named_by_user, made_on_demand = False, True
 
     def parse(self, data: bytes, file: str) -> VocabularyMapManifest:
         """The map's manifest."""

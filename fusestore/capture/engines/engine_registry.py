@@ -11,7 +11,7 @@ from fusestore.cache.manifest import DEFAULT_ENGINE
 from fusestore.cache.rule import Rule
 from fusestore.capture.engines.protocol import Capabilities, Engine
 from fusestore.errors import IncompatibleError, InvalidInputError
-from fusestore.store.settings_file import did_you_mean
+from fusestore.errors import did_you_mean
 
 _EngineClass = TypeVar("_EngineClass", bound=type[Engine])
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fusestore.errors import InvalidInputError
 from fusestore.models.placement import memory_bytes
+from fusestore.store.shown_table import size_text
 
 _SIZE = re.compile(
     r"(?:(?P<count>\d{1,4})\s*[x×]\s*)?(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?B?|B)?",
@@ -89,15 +90,3 @@ def main_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def size_text(num_bytes: float) -> str:
-    """Bytes for people: `80 GiB`, `141.1 GB`; in the unit in which they are a round number."""
-    for base, unit in ((2**30, "GiB"), (1e9, "GB")):
-        number = num_bytes / base
-        if number >= 1 and abs(number - round(number)) < 1e-6:
-            return f"{round(number):,} {unit}"
-    for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if num_bytes >= power:
-            return f"{num_bytes / power:,.1f} {unit}"
-    return f"{num_bytes:,.0f} bytes"

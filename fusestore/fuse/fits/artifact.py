@@ -16,6 +16,7 @@ class FitKind(ArtifactKind):
     """The parameters of a learned strategy."""
 
     name, folder, title = "fit", "fits", "fit"
+    named_by_user, made_on_demand = False, True
     unfinished = "delete it; `fusestore fuse` fits again"
 
     def parse(self, data: bytes, file: str) -> FitManifest:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 
 from fusestore.errors import NotFoundError
 from fusestore.store.artifact_types import Input
-from fusestore.store.inventory import list_artifacts
 from fusestore.store.layout import Store
-from fusestore.store.registry import Artifact, split_path
+from fusestore.store.lineage import FoundInput, Lineage
+from fusestore.store.registry import Artifact, kind_named
 
 
 def with_inputs(store: Store, paths: Sequence[str]) -> list[str]:
@@ -18,72 +17,35 @@ def with_inputs(store: Store, paths: Sequence[str]) -> list[str]:
     Raises:
         NotFoundError: the store does not have an input any more.
     """
-    return _Inputs(store).closure(paths, _Inputs.all_of)
+
+    def all_of(artifact: Artifact, found: FoundInput) -> bool:
+        if found.artifact is None:
+            raise _missing(store, found.input, artifact.path)
+        return True
+
+    return _closure(store, paths, all_of)
 
 
 def with_needed(store: Store, paths: Sequence[str]) -> list[str]:
     """The artifacts, each after the inputs that reading it needs, if the store has them."""
-    return _Inputs(store).closure(paths, _Inputs.needed_by)
+    return _closure(store, paths, lambda _, found: found.input.needed)
 
 
-class _Inputs:
-    """The inputs of a store's artifacts, from manifests that are read once."""
+def _closure(
+    store: Store, paths: Sequence[str], wanted: Callable[[Artifact, FoundInput], bool]
+) -> list[str]:
+    lineage = Lineage.of(store)
+    by_path = {artifact.path: artifact for artifact in lineage.artifacts}
+    # The copy of a path that the store lacks reports it.
+    known = [by_path[path] for path in paths if path in by_path]
+    found = [artifact.path for artifact in lineage.from_inputs(known, wanted)]
+    return list(dict.fromkeys([*found, *paths]))
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
-    def closure(
-        self, paths: Sequence[str], inputs: Callable[[_Inputs, str], Iterator[str]]
-    ) -> list[str]:
-        """The paths and, recursively, the `inputs` of each; inputs first."""
-        visited: dict[str, None] = {}
-
-        def visit(path: str) -> None:
-            if path not in visited:
-                for needed in inputs(self, path):
-                    visit(needed)
-                visited[path] = None
-
-        for path in paths:
-            visit(path)
-        return list(visited)
-
-    def needed_by(self, path: str) -> Iterator[str]:
-        """Paths of the direct inputs that reading an artifact needs."""
-        for needed in self._inputs_of(path):
-            if needed.needed and (needed.kind, needed.digest) in self._by_digest:
-                yield self._by_digest[needed.kind, needed.digest]
-
-    def all_of(self, path: str) -> Iterator[str]:
-        """Paths of an artifact's direct inputs."""
-        for needed in self._inputs_of(path):
-            try:
-                yield self._by_digest[needed.kind, needed.digest]
-            except KeyError:
-                raise self._missing(needed, path) from None
-
-    def _inputs_of(self, path: str) -> Iterator[Input]:
-        artifact = self._artifacts.get(path)
-        if artifact is not None and artifact.manifest is not None:
-            yield from artifact.kind.inputs(artifact.manifest)
-
-    @cached_property
-    def _artifacts(self) -> dict[str, Artifact]:
-        return {artifact.path: artifact for artifact in list_artifacts(self._store)}
-
-    @cached_property
-    def _by_digest(self) -> dict[tuple[str, str], str]:
-        """Path of each complete artifact by its kind and digest."""
-        return {
-            (artifact.kind.name, artifact.kind.digest(artifact.manifest)): path
-            for path, artifact in self._artifacts.items()
-            if artifact.manifest is not None
-        }
-
-    def _missing(self, needed: Input, path: str) -> NotFoundError:
-        title = split_path(f"{needed.kind}/{needed.name or 'unknown'}")[0].title
-        name = f" {needed.name!r}" if needed.name else ""
-        return NotFoundError(
-            f"{path} was made from a {title}{name} with the digest {needed.digest[:16]}…, which "
-            f"is not in {self._store.location} any more. Share it without its inputs."
-        )
+def _missing(store: Store, needed: Input, path: str) -> NotFoundError:
+    name = f" {needed.name!r}" if needed.name else ""
+    return NotFoundError(
+        f"{path} was made from a {kind_named(needed.kind).title}{name} with the digest "
+        f"{needed.digest[:16]}…, which is not in {store.location} any more. Share it without its "
+        "inputs."
+    )

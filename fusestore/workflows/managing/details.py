@@ -1,0 +1,172 @@
+"""One artifact: how large and how old it is, what made it, and whether its inputs are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from fusestore.errors import CorruptionError
+from fusestore.store.inventory import choose_artifact, describe
+from fusestore.store.layout import Store
+from fusestore.store.lineage import FoundInput, Lineage
+from fusestore.store.manifest import Frozen
+from fusestore.store.registry import Artifact
+from fusestore.workflows.managing.usage import date_text, newest
+
+Setting = str | int | float | bool
+
+
+class InputState(Frozen):
+    """An input of an artifact.
+
+    Attributes:
+        kind: name of its kind.
+        digest: by which the artifact names it.
+        name: its name now; its name at that time if it is missing; null if that is unknown.
+        present: whether the store holds it.
+        needed: whether the artifact cannot be read without it.
+    """
+
+    kind: str
+    digest: str
+    name: str | None
+    present: bool
+    needed: bool
+
+    @classmethod
+    def of(cls, found: FoundInput) -> InputState:
+        """That of an input that was looked for."""
+        wanted = found.input
+        return cls(
+            kind=wanted.kind,
+            digest=wanted.digest,
+            name=found.artifact.name if found.artifact else wanted.name or None,
+            present=found.artifact is not None,
+            needed=wanted.needed,
+        )
+
+    def __str__(self) -> str:
+        name = self.name or self.digest[:16]
+        return f"{self.kind}/{name}" + ("" if self.present else " (missing)")
+
+
+class Details(Frozen):
+    """One artifact of a store; what `fusestore show --json` prints.
+
+    Attributes:
+        artifact: `kind/name`.
+        kind: its kind.
+        name: its name.
+        location: address of its folder.
+        state: complete or unfinished.
+        description: one line.
+        digest: by which other artifacts name it; null while it is unfinished.
+        model: the model that it is or was made with; null if there is none or it is unfinished.
+        num_bytes: bytes of its files.
+        num_files: number of its files.
+        num_tokens: tokens that it has rows for; null if it has no rows.
+        first_modified: date and time of its oldest file by the storage's clock, ISO 8601 in UTC;
+            null if the storage does not say.
+        last_modified: that of its newest file.
+        settings: what was chosen when it was made, by dotted name: the simple values of its
+            fingerprint, without digests.
+        inputs: what it was made from.
+        used_by: `kind/name` of the artifacts that were made from it.
+        figures: what its kind computes for `show`; null for most.
+        manifest: content of its manifest, without its checksum; null while it is unfinished.
+    """
+
+    artifact: str
+    kind: str
+    name: str
+    location: str
+    state: str
+    description: str
+    digest: str | None
+    model: str | None
+    num_bytes: int = Field(ge=0)
+    num_files: int = Field(ge=0)
+    num_tokens: int | None
+    first_modified: str | None
+    last_modified: str | None
+    settings: dict[str, Setting | list[Any]]
+    inputs: tuple[InputState, ...]
+    used_by: tuple[str, ...]
+    figures: dict[str, Any] | None
+    manifest: dict[str, Any] | None
+
+
+def artifact_details(
+    store: Store, artifact: str, figures: Mapping[str, Any] | None = None
+) -> Details:
+    """What a store tells of an artifact, from manifests and one listing.
+
+    Args:
+        store: the store.
+        artifact: `kind/name`, or the name alone if only one artifact has it.
+        figures: what the kind computed of it.
+
+    Raises:
+        NotFoundError: no such store or artifact.
+        InvalidInputError: several artifacts have the name.
+        CorruptionError: its manifest is damaged.
+    """
+    lineage = Lineage.of(store)
+    found = choose_artifact(store, lineage.artifacts, artifact)
+    check_undamaged(found)
+    files = found.location.listed()
+    dates = [file.modified for file in files.values() if file.modified is not None]
+    manifest = found.manifest
+    return Details(
+        artifact=found.path,
+        kind=found.kind.name,
+        name=found.name,
+        location=str(found.location),
+        state=found.state,
+        description=describe(found),
+        digest=found.digest,
+        model=None if manifest is None else found.kind.model(manifest),
+        num_bytes=sum(file.num_bytes for file in files.values()),
+        num_files=len(files),
+        num_tokens=None if manifest is None else found.kind.num_tokens(manifest),
+        first_modified=date_text(min(dates, default=None)),
+        last_modified=date_text(newest(files)),
+        settings=dict(_settings(_chosen(found))),
+        inputs=tuple(InputState.of(each) for each in lineage.inputs(found)),
+        used_by=tuple(each.path for each in lineage.used_by(found)),
+        figures=None if figures is None else dict(figures),
+        manifest=None
+        if manifest is None
+        else {key: value for key, value in manifest.items() if key != "checksum"},
+    )
+
+
+def check_undamaged(artifact: Artifact) -> None:
+    """Check that the manifest of an artifact can be used, if it has one.
+
+    Raises:
+        CorruptionError: it is damaged; the message says how to see more.
+    """
+    if artifact.damage is not None:
+        raise CorruptionError(f"{artifact.damage} See `fusestore verify {artifact.path}`.")
+
+
+def _chosen(artifact: Artifact) -> Mapping[str, Any]:
+    """The fingerprint of an artifact, wherever its manifest holds it."""
+    manifest = artifact.manifest
+    if manifest is None:
+        return artifact.fingerprint or {}
+    return next((manifest[key] for key in ("fingerprint", "plan", "merge") if key in manifest), {})
+
+
+def _settings(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if key in ("format_version", "checksum") or "digest" in key or value is None:
+            continue
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{name}.")
+        elif not isinstance(value, list) or all(isinstance(each, Setting) for each in value):
+            yield name, value
