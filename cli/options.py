@@ -48,6 +48,10 @@ TrustOption = Annotated[
         help="Run Python code that the model folder contains. Only for code you have read.",
     ),
 ]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only show what would be done; nothing is written or removed."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

@@ -18,6 +18,7 @@ from fusestore.errors import IncompatibleError, NotFoundError
 from fusestore.models.model import Model
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
+from fusestore.store.inventory import name_by_digest
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
 from fusestore.tokenizers.tokenizer import Tokenizer
@@ -66,7 +67,9 @@ def align(
     source_name = cache.location.name
     opened = Target.open(target, store=store)
     identity = cache.fingerprint.corpus
-    text = open_corpus(store, corpus or identity.name)
+    text = open_corpus(
+        store, corpus or name_by_digest(store, "corpus", identity.digest, identity.name)
+    )
     if text.manifest.digest != identity.digest:
         raise IncompatibleError(
             f"Cache {source_name!r} was captured from corpus {identity.name!r} "

@@ -42,7 +42,7 @@ from fusestore.storage.publish import publish_new, remove_abandoned
 from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
 from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
-from fusestore.store.leases import Leases, remove_leases
+from fusestore.store.leases import LEASE_FOLDER, Leases, remove_leases
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
 from fusestore.tokenizers.token_table import TokenTable
 
@@ -330,7 +330,7 @@ def clear_up(location: Location) -> None:
 
 
 def _leases(location: Location) -> Location:
-    return location / "leases"
+    return location / LEASE_FOLDER
 
 
 def stored_order(store: Store, name: str, fingerprint: Fingerprint) -> IdOrder | None:

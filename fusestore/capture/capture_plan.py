@@ -155,32 +155,18 @@ def plan_capture(
         num_documents=len(offsets) - 1,
         num_tokens=int(offsets[-1]),
     )
-    return CapturePlan(model, fingerprint, read_tokens, kept, dtype_reason)
+    return CapturePlan(model, _named_as_begun(store, name, fingerprint), read_tokens, dtype_reason)
 
 
-def supervised_rows(corpus: Corpus, tokens: TokenTable) -> KeptRows:
-    """The rows that a fusion over a corpus of conversations may use.
+def _named_as_begun(store: Store, name: str, fingerprint: Fingerprint) -> Fingerprint:
+    """The fingerprint with the names that a begun cache and its corpus had when it was begun.
 
-    Args:
-        corpus: the corpus.
-        tokens: of all its documents.
-
-    Raises:
-        InvalidInputError: the corpus holds texts, or nothing in it is trained on.
+    Artifacts may be renamed since: the corpus is the same if its digest is.
     """
-    supervision = supervision_of(corpus)
-    if supervision is None:
-        raise InvalidInputError(
-            f"only is supervised, but corpus {corpus.name!r} holds texts, of which every token is "
-            "trained on. Leave the setting out: supervised is for corpora of conversations."
-        )
-    used = supervision.used_rows(tokens, np.arange(tokens.num_documents))
-    if not used.any():
-        raise InvalidInputError(
-            f"only is supervised, but no turn of corpus {corpus.name!r} is trained on, so there "
-            "is no row to keep. Build the corpus with another --train-on."
-        )
-    return KeptRows.where(used)
+    stored = Fingerprint.load_if_sound(store.cache(name) / "fingerprint.json")
+    if stored is None or stored.corpus.digest != fingerprint.corpus.digest:
+        return fingerprint
+    return fingerprint.model_copy(update={"source": stored.source, "corpus": stored.corpus})
 
 
 def _settle_dtype(

@@ -11,7 +11,7 @@ from fusestore.errors import NotFoundError
 from fusestore.fuse.folder import PLAN_FILE, FusedFolder, plan_of
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.manifest import FusionPlan
-from fusestore.fuse.resolve import find_inputs
+from fusestore.fuse.resolve import find_inputs, with_names_now
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
 from fusestore.store.layout import Store
@@ -65,15 +65,34 @@ def reopen(store: Store, location: Location) -> FusedFolder:
 
 
 def is_current(store: Store, plan: FusionPlan) -> bool:
-    """Whether caches and alignments are still those of the plan, by their manifests."""
-    for source, digests in zip(plan.recipe.sources, plan.inputs, strict=True):
+    """Whether the store holds the caches and alignments of the plan, by their manifests."""
+    recipe = with_names_now(store, plan)
+    for source, digests in zip(recipe.sources, plan.inputs, strict=True):
         if open_cache(store, source.cache).digest != digests.cache_digest:
             return False
         if source.alignment is not None:
             alignment = open_alignment(store.alignment(source.alignment))
             if alignment.manifest.digest != digests.alignment_digest:
                 return False
-    target_cache = plan.recipe.target_cache
+    target_cache = recipe.target_cache
     return target_cache is None or (
         open_cache(store, target_cache).digest == plan.target_cache_digest
     )
+
+
+def same_but_for_names(store: Store, location: Location, plan: FusionPlan) -> FusionPlan | None:
+    """The plan in a folder, if it differs from another only in names that inputs had before.
+
+    Args:
+        store: holds the inputs.
+        location: a fused dataset's folder.
+        plan: of a fusion of the inputs as they are called now.
+    """
+    stored = FusionPlan.load_if_sound(location / PLAN_FILE)
+    if stored is None or stored == plan:
+        return None
+    inputs = (each.model_copy(update={"cache": ""}) for each in stored.inputs)
+    wanted = (each.model_copy(update={"cache": ""}) for each in plan.inputs)
+    if tuple(inputs) != tuple(wanted) or with_names_now(store, stored) != plan.recipe:
+        return None
+    return stored

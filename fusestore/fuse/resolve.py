@@ -32,6 +32,7 @@ from fusestore.models.model import Model
 from fusestore.models.target import Target
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.store.findings import DAMAGE
+from fusestore.store.inventory import name_by_digest
 from fusestore.store.layout import Store, is_name
 from fusestore.tokenizers.chat_encoder import TemplateIdentity
 from fusestore.tokenizers.tokenizer import Tokenizer
@@ -67,10 +68,17 @@ def find_inputs(
         InvalidInputError: the recipe names no target and its sources have several tokenizers, or
             it fits several alignments or several tokenizations.
     """
+    if plan is not None and (recipe_now := with_names_now(store, plan)) != recipe:
+        # The plan keeps the names that its inputs had; their digests say which they are.
+        now = plan.model_copy(update={"recipe": recipe_now})
+        return _called(find_inputs(store, recipe_now, target, plan=now), recipe)
     caches = [open_cache(store, source.cache) for source in recipe.sources]
     for cache in caches:
         _check_tails(cache)
-    corpus = open_corpus(store, recipe.corpus or caches[0].fingerprint.corpus.name)
+    named = caches[0].fingerprint.corpus
+    corpus = open_corpus(
+        store, recipe.corpus or name_by_digest(store, "corpus", named.digest, named.name)
+    )
     opened = _target_of(store, recipe, target, caches)
     target_cache = _target_cache(store, recipe)
     sources = tuple(
@@ -131,6 +139,52 @@ def find_inputs(
         target_cache=target_input,
         fitted=fitted,
         supervision=supervision_of(corpus),
+    )
+
+
+def with_names_now(store: Store, plan: FusionPlan) -> Recipe:
+    """The recipe of a plan with the names that its inputs have in the store now.
+
+    An input that the store does not hold keeps its name.
+    """
+
+    def now(kind: str, digest: str | None, name: str | None) -> str | None:
+        if digest is None or name is None:
+            return name
+        return name_by_digest(store, kind, digest, name)
+
+    recipe = plan.recipe
+    sources = tuple(
+        source.model_copy(
+            update={
+                "cache": now("cache", digests.cache_digest, source.cache),
+                "alignment": now("alignment", digests.alignment_digest, source.alignment),
+            }
+        )
+        for source, digests in zip(recipe.sources, plan.inputs, strict=True)
+    )
+    return recipe.model_copy(
+        update={
+            "corpus": now("corpus", plan.corpus_digest, recipe.corpus),
+            "target_cache": now("cache", plan.target_cache_digest, recipe.target_cache),
+            "sources": sources,
+        }
+    )
+
+
+def _called(fusion: Fusion, recipe: Recipe) -> Fusion:
+    """The fusion with a recipe that differs from its own in names of inputs only."""
+    target_cache = fusion.target_cache
+    if target_cache is not None:
+        target_cache = replace(target_cache, name=str(recipe.target_cache))
+    return replace(
+        fusion,
+        recipe=recipe,
+        sources=tuple(
+            replace(found, name=source.cache)
+            for found, source in zip(fusion.sources, recipe.sources, strict=True)
+        ),
+        target_cache=target_cache,
     )
 
 
@@ -381,18 +435,26 @@ def _with_alignment(
 
 
 def _only_alignment(store: Store, cache: str, recipe: Recipe, target: Target) -> str:
-    """The name of the only alignment of a cache to the target by the recipe's method."""
-    prefix = alignment_name(cache, "")
-    fitting = []
+    """The name of the only alignment of a cache to the target by the recipe's method.
+
+    One of this cache by its digest, whatever it is called; else one that is named after the cache.
+    """
+    digest = open_cache(store, cache).digest
+    fitting, named_so = [], []
     for name in store.names("alignments"):
-        if name.startswith(prefix):
-            try:
-                manifest = AlignmentManifest.load(store.alignment(name) / "manifest.json")
-            except NotFoundError:
-                continue
-            settings = (manifest.fingerprint.target_tokenizer_digest, manifest.fingerprint.method)
-            if settings == (target.digest, recipe.alignment_method):
-                fitting.append(name)
+        begins = name.startswith(alignment_name(cache, ""))
+        try:
+            manifest = AlignmentManifest.load(store.alignment(name) / "manifest.json")
+        except DAMAGE:
+            # A damaged alignment of another cache is not this one's problem.
+            if begins and (store.alignment(name) / "manifest.json").exists():
+                raise
+            continue
+        found = manifest.fingerprint
+        if (found.target_tokenizer_digest, found.method) == (target.digest, recipe.alignment_method):
+            fitting += [name] if found.source_cache_digest == digest else []
+            named_so += [name] if begins else []
+    fitting = fitting or named_so
     if alignment_name(cache, target.name) in fitting:
         return alignment_name(cache, target.name)
     if len(fitting) > 1:

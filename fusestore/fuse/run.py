@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fusestore.fuse.begin import place, reopen
+from fusestore.fuse.begin import place, reopen, same_but_for_names
 from fusestore.fuse.folder import PLAN_FILE, FusedFolder
 from fusestore.fuse.materialize import materialize as make_shards
 from fusestore.fuse.recipe import Recipe
@@ -61,6 +61,11 @@ def fuse(
             store, find_inputs(store, recipe, target, reporter=reporter), name, cache_dir
         )
         begun = (folder.location / PLAN_FILE).exists()
+        renamed = same_but_for_names(store, folder.location, folder.plan) if begun else None
+        if renamed is not None:
+            folder = FusedFolder(
+                folder.location, find_inputs(store, renamed.recipe, target, plan=renamed)
+            )
     folder.begin()
     if not materialize:
         return StageResult(folder, created=not begun)

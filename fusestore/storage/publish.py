@@ -176,6 +176,27 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def temporary_owner(name: str) -> tuple[str, int] | None:
+    """The machine and process that wrote a temporary file, by its name; None for other files."""
+    match = _TEMPORARY_NAME.fullmatch(name)
+    return None if match is None else (match["machine"], int(match["pid"]))
+
+
+def is_abandoned(name: str, modified: float | None) -> bool:
+    """Whether a file is a temporary file that nobody will finish; see `remove_abandoned`.
+
+    Args:
+        name: of the file.
+        modified: when it was written, in seconds since 1970; None if that is unknown.
+    """
+    owner = temporary_owner(name)
+    if owner is None:
+        return False
+    if owner[0] == MACHINE and not is_running(owner[1]):
+        return True
+    return modified is not None and time.time() - modified > ABANDONED_AFTER_S
+
+
 def remove_abandoned(folder: Location) -> None:
     """Remove temporary files that dead processes left below the folder.
 
@@ -186,13 +207,9 @@ def remove_abandoned(folder: Location) -> None:
         return
     with storage_errors(folder):
         for path in folder.path.rglob(f"{TEMPORARY_PREFIX}*"):
-            match = _TEMPORARY_NAME.fullmatch(path.name)
-            if match is None:
-                continue
             # Another writer may finish or remove it at the same time.
             with contextlib.suppress(FileNotFoundError):
-                dead = match["machine"] == MACHINE and not is_running(int(match["pid"]))
-                if dead or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+                if is_abandoned(path.name, path.stat().st_mtime):
                     path.unlink()
 
 

@@ -21,12 +21,12 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Self
 
 from fusestore.errors import AlreadyExistsError, FusestoreError, NotFoundError
-from fusestore.storage.location import Location
-from fusestore.storage.publish import MACHINE, is_running, publish, publish_new
+from fusestore.storage.location import ListedFile, Location
+from fusestore.storage.publish import MACHINE, is_running, publish, publish_new, temporary_owner
 from fusestore.store.receipts import shard_part
 
 LEASE_S = 60.0
@@ -178,6 +178,51 @@ class Leases:
 
     def _lease_file(self, shard: int, generation: int) -> Location:
         return self._folder / f"{shard_part(shard)}-{generation}"
+
+
+LEASE_FOLDER = "leases"
+"""Where an artifact's writers divide its shards, below its folder."""
+
+_OTHER_MACHINE_S = 10 * LEASE_S
+"""A heartbeat of another machine counts as alive for this long after the storage wrote it."""
+
+
+def live_writers(folder: Location, files: Mapping[str, ListedFile]) -> list[str]:
+    """Processes that write an artifact now, for messages.
+
+    Of this machine: the process of a heartbeat or of a temporary file is running. Of another one:
+    its heartbeat was written in the last ten minutes, by the storage's clock against ours. An
+    observer with time to spare compares heartbeats instead, as `Leases` does.
+
+    Args:
+        folder: the artifact's folder.
+        files: a listing of it.
+    """
+    found = {}
+    for path, file in files.items():
+        name = path.rpartition("/")[2]
+        temporary = temporary_owner(name)
+        if temporary is not None:
+            machine, pid = temporary
+            if machine == MACHINE and is_running(pid):
+                found[machine, pid] = f"process {pid}"
+        elif path.startswith(f"{LEASE_FOLDER}/writer-"):
+            match = _HEARTBEAT.fullmatch(_read_if_there(folder / path))
+            if match is None:
+                continue
+            machine, pid = match["machine"].decode(), int(match["pid"])
+            age = 0.0 if file.modified is None else time.time() - file.modified
+            if is_running(pid) if machine == MACHINE else age < _OTHER_MACHINE_S:
+                where = "" if machine == MACHINE else " of another machine"
+                found[machine, pid] = f"process {pid}{where}"
+    return list(found.values())
+
+
+def _read_if_there(file: Location) -> bytes:
+    try:
+        return file.read_prefix(_MAX_FILE_BYTES)
+    except NotFoundError:
+        return b""
 
 
 def remove_leases(folder: Location) -> None:

@@ -12,6 +12,7 @@ from fusestore.align.tokens.pairing import align_tokens
 from fusestore.cache.reader import open_cache
 from fusestore.corpus.corpus import Corpus, open_corpus
 from fusestore.errors import NotFoundError
+from fusestore.store.inventory import name_by_digest
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import document_range
 from fusestore.tokenizers.tokenizer import Tokenizer
@@ -61,7 +62,8 @@ def stored_alignment(
     alignment = open_alignment(store.alignment(alignment_name))
     fingerprint = alignment.manifest.fingerprint
     cache = open_cache(store, cache_name)
-    corpus = open_corpus(store, cache.fingerprint.corpus.name)
+    named = cache.fingerprint.corpus
+    corpus = open_corpus(store, name_by_digest(store, "corpus", named.digest, named.name))
     index = _document_index(corpus, document)
     target = aligned_tokens(corpus, fingerprint)
     source_ids, source_ends = document_range(cache, index, index + 1).document(0)

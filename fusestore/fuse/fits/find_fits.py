@@ -38,14 +38,20 @@ def find_fits(
     Raises:
         As for `fit_strategies`.
     """
-    found = {fit.fingerprint.digest: fit for fit in _stored_fits(store)}
-    missing = [each for each in fingerprints if each.digest not in found]
+    found = {_content(fit.fingerprint): fit for fit in _stored_fits(store)}
+    missing = [each for each in fingerprints if _content(each) not in found]
     if missing:
         for fit in fit_strategies(fusion, missing, domains, progress):
-            found[fit.fingerprint.digest] = fit
+            found[_content(fit.fingerprint)] = fit
             if save:
                 save_fit(store, fit)
-    return [found[each.digest] for each in fingerprints]
+    return [found[_content(each)] for each in fingerprints]
+
+
+def _content(fingerprint: FitFingerprint) -> str:
+    """The digest of a fingerprint without names: artifacts may be renamed, digests stay."""
+    sources = tuple(source.model_copy(update={"cache": ""}) for source in fingerprint.sources)
+    return fingerprint.model_copy(update={"corpus": "", "sources": sources}).digest
 
 
 def save_fit(store: Store, fit: FitManifest) -> None:

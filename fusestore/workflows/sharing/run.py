@@ -147,7 +147,7 @@ def _copy(
                 counter = ProgressCounter(total, progress)
                 for target, plan in plans:
                     # Sound files of a damaged artifact are copied too, for a later copy to resume.
-                    damaged += _carry_out(plan, pool, counter)
+                    damaged += carry_out(plan, pool, counter)
                     results.append(
                         Shared(
                             plan.artifact.path,
@@ -193,7 +193,7 @@ def _planned(
     progress(len(copies), len(copies))
 
 
-def _carry_out(plan: Plan, pool: Executor, counter: ProgressCounter) -> list[str]:
+def carry_out(plan: Plan, pool: Executor, counter: ProgressCounter) -> list[str]:
     """Carry out a plan; returns the damage of the source's files."""
     if plan.is_empty:
         return []
