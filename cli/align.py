@@ -119,7 +119,7 @@ def align(
     cache = _needed(cache, "CACHE")
     if inspect is not None:
         from fusestore.align.report.inspection import stored_alignment
-        from fusestore.align.run import alignment_name
+        from fusestore.align.settings import alignment_name
 
         from .alignments import print_document
 

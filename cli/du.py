@@ -52,7 +52,12 @@ def du(
             "",
             ["kind", "artifacts", "size", "files"],
             [
-                [kind.kind, f"{kind.num_artifacts:,}", size_text(kind.num_bytes), f"{kind.num_files:,}"]
+                [
+                    kind.kind,
+                    f"{kind.num_artifacts:,}",
+                    size_text(kind.num_bytes),
+                    f"{kind.num_files:,}",
+                ]
                 for kind in usage.kinds
             ],
         )

@@ -19,7 +19,7 @@ def rm(
     artifacts: Annotated[
         list[str],
         typer.Argument(
-            metavar="KIND/NAME...", help="Artifacts, as `fusestore ls` lists them.", show_default=False
+            metavar="KIND/NAME", help="Artifacts, as `fusestore ls` lists them.", show_default=False
         ),
     ],
     cascade: Annotated[

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import ConsoleReporter, output, print_curves, print_json, print_table
 from .estimate import PricePerGbMonth, PricePerHour, print_fusion_estimate
-from .options import JsonOption, StorageOption, storage_options
+from .options import DryRunOption, JsonOption, StorageOption, storage_options
+
+if TYPE_CHECKING:
+    from fusestore.workflows.fusion_config import FusionConfig
 
 
 def run(
@@ -30,6 +33,7 @@ def run(
     ] = False,
     price_per_hour: PricePerHour = None,
     price_per_gb_month: PricePerGbMonth = None,
+    dry_run: DryRunOption = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,6 +52,9 @@ def run(
     if estimate:
         print_fusion_estimate(config, price_per_hour, price_per_gb_month, as_json)
         return
+    if dry_run:
+        _print_plan(config, as_json)
+        return
     from fusestore.workflows.pipeline import run_pipeline
 
     summary = run_pipeline(config, ConsoleReporter())
@@ -57,5 +64,18 @@ def run(
     for title, columns, rows in summary.tables():
         print_table(title, columns, rows)
     print_curves(summary.curves, summary.savings)
-    if summary.conclusion is not None:
-        output.print(f"\n{summary.conclusion}")
+
+
+def _print_plan(config: FusionConfig, as_json: bool) -> None:
+    from fusestore.workflows.planned_run import plan_run
+
+    planned = plan_run(config)
+    if as_json:
+        print_json(planned)
+        return
+    rows = [[each.artifact, each.state] for each in planned.stages]
+    print_table(planned.store, ["artifact", "state"], rows)
+    if any(each.state == "if needed" for each in planned.stages):
+        output.print("if needed: made where source and target have different tokenizers")
+    if any(each.state == "already there" for each in planned.stages):
+        output.print("already there: taken if it was made with the settings of the file")

@@ -10,7 +10,7 @@ import typer
 from fusestore.workflows.sharing.settings import CopySettings
 
 from .console import ConsoleReporter, output, print_json
-from .options import JsonOption, open_store
+from .options import DryRunOption, JsonOption, open_store
 from .settings_options import settings_options
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def push(
     everything: _All = False,
     from_storage_option: _FromOption = None,
     to_storage_option: _ToOption = None,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Copy artifacts from your store to another one.
@@ -59,7 +60,7 @@ def push(
     interrupted copy.
     """
     source, target = _stores(from_store, from_storage_option, to_store, to_storage_option)
-    _copy(source, target, artifacts, everything, settings, as_json)
+    _copy(source, target, artifacts, everything, settings, dry_run, as_json)
 
 
 @settings_options(CopySettings)
@@ -71,6 +72,7 @@ def pull(
     everything: _All = False,
     from_storage_option: _FromOption = None,
     to_storage_option: _ToOption = None,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Copy artifacts from another store to yours.
@@ -79,7 +81,7 @@ def pull(
     interrupted copy.
     """
     source, target = _stores(from_store, from_storage_option, to_store, to_storage_option)
-    _copy(source, target, artifacts, everything, settings, as_json)
+    _copy(source, target, artifacts, everything, settings, dry_run, as_json)
 
 
 @settings_options(CopySettings)
@@ -102,6 +104,7 @@ def sync(
     ] = None,
     from_storage_option: _FromOption = None,
     to_storage_option: _ToOption = None,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Copy to each of two stores what only the other one has.
@@ -111,7 +114,10 @@ def sync(
     from fusestore.workflows.sharing import sync_stores
 
     first, second = _stores(from_store, from_storage_option, to_store, to_storage_option)
-    _report(sync_stores(first, second, artifacts or None, settings, ConsoleReporter()), as_json)
+    shared = sync_stores(
+        first, second, artifacts or None, settings, ConsoleReporter(), dry_run=dry_run
+    )
+    _report(shared, dry_run, as_json)
 
 
 def _stores(
@@ -129,6 +135,7 @@ def _copy(
     artifacts: list[str] | None,
     everything: bool,
     settings: CopySettings,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     from fusestore.workflows.sharing import copy_artifacts
@@ -138,18 +145,27 @@ def _copy(
             "name the artifacts to copy, or give --all, not both", param_hint="KIND/NAME"
         )
     names = None if everything else artifacts
-    _report(copy_artifacts(source, target, names, settings, ConsoleReporter()), as_json)
+    shared = copy_artifacts(source, target, names, settings, ConsoleReporter(), dry_run=dry_run)
+    _report(shared, dry_run, as_json)
 
 
-def _report(results: Sequence[Shared], as_json: bool) -> None:
+def _report(results: Sequence[Shared], dry_run: bool, as_json: bool) -> None:
+    from fusestore.workflows.sharing.run import Copies
+
+    copies = Copies.of(results, dry_run=dry_run)
     if as_json:
-        print_json([vars(result) for result in results])
+        print_json(copies)
         return
+    verb = "Would copy" if dry_run else "Copied"
     for result in results:
         if result.already_there:
             output.print(f"Already there: {result.artifact} in {result.target}")
         else:
             output.print(
-                f"Copied {result.artifact} to {result.target}: {result.num_files:,} files, "
+                f"{verb} {result.artifact} to {result.target}: {result.num_files:,} files, "
                 f"{result.num_bytes:,} bytes"
             )
+    if dry_run:
+        output.print(
+            f"In all {copies.num_files:,} files, {copies.num_bytes:,} bytes; nothing was copied."
+        )

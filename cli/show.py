@@ -83,7 +83,8 @@ def _print(details: Details) -> None:
         "content": details.description,
         "location": details.location,
         "size": size,
-        "modified": " to ".join(date[:19].replace("T", " ") for date in dates) + " UTC" * bool(dates),
+        "modified": " to ".join(date[:19].replace("T", " ") for date in dates)
+        + " UTC" * bool(dates),
         "digest": details.digest or "",
         "model": details.model or "",
         "made from": ", ".join(str(each) for each in details.inputs) or "nothing in the store",

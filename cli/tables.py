@@ -50,7 +50,9 @@ def table_lines(
         for index in range(1, len(columns))
         if not all(_NUMBER.fullmatch(row[index]) for row in cells)
     ]
-    least = {index: min(widths[index], max(_LEAST_TEXT, cell_len(columns[index]))) for index in texts}
+    least = {
+        index: min(widths[index], max(_LEAST_TEXT, cell_len(columns[index]))) for index in texts
+    }
     while _total(widths) > width:
         widest = max(texts, key=lambda index: widths[index] - least[index], default=None)
         if widest is None or widths[widest] <= least[widest]:
@@ -84,9 +86,7 @@ def _block(
         yield _GAP.join(_fitted(row[index], widths[index]) for index in shown).rstrip()
 
 
-def _records(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int
-) -> Iterator[str]:
+def _records(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
     titles = [f"  {title}: " for title in columns]
     yield columns[0]
     for row in rows:

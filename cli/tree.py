@@ -77,5 +77,8 @@ def _notes(entry: TreeEntry, above: dict[str, str | None], all_inputs: bool) -> 
     notes = "" if entry.state == "complete" else f" [{entry.state}]"
     if others:
         notes += f" and {', '.join(others)}"
-    return f"{notes}; missing: {', '.join(each.removesuffix(' (missing)') for each in missing)}" \
-        if missing else notes
+    return (
+        f"{notes}; missing: {', '.join(each.removesuffix(' (missing)') for each in missing)}"
+        if missing
+        else notes
+    )

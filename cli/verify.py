@@ -14,8 +14,8 @@ from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_s
 from .settings_options import settings_options
 
 if TYPE_CHECKING:
-    from fusestore.store.findings import Finding
     from fusestore.store.layout import Store
+    from fusestore.workflows.verification import VerifiedArtifact
 
 
 _REPAIR = "Repair"
@@ -66,7 +66,8 @@ def verify(
 ) -> None:
     """Check checksums, sizes and values; repair what is damaged.
 
-    Exits with 1 if a problem remains.
+    Inputs that are gone are named. Exits with 1 if a problem remains, or if an artifact lacks an
+    input without which it cannot be used; a complete one rarely needs its inputs.
     """
     if repair and quick:
         raise typer.BadParameter("--repair reads everything; leave out --quick")
@@ -77,49 +78,42 @@ def verify(
 
 
 def _verify(store: Store, path: str | None, quick: bool, as_json: bool) -> int:
-    from fusestore.store.registry import split_path
-    from fusestore.workflows.verification import verify_store
+    from fusestore.workflows.verification import verify_inputs_too
 
-    checked = verify_store(store, path, quick=quick)
-
-    def remedy(path: str, finding: Finding) -> str:
-        kind, name = split_path(path)
-        return kind.remedy(store, name, finding)
-
+    verified = verify_inputs_too(store, path, quick=quick)
     if as_json:
-        print_json(
-            {
-                name: [{**vars(finding), "remedy": remedy(name, finding)} for finding in findings]
-                for name, findings in checked.items()
-            }
-        )
+        print_json(verified)
     else:
-        for name, findings in checked.items():
-            output.print(f"{name}: {'sound' if not findings else f'{len(findings)} problem(s)'}")
-            for finding in findings:
-                output.print(f"  {finding.file}: {finding.problem}", markup=False)
-                output.print(f"    to repair: {remedy(name, finding)}", markup=False)
-    return int(any(checked.values()))
+        for artifact in verified.artifacts:
+            _print(artifact)
+    return int(not all(artifact.sound for artifact in verified.artifacts))
+
+
+def _print(artifact: VerifiedArtifact) -> None:
+    count = len(artifact.findings)
+    state = f"{count} problem(s)" if count else "sound" if artifact.sound else "cannot be used"
+    output.print(f"{artifact.artifact}: {state}")
+    for finding in artifact.findings:
+        output.print(f"  {finding.file}: {finding.problem}")
+        output.print(f"    to repair: {finding.remedy}")
+    for missing in artifact.missing_inputs:
+        needed = missing.needed or not artifact.sound
+        use = "which it needs" if needed else "without which it can be used, but not repaired"
+        output.print(
+            f"  input {str(missing).removesuffix(' (missing)')} is not in the store any more, {use}"
+        )
 
 
 def _repair(
     store: Store, path: str | None, models: list[str], settings: CaptureSettings, as_json: bool
 ) -> int:
-    from fusestore.workflows.repair import repair_store
+    from fusestore.workflows.repair import repair_store, repairs_report
 
     repairs = repair_store(
         store, path, models=models, settings=settings, reporter=ConsoleReporter()
     )
     if as_json:
-        print_json(
-            {
-                name: {
-                    "findings": [vars(finding) for finding in done.findings],
-                    "problem": done.problem,
-                }
-                for name, done in repairs.items()
-            }
-        )
+        print_json(repairs_report(store, repairs))
     else:
         for name, done in repairs.items():
             for finding in done.findings:

@@ -319,7 +319,7 @@ def run_all(work: Path, stage: str, jobs: int) -> None:
 
 def fuse(work: Path, setting: Setting, corpus: str) -> str:
     """The fused dataset of a setting and a corpus, made if it is not there; its name."""
-    from fusestore.align.run import alignment_name
+    from fusestore.align.settings import alignment_name
     from fusestore.fuse.recipe import Recipe
     from fusestore.fuse.run import fuse as fuse_recipe
     from fusestore.store.layout import Store

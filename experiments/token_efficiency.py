@@ -285,7 +285,7 @@ def run_all(work: Path, names: Sequence[str], seeds: int, jobs: int) -> None:
 
 def fuse(work: Path, name: str) -> str:
     """The fused dataset of an experiment, made if it is not there; its name."""
-    from fusestore.align.run import alignment_name
+    from fusestore.align.settings import alignment_name
     from fusestore.fuse.recipe import Recipe
     from fusestore.fuse.run import fuse as fuse_recipe
     from fusestore.models.model import Model

@@ -67,6 +67,12 @@ if TYPE_CHECKING:
     from fusestore.train.settings import LoraSettings, TrainSettings
     from fusestore.workflows import sharing
     from fusestore.workflows.comparison import Comparison
+    from fusestore.workflows.managing.details import Details
+    from fusestore.workflows.managing.garbage import Garbage, GarbageSettings
+    from fusestore.workflows.managing.removal import Removal
+    from fusestore.workflows.managing.renaming import Renaming
+    from fusestore.workflows.managing.tree import Tree
+    from fusestore.workflows.managing.usage import Usage
     from fusestore.workflows.repair import Repair
     from fusestore.workflows.sharing.run import Shared
     from fusestore.workflows.sharing.settings import CopySettings
@@ -85,6 +91,7 @@ __all__ = [
     "Corpus",
     "CorpusManifest",
     "CorpusSettings",
+    "Details",
     "Finding",
     "Fingerprint",
     "Forecast",
@@ -95,6 +102,8 @@ __all__ = [
     "FusedMixture",
     "FusestoreError",
     "FusionPlan",
+    "Garbage",
+    "GarbageSettings",
     "Location",
     "LoraSettings",
     "MergeSettings",
@@ -103,6 +112,8 @@ __all__ = [
     "Placement",
     "Recipe",
     "RecipeSource",
+    "Removal",
+    "Renaming",
     "Repair",
     "Reporter",
     "Rows",
@@ -119,7 +130,9 @@ __all__ = [
     "Tokenizer",
     "TrainSettings",
     "TrainedModel",
+    "Tree",
     "Turn",
+    "Usage",
     "Vocabulary",
     "__version__",
     "align",
@@ -148,6 +161,13 @@ _SUBPACKAGES = {
     "train": "fusestore.train",
 }
 _HOMES = {
+    "Details": "fusestore.workflows.managing.details",
+    "Garbage": "fusestore.workflows.managing.garbage",
+    "GarbageSettings": "fusestore.workflows.managing.garbage",
+    "Removal": "fusestore.workflows.managing.removal",
+    "Renaming": "fusestore.workflows.managing.renaming",
+    "Tree": "fusestore.workflows.managing.tree",
+    "Usage": "fusestore.workflows.managing.usage",
     "AlignSettings": "fusestore.align.settings",
     "Alignment": "fusestore.align.stored",
     "AlignmentManifest": "fusestore.align.manifest",

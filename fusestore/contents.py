@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from fusestore.progress import Reporter
     from fusestore.store.findings import Finding
     from fusestore.store.registry import Artifact
+    from fusestore.workflows.managing.details import Details
+    from fusestore.workflows.managing.garbage import Garbage, GarbageSettings
+    from fusestore.workflows.managing.removal import Removal
+    from fusestore.workflows.managing.renaming import Renaming
+    from fusestore.workflows.managing.tree import Tree
+    from fusestore.workflows.managing.usage import Usage
     from fusestore.workflows.repair import Repair
     from fusestore.workflows.sharing.run import Shared
     from fusestore.workflows.sharing.settings import CopySettings
@@ -135,6 +141,107 @@ class StoreContents(Store):
 
         return repair_store(self, artifact, models=models, settings=settings, reporter=reporter)
 
+    def describe(self, artifact: str) -> Details:
+        """What `fusestore show` prints: size, dates, model, settings, inputs and users.
+
+        Args:
+            artifact: `kind/name`, or the name alone if only one artifact has it.
+
+        Raises:
+            NotFoundError: no such store or artifact.
+            InvalidInputError: several artifacts have the name.
+            CorruptionError: its manifest is damaged.
+        """
+        from fusestore.workflows.managing.details import artifact_details
+
+        return artifact_details(self, artifact)
+
+    def tree(self, artifact: str | None = None) -> Tree:
+        """What each artifact was made from, and what was made from it; only manifests are read.
+
+        Args:
+            artifact: show only its lineage: `kind/name`, or the name alone if only one has it.
+
+        Raises:
+            NotFoundError: no such store or artifact.
+            InvalidInputError: several artifacts have the name.
+        """
+        from fusestore.workflows.managing.tree import store_tree
+
+        return store_tree(self, artifact)
+
+    def usage(self, artifact: str | None = None) -> Usage:
+        """Bytes, files and dates of each artifact, or of the parts of one, from one listing.
+
+        Args:
+            artifact: `kind/name`, or the name alone if only one artifact has it; None for all.
+
+        Raises:
+            NotFoundError: no such store or artifact.
+            InvalidInputError: several artifacts have the name.
+        """
+        from fusestore.workflows.managing.usage import store_usage
+
+        return store_usage(self, artifact)
+
+    def remove(self, *artifacts: str, cascade: bool = False, dry_run: bool = False) -> Removal:
+        """Remove artifacts; the manifest goes first, so that a rest is never taken for whole.
+
+        Args:
+            *artifacts: `kind/name` of each, or the name alone if only one artifact has it.
+            cascade: also remove everything that was made from them, directly or not.
+            dry_run: only find out what would be removed.
+
+        Raises:
+            NotFoundError: no such store or artifact.
+            InvalidInputError: something was made from one of them that would stay, or a process
+                writes one of them. Nothing was removed.
+            AccessDeniedError, StorageError: the storage failed; the same call continues.
+        """
+        from fusestore.workflows.managing.removal import remove_artifacts
+
+        return remove_artifacts(self, artifacts, cascade=cascade, dry_run=dry_run)
+
+    def rename(self, artifact: str, name: str, *, reporter: Reporter | None = None) -> Renaming:
+        """Give an artifact another name; what was made from it stays valid.
+
+        In a folder of this machine this is one step. On other storage the artifact is copied, its
+        manifest last, and then the old one is removed, its manifest first.
+
+        Args:
+            artifact: `kind/name`, or the name alone if only one artifact has it.
+            name: the new name.
+            reporter: receives the progress of a copy.
+
+        Raises:
+            NotFoundError: no such store or artifact.
+            AlreadyExistsError: there is an artifact of the new name. Nothing was changed.
+            InvalidInputError: an impossible name, a kind whose names say what an artifact is, a
+                process that writes it, or an unfinished artifact on remote storage.
+            CorruptionError: it is damaged. The old artifact is as it was.
+            AccessDeniedError, StorageError: the storage failed; the same call continues.
+        """
+        from fusestore.workflows.managing.renaming import rename_artifact
+
+        return rename_artifact(self, artifact, name, reporter)
+
+    def collect_garbage(
+        self, settings: GarbageSettings | None = None, *, dry_run: bool = False
+    ) -> Garbage:
+        """Remove what nothing in the store can use; see `fusestore gc --help`.
+
+        Args:
+            settings: what is left alone; the defaults unless given.
+            dry_run: only find out what would be removed.
+
+        Raises:
+            NotFoundError: there is no store.
+            AccessDeniedError, StorageError: the storage failed; the same call continues.
+        """
+        from fusestore.workflows.managing.garbage import collect_garbage
+
+        return collect_garbage(self, settings, dry_run=dry_run)
+
     def push(
         self,
         target: str | os.PathLike[str] | Store,
@@ -142,6 +249,7 @@ class StoreContents(Store):
         settings: CopySettings | None = None,
         *,
         reporter: Reporter | None = None,
+        dry_run: bool = False,
     ) -> list[Shared]:
         """Copy artifacts to another store: only what is missing, every byte checked.
 
@@ -150,6 +258,7 @@ class StoreContents(Store):
             artifacts: `kind/name` of each; None copies all that are complete.
             settings: inputs and checks; the defaults unless given.
             reporter: receives progress updates.
+            dry_run: only find out what would be copied.
 
         Raises:
             NotFoundError: no such artifact here.
@@ -159,7 +268,9 @@ class StoreContents(Store):
         """
         from fusestore.workflows.sharing import copy_artifacts
 
-        return copy_artifacts(self, Store.open(target), artifacts, settings, reporter)
+        return copy_artifacts(
+            self, Store.open(target), artifacts, settings, reporter, dry_run=dry_run
+        )
 
     def pull(
         self,
@@ -168,11 +279,14 @@ class StoreContents(Store):
         settings: CopySettings | None = None,
         *,
         reporter: Reporter | None = None,
+        dry_run: bool = False,
     ) -> list[Shared]:
         """Copy artifacts from another store; arguments and errors as for `push`."""
         from fusestore.workflows.sharing import copy_artifacts
 
-        return copy_artifacts(Store.open(source), self, artifacts, settings, reporter)
+        return copy_artifacts(
+            Store.open(source), self, artifacts, settings, reporter, dry_run=dry_run
+        )
 
     def sync(
         self,
@@ -181,6 +295,7 @@ class StoreContents(Store):
         settings: CopySettings | None = None,
         *,
         reporter: Reporter | None = None,
+        dry_run: bool = False,
     ) -> list[Shared]:
         """Give each of two stores the complete artifacts that only the other one has.
 
@@ -188,4 +303,4 @@ class StoreContents(Store):
         """
         from fusestore.workflows.sharing import sync_stores
 
-        return sync_stores(self, Store.open(other), artifacts, settings, reporter)
+        return sync_stores(self, Store.open(other), artifacts, settings, reporter, dry_run=dry_run)

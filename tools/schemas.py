@@ -16,7 +16,7 @@ import polars as pl
 from pydantic import BaseModel, Field
 from pydantic.json_schema import GenerateJsonSchema
 
-from fusestore.capture.kept_summary import KeptSummary
+from fusestore.cache.document_rows import ShownCacheDocument
 from fusestore.capture.settings import CaptureSettings
 from fusestore.errors import InvalidInputError
 from fusestore.forecast.forecast import Forecast
@@ -28,7 +28,19 @@ from fusestore.store.registry import kinds
 from fusestore.train.checkpoint import TrainState
 from fusestore.train.settings import TrainSettings
 from fusestore.version import FORMAT_VERSION
+from fusestore.workflows.comparison import Comparison
 from fusestore.workflows.fusion_config import FusionConfig
+from fusestore.workflows.managing.details import Details
+from fusestore.workflows.managing.garbage import Garbage
+from fusestore.workflows.managing.listing import Listing
+from fusestore.workflows.managing.removal import Removal
+from fusestore.workflows.managing.renaming import Renaming
+from fusestore.workflows.managing.tree import Tree
+from fusestore.workflows.managing.usage import Usage
+from fusestore.workflows.planned_run import PlannedRun
+from fusestore.workflows.repair import Repairs
+from fusestore.workflows.sharing.run import Copies
+from fusestore.workflows.verification import Verification
 
 _COMMAND_LINE_KEYS = ("panel", "short", "names", "metavar")
 """Of a field's `json_schema_extra`: they say how its option looks, nothing about its values."""
@@ -41,6 +53,27 @@ OTHER_DOCUMENTS = {
     )
 }
 """Documents that lie in no store."""
+
+
+OUTPUTS: dict[str, tuple[type[BaseModel], str]] = {
+    "output-ls": (Listing, "what `fusestore ls --json` prints"),
+    "output-tree": (Tree, "what `fusestore tree --json` prints"),
+    "output-du": (Usage, "what `fusestore du --json` prints"),
+    "output-show": (Details, "what `fusestore show --json` prints"),
+    "output-show-cache-document": (
+        ShownCacheDocument,
+        "what `fusestore show cache/NAME --document N --json` prints",
+    ),
+    "output-verify": (Verification, "what `fusestore verify --json` prints"),
+    "output-repair": (Repairs, "what `fusestore verify --repair --json` prints"),
+    "output-rm": (Removal, "what `fusestore rm --json` prints"),
+    "output-mv": (Renaming, "what `fusestore mv --json` prints"),
+    "output-gc": (Garbage, "what `fusestore gc --json` prints"),
+    "output-copy": (Copies, "what `fusestore push`, `pull` and `sync` print with --json"),
+    "output-compare": (Comparison, "what `fusestore compare --json` prints"),
+    "output-run-dry-run": (PlannedRun, "what `fusestore run --dry-run --json` prints"),
+}
+"""What commands print with --json, by the name of its schema."""
 
 
 def documents() -> dict[str, DocumentSchema]:
@@ -59,17 +92,15 @@ def tables() -> dict[str, TableSchema]:
 def generate() -> dict[str, bytes]:
     """Every file of schemas/ by name, as canonical JSON.
 
-    All but one are JSON Schemas: of manifests, settings files, and what commands print.
-    `tables.json` lists the columns of every Parquet table.
+    `<manifest>.json`, `recipe.json`, `fusion.json`, `forecast.json` and `output-<command>.json` are
+    JSON Schemas; `tables.json` lists the columns of every Parquet table.
     """
     schemas = {name: _manifest_schema(*entry) for name, entry in documents().items()}
     schemas["recipe"] = _schema(Recipe, "what is fused, and how: .toml or .json", "validation")
     schemas["forecast"] = _schema(
         Forecast, "what `fusestore forecast --json` prints", "serialization"
     )
-    schemas["kept-rows"] = _schema(
-        KeptSummary, "`kept` in what `fusestore capture --json` prints", "serialization"
-    )
+    schemas |= {name: _schema(*entry, "serialization") for name, entry in OUTPUTS.items()}
     schemas["fusion"] = _fusion_file_schema()
     schemas["tables"] = {name: _columns(table) for name, table in tables().items()}
     return {f"{name}.json": canonical_json(schemas[name]) for name in sorted(schemas)}
@@ -98,6 +129,14 @@ class _Generator(GenerateJsonSchema):
                 content.setdefault("description", attributes[name])
             for key in _COMMAND_LINE_KEYS:
                 content.pop(key, None)
+        return result
+
+    def dataclass_schema(self, schema: Any) -> dict[str, Any]:  # noqa: ANN401
+        result = super().dataclass_schema(schema)
+        summary, attributes = _parse_docstring(schema["cls"])
+        result |= {"description": summary, "additionalProperties": False}
+        for name, content in result["properties"].items():
+            content.setdefault("description", attributes.get(name, ""))
         return result
 
 
@@ -215,12 +254,12 @@ def _fusion_file_schema() -> dict[str, Any]:
     return schema
 
 
-def _parse_docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
+def _parse_docstring(model: type) -> tuple[str, dict[str, str]]:
     """The text before `Attributes:`, and the attributes' descriptions, inherited ones included."""
     attributes: dict[str, str] = {}
     summary = ""
     for cls in reversed(model.__mro__):
-        if not issubclass(cls, BaseModel) or cls is BaseModel or not cls.__doc__:
+        if cls in (object, BaseModel) or not cls.__doc__:
             continue
         summary, _, listed = inspect.cleandoc(cls.__doc__).partition("Attributes:\n")
         # An entry begins at the first indent; its further lines are indented deeper.

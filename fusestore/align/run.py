@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusestore.align.alignment_writer import write_alignment
-from fusestore.align.settings import AlignSettings
+from fusestore.align.settings import AlignSettings, alignment_name
 from fusestore.align.stored import Alignment
 from fusestore.align.target_tokens import target_tokens
 from fusestore.align.vocabulary.statistics import count_pairs
@@ -24,11 +24,6 @@ from fusestore.store.result import StageResult
 from fusestore.tokenizers.tokenizer import Tokenizer
 from fusestore.tokenizers.vocabulary import Vocabulary
 from fusestore.tokenizers.vocabulary_table import load_vocabulary, save_vocabulary
-
-
-def alignment_name(cache: str, target: str) -> str:
-    """The default name of an alignment."""
-    return f"{cache}--{target}"
 
 
 def align(

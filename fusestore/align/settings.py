@@ -43,3 +43,8 @@ class AlignSettings(SettingsWithPresets):
 
     method: TokenMethod = DEFAULT_METHOD
     vocabulary: VocabularyMethod = DEFAULT_VOCABULARY
+
+
+def alignment_name(cache: str, target: str) -> str:
+    """The default name of an alignment."""
+    return f"{cache}--{target}"

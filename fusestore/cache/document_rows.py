@@ -17,7 +17,7 @@ class ShownEntry(Frozen):
 
     Attributes:
         id: token id.
-        token: its text; bytes that are no UTF-8 as `\\xff`.
+        token: its text; bytes that are no UTF-8 in hexadecimal.
         logprob: natural logarithm of its probability.
     """
 
@@ -32,7 +32,7 @@ class ShownRow(Frozen):
     Attributes:
         position: of the token in its document, from 0.
         token_id: its id.
-        token: its text; bytes that are no UTF-8 as `\\xff`.
+        token: its text; bytes that are no UTF-8 in hexadecimal.
         label: text of the next token; null for the last one.
         label_logprob: natural logarithm of the next token's probability; null where it is unknown.
         label_rank: place of the next token among the entries, from 1; null if it is not among

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from fusestore.align.alignment_writer import tokens_digest
 from fusestore.align.manifest import AlignmentManifest
-from fusestore.align.run import alignment_name
+from fusestore.align.settings import alignment_name
 from fusestore.align.stored import Alignment, open_alignment
 from fusestore.align.target_tokens import shares_tokens, target_tokens
 from fusestore.align.vocabulary.first_tokens import first_tokens
@@ -451,7 +451,10 @@ def _only_alignment(store: Store, cache: str, recipe: Recipe, target: Target) ->
                 raise
             continue
         found = manifest.fingerprint
-        if (found.target_tokenizer_digest, found.method) == (target.digest, recipe.alignment_method):
+        if (found.target_tokenizer_digest, found.method) == (
+            target.digest,
+            recipe.alignment_method,
+        ):
             fitting += [name] if found.source_cache_digest == digest else []
             named_so += [name] if begins else []
     fitting = fitting or named_so

@@ -19,9 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore import plugins
-from fusestore.errors import InvalidInputError
+from fusestore.errors import InvalidInputError, did_you_mean
 from fusestore.fuse.choices import LEARNED
-from fusestore.errors import did_you_mean
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -22,8 +22,8 @@ from urllib.request import url2pathname
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import objects
-from fusestore.storage.objects import ListedFile
 from fusestore.storage.object_errors import shown
+from fusestore.storage.objects import ListedFile
 from fusestore.storage.options import HTTP_SCHEMES, Pairs, filesystem_class, options_class
 from fusestore.storage.retries import with_retries
 

@@ -25,7 +25,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Self
 
 from fusestore.errors import AlreadyExistsError, FusestoreError, NotFoundError
-from fusestore.storage.location import ListedFile, Location
+from fusestore.storage.location import Location
+from fusestore.storage.objects import ListedFile
 from fusestore.storage.publish import MACHINE, is_running, publish, publish_new, temporary_owner
 from fusestore.store.receipts import shard_part
 

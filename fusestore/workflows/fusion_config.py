@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 from fusestore.align.settings import AlignSettings
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.settings import CorpusSettings
-from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.errors import InvalidInputError, NotFoundError, did_you_mean
 from fusestore.fuse.recipe import Recipe
 from fusestore.merge.settings import MergeSettings
 from fusestore.plugins import load_plugins

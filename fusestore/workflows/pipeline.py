@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from fusestore.align.run import align, alignment_name
-from fusestore.align.target_tokens import shares_tokens
+from fusestore.align.run import align
+from fusestore.align.settings import alignment_name
 from fusestore.cache.reader import Cache
 from fusestore.capture.run import capture
 from fusestore.corpus.corpus import Corpus

@@ -18,6 +18,7 @@ from fusestore.progress import Reporter, SilentReporter
 from fusestore.store.findings import Finding
 from fusestore.store.inventory import find_artifact, list_artifacts
 from fusestore.store.layout import Store
+from fusestore.store.manifest import Frozen
 from fusestore.workflows.verification import check_artifact
 
 if TYPE_CHECKING:
@@ -37,6 +38,43 @@ class Repair:
 
     findings: list[Finding]
     problem: str | None
+
+
+class RepairedArtifact(Frozen):
+    """The repair of one damaged artifact.
+
+    Attributes:
+        artifact: `kind/name`.
+        findings: the damage.
+        problem: why it could not be repaired; null if it was.
+    """
+
+    artifact: str
+    findings: tuple[Finding, ...]
+    problem: str | None
+
+
+class Repairs(Frozen):
+    """The repairs of a store; what `fusestore verify --repair --json` prints.
+
+    Attributes:
+        store: its address.
+        artifacts: those that were damaged.
+    """
+
+    store: str
+    artifacts: tuple[RepairedArtifact, ...]
+
+
+def repairs_report(store: Store, repairs: Mapping[str, Repair]) -> Repairs:
+    """What `repair_store` returned, for JSON."""
+    return Repairs(
+        store=str(store.location),
+        artifacts=tuple(
+            RepairedArtifact(artifact=path, findings=tuple(done.findings), problem=done.problem)
+            for path, done in repairs.items()
+        ),
+    )
 
 
 def repair_store(

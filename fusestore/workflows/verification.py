@@ -4,9 +4,77 @@ from __future__ import annotations
 
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.findings import DAMAGE, Finding
-from fusestore.store.inventory import find_artifact, list_artifacts
+from fusestore.store.inventory import choose_artifact
 from fusestore.store.layout import Store
+from fusestore.store.lineage import Lineage
+from fusestore.store.manifest import Frozen
 from fusestore.store.registry import Artifact
+from fusestore.workflows.managing.details import InputState
+
+
+class VerifiedFinding(Frozen):
+    """One problem of an artifact.
+
+    Attributes:
+        file: the file, relative to the artifact's folder.
+        problem: a phrase that follows the file's name.
+        part: of a cache, the part to make again; empty if the damage is in no part.
+        remedy: the command that repairs it, or what else to do.
+    """
+
+    file: str
+    problem: str
+    part: str
+    remedy: str
+
+
+class VerifiedArtifact(Frozen):
+    """The state of one artifact.
+
+    Attributes:
+        artifact: `kind/name`.
+        sound: whether it can be used: without findings, and with every input that it needs. An
+            unfinished artifact needs all of its inputs.
+        findings: what is damaged.
+        missing_inputs: what it was made from that the store does not hold any more. Without it a
+            complete artifact can be used, but not repaired.
+    """
+
+    artifact: str
+    sound: bool
+    findings: tuple[VerifiedFinding, ...]
+    missing_inputs: tuple[InputState, ...]
+
+
+class Verification(Frozen):
+    """The state of a store; what `fusestore verify --json` prints.
+
+    Attributes:
+        store: its address.
+        quick: whether only sizes, receipts and manifests were checked.
+        artifacts: the artifacts that were checked.
+    """
+
+    store: str
+    quick: bool
+    artifacts: tuple[VerifiedArtifact, ...]
+
+
+def verify_inputs_too(
+    store: Store, path: str | None = None, *, quick: bool = False
+) -> Verification:
+    """Check one artifact or all artifacts of a store, and whether their inputs are there.
+
+    Arguments and errors as for `verify_store`.
+    """
+    lineage = Lineage.of(store)
+    return Verification(
+        store=str(store.location),
+        quick=quick,
+        artifacts=tuple(
+            _verified(store, lineage, artifact, quick) for artifact in _chosen(store, lineage, path)
+        ),
+    )
 
 
 def verify_store(
@@ -16,7 +84,7 @@ def verify_store(
 
     Args:
         store: the store.
-        path: `kind/name`; None checks everything.
+        path: `kind/name`, or the name alone if only one artifact has it; None checks everything.
         quick: check only sizes, receipts and manifests, without reading data.
 
     Returns:
@@ -25,8 +93,10 @@ def verify_store(
     Raises:
         NotFoundError: no such store or artifact.
     """
-    artifacts = list_artifacts(store) if path is None else [find_artifact(store, path)]
-    return {artifact.path: check_artifact(store, artifact, quick=quick) for artifact in artifacts}
+    return {
+        artifact.path: check_artifact(store, artifact, quick=quick)
+        for artifact in _chosen(store, Lineage.of(store), path)
+    }
 
 
 def check_artifact(store: Store, artifact: Artifact, *, quick: bool = False) -> list[Finding]:
@@ -35,3 +105,29 @@ def check_artifact(store: Store, artifact: Artifact, *, quick: bool = False) -> 
         return list(artifact.kind.check(store, artifact, quick=quick))
     except DAMAGE as error:
         return [Finding(MANIFEST_FILE, str(error))]
+
+
+def _chosen(store: Store, lineage: Lineage, path: str | None) -> list[Artifact]:
+    if path is None:
+        return list(lineage.artifacts)
+    return [choose_artifact(store, lineage.artifacts, path)]
+
+
+def _verified(store: Store, lineage: Lineage, artifact: Artifact, quick: bool) -> VerifiedArtifact:
+    findings = check_artifact(store, artifact, quick=quick)
+    missing = [found for found in lineage.inputs(artifact) if found.artifact is None]
+    lacking = any(found.input.needed or not artifact.complete for found in missing)
+    return VerifiedArtifact(
+        artifact=artifact.path,
+        sound=not findings and not lacking,
+        findings=tuple(
+            VerifiedFinding(
+                file=finding.file,
+                problem=finding.problem,
+                part=finding.part,
+                remedy=artifact.kind.remedy(store, artifact.name, finding),
+            )
+            for finding in findings
+        ),
+        missing_inputs=tuple(map(InputState.of, missing)),
+    )

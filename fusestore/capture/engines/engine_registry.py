@@ -10,8 +10,7 @@ from fusestore import plugins
 from fusestore.cache.manifest import DEFAULT_ENGINE
 from fusestore.cache.rule import Rule
 from fusestore.capture.engines.protocol import Capabilities, Engine
-from fusestore.errors import IncompatibleError, InvalidInputError
-from fusestore.errors import did_you_mean
+from fusestore.errors import IncompatibleError, InvalidInputError, did_you_mean
 
 _EngineClass = TypeVar("_EngineClass", bound=type[Engine])
 

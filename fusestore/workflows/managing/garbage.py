@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import Field
 
-from fusestore.storage.location import ListedFile
+from fusestore.storage.objects import ListedFile
 from fusestore.storage.publish import is_abandoned
 from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.layout import Store
@@ -123,7 +123,9 @@ def collect_garbage(
         if artifact.manifest is not None:
             root = _root(store, artifact)
             items += [
-                GarbageItem(path=root + path, reason=reason, num_bytes=own[path].num_bytes, num_files=1)
+                GarbageItem(
+                    path=root + path, reason=reason, num_bytes=own[path].num_bytes, num_files=1
+                )
                 for path, reason in _leftovers(artifact, own)
                 if root + path in old
             ]

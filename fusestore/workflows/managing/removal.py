@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import Field
 
 from fusestore.errors import InvalidInputError
+from fusestore.storage.location import Location
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.inventory import choose_artifact
 from fusestore.store.layout import Store
@@ -19,7 +20,6 @@ from fusestore.store.leases import live_writers
 from fusestore.store.lineage import Lineage
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import Artifact
-from fusestore.storage.location import Location
 
 _REQUESTS = 16
 """Files that are removed at the same time."""
@@ -115,9 +115,7 @@ def remove_artifacts(
             )
             for each in removed
         ),
-        num_bytes=sum(
-            file.num_bytes for listing in listings.values() for file in listing.values()
-        ),
+        num_bytes=sum(file.num_bytes for listing in listings.values() for file in listing.values()),
         num_files=sum(map(len, listings.values())),
     )
 

@@ -138,7 +138,11 @@ def _copy(store: Store, artifact: Artifact, target: Location, reporter: Reporter
 
 def _unlisted(content: ArtifactFiles) -> list[str]:
     """Files in the folder that no manifest lists, such as a note of a person."""
-    documents = [content.manifest, content.fingerprint, *(group.receipt for group in content.groups)]
+    documents = [
+        content.manifest,
+        content.fingerprint,
+        *(group.receipt for group in content.groups),
+    ]
     listed = {document.path for document in documents if document is not None}
     listed |= {path for group in content.groups for path in group.files}
     return [

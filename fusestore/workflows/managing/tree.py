@@ -65,9 +65,7 @@ def store_tree(store: Store, artifact: str | None = None) -> Tree:
         shown = {each.path for each in lineage.from_inputs([chosen], lambda _, __: True)}
         shown |= {each.path for each in _users(lineage, chosen)}
     below = {
-        each.path: _parent(lineage, each, shown)
-        for each in lineage.artifacts
-        if each.path in shown
+        each.path: _parent(lineage, each, shown) for each in lineage.artifacts if each.path in shown
     }
     children: dict[str | None, list[Artifact]] = {}
     for each in lineage.artifacts:
@@ -113,6 +111,4 @@ def _parent(lineage: Lineage, artifact: Artifact, shown: set[str]) -> str | None
     ]
     if not inputs:
         return None
-    return max(
-        inputs, key=lambda each: (not each.kind.made_on_demand, order[each.path])
-    ).path
+    return max(inputs, key=lambda each: (not each.kind.made_on_demand, order[each.path])).path

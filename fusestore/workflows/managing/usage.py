@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from pydantic import Field
 
-from fusestore.storage.location import ListedFile
+from fusestore.storage.objects import ListedFile
 from fusestore.store.inventory import find_artifact, list_artifacts
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from fusestore.errors import NotFoundError
 from fusestore.store.artifact_types import Input
+from fusestore.store.inventory import choose_artifact
 from fusestore.store.layout import Store
 from fusestore.store.lineage import FoundInput, Lineage
 from fusestore.store.registry import Artifact, kind_named
@@ -34,12 +35,11 @@ def with_needed(store: Store, paths: Sequence[str]) -> list[str]:
 def _closure(
     store: Store, paths: Sequence[str], wanted: Callable[[Artifact, FoundInput], bool]
 ) -> list[str]:
+    if not paths:
+        return []
     lineage = Lineage.of(store)
-    by_path = {artifact.path: artifact for artifact in lineage.artifacts}
-    # The copy of a path that the store lacks reports it.
-    known = [by_path[path] for path in paths if path in by_path]
-    found = [artifact.path for artifact in lineage.from_inputs(known, wanted)]
-    return list(dict.fromkeys([*found, *paths]))
+    chosen = [choose_artifact(store, lineage.artifacts, path) for path in paths]
+    return [artifact.path for artifact in lineage.from_inputs(chosen, wanted)]
 
 
 def _missing(store: Store, needed: Input, path: str) -> NotFoundError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Self
 
 from fusestore.errors import CorruptionError, InvalidInputError, StorageError
 from fusestore.progress import Progress, ProgressCounter, Reporter, SilentReporter
@@ -18,6 +18,7 @@ from fusestore.storage.publish import publish_new, remove_abandoned
 from fusestore.store.artifact_types import Conversion
 from fusestore.store.copy import copy_files
 from fusestore.store.layout import Store
+from fusestore.store.manifest import Frozen
 from fusestore.store.registry import split_path
 from fusestore.workflows.sharing.artifacts import folder_of, paths_in, read_artifact
 from fusestore.workflows.sharing.closure import with_inputs, with_needed
@@ -25,15 +26,15 @@ from fusestore.workflows.sharing.plan import GroupCopy, Plan, plan_copy
 from fusestore.workflows.sharing.settings import CopySettings
 
 
-@dataclass(frozen=True)
-class Shared:
+class Shared(Frozen):
     """The copy of one artifact.
 
     Attributes:
         artifact: `kind/name`.
         target: the store that was copied to.
-        num_files: data files copied.
-        num_bytes: bytes of these files.
+        num_files: data files copied; of a dry run, to copy.
+        num_bytes: bytes of these files. Those of a fused dataset that is unpacked on its way are
+            known after the copy; a dry run counts the files of the source.
         already_there: whether nothing was missing.
     """
 
@@ -44,12 +45,40 @@ class Shared:
     already_there: bool
 
 
+class Copies(Frozen):
+    """Copies between stores; what `fusestore push`, `pull` and `sync` print with --json.
+
+    Attributes:
+        dry_run: whether nothing was copied.
+        artifacts: in the order of the copies.
+        num_files: data files copied, or to copy.
+        num_bytes: bytes of these files.
+    """
+
+    dry_run: bool
+    artifacts: tuple[Shared, ...]
+    num_files: int
+    num_bytes: int
+
+    @classmethod
+    def of(cls, shared: Sequence[Shared], *, dry_run: bool) -> Self:
+        """The copies with their sums."""
+        return cls(
+            dry_run=dry_run,
+            artifacts=tuple(shared),
+            num_files=sum(each.num_files for each in shared),
+            num_bytes=sum(each.num_bytes for each in shared),
+        )
+
+
 def copy_artifacts(
     source: Store,
     target: Store,
     names: Sequence[str] | None,
     settings: CopySettings | None = None,
     reporter: Reporter | None = None,
+    *,
+    dry_run: bool = False,
 ) -> list[Shared]:
     """Copy artifacts; existing sound files of the target are kept unchanged.
 
@@ -60,6 +89,7 @@ def copy_artifacts(
         settings: inputs and checks; the defaults unless given. A cache's vocabulary is always
             copied.
         reporter: receives progress updates.
+        dry_run: only find out what would be copied; nothing is written.
 
     Returns:
         One entry per artifact, in the order of the copies: inputs first, but fused datasets that
@@ -79,7 +109,7 @@ def copy_artifacts(
         states = paths_in(source)
         names = [path for path, complete in states.items() if complete]
         _report_unfinished(reporter, source, states)
-    return _copy(_copies(source, target, names, settings), settings, reporter)
+    return _copy(_copies(source, target, names, settings), settings, reporter, dry_run)
 
 
 def sync_stores(
@@ -88,6 +118,8 @@ def sync_stores(
     names: Sequence[str] | None = None,
     settings: CopySettings | None = None,
     reporter: Reporter | None = None,
+    *,
+    dry_run: bool = False,
 ) -> list[Shared]:
     """Copy to each of two stores the complete artifacts that only the other store has.
 
@@ -96,7 +128,8 @@ def sync_stores(
     _check_different(first, second)
     settings, reporter = settings or CopySettings(), reporter or SilentReporter()
     states = [paths_in(store) if store.location.exists() else {} for store in (first, second)]
-    listed = [path for state in states for path in state] if names is None else names
+    every = [path for state in states for path in state]
+    listed = every if names is None else [_whole_path(name, every) for name in names]
     paths = list(dict.fromkeys(listed))
     if names is None:
         paths = [path for path in paths if any(state.get(path) for state in states)]
@@ -106,7 +139,7 @@ def sync_stores(
     back = [path for path in paths if states[1].get(path) and not states[0].get(path)]
     forth = [path for path in paths if path not in back]
     copies = _copies(first, second, forth, settings) + _copies(second, first, back, settings)
-    return _copy(copies, settings, reporter)
+    return _copy(copies, settings, reporter, dry_run)
 
 
 def _copies(
@@ -115,6 +148,12 @@ def _copies(
     """The artifacts to copy, and before them the inputs that go with them."""
     closure = with_inputs if settings.inputs else with_needed
     return [(source, target, path) for path in closure(source, paths)]
+
+
+def _whole_path(name: str, paths: Sequence[str]) -> str:
+    """`kind/name` of a bare name that one artifact of both stores has; else the name as it is."""
+    found = {path for path in paths if path.partition("/")[2] == name}
+    return found.pop() if len(found) == 1 else name
 
 
 def _check_different(source: Store, target: Store) -> None:
@@ -131,9 +170,12 @@ def _report_unfinished(reporter: Reporter, store: Store, states: dict[str, bool]
 
 
 def _copy(
-    copies: Sequence[tuple[Store, Store, str]], settings: CopySettings, reporter: Reporter
+    copies: Sequence[tuple[Store, Store, str]],
+    settings: CopySettings,
+    reporter: Reporter,
+    dry_run: bool,
 ) -> list[Shared]:
-    results = []
+    results: list[Shared] = []
     damaged: list[str] = []
     forms = [_conversion(*copy) for copy in copies]
     plain = [copy for copy, form in zip(copies, forms, strict=True) if form is False]
@@ -141,22 +183,16 @@ def _copy(
         try:
             with reporter.stage("Comparing", "artifacts") as progress:
                 plans = list(_planned(plain, pool, settings.check, progress))
+            results = [_shared(target, plan) for target, plan in plans]
+            if dry_run:
+                return [*results, *_to_convert(copies, forms)]
             total = sum(plan.num_bytes for _, plan in plans)
             with reporter.stage("Copying", "bytes") as progress:
                 progress(0, total)
                 counter = ProgressCounter(total, progress)
-                for target, plan in plans:
+                for _, plan in plans:
                     # Sound files of a damaged artifact are copied too, for a later copy to resume.
                     damaged += carry_out(plan, pool, counter)
-                    results.append(
-                        Shared(
-                            plan.artifact.path,
-                            str(target.location),
-                            len(plan.files),
-                            plan.num_bytes,
-                            plan.is_empty,
-                        )
-                    )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -164,11 +200,9 @@ def _copy(
         if callable(form):
             with reporter.stage(f"Unpacking {name}", "tokens") as progress:
                 unpacked = form(progress)
-            results.append(
-                Shared(name, str(target.location), unpacked.num_files, unpacked.num_bytes, False)
-            )
+            results.append(_converted(target, name, unpacked.num_files, unpacked.num_bytes))
         elif form is True:
-            results.append(Shared(name, str(target.location), 0, 0, True))
+            results.append(_converted(target, name, 0, 0))
     if damaged:
         raise CorruptionError(
             f"{len(damaged)} damaged files were not copied, so their artifacts are unfinished at "
@@ -176,6 +210,38 @@ def _copy(
             "again, which copies the missing files."
         )
     return results
+
+
+def _shared(target: Store, plan: Plan) -> Shared:
+    return Shared(
+        artifact=plan.artifact.path,
+        target=str(target.location),
+        num_files=len(plan.files),
+        num_bytes=plan.num_bytes,
+        already_there=plan.is_empty,
+    )
+
+
+def _converted(target: Store, path: str, num_files: int, num_bytes: int) -> Shared:
+    return Shared(
+        artifact=path,
+        target=str(target.location),
+        num_files=num_files,
+        num_bytes=num_bytes,
+        already_there=num_files == 0,
+    )
+
+
+def _to_convert(
+    copies: Sequence[tuple[Store, Store, str]], forms: Sequence[Conversion | bool]
+) -> Iterable[Shared]:
+    """What a dry run says of artifacts that are converted: the files of the source."""
+    for (source, target, path), form in zip(copies, forms, strict=True):
+        if form is True:
+            yield _converted(target, path, 0, 0)
+        elif form is not False:
+            sizes = folder_of(source, path).sizes()
+            yield _converted(target, path, len(sizes), sum(sizes.values()))
 
 
 def _conversion(source: Store, target: Store, path: str) -> Conversion | bool:
@@ -194,7 +260,20 @@ def _planned(
 
 
 def carry_out(plan: Plan, pool: Executor, counter: ProgressCounter) -> list[str]:
-    """Carry out a plan; returns the damage of the source's files."""
+    """Copy what a plan says is missing.
+
+    Args:
+        plan: of one artifact.
+        pool: copies one file each.
+        counter: counts the bytes.
+
+    Returns:
+        The damage of the source's files; an artifact with damage gets no manifest.
+
+    Raises:
+        AlreadyExistsError: another writer made something else there meanwhile.
+        AccessDeniedError, StorageError: a storage failed; another plan continues.
+    """
     if plan.is_empty:
         return []
     artifact, target = plan.artifact, plan.target
