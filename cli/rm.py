@@ -55,8 +55,8 @@ def rm(
 def _confirm(removal: Removal) -> None:
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            f"{len(removal.artifacts)} artifacts would be removed, and there is no terminal to ask. "
-            "Look at them with --dry-run, then give --yes",
+            f"{len(removal.artifacts)} artifacts would be removed, and there is no terminal to "
+            "ask. Look at them with --dry-run, then give --yes",
             param_hint="--cascade",
         )
     _print(removal, "To remove:")

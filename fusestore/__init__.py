@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from fusestore.plugins import load_plugins
     from fusestore.progress import Reporter
     from fusestore.storage.location import Location
+    from fusestore.storage.objects import ListedFile
     from fusestore.store.findings import Finding
     from fusestore.store.receipts import ShardPlan
     from fusestore.store.registry import Artifact
@@ -104,6 +105,7 @@ __all__ = [
     "FusionPlan",
     "Garbage",
     "GarbageSettings",
+    "ListedFile",
     "Location",
     "LoraSettings",
     "MergeSettings",
@@ -189,6 +191,7 @@ _HOMES = {
     "FusedManifest": "fusestore.fuse.manifest",
     "FusedMixture": "fusestore.data.mixture",
     "FusionPlan": "fusestore.fuse.manifest",
+    "ListedFile": "fusestore.storage.objects",
     "Location": "fusestore.storage.location",
     "LoraSettings": "fusestore.train.settings",
     "MergeSettings": "fusestore.merge.settings",

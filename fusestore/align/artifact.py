@@ -50,8 +50,7 @@ class AlignmentKind(ArtifactKind):
         from fusestore.align.stored import open_alignment
 
         del store
-        view = alignment_view(open_alignment(artifact.location), rows)
-        return view._replace(content={**view.content, **(artifact.manifest or {})})
+        return alignment_view(open_alignment(artifact.location), rows)
 
     def schemas(self) -> Mapping[str, DocumentSchema]:
         """Fingerprint, receipts, manifest."""

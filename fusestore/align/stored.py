@@ -27,6 +27,7 @@ from fusestore.errors import NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.array_reader import ArrayReader
 from fusestore.store.arrays import ArraySpec
+from fusestore.store.layout import near_names
 from fusestore.store.receipts import FileRecord
 
 
@@ -147,10 +148,10 @@ def open_alignment(location: Location) -> Alignment:
     try:
         return Alignment(location, AlignmentManifest.load(location / "manifest.json"))
     except NotFoundError as error:
-        state = f"There is no alignment at {location}"
+        state = f"There is no alignment at {location}.{near_names(location)}"
         if (location / "fingerprint.json").exists():
             shards = [name for name in (location / "receipts").list() if name[0].isdigit()]
-            state = f"The alignment at {location} is not finished ({len(shards)} shards are)"
+            state = f"The alignment at {location} is not finished ({len(shards)} shards are)."
         raise NotFoundError(
-            f"{state}. Run `fusestore align`, which does only what is missing."
+            f"{state} Run `fusestore align`, which does only what is missing."
         ) from error

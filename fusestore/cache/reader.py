@@ -19,6 +19,7 @@ from fusestore.cache.row_reader import RowReader
 from fusestore.cache.rows import Rows
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
+from fusestore.store.inventory import no_such
 from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
 
@@ -52,12 +53,7 @@ def open_cache(
                 f"Cache {name!r} in {opened.location} is not complete: its capture was stopped. "
                 "Run the `fusestore capture` command that began it again; it continues."
             ) from error
-        names = opened.names("caches")
-        holds = f"It has: {', '.join(names)}." if names else "It has no caches."
-        raise NotFoundError(
-            f"There is no cache {name!r} in {opened.location}. {holds} "
-            "Make one with `fusestore capture`."
-        ) from error
+        raise no_such(opened, "cache", name, "Make one with `fusestore capture`.") from error
     if manifest.fingerprint.digest != manifest.fingerprint_digest:
         raise CorruptionError(
             f"{location}/manifest.json names fingerprint {manifest.fingerprint_digest} but holds "

@@ -24,7 +24,8 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.storage.location import Location
-from fusestore.store.artifact_files import MANIFEST_FILE
+from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
+from fusestore.store.inventory import no_such
 from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt, receipt_path
 from fusestore.tokenizers.conversation import END_OF_TURN, Conversation
@@ -231,16 +232,12 @@ def open_corpus(
     try:
         manifest = CorpusManifest.load(location / MANIFEST_FILE)
     except NotFoundError as error:
-        names = [
-            other
-            for other in opened.names("corpora")
-            if (opened.corpus(other) / MANIFEST_FILE).exists()
-        ]
-        holds = f"It has {', '.join(names)}." if names else "It has none yet."
-        raise NotFoundError(
-            f"Store {opened.location} has no corpus {name!r}. {holds} "
-            "Make one with `fusestore corpus`."
-        ) from error
+        if (location / FINGERPRINT_FILE).exists():
+            raise NotFoundError(
+                f"Corpus {name!r} in {opened.location} is not complete. Run the `fusestore corpus` "
+                "command that began it again; it continues."
+            ) from error
+        raise no_such(opened, "corpus", name, "Make one with `fusestore corpus`.") from error
     return Corpus(name, location, manifest)
 
 

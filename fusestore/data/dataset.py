@@ -29,6 +29,7 @@ from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX, publish
 from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.copy import copy_missing
+from fusestore.store.layout import near_names
 from fusestore.store.manifest import canonical_json, digest_bytes, manifest_content
 from fusestore.store.receipts import file_records, receipt_path, shard_part
 
@@ -310,8 +311,8 @@ def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:
         plan = manifest_content(file.read_bytes(), str(file))
     except NotFoundError as error:
         raise NotFoundError(
-            f"No fused dataset was begun at {folder}: it has no {FINGERPRINT_FILE}. Make it with "
-            "`fusestore fuse`."
+            f"No fused dataset was begun at {folder}: it has no {FINGERPRINT_FILE}."
+            f"{near_names(folder)} Make it with `fusestore fuse`."
         ) from error
     _check_plan(plan, f"{folder}/{FINGERPRINT_FILE}")
     return plan
@@ -333,8 +334,8 @@ def _read_manifest(folder: Location) -> bytes:
         content = (folder / "manifest.json").read_bytes()
     except NotFoundError as error:
         raise NotFoundError(
-            f"No complete fused dataset at {folder}: it has no manifest.json. Make it with "
-            "`fusestore fuse`, which resumes an interrupted fusion."
+            f"No complete fused dataset at {folder}: it has no manifest.json.{near_names(folder)} "
+            "Make it with `fusestore fuse`, which resumes an interrupted fusion."
         ) from error
     try:
         plan = manifest_content(content, where).get("plan")

@@ -14,7 +14,7 @@ from fusestore.fuse.manifest import FusionPlan
 from fusestore.fuse.resolve import find_inputs, with_names_now
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
-from fusestore.store.layout import Store
+from fusestore.store.layout import Store, near_names
 
 
 def place(
@@ -56,8 +56,8 @@ def reopen(store: Store, location: Location) -> FusedFolder:
         plan = FusionPlan.load(location / PLAN_FILE)
     except NotFoundError as error:
         raise NotFoundError(
-            f"No fused dataset was begun at {location}. Begin one with `fusestore fuse` and a "
-            "recipe, or --source and --target."
+            f"No fused dataset was begun at {location}.{near_names(location)} Begin one "
+            "with `fusestore fuse` and a recipe, or --source and --target."
         ) from error
     folder = FusedFolder(location, find_inputs(store, plan.recipe, plan=plan))
     folder.begin()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fusestore.errors import InvalidInputError, NotFoundError, StorageError, did_you_mean
+from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.findings import DAMAGE
@@ -64,12 +65,11 @@ def choose_artifact(store: Store, artifacts: Sequence[Artifact], path: str) -> A
     if found:
         paths = " and ".join(artifact.path for artifact in found)
         raise InvalidInputError(f"{store.location} has {paths}. Name one of them with its kind.")
-    kind = path.partition("/")[0]
+    kind, _, name = path.rpartition("/")
     same = [each for each in artifacts if each.kind.name == kind] or artifacts
-    known = [each.name if bare else each.path for each in artifacts]
     raise NotFoundError(
         f"There is no {'artifact ' * bare}{path} in {store.location}. "
-        f"{_nearest_or_all(path, known, [each.path for each in same])}"
+        f"{_nearest_or_all(name, {each.path: each.name for each in same})}"
     )
 
 
@@ -86,18 +86,19 @@ def no_such(store: Store, kind: str, name: str, remedy: str) -> NotFoundError:
     names = found.names(store)
     return NotFoundError(
         f"There is no {found.title} {name!r} in {store.location}. "
-        f"{_nearest_or_all(name, names, names)} {remedy}"
+        f"{_nearest_or_all(name, dict(zip(names, names, strict=True)))} {remedy}"
     )
 
 
-def _nearest_or_all(name: str, known: Sequence[str], shown: Sequence[str]) -> str:
-    """The known names nearest to a wrong one, or the first names that exist."""
-    nearest = did_you_mean(name, known)
-    if nearest:
-        return nearest
-    rest = len(shown) - _NAMES_SHOWN
+def _nearest_or_all(name: str, names: Mapping[str, str]) -> str:
+    """What is called almost so, or what there is at all; `names` by what is shown."""
+    near = difflib.get_close_matches(name, names.values(), n=2)
+    if near:
+        shown = [path for path, known in names.items() if known in near]
+        return f"Did you mean {' or '.join(map(repr, shown))}?"
+    rest = len(names) - _NAMES_SHOWN
     more = f" and {rest} more; see `fusestore ls`" if rest > 0 else ""
-    held = ", ".join(shown[:_NAMES_SHOWN]) or "none"
+    held = ", ".join(list(names)[:_NAMES_SHOWN]) or "nothing"
     return f"It holds: {held}{more}."
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fusestore.errors import InvalidInputError
+from fusestore.errors import FusestoreError, InvalidInputError, did_you_mean
 from fusestore.storage.location import Location
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -100,3 +101,10 @@ class Store:
     def names(self, folder: str) -> list[str]:
         """Names of the artifacts in a folder (`corpora`, `caches`, …), complete or not, sorted."""
         return (self.location / folder).list()
+
+
+def near_names(folder: Location) -> str:
+    """A question with the folders beside a missing one that are called almost so, or nothing."""
+    with contextlib.suppress(FusestoreError):
+        return " ".join(filter(None, ["", did_you_mean(folder.name, folder.parent.list())]))
+    return ""

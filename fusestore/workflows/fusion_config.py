@@ -23,7 +23,6 @@ from fusestore.store.manifest import Frozen
 from fusestore.store.presets import SettingsWithPresets
 from fusestore.store.settings_file import (
     check_keys,
-    did_you_mean,
     parse_settings,
     read_settings_file,
 )

@@ -180,14 +180,14 @@ def test_a_cache_reads_in_other_processes(tmp_path, capture, method):
 
 
 def test_an_unfinished_cache_says_how_to_go_on(any_store, capture):
-    with pytest.raises(NotFoundError, match="no caches"):
+    with pytest.raises(NotFoundError, match="holds: nothing"):
         open_cache(any_store, "demo")
     writer = capture.begin(any_store)
     writer.write_shard(1, capture.shard_rows(1))
     assert not writer.complete
     with pytest.raises(NotFoundError, match="not complete"):
         open_cache(any_store, "demo")
-    with pytest.raises(NotFoundError, match="It has: demo"):
+    with pytest.raises(NotFoundError, match="Did you mean 'demo'"):
         open_cache(any_store, "dmeo")
     with pytest.raises(InvalidInputError, match="part 000000 is missing"):
         writer.finish({}, [])

@@ -38,7 +38,7 @@ def test_the_model_itself_is_equal(job, rows, capsys, monkeypatch):
     shown = Command(capsys, monkeypatch)(
         "show", "cache/same", "-s", job.store.location.url, "--json"
     ).out
-    assert json.loads(shown)["audit"]["verdict"] == "equal"
+    assert json.loads(shown)["manifest"]["audit"]["verdict"] == "equal"
 
 
 @pytest.mark.parametrize("fault", SILENT_FAULTS)

@@ -14,7 +14,9 @@ def test_summary_is_printed_and_kept(command, job, store):
     assert told["built"] is False
     assert sum(told["coverage"].values()) == pytest.approx(1)
     assert told["sample"]["same"]["mined"]["mined"] == told["sample"]["num_tokens"]
-    kept = command.succeeds("show", "alignment/wide--small", "--store", store, "--json").json
+    kept = command.succeeds("show", "alignment/wide--small", "--store", store, "--json").json[
+        "figures"
+    ]
     assert {key: kept[key] for key in ("coverage", "counts", "sample")} == {
         key: told[key] for key in ("coverage", "counts", "sample")
     }

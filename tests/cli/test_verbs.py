@@ -46,17 +46,17 @@ def test_run_prints_tables_or_json(command, job, store, tmp_path):
 
 
 def test_ls_lists_and_show_describes(command, store):
-    listed = command.succeeds("ls", "--store", store, "--json").json
+    listed = command.succeeds("ls", "--store", store, "--json").json["artifacts"]
     assert {"cache/wide": "complete"}.items() <= {a["artifact"]: a["state"] for a in listed}.items()
     assert {a["complete"] for a in listed} == {True}
     assert len([a for a in listed if not a["artifact"].startswith("vocabulary/")]) == 8
     assert "wide--small" in command.succeeds("ls", "--store", store).out
     for artifact in (entry["artifact"] for entry in listed):
-        manifest = command.succeeds("show", artifact, "--store", store, "--json").json
-        assert manifest["format_version"] == 1
+        shown = command.succeeds("show", artifact, "--store", store, "--json").json
+        assert shown["manifest"]["format_version"] == 1
     rows = command.succeeds(
         "show", "cache/wide", "--store", store, "--document", "2", "--rows", "5", "--json"
-    ).json
+    ).json["rows"]
     assert len(rows) == 5
     message = command.fails("show", "cache/absent", "--store", store)
     assert "cache/absent" in message

@@ -118,7 +118,7 @@ def test_another_corpus_is_not_written_over(tmp_path, inputs, smollm2, unigram):
 
 def test_failures_leave_no_corpus(tmp_path, inputs, smollm2):
     store = Store.open(tmp_path / "my.store")
-    with pytest.raises(NotFoundError, match=r"has no corpus 'c'\. It has none yet"):
+    with pytest.raises(NotFoundError, match=r"no corpus 'c' in .* holds: nothing"):
         open_corpus(store, "c")
     with pytest.raises(InvalidInputError, match="without a tokenizer"):
         write_corpus(store, "c", inputs, max_length=8)
@@ -128,7 +128,7 @@ def test_failures_leave_no_corpus(tmp_path, inputs, smollm2):
         write_corpus(store, "c", inputs, tokenizers=[smollm2], max_length=1)
     assert not (tmp_path / "my.store").exists()
     write_corpus(store, "whole", inputs)
-    with pytest.raises(NotFoundError, match=r"has no corpus 'c'\. It has whole"):
+    with pytest.raises(NotFoundError, match=r"no corpus 'c' in .* holds: whole"):
         open_corpus(store, "c")
 
 

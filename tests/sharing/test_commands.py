@@ -27,7 +27,7 @@ def test_push_and_pull(command, store, tmp_path):
     pulled = command.succeeds(
         "pull", "fused/mince", "--from", target, "--to", back, "--jobs", "3", "--json"
     ).json
-    assert [result["artifact"] for result in pulled] == ["fused/mince"]
+    assert [result["artifact"] for result in pulled["artifacts"]] == ["fused/mince"]
     again = command.succeeds("pull", "fused/mince", "--from", target, "-s", back, "--check")
     assert again.out.startswith("Already there: fused/mince")
     command.succeeds("verify", "-s", target)
@@ -127,6 +127,6 @@ def test_a_killed_pull_is_unfinished_and_goes_on(command, store, s3_url, tmp_pat
             hashes(Store.open(folder).location)[path.relative_to(folder).as_posix()]
             == (whole[path.relative_to(folder).as_posix()])
         )
-    (result,) = command.succeeds(*arguments, "--json").json[1:]
+    (result,) = command.succeeds(*arguments, "--json").json["artifacts"][1:]
     assert 0 < result["num_files"] <= len(whole)
     assert hashes(Store.open(target).cache("small")) == whole

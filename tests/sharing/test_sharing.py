@@ -121,8 +121,8 @@ def test_an_unfinished_artifact_is_refused(source, empty):
     [
         ("cache/none", "There is no cache/none"),
         ("vocabulary/none", "There is no vocabulary/none"),
-        ("cache", "names no artifact"),
-        ("cash/wide", "names no artifact"),
+        ("cache", "There is no artifact cache"),
+        ("cash/wide", "'cash' is no kind of artifact. Did you mean 'cache'"),
         ("cache/../corpora/addresses", "cannot be a name"),
         ("vocabulary/../x", "cannot be a name"),
     ],

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from pydantic import Field
 
+import fusestore as fs
 from fusestore.errors import CorruptionError, InvalidInputError
 from fusestore.storage.publish import publish
 from fusestore.store.artifact_types import DocumentSchema, Input
@@ -109,7 +110,7 @@ def noted(store, _notes):
 def test_it_is_listed_and_described(noted, command):
     (found,) = [artifact for artifact in list_artifacts(noted) if artifact.kind.name == "notes"]
     assert (found.path, found.state, describe(found)) == ("notes/mine", "complete", "1 lines")
-    listed = command.succeeds("ls", "--store", noted.location, "--json").json
+    listed = command.succeeds("ls", "--store", noted.location, "--json").json["artifacts"]
     assert listed[-1] == {
         "artifact": "notes/mine",
         "state": "complete",
@@ -117,8 +118,8 @@ def test_it_is_listed_and_described(noted, command):
         "description": "1 lines",
     }
     assert "1 lines" in command.succeeds("ls", "--store", noted.location).out
-    shown = command.succeeds("show", "notes/mine", "--store", noted.location).json
-    assert shown["num_lines"] == 1
+    shown = command.succeeds("show", "notes/mine", "--store", noted.location, "--json").json
+    assert shown["manifest"]["num_lines"] == 1
     assert command("show", "notes/mine", "--store", noted.location, "-d", "0").code == 2
     (noted.location / "notes/mine/manifest.json").delete()
     assert find_artifact(noted, "notes/mine").state == "unfinished"
@@ -158,6 +159,27 @@ def test_it_is_copied_with_what_it_was_made_from(noted, command, tmp_path):
     assert paths == ["corpus/addresses", "notes/mine"]
     assert (back / "notes/mine/text.txt").read_bytes() == TEXT
     assert verify_store(Store.open(back)) == {"notes/mine": []}
+
+
+def test_it_is_managed(noted, command):
+    """Lineage, sizes, renaming, removal and clearing up need nothing of the kind but its class."""
+    store = fs.open_store(noted.location)
+    details = store.describe("mine")
+    assert [str(each) for each in details.inputs] == ["corpus/addresses"]
+    assert "notes/mine" in store.describe("corpus/addresses").used_by
+    assert "─ notes/mine" in command.succeeds("tree", "-s", noted.location).out
+    parts = {entry.name: entry.num_bytes for entry in store.usage("notes/mine").entries}
+    assert parts["text.txt"] == len(TEXT)
+    with pytest.raises(InvalidInputError, match="notes/mine"):
+        store.remove("corpus/addresses")
+    store.rename("corpus/addresses", "places")
+    store.rename("notes/mine", "yours")
+    assert [str(each) for each in store.describe("yours").inputs] == ["corpus/places"]
+    (noted.location / "notes/yours/manifest.json").delete()
+    # Unfinished, it is made from the corpus that its fingerprint names.
+    assert [str(each) for each in store.describe("yours").inputs] == ["corpus/places"]
+    old = fs.GarbageSettings(older_than=0, unfinished_older_than=0)
+    assert [item.path for item in store.collect_garbage(old).items] == ["notes/yours"]
 
 
 @pytest.mark.usefixtures("_notes")
@@ -230,7 +252,7 @@ def test_one_bad_manifest_does_not_break_the_list(store, command, content):
         name = kind.names(opened)[0]
         (kind.location(opened, name) / "manifest.json").path.write_bytes(content)
         bad.append(f"{kind.name}/{name}")
-    listed = command.succeeds("ls", "--store", store, "--json").json
+    listed = command.succeeds("ls", "--store", store, "--json").json["artifacts"]
     assert {entry["artifact"] for entry in listed} == whole
     states = {entry["artifact"]: entry["state"] for entry in listed}
     assert {path for path, state in states.items() if state == "damaged"} == set(bad)

@@ -132,7 +132,9 @@ def remove_folder(folder: Location, files: Iterable[str]) -> None:
     documents = [
         path
         for path in files
-        if path.endswith(".json") and path not in (MANIFEST_FILE, FINGERPRINT_FILE)
+        if path.endswith(".json")
+        and not path.endswith("zarr.json")
+        and path not in (MANIFEST_FILE, FINGERPRINT_FILE)
     ]
     with ThreadPoolExecutor(_REQUESTS) as pool:
         list(pool.map(lambda path: (folder / path).delete(), documents))

@@ -1,0 +1,127 @@
+"""What nothing can use is cleared up, and nothing else."""
+
+import os
+import shutil
+import time
+
+import pytest
+
+import fusestore as fs
+from fusestore.storage.publish import MACHINE, publish
+from fusestore.store.inventory import list_artifacts
+from fusestore.workflows.managing.garbage import collect_garbage
+from fusestore.workflows.verification import verify_store
+from tests.helpers.tiny_job import hashes
+
+NOW = fs.GarbageSettings(older_than=0)
+DEAD = f".tmp-{MACHINE}-4194399-01234567"
+
+
+def found(store, settings=NOW):
+    return {item.path: item.reason for item in collect_garbage(store, settings).items}
+
+
+def age(folder, days):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, (time.time() - days * 86400,) * 2)
+
+
+def test_leftovers_go_and_artifacts_stay(some):
+    sound = hashes(some.location)
+    assert found(some) == {}
+    publish(some.location / "corpora" / DEAD, b"123")
+    publish(some.cache("wide") / "logprobs" / DEAD, b"1234")
+    publish(some.cache("wide") / "leases/000000-0", b"0123456789abcdef")
+    living = f".tmp-{MACHINE}-{os.getpid()}-01234567"
+    publish(some.cache("small") / living, b"now")
+    publish(some.location / "caches/half/zarr.json", b"{}")
+    planned = collect_garbage(some, NOW, dry_run=True)
+    assert {item.path for item in planned.items} == {
+        f"corpora/{DEAD}",
+        f"caches/wide/logprobs/{DEAD}",
+        "caches/wide/leases/000000-0",
+        "caches/half",
+    }
+    assert planned.num_bytes == 3 + 4 + 16 + 2
+    done = collect_garbage(some, NOW)
+    assert done.items == planned.items
+    (some.cache("small") / living).delete()
+    assert hashes(some.location) == sound
+
+
+def test_what_is_made_on_demand_goes_when_nothing_uses_it(some):
+    store = fs.open_store(some.location)
+    before = {artifact.path for artifact in list_artifacts(some)}
+    store.remove("alignment/wide--small", cascade=True)
+    (removed,) = (path for path in found(some) if path.startswith("vocabulary_maps/"))
+    assert removed
+    left = {artifact.path for artifact in list_artifacts(some)}
+    assert {path for path in before - left if path.startswith("map/")}
+    # Both caches are still there, and so are their vocabularies.
+    assert len([path for path in left if path.startswith("vocabulary/")]) == 2
+    assert not any(verify_store(some).values())
+    store.remove("cache/wide", "cache/small")
+    assert [path for path in found(some) if path.startswith("vocabularies/")]
+    assert {artifact.path for artifact in list_artifacts(some)} == {
+        "corpus/addresses",
+        "cache/nucleus",
+        "vocabulary/" + fs.open_cache(some, "nucleus").fingerprint.tokenizer_digest[:16],
+    }
+
+
+def test_unfinished_artifacts_go_on_request_alone(store):
+    opened = fs.open_store(store)
+    for path in ("caches/exact", "fused/mince", "models/merged"):
+        (store / path / "manifest.json").unlink()
+    age(store / "caches/exact", 10)
+    age(store / "fused/mince", 10)
+    assert found(opened) == {}
+    week = fs.GarbageSettings(older_than=0, unfinished_older_than=7)
+    publish(opened.cache("exact") / "leases/writer-0123456789abcdef", b"000000000000 1 7\n")
+    assert found(opened, week) == {}
+    shutil.rmtree(store / "caches/exact/leases")
+    # A dataset whose shards are made when they are read is no rest; the model is too young.
+    assert list(found(opened, week)) == ["caches/exact"]
+    assert (store / "fused/mince/fingerprint.json").exists()
+    assert (store / "models/merged/fingerprint.json").exists()
+
+
+def test_what_was_written_today_is_left_alone(store):
+    opened = fs.open_store(store)
+    publish(opened.location / "caches/half/zarr.json", b"{}")
+    assert found(opened, fs.GarbageSettings()) == {}
+    age(store / "caches/half", 2)
+    assert list(found(opened, fs.GarbageSettings())) == ["caches/half"]
+
+
+def test_tokens_of_an_earlier_corpus_go(store):
+    """Their manifest names the corpus they belong to."""
+    opened = fs.open_store(store)
+    (folder,) = list((store / "corpora/chats/tokens").iterdir())[:1]
+    shutil.copytree(folder, store / "corpora/addresses/tokens" / folder.name)
+    shutil.copytree(folder, store / "corpora/addresses/tokens/unfinished")
+    (store / "corpora/addresses/tokens/unfinished/manifest.json").unlink()
+    items = found(opened)
+    assert items
+    root = f"corpora/addresses/tokens/{folder.name}/"
+    assert all(path.startswith(root) for path in items)
+    assert set(items.values()) == {"left by an earlier corpus of this name"}
+    assert (store / "corpora/addresses/tokens/unfinished").exists()
+
+
+def test_the_command_says_what_is_freed(store, command):
+    assert "Nothing to clear up" in command.succeeds("gc", "--store", store).out
+    (store / DEAD).write_bytes(b"12345")
+    assert "Would free 5 bytes" in command.succeeds("gc", "--dry-run", "-s", store).out
+    assert (store / DEAD).exists()
+    assert command.succeeds("gc", "-s", store, "--json").json["num_bytes"] == 5
+    assert not (store / DEAD).exists()
+    assert command("gc", "-s", store, "--older-than", "-1").code == 2
+
+
+@pytest.mark.parametrize("verb", [["gc"], ["ls"], ["tree"], ["du"], ["rm", "x"], ["mv", "x", "y"]])
+def test_no_store(command, tmp_path, verb):
+    message = command.fails(*verb, "--store", tmp_path / "nothing")
+    assert "no store" in message
+    assert not (tmp_path / "nothing").exists()

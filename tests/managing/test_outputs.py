@@ -1,0 +1,102 @@
+"""What commands print with --json fits the published schemas."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from tests.helpers.tiny_job import write_fusion
+from tools.schemas import OUTPUTS
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+
+COMMANDS = {
+    "ls": "output-ls",
+    "tree": "output-tree",
+    "tree cache/wide": "output-tree",
+    "du": "output-du",
+    "du fused/mince": "output-du",
+    "show corpus/addresses": "output-show",
+    "show cache/wide": "output-show",
+    "show alignment/wide--small": "output-show",
+    "show fused/mince": "output-show",
+    "show model/fused": "output-show",
+    "show cache/patchy --document 2": "output-show-cache-document",
+    "show cache/drawn --document 0 --rows 99": "output-show-cache-document",
+    "verify --quick": "output-verify",
+    "verify cache/wide --repair": "output-repair",
+    "rm model/fused --dry-run": "output-rm",
+    "rm cache/wide --cascade --yes": "output-rm",
+    "mv cache/wide breit": "output-mv",
+    "gc": "output-gc",
+    "push cache/wide --to {tmp} --dry-run": "output-copy",
+    "push fused/mixed --to {tmp} --with-inputs": "output-copy",
+    "pull cache/wide --from {store} --to {tmp} --dry-run": "output-copy",
+    "sync --to {tmp} --dry-run": "output-copy",
+}
+
+
+def check(content, name):
+    schema = json.loads((SCHEMAS / f"{name}.json").read_bytes())
+    jsonschema.Draft202012Validator(schema).validate(content)
+
+
+def test_every_output_has_a_command():
+    made_elsewhere = {"output-compare", "output-run-dry-run"}
+    assert set(COMMANDS.values()) == OUTPUTS.keys() - made_elsewhere
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_prints_what_its_schema_says(store, command, tmp_path, line):
+    arguments = line.format(tmp=tmp_path / "other", store=store).split()
+    if arguments[0] != "pull":
+        arguments += ["--store", str(store)]
+    check(command.succeeds(*arguments, "--json").json, COMMANDS[line])
+
+
+def test_what_is_damaged_fits_too(store, command):
+    (store / "caches/wide/zarr.json").write_bytes(b"x")
+    (store / "caches/small/manifest.json").unlink()
+    outcome = command("verify", "--store", store, "--json")
+    assert outcome.code == 1
+    check(outcome.json, "output-verify")
+    check(command("verify", "--store", store, "--repair", "--json").json, "output-repair")
+    check(command.succeeds("show", "cache/small", "-s", store, "--json").json, "output-show")
+    check(command.succeeds("ls", "-s", store, "--json").json, "output-ls")
+
+
+def test_a_run_says_what_it_would_do(store, command, tmp_path):
+    fusion = write_fusion(tmp_path, Path("/nowhere"), str(store))
+    before = {path for path in store.rglob("*")}
+    planned = command.succeeds("run", fusion, "--dry-run", "--json").json
+    check(planned, "output-run-dry-run")
+    states = {stage["artifact"]: stage["state"] for stage in planned["stages"]}
+    assert states["corpus/addresses"] == states["cache/wide"] == "already there"
+    (store / "caches/wide/manifest.json").unlink()
+    planned = command.succeeds("run", fusion, "--dry-run", "--json").json
+    states = {stage["artifact"]: stage["state"] for stage in planned["stages"]}
+    assert states["cache/small"] == "already there"
+    assert states["cache/wide"] == "continue"
+    assert states["alignment/wide--small"] == states["fused/mince"] == "make again"
+    assert states["model/fused"] == "make again"
+    shown = command.succeeds("run", fusion, "--dry-run", "-s", tmp_path / "empty").out
+    assert shown.count(" make") >= 5
+    assert not (tmp_path / "empty").exists()
+    assert before >= {path for path in store.rglob("*")}
+
+
+def test_a_dry_run_copies_nothing_and_counts_right(store, command, tmp_path):
+    other = tmp_path / "other"
+    arguments = ["push", "fused/mince", "--with-inputs", "-s", store, "--to", other, "--json"]
+    planned = command.succeeds(*arguments, "--dry-run").json
+    assert not other.exists()
+    copied = command.succeeds(*arguments).json
+    assert copied == {**planned, "dry_run": False}
+    again = command.succeeds(*arguments, "--dry-run").json
+    assert (again["num_files"], again["num_bytes"]) == (0, 0)
+    assert all(each["already_there"] for each in again["artifacts"])
+    synced = command.succeeds("sync", "-s", store, "--to", other, "--dry-run").out
+    assert "Would copy model/fused" in synced
+    assert "Already there: cache/wide" in synced
+    assert not (other / "models").exists()
