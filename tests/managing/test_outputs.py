@@ -68,7 +68,7 @@ def test_what_is_damaged_fits_too(store, command):
 
 def test_a_run_says_what_it_would_do(store, command, tmp_path):
     fusion = write_fusion(tmp_path, Path("/nowhere"), str(store))
-    before = {path for path in store.rglob("*")}
+    before = set(store.rglob("*"))
     planned = command.succeeds("run", fusion, "--dry-run", "--json").json
     check(planned, "output-run-dry-run")
     states = {stage["artifact"]: stage["state"] for stage in planned["stages"]}
@@ -83,7 +83,7 @@ def test_a_run_says_what_it_would_do(store, command, tmp_path):
     shown = command.succeeds("run", fusion, "--dry-run", "-s", tmp_path / "empty").out
     assert shown.count(" make") >= 5
     assert not (tmp_path / "empty").exists()
-    assert before >= {path for path in store.rglob("*")}
+    assert before >= set(store.rglob("*"))
 
 
 def test_a_dry_run_copies_nothing_and_counts_right(store, command, tmp_path):
