@@ -13,8 +13,8 @@ _ELLIPSIS = "…"
 _LEAST_TEXT = 20
 """A column of text is not cut below this width, nor below its longest word of that or less."""
 
-_LEAST_REST = 24
-"""With less room beside the names, a row becomes lines below its name."""
+_MOST_NAME = 0.4
+"""Share of a terminal's width that the column of names takes; longer names get their own lines."""
 
 _NUMBER = re.compile(r"[-−+<>~]?[\d.,:]+( ?(%|[kMGT]?B|bytes|[KMGT]iB))?|-|–|unknown|nan|")
 
@@ -24,9 +24,9 @@ def table_lines(
 ) -> Iterator[str]:
     """The lines of a table; the first line is the header.
 
-    Columns of text are cut, widest first, at an ellipsis. If that is not enough, columns that do
-    not fit follow in a further block, after the first column again. Beside long names there may be
-    no room at all: then each row is its name, and below it a line for each other cell.
+    Where a table is too wide, a long name gets a line of its own above the rest of its row, and
+    columns of text are cut at an ellipsis, widest first. If that is not enough, columns that do not
+    fit follow in a further block, after the first column again.
 
     Args:
         columns: titles; the first column has names and is never cut.
@@ -41,25 +41,23 @@ def table_lines(
     if width is None or _total(widths) <= width:
         yield from _block(columns, cells, widths, range(len(columns)))
         return
-    if len(columns) > 1 and widths[0] > width - _LEAST_REST:
-        yield from _records(columns, cells, width)
-        return
-    room = width - widths[0] - len(_GAP)
-    texts = [
-        index
-        for index in range(1, len(columns))
-        if not all(_NUMBER.fullmatch(row[index]) for row in cells)
+    least = [
+        widths[index]
+        if all(_NUMBER.fullmatch(row[index]) for row in cells)
+        else min(widths[index], max(_LEAST_TEXT, cell_len(title)))
+        for index, title in enumerate(columns)
     ]
-    least = {
-        index: min(widths[index], max(_LEAST_TEXT, cell_len(columns[index]))) for index in texts
-    }
+    if len(columns) > 1:
+        most = int(width * _MOST_NAME)
+        names = (cell_len(row[0]) for row in cells)
+        widths[0] = max(cell_len(columns[0]), *(each for each in names if each <= most), 0)
     while _total(widths) > width:
-        widest = max(texts, key=lambda index: widths[index] - least[index], default=None)
-        if widest is None or widths[widest] <= least[widest]:
+        widest = max(range(1, len(columns)), key=lambda i: widths[i] - least[i], default=0)
+        if widest == 0 or widths[widest] <= least[widest]:
             break
         widths[widest] -= 1
-    for index in range(1, len(columns)):
-        widths[index] = min(widths[index], room)
+    room = width - widths[0] - len(_GAP)
+    widths[1:] = [min(each, room) for each in widths[1:]]
     blocks: list[list[int]] = [[0]]
     for index in range(1, len(columns)):
         together = _total([widths[each] for each in (*blocks[-1], index)])
@@ -83,17 +81,15 @@ def _block(
     shown: Sequence[int],
 ) -> Iterator[str]:
     for row in (columns, *rows):
-        yield _GAP.join(_fitted(row[index], widths[index]) for index in shown).rstrip()
-
-
-def _records(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    titles = [f"  {title}: " for title in columns]
-    yield columns[0]
-    for row in rows:
-        yield row[0]
-        for title, cell in zip(titles[1:], row[1:], strict=True):
-            room = width - cell_len(title)
-            yield f"{title}{_fitted(cell, min(cell_len(cell), room))}".rstrip()
+        texts = [row[index] for index in shown]
+        if cell_len(row[0]) > widths[0]:
+            yield row[0].rstrip()
+            texts[0] = ""
+        line = _GAP.join(
+            _fitted(text, widths[index]) for index, text in zip(shown, texts, strict=True)
+        )
+        if texts[0] or line.strip() or not row[0]:
+            yield line.rstrip()
 
 
 def _fitted(text: str, width: int) -> str:
