@@ -9,6 +9,7 @@ import typer
 from fusestore.align.settings import AlignSettings
 
 from .console import ConsoleReporter, output, print_json, print_view
+from .early_checks import check_artifacts, check_models
 from .options import MODEL_FORMS, STORE_HELP, JsonOption, StorageOption, open_store
 from .settings_options import settings_options
 
@@ -102,10 +103,10 @@ def align(
 
     With --inspect or --text nothing is written; the two tokenizations of one text are shown.
     """
-    from fusestore.models.target import Target
-
     if text is not None:
+        check_models([source, target])
         from fusestore.align.report.inspection import text_alignment
+        from fusestore.models.target import Target
 
         from .alignments import print_document
 
@@ -117,9 +118,14 @@ def align(
         return
     opened = open_store(_needed(store, "--store"), storage_option)
     cache = _needed(cache, "CACHE")
+    check_artifacts(opened, "cache", [cache])
+    check_artifacts(opened, "corpus", [corpus])
+    check_models([target])
     if inspect is not None:
+        check_artifacts(opened, "alignment", [name])
         from fusestore.align.report.inspection import stored_alignment
         from fusestore.align.settings import alignment_name
+        from fusestore.models.target import Target
 
         from .alignments import print_document
 

@@ -10,6 +10,7 @@ from fusestore.capture.settings import CaptureSettings
 from fusestore.process_rank import launcher_rank
 
 from .console import ConsoleReporter, output, print_json
+from .early_checks import check_artifacts, check_models
 from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
 from .settings_options import settings_options
 
@@ -30,13 +31,14 @@ def capture(
 
     The same command continues an interrupted capture; finished shards are kept.
     """
-    from fusestore.capture.kept_summary import kept_summary
+    opened = open_store(store, storage_option)
+    check_artifacts(opened, "corpus", [corpus])
+    check_models([model])
     from fusestore.capture.run import capture as capture_model
     from fusestore.corpus.corpus import open_corpus
     from fusestore.models.model import Model
     from fusestore.progress import SilentReporter
 
-    opened = open_store(store, storage_option)
     documents = open_corpus(opened, corpus)
     handle = Model.open(
         model,

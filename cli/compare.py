@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import ConsoleReporter, print_curves, print_json, print_table
+from .early_checks import check_artifacts, check_models
 from .options import (
     MODEL_FORMS,
     JsonOption,
@@ -64,6 +65,13 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare models and ensembles of caches on the same held-out text."""
+    if bool(source) != (target is not None):
+        raise typer.BadParameter("needs --target, and --target needs it", param_hint="--source")
+    opened = open_store(store, storage_option)
+    corpus, split = corpus_and_split(evaluate) or ("", "")
+    check_artifacts(opened, "corpus", [corpus or None])
+    check_artifacts(opened, "cache", source or ())
+    check_models(models or ())
     from fusestore.errors import InvalidInputError
     from fusestore.forecast.run import forecast as forecast_recipe
     from fusestore.forecast.settings import ForecastSettings
@@ -72,12 +80,8 @@ def compare(
     from fusestore.report.svg_plot import check_plot_file, save_plot
     from fusestore.workflows.comparison import compare as compare_all
 
-    if bool(source) != (target is not None):
-        raise typer.BadParameter("needs --target, and --target needs it", param_hint="--source")
-    opened = open_store(store, storage_option)
     if plot is not None:
         check_plot_file(plot, opened.location)
-    corpus, split = corpus_and_split(evaluate) or ("", "")
     forecast = None
     if source and target:
         forecast = forecast_recipe(

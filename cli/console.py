@@ -43,11 +43,23 @@ messages = Console(stderr=True, highlight=False, markup=False, emoji=False, soft
 
 _SECONDS_BETWEEN_LINES = 10.0
 
+_SECONDS_BEFORE_ETA = 5.0
+"""An estimate of what is left by the first steps alone is wrong by a multiple."""
+
 
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
+
+
+class _RemainingColumn(TimeRemainingColumn):
+    """The time that is left, once there is a rate worth the name."""
+
+    def render(self, task: Task) -> Text:
+        early = task.elapsed is None or task.elapsed < _SECONDS_BEFORE_ETA
+        unknown = task.total is None or task.speed is None
+        return Text("") if early or unknown else super().render(task)
 
 
 class ConsoleReporter:
@@ -72,7 +84,7 @@ class ConsoleReporter:
                 BarColumn(),
                 MofNCompleteColumn(),
                 _RateColumn(),
-                TimeRemainingColumn(),
+                _RemainingColumn(),
                 TextColumn("{task.fields[measured]}", markup=False),
             )
             with RichProgress(*columns, console=messages) as bars:

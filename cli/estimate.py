@@ -10,6 +10,7 @@ import typer
 from fusestore.capture.settings import CaptureSettings
 
 from .console import ConsoleReporter, output, print_json, print_table
+from .early_checks import check_artifacts, check_models
 from .fit import print_fit
 from .options import MODEL_FORMS, STORE_HELP, JsonOption, StorageOption, open_store
 from .settings_options import settings_options
@@ -143,11 +144,13 @@ def estimate(
             "is needed to capture a sample. Or ask with --fit what of the model fits where",
             param_hint="--store",
         )
+    opened = open_store(store, storage_option)
+    check_artifacts(opened, "corpus", [corpus])
+    check_models([model])
     from fusestore.capture.estimate import Prices, estimate_capture
     from fusestore.corpus.corpus import open_corpus
     from fusestore.models.model import Model
 
-    opened = open_store(store, storage_option)
     documents = open_corpus(opened, corpus)
     handle = Model.open(
         model,

@@ -8,6 +8,7 @@ from fusestore.forecast.settings import ForecastSettings
 from fusestore.fuse.recipe import Recipe
 
 from .console import ConsoleReporter, output, print_json, print_table
+from .early_checks import check_recipe
 from .options import JsonOption, StorageOption, StoreOption, open_store
 from .recipes import NO_SOURCES, RecipeArgument, recipe_of
 from .settings_options import TypedSettings, settings_options
@@ -34,10 +35,12 @@ def forecast(
     whole_recipe = recipe_of(recipe, options)
     if whole_recipe is None:
         raise typer.BadParameter(NO_SOURCES, param_hint="--source")
+    opened = open_store(store, storage_option)
+    check_recipe(opened, whole_recipe)
     from fusestore.forecast.run import forecast as forecast_recipe
 
     result = forecast_recipe(
-        open_store(store, storage_option),
+        opened,
         whole_recipe,
         settings,
         reporter=ConsoleReporter(),

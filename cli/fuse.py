@@ -9,6 +9,7 @@ import typer
 from fusestore.fuse.recipe import Recipe
 
 from .console import ConsoleReporter, output, print_json
+from .early_checks import check_recipe
 from .options import JsonOption, StorageOption, StoreOption, storage_options
 from .recipes import RecipeArgument, recipe_of
 from .settings_options import TypedSettings, settings_options
@@ -71,12 +72,15 @@ def fuse(
     if jobs > 1 and not materialize:
         raise typer.BadParameter("needs --materialize", param_hint="--jobs")
     whole_recipe = recipe_of(recipe, options)
-    from fusestore.fuse.run import fuse as fuse_recipe
     from fusestore.store.layout import Store
 
     options_of_storage = storage_options(storage_option)
+    opened = Store.open(store, options_of_storage)
+    check_recipe(opened, whole_recipe)
+    from fusestore.fuse.run import fuse as fuse_recipe
+
     result = fuse_recipe(
-        Store.open(store, options_of_storage),
+        opened,
         name or (None if recipe else _DEFAULT_NAME),
         whole_recipe,
         materialize=materialize,

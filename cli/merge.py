@@ -9,6 +9,7 @@ import typer
 from fusestore.merge.settings import MergeSettings
 
 from .console import ConsoleReporter, output, print_json
+from .early_checks import check_artifacts, check_models
 from .options import (
     MODEL_FORMS,
     EvaluateOption,
@@ -52,10 +53,12 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Merge the weights of models of one architecture and tokenizer."""
+    opened = open_store(store, storage_option)
+    evaluated = corpus_and_split(evaluate)
+    check_artifacts(opened, "corpus", [evaluated and evaluated[0]])
+    check_models([*models, base])
     from fusestore.merge.run import merge_models
     from fusestore.models.model import Model
-
-    opened = open_store(store, storage_option)
 
     def open_model(spec: str) -> Model:
         return Model.open(spec, store=opened, trust_remote_code=trust_remote_code)
@@ -66,7 +69,7 @@ def merge(
         [open_model(spec) for spec in models],
         settings,
         base=None if base is None else open_model(base),
-        evaluate=corpus_and_split(evaluate),
+        evaluate=evaluated,
         precision=precision,
         reporter=ConsoleReporter(),
     )

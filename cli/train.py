@@ -11,6 +11,7 @@ from fusestore.process_rank import launcher_rank
 from fusestore.train.settings import TrainSettings
 
 from .console import ConsoleReporter, output, print_json
+from .early_checks import check_artifacts, check_models
 from .options import (
     MODEL_FORMS,
     EvaluateOption,
@@ -73,20 +74,25 @@ def train(
     The same command resumes an interrupted run. To train with several processes, start the
     command with `accelerate launch` or `torchrun`.
     """
+    opened = open_store(store, storage_option)
+    datasets = _weights(fused or ["fused"])
+    evaluated = corpus_and_split(evaluate)
+    check_artifacts(opened, "fused", [datasets] if isinstance(datasets, str) else datasets)
+    check_artifacts(opened, "corpus", [evaluated and evaluated[0]])
+    check_models([model])
     from fusestore.models.model import Model
     from fusestore.progress import SilentReporter
     from fusestore.train.run import train_model
 
-    opened = open_store(store, storage_option)
     # Under a launcher every process runs this command; the main process alone prints.
     is_main_process = launcher_rank() == 0
     result = train_model(
         opened,
         name,
         Model.open(model, store=opened, trust_remote_code=trust_remote_code),
-        _weights(fused or ["fused"]),
+        datasets,
         settings,
-        evaluate=corpus_and_split(evaluate),
+        evaluate=evaluated,
         work_dir=work_dir,
         log_dir=log_dir,
         reporter=ConsoleReporter() if is_main_process else SilentReporter(),

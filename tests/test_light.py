@@ -114,6 +114,51 @@ except SystemExit as end:
         assert "mince" in output or "wide" in output
 
 
+MISSING = {
+    "capture /nowhere/x --name n": "no corpus 'corpus'",
+    "capture /nowhere/x --name n --corpus addresses": "/nowhere/x does not exist",
+    "align wied -t small": "Did you mean 'wide'",
+    "align wide -t /nowhere/x": "/nowhere/x does not exist",
+    "fuse --source wied -t small": "Did you mean 'wide'",
+    "fuse /nowhere.toml": "/nowhere.toml does not exist",
+    "forecast --source wied -t small": "Did you mean 'wide'",
+    "train small --fused minc": "Did you mean 'mince'",
+    "train /nowhere/x --fused mince": "/nowhere/x does not exist",
+    "train small --fused mince --evaluate adresses/train": "Did you mean 'addresses'",
+    "merge /nowhere/a /nowhere/b": "/nowhere/a does not exist",
+    "compare --evaluate adresses/train": "Did you mean 'addresses'",
+    "compare /nowhere/x --evaluate addresses/train": "/nowhere/x does not exist",
+    "estimate /nowhere/x": "no corpus 'corpus'",
+    "push cache/wied --to elsewhere": "Did you mean 'cache/wide'",
+    "show cache/wied": "Did you mean 'cache/wide'",
+    "rm cache/wied": "Did you mean 'cache/wide'",
+    "run /nowhere.toml": "/nowhere.toml does not exist",
+}
+"""Command lines that name what does not exist, and what is said of it."""
+
+
+def test_what_is_missing_is_said_before_anything_slow_is_imported():
+    """One process for all: none of them may import what the next one would find there."""
+    store = Path(__file__).parent / f"kept_store/format-{FORMAT_VERSION}/store"
+    code = f"""
+import contextlib, io, sys
+from fusestore_cli.app import run_command
+from fusestore_cli import console
+for line, said in {MISSING!r}.items():
+    sys.argv = ["fusestore", *line.split(), "--store", {str(store)!r}]
+    text = io.StringIO()
+    console.messages.file = text
+    try:
+        run_command()
+    except SystemExit as end:
+        assert end.code == 1, (line, end.code)
+    assert said in text.getvalue(), (line, text.getvalue())
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    assert not heavy, (line, heavy)
+"""
+    assert imported_by(code)[0] == ""
+
+
 def test_every_public_name_can_be_had():
     import fusestore
 

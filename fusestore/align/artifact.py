@@ -17,6 +17,7 @@ class AlignmentKind(ArtifactKind):
     """For each target position of a corpus, the source row that may supervise it."""
 
     name, folder, title = "alignment", "alignments", "alignment"
+    made_by = "Make one with `fusestore align`."
 
     def parse(self, data: bytes, file: str) -> AlignmentManifest:
         """The alignment's manifest."""

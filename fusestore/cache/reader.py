@@ -53,7 +53,7 @@ def open_cache(
                 f"Cache {name!r} in {opened.location} is not complete: its capture was stopped. "
                 "Run the `fusestore capture` command that began it again; it continues."
             ) from error
-        raise no_such(opened, "cache", name, "Make one with `fusestore capture`.") from error
+        raise no_such(opened, "cache", name) from error
     if manifest.fingerprint.digest != manifest.fingerprint_digest:
         raise CorruptionError(
             f"{location}/manifest.json names fingerprint {manifest.fingerprint_digest} but holds "

@@ -32,6 +32,7 @@ class CacheKind(ArtifactKind):
     """One source's distributions in shards; one digest in the manifest covers all receipts."""
 
     name, folder, title = "cache", "caches", "cache"
+    made_by = "Make one with `fusestore capture`."
 
     def parse(self, data: bytes, file: str) -> CacheManifest:
         """The cache's manifest."""

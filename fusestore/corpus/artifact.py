@@ -29,6 +29,7 @@ class CorpusKind(ArtifactKind):
     """Documents, sealed by a receipt, and folders of tokens, each sealed by its manifest."""
 
     name, folder, title = "corpus", "corpora", "corpus"
+    made_by = "Make one with `fusestore corpus`."
 
     def parse(self, data: bytes, file: str) -> CorpusManifest:
         """The corpus's manifest. Its digest does not depend on the encoding of the table."""

@@ -237,7 +237,7 @@ def open_corpus(
                 f"Corpus {name!r} in {opened.location} is not complete. Run the `fusestore corpus` "
                 "command that began it again; it continues."
             ) from error
-        raise no_such(opened, "corpus", name, "Make one with `fusestore corpus`.") from error
+        raise no_such(opened, "corpus", name) from error
     return Corpus(name, location, manifest)
 
 

@@ -21,6 +21,7 @@ class FusedKind(ArtifactKind):
     """A fused dataset, which may be used while its shards are made."""
 
     name, folder, title = "fused", "fused", "fused dataset"
+    made_by = "Make one with `fusestore fuse`."
     unfinished = (
         "its other shards are made when they are read, or by `fusestore fuse --materialize`"
     )

@@ -18,6 +18,7 @@ class ModelKind(ArtifactKind):
     """A Hugging Face model folder, published by training or merging."""
 
     name, folder, title = "model", "models", "model"
+    made_by = "Make one with `fusestore train`."
 
     def parse(self, data: bytes, file: str) -> TrainingManifest | MergeManifest:
         """The manifest of training or merging."""

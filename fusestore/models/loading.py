@@ -17,6 +17,7 @@ from fusestore.models.hub_download import download_model
 from fusestore.models.placement import Placement, loading_options
 from fusestore.models.precision import DTYPES
 from fusestore.models.quantization import Quantization
+from fusestore.models.spec import check_path
 from fusestore.models.weight_proof import load_folder
 from fusestore.process_rank import local_rank
 from fusestore.storage.memory import folder_digest
@@ -57,8 +58,7 @@ def local_model_folder(
             f"{spec} is a file, but a model is a folder with config.json, weights and tokenizer, "
             f"or a .gguf file. Give the folder of the model: {path.absolute().parent}."
         )
-    if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-        raise NotFoundError(f"Model folder {spec} does not exist.")
+    check_path(spec)
     return download_model(spec, revision, trust_remote_code, weights=weights)
 
 

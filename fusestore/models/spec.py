@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fusestore.errors import did_you_mean
+from fusestore.errors import NotFoundError, did_you_mean
 from fusestore.storage.packages import SCHEME
 from fusestore.store.layout import Store, is_name
 
@@ -19,6 +19,20 @@ def may_be_hub_id(spec: str) -> bool:
     return not (
         spec.startswith((SCHEME, ".", "/", "~")) or spec.endswith(".gguf") or spec.count("/") > 1
     )
+
+
+def check_path(spec: str) -> None:
+    """Check that the file or folder of a spec exists, if the spec names one and no hub id.
+
+    Raises:
+        NotFoundError: it does not.
+    """
+    if spec.startswith(SCHEME) or Path(spec).expanduser().exists():
+        return
+    if spec.endswith(".gguf"):
+        raise NotFoundError(f"Model file {spec} does not exist.")
+    if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+        raise NotFoundError(f"Model folder {spec} does not exist.")
 
 
 def short_name(spec: str) -> str:

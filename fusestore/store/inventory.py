@@ -10,7 +10,7 @@ from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.findings import DAMAGE
-from fusestore.store.layout import Store, is_name
+from fusestore.store.layout import Store, check_name, is_name
 from fusestore.store.manifest import (
     MAX_MANIFEST_BYTES,
     canonical_json,
@@ -73,20 +73,36 @@ def choose_artifact(store: Store, artifacts: Sequence[Artifact], path: str) -> A
     )
 
 
-def no_such(store: Store, kind: str, name: str, remedy: str) -> NotFoundError:
+def check_begun(store: Store, kind: str, name: str) -> None:
+    """Check that a store has an artifact, complete or not, before anything slow is imported.
+
+    Args:
+        store: the store.
+        kind: name of its kind, such as `cache`.
+        name: of the artifact.
+
+    Raises:
+        NotFoundError: it has not; the message names the nearest.
+        InvalidInputError: an impossible name.
+    """
+    location = kind_named(kind).location(store, check_name(name))
+    if not any((location / file).exists() for file in (MANIFEST_FILE, FINGERPRINT_FILE)):
+        raise no_such(store, kind, name)
+
+
+def no_such(store: Store, kind: str, name: str) -> NotFoundError:
     """The error for a missing artifact of one kind.
 
     Args:
         store: the store.
         kind: name of the kind, such as `cache`.
         name: of the missing artifact.
-        remedy: a sentence with the command that makes one.
     """
     found = kind_named(kind)
     names = found.names(store)
     return NotFoundError(
         f"There is no {found.title} {name!r} in {store.location}. "
-        f"{_nearest_or_all(name, dict(zip(names, names, strict=True)))} {remedy}"
+        f"{_nearest_or_all(name, dict(zip(names, names, strict=True)))} {found.made_by}".rstrip()
     )
 
 

@@ -114,6 +114,7 @@ class ArtifactKind(ABC):
         name: the word of the command line: `cache` in `cache/smollm2`.
         folder: the folder of its artifacts in the store: `caches`.
         title: its name in a sentence: "fused dataset".
+        made_by: a sentence with the command that makes one.
         unfinished: what to do about an artifact without a manifest.
         named_by_user: whether people choose the name; if not, it says what the artifact is.
         made_on_demand: whether stages make it again by themselves when they need it. Such an
@@ -124,6 +125,7 @@ class ArtifactKind(ABC):
     name: ClassVar[str]
     folder: ClassVar[str]
     title: ClassVar[str]
+    made_by: ClassVar[str] = ""
     unfinished: ClassVar[str] = "run the same command again to finish it"
     named_by_user: ClassVar[bool] = True
     made_on_demand: ClassVar[bool] = False

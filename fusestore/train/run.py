@@ -76,11 +76,10 @@ def train_model(
     if evaluate is not None:
         evaluation = held_out_tokens(store, model.tokenizer, *evaluate)
     work_dir = work_dir or user_cache_folder() / "training" / f"{name}-{dataset.digest[:16]}"
-    with reporter.measured_stage(f"Training {name}", "tokens") as progress:
-
+    with reporter.measured_stage(f"Training {name}", "steps") as progress:
+        # Steps, because the tokens of all steps are known only when the last one is done.
         def step_done(report: TrainingProgress) -> None:
-            done = report.num_tokens_so_far
-            progress(done, round(done * report.total_steps / report.step), _status(report))
+            progress(report.step, report.total_steps, _status(report))
 
         return train(
             model,
