@@ -13,19 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from fusestore.cache.document_rows import ShownCacheDocument
+from fusestore.cache.manifest import CacheManifest
+from fusestore.capture.estimate import CaptureEstimate
 from fusestore.capture.settings import CaptureSettings
+from fusestore.corpus.manifest import CorpusManifest
 from fusestore.errors import InvalidInputError
 from fusestore.forecast.forecast import Forecast
 from fusestore.fuse.recipe import Recipe
-from fusestore.merge.settings import MergeSettings
+from fusestore.merge.manifest import MergeManifest
 from fusestore.store.artifact_types import DocumentSchema, TableSchema
 from fusestore.store.manifest import Manifest, canonical_json
 from fusestore.store.registry import kinds
 from fusestore.train.checkpoint import TrainState
+from fusestore.train.manifest import TrainingManifest
 from fusestore.train.settings import TrainSettings
 from fusestore.version import FORMAT_VERSION
 from fusestore.workflows.comparison import Comparison
@@ -76,6 +80,15 @@ OUTPUTS: dict[str, tuple[type[BaseModel], str]] = {
 """What commands print with --json, by the name of its schema."""
 
 
+STAGE_OUTPUTS: dict[str, tuple[type[Manifest], str, str]] = {
+    "output-corpus": (CorpusManifest, "corpus", "what `fusestore corpus --json` prints"),
+    "output-capture": (CacheManifest, "cache", "what `fusestore capture --json` prints"),
+    "output-train": (TrainingManifest, "model", "what `fusestore train --json` prints"),
+    "output-merge": (MergeManifest, "model", "what `fusestore merge --json` prints"),
+}
+"""What stages print with --json: a manifest, the artifact's name, and whether it was made now."""
+
+
 def documents() -> dict[str, DocumentSchema]:
     """Every JSON document that fusestore writes, by the name of its schema."""
     found = dict(OTHER_DOCUMENTS)
@@ -101,6 +114,10 @@ def generate() -> dict[str, bytes]:
         Forecast, "what `fusestore forecast --json` prints", "serialization"
     )
     schemas |= {name: _schema(*entry, "serialization") for name, entry in OUTPUTS.items()}
+    schemas |= {name: _stage_schema(*entry) for name, entry in STAGE_OUTPUTS.items()}
+    schemas["output-estimate"] = _schema(
+        CaptureEstimate, "what `fusestore estimate --json` prints", "serialization"
+    )
     schemas["fusion"] = _fusion_file_schema()
     schemas["tables"] = {name: _columns(table) for name, table in tables().items()}
     return {f"{name}.json": canonical_json(schemas[name]) for name in sorted(schemas)}
@@ -140,9 +157,19 @@ class _Generator(GenerateJsonSchema):
         return result
 
 
-def _schema(model: type[BaseModel], comment: str, mode: Any) -> dict[str, Any]:  # noqa: ANN401
-    schema = model.model_json_schema(mode=mode, schema_generator=_Generator)
+def _schema(model: type, comment: str, mode: Any) -> dict[str, Any]:  # noqa: ANN401
+    schema = TypeAdapter(model).json_schema(mode=mode, schema_generator=_Generator)
     return {"$schema": _DIALECT, "$comment": comment, **schema}
+
+
+def _stage_schema(manifest: type[Manifest], key: str, comment: str) -> dict[str, Any]:
+    schema = _schema(manifest, comment, "serialization")
+    schema["properties"] |= {
+        key: {"type": "string", "description": "name of the artifact."},
+        "built": {"type": "boolean", "description": "whether it was made by this command."},
+    }
+    schema["required"] = [*schema["required"], key, "built"]
+    return schema
 
 
 def _manifest_schema(manifest: type[Manifest], file: str) -> dict[str, Any]:

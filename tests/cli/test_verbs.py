@@ -1,7 +1,9 @@
 """Each stage as a verb of its own, and what the verbs print."""
 
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from fusestore.storage.location import Location
@@ -13,15 +15,46 @@ def rows_of(dataset):
     return [{key: value.tolist() for key, value in dataset[i].items()} for i in range(len(dataset))]
 
 
+def fits(content, name):
+    """Check what a command printed against its published schema."""
+    schema = Path(__file__).parents[2] / f"schemas/output-{name}.json"
+    jsonschema.Draft202012Validator(json.loads(schema.read_bytes())).validate(content)
+
+
+SCHEMAS = {"small": "capture", "wide": "capture", "baseline": "train", "fused": "train"}
+
+
+def test_renamed_artifacts_are_found_again(command, job, store):
+    """The same commands with the new names make nothing, and say what was made."""
+    for path, name in (
+        ("corpus/addresses", "places"),
+        ("cache/wide", "breit"),
+        ("alignment/wide--small", "first"),
+    ):
+        command.succeeds("mv", path, name, "--store", store)
+    renamed = {"addresses": "places", "wide": "breit", "addresses/held_out": "places/held_out"}
+    lines = stages(job, store)
+    for stage in ("wide", "align", "fuse", "fused"):
+        arguments = [renamed.get(each, each) for each in lines[stage]]
+        if stage == "align":
+            arguments += ["--name", "first"]
+        told = command.succeeds(*arguments, "--json").json
+        assert told["built"] is False, stage
+        if stage in SCHEMAS:
+            fits(told, SCHEMAS[stage])
+
+
 @pytest.mark.slow
 def test_stage_by_stage_gives_what_one_run_gives(command, job, first_store, tmp_path):
     """Equal but for the sizes of shards and chunks, which not every verb has an option for."""
     from fusestore import open_fused
 
     store = tmp_path / "by-hand"
-    for arguments in stages(job, store).values():
+    for stage, arguments in stages(job, store).items():
         told = command.succeeds(*arguments, "--json").json
         assert told["built"] is True
+        if stage in SCHEMAS:
+            fits(told, SCHEMAS[stage])
     for arguments in stages(job, store).values():
         assert command.succeeds(*arguments, "--json").json["built"] is False
     assert "Already there" in command.succeeds(*stages(job, store)["wide"]).out
@@ -102,6 +135,7 @@ def test_json_stays_clean_while_progress_is_told(command, job, tmp_path):
     """Progress goes to standard error, so standard output is JSON alone."""
     outcome = command.succeeds(*stages(job, tmp_path / "store")["corpus"], "--json")
     assert json.loads(outcome.out)["corpus"] == "addresses"
+    fits(outcome.json, "corpus")
     assert "Reading and splitting" in outcome.err
 
 
