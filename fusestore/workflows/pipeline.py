@@ -223,17 +223,12 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
         before = results[config.merge[name].models[0]].bits_per_byte_before
         results[name] = ModelResult.of_merge(name, result.manifest, before)
     return Summary(
-        fusions=tuple(
-            FusionResult(
-                name=name,
-                sources=tuple(
-                    SourceResult.of(statistics, caches[statistics.cache])
-                    for statistics in manifest.sources
-                ),
-                num_tokens=manifest.num_tokens,
-                kinds=manifest.kinds,
+        sources=tuple(
+            # The manifest has the names that caches had when the dataset was made.
+            SourceResult.of(
+                statistics.model_copy(update={"cache": source.cache}), caches[source.cache]
             )
-            for name, manifest in fused.items()
+            for statistics, source in zip(fused.sources, recipe.sources, strict=True)
         ),
         models=tuple(results.values()),
         curves=curves,
