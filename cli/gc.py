@@ -20,8 +20,7 @@ def gc(
     """Remove what nothing in the store can use.
 
     These are temporary files of processes that have ended, leases of complete artifacts, tokens of
-    an earlier corpus, the rest of interrupted removals, and vocabularies, maps and fits that no
-    artifact was made from.
+    an earlier corpus, and vocabularies, maps and fits that no artifact was made from.
     """
     from fusestore.store.shown_table import size_text
     from fusestore.workflows.managing.garbage import collect_garbage

@@ -10,6 +10,7 @@ from fusestore_cli.console import ConsoleReporter
 from rich.console import Console
 from rich.progress import Progress
 
+from fusestore.models.model import Model
 from fusestore.progress import SilentReporter
 from fusestore.store.layout import Store
 from fusestore.train import run
@@ -103,6 +104,6 @@ def test_the_total_of_a_training_is_its_steps(monkeypatch):
     monkeypatch.setattr(run, "train", train)
     monkeypatch.setattr(run, "check_tokenizer", lambda *_: None)
     monkeypatch.setattr(run, "_open", lambda *_: SimpleNamespace(digest="0" * 64))
-    monkeypatch.setattr(run.Model, "open", lambda *_, **__: opened)
+    monkeypatch.setattr(Model, "open", lambda *_, **__: opened)
     run.train_model(Store.open("nowhere"), "m", "m", "f", TrainSettings(), reporter=Watching())
     assert seen == [(1, 3), (2, 3), (3, 3)]

@@ -1,8 +1,8 @@
 """Clearing up: what nothing in a store can use, and what its stages would make again by themselves.
 
 Removed are temporary files of processes that have ended, leases of complete artifacts, tokens of an
-earlier corpus, the rest of interrupted removals, and vocabularies, maps and fits that no artifact
-was made from. Unfinished artifacts can be continued, so they are removed only on request.
+earlier corpus, and vocabularies, maps and fits that no artifact was made from. Unfinished artifacts
+can be continued, so they are removed only on request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pydantic import Field
 
 from fusestore.storage.objects import ListedFile
 from fusestore.storage.publish import is_abandoned
-from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.layout import Store
 from fusestore.store.leases import LEASE_FOLDER, live_writers
 from fusestore.store.lineage import Lineage
@@ -188,8 +187,6 @@ def _unused(
 def _why_unfinished(
     artifact: Artifact, files: Mapping[str, ListedFile], now: float, settings: GarbageSettings
 ) -> str | None:
-    if FINGERPRINT_FILE not in files and _untouched(files, now, settings.older_than):
-        return "the rest of an artifact that was being removed"
     days = settings.unfinished_older_than
     if days is None or artifact.kind.usable_unfinished or not _untouched(files, now, days):
         return None

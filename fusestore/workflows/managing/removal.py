@@ -1,7 +1,8 @@
 """Removing artifacts, and whatever was made from them.
 
-The manifest goes first, then receipts, then the files that they describe. So an interrupted removal
-leaves an unfinished artifact, of which nothing counts as made. The same call finishes it.
+The manifest goes first, then receipts, then the files that they describe, and the fingerprint
+last. So an interrupted removal leaves an unfinished artifact, of which nothing counts as made. The
+same call finishes it.
 """
 
 from __future__ import annotations
@@ -136,8 +137,10 @@ def remove_folder(folder: Location, files: Iterable[str]) -> None:
         and not path.endswith("zarr.json")
         and path not in (MANIFEST_FILE, FINGERPRINT_FILE)
     ]
+    others = {path.partition("/")[0] for path in files} - {MANIFEST_FILE, FINGERPRINT_FILE}
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        list(pool.map(lambda path: (folder / path).delete(), documents))
+        for names in (documents, others):
+            list(pool.map(lambda name: (folder / name).delete(), names))
     folder.delete()
 
 
