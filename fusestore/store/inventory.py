@@ -144,7 +144,9 @@ def _read(kind: ArtifactKind, name: str, location: Location) -> Artifact:
         return Artifact(kind, name, location, None, fingerprint=_fingerprint(kind, location))
     try:
         content = _content(file)
+        # Whatever is asked of a manifest later is asked once here, where an error is damage.
         _ = kind.describe(content), tuple(kind.inputs(content)), kind.digest(content)
+        _ = kind.model(content), kind.num_tokens(content)
     except DAMAGE as error:
         return Artifact(kind, name, location, None, str(error))
     except StorageError as error:

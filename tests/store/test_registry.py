@@ -257,6 +257,8 @@ def test_one_bad_manifest_does_not_break_the_list(store, command, content):
     states = {entry["artifact"]: entry["state"] for entry in listed}
     assert {path for path, state in states.items() if state == "damaged"} == set(bad)
     assert "damaged" in command.succeeds("ls", "--store", store).out
+    for verb in ("tree", "du", "gc"):
+        command.succeeds(verb, "--store", store)
     for path in bad:
         assert any(verify_store(opened, path).values())
         assert path.partition("/")[2] in command.fails("show", path, "--store", store)

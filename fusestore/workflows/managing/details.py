@@ -94,12 +94,14 @@ class Details(Frozen):
     settings: dict[str, Setting | list[Any]]
     inputs: tuple[InputState, ...]
     used_by: tuple[str, ...]
-    figures: dict[str, Any] | None
+    figures: Any
     manifest: dict[str, Any] | None
 
 
 def artifact_details(
-    store: Store, artifact: str, figures: Mapping[str, Any] | None = None
+    store: Store,
+    artifact: str,
+    figures: Any = None,  # noqa: ANN401 - of any kind
 ) -> Details:
     """What a store tells of an artifact, from manifests and one listing.
 
@@ -136,7 +138,7 @@ def artifact_details(
         settings=dict(_settings(_chosen(found))),
         inputs=tuple(InputState.of(each) for each in lineage.inputs(found)),
         used_by=tuple(each.path for each in lineage.used_by(found)),
-        figures=None if figures is None else dict(figures),
+        figures=figures,
         manifest=None
         if manifest is None
         else {key: value for key, value in manifest.items() if key != "checksum"},
