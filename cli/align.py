@@ -118,6 +118,8 @@ def align(
         return
     opened = open_store(_needed(store, "--store"), storage_option)
     cache = _needed(cache, "CACHE")
+    if inspect is None or name is None:
+        _needed(target, "--target" if inspect is None else "--target or --name")
     check_artifacts(opened, "cache", [cache])
     check_artifacts(opened, "corpus", [corpus])
     check_models([target])

@@ -72,7 +72,7 @@ def test_a_name_is_registered_once(squared):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("squard", "Did you mean squared"), ("zzz", "Choose from")]
+    ("name", "hint"), [("squard", "Did you mean 'squared'"), ("zzz", "Choose from")]
 )
 def test_an_unknown_name_is_answered_with_the_nearest(squared, name, hint):
     with pytest.raises(InvalidInputError, match=hint):

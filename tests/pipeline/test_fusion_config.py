@@ -29,7 +29,7 @@ MISTAKES = [
     (
         'objective = "clm"',
         'objective = "clm"\ndivergence = "forward_k"',
-        "mean forward_kl?",
+        "mean 'forward_kl'?",
     ),
     ('objective = "clm"', 'objective = "clm"\nmodle = "small"', "Did you mean 'model'"),
     ('objective = "clm"', 'objective = "clms"', "'clm'"),
