@@ -34,6 +34,7 @@ def capture(
     opened = open_store(store, storage_option)
     check_artifacts(opened, "corpus", [corpus])
     check_models([model])
+    from fusestore.capture.kept_summary import kept_summary
     from fusestore.capture.run import capture as capture_model
     from fusestore.corpus.corpus import open_corpus
     from fusestore.models.model import Model

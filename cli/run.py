@@ -64,6 +64,8 @@ def run(
     for title, columns, rows in summary.tables():
         print_table(title, columns, rows)
     print_curves(summary.curves, summary.savings)
+    if summary.conclusion is not None:
+        output.print(f"\n{summary.conclusion}")
 
 
 def _print_plan(config: FusionConfig, as_json: bool) -> None:

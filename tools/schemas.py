@@ -19,12 +19,14 @@ from pydantic.json_schema import GenerateJsonSchema
 from fusestore.cache.document_rows import ShownCacheDocument
 from fusestore.cache.manifest import CacheManifest
 from fusestore.capture.estimate import CaptureEstimate
+from fusestore.capture.kept_summary import KeptSummary
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.manifest import CorpusManifest
 from fusestore.errors import InvalidInputError
 from fusestore.forecast.forecast import Forecast
 from fusestore.fuse.recipe import Recipe
 from fusestore.merge.manifest import MergeManifest
+from fusestore.merge.settings import MergeSettings
 from fusestore.store.artifact_types import DocumentSchema, TableSchema
 from fusestore.store.manifest import Manifest, canonical_json
 from fusestore.store.registry import kinds
@@ -105,8 +107,8 @@ def tables() -> dict[str, TableSchema]:
 def generate() -> dict[str, bytes]:
     """Every file of schemas/ by name, as canonical JSON.
 
-    `<manifest>.json`, `recipe.json`, `fusion.json`, `forecast.json` and `output-<command>.json` are
-    JSON Schemas; `tables.json` lists the columns of every Parquet table.
+    All but one are JSON Schemas: of manifests, settings files, and what commands print.
+    `tables.json` lists the columns of every Parquet table.
     """
     schemas = {name: _manifest_schema(*entry) for name, entry in documents().items()}
     schemas["recipe"] = _schema(Recipe, "what is fused, and how: .toml or .json", "validation")
@@ -115,6 +117,7 @@ def generate() -> dict[str, bytes]:
     )
     schemas |= {name: _schema(*entry, "serialization") for name, entry in OUTPUTS.items()}
     schemas |= {name: _stage_schema(*entry) for name, entry in STAGE_OUTPUTS.items()}
+    _add_kept_rows(schemas["output-capture"])
     schemas["output-estimate"] = _schema(
         CaptureEstimate, "what `fusestore estimate --json` prints", "serialization"
     )
@@ -170,6 +173,13 @@ def _stage_schema(manifest: type[Manifest], key: str, comment: str) -> dict[str,
     }
     schema["required"] = [*schema["required"], key, "built"]
     return schema
+
+
+def _add_kept_rows(capture: dict[str, Any]) -> None:
+    kept = KeptSummary.model_json_schema(mode="serialization", schema_generator=_Generator)
+    what = "what keeping only supervised rows saves; null where all rows are kept."
+    capture["properties"]["kept"] = {"anyOf": [kept, {"type": "null"}], "description": what}
+    capture["required"].append("kept")
 
 
 def _manifest_schema(manifest: type[Manifest], file: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class ShownRow(Frozen):
         label_logprob: natural logarithm of the next token's probability; null where it is unknown.
         label_rank: place of the next token among the entries, from 1; null if it is not among
             them.
+        kept: whether the cache has a row for it; captures may keep those of supervised tokens only.
         tail: natural logarithm of the mass outside the entries; null if it is unknown.
         entries: most likely first.
     """
@@ -47,6 +48,7 @@ class ShownRow(Frozen):
     label: str | None
     label_logprob: float | None
     label_rank: int | None
+    kept: bool
     tail: float | None
     entries: tuple[ShownEntry, ...]
 
@@ -89,6 +91,8 @@ def document_rows(store: Store, name: str, document: int, limit: int) -> ShownCa
 
     ids = [int(each) for each in cache.tokens.document(document)[0]]
     rows = cache.document(document)
+    start = int(cache.document_offsets[document])
+    has_row = cache.kept.mask(start, start + len(ids))
 
     def row(position: int) -> ShownRow:
         label = ids[position + 1] if position + 1 < len(ids) else None
@@ -105,6 +109,7 @@ def document_rows(store: Store, name: str, document: int, limit: int) -> ShownCa
             label=None if label is None else _text(spelled(label)),
             label_logprob=_known(rows.label_logprob[position]),
             label_rank=kept.index(label) + 1 if label in kept else None,
+            kept=bool(has_row[position]),
             tail=_known(rows.tail[position]),
             entries=tuple(
                 ShownEntry(id=token, token=_text(spelled(token)), logprob=logprob)

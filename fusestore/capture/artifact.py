@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusestore.cache.manifest import TOKENS_PART, CacheManifest, Fingerprint, content_digest
 from fusestore.errors import CorruptionError
@@ -24,6 +24,9 @@ from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt, receipt_path, shard_part
 from fusestore.store.registry import Artifact, ArtifactKind
 from fusestore.store.shown_table import ShownTable
+
+if TYPE_CHECKING:
+    from fusestore.cache.document_rows import ShownRow
 
 _ENTRIES_SHOWN = 8
 
@@ -134,7 +137,7 @@ class CacheKind(ArtifactKind):
                 _quoted(row.token),
                 _probability(row.label_logprob),
                 "-" if row.label_rank is None else str(row.label_rank),
-                "unknown" if row.tail is None else _probability(row.tail),
+                _tail_text(row),
                 "  ".join(
                     f"{_quoted(entry.token)} {_probability(entry.logprob)}"
                     for entry in row.entries[:_ENTRIES_SHOWN]
@@ -163,6 +166,12 @@ class CacheKind(ArtifactKind):
 
 def _probability(logprob: float | None) -> str:
     return "" if logprob is None else f"{math.exp(logprob):.3f}"
+
+
+def _tail_text(row: ShownRow) -> str:
+    if not row.kept:
+        return "no row"
+    return "unknown" if row.tail is None else _probability(row.tail)
 
 
 def _quoted(text: str) -> str:

@@ -155,7 +155,33 @@ def plan_capture(
         num_documents=len(offsets) - 1,
         num_tokens=int(offsets[-1]),
     )
-    return CapturePlan(model, _named_as_begun(store, name, fingerprint), read_tokens, dtype_reason)
+    begun = _named_as_begun(store, name, fingerprint)
+    return CapturePlan(model, begun, read_tokens, kept, dtype_reason)
+
+
+def supervised_rows(corpus: Corpus, tokens: TokenTable) -> KeptRows:
+    """The rows that a fusion over a corpus of conversations may use.
+
+    Args:
+        corpus: the corpus.
+        tokens: of all its documents.
+
+    Raises:
+        InvalidInputError: the corpus holds texts, or nothing in it is trained on.
+    """
+    supervision = supervision_of(corpus)
+    if supervision is None:
+        raise InvalidInputError(
+            f"only is supervised, but corpus {corpus.name!r} holds texts, of which every token is "
+            "trained on. Leave the setting out: supervised is for corpora of conversations."
+        )
+    used = supervision.used_rows(tokens, np.arange(tokens.num_documents))
+    if not used.any():
+        raise InvalidInputError(
+            f"only is supervised, but no turn of corpus {corpus.name!r} is trained on, so there "
+            "is no row to keep. Build the corpus with another --train-on."
+        )
+    return KeptRows.where(used)
 
 
 def _named_as_begun(store: Store, name: str, fingerprint: Fingerprint) -> Fingerprint:

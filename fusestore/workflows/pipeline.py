@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from fusestore.align.run import align
 from fusestore.align.settings import alignment_name
+from fusestore.align.target_tokens import shares_tokens
 from fusestore.cache.reader import Cache
 from fusestore.capture.run import capture
 from fusestore.corpus.corpus import Corpus
@@ -223,12 +224,22 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
         before = results[config.merge[name].models[0]].bits_per_byte_before
         results[name] = ModelResult.of_merge(name, result.manifest, before)
     return Summary(
-        sources=tuple(
-            # The manifest has the names that caches had when the dataset was made.
-            SourceResult.of(
-                statistics.model_copy(update={"cache": source.cache}), caches[source.cache]
+        fusions=tuple(
+            FusionResult(
+                name=name,
+                sources=tuple(
+                    # The manifest has the names that caches had when the dataset was made.
+                    SourceResult.of(
+                        statistics.model_copy(update={"cache": source.cache}), caches[source.cache]
+                    )
+                    for statistics, source in zip(
+                        manifest.sources, config.fuse[name].sources, strict=True
+                    )
+                ),
+                num_tokens=manifest.num_tokens,
+                kinds=manifest.kinds,
             )
-            for statistics, source in zip(fused.sources, recipe.sources, strict=True)
+            for name, manifest in fused.items()
         ),
         models=tuple(results.values()),
         curves=curves,

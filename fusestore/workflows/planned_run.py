@@ -89,16 +89,20 @@ def _stages(config: FusionConfig, planned: _Planned) -> Iterator[PlannedStage]:
     caches = [f"cache/{name}" for name in config.captured]
     for cache in caches:
         yield planned.stage("cache", cache, (corpus,))
-    alignments = []
-    for source in config.fuse.recipe.sources:
-        if source.cache == config.target:
-            continue
-        name = source.alignment or alignment_name(source.cache, config.target)
-        alignments.append(f"alignment/{name}")
-        yield planned.stage(
-            "alignment", alignments[-1], (f"cache/{source.cache}", corpus), maybe=True
-        )
-    fused = f"fused/{config.fuse.name}"
-    yield planned.stage("fused dataset", fused, (*caches, *alignments))
-    for name in config.train:
-        yield planned.stage("model", f"model/{name}", (fused,))
+    aligned = set()
+    for name, recipe in config.fuse.items():
+        needed = list(caches)
+        for source in recipe.sources:
+            if source.cache == recipe.target:
+                continue
+            alignment = source.alignment or alignment_name(source.cache, str(recipe.target))
+            needed.append(f"alignment/{alignment}")
+            if alignment not in aligned:
+                aligned.add(alignment)
+                made_from = (f"cache/{source.cache}", corpus)
+                yield planned.stage("alignment", needed[-1], made_from, maybe=True)
+        yield planned.stage("fused dataset", f"fused/{name}", needed)
+    for name, run in config.train.items():
+        yield planned.stage("model", f"model/{name}", (f"fused/{run.fused}",))
+    for name, merge in config.merge.items():
+        yield planned.stage("model", f"model/{name}", [f"model/{run}" for run in merge.models])

@@ -186,14 +186,14 @@ def test_caches_of_different_corpora(command, second_corpus, job):
     assert hashes(Location.parse(store)) == before
 
 
-def test_a_source_that_is_missing(command, unchanged, job):
+def test_a_source_that_is_missing(command, unchanged, job, tmp_path):
     fuse = ["fuse", "--target", f"{job}/small", "--corpus", "addresses", "--store", unchanged]
     message = command.fails(*fuse, "--name", "new", "--source", "small", "--source", "absent")
     assert "absent" in message
     assert "fusestore capture" in message
-    (unchanged / "alignments/wide--small").rename(unchanged / "alignments/elsewhere")
+    (unchanged / "alignments/wide--small").rename(tmp_path / "elsewhere")
     message = command.fails(*fuse, "--name", "new", "--source", "wide")
-    (unchanged / "alignments/elsewhere").rename(unchanged / "alignments/wide--small")
+    (tmp_path / "elsewhere").rename(unchanged / "alignments/wide--small")
     assert "wide" in message
     assert "fusestore align" in message
     message = command.fails("train", f"{job}/small", "--fused", "absent", "--store", unchanged)
