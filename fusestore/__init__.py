@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fusestore.align.settings import AlignSettings
     from fusestore.align.stored import Alignment
     from fusestore.api import Store, open_store
+    from fusestore.cache.kept_rows import KeptRows
     from fusestore.cache.manifest import CacheManifest, Fingerprint
     from fusestore.cache.reader import Cache, open_cache
     from fusestore.cache.rows import Rows
@@ -105,6 +106,7 @@ __all__ = [
     "FusionPlan",
     "Garbage",
     "GarbageSettings",
+    "KeptRows",
     "ListedFile",
     "Location",
     "LoraSettings",
@@ -191,6 +193,7 @@ _HOMES = {
     "FusedManifest": "fusestore.fuse.manifest",
     "FusedMixture": "fusestore.data.mixture",
     "FusionPlan": "fusestore.fuse.manifest",
+    "KeptRows": "fusestore.cache.kept_rows",
     "ListedFile": "fusestore.storage.objects",
     "Location": "fusestore.storage.location",
     "LoraSettings": "fusestore.train.settings",
