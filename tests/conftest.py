@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from hypothesis import settings
-from xdist.scheduler import LoadFileScheduling
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from tests.helpers import fork_server
 from tests.helpers.made_once import made_once
