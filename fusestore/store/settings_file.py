@@ -57,7 +57,8 @@ def parse_settings(model: type[_Model], content: Mapping[str, Any], where: str) 
         return model.model_validate(dict(content))
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}"
+            f"{'.'.join(map(str, item['loc'])) or 'settings'}: "
+            + item["msg"].removeprefix("Value error, ").removesuffix(".")
             for item in error.errors()
         )
         raise InvalidInputError(f"{where} is not valid. {problems}.") from error

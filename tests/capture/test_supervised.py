@@ -25,6 +25,7 @@ from fusestore.corpus.corpus import supervision_of
 from fusestore.errors import CorruptionError, FingerprintMismatchError, InvalidInputError
 from fusestore.models.model import Model
 from fusestore.store.arrays import encode_shard
+from fusestore.store.inventory import find_artifact
 from fusestore.workflows.repair import repair_store
 from tests.helpers.chat_models import chat_tokenizer, write_conversations
 from tests.helpers.store_contents import contents
@@ -179,9 +180,14 @@ def test_people_see_which_rows_there_are(job, both):
     absent = ~used[first : first + len(table)]
     for column in ("ids", "logprobs", "tail", "label_logprob"):
         assert table[column].is_null().to_numpy().tolist() == absent.tolist()
-    columns, lines = document_rows(job.store, "few", 1, 1_000)
-    shown = [line[columns.index("tail")] == "no row" for line in lines]
-    assert shown == absent.tolist()
+    shown = document_rows(job.store, "few", 1, 1_000)
+    assert [not row.kept for row in shown.rows] == absent.tolist()
+    assert not any(row.entries for row in shown.rows if not row.kept)
+    listed = find_artifact(job.store, "cache/few")
+    view = listed.kind.view_document(job.store, listed, 1, 1_000)
+    (printed,) = view.tables
+    tails = [line[printed.columns.index("tail")] for line in printed.rows]
+    assert [tail == "no row" for tail in tails] == absent.tolist()
 
 
 def test_a_capture_is_continued_and_repaired(job, both):

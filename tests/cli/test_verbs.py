@@ -78,10 +78,10 @@ def test_stage_by_stage_gives_what_one_run_gives(command, job, first_store, tmp_
 def test_run_prints_tables_or_json(command, job, store, tmp_path):
     fusion = write_fusion(tmp_path, job, str(store))
     shown = command.succeeds("run", fusion)
-    assert "Held-out bits per byte" in shown.out
+    assert "Bits per byte of held-out text" in shown.out
     assert "already there" in shown.err
     summary = command.succeeds("run", fusion, "--json").json
-    assert [source["name"] for source in summary["sources"]] == ["small", "wide"]
+    assert [source["name"] for source in summary["fusions"][0]["sources"]] == ["small", "wide"]
     assert [model["name"] for model in summary["models"]] == ["baseline", "fused"]
 
 
