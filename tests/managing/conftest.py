@@ -29,7 +29,10 @@ def lineage_of_a_model(first_store, tmp_path_factory):
 
 @pytest.fixture(params=["local", "s3"])
 def some(request, lineage_of_a_model, tmp_path):
-    """The same store on each kind of storage; a test may change it."""
+    """The same store on each kind of storage; a test may change it.
+
+    What a test with `S3_IS_SLOW` (tests/helpers/storages.py) does on S3 others do there too.
+    """
     if request.param == "local":
         return Store.open(shutil.copytree(lineage_of_a_model.location.path, tmp_path / "some"))
     target = Store.open(f"{request.getfixturevalue('s3_url')}/some")

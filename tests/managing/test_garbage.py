@@ -11,6 +11,7 @@ from fusestore.storage.publish import MACHINE, publish
 from fusestore.store.inventory import list_artifacts
 from fusestore.workflows.managing.garbage import collect_garbage
 from fusestore.workflows.verification import verify_store
+from tests.helpers.storages import S3_IS_SLOW
 from tests.helpers.tiny_job import hashes
 
 NOW = fs.GarbageSettings(older_than=0)
@@ -27,6 +28,7 @@ def age(folder, days):
             os.utime(path, (time.time() - days * 86400,) * 2)
 
 
+@S3_IS_SLOW
 def test_leftovers_go_and_artifacts_stay(some):
     sound = hashes(some.location)
     assert found(some) == {}

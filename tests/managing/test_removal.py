@@ -13,6 +13,7 @@ from fusestore.storage.publish import MACHINE, publish
 from fusestore.store.inventory import find_artifact, list_artifacts
 from fusestore.store.receipts import Receipt
 from fusestore.workflows.verification import verify_store
+from tests.helpers.storages import S3_IS_SLOW
 from tests.helpers.tiny_job import hashes
 
 USERS = ["model/fused", "fused/mince", "alignment/wide--small", "cache/wide"]
@@ -22,6 +23,7 @@ def paths(store):
     return [artifact.path for artifact in list_artifacts(store)]
 
 
+@S3_IS_SLOW
 def test_what_is_used_stays(some):
     before = hashes(some.location)
     store = fs.open_store(some.location)
@@ -30,6 +32,7 @@ def test_what_is_used_stays(some):
     assert hashes(some.location) == before
 
 
+@S3_IS_SLOW
 def test_a_cascade_removes_users_first(some):
     store = fs.open_store(some.location)
     before, sizes = paths(some), some.location.sizes()
@@ -45,6 +48,7 @@ def test_a_cascade_removes_users_first(some):
     assert not any(verify_store(some).values())
 
 
+@S3_IS_SLOW
 def test_users_may_be_named_with_what_they_use(some):
     removed = fs.open_store(some.location).remove("model/fused", "fused/mince")
     assert [each.artifact for each in removed.artifacts] == ["model/fused", "fused/mince"]
@@ -58,6 +62,7 @@ def test_another_copy_is_as_good(store):
     assert "cache/again" in map(str, details.inputs)
 
 
+@S3_IS_SLOW
 @pytest.mark.parametrize("file", ["leases/writer-0123456789abcdef", None])
 def test_what_a_process_writes_is_left_alone(some, file):
     (folder,) = (each.location for each in list_artifacts(some) if each.path == "model/fused")

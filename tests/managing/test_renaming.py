@@ -11,6 +11,7 @@ from fusestore.workflows.managing import renaming
 from fusestore.workflows.sharing import CopySettings, copy_artifacts
 from fusestore.workflows.sharing import run as sharing_run
 from fusestore.workflows.verification import verify_inputs_too
+from tests.helpers.storages import S3_IS_SLOW
 from tests.helpers.tiny_job import hashes
 
 RENAMED = {
@@ -134,6 +135,7 @@ def test_interrupted_copies_leave_one_complete_artifact(s3_url, lineage_of_a_mod
     assert hashes(store.cache("breit")) == before
 
 
+@S3_IS_SLOW
 def test_a_note_of_a_person_moves_too(some):
     publish(some.cache("wide") / "README.md", b"mine")
     fs.open_store(some.location).rename("cache/wide", "breit")
@@ -141,6 +143,7 @@ def test_a_note_of_a_person_moves_too(some):
     assert some.cache("wide").sizes() == {}
 
 
+@S3_IS_SLOW
 def test_refusals_change_nothing(some):
     before = hashes(some.location)
     store = fs.open_store(some.location)

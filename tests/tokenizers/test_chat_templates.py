@@ -257,7 +257,11 @@ def test_reasoning_is_read_where_the_template_writes_it(name, drops):
     assert encoder_of(name).left_out(given) == (["reasoning"] if drops else [])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    # DeepSeek's tokenizer takes a second to read a few conversations.
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "deepseek_v3")) for name in FAMILIES],
+)
 @pytest.mark.parametrize("prompts", [False, True])
 def test_generation_prompts_are_an_option(name, prompts):
     """Behind a conversation that ends without an answer, and behind no other."""
