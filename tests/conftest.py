@@ -11,6 +11,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from tests.helpers import fork_server
@@ -68,8 +69,8 @@ class FilesTogether(LoadFileScheduling):
         return "tokenizers" if nodeid.startswith(SAME_TOKENIZERS) else super()._split_scope(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config) -> FilesTogether:
-    return FilesTogether(config)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesTogether:
+    return FilesTogether(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
