@@ -187,6 +187,16 @@ COMMANDS: tuple[Entry, ...] = (
         ),
     ),
     Entry(
+        "report",
+        "report:report",
+        INSPECT,
+        "Write a page about a store: lineage, sources, forecast, curves, tokens.",
+        (
+            "fusestore report -s my.store -o report.html",
+            "fusestore report -s s3://bucket/team.store --documents 20 --no-forecast",
+        ),
+    ),
+    Entry(
         "verify",
         "verify:verify",
         INSPECT,

@@ -66,6 +66,8 @@ def run(
     print_curves(summary.curves, summary.savings)
     if summary.conclusion is not None:
         output.print(f"\n{summary.conclusion}")
+    if summary.report is not None:
+        output.print(f"\nReport: {summary.report}", markup=False)
 
 
 def _print_plan(config: FusionConfig, as_json: bool) -> None:

@@ -27,6 +27,7 @@ from fusestore.forecast.forecast import Forecast
 from fusestore.fuse.recipe import Recipe
 from fusestore.merge.manifest import MergeManifest
 from fusestore.merge.settings import MergeSettings
+from fusestore.report.page.content import StoreReport
 from fusestore.store.artifact_types import DocumentSchema, TableSchema
 from fusestore.store.manifest import Manifest, canonical_json
 from fusestore.store.registry import kinds
@@ -70,6 +71,7 @@ OUTPUTS: dict[str, tuple[type[BaseModel], str]] = {
         ShownCacheDocument,
         "what `fusestore show cache/NAME --document N --json` prints",
     ),
+    "output-report": (StoreReport, "what `fusestore report --json` prints"),
     "output-verify": (Verification, "what `fusestore verify --json` prints"),
     "output-repair": (Repairs, "what `fusestore verify --repair --json` prints"),
     "output-rm": (Removal, "what `fusestore rm --json` prints"),

@@ -135,12 +135,14 @@ class Summary:
         models: trained models in the file's order, then merged ones.
         curves: of the models that were evaluated during training.
         scored: what is scored of the held-out documents, in words.
+        report: file of the page about the store; None if none was asked for.
     """
 
     fusions: tuple[FusionResult, ...]
     models: tuple[ModelResult, ...]
     curves: tuple[LearningCurve, ...] = ()
     scored: str = "text"
+    report: str | None = None
 
     @property
     def savings(self) -> list[TokenSaving]:

@@ -121,6 +121,12 @@ class FusionConfig(SettingsWithPresets):
         description="SVG file outside the store for a plot of held-out bits per byte by training "
         "tokens; needs `eval_every` in [train]. By default no file.",
     )
+    report: str | None = Field(
+        default=None,
+        min_length=1,
+        description="HTML file outside the store for a page about the store, as `fusestore report` "
+        "writes it. By default no file.",
+    )
 
     @property
     def captured(self) -> list[str]:

@@ -34,6 +34,7 @@ from fusestore.tokenizers.conversation import TrainOn
 from fusestore.train.manifest import TrainedModel
 from fusestore.workflows.fusion_config import FusionConfig
 from fusestore.workflows.models import open_models
+from fusestore.workflows.store_report import check_report_file, write_report
 
 _Result = TypeVar("_Result")
 
@@ -89,6 +90,8 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
     store = Store.open(config.store, config.storage_options)
     if config.plot is not None:
         check_plot_file(config.plot, store.location)
+    if config.report is not None:
+        check_report_file(config.report, store.location)
     stages = _Stages(reporter)
     for name, model in config.models.items():
         license_text = f", used under: {model.license}" if model.license else ""
@@ -216,6 +219,8 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
     if config.plot is not None and curves:
         save_plot(config.plot, curves)
         reporter.line(f"plot of the learning curves: {config.plot}")
+    if config.report is not None:
+        write_report(store, config.report, reporter=reporter)
     results = {
         name: ModelResult.of(name, config.train[name].fused, model.manifest)
         for name, model in trained.items()
@@ -244,6 +249,7 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
         models=tuple(results.values()),
         curves=curves,
         scored=_scored(corpus),
+        report=config.report,
     )
 
 

@@ -68,7 +68,16 @@ def _head() -> Iterator[str]:
     yield from _settings(
         FusionConfig,
         values,
-        only={"store", "preset", "storage_options", "plugins", "evaluate_split", "log_dir", "plot"},
+        only={
+            "store",
+            "preset",
+            "storage_options",
+            "plugins",
+            "evaluate_split",
+            "log_dir",
+            "plot",
+            "report",
+        },
     )
     yield from _title("corpus", CorpusSettings)
     corpus = {"inputs": ["texts/*.txt"], "held_out_fraction": 0.05}
