@@ -17,13 +17,14 @@ from .settings_options import settings_options
 @settings_options(ReportSettings)
 def report(
     store: StoreOption,
-    settings: ReportSettings,
     file: Annotated[
         str,
         typer.Option(
             "--output", "-o", metavar="FILE", help="HTML file to write, outside the store."
         ),
     ] = "report.html",
+    *,
+    settings: ReportSettings,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -5,7 +5,7 @@ No model is opened and nothing is trained. A part that cannot be made is absent,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -113,7 +113,8 @@ def write_report(
     collected = _Collected(store, settings or ReportSettings(), reporter or SilentReporter())
     report = collected.report()
     fusion = collected.fusion
-    token_bytes, vocab_size = (), 0
+    token_bytes: tuple[bytes, ...] = ()
+    vocab_size = 0
     if fusion is not None and collected.documents:
         vocabulary = load_vocabulary(store, str(fusion.recipe.target))
         token_bytes, vocab_size = vocabulary.token_bytes, fusion.vocab_size
@@ -229,7 +230,7 @@ class _Collected:
         )
 
     def _fused(
-        self, artifacts: list[Artifact] | tuple[Artifact, ...]
+        self, artifacts: Sequence[Artifact]
     ) -> tuple[ViewerReport | None, Forecast | None, int | None]:
         wanted = self._settings.fused
         name = next(

@@ -69,14 +69,8 @@ def _head() -> Iterator[str]:
         FusionConfig,
         values,
         only={
-            "store",
-            "preset",
-            "storage_options",
-            "plugins",
-            "evaluate_split",
-            "log_dir",
-            "plot",
-            "report",
+            *("store", "preset", "storage_options", "plugins", "evaluate_split"),
+            *("log_dir", "plot", "report"),
         },
     )
     yield from _title("corpus", CorpusSettings)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from fusestore.errors import MissingDependencyError
 from fusestore.forecast.forecast import Forecast
@@ -26,12 +26,15 @@ NUM_COLORS = 6
 
 _COLORS = [f"var(--c{number})" for number in range(NUM_COLORS)]
 _DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [1, 3]]
-_KINDS = ("span", "inside", "mined", "none")
+KINDS = ("span", "inside", "mined", "none")
+"""Alignment kinds in the order in which they are shown."""
 
 _CONFIG = {
     "aria": False,
     "mark": {"aria": False},
     "background": None,
+    # A browser's letters may be wider than those by which the labels' room was measured.
+    "padding": {"left": 24, "right": 16, "top": 4, "bottom": 4},
     "font": "sans-serif",
     "view": {"stroke": None},
     "bar": {"color": "var(--c0)"},
@@ -142,10 +145,10 @@ def histogram_chart(histograms: Mapping[str, Histogram], title: str, *, log: boo
 def coverage_chart(alignments: Sequence[AlignmentReport]) -> str:
     """Shares of target positions by alignment kind, a bar for each alignment."""
     values = [
-        {"alignment": each.alignment, "kind": kind, "share": share, "order": _KINDS.index(kind)}
+        {"alignment": each.alignment, "kind": kind, "share": share, "order": KINDS.index(kind)}
         for each in alignments
         for kind, share in each.coverage.items()
-        if kind in _KINDS
+        if kind in KINDS
     ]
     return _draw(
         values,
@@ -166,8 +169,8 @@ def coverage_chart(alignments: Sequence[AlignmentReport]) -> str:
                     "field": "kind",
                     "type": "nominal",
                     "scale": {
-                        "domain": list(_KINDS),
-                        "range": [*_COLORS[: len(_KINDS) - 1], "var(--muted)"],
+                        "domain": list(KINDS),
+                        "range": [*_COLORS[: len(KINDS) - 1], "var(--muted)"],
                     },
                 },
                 "order": {"field": "order", "type": "quantitative"},
@@ -251,7 +254,7 @@ def storage_chart(artifacts: Sequence[ReportArtifact]) -> str:
         "field": "artifact",
         "type": "nominal",
         "title": None,
-        "sort": {"field": "bytes", "order": "descending"},
+        "sort": None,
     }
     return _draw(values, _bars_with_numbers(y, "bytes", "bytes", number="~s", digits=".3~s"))
 
@@ -291,4 +294,4 @@ def _draw(values: Sequence[Mapping[str, Any]], spec: Mapping[str, Any]) -> str:
         **spec,
     }
     # Data is inline: nothing may be fetched.
-    return cast("str", vl_convert.vegalite_to_svg(whole, allowed_base_urls=[]))
+    return vl_convert.vegalite_to_svg(whole, allowed_base_urls=[])

@@ -155,21 +155,14 @@ def _viewer(report: StoreReport) -> str:
         for name in ("winner", "surprise", "disagreement", "nothing")
     )
     shown = sum(each.num_tokens for each in viewer.documents)
-    return f"""<p>What each source and the fused row of <b>{escape(viewer.fused)}</b> (strategy
-{escape(viewer.strategy)}) said of each token before it was read. All entries are projected into the
-target's tokens. Shown: {len(viewer.documents):,} of {viewer.documents_of_split:,} documents of split
-{escape(viewer.split)}, {shown:,} of {viewer.tokens_of_split:,} tokens.</p>
-<div class="controls"><label for="document">Document</label><select id="document">{options}</select>
-<fieldset><legend>Color by</legend>{choices}</fieldset></div>
-<div id="legend"></div>
-<p class="soft" id="help">Point at a token, tap it, or use the arrow keys, Home and End. Winner: the
-source that gives the token most. Surprise: −log₂ of what the fused row gives it. Disagreement: share
-of probability that two sources place differently, at least.</p>
-<div class="viewer"><div id="tokens" role="application" tabindex="0" aria-label="Tokens of the document"
-aria-describedby="help"></div>
-<div id="panel" role="region" tabindex="0" aria-label="Token"><button id="close" type="button">Close</button>
-<div id="details"></div></div></div>
-<div id="live" class="hidden" aria-live="polite"></div>"""
+    of_split = f"{viewer.documents_of_split:,} documents of split {escape(viewer.split)}"
+    return Template(_file("viewer.html")).substitute(
+        fused=escape(viewer.fused),
+        strategy=escape(viewer.strategy),
+        shown=f"{len(viewer.documents):,} of {of_split}, {shown:,} of {viewer.tokens_of_split:,}",
+        options=options,
+        choices=choices,
+    )
 
 
 def _lineage(report: StoreReport) -> str:
@@ -239,7 +232,7 @@ def _sources(report: StoreReport) -> str:
 
 
 def _alignments(report: StoreReport) -> str:
-    kinds = list(dict.fromkeys(kind for each in report.alignments for kind in each.coverage))
+    kinds = charts.KINDS
     coverage = ShownTable(
         "",
         ["alignment", "method", "target tokens", *kinds],

@@ -1,4 +1,4 @@
-"""The lineage of a store as SVG: a column for each step from its inputs, arrows from left to right."""
+"""The lineage of a store as SVG: arrows run from left to right, from inputs to what was made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 from fusestore.report.page.content import ReportArtifact
 
-_BOX, _GAP, _STEP, _HEIGHT = 190, 60, 50, 36
+_BOX, _GAP, _STEP, _HEIGHT = 180, 44, 50, 36
 _LONGEST = 26
 
 

@@ -85,7 +85,8 @@ def effective_k(rows: Rows) -> npt.NDArray[np.float64]:
     logs = np.concatenate([rows.logprobs, rows.tail[:, None]], axis=1).astype(np.float64)
     mass = np.exp(logs)
     terms = np.where(mass > 0, -mass * np.where(mass > 0, logs, 0.0), 0.0)
-    return np.exp(np.maximum(terms.sum(axis=1), 0.0))
+    result: npt.NDArray[np.float64] = np.exp(np.maximum(terms.sum(axis=1), 0.0))
+    return result
 
 
 def tail_histogram(rows: Rows) -> Histogram:
