@@ -221,10 +221,11 @@
   });
   const tokenAt = (event) => { const element = event.target.closest("b"); return element ? Number(element.dataset.token) : -1; };
   tokens.addEventListener("click", (event) => select(tokenAt(event), false));
-  if (matchMedia("(hover:hover)").matches && !phone.matches) {
-    tokens.addEventListener("mouseover", (event) => { const token = tokenAt(event); if (token >= 0) show(token); });
-    tokens.addEventListener("mouseleave", () => { if (selected >= 0) show(selected); });
-  }
+  tokens.addEventListener("pointerover", (event) => {
+    const token = event.pointerType === "mouse" ? tokenAt(event) : -1;
+    if (token >= 0) show(token);
+  });
+  tokens.addEventListener("pointerleave", () => { if (selected >= 0) show(selected); });
   find("close").addEventListener("click", () => { panel.classList.remove("open"); tokens.focus(); });
   chooser.addEventListener("change", () => open(Number(chooser.value)));
   const legends = {
