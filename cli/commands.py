@@ -190,7 +190,7 @@ COMMANDS: tuple[Entry, ...] = (
         "report",
         "report:report",
         INSPECT,
-        "Write a page about a store: lineage, sources, forecast, curves, tokens.",
+        "Write one page about a store, with a viewer of its tokens.",
         (
             "fusestore report -s my.store -o report.html",
             "fusestore report -s s3://bucket/team.store --documents 20 --no-forecast",

@@ -28,9 +28,10 @@ def report(
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a page about a store: lineage, sources, forecast, curves, tokens.
+    """Write one page about a store, with a viewer of its tokens.
 
-    The page is one file that loads nothing. No model runs.
+    It also shows lineage, sources, alignments, a forecast, learning curves and storage. The page is
+    a file that loads nothing. No model runs.
     """
     opened = open_store(store, storage_option)
     check_artifacts(opened, "fused", [settings.fused])

@@ -11,6 +11,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from tests.helpers import fork_server
@@ -61,7 +62,7 @@ SAME_TOKENIZERS = ("tests/align/", "tests/corpus/", "tests/tokenizers/")
 """Folders whose tests share real tokenizers: each takes seconds to make, in each process."""
 
 
-class FilesTogether(LoadFileScheduling):  # type: ignore[misc]
+class FilesTogether(LoadFileScheduling):
     """A process gets whole files, and all that use the same tokenizers."""
 
     def _split_scope(self, nodeid: str) -> str:
