@@ -14,6 +14,9 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 _POLL_S = 0.01
 
+_ATTEMPTS = 100
+"""Another process may remove the folder of a lock each time after it was made."""
+
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
@@ -24,13 +27,19 @@ def locked(path: Path) -> Iterator[None]:
     Args:
         path: a file for the lock alone; it is created, and stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, poll_interval=_POLL_S, fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+    for left in reversed(range(_ATTEMPTS)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+            break
+        except FileNotFoundError:
+            if not left:
+                raise
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            break
     try:
         yield
     finally:

@@ -96,7 +96,8 @@ def test_pointing_and_colors_and_documents(page):
         assert fifth.get_attribute("class").startswith("s")
         find(driver, "input[value=surprise]").click()
         shades = {
-            each.get_attribute("class") for each in driver.find_elements("css selector", "#tokens b")
+            each.get_attribute("class")
+            for each in driver.find_elements("css selector", "#tokens b")
         }
         assert shades <= {f"q{step}" for step in range(5)}
         assert len(shades) > 1

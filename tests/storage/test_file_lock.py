@@ -49,6 +49,21 @@ def test_a_lock_ends_with_its_block(tmp_path):
         assert can_be_locked(path)
 
 
+def test_a_folder_of_locks_that_is_removed_is_made_again(tmp_path, monkeypatch):
+    """As when another process finishes a dataset, and removes its locks."""
+    acquire, removed = FileLock.acquire, []
+
+    def late(lock):
+        if not removed:
+            removed.append((tmp_path / "locks").rmdir())
+        return acquire(lock)
+
+    monkeypatch.setattr(FileLock, "acquire", late)
+    with locked(tmp_path / "locks/000000"):
+        assert not can_be_locked(tmp_path / "locks/000000")
+    assert removed
+
+
 def test_the_lock_of_an_open_file_ends_with_its_block(tmp_path):
     path = tmp_path / "lock"
     with forking() as fork:
