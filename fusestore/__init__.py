@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from fusestore.models.target import Target
     from fusestore.plugins import load_plugins
     from fusestore.progress import Reporter
+    from fusestore.report.page.content import StoreReport
+    from fusestore.report.page.settings import ReportSettings
     from fusestore.storage.location import Location
     from fusestore.storage.objects import ListedFile
     from fusestore.store.findings import Finding
@@ -119,6 +121,7 @@ __all__ = [
     "Removal",
     "Renaming",
     "Repair",
+    "ReportSettings",
     "Reporter",
     "Rows",
     "Rule",
@@ -128,6 +131,7 @@ __all__ = [
     "Spelling",
     "StageResult",
     "Store",
+    "StoreReport",
     "StreamingFusedDataset",
     "Target",
     "TokenTable",
@@ -204,7 +208,9 @@ _HOMES = {
     "Recipe": "fusestore.fuse.recipe",
     "RecipeSource": "fusestore.fuse.recipe",
     "Repair": "fusestore.workflows.repair",
+    "ReportSettings": "fusestore.report.page.settings",
     "Reporter": "fusestore.progress",
+    "StoreReport": "fusestore.report.page.content",
     "Rows": "fusestore.cache.rows",
     "Rule": "fusestore.cache.rule",
     "ShardPlan": "fusestore.store.receipts",

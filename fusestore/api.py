@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from fusestore.models.model import Model
     from fusestore.models.target import Target
     from fusestore.progress import Reporter
+    from fusestore.report.page.content import StoreReport
+    from fusestore.report.page.settings import ReportSettings
     from fusestore.tokenizers.tokenizer import Tokenizer
     from fusestore.train.manifest import TrainedModel
     from fusestore.train.settings import TrainSettings
@@ -197,6 +199,34 @@ class Store(StoreContents):
         from fusestore.forecast.run import forecast
 
         return forecast(self, recipe, settings, target=target, reporter=reporter)
+
+    def report(
+        self,
+        file: str,
+        settings: ReportSettings | None = None,
+        *,
+        reporter: Reporter | None = None,
+    ) -> StoreReport:
+        """Write a page about the store, with a viewer of its tokens; no model runs.
+
+        Args:
+            file: path or URL of the HTML file, outside the store; replaced if it exists.
+            settings: what the page shows; the defaults unless given.
+            reporter: receives progress updates.
+
+        Returns:
+            What the page shows, but for the tokens. A part that cannot be made is absent, with
+            the reason.
+
+        Raises:
+            NotFoundError: no such store, or it has no fused dataset of the name in the settings.
+            InvalidInputError: the file lies in the store, or is not called `….html`.
+            MissingDependencyError: the extra `report` is not installed.
+            AccessDeniedError, StorageError: the file cannot be written; it is as it was.
+        """
+        from fusestore.workflows.store_report import write_report
+
+        return write_report(self, file, settings, reporter=reporter)
 
     def fuse(
         self,

@@ -22,7 +22,7 @@ EXPORTED += [fs.FusestoreError, *vars(importlib.import_module("fusestore.errors"
 EXPORTED += vars(importlib.import_module("fusestore.store.registry")).values()
 
 VERBS = ["build_corpus", "capture", "align", "forecast", "fuse", "train", "merge", "compare"]
-VERBS += ["describe", "tree", "usage", "remove", "rename", "collect_garbage"]
+VERBS += ["describe", "tree", "usage", "report", "remove", "rename", "collect_garbage"]
 VERBS += ["verify", "repair", "push", "pull", "sync", "artifacts"]
 VERBS += ["open_corpus", "open_cache", "open_alignment", "open_fused", "open_model"]
 

@@ -135,10 +135,13 @@ def _sections(report: StoreReport) -> Iterator[tuple[str, str]]:
         ("Storage", bool(report.artifacts), _storage),
     )
     for title, there, body in parts:
-        if there:
-            yield title, body(report)
-        elif reason := report.reason(title):
-            yield title, f'<p class="soft">Not here: {escape(reason)}</p>'
+        notes = "".join(
+            f'<p class="soft">Not here: {escape(each.reason)}</p>'
+            for each in report.absent
+            if each.part == title
+        )
+        if there or notes:
+            yield title, (body(report) if there else "") + notes
 
 
 def _viewer(report: StoreReport) -> str:

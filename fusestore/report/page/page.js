@@ -55,9 +55,9 @@
   const apart = (token) => !token || doc.apart[token - 1] === 255 ? -1 : doc.apart[token - 1] / 254;
   const step = (value, limits) => limits.filter((limit) => value >= limit).length;
   function shade(token) {
-    if (color === "winner") { const best = winner(token); return best < 0 ? "" : `s${best % 6}`; }
-    if (color === "surprise") return `q${step(surprise(token), [1, 3, 6, 10])}`;
-    if (color === "disagreement") return `q${step(apart(token), [0.1, 0.25, 0.5, 0.75])}`;
+    if (color === "winner") { const best = winner(token); return best < 0 ? "unknown" : `s${best % 6}`; }
+    if (color === "surprise") return surprise(token) < 0 ? "unknown" : `q${step(surprise(token), [1, 3, 6, 10])}`;
+    if (color === "disagreement") return apart(token) < 0 ? "unknown" : `q${step(apart(token), [0.1, 0.25, 0.5, 0.75])}`;
     return "";
   }
 
@@ -229,9 +229,9 @@
   find("close").addEventListener("click", () => { panel.classList.remove("open"); tokens.focus(); });
   chooser.addEventListener("change", () => open(Number(chooser.value)));
   const legends = {
-    winner: [...sources.map((source, index) => [source, `s${index % 6}`]), ["no source has a row", ""]],
-    surprise: [["below 1 bit", "q0"], ["1 to 3", "q1"], ["3 to 6", "q2"], ["6 to 10", "q3"], ["10 bits and more", "q4"]],
-    disagreement: [["below 10 %", "q0"], ["10 to 25 %", "q1"], ["25 to 50 %", "q2"], ["50 to 75 %", "q3"], ["75 % and more", "q4"]],
+    winner: [...sources.map((source, index) => [source, `s${index % 6}`]), ["no source has a row", "unknown"]],
+    surprise: [["below 1 bit", "q0"], ["1 to 3", "q1"], ["3 to 6", "q2"], ["6 to 10", "q3"], ["10 bits and more", "q4"], ["unknown", "unknown"]],
+    disagreement: [["below 10 %", "q0"], ["10 to 25 %", "q1"], ["25 to 50 %", "q2"], ["50 to 75 %", "q3"], ["75 % and more", "q4"], ["fewer than two sources", "unknown"]],
     nothing: [],
   };
   function recolor() {
