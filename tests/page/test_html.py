@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from fusestore.report.learning_curves import LearningCurve
+from fusestore.report.page import charts
 from fusestore.report.page.content import (
     AlignmentReport,
     ReportArtifact,
@@ -147,6 +149,14 @@ def test_the_page_may_load_nothing(hostile_page):
 def test_the_same_report_is_the_same_page(hostile_page):
     assert hostile_page.count("sha256-") == 1
     assert document().pack(np.arange(3), wide=False) == document().pack(np.arange(3), wide=False)
+
+
+def test_curves_have_one_legend_and_escaped_names():
+    runs = [LearningCurve(f"<b>{name}", "clm", "base", (0, 9), (2.0, 1.0)) for name in "ab"]
+    chart = charts.curves_chart(runs)
+    assert chart.count("&lt;b&gt;a (the text alone)</text>") == 1
+    assert "<b>" not in chart
+    assert "var(--c1)" in chart
 
 
 def test_json_in_a_script_has_no_markup():

@@ -240,7 +240,8 @@ def curves_chart(curves: Sequence[LearningCurve]) -> str:
                     "title": "held-out bits per byte",
                     "scale": {"zero": False},
                 },
-                "color": line,
+                # Scales of one domain share a legend.
+                "color": {**line, "scale": {"domain": titles}},
                 "strokeDash": {**line, "scale": {"domain": titles, "range": dashes}},
             },
         },
