@@ -81,9 +81,14 @@ def find_inputs(
     )
     opened = _target_of(store, recipe, target, caches)
     target_cache = _target_cache(store, recipe)
-    sources = tuple(
-        _with_alignment(store, corpus, source, cache, recipe, opened)
-        for source, cache in zip(recipe.sources, caches, strict=True)
+    # A plan names every alignment, and its target's digest does not say which chat template.
+    sources = (
+        recipe.sources
+        if plan is not None
+        else tuple(
+            _with_alignment(store, corpus, source, cache, recipe, opened)
+            for source, cache in zip(recipe.sources, caches, strict=True)
+        )
     )
     whole = recipe.model_copy(
         update={

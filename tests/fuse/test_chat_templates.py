@@ -9,8 +9,10 @@ import pytest
 import fusestore as fs
 from fusestore.corpus.tokenize import find_corpus_tokens
 from fusestore.errors import FusestoreError, IncompatibleError, NotFoundError
+from fusestore.fuse.manifest import FusionPlan
 from fusestore.fuse.resolve import find_inputs
 from fusestore.models.model import Model
+from fusestore.storage.location import Location
 from tests.helpers.chat_models import CHATML, chat_tokenizer, conversation, write_conversations
 from tests.helpers.command import Command
 from tests.helpers.tiny_models import make_llama, save_model
@@ -58,6 +60,10 @@ def test_they_are_aligned_by_the_roles_of_markers(made):
         for name in ("other", "chatml")
     )
     assert own != target
+    # The plan has the target's digest alone, which both templates share.
+    plan = FusionPlan.load(Location.parse(str(made.folder / "store/fused/both/fingerprint.json")))
+    again = find_inputs(made.store, plan.recipe, plan=plan)
+    assert np.array_equal(again.sources[0].target_id, source.target_id)
     assert source.target_id[own] == target
     assert (
         np.delete(source.target_id, own).tolist()

@@ -135,7 +135,8 @@
   function describe(token) {
     if (!token) return "The first token of a document is predicted by no row.";
     const best = winner(token);
-    const parts = [`The fused row gives it ${percent(label(token, sources.length))}.`];
+    const code = label(token, sources.length);
+    const parts = [code === NO_VALUE ? "What the fused row gives it is unknown." : `The fused row gives it ${percent(code)}.`];
     parts.push(best < 0 ? "No source has a row here." : `${sources[best]} gives it most, ${percent(label(token, best))}.`);
     return parts.join(" ");
   }
