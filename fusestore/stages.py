@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fusestore.corpus.run import build_corpus
     from fusestore.data.fused import Fused
     from fusestore.fuse.recipe import Recipe
+    from fusestore.interop.run import import_rows
     from fusestore.merge.run import merge_models
     from fusestore.models.model import Model
     from fusestore.models.target import Target
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
     from fusestore.tokenizers.tokenizer import Tokenizer
     from fusestore.train.run import train_model
 
-__all__ = ["align", "build_corpus", "capture", "fuse", "merge_models", "train_model"]
+__all__ = [
+    *("align", "build_corpus", "capture", "fuse", "import_rows", "merge_models", "train_model"),
+]
 
 _HOMES = {
     "align": "fusestore.align.run",
     "build_corpus": "fusestore.corpus.run",
     "capture": "fusestore.capture.run",
+    "import_rows": "fusestore.interop.run",
     "merge_models": "fusestore.merge.run",
     "train_model": "fusestore.train.run",
 }

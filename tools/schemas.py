@@ -78,6 +78,7 @@ OUTPUTS: dict[str, tuple[type[BaseModel], str]] = {
     "output-mv": (Renaming, "what `fusestore mv --json` prints"),
     "output-gc": (Garbage, "what `fusestore gc --json` prints"),
     "output-copy": (Copies, "what `fusestore push`, `pull` and `sync` print with --json"),
+    "output-export": (Exported, "what `fusestore export --json` prints"),
     "output-compare": (Comparison, "what `fusestore compare --json` prints"),
     "output-run-dry-run": (PlannedRun, "what `fusestore run --dry-run --json` prints"),
 }
@@ -87,6 +88,7 @@ OUTPUTS: dict[str, tuple[type[BaseModel], str]] = {
 STAGE_OUTPUTS: dict[str, tuple[type[Manifest], str, str]] = {
     "output-corpus": (CorpusManifest, "corpus", "what `fusestore corpus --json` prints"),
     "output-capture": (CacheManifest, "cache", "what `fusestore capture --json` prints"),
+    "output-import": (CacheManifest, "cache", "what `fusestore import --json` prints"),
     "output-train": (TrainingManifest, "model", "what `fusestore train --json` prints"),
     "output-merge": (MergeManifest, "model", "what `fusestore merge --json` prints"),
 }

@@ -21,6 +21,7 @@ DEFAULT_ROWS_PER_SHARD = 262_144
 
 AuditVerdict = Literal["equal", "noise", "different"]
 Only = Literal["all", "supervised"]
+OnlyKept = Literal["all", "supervised", "imported"]
 Profile = Literal["compact", "lossless", "fast"]
 
 TOKENS_PART = "tokens"
@@ -49,6 +50,42 @@ class KeptSize(Frozen):
     num_runs: int = Field(ge=1)
 
 
+class ImportedFile(Frozen):
+    """One file that rows were read from.
+
+    Attributes:
+        name: its path below the folder that was named, or the file's own name.
+        num_bytes: its size.
+        sha256: of its bytes, hexadecimal.
+    """
+
+    name: str = Field(min_length=1)
+    num_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Origin(Frozen):
+    """Where the rows of an imported cache come from.
+
+    Attributes:
+        format: the layout of the files.
+        files: that the rows were read from, in order.
+        options: by which they were read, as text.
+    """
+
+    format: str = Field(min_length=1)
+    files: tuple[ImportedFile, ...] = Field(min_length=1)
+    options: dict[str, str]
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _is_true(value: object) -> bool:
+    return value is True
+
+
 class Fingerprint(Manifest):
     """Everything that changes a cache's content; written before its first shard.
 
@@ -58,8 +95,8 @@ class Fingerprint(Manifest):
         tokenizer_length: number of the tokenizer's ids; may differ from the model's width.
         add_bos: whether each document begins with BOS; false for conversations.
         template: the chat template by which it read conversations; null for texts.
-        only: which tokens have a row: all, or in a cache of conversations the supervised ones,
-            the row of which predicts text that is trained on.
+        only: which tokens have a row: all; or in a cache of conversations the supervised ones,
+            the row of which predicts text that is trained on; or those that were imported.
         kept: how many rows these are; null where all tokens have one.
         selection: the rule by which entries were kept: top-k; top-p (of the top k as few as reach
             mass top_p); or sampled (top_k draws from the distribution, with their counts).
@@ -74,6 +111,9 @@ class Fingerprint(Manifest):
         engine: what computed the rows.
         served_model: the model's name at the servers, if it was given.
         known_tail: whether the mass outside the entries is known; if not, every tail is NaN.
+        known_labels: whether each row has the log-probability of the next token. If not, it is NaN
+            in the rows where it is not known. Left out where it is true.
+        origin: where the rows come from, if they were imported; left out of captured caches.
         dtype: the dtype the model ran in; for `auto` the choice of the first writer; null if the
             engine decided it.
         quantization: the form in which the weights were loaded: as the folder holds them, by
@@ -91,7 +131,7 @@ class Fingerprint(Manifest):
     corpus: CorpusIdentity
     add_bos: bool
     template: TemplateIdentity | None = None
-    only: Only = "all"
+    only: OnlyKept = "all"
     kept: KeptSize | None = None
     selection: RuleName = "top-k"
     top_k: int = Field(ge=1)
@@ -102,6 +142,8 @@ class Fingerprint(Manifest):
     engine: str = Field(default=DEFAULT_ENGINE, min_length=1)
     served_model: str | None = None
     known_tail: bool = True
+    known_labels: bool = Field(default=True, exclude_if=_is_true)
+    origin: Origin | None = Field(default=None, exclude_if=_is_none)
     dtype: Literal["float32", "bfloat16", "float16"] | None
     quantization: Quantization = "stored"
     max_length: int = Field(ge=1)
@@ -145,6 +187,8 @@ class Fingerprint(Manifest):
             raise ValueError("logprob_step must be null with selection sampled")
         if not self.known_tail and self.rule.name != "top-k":
             raise ValueError("known_tail is false, so the selection must be top-k")
+        if self.origin is None and (self.only == "imported" or not self.known_labels):
+            raise ValueError("only imported caches lack rows or labels, and origin is missing")
         if self.rule.name == "sampled" and self.top_k > MAX_DRAWS:
             raise ValueError(f"top_k is {self.top_k}; at most {MAX_DRAWS} draws are counted")
         return self
@@ -163,6 +207,11 @@ class Fingerprint(Manifest):
     def num_rows(self) -> int:
         """R, the number of rows."""
         return self.num_tokens if self.kept is None else self.kept.num_rows
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether tokens that are scored may lack a row, or the row its next token's probability."""
+        return self.only == "imported" or not self.known_labels
 
     @property
     def plan(self) -> ShardPlan:

@@ -206,8 +206,8 @@ def row_problems(
 
     The rules: entries fall along the row; no id occurs twice in a row; kept mass and tail, where it
     is known, exceed 1 by no more than the codec's error; the cache's rule determines the number of
-    entries; a label's log-probability is at most 0, and NaN exactly in rows without a label
-    (`unlabeled`, bool [n]).
+    entries; a label's log-probability is at most 0, and NaN in rows without a label (`unlabeled`,
+    bool [n]) and, unless the cache lacks some, in no others.
     """
     if np.any(rows.logprobs[:, 1:] > rows.logprobs[:, :-1]):
         yield "logprobs", "log-probabilities rise along a row"
@@ -236,5 +236,6 @@ def row_problems(
             yield "logprobs", "a row has room for more entries and less than top_p in them"
     if np.any(rows.label_logprob > POSITIVE_TOLERANCE):
         yield "label_logprob", "a label has a log-probability above 0"
-    if not np.array_equal(np.isnan(rows.label_logprob), unlabeled):
+    unknown = np.isnan(rows.label_logprob)
+    if np.any(unlabeled & ~unknown) or (fingerprint.known_labels and np.any(unknown & ~unlabeled)):
         yield "label_logprob", "labels are missing, or exist without a next token"

@@ -6,8 +6,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fusestore.cache.manifest import TOKENS_PART, CacheManifest, Fingerprint, content_digest
-from fusestore.errors import CorruptionError
+from fusestore.cache.manifest import (
+    TOKENS_PART,
+    CacheManifest,
+    Fingerprint,
+    Origin,
+    content_digest,
+)
+from fusestore.errors import CorruptionError, InvalidInputError
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import (
     FINGERPRINT_FILE,
@@ -19,7 +25,7 @@ from fusestore.store.artifact_files import (
     read_documents,
 )
 from fusestore.store.artifact_types import DocumentSchema, Input, RebuildTools, View
-from fusestore.store.findings import Finding
+from fusestore.store.findings import DAMAGE, Finding
 from fusestore.store.layout import Store
 from fusestore.store.receipts import Receipt, receipt_path, shard_part
 from fusestore.store.registry import Artifact, ArtifactKind
@@ -53,7 +59,9 @@ class CacheKind(ArtifactKind):
         tokens = f"{fingerprint['num_tokens']:,} tokens"
         if fingerprint["kept"]:
             tokens = f"{fingerprint['kept']['num_rows']:,} {fingerprint['only']} of {tokens}"
-        return f"{tokens}, {kept}, {manifest['num_bytes']:,} bytes"
+        origin = fingerprint.get("origin")
+        source = "" if origin is None else f", imported from {origin['format']}"
+        return f"{tokens}, {kept}, {manifest['num_bytes']:,} bytes{source}"
 
     def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
         """The corpus, and the vocabulary that it is read with."""
@@ -113,6 +121,8 @@ class CacheKind(ArtifactKind):
         from fusestore.capture.rebuild_cache import rebuild_cache, trusted_fingerprint
 
         fingerprint = trusted_fingerprint(artifact.location)
+        if fingerprint.origin is not None:
+            raise InvalidInputError(import_again(artifact.name, fingerprint.origin))
         rebuild_cache(
             store,
             artifact.name,
@@ -123,7 +133,13 @@ class CacheKind(ArtifactKind):
         )
 
     def remedy(self, store: Store, name: str, finding: Finding) -> str:
-        """Verify with `--repair` and the model."""
+        """Verify with `--repair` and the model; of an imported cache, import it again."""
+        try:
+            fingerprint = CacheManifest.load(store.cache(name) / MANIFEST_FILE).fingerprint
+        except DAMAGE:
+            fingerprint = None
+        if fingerprint is not None and fingerprint.origin is not None:
+            return import_again(name, fingerprint.origin)
         return f"{super().remedy(store, name, finding)} --model MODEL"
 
     def view_document(self, store: Store, artifact: Artifact, document: int, rows: int) -> View:
@@ -162,6 +178,16 @@ class CacheKind(ArtifactKind):
             "cache-receipt": DocumentSchema(Receipt[None], f"{root}/receipts/<part>.json"),
             "cache": DocumentSchema(CacheManifest, f"{root}/manifest.json"),
         }
+
+
+def import_again(name: str, origin: Origin) -> str:
+    """What to do about damage in an imported cache."""
+    files = ", ".join(f"{file.name} (SHA-256 {file.sha256[:16]}…)" for file in origin.files[:3])
+    more = f" and {len(origin.files) - 3} more" if len(origin.files) > 3 else ""
+    return (
+        f"Its rows were imported, and no model here computes them: remove cache/{name} and run "
+        f"`fusestore import {origin.format}` again with {files}{more}"
+    )
 
 
 def _probability(logprob: float | None) -> str:

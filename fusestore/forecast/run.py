@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import get_args
 
-from fusestore.errors import InvalidInputError
+from fusestore.cache.reader import open_cache
+from fusestore.errors import IncompatibleError, InvalidInputError
 from fusestore.forecast.analysis import analyze_fusion
 from fusestore.forecast.forecast import Forecast
 from fusestore.forecast.settings import ForecastSettings
@@ -40,8 +41,8 @@ def forecast(
 
     Raises:
         NotFoundError: no such cache, corpus, split or alignment.
-        IncompatibleError: caches of different corpora or for other tokenizers, or rows that are
-            samples.
+        IncompatibleError: caches of different corpora or for other tokenizers, rows that are
+            samples, or imported ones without the probability of every next token.
         InvalidInputError: no such strategy, a learned strategy that is fitted on the measured
             split, or as `find_inputs`.
         NonFiniteError, CorruptionError: a cache is damaged.
@@ -50,6 +51,13 @@ def forecast(
     reporter = reporter or SilentReporter()
     if recipe.strategy in LEARNED and recipe.fit is None:
         _refuse_same_split(recipe.strategy, recipe.fit_split, settings.split)
+    for source in recipe.sources:
+        if not open_cache(store, source.cache).fingerprint.known_labels:
+            raise IncompatibleError(
+                f"A forecast measures how well the sources predict the text, but cache "
+                f"{source.cache!r} was imported from rows that do not tell the probability of "
+                "every next token. Leave it out, or capture the source."
+            )
     measured = recipe.model_copy(update={"split": settings.split})
     fusion = find_inputs(store, measured, target, save_fit=False, reporter=reporter)
     if fusion.fitted is not None:

@@ -18,9 +18,9 @@ from fusestore.align.kinds import INSIDE, SPAN
 from fusestore.cache.rows import Rows
 from fusestore.cache.rule import Rule
 from fusestore.errors import CorruptionError, IncompatibleError
-from fusestore.fuse.labels import Labels, own_labels, read_labels
+from fusestore.fuse.labels import Labels, own_labels, read_labels, without_unknown
 from fusestore.tokenizers.supervision import Supervision
-from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.token_table import TokenTable, count_known
 from fusestore.tokenizers.vocabulary import Spelling
 
 
@@ -77,6 +77,8 @@ class SourceInput:
             kind `inside` are not used and no label ends inside a source token.
         first_tokens: int32 [B], of every byte of the spelling the target token that begins there;
             see `align.vocabulary.first_tokens`.
+        is_partial: whether tokens may lack a row (tail NaN), or a row its label's log-probability
+            (NaN): they take no part. In other caches these are damage.
     """
 
     name: str
@@ -91,6 +93,7 @@ class SourceInput:
     rule: Rule | None = None
     spelling: Spelling | None = None
     first_tokens: npt.NDArray[np.int32] | None = None
+    is_partial: bool = False
 
     @property
     def draws(self) -> int:
@@ -150,11 +153,13 @@ class SourceSpan:
 
     def _read_labels(self, wanted: npt.NDArray[np.bool_] | None) -> Labels:
         if self.source.alignment is None:
-            return own_labels(self.rows, self.row, _has_label(self.target))
-        spelling = self.source.spelling
-        return read_labels(
-            self.tokens, self.rows, self.row, self.kind, self.target, spelling, wanted
-        )
+            labels = own_labels(self.rows, self.row, _has_label(self.target))
+        else:
+            spelling = self.source.spelling
+            labels = read_labels(
+                self.tokens, self.rows, self.row, self.kind, self.target, spelling, wanted
+            )
+        return without_unknown(labels) if self.source.is_partial else labels
 
     @property
     def takes_part(self) -> npt.NDArray[np.bool_]:
@@ -227,12 +232,18 @@ def load_span(
     if not rows_of_runs:
         rows_of_runs, ids, ends = [cache[0:0]], *([np.empty(0, np.int32)] for _ in range(2))
     table = TokenTable(np.concatenate(ids), np.concatenate(ends), offsets)
+    whole = _concatenate(rows_of_runs)
+    if source.is_partial:
+        gone = row >= 0
+        gone[gone] = np.isnan(whole.tail[row[gone]])
+        row[gone], kind[gone] = -1, 0
+        table = count_known(table, whole.label_logprob)
     if supervision is not None:
         used = (row >= 0) & np.append(target.is_counted[1:], False)
         used[used] = supervision.used_rows(table, documents)[row[used]]
         row[~used], kind[~used] = -1, 0
         table = supervision.mark(table, documents)
-    return SourceSpan(table, _concatenate(rows_of_runs), row, kind, target, source)
+    return SourceSpan(table, whole, row, kind, target, source)
 
 
 def _has_label(target: TokenTable) -> npt.NDArray[np.bool_]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -111,6 +111,14 @@ def own_labels(rows: Rows, row: npt.NDArray[np.int64], has_label: npt.NDArray[np
     logprob[found] = np.maximum(rows.label_logprob[row[found]].astype(np.float64), -MAX_NATS)
     none = np.zeros(len(row), np.int32)
     return Labels(logprob, found, none, none, (row >= 0).astype(np.float32))
+
+
+def without_unknown(labels: Labels) -> Labels:
+    """The labels of a source that may lack some: what is NaN was not found."""
+    unknown = np.isnan(labels.logprob)
+    return replace(
+        labels, logprob=np.where(unknown, 0.0, labels.logprob), found=labels.found & ~unknown
+    )
 
 
 def mixed_labels(
@@ -233,7 +241,8 @@ def _read_labels(
                 out_following[position] = own
                 if entries > 0.0:
                     out_known[position] = entries / (entries + math.exp(np.float64(tail[at])))
-                logprob -= math.log(mass) if mass > 0.0 else -MAX_NATS
+                # NaN, of a label that is not known, stays NaN.
+                logprob -= -MAX_NATS if mass <= 0.0 else math.log(mass)
             if position + 1 >= target_stop or ends[position + 1] <= ends[position]:
                 continue
             label_end = ends[position + 1]
@@ -254,7 +263,7 @@ def _read_labels(
                     *(ids[at], logprobs[at], token_ids[at + 1], label_logprob[at], until),
                     *(heads, data, offsets),
                 )
-                logprob += math.log(mass) if mass > 0.0 else -MAX_NATS
+                logprob += -MAX_NATS if mass <= 0.0 else math.log(mass)
                 break
             if found:
                 out_found[position] = True

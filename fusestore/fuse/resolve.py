@@ -75,6 +75,7 @@ def find_inputs(
     caches = [open_cache(store, source.cache) for source in recipe.sources]
     for cache in caches:
         _check_tails(cache)
+    _check_labels(recipe, caches)
     named = caches[0].fingerprint.corpus
     corpus = open_corpus(
         store, recipe.corpus or name_by_digest(store, "corpus", named.digest, named.name)
@@ -244,13 +245,39 @@ def _fit_of(
     return fitted_to(manifest, [domain_of(source) for source in sources])
 
 
+def _check_labels(recipe: Recipe, caches: Sequence[Cache]) -> None:
+    """Refuse to compare scores of sources of which some do not give every next token.
+
+    Unknown are above all unlikely tokens: without them a source looks better than it is.
+    """
+    if len(caches) == 1 and recipe.strategy not in LEARNED:
+        return
+    if recipe.strategy in ("uniform", "weighted", "single"):
+        return
+    for cache in caches:
+        if not cache.fingerprint.known_labels:
+            raise IncompatibleError(
+                f"Strategy {recipe.strategy!r} compares how well each source predicts the text, "
+                f"but cache {cache.location.name!r} was imported from rows that do not tell the "
+                "probability of every next token. Choose strategy uniform, weighted or single, or "
+                "capture the source."
+            )
+
+
 def _check_tails(cache: Cache) -> None:
-    if not cache.fingerprint.known_tail:
+    if cache.fingerprint.known_tail:
+        return
+    if cache.fingerprint.origin is not None:
         raise IncompatibleError(
-            f"Cache {cache.location.name!r} was captured by engine {cache.fingerprint.engine}, "
-            "which does not tell the mass outside the entries. A fusion needs it: capture the "
-            "source with an engine that does, such as transformers, vllm or sglang."
+            f"Cache {cache.location.name!r} was imported from rows that do not tell the mass "
+            "outside the entries, and a fusion needs it. Import them again under another name "
+            "with --unknown-tail renormalize, which takes the entries for the whole distribution."
         )
+    raise IncompatibleError(
+        f"Cache {cache.location.name!r} was captured by engine {cache.fingerprint.engine}, "
+        "which does not tell the mass outside the entries. A fusion needs it: capture the "
+        "source with an engine that does, such as transformers, vllm or sglang."
+    )
 
 
 def _models_of(store: Store, recipe: Recipe) -> list[str]:
@@ -351,6 +378,7 @@ def _source_input(
         corpus_digest=fingerprint.corpus.digest,
         vocab_size=fingerprint.model.vocab_size,
         rule=fingerprint.rule,
+        is_partial=fingerprint.is_partial,
     )
     if source.alignment is None:
         return plain

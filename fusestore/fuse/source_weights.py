@@ -200,8 +200,10 @@ def _unit_scores(
             if fusion.recipe.score == "bits_per_byte":
                 # Spread evenly over a token's bytes only where its share is not known.
                 found = span.labels.found
-                nats = np.where(found, -span.labels.logprob, spent.nats)
-                count = np.where(found, stretch.label_bytes.astype(float), spent.num_bytes)
+                # Of a partial source, bytes without a row have no nats and would count as certain.
+                rest = (0.0, 0.0) if span.source.is_partial else (spent.nats, spent.num_bytes)
+                nats = np.where(found, -span.labels.logprob, rest[0])
+                count = np.where(found, stretch.label_bytes.astype(float), rest[1])
                 scale = float(np.log(2.0))
             if stretch.tokens.counted_bytes is not None:
                 counts = stretch.next_ids >= 0

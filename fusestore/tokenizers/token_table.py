@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -109,6 +109,22 @@ class TokenTable:
             np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
             counted,
         )
+
+
+def count_known(tokens: TokenTable, label_logprob: npt.NDArray[np.float32]) -> TokenTable:
+    """The table in which only predictions with a known log-probability count.
+
+    Args:
+        tokens: T tokens of texts.
+        label_logprob: float32 [T] of the token after each; NaN where it is not known.
+    """
+    counted = np.full(tokens.num_tokens, -1, np.int32)
+    inside = np.ones(tokens.num_tokens, np.bool_)
+    inside[tokens.document_offsets[:-1][np.diff(tokens.document_offsets) > 0]] = False
+    places = np.flatnonzero(inside)
+    places = places[~np.isnan(label_logprob[places - 1])]
+    counted[places] = tokens.end_offsets[places] - tokens.end_offsets[places - 1]
+    return replace(tokens, counted_bytes=counted)
 
 
 def concatenated(tables: Sequence[TokenTable]) -> TokenTable:

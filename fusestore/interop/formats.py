@@ -1,0 +1,65 @@
+"""The layouts that can be imported and exported, by name; a module is imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from fusestore.errors import InvalidInputError, did_you_mean
+
+if TYPE_CHECKING:
+    from fusestore.interop.export import Exporter
+    from fusestore.interop.foreign import ForeignFormat
+
+IMPORTS = {
+    "numpy": "fusestore.interop.numpy_arrays:NumpyArrays",
+    "fusellm": "fusestore.interop.fusellm:FuseLlm",
+    "axolotl": "fusestore.interop.axolotl:Axolotl",
+    "distillkit": "fusestore.interop.distillkit:DistillKit",
+    "llama.cpp": "fusestore.interop.llama_cpp_base:LlamaCppBase",
+    "vllm": "fusestore.interop.served_lines:ServedLines",
+    "sglang": "fusestore.interop.served_lines:ServedLines",
+}
+"""`module:Class` of each layout that can be imported."""
+
+EXPORTS = {
+    "numpy": "fusestore.interop.export_arrays:export_numpy",
+    "safetensors": "fusestore.interop.export_arrays:export_safetensors",
+    "parquet": "fusestore.interop.export_tables:export_parquet",
+    "datasets": "fusestore.interop.export_tables:export_datasets",
+    "axolotl": "fusestore.interop.export_tables:export_axolotl",
+    "distillkit": "fusestore.interop.export_distillkit:export_distillkit",
+}
+"""`module:function` of each layout that a cache can be exported to."""
+
+
+def check_format(name: str, known: dict[str, str], verb: str) -> None:
+    """Check that a layout has this name.
+
+    Raises:
+        InvalidInputError: none has; the message names the nearest, and all.
+    """
+    if name not in known:
+        raise InvalidInputError(
+            f"{name!r} is no format to {verb}. {did_you_mean(name, known)} Formats are: "
+            f"{', '.join(known)}."
+        )
+
+
+def import_format(name: str) -> ForeignFormat:
+    """The importer of a layout; errors as for `check_format`."""
+    check_format(name, IMPORTS, "import")
+    made: ForeignFormat = _named(IMPORTS[name])()
+    return made
+
+
+def exporter(name: str) -> Exporter:
+    """The exporter of a layout; errors as for `check_format`."""
+    check_format(name, EXPORTS, "export to")
+    found: Exporter = _named(EXPORTS[name])
+    return found
+
+
+def _named(entry: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a class or a function
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
