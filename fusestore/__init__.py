@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from fusestore.fuse.manifest import FusedManifest, FusionPlan
     from fusestore.fuse.recipe import Recipe, RecipeSource
     from fusestore.fuse.strategies import register_strategy
+    from fusestore.interop.export import Exported
+    from fusestore.interop.settings import ImportSettings
     from fusestore.losses.divergence_registry import register_divergence
     from fusestore.merge.manifest import MergedModel
     from fusestore.merge.settings import MergeSettings
@@ -96,6 +98,7 @@ __all__ = [
     "CorpusManifest",
     "CorpusSettings",
     "Details",
+    "Exported",
     "Finding",
     "Fingerprint",
     "Forecast",
@@ -108,6 +111,7 @@ __all__ = [
     "FusionPlan",
     "Garbage",
     "GarbageSettings",
+    "ImportSettings",
     "KeptRows",
     "ListedFile",
     "Location",
@@ -188,6 +192,7 @@ _HOMES = {
     "Corpus": "fusestore.corpus.corpus",
     "CorpusManifest": "fusestore.corpus.manifest",
     "CorpusSettings": "fusestore.corpus.settings",
+    "Exported": "fusestore.interop.export",
     "Finding": "fusestore.store.findings",
     "Fingerprint": "fusestore.cache.manifest",
     "Forecast": "fusestore.forecast.forecast",
@@ -197,6 +202,7 @@ _HOMES = {
     "FusedManifest": "fusestore.fuse.manifest",
     "FusedMixture": "fusestore.data.mixture",
     "FusionPlan": "fusestore.fuse.manifest",
+    "ImportSettings": "fusestore.interop.settings",
     "KeptRows": "fusestore.cache.kept_rows",
     "ListedFile": "fusestore.storage.objects",
     "Location": "fusestore.storage.location",

@@ -25,6 +25,7 @@ from fusestore.corpus.manifest import CorpusManifest
 from fusestore.errors import InvalidInputError
 from fusestore.forecast.forecast import Forecast
 from fusestore.fuse.recipe import Recipe
+from fusestore.interop.export import Exported
 from fusestore.merge.manifest import MergeManifest
 from fusestore.merge.settings import MergeSettings
 from fusestore.report.page.content import StoreReport

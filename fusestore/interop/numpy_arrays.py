@@ -58,11 +58,13 @@ class NumpyArrays(ForeignFormat):
                 arrays = _npz(file) if file.path.suffix == ".npz" else _safetensors(file)
                 yield from _documents(file.name, arrays, job)
         for parts in folders.values():
-            yield from _documents(
-                str(Path(parts[0].name).parent / "*.npy"),
-                {part.path.stem: _npy(part) for part in parts if part.path.stem in NAMES},
-                job,
-            )
+            arrays = {part.path.stem: _npy(part) for part in parts if part.path.stem in NAMES}
+            if not arrays:
+                raise InvalidInputError(
+                    f"{parts[0].name} is no array of the layout numpy, which has one file for each "
+                    f"of {', '.join(NAMES)}. Name the folder of the files."
+                )
+            yield from _documents(f"{parts[0].path.parent.name}/*.npy", arrays, job)
 
 
 def _documents(

@@ -25,7 +25,7 @@ from fusestore.cache.manifest import (
     Origin,
 )
 from fusestore.cache.reader import Cache, open_cache
-from fusestore.cache.rows import Rows
+from fusestore.cache.rows import Rows, blank_rows
 from fusestore.cache.writer import CacheWriter, clear_up, stored_order
 from fusestore.capture.sample import order_of_sample, sample_slices
 from fusestore.capture.score_totals import score_totals
@@ -481,7 +481,8 @@ def _write(
         order = stored_order(store, name, fingerprint)
         if order is None:
             ranges = [(part.start, part.stop) for part in sample_slices(tokens, kept)]
-            sample = _joined(list(contents.blocks(ranges)))
+            # The sample may end before a document's first row.
+            sample = _joined([blank_rows(0, contents.width), *contents.blocks(ranges)])
             order = order_of_sample(fingerprint.model.vocab_size, tokens, sample, kept)
     writer = CacheWriter.create(store, name, fingerprint, tokens, order, kept)
     keep_vocabulary(store, tokenizer)
