@@ -18,7 +18,7 @@ from .settings_options import settings_options
 
 @settings_options(ImportSettings)
 def import_rows(
-    format: Annotated[
+    layout: Annotated[
         str,
         typer.Argument(
             metavar="FORMAT", help=f"Layout of the files: {', '.join(IMPORTS)}.", show_default=False
@@ -68,7 +68,7 @@ def import_rows(
 
     All files are checked before anything is written. docs/interop.md says what each format keeps.
     """
-    check_format(format, IMPORTS, "import")
+    check_format(layout, IMPORTS, "import")
     if (model is None) == (tokenizer is None):
         raise typer.BadParameter(
             "give the model that made the rows, or its tokenizer (one of the two)",
@@ -84,7 +84,7 @@ def import_rows(
     result = import_files(
         opened,
         name,
-        format,
+        layout,
         paths,
         settings,
         model=handle,
@@ -123,7 +123,7 @@ def export(
         ),
     ],
     store: StoreOption,
-    format: Annotated[
+    layout: Annotated[
         str, typer.Option("--format", "-f", metavar="FORMAT", help=f"{', '.join(EXPORTS)}.")
     ] = "parquet",
     storage_option: StorageOption = None,
@@ -133,19 +133,17 @@ def export(
 
     docs/interop.md says what each format keeps.
     """
-    check_format(format, EXPORTS, "export to")
+    check_format(layout, EXPORTS, "export to")
     kind, separator, name = cache.partition("/")
     if not separator:
         kind, name = "cache", kind
     if kind != "cache":
-        raise typer.BadParameter(
-            f"{cache} is no cache; write cache/NAME", param_hint="cache/NAME"
-        )
+        raise typer.BadParameter(f"{cache} is no cache; write cache/NAME", param_hint="cache/NAME")
     opened = open_store(store, storage_option)
     check_artifacts(opened, "cache", [name])
     from fusestore.interop.export import export_cache
 
-    exported = export_cache(opened, name, format, path, reporter=ConsoleReporter())
+    exported = export_cache(opened, name, layout, path, reporter=ConsoleReporter())
     if as_json:
         print_json(exported.model_dump(mode="json"))
         return

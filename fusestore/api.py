@@ -147,7 +147,7 @@ class Store(StoreContents):
     def import_rows(
         self,
         name: str,
-        format: str,
+        layout: str,
         paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         settings: ImportSettings | None = None,
         *,
@@ -161,7 +161,7 @@ class Store(StoreContents):
 
         Args:
             name: of the cache.
-            format: the layout of the files: numpy, fusellm, axolotl, distillkit, llama.cpp, vllm
+            layout: the format of the files: numpy, fusellm, axolotl, distillkit, llama.cpp, vllm
                 or sglang; docs/interop.md describes them.
             paths: files and folders of this machine.
             settings: how they are read and stored; the defaults unless given.
@@ -180,7 +180,7 @@ class Store(StoreContents):
         return stages.import_rows(
             self,
             name,
-            format,
+            layout,
             paths,
             settings,
             model=model,
@@ -192,7 +192,7 @@ class Store(StoreContents):
         self,
         cache: Cache | str,
         path: str | os.PathLike[str],
-        format: str = "parquet",
+        layout: str = "parquet",
         *,
         reporter: Reporter | None = None,
     ) -> Exported:
@@ -201,7 +201,7 @@ class Store(StoreContents):
         Args:
             cache: it, or its name.
             path: a file or folder of this machine that does not exist.
-            format: parquet, datasets, numpy, safetensors, axolotl or distillkit; docs/interop.md
+            layout: parquet, datasets, numpy, safetensors, axolotl or distillkit; docs/interop.md
                 describes them.
             reporter: receives progress updates.
 
@@ -213,7 +213,7 @@ class Store(StoreContents):
         """
         from fusestore.interop.export import export_cache
 
-        return export_cache(self, cache, format, path, reporter=reporter)
+        return export_cache(self, cache, layout, path, reporter=reporter)
 
     def align(
         self,

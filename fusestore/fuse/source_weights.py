@@ -210,6 +210,8 @@ def _unit_scores(
                 nats, count = np.where(counts, nats, 0.0), np.where(counts, count, 0.0)
         score = _unit_ratio(nats / scale, count, unit, num_units)
         takes_part = span.takes_part[stretch.document]
+        if span.source.is_partial:
+            takes_part = takes_part & (span.row >= 0)
         whole = np.where(takes_part, document_scores[stretch.document, index], 0.0)
         fallback = _unit_ratio(whole, takes_part.astype(np.float64), unit, num_units)
         measured = unit_sums(count, unit, num_units) > 0

@@ -56,9 +56,7 @@ class Axolotl(ForeignFormat):
 
     suffixes = TABLE_SUFFIXES[:4]
 
-    def documents(
-        self, files: Sequence[ForeignFile], job: ReadJob
-    ) -> Iterator[ForeignDocument]:
+    def documents(self, files: Sequence[ForeignFile], job: ReadJob) -> Iterator[ForeignDocument]:
         """One a record."""
         for file in files:
             for place, record in read_records(file, _COLUMNS):

@@ -65,9 +65,7 @@ class DistillKit(ForeignFormat):
         beside = path.parent / CONFIG_FILE
         return [beside, *found] if path.is_file() and beside.exists() else found
 
-    def documents(
-        self, files: Sequence[ForeignFile], job: ReadJob
-    ) -> Iterator[ForeignDocument]:
+    def documents(self, files: Sequence[ForeignFile], job: ReadJob) -> Iterator[ForeignDocument]:
         """One a document of each record."""
         configs: dict[Path, CompressionConfig] = {}
         for file in files:
@@ -139,9 +137,7 @@ def _parts(place: str, record: Record, count: int) -> list[tuple[int, int]]:
     ]
 
 
-def _entries(
-    place: str, record: Record, config: CompressionConfig | None
-) -> tuple[Floats, Ids]:
+def _entries(place: str, record: Record, config: CompressionConfig | None) -> tuple[Floats, Ids]:
     """Values and ids [m, k] by whichever layout the record has."""
     if record.get("top_values") is not None:
         values, counts = matrix(place, "top_values", record["top_values"], -np.inf)

@@ -36,9 +36,9 @@ class CompressionConfig(BaseModel):
     k: int = Field(ge=1, le=_MAX_TERMS)
     exact_k: int = Field(ge=0, le=_MAX_TERMS)
     exact_dtype: TermDtype = "float32"
-    polynomial_terms: (
-        list[Annotated[int, Field(ge=0, le=64)] | Literal["sqrt", "exp"]] | None
-    ) = Field(default=None, max_length=64)
+    polynomial_terms: list[Annotated[int, Field(ge=0, le=64)] | Literal["sqrt", "exp"]] | None = (
+        Field(default=None, max_length=64)
+    )
     term_dtype: TermDtype = "float32"
     residual_bins: list[QuantizationBin] = Field(max_length=256)
     delta_encoding: bool = True

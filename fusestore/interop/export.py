@@ -63,7 +63,7 @@ class Exported(Frozen):
 def export_cache(
     store: Store,
     cache: Cache | str,
-    format: str,
+    layout: str,
     path: str | os.PathLike[str],
     *,
     reporter: Reporter | None = None,
@@ -73,7 +73,7 @@ def export_cache(
     Args:
         store: holds the cache.
         cache: it, or its name.
-        format: the layout; see `interop.formats`.
+        layout: the format; see `interop.formats`.
         path: a file or folder of this machine that does not exist.
         reporter: receives progress updates.
 
@@ -83,7 +83,7 @@ def export_cache(
         InvalidInputError: no such format, or no folder to write in.
         IncompatibleError: the layout cannot hold the cache's rows.
     """
-    write = exporter(format)
+    write = exporter(layout)
     opened = open_cache(store, cache) if isinstance(cache, str) else cache
     target = Path(os.fspath(path)).expanduser()
     if "://" in os.fspath(path):
@@ -107,7 +107,7 @@ def export_cache(
     files = [target] if target.is_file() else [each for each in target.rglob("*") if each.is_file()]
     return Exported(
         cache=name,
-        format=format,
+        format=layout,
         path=str(target),
         num_documents=opened.fingerprint.num_documents,
         num_tokens=opened.fingerprint.num_tokens,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -24,6 +24,9 @@ from fusestore.tokenizers.tokenizer import Tokenizer
 TOLERANCE = 0.05
 """Largest excess of mass over 1, and of a log-probability over 0: values of 16 bits, and those of
 caches on the default grid, are rounded by up to 1/32 nat."""
+
+_FLOAT32 = 5e-4
+"""Relative excess of mass that is rounding of float32, and stays."""
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -95,9 +98,7 @@ class ForeignFormat(ABC):
         return sorted(each for each in found if each.name.endswith(self.suffixes))
 
     @abstractmethod
-    def documents(
-        self, files: Sequence[ForeignFile], job: ReadJob
-    ) -> Iterator[ForeignDocument]:
+    def documents(self, files: Sequence[ForeignFile], job: ReadJob) -> Iterator[ForeignDocument]:
         """The documents of all files, in order.
 
         Raises:
@@ -142,18 +143,22 @@ def rows_of_logprobs(
     _refuse(
         (logprobs > TOLERANCE).any(axis=1),
         place,
-        lambda row: f"a log-probability is {logprobs[row].max():.4g}, above 0. These may be raw "
-        "logits: import them with --values logits",
+        lambda row: (
+            f"a log-probability is {logprobs[row].max():.4g}, above 0. These may be raw "
+            "logits: import them with --values logits"
+        ),
     )
     mass = np.exp(logprobs).sum(axis=1)
     _refuse(
         mass > 1 + TOLERANCE,
         place,
-        lambda row: f"its entries have a mass of {mass[row]:.4f}, above 1. These may be raw "
-        "logits (--values logits), or of another temperature",
+        lambda row: (
+            f"its entries have a mass of {mass[row]:.4f}, above 1. These may be raw "
+            "logits (--values logits), or of another temperature"
+        ),
     )
-    slack = (job.settings.grid or 0.0) / 2
-    over = np.where(np.log(np.maximum(mass, 1.0)) > slack, np.log(np.maximum(mass, 1.0)), 0.0)
+    most = math.exp((job.settings.grid or 0.0) / 2) * (1 + _FLOAT32)
+    over = np.where(mass > most, np.log(np.maximum(mass, 1.0)), 0.0)
     logprobs = np.minimum(logprobs - over[:, None], 0.0)
     found = _of_label(ids, logprobs, labels)
     given = np.full(len(ids), np.nan) if label_logprob is None else label_logprob
@@ -167,8 +172,10 @@ def rows_of_logprobs(
     _refuse(
         differs,
         place,
-        lambda row: f"the next token, {labels[row]}, has log-probability {given[row]:.4g}, but its "
-        f"entry has {found[row]:.4g}. The rows may be shifted, or of another text",
+        lambda row: (
+            f"the next token, {labels[row]}, has log-probability {given[row]:.4g}, but its "
+            f"entry has {found[row]:.4g}. The rows may be shifted, or of another text"
+        ),
     )
     whole = (logprobs > -np.inf).sum(axis=1) == job.vocab_size
     ids, logprobs, mass = _cut(ids, logprobs, top_k)
@@ -182,7 +189,7 @@ def rows_of_logprobs(
             place,
             lambda row: f"entries and tail add up to {total[row]:.4f}, not to 1",
         )
-        left = np.where(total > math.exp(slack), left, np.minimum(tail, 0.0))
+        left = np.where(total > most, left, np.minimum(tail, 0.0))
     label = np.where(np.isnan(given), found, np.minimum(given, 0.0))
     return _rows(ids, logprobs, left, np.where(labels < 0, np.nan, label))
 
@@ -208,7 +215,9 @@ def rows_of_logits(
     whole = present.sum(axis=1) == job.vocab_size
     largest = np.where(present.any(axis=1), logits[:, 0], 0.0)
     with np.errstate(divide="ignore"):
-        logprobs = logits - (largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1)))[:, None]
+        logprobs = (
+            logits - (largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1)))[:, None]
+        )
     logprobs = np.where(present, logprobs, -np.inf)
     known = whole | (job.settings.unknown_tail == "renormalize")
     label = np.where(known, _of_label(ids, logprobs, labels), np.nan)
@@ -246,8 +255,10 @@ def _ordered(place: str, ids: Ids, values: Floats, vocab_size: int) -> tuple[Ids
     _refuse(
         outside.any(axis=1),
         place,
-        lambda row: f"it has token id {ids[row][outside[row]][0]}, and the vocabulary has ids 0 "
-        f"to {vocab_size - 1}. The rows are of another tokenizer or model",
+        lambda row: (
+            f"it has token id {ids[row][outside[row]][0]}, and the vocabulary has ids 0 "
+            f"to {vocab_size - 1}. The rows are of another tokenizer or model"
+        ),
     )
     order = np.lexsort((ids, -values), axis=-1)
     values = np.take_along_axis(values, order, axis=1)
@@ -285,8 +296,7 @@ def _rows(ids: Ids, logprobs: Floats, tail: Floats, label: Floats) -> Rows:
         )
 
 
-def _refuse(bad: npt.NDArray[np.bool_], place: str, problem: object) -> None:
+def _refuse(bad: npt.NDArray[np.bool_], place: str, problem: Callable[[int], str]) -> None:
     if bad.any():
         row = int(bad.argmax())
-        assert callable(problem)
         raise InvalidInputError(f"{place}, row {row}: {problem(row)}.")

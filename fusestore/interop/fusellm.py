@@ -48,9 +48,7 @@ class FuseLlm(ForeignFormat):
 
     suffixes = TABLE_SUFFIXES[:4]
 
-    def documents(
-        self, files: Sequence[ForeignFile], job: ReadJob
-    ) -> Iterator[ForeignDocument]:
+    def documents(self, files: Sequence[ForeignFile], job: ReadJob) -> Iterator[ForeignDocument]:
         """One a record."""
         for file in files:
             for place, record in read_records(file, _COLUMNS):

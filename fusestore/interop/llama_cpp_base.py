@@ -42,9 +42,7 @@ class LlamaCppBase(ForeignFormat):
 
     suffixes = (".kld", ".bin", ".dat")
 
-    def documents(
-        self, files: Sequence[ForeignFile], job: ReadJob
-    ) -> Iterator[ForeignDocument]:
+    def documents(self, files: Sequence[ForeignFile], job: ReadJob) -> Iterator[ForeignDocument]:
         """One a chunk."""
         for file in files:
             yield from _chunks(file, job)

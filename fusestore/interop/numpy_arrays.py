@@ -46,9 +46,7 @@ class NumpyArrays(ForeignFormat):
 
     suffixes = (".npz", ".npy", ".safetensors")
 
-    def documents(
-        self, files: Sequence[ForeignFile], job: ReadJob
-    ) -> Iterator[ForeignDocument]:
+    def documents(self, files: Sequence[ForeignFile], job: ReadJob) -> Iterator[ForeignDocument]:
         """The documents of each file, and of all `.npy` files of a folder together."""
         folders: dict[Path, list[ForeignFile]] = {}
         for file in files:
@@ -67,9 +65,7 @@ class NumpyArrays(ForeignFormat):
             yield from _documents(f"{parts[0].path.parent.name}/*.npy", arrays, job)
 
 
-def _documents(
-    name: str, arrays: Mapping[str, Array], job: ReadJob
-) -> Iterator[ForeignDocument]:
+def _documents(name: str, arrays: Mapping[str, Array], job: ReadJob) -> Iterator[ForeignDocument]:
     values_name = _values_name(name, arrays, job)
     tokens, ids, values = (arrays.get(each) for each in ("token_ids", "ids", values_name))
     if tokens is None or ids is None or values is None:

@@ -112,7 +112,9 @@ def numbers(place: str, column: str, values: Any) -> npt.NDArray[np.float64]:  #
             return values.cast(pl.Float64).to_numpy().astype(np.float64)
         return np.array([np.nan if each is None else each for each in values], np.float64)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-        raise InvalidInputError(f"{place} has in {column!r} no list of numbers: {error}.") from error
+        raise InvalidInputError(
+            f"{place} has in {column!r} no list of numbers: {error}."
+        ) from error
 
 
 def integers(place: str, column: str, values: Any) -> npt.NDArray[np.int64]:  # noqa: ANN401
@@ -130,7 +132,10 @@ def integers(place: str, column: str, values: Any) -> npt.NDArray[np.int64]:  # 
 
 
 def matrix(
-    place: str, column: str, values: Any, fill: float  # noqa: ANN401 - a table's cell
+    place: str,
+    column: str,
+    values: Any,
+    fill: float,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Float64 [n, k] of a list of lists, and the length of each, −1 for null.
 

@@ -49,7 +49,7 @@ from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.store.layout import Store, check_name
 from fusestore.store.result import StageResult
 from fusestore.tokenizers.token_table import TokenTable, count_known
-from fusestore.tokenizers.tokenizer import Tokenizer
+from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fusestore.tokenizers.vocabulary_table import keep_vocabulary
 
 ENGINE = "imported"
@@ -70,7 +70,7 @@ class _Read:
 def import_rows(
     store: Store,
     name: str,
-    format: str,
+    layout: str,
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     settings: ImportSettings | None = None,
     *,
@@ -86,7 +86,7 @@ def import_rows(
     Args:
         store: receives the cache.
         name: the cache's name.
-        format: the layout; see `interop.formats`.
+        layout: their format; see `interop.formats`.
         paths: files and folders of this machine.
         settings: how they are read and stored.
         model: whose rows they are: a model, from whose configuration the vocabulary's width is
@@ -107,11 +107,11 @@ def import_rows(
     settings = settings or ImportSettings()
     reporter = reporter or SilentReporter()
     check_name(name)
-    layout = import_format(format)
-    files = find_files(layout, format, paths)
+    importer = import_format(layout)
+    files = find_files(importer, layout, paths)
     width, identity, tokenizer = _model(store, model)
     origin = Origin(
-        format=format,
+        format=layout,
         files=tuple(_record(file) for file in files),
         options=settings.reading,
     )
@@ -120,10 +120,10 @@ def import_rows(
         return StageResult(existing, created=False)
     job = ReadJob(settings, tokenizer, width)
     with RowSpool() as spool:
-        with reporter.stage(f"Reading {format} files", "documents") as progress:
-            documents = _read(layout, files, job, spool, reporter, progress)
-        opened = _corpus(store, corpus or name, format, documents, settings, reporter)
-        placed = _placed(opened, documents, format, reporter)
+        with reporter.stage(f"Reading {layout} files", "documents") as progress:
+            documents = _read(importer, files, job, spool, reporter, progress)
+        opened = _corpus(store, corpus or name, layout, documents, settings, reporter)
+        placed = _placed(opened, documents, layout, reporter)
         contents = _Contents(opened, placed, spool, tokenizer)
         fingerprint = _fingerprint(
             contents, name, tokenizer, identity or _unnamed(origin, width), origin, settings
@@ -134,8 +134,8 @@ def import_rows(
 
 
 def find_files(
-    layout: ForeignFormat,
-    format: str,
+    importer: ForeignFormat,
+    layout: str,
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
 ) -> list[ForeignFile]:
     """The files of all paths, in order.
@@ -154,11 +154,11 @@ def find_files(
         path = Path(text).expanduser()
         if not path.exists():
             raise NotFoundError(f"There is no file or folder {text} to import.")
-        files = layout.files(path)
+        files = importer.files(path)
         if not files:
             raise NotFoundError(
-                f"{text} holds no file of the format {format}, which end with "
-                f"{', '.join(layout.suffixes)}."
+                f"{text} holds no file of the format {layout}, which end with "
+                f"{', '.join(importer.suffixes)}."
             )
         for file in files:
             inside = path.is_dir()
@@ -191,7 +191,12 @@ def _model(
             vocab_size=model.vocab_size,
         )
         return model.vocab_size, identity, model.tokenizer
-    tokenizer = Target.open(model, store=store).tokenizer
+    folder = None if isinstance(model, Tokenizer) else Path(model).expanduser()
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        # A folder of a tokenizer alone, or of a model.
+        tokenizer = load_tokenizer(folder)
+    else:
+        tokenizer = Target.open(model, store=store).tokenizer
     return len(tokenizer), None, tokenizer
 
 
@@ -229,7 +234,7 @@ def _existing(
 
 
 def _read(
-    layout: ForeignFormat,
+    importer: ForeignFormat,
     files: Sequence[ForeignFile],
     job: ReadJob,
     spool: RowSpool,
@@ -240,7 +245,7 @@ def _read(
     decoder = Decoder(job.tokenizer, spell_special=job.settings.special_tokens == "spell")
     documents: list[_Read] = []
     left_out = 0
-    for number, document in enumerate(layout.documents(files, job)):
+    for number, document in enumerate(importer.documents(files, job)):
         progress(number, number + 1)
         decoded = _decoded(decoder, document)
         if decoded is None or not decoded.text.strip():
@@ -287,7 +292,7 @@ def _kept(document: ForeignDocument, decoded: DecodedDocument, spool: RowSpool) 
 def _corpus(
     store: Store,
     name: str,
-    format: str,
+    layout: str,
     documents: Sequence[_Read],
     settings: ImportSettings,
     reporter: Reporter,
@@ -296,7 +301,7 @@ def _corpus(
     if (store.corpus(name) / "manifest.json").exists():
         return open_corpus(store, name)
     with tempfile.TemporaryDirectory(prefix="fusestore-import-") as folder:
-        file = Path(folder) / f"{format}.jsonl"
+        file = Path(folder) / f"{layout}.jsonl"
         with file.open("w", encoding="utf-8") as lines:
             for each in documents:
                 lines.write(json.dumps({"text": each.text.text}, ensure_ascii=False) + "\n")
@@ -311,7 +316,7 @@ def _corpus(
 
 
 def _placed(
-    corpus: Corpus, documents: Sequence[_Read], format: str, reporter: Reporter
+    corpus: Corpus, documents: Sequence[_Read], layout: str, reporter: Reporter
 ) -> list[_Read | None]:
     """For each document of the corpus what was read of it.
 
@@ -330,7 +335,7 @@ def _placed(
     left = sum(map(len, by_text.values()))
     if left == len(documents):
         raise IncompatibleError(
-            f"Corpus {corpus.name!r} holds none of the {len(documents):,} texts of the {format} "
+            f"Corpus {corpus.name!r} holds none of the {len(documents):,} texts of the {layout} "
             "rows. Name another corpus with --corpus: one that does not exist is made of them."
         )
     if left:
@@ -446,9 +451,7 @@ def _fingerprint(
         model=identity,
         tokenizer_digest=tokenizer.digest,
         tokenizer_length=len(tokenizer),
-        corpus=CorpusIdentity(
-            name=contents.corpus.name, digest=contents.corpus.manifest.digest
-        ),
+        corpus=CorpusIdentity(name=contents.corpus.name, digest=contents.corpus.manifest.digest),
         add_bos=contents.starts_with_bos,
         only="all" if is_whole else "imported",
         kept=None if is_whole else KeptSize(num_rows=kept.num_rows, num_runs=len(kept.runs)),

@@ -43,9 +43,7 @@ class ServedLines(ForeignFormat):
 
     suffixes = (".jsonl", ".ndjson", ".json")
 
-    def documents(
-        self, files: Sequence[ForeignFile], job: ReadJob
-    ) -> Iterator[ForeignDocument]:
+    def documents(self, files: Sequence[ForeignFile], job: ReadJob) -> Iterator[ForeignDocument]:
         """One an answer."""
         for file in files:
             for place, record in read_records(file, ()):

@@ -27,11 +27,11 @@ def teacher():
 def refused(tmp_path, teacher):
     """The message of an import that must fail and leave no store."""
 
-    def run(format, path, **settings):
+    def run(layout, path, **settings):
         store = Store.open(tmp_path / "store")
         with pytest.raises(FusestoreError) as caught:
             import_rows(
-                store, "rows", format, path, ImportSettings(**settings), model=teacher.tokenizer
+                store, "rows", layout, path, ImportSettings(**settings), model=teacher.tokenizer
             )
         assert not (tmp_path / "store").exists()
         return str(caught.value)
@@ -119,13 +119,15 @@ def test_a_header_cannot_ask_for_memory(refused, tmp_path):
     assert "its header needs" in refused("numpy", tmp_path / "rows.npz")
 
 
-@pytest.mark.parametrize("format", ["numpy", "fusellm", "axolotl", "distillkit", "llama.cpp", "vllm"])
+@pytest.mark.parametrize(
+    "layout", ["numpy", "fusellm", "axolotl", "distillkit", "llama.cpp", "vllm"]
+)
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".safetensors", ".arrow", ".parquet", ".jsonl"])
-def test_noise(refused, tmp_path, format, suffix):
+def test_noise(refused, tmp_path, layout, suffix):
     """Any bytes under any name fail as an error of ours, which names the file."""
     path = tmp_path / f"noise{suffix}"
     path.write_bytes(np.random.default_rng(0).bytes(500))
-    assert "noise" in refused(format, path)
+    assert "noise" in refused(layout, path)
 
 
 def llama_cpp_header(context, vocab_size, chunks):
@@ -162,9 +164,9 @@ def test_distillkit_needs_its_configuration(refused, tmp_path, teacher):
     message = refused("distillkit", tmp_path / "data_0.parquet")
     assert "'compressed_logprobs' has 16 bytes" in message
     assert "rows of 20" in message
-    pl.DataFrame([{"input_ids": [1, 2], "packed_indices": [[1]], "exact_values": [[0.5]]}]).write_parquet(
-        tmp_path / "data_0.parquet"
-    )
+    pl.DataFrame(
+        [{"input_ids": [1, 2], "packed_indices": [[1]], "exact_values": [[0.5]]}]
+    ).write_parquet(tmp_path / "data_0.parquet")
     assert "DistillKit's first layout" in refused("distillkit", tmp_path / "data_0.parquet")
 
 

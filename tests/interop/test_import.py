@@ -25,11 +25,11 @@ def teacher():
 def importing(tmp_path, teacher):
     """Imports files with the teacher's tokenizer; the cache is sound and has the teacher's texts."""
 
-    def run(format, paths, settings=EXACT, *, model=teacher.tokenizer):
+    def run(layout, paths, settings=EXACT, *, model=teacher.tokenizer):
         store = Store.open(tmp_path / "store")
-        cache = import_rows(store, "rows", format, paths, settings, model=model).artifact
+        cache = import_rows(store, "rows", layout, paths, settings, model=model).artifact
         assert verify_cache(cache.location) == []
-        assert cache.fingerprint.origin.format == format
+        assert cache.fingerprint.origin.format == layout
         return cache
 
     return run
@@ -270,9 +270,9 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_distillkit_compressed(importing, teacher, tmp_path, name):
     config = {
-        **{"d": 301, "k": K, "exact_dtype": "float32", "polynomial_terms": [], "residual_bins": []},
-        **{"term_dtype": "float32", "delta_encoding": True, "error_diffusion": False},
-        **{"normalize_t": False},
+        "d": 301, "k": K, "exact_dtype": "float32", "polynomial_terms": [], "residual_bins": [],
+        "term_dtype": "float32", "delta_encoding": True, "error_diffusion": False,
+        "normalize_t": False,
         **CONFIGS[name],
     }
     records = []
@@ -380,7 +380,10 @@ def test_llama_cpp(importing, tmp_path, adds_bos):
 def served_lines(teacher, server):
     for part, token_ids in zip(teacher.documents, teacher.ids, strict=True):
         ids, logprobs = teacher.top(part)
-        rows = [list(zip(*row, strict=True)) for row in zip(ids.tolist(), logprobs.tolist(), strict=True)]
+        rows = [
+            list(zip(*row, strict=True))
+            for row in zip(ids.tolist(), logprobs.tolist(), strict=True)
+        ]
         labels = list(zip(token_ids[1:], teacher.labels[part][:-1].tolist(), strict=True))
         if server == "sglang":
             yield {

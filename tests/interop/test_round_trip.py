@@ -50,11 +50,11 @@ def written(path, teacher, *, profile, has_row, k, labels=True):
     return store, result.artifact
 
 
-def again(store, teacher, format, path, **chosen):
+def again(store, teacher, layout, path, **chosen):
     """The cache after an export and an import."""
-    target = path / FILES.get(format, format)
-    export_cache(store, "a", format, target)
-    name = "numpy" if format == "safetensors" else format
+    target = path / FILES.get(layout, layout)
+    export_cache(store, "a", layout, target)
+    name = "numpy" if layout == "safetensors" else layout
     made = import_rows(
         store, "b", name, target, ImportSettings(**chosen), model=teacher.tokenizer, corpus="a"
     )
@@ -62,12 +62,19 @@ def again(store, teacher, format, path, **chosen):
     return made.artifact
 
 
+def ids_by_value(cache):
+    """The ids, equal values by rising id: a grid has many."""
+    rows = cache[:]
+    order = np.lexsort((rows.ids, -rows.logprobs), axis=-1)
+    return np.take_along_axis(rows.ids, order, axis=1)
+
+
 def check_equal(actual, expected, *, exact):
     """`exact`: tail and labels as well."""
     np.testing.assert_array_equal(actual.tokens.token_ids, expected.tokens.token_ids)
     np.testing.assert_array_equal(actual.tokens.end_offsets, expected.tokens.end_offsets)
-    np.testing.assert_array_equal(actual[:].ids, expected[:].ids)
     np.testing.assert_array_equal(actual[:].logprobs, expected[:].logprobs)
+    np.testing.assert_array_equal(ids_by_value(actual), ids_by_value(expected))
     if exact:
         np.testing.assert_array_equal(actual.kept.runs, expected.kept.runs)
         np.testing.assert_array_equal(actual[:].tail, expected[:].tail)
@@ -76,30 +83,30 @@ def check_equal(actual, expected, *, exact):
         assert actual.manifest.scores == expected.manifest.scores
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 2**32 - 1),
     profile=st.sampled_from(["compact", "lossless", "fast"]),
     k=st.integers(1, 7),
     missing=st.sampled_from([0.0, 0.3]),
-    format=st.sampled_from(["numpy", "safetensors"]),
+    layout=st.sampled_from(["numpy", "safetensors"]),
 )
-def test_plain_arrays_are_exact(tmp_path_factory, teacher, seed, profile, k, missing, format):
+def test_plain_arrays_are_exact(tmp_path_factory, teacher, seed, profile, k, missing, layout):
     path = tmp_path_factory.mktemp("case")
     has_row = np.random.default_rng(seed).random(teacher.tokens.num_tokens) >= missing
     store, cache = written(path, teacher, profile=profile, has_row=has_row, k=k)
     assert verify_cache(cache.location) == []
-    check_equal(again(store, teacher, format, path, profile=profile), cache, exact=True)
+    check_equal(again(store, teacher, layout, path, profile=profile), cache, exact=True)
 
 
-@pytest.mark.parametrize("format", ["axolotl", "distillkit"])
+@pytest.mark.parametrize("layout", ["axolotl", "distillkit"])
 @pytest.mark.parametrize("profile", ["compact", "lossless"])
-def test_layouts_of_trainers(tmp_path, teacher, format, profile):
+def test_layouts_of_trainers(tmp_path, teacher, layout, profile):
     """Entries are exact; the last token's row is lost, and labels outside the entries."""
     has_row = np.ones(teacher.tokens.num_tokens, np.bool_)
     has_row[teacher.tokens.document_offsets[1:] - 1] = False
     store, cache = written(tmp_path, teacher, profile=profile, has_row=has_row, k=5)
-    made = again(store, teacher, format, tmp_path, profile=profile)
+    made = again(store, teacher, layout, tmp_path, profile=profile)
     check_equal(made, cache, exact=False)
     np.testing.assert_array_equal(made.kept.runs, cache.kept.runs)
     assert made.fingerprint.known_tail
