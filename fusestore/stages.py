@@ -13,6 +13,12 @@ from typing import TYPE_CHECKING, Any
 from fusestore.store.result import StageResult
 
 if TYPE_CHECKING:
+    from fusestore.train.run import train_model
+    from fusestore.merge.run import merge_models
+    from fusestore.interop.run import import_rows
+    from fusestore.corpus.run import build_corpus
+    from fusestore.capture.run import capture
+    from fusestore.align.run import align
     from fusestore.data.fused import Fused
     from fusestore.fuse.recipe import Recipe
     from fusestore.models.model import Model
@@ -22,7 +28,13 @@ if TYPE_CHECKING:
     from fusestore.tokenizers.tokenizer import Tokenizer
 
 __all__ = [
-    *("align", "build_corpus", "capture", "fuse", "import_rows", "merge_models", "train_model"),
+    "align",
+    "build_corpus",
+    "capture",
+    "fuse",
+    "import_rows",
+    "merge_models",
+    "train_model",
 ]
 
 _HOMES = {

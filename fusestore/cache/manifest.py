@@ -210,7 +210,7 @@ class Fingerprint(Manifest):
 
     @property
     def is_partial(self) -> bool:
-        """Whether tokens that are scored may lack a row, or the row its next token's probability."""
+        """Whether tokens that are scored may lack a row, or rows their label's probability."""
         return self.only == "imported" or not self.known_labels
 
     @property

@@ -60,7 +60,7 @@ class CacheKind(ArtifactKind):
         if fingerprint["kept"]:
             tokens = f"{fingerprint['kept']['num_rows']:,} {fingerprint['only']} of {tokens}"
         origin = fingerprint.get("origin")
-        source = "" if origin is None else f", imported from {origin['format']}"
+        source = "" if origin is None else _imported_from(origin)
         return f"{tokens}, {kept}, {manifest['num_bytes']:,} bytes{source}"
 
     def inputs(self, manifest: Mapping[str, Any]) -> Iterable[Input]:
@@ -178,6 +178,12 @@ class CacheKind(ArtifactKind):
             "cache-receipt": DocumentSchema(Receipt[None], f"{root}/receipts/<part>.json"),
             "cache": DocumentSchema(CacheManifest, f"{root}/manifest.json"),
         }
+
+
+def _imported_from(origin: Mapping[str, Any]) -> str:
+    names = [file["name"] for file in origin["files"]]
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f", imported from {origin['format']} ({', '.join(names[:2])}{more})"
 
 
 def import_again(name: str, origin: Origin) -> str:

@@ -15,6 +15,7 @@ may be n. Where a rank is missing its id is not initialized.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,8 @@ def _documents(
             "each but the last."
         )
     # What stands behind the first missing rank is made of it.
-    values = np.where(np.logical_or.accumulate(~np.isfinite(values), axis=1), -np.inf, values)
-    has_row = (values > -np.inf).any(axis=1)
+    values = np.where(np.cumsum(~np.isfinite(values), axis=1) > 0, -np.inf, values)
+    has_row = np.isfinite(values).any(axis=1)
     for start, stop in _parts(place, record, count):
         part = token_ids[start:stop]
         positions = np.flatnonzero(has_row[start:stop])
@@ -132,7 +133,7 @@ def _parts(place: str, record: Record, count: int) -> list[tuple[int, int]]:
     edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), count]
     return [
         (start, stop)
-        for start, stop in zip(edges[:-1], edges[1:], strict=True)
+        for start, stop in itertools.pairwise(edges)
         if stop > start and mask[start] > 0
     ]
 
@@ -166,8 +167,8 @@ def _entries(place: str, record: Record, config: CompressionConfig | None) -> tu
         raise InvalidInputError(
             f"{place} has {len(data)} rows of log-probabilities and {len(bits)} of ids."
         )
-    ids = unpack(bits, config.id_bits, config.k).astype(np.int64)
-    return decode_values(data, config), ids
+    unpacked = unpack(bits, config.id_bits, config.k).astype(np.int64)
+    return decode_values(data, config), unpacked
 
 
 def _bytes(place: str, column: str, values: Any, width: int) -> npt.NDArray[np.uint8]:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pydantic import Field
 from fusestore.cache.reader import Cache, open_cache
 from fusestore.cache.rows import Rows
 from fusestore.errors import AlreadyExistsError, IncompatibleError, InvalidInputError
-from fusestore.interop.formats import exporter
+from fusestore.interop.formats import EXPORTS, check_format, load
 from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
@@ -83,7 +84,8 @@ def export_cache(
         InvalidInputError: no such format, or no folder to write in.
         IncompatibleError: the layout cannot hold the cache's rows.
     """
-    write = exporter(layout)
+    check_format(layout, EXPORTS, "export to")
+    write: Exporter = load(EXPORTS[layout])
     opened = open_cache(store, cache) if isinstance(cache, str) else cache
     target = Path(os.fspath(path)).expanduser()
     if "://" in os.fspath(path):
@@ -118,7 +120,7 @@ def export_cache(
 def cached_documents(cache: Cache, progress: Progress) -> Iterator[CachedDocument]:
     """All documents of a cache with tokens, in order."""
     offsets = cache.document_offsets.tolist()
-    for index, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for index, (start, stop) in enumerate(itertools.pairwise(offsets)):
         if stop > start:
             token_ids, _ = cache.read_tokens(start, stop)
             yield CachedDocument(index, token_ids, cache[start:stop], cache.kept.mask(start, stop))

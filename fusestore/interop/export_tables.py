@@ -64,7 +64,7 @@ def export_datasets(cache: Cache, path: Path, progress: Progress) -> None:
         "homepage": "",
         "license": "",
     }
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": file}],
         "_fingerprint": hashlib.sha256(cache.digest.encode()).hexdigest()[:16],
         "_format_columns": None,

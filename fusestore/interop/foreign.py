@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -296,7 +296,8 @@ def _rows(ids: Ids, logprobs: Floats, tail: Floats, label: Floats) -> Rows:
         )
 
 
-def _refuse(bad: npt.NDArray[np.bool_], place: str, problem: Callable[[int], str]) -> None:
+def _refuse(bad: Any, place: str, problem: Callable[[int], str]) -> None:  # noqa: ANN401 - a mask
+    """Raise for the first row of a mask, bool [m], that is set."""
     if bad.any():
         row = int(bad.argmax())
         raise InvalidInputError(f"{place}, row {row}: {problem(row)}.")

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fusestore.errors import InvalidInputError, did_you_mean
-
-if TYPE_CHECKING:
-    from fusestore.interop.export import Exporter
-    from fusestore.interop.foreign import ForeignFormat
 
 IMPORTS = {
     "numpy": "fusestore.interop.numpy_arrays:NumpyArrays",
@@ -46,20 +42,7 @@ def check_format(name: str, known: dict[str, str], verb: str) -> None:
         )
 
 
-def import_format(name: str) -> ForeignFormat:
-    """The importer of a layout; errors as for `check_format`."""
-    check_format(name, IMPORTS, "import")
-    made: ForeignFormat = _named(IMPORTS[name])()
-    return made
-
-
-def exporter(name: str) -> Exporter:
-    """The exporter of a layout; errors as for `check_format`."""
-    check_format(name, EXPORTS, "export to")
-    found: Exporter = _named(EXPORTS[name])
-    return found
-
-
-def _named(entry: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a class or a function
+def load(entry: str) -> Any:  # noqa: ANN401 - a class or a function
+    """What `module:name` names; the module is imported."""
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)

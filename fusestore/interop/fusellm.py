@@ -2,7 +2,7 @@
 
     input_ids           list of integers [n]
     attention_mask      list of integers [n]; optional; padding is 0
-    per_step_logits     list [n] of lists [k]: raw logits, float16; row i as Hugging Face `logits[i]`
+    per_step_logits     list [n] of lists [k]: raw logits, float16; row i as in `logits[i]`
     per_step_indices    list [n] of lists [k]
     per_step_metric_ce  list [n − 1]: −log p(token i + 1); optional
 
@@ -116,7 +116,7 @@ def unmasked(place: str, record: Record, token_ids: Ids) -> Ids:
     places = np.flatnonzero(mask)
     if len(places) and np.any(np.diff(places) != 1):
         raise InvalidInputError(
-            f"{place} has an attention_mask with a gap after token {places[np.diff(places) != 1][0]}"
-            ": padding stands before or after a document."
+            f"{place} has an attention_mask with a gap after token "
+            f"{places[:-1][np.diff(places) != 1][0]}: padding stands before or after a document."
         )
     return places

@@ -13,6 +13,7 @@ Row r is the distribution for the token after its token, as everywhere in fusest
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -101,7 +102,7 @@ def _documents(name: str, arrays: Mapping[str, Array], job: ReadJob) -> Iterator
             f"0 to the {count} tokens."
         )
     first_row = np.concatenate([np.zeros(1, np.int64), np.cumsum(has_row)])
-    for index, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for index, (start, stop) in enumerate(itertools.pairwise(offsets.tolist())):
         place = f"Document {index} of {name}"
         token_ids = tokens[start:stop].astype(np.int64)
         part = slice(int(first_row[start]), int(first_row[stop]))

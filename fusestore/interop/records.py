@@ -134,7 +134,7 @@ def integers(place: str, column: str, values: Any) -> npt.NDArray[np.int64]:  # 
 def matrix(
     place: str,
     column: str,
-    values: Any,
+    values: Any,  # noqa: ANN401 - a table's cell
     fill: float,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Float64 [n, k] of a list of lists, and the length of each, −1 for null.

@@ -15,7 +15,8 @@ class RowSpool:
     """Rows of documents, written once and read in any order; removed when it is closed."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="fusestore-import-")
+        # Open for as long as the spool.
+        self._file = tempfile.TemporaryFile(prefix="fusestore-import-")  # noqa: SIM115
         self._places: list[tuple[int, int, int]] = []
 
     def __enter__(self) -> Self:

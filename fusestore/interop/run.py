@@ -40,7 +40,7 @@ from fusestore.errors import (
 )
 from fusestore.interop.decoded_document import DecodedDocument, Decoder
 from fusestore.interop.foreign import ForeignDocument, ForeignFile, ForeignFormat, ReadJob
-from fusestore.interop.formats import import_format
+from fusestore.interop.formats import IMPORTS, check_format, load
 from fusestore.interop.row_spool import RowSpool
 from fusestore.interop.settings import ImportSettings
 from fusestore.models.model import Model
@@ -107,7 +107,8 @@ def import_rows(
     settings = settings or ImportSettings()
     reporter = reporter or SilentReporter()
     check_name(name)
-    importer = import_format(layout)
+    check_format(layout, IMPORTS, "import")
+    importer: ForeignFormat = load(IMPORTS[layout])()
     files = find_files(importer, layout, paths)
     width, identity, tokenizer = _model(store, model)
     origin = Origin(

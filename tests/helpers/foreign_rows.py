@@ -1,5 +1,6 @@
 """Rows of a made-up teacher over real text, as the files of other tools hold them."""
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,7 +30,7 @@ class Teacher:
     @property
     def documents(self) -> list[slice]:
         offsets = self.tokens.document_offsets.tolist()
-        return [slice(*bounds) for bounds in zip(offsets[:-1], offsets[1:], strict=True)]
+        return [slice(*bounds) for bounds in itertools.pairwise(offsets)]
 
     @property
     def ids(self) -> list[list[int]]:

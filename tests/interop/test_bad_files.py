@@ -1,4 +1,4 @@
-"""Files that are damaged, of another tokenizer, or hostile: one clear error, and nothing written."""
+"""Files that are damaged, of another tokenizer, or hostile: one error, and nothing written."""
 
 import io
 import json

@@ -23,7 +23,7 @@ def teacher():
 
 @pytest.fixture
 def importing(tmp_path, teacher):
-    """Imports files with the teacher's tokenizer; the cache is sound and has the teacher's texts."""
+    """Imports files with the teacher's tokenizer; the cache is sound."""
 
     def run(layout, paths, settings=EXACT, *, model=teacher.tokenizer):
         store = Store.open(tmp_path / "store")
@@ -114,7 +114,7 @@ def fusellm_files(tmp_path, teacher):
                 "metric_ce": 1.0,
             }
             if losses:
-                record["per_step_metric_ce"] = (-teacher.labels[part][:-1]).tolist() + [0.0, 0.0]
+                record["per_step_metric_ce"] = [*(-teacher.labels[part][:-1]).tolist(), 0.0, 0.0]
             records.append(record)
         folder = tmp_path / "fusellm"
         folder.mkdir()
@@ -270,8 +270,14 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_distillkit_compressed(importing, teacher, tmp_path, name):
     config = {
-        "d": 301, "k": K, "exact_dtype": "float32", "polynomial_terms": [], "residual_bins": [],
-        "term_dtype": "float32", "delta_encoding": True, "error_diffusion": False,
+        "d": 301,
+        "k": K,
+        "exact_dtype": "float32",
+        "polynomial_terms": [],
+        "residual_bins": [],
+        "term_dtype": "float32",
+        "delta_encoding": True,
+        "error_diffusion": False,
         "normalize_t": False,
         **CONFIGS[name],
     }
@@ -400,7 +406,7 @@ def served_lines(teacher, server):
                 },
             }
             continue
-        listed = [None]
+        listed: list[object] = [None]
         for index, (row, label) in enumerate(zip(rows[:-1], labels, strict=True)):
             whole = teacher.logprobs[part][index]
             entries = dict([*row, label])

@@ -49,7 +49,7 @@ def store(tmp_path_factory, teacher):
     folder = tmp_path_factory.mktemp("imported")
     opened = Store.open(folder / "store")
     keep = np.random.default_rng(0).random(teacher.tokens.num_tokens) > 0.3
-    few = dict(keep=keep)
+    few = {"keep": keep}
     for name, choices in {"whole": {}, "few": few, "bare": {"labels": False}}.items():
         path = given(folder / f"{name}.npz", teacher, **choices)
         import_rows(
@@ -123,13 +123,13 @@ def test_an_unknown_tail_is_refused_or_renormalized(store, teacher):
     with pytest.raises(IncompatibleError, match="--unknown-tail renormalize"):
         fused(store, teacher, "ratios")
     rows, _ = fused(store, teacher, "renormalized")
-    ids, logprobs = teacher.top(slice(None))
+    _, logprobs = teacher.top(slice(None))
     norm = logprobs - np.log(np.exp(logprobs).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(rows.logprobs[:, :4], norm, atol=1 / 16)
 
 
 def test_another_tokenizer_reads_partial_rows(store, teacher):
-    """Through an alignment, labels of several tokens and rows inside tokens meet what is missing."""
+    """Through an alignment, labels of several tokens meet what is missing."""
     target = Tokenizer(train_tokenizer(TEXTS[::2], 270), "target")
     for name in ("whole", "few", "bare"):
         align(store, name, target)

@@ -142,7 +142,7 @@ def test_parquet_and_datasets_hold_all(tmp_path, teacher):
         assert table[column].explode().equals(whole[column].alias(column))
     assert table["input_ids"].explode().to_list() == cache.tokens.token_ids.tolist()
     assert table["ids"][0].to_list()[3] is None
-    # The reader of corpora knows such folders: state.json and dataset_info.json are as they must be.
+    # The reader of corpora knows such folders by state.json.
     with pytest.raises(InvalidInputError, match="input_ids"):
         read_documents(tmp_path / "saved", text_column="text")
 
