@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 from fusestore.store.result import StageResult
 
 if TYPE_CHECKING:
-    from fusestore.train.run import train_model
-    from fusestore.merge.run import merge_models
-    from fusestore.interop.run import import_rows
-    from fusestore.corpus.run import build_corpus
-    from fusestore.capture.run import capture
     from fusestore.align.run import align
+    from fusestore.capture.run import capture
+    from fusestore.corpus.run import build_corpus
     from fusestore.data.fused import Fused
     from fusestore.fuse.recipe import Recipe
+    from fusestore.interop.run import import_rows
+    from fusestore.merge.run import merge_models
     from fusestore.models.model import Model
     from fusestore.models.target import Target
     from fusestore.progress import Reporter
     from fusestore.store.layout import Store
     from fusestore.tokenizers.tokenizer import Tokenizer
+    from fusestore.train.run import train_model
 
 __all__ = [
     "align",

@@ -117,7 +117,7 @@ def json_schemas(generated):
     }
 
 
-LEFT_OUT = {"stream_order"}
+LEFT_OUT = {"known_labels", "origin", "stream_order"}
 """Keys that a manifest lacks where they would say nothing."""
 
 

@@ -106,7 +106,7 @@ def _documents(
         )
     # What stands behind the first missing rank is made of it.
     values = np.where(np.cumsum(~np.isfinite(values), axis=1) > 0, -np.inf, values)
-    has_row = np.isfinite(values).any(axis=1)
+    has_row = np.asarray(np.isfinite(values).any(axis=1))
     for start, stop in _parts(place, record, count):
         part = token_ids[start:stop]
         positions = np.flatnonzero(has_row[start:stop])
