@@ -15,6 +15,9 @@ from fusestore.interop.foreign import ForeignFile
 
 TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json")
 
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""Without it a stream that lacks its last batches looks like a whole one."""
+
 _ROWS_AT_ONCE = 64
 _MAX_LINE = 2**30
 """Characters of a line of JSON; more is refused."""
@@ -56,6 +59,13 @@ def _frames(file: ForeignFile, columns: tuple[str, ...]) -> Iterator[pl.DataFram
             return
         with file.path.open("rb") as data:
             is_file = data.read(6) == b"ARROW1"
+            data.seek(-min(len(_END_OF_STREAM), file.path.stat().st_size), 2)
+            is_whole = is_file or data.read() == _END_OF_STREAM
+        if not is_whole:
+            raise InvalidInputError(
+                f"{file.name} is no Arrow file, or a stream that was cut off: it lacks the mark "
+                "of its end. Copy it again."
+            )
         reader = pl.read_ipc if is_file else pl.read_ipc_stream
         table = reader(file.path)
         yield table.select(name for name in columns if name in table.columns)

@@ -211,3 +211,11 @@ def test_a_truncated_table(refused, tmp_path, teacher):
         import_rows(
             Store.open(tmp_path / "other"), "rows", "axolotl", path, model=teacher.tokenizer
         )
+
+
+def test_a_truncated_stream(refused, tmp_path, teacher):
+    """Its batches are whole; only the mark of the end is missing."""
+    path = tmp_path / "rows.arrow"
+    pl.DataFrame([{"input_ids": teacher.ids[0]}]).write_ipc_stream(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    assert "it lacks the mark of its end" in refused("fusellm", path)
