@@ -74,6 +74,8 @@ class CacheKind(ArtifactKind):
     def model(self, manifest: Mapping[str, Any]) -> str | None:
         """What opens the source model; for a folder its architecture and digest."""
         model = manifest["fingerprint"]["model"]
+        if manifest["fingerprint"].get("origin") and not manifest.get("model_spec"):
+            return f"{model['architecture']}, of imported rows"
         digest = f"{model['architecture']} {str(model['spec_digest'])[:16]}"
         return str(manifest.get("model_spec") or f"a folder: {digest}")
 

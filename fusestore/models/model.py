@@ -150,9 +150,10 @@ class Model:
                 # So the command that captured the cache also works a second time.
                 return cls._elsewhere(f"./{name}", None, None, False)
             raise NotFoundError(
-                f"Cache {name!r} in {store.location} was captured from a folder of another place: "
-                f"the model with digest {cached.digest[:16]}. Give that folder instead of the "
-                f"cache's name (a folder called {name} as ./{name})."
+                f"Cache {name!r} in {store.location} was captured from a folder of another place, "
+                f"or imported: the model with digest {cached.digest[:16]}. Give the model's folder "
+                f"or its tokenizer.json instead of the cache's name (a folder called {name} as "
+                f"./{name})."
             )
         return cls._of_cache(name, cached, cached.spec)
 
