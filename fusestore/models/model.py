@@ -151,8 +151,8 @@ class Model:
                 return cls._elsewhere(f"./{name}", None, None, False)
             raise NotFoundError(
                 f"Cache {name!r} in {store.location} was captured from a folder of another place, "
-                f"or imported: the model with digest {cached.digest[:16]}. Give the model's folder "
-                f"or its tokenizer.json instead of the cache's name (a folder called {name} as "
+                f"or imported: the model with digest {cached.digest[:16]}. Give that folder, "
+                f"or a tokenizer.json, instead of the cache's name (a folder called {name} as "
                 f"./{name})."
             )
         return cls._of_cache(name, cached, cached.spec)
