@@ -34,6 +34,8 @@ COMMANDS = {
     "push fused/mixed --to {tmp} --with-inputs": "output-copy",
     "pull cache/wide --from {store} --to {tmp} --dry-run": "output-copy",
     "sync --to {tmp} --dry-run": "output-copy",
+    "report --no-forecast -o {tmp}.html": "output-report",
+    "export cache/wide {tmp}.parquet --format parquet": "output-export",
 }
 
 
