@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
-from fusestore.errors import InvalidInputError
 from fusestore.report.learning_curves import Curve, LearningCurve
+from fusestore.report.output_file import check_output_file
 from fusestore.report.plot_frame import PlotFrame, decimals, short_number
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
@@ -24,21 +24,7 @@ def check_plot_file(file: str, store: Location) -> None:
     Raises:
         InvalidInputError: the file is not called `….svg`, or lies in the store.
     """
-    if not file.endswith(".svg"):
-        raise InvalidInputError(
-            f"The plot is an SVG image, but the file is called {file}. Give a name that ends with "
-            ".svg."
-        )
-    location = Location.parse(file)
-    if (
-        location.is_local
-        and store.is_local
-        and location.path.resolve().is_relative_to(store.path.resolve())
-    ):
-        raise InvalidInputError(
-            f"The plot {file} lies in the store {store}, where every file belongs to an artifact. "
-            "Give a file outside of it."
-        )
+    check_output_file(file, store, "plot", "an SVG image", ".svg")
 
 
 def save_plot(file: str, curves: Sequence[LearningCurve]) -> None:

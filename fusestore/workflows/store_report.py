@@ -16,7 +16,7 @@ from fusestore.align.report.overview import alignment_summary
 from fusestore.align.stored import open_alignment
 from fusestore.cache.reader import open_cache
 from fusestore.corpus.corpus import open_corpus
-from fusestore.errors import FusestoreError, InvalidInputError
+from fusestore.errors import FusestoreError
 from fusestore.forecast.analysis import analyze_fusion
 from fusestore.forecast.forecast import Forecast
 from fusestore.forecast.settings import ForecastSettings
@@ -27,6 +27,7 @@ from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.resolve import find_inputs, with_names_now
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.report.learning_curves import LearningCurve
+from fusestore.report.output_file import check_output_file
 from fusestore.report.page.charts import check_charts
 from fusestore.report.page.content import (
     AbsentPart,
@@ -68,21 +69,7 @@ def check_report_file(file: str, store: Location) -> None:
         InvalidInputError: the file is not called `….html`, or lies in the store.
         MissingDependencyError: the package that draws the charts is not installed.
     """
-    if not file.endswith(".html"):
-        raise InvalidInputError(
-            f"The report is a page of HTML, but the file is called {file}. Give a name that ends "
-            "with .html."
-        )
-    location = Location.parse(file)
-    if (
-        location.is_local
-        and store.is_local
-        and location.path.resolve().is_relative_to(store.path.resolve())
-    ):
-        raise InvalidInputError(
-            f"The report {file} lies in the store {store}, where every file belongs to an "
-            "artifact. Give a file outside of it."
-        )
+    check_output_file(file, store, "report", "a page of HTML", ".html")
     check_charts()
 
 
