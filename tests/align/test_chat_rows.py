@@ -25,9 +25,9 @@ EXCHANGES = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3)
     ("source", "target"),
     [
         ("gemma3", "smollm2"),
-        ("llama3", "qwen3"),
         ("qwen3", "mistral_nemo"),
-        ("qwen2_5", "llama3_1"),
+        pytest.param("llama3", "qwen3", marks=pytest.mark.slow),
+        pytest.param("qwen2_5", "llama3_1", marks=pytest.mark.slow),
     ],
 )
 @given(exchanges=EXCHANGES)

@@ -157,7 +157,10 @@ def test_nothing_is_converted_but_the_tokenizer(job, name, monkeypatch):
     assert cache.fingerprint.tokenizer_digest == Model.open(str(job.file)).tokenizer.digest
 
 
-@pytest.mark.parametrize("form", ["F16", "Q8_0", "Q4_0", "Q5_1"])
+@pytest.mark.parametrize(
+    "form",
+    ["F16", "Q4_0", *(pytest.param(form, marks=pytest.mark.slow) for form in ("Q8_0", "Q5_1"))],
+)
 def test_the_weights_are_those_of_the_file(job, name, form):
     """Blocks keep their weights; activations are rounded to 8 bits, far less than the weights."""
     [file] = job.write(f"{form}.gguf", quantization=getattr(gguf.GGMLQuantizationType, form))

@@ -1,5 +1,6 @@
 """Fits in a store: made once, found again, refused where they do not belong."""
 
+from itertools import product
 from typing import get_args
 
 import numpy as np
@@ -53,9 +54,19 @@ def test_a_fit_is_made_once_kept_by_digest_and_verified(small):
     assert inputs.recipe.fit in [given.digest for given in fused.kind.inputs(fused.manifest)]
 
 
-@pytest.mark.parametrize("temperature", [False, True])
-@pytest.mark.parametrize("keep_label", [False, True])
-@pytest.mark.parametrize("least", [None, 0.05])
+@pytest.mark.parametrize(
+    ("least", "keep_label", "temperature"),
+    [
+        pytest.param(
+            least,
+            keep_label,
+            temperature,
+            # All on or all off; what is between them repeats.
+            marks=[pytest.mark.slow] * (len({least is not None, keep_label, temperature}) > 1),
+        )
+        for least, keep_label, temperature in product([None, 0.05], [False, True], [False, True])
+    ],
+)
 def test_rows_are_whole_whatever_the_shards_and_the_same_every_time(
     small, temperature, keep_label, least
 ):

@@ -53,6 +53,7 @@ def test_leftovers_go_and_artifacts_stay(some):
     assert hashes(some.location) == sound
 
 
+@S3_IS_SLOW
 def test_what_is_made_on_demand_goes_when_nothing_uses_it(some):
     store = fs.open_store(some.location)
     before = {artifact.path for artifact in list_artifacts(some)}

@@ -49,6 +49,7 @@ def check_sound(store):
         assert not artifact.missing_inputs, artifact
 
 
+@S3_IS_SLOW
 def test_every_byte_and_every_user_stay(some):
     before = hashes(some.location)
     rename_all(some)
