@@ -36,7 +36,10 @@ multiprocessing.set_forkserver_preload(["torch"])
 
 LONGEST = (
     "tests/align/test_conventions.py",
+    "tests/pipeline/test_chat_demo.py",
+    "tests/capture/test_llama_cpp_models.py",
     "tests/capture/test_smollm2.py",
+    "tests/capture/test_large.py",
     "tests/capture/test_crash.py",
     "tests/train/test_deepspeed.py",
     "tests/cli/test_repair.py",
@@ -52,8 +55,13 @@ LONGEST = (
     "tests/pipeline/test_examples.py",
     "tests/pipeline/test_public_names.py",
     "tests/capture/test_storage_failures.py",
+    "tests/cli/test_interrupt.py",
+    "tests/train/test_lora.py",
+    "tests/sharing/test_sharing.py",
+    "tests/data/test_streaming.py",
+    "tests/capture/test_servers.py",
+    "tests/managing/test_renaming.py",
     "tests/storage/test_hub.py",
-    "tests/tokenizers/test_ends.py",
 )
 """Files that take longest, longest first."""
 
