@@ -276,7 +276,7 @@ class FusionFile(FusionConfig):
 
 
 def _fusion_file_schema() -> dict[str, Any]:
-    """fusion.toml as people write it, before [capture], [fuse] and [train] are dealt out.
+    """fusion.toml as people write it: what [capture], [fuse] and [train] share stands there once.
 
     That the names in it are names of other tables is beyond JSON Schema.
     """

@@ -11,6 +11,9 @@ from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
 from fusestore.tokenizers.vocabulary_table import load_vocabulary
 
+_LEAST = np.finfo(np.float32).min
+"""Stands for the logarithm of 0, which JSON does not have."""
+
 
 class ShownEntry(Frozen):
     """One kept entry of a row.
@@ -38,7 +41,8 @@ class ShownRow(Frozen):
         label_rank: place of the next token among the entries, from 1; null if it is not among
             them.
         kept: whether the cache has a row for it; captures may keep those of supervised tokens only.
-        tail: natural logarithm of the mass outside the entries; null if it is unknown.
+        tail: natural logarithm of the mass outside the entries, the least float32 where there is
+            none; null if it is unknown.
         entries: most likely first.
     """
 
@@ -131,4 +135,4 @@ def _text(data: bytes) -> str:
 
 
 def _known(value: np.float32) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    return None if np.isnan(value) else float(max(value, _LEAST))

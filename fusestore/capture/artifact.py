@@ -80,7 +80,7 @@ class CacheKind(ArtifactKind):
         return str(manifest.get("model_spec") or f"a folder: {digest}")
 
     def num_tokens(self, manifest: Mapping[str, Any]) -> int:
-        """Tokens of the source, each with a row."""
+        """Tokens of the source, with or without a row."""
         return int(manifest["fingerprint"]["num_tokens"])
 
     def digest(self, manifest: Mapping[str, Any]) -> str:

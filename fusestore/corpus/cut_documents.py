@@ -128,11 +128,10 @@ def _conversations(
         # Without a limit too, because it shows that every model can read the conversation.
         limit = max_length or sys.maxsize
         segmented = segment_conversation(conversation, encoders, limit, partial(_name, source))
-        unshared.update(_unshared(conversation))
-        for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
-            if _unshared(conversation):
-                names = encoder.left_out(conversation)
-                unread.update((tokenizer.name, name) for name in names)
+        found = _unshared(conversation)
+        unshared.update(found)
+        for tokenizer, encoder in zip(tokenizers, encoders, strict=True) if found else ():
+            unread.update((tokenizer.name, name) for name in encoder.left_out(conversation))
         cut.dropped_exchanges += len(segmented.left_out)
         trained_on = conversation.trained_on(chat.train_on)
         for first, stop in segmented.left_out:

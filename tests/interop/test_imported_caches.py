@@ -1,5 +1,7 @@
 """What fusing, forecasting, showing and repairing make of imported caches."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -163,6 +165,15 @@ def test_show_tells_the_origin(store):
     assert "imported from numpy" in artifact.kind.describe(artifact.manifest)
     settings = fs.open_store(store.location).describe("cache/few").settings
     assert settings["origin.format"] == "numpy"
+
+
+@pytest.mark.parametrize(("name", "shown"), [("ratios", "unknown"), ("renormalized", "0.000")])
+def test_no_mass_outside_the_entries_is_not_an_unknown_one(store, name, shown):
+    artifact = find_artifact(store, f"cache/{name}")
+    view = artifact.kind.view_document(store, artifact, 0, 3)
+    (table,) = view.tables
+    assert {line[table.columns.index("tail")] for line in table.rows} == {shown}
+    json.dumps(view.content, allow_nan=False)
 
 
 def test_a_repair_asks_for_the_files(store):
