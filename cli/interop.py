@@ -124,7 +124,10 @@ def export(
     ],
     store: StoreOption,
     layout: Annotated[
-        str, typer.Option("--format", "-f", metavar="FORMAT", help=f"{', '.join(EXPORTS)}.")
+        str,
+        typer.Option(
+            "--format", "-f", metavar="FORMAT", help=f"Layout to write: {', '.join(EXPORTS)}."
+        ),
     ] = "parquet",
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
