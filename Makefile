@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 RUN = $(VENV)/bin
 # A few processes, each with whole files: what a file's tests share is made once.
-PYTEST = $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST = $(RUN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # Keeps compiled bytecode also where the environment turns that off: otherwise each test process and
 # each program that a test starts compiles torch and transformers again.

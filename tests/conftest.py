@@ -77,6 +77,11 @@ class FilesTogether(LoadFileScheduling):
         return "tokenizers" if nodeid.startswith(SAME_TOKENIZERS) else super()._split_scope(nodeid)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: each waits for servers and other processes a fifth of its time."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesTogether:
     return FilesTogether(config, log)
 
@@ -185,11 +190,18 @@ def packaged_model(tmp_path_factory: pytest.TempPathFactory) -> PackagedModel:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """The URL of a moto S3 server that lives as long as the test session."""
+    from moto import backends
+    from moto.core.errors import ErrorLookupFactory
     from moto.server import ThreadedMotoServer
     from werkzeug.serving import WSGIRequestHandler
 
     # Otherwise a small answer waits 40 ms for the receipt of its header.
     WSGIRequestHandler.disable_nagle_algorithm = True
+    # Moto lists its own folders at each request, and all of S3's errors at each that fails.
+    folders = list(backends.list_of_moto_modules())
+    backends.list_of_moto_modules = lambda: folders
+    ErrorLookupFactory.__init__ = lambda _: None  # type: ignore[method-assign]
+    ErrorLookupFactory._error_lut_cache = {}
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.source_files import parsed
+
 ROOT = Path(__file__).parent.parent
 
 FLOORS = (
@@ -42,7 +44,7 @@ def modules(folder: Path, package: str) -> dict[str, Path]:
 def imports(path: Path, names: frozenset[str]) -> set[str]:
     """Modules among `names` that a file imports anywhere: functions and TYPE_CHECKING count too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in parsed(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -126,7 +128,7 @@ def test_tiny_models_come_from_one_factory() -> None:
     for name, path in TESTS.items():
         if name == factory:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in parsed(path):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("transformers"):
                 made = [alias.name for alias in node.names if alias.name.endswith("Config")]
                 assert set(made) <= {"AutoConfig"}, (path, made)

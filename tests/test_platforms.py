@@ -22,6 +22,7 @@ from fusestore.store.copy import check_paths
 from fusestore.store.fingerprints import write_fingerprint
 from fusestore.store.layout import Store
 from fusestore.workflows.sharing import copy_artifacts
+from tests.helpers.source_files import parsed
 from tests.helpers.tiny_job import hashes
 
 ROOT = Path(__file__).parent.parent
@@ -48,14 +49,14 @@ ASKED_FOR = {("cache_folder.py", "os.posix_fallocate")}
 
 def test_nothing_of_posix_is_imported_with_a_module():
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = parsed(path)
         inside = {
             id(node)
-            for function in ast.walk(tree)
+            for function in nodes
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
             for node in ast.walk(function)
         }
-        for node in ast.walk(tree):
+        for node in nodes:
             if id(node) not in inside and isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names}
                 names |= {node.module} if isinstance(node, ast.ImportFrom) else set()
@@ -66,7 +67,7 @@ def test_no_name_of_posix_is_used():
     used = {
         (path.name, f"{node.value.id}.{node.attr}")
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in parsed(path)
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.attr in POSIX_NAMES.get(node.value.id, ())
@@ -77,7 +78,7 @@ def test_no_name_of_posix_is_used():
 def test_text_files_have_a_stated_encoding():
     """Windows reads and writes text as cp1252 unless told otherwise."""
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in parsed(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 stated = {keyword.arg for keyword in node.keywords}
                 assert node.func.attr not in TEXT_IO or "encoding" in stated, path
