@@ -3,12 +3,15 @@
 import gc
 import multiprocessing
 import os
+import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer  # type: ignore[import-untyped]
@@ -28,6 +31,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Tests write many small files, and each takes a disk ten times as long.
+MEMORY = Path("/dev/shm")
+if sys.platform == "linux" and os.access(MEMORY, os.W_OK):
+    room = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available)
+    if room >= 12 << 30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+# Modules stay: a tenth of collecting tests would be the search for garbage among them.
+gc.disable()
 
 # Workers of a DataLoader are forks of a process that has imported this once. Nothing of ours:
 # tests see which modules a worker imports of itself, and Polars begins threads.
@@ -78,7 +91,7 @@ class FilesTogether(LoadFileScheduling):
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: each waits for servers and other processes a fifth of its time."""
+    """One process more than cores: each waits for others a fifth of its time."""
     return min(4, (os.cpu_count() or 1) + 1)
 
 
@@ -97,6 +110,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _imports_are_here_to_stay() -> None:
     """Modules and what tests share are not searched for garbage again: a tenth of all time."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -59,7 +59,12 @@ def imports(path: Path, names: frozenset[str]) -> set[str]:
 PACKAGE = modules(ROOT / "fusestore", "fusestore")
 COMMANDS = modules(ROOT / "cli", "fusestore_cli")
 TESTS = modules(ROOT / "tests", "tests")
-IMPORTS = {name: imports(path, frozenset(PACKAGE)) for name, path in PACKAGE.items()}
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, set[str]]:
+    """What each module of the package imports of it."""
+    return {name: imports(path, frozenset(PACKAGE)) for name, path in PACKAGE.items()}
 
 
 def floor(module: str) -> int:
@@ -73,18 +78,18 @@ def test_every_file_and_folder_is_on_a_floor() -> None:
     assert on_floors <= set(FLOORS)
 
 
-def test_no_import_runs_upward() -> None:
+def test_no_import_runs_upward(imported: dict[str, set[str]]) -> None:
     upward = {
-        (name, imported)
-        for name, found in IMPORTS.items()
-        for imported in found & PACKAGE.keys()
-        if floor(imported) > floor(name)
+        (name, other)
+        for name, found in imported.items()
+        for other in found & PACKAGE.keys()
+        if floor(other) > floor(name)
     }
     assert upward == set()
 
 
-def test_no_import_runs_in_a_circle() -> None:
-    graph = {name: (found & PACKAGE.keys()) - {name} for name, found in IMPORTS.items()}
+def test_no_import_runs_in_a_circle(imported: dict[str, set[str]]) -> None:
+    graph = {name: (found & PACKAGE.keys()) - {name} for name, found in imported.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

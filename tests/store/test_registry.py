@@ -243,7 +243,17 @@ def test_a_deep_document_is_refused_as_such(depth):
         manifest_content(content, "x.json")
 
 
-@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+REFUSED_EARLY = ("no JSON", "empty", "not UTF-8", "a newer format", "other types")
+"""Those that are refused at the same places as others."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(content, id=name, marks=[pytest.mark.slow] * (name in REFUSED_EARLY))
+        for name, content in HOSTILE.items()
+    ],
+)
 def test_one_bad_manifest_does_not_break_the_list(store, command, content):
     opened = Store.open(store)
     whole = {artifact.path for artifact in list_artifacts(opened)}
