@@ -16,54 +16,42 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
 import fusestore as fs
+from fusestore.integrations import FusionModule
 
 
-class FusionModule(lightning.LightningModule):
-    """A causal language model that minimizes `fusestore.losses.fusion_loss`."""
+class PrintLosses(Callback):
+    """Prints the loss of each step in nats."""
 
-    def __init__(self, model_folder: str) -> None:
-        super().__init__()
-        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-        self.model = model.train()
-
-    def training_step(self, batch: dict[str, torch.Tensor], _number: int) -> torch.Tensor:
-        """The loss of a collated batch, in nats."""
-        logits = self.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits
-        loss = fs.losses.fusion_loss(logits, batch)
-        print(f"step {self.global_step + 1}: {loss.item():.4f}", flush=True)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        """AdamW; its state is in Lightning's checkpoints too."""
-        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """See Lightning's `Callback`."""
+        print(f"step {trainer.global_step}: {trainer.callback_metrics['train_loss']:.4f}")
 
 
 def main(store: str, fused: str, model_folder: str, output: str, steps: str = "20") -> None:
-    """Train or resume, and save; prints the loss of each step in nats."""
+    """Train or resume, and save."""
     lightning.seed_everything(0, verbose=False)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    module = FusionModule(model, learning_rate=1e-3)
     stream = fs.StreamingFusedDataset(f"{store}/fused/{fused}", seed=0)
-    module = FusionModule(model_folder)
+    last = Path(output) / "last.ckpt"
     trainer = lightning.Trainer(
         max_steps=int(steps),
         accelerator="auto" if torch.cuda.is_available() else "cpu",
         devices=1,
-        callbacks=[ModelCheckpoint(dirpath=output, every_n_train_steps=5, save_last=True)],
+        callbacks=[
+            PrintLosses(),
+            ModelCheckpoint(dirpath=output, every_n_train_steps=5, save_last=True),
+        ],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    last = Path(output) / "last.ckpt"
-    trainer.fit(
-        module,
-        fs.data.StreamingLoader(stream, batch_size=4),
-        ckpt_path=last if last.exists() else None,
-    )
+    loader = fs.data.StreamingLoader(stream, batch_size=4)
+    trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
     module.model.save_pretrained(output)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fusestore.data.streaming.stream_order import StreamOrder
     from fusestore.data.streaming.stream_reader import WindowReader
     from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
+    from fusestore.data.window_loader import WindowLoader
 
 __all__ = [
     "BatchOrder",
@@ -27,6 +28,7 @@ __all__ = [
     "StreamingFusedDataset",
     "StreamingLoader",
     "StreamingMixture",
+    "WindowLoader",
     "WindowReader",
     "collate",
     "model_inputs",
@@ -44,6 +46,7 @@ _MODULES = {
     "StreamingFusedDataset": "streaming.streaming_dataset",
     "StreamingLoader": "streaming.loader",
     "StreamingMixture": "streaming.stream_mixture",
+    "WindowLoader": "window_loader",
     "WindowReader": "streaming.stream_reader",
     "collate": "collation",
     "model_inputs": "collation",

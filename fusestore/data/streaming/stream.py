@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fusestore.data.accelerated import is_sharded_by_accelerate
+from fusestore.data.place import distributed_place
 from fusestore.data.streaming.stream_reader import WindowReader
 from fusestore.data.windows import padding_sample
 from fusestore.errors import IncompatibleError, InvalidInputError
@@ -177,11 +177,7 @@ class Stream(IterableDataset[dict[str, Tensor]]):
 
     def place(self) -> tuple[int, int]:
         """Rank and world size of this process."""
-        if self._place is not None:
-            return self._place
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return distributed_place() if self._place is None else self._place
 
     def set_epoch(self, epoch: int) -> None:
         """Continue at the beginning of an epoch."""
