@@ -12,8 +12,9 @@ export PYTHONDONTWRITEBYTECODE =
 PIP = $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 VLLM ?= .venv-vllm
+AXOLOTL ?= .venv-axolotl
 
-.PHONY: demo demo-chat test test-slow test-all test-vllm gpu lint format schemas lock clean
+.PHONY: demo demo-chat test test-slow test-all test-vllm test-axolotl gpu lint format schemas lock clean
 
 demo: $(VENV)/installed .demo/student/model.safetensors
 	$(RUN)/fusestore run examples/demo.toml
@@ -39,6 +40,10 @@ test-all: test test-slow
 # vLLM itself, in an environment of its own: it pins many packages.
 test-vllm: $(VLLM)/installed
 	VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest -o filterwarnings= tests/capture/test_vllm.py
+
+# axolotl itself, in an environment of its own: it pins many packages.
+test-axolotl: $(AXOLOTL)/installed
+	AXOLOTL_DO_NOT_TRACK=1 $(AXOLOTL)/bin/python -m pytest -o filterwarnings= tests/integrations/test_axolotl.py
 
 # What only a GPU can tell, in a few minutes; downloads nothing.
 gpu: $(VENV)/installed
@@ -86,5 +91,13 @@ $(VLLM)/installed: requirements/torch.txt requirements/vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --no-compile --no-build-isolation --editable '.[gguf]'
 	touch $@
 
+# A complete list, as lock.txt is: nothing is resolved.
+$(AXOLOTL)/installed: requirements/torch.txt requirements/axolotl.txt
+	$(PYTHON) -m venv $(AXOLOTL)
+	$(AXOLOTL)/bin/python -m pip install --quiet --no-compile -r requirements/torch.txt
+	$(AXOLOTL)/bin/python -m pip install --quiet --no-compile --no-deps -r requirements/axolotl.txt
+	$(AXOLOTL)/bin/python -m pip install --quiet --no-compile --no-deps --no-build-isolation --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM) .demo
+	rm -rf $(VENV) $(VLLM) $(AXOLOTL) .demo

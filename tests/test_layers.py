@@ -18,7 +18,8 @@ FLOORS = (
     *("errors", "version", "progress", "process_rank", "plugins", "forked"),
     *("storage", "store", "tokenizers", "models"),
     *("corpus", "cache", "capture", "testing", "align", "fuse", "forecast"),
-    *("data", "losses", "train", "merge", "report", "interop", "workflows"),
+    *("data", "losses", "train", "integrations", "merge", "report", "interop"),
+    *("workflows",),
     *("stages", "contents", "api", ""),
 )
 """Lowest first: a module imports from its own floor and from those before it, nothing else.

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fusestore.errors import MissingDependencyError
+
 if TYPE_CHECKING:
     from fusestore.integrations.accelerate_step import fusion_backward
     from fusestore.integrations.axolotl_plugin import FusestorePlugin
@@ -38,7 +40,16 @@ _MODULES = {
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == "fusestore":
+            raise
+        raise MissingDependencyError(
+            f"{name} needs the package {package}, which is not installed: pip install {package}"
+        ) from error
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -27,8 +27,8 @@ def fusion_backward(
 
     Loss and gradient are means over the positions of all batches in all processes, so they are
     those of one large batch. Gradients are synchronized once, with the last batch. Every process
-    must call this with the same number of batches. Use it in place of `accelerator.accumulate` and
-    `accelerator.backward`: an `Accelerator` with `gradient_accumulation_steps` would divide by them.
+    must call this with the same number of batches. It takes the place of `accelerator.accumulate`
+    and `accelerator.backward`.
 
     ```python
     for batch in loader:  # fs.data.WindowLoader or fs.data.StreamingLoader

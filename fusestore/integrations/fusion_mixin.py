@@ -38,9 +38,9 @@ class FusionTrainerMixin:
 
     - Datasets are a `FusedDataset`, a `FusedMixture` or a stream, for training and for evaluation.
       Each process reads its own windows. The order of a map-style dataset is that of
-      `fusestore train` at the seed `data_seed`, else `seed`, and the order of a stream its own. With
-      another `train_sampling_strategy`, or with `dataloader_drop_last`, the order of a map-style
-      dataset is the trainer's.
+      `fusestore train` at the seed `data_seed`, else `seed`; a stream has its own. With another
+      `train_sampling_strategy`, or with `dataloader_drop_last`, the order of a map-style dataset
+      is the trainer's.
     - The loss is a mean over the positions of an optimizer step, over accumulated batches and all
       processes. It equals the loss of one large batch.
     - `eval_loss` is a mean over all positions of the dataset, each counted once; `eval_lm` and

@@ -1,4 +1,4 @@
-"""transformers' Trainer, TRL's SFTTrainer and a loop with accelerate make the plain loop's steps."""
+"""transformers' Trainer, TRL's SFTTrainer and accelerate make the plain loop's steps."""
 
 from itertools import islice
 
@@ -92,7 +92,9 @@ def test_the_objective_and_document_masking_are_those_that_are_given(
         [dataset[window] for window in step_windows(dataset, 4, 1, seed=3)[0]],
         document_masking=True,
     )
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+    logits = model(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+    )
     expected = fs.losses.fusion_terms(logits.logits, batch, objective).loss.item()
     assert losses(trainer)[0] == pytest.approx(expected, rel=1e-5)
 
@@ -122,8 +124,11 @@ def test_the_held_out_loss_is_a_mean_over_positions(
     assert [found[0][name] for name in names] == pytest.approx(before, rel=1e-5)
     after = mean_loss(trainer.model, held_out)
     assert [found[-1][name] for name in names] == pytest.approx(after, rel=1e-5)
-    learned = [entry["eval_train_loss"] for entry in trainer.state.log_history
-               if "eval_train_loss" in entry]
+    learned = [
+        entry["eval_train_loss"]
+        for entry in trainer.state.log_history
+        if "eval_train_loss" in entry
+    ]
     assert learned[2] < learned[1] < learned[0]
     assert trainer.evaluate(held_out)["eval_loss"] == pytest.approx(after[0], rel=1e-5)
     predicted = trainer.predict(held_out)
@@ -135,8 +140,10 @@ def streamed_groups(stream, windows_per_step, steps):
     groups = []
     for epoch in range(steps):
         order = stream.order.windows(epoch).tolist()
-        groups += [order[start : start + windows_per_step]
-                   for start in range(0, len(order), windows_per_step)]
+        groups += [
+            order[start : start + windows_per_step]
+            for start in range(0, len(order), windows_per_step)
+        ]
     return groups[:steps]
 
 
@@ -144,8 +151,9 @@ def test_a_stream_is_read_in_its_order(model_path, streamed, tmp_path, capsys):
     stream = fs.StreamingFusedDataset(streamed, seed=5, shuffle_span=6)
     trainer = FusionTrainer(
         load(model_path),
-        arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2,
-                  max_steps=7),
+        arguments(
+            tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=7
+        ),
         train_dataset=stream,
         eval_dataset=stream,
     )
@@ -165,12 +173,13 @@ def test_a_stream_is_read_in_its_order(model_path, streamed, tmp_path, capsys):
 def test_a_resumed_run_ends_with_the_same_weights(
     model_path, streamed, tmp_path, capsys, monkeypatch, kind, stop
 ):
-    """In the middle of the first epoch and of the second one, whose skipped windows are not read."""
+    """In the middle of the first epoch and of the second one; skipped windows are not read."""
     read = []
 
     def trainer(folder, steps):
         source = (
-            fs.data.FusedDataset(streamed) if kind == "mapped"
+            fs.data.FusedDataset(streamed)
+            if kind == "mapped"
             else fs.StreamingFusedDataset(streamed, seed=5, shuffle_span=6)
         )
 
@@ -181,8 +190,15 @@ def test_a_resumed_run_ends_with_the_same_weights(
 
         return Reading(
             load(model_path),
-            arguments(folder, per_device_train_batch_size=4, max_steps=steps, optim="adamw_torch",
-                      save_strategy="steps", save_steps=stop, learning_rate=1e-2),
+            arguments(
+                folder,
+                per_device_train_batch_size=4,
+                max_steps=steps,
+                optim="adamw_torch",
+                save_strategy="steps",
+                save_steps=stop,
+                learning_rate=1e-2,
+            ),
             train_dataset=source,
         )
 
@@ -207,8 +223,13 @@ def test_other_orders_are_the_trainers_own(model_path, dataset, tmp_path, capsys
 
     Seeing(
         load(model_path),
-        arguments(tmp_path, per_device_train_batch_size=4, num_train_epochs=1,
-                  train_sampling_strategy="sequential", dataloader_drop_last=True),
+        arguments(
+            tmp_path,
+            per_device_train_batch_size=4,
+            num_train_epochs=1,
+            train_sampling_strategy="sequential",
+            dataloader_drop_last=True,
+        ),
         train_dataset=dataset,
     ).train()
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
@@ -236,8 +257,13 @@ def test_trl_makes_the_same_steps(model_path, dataset, held_out, tokenizer, tmp_
         model_path,
         tmp_path,
         tokenizer=tokenizer,
-        options={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-                 "max_steps": 6, "save_strategy": "steps", "save_steps": 6},
+        options={
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "max_steps": 6,
+            "save_strategy": "steps",
+            "save_steps": 6,
+        },
         train_dataset=dataset,
         eval_dataset=held_out,
     )

@@ -126,9 +126,9 @@ def test_a_stream_is_read_once_with_padding_at_the_end(told, model_path, streame
     for epoch in range(2):
         windows = order.windows(epoch).tolist()
         groups += [windows[start : start + 4] for start in range(0, 13, 4)]
-    assert sum(of_both(ranks), []) == sum(
-        (sorted(group[at : at + 2]) for group in groups[:7] for at in (0, 2)), []
-    )
+    halves = [sorted(group[start : start + 2]) for group in groups[:7] for start in (0, 2)]
+    # The padded step of an epoch has one window, in one batch.
+    assert [half for half in of_both(ranks) if half] == [half for half in halves if half]
     batches = batches_of(fs.data.FusedDataset(streamed), groups[:7])
     expected, _ = train_plainly(model_path, batches)
     assert ranks[0]["losses"] == pytest.approx(expected, rel=1e-5)
