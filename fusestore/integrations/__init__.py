@@ -13,6 +13,7 @@ from fusestore.errors import MissingDependencyError
 if TYPE_CHECKING:
     from fusestore.integrations.accelerate_step import fusion_backward
     from fusestore.integrations.axolotl_plugin import FusestorePlugin
+    from fusestore.integrations.fusion_mixin import FusionTrainerMixin
     from fusestore.integrations.hf_trainer import FusionTrainer
     from fusestore.integrations.lightning_module import FusionModule
     from fusestore.integrations.step_loader import StepLoader
@@ -23,6 +24,7 @@ __all__ = [
     "FusionModule",
     "FusionSFTTrainer",
     "FusionTrainer",
+    "FusionTrainerMixin",
     "StepLoader",
     "fusion_backward",
 ]
@@ -32,6 +34,7 @@ _MODULES = {
     "FusionModule": "lightning_module",
     "FusionSFTTrainer": "trl_trainer",
     "FusionTrainer": "hf_trainer",
+    "FusionTrainerMixin": "fusion_mixin",
     "StepLoader": "step_loader",
     "fusion_backward": "accelerate_step",
 }

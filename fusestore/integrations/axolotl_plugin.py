@@ -24,7 +24,7 @@ _NO_EFFECT = ("sample_packing", "eval_sample_packing", "batch_flattening", "curr
 _OTHER_DATA = ("test_datasets", "pretraining_dataset", "val_set_size", "rl", "streaming")
 
 
-class FusestorePlugin(BasePlugin):
+class FusestorePlugin(BasePlugin):  # type: ignore[misc]
     """Trains on a fused dataset with the objective of the section `fusestore`.
 
     ```yaml
@@ -87,7 +87,7 @@ class FusestorePlugin(BasePlugin):
         """A trainer with the objective of the section."""
         settings = settings_of(cfg)
 
-        class FusionAxolotlTrainer(FusionTrainerMixin, AxolotlTrainer):
+        class FusionAxolotlTrainer(FusionTrainerMixin, AxolotlTrainer):  # type: ignore[misc]
             """axolotl's trainer with the section's objective."""
 
             def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401

@@ -50,11 +50,11 @@ class FusionTrainerMixin:
     `remove_unused_columns` is set to False: the fused distributions are no arguments of the model.
 
     Attributes:
-        objective: what is minimized.
+        fusion_objective: what is minimized.
     """
 
     # The loss is divided by the positions of all batches of a step.
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga: Any = True
 
     args: Any
     accelerator: Any
@@ -90,11 +90,11 @@ class FusionTrainerMixin:
                 masking, or the objective would be biased on a dataset's samples.
             InvalidInputError: tensor, context or sequence parallelism.
         """
-        self.objective = FusionObjective() if objective is None else objective
+        self.fusion_objective = FusionObjective() if objective is None else objective
         if data_collator is None:
             data_collator = partial(collate, document_masking=document_masking)
         self._sums = HeldOutSums()
-        super().__init__(model, args, data_collator, *others, **options)
+        super().__init__(model, args, data_collator, *others, **options)  # type: ignore[call-arg]
         # Otherwise the distributions are removed from every sample before it is collated.
         self.args.remove_unused_columns = False
         # Before transformers 5.19, the loss of a model that does not is divided by the batches.
@@ -125,7 +125,7 @@ class FusionTrainerMixin:
             name = getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
             check_vocabulary(self.model, dataset, name)
             if dataset.sampled:
-                self.objective.check_samples(f"fused dataset {dataset.name}")
+                self.fusion_objective.check_samples(f"fused dataset {dataset.name}")
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's batches, epoch after epoch."""
@@ -190,7 +190,7 @@ class FusionTrainerMixin:
         model: Any,  # noqa: ANN401
         inputs: Any,  # noqa: ANN401
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         """The loss of a collated batch, and the model's outputs if asked.
 
@@ -210,7 +210,9 @@ class FusionTrainerMixin:
         num_positions: Tensor | None = None,
     ) -> tuple[FusionTerms, Any]:
         outputs = model(**model_inputs(inputs))
-        terms = fusion_terms(outputs.logits, inputs, self.objective, num_positions=num_positions)
+        terms = fusion_terms(
+            outputs.logits, inputs, self.fusion_objective, num_positions=num_positions
+        )
         return terms, outputs
 
     def prediction_step(
@@ -243,6 +245,6 @@ class FusionTrainerMixin:
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         sums = self._sums.reduced(partial(sum_over_processes, self.accelerator))
-        for name, value in sums.means(self.objective).items():
+        for name, value in sums.means(self.fusion_objective).items():
             result.metrics[f"{metric_key_prefix}_{name}"] = value
         return result

@@ -65,7 +65,8 @@ class FusionSFTTrainer(FusionTrainerMixin, SFTTrainer):
                 "arguments of transformers.TrainingArguments too."
             )
         _check_arguments(args)
-        args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        kwargs: Any = args.dataset_kwargs or {}
+        args.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}
         # TRL accepts only datasets of the package `datasets`, and looks at their first sample. It
         # gets one of one token; the batches come from the fused datasets.
         first = Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
