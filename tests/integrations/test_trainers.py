@@ -52,7 +52,10 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (2, 2), (1, 4)])
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation"),
+    [(4, 1), (2, 2), pytest.param(1, 4, marks=pytest.mark.slow)],
+)
 def test_steps_are_those_of_a_plain_loop(
     model_path, dataset, tmp_path, capsys, batch_size, accumulation
 ):
@@ -169,7 +172,7 @@ def test_a_stream_is_read_in_its_order(model_path, streamed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["mapped", "streamed"])
-@pytest.mark.parametrize("stop", [2, 6])
+@pytest.mark.parametrize("stop", [pytest.param(2, marks=pytest.mark.slow), 6])
 def test_a_resumed_run_ends_with_the_same_weights(
     model_path, streamed, tmp_path, capsys, monkeypatch, kind, stop
 ):
