@@ -74,7 +74,6 @@ def test_a_streams_reader_is_not_pickled(folder):
     copy = pickle.loads(pickle.dumps(loader.dataset))  # noqa: S301 - our own
     assert len(copy) == 13
     assert copy[(0, 3)]["window"] == loader.dataset[(0, 3)]["window"]
-    batches.close()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,11 @@ def losses(trainer):
 
 @pytest.mark.parametrize(
     ("batch_size", "accumulation"),
-    [(4, 1), (2, 2), pytest.param(1, 4, marks=pytest.mark.slow)],
+    [
+        pytest.param(4, 1, marks=pytest.mark.slow),
+        (2, 2),
+        pytest.param(1, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_steps_are_those_of_a_plain_loop(
     model_path, dataset, tmp_path, capsys, batch_size, accumulation
@@ -171,7 +175,7 @@ def test_a_stream_is_read_in_its_order(model_path, streamed, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("kind", ["mapped", "streamed"])
+@pytest.mark.parametrize("kind", [pytest.param("mapped", marks=pytest.mark.slow), "streamed"])
 @pytest.mark.parametrize("stop", [pytest.param(2, marks=pytest.mark.slow), 6])
 def test_a_resumed_run_ends_with_the_same_weights(
     model_path, streamed, tmp_path, capsys, monkeypatch, kind, stop
