@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from peft import LoraConfig
 from trl import SFTConfig
 
@@ -26,6 +27,7 @@ def main(store: str, fused: str, model_folder: str, output: str, steps: str = "2
             per_device_train_batch_size=4,
             learning_rate=1e-3,
             logging_steps=1,
+            bf16=torch.cuda.is_available(),
         ),
         train_dataset=fs.open_fused(store, fused),
         peft_config=LoraConfig(r=16, target_modules="all-linear"),
