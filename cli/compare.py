@@ -116,12 +116,5 @@ def compare(
 
 
 def _print(comparison: Comparison) -> None:
-    print_table(
-        f"{comparison.corpus}/{comparison.split}, models in {comparison.precision}",
-        ["model or ensemble", "bits/byte", "of the text", "made from"],
-        [
-            [row.name, f"{row.bits_per_byte:.4f}", f"{row.covered:.1%}", row.made]
-            for row in comparison.rows
-        ],
-    )
+    print_table(*comparison.table())
     print_curves(comparison.curves, comparison.savings)

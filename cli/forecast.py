@@ -50,10 +50,5 @@ def forecast(
         return
     for title, columns, rows in result.tables():
         print_table(title, columns, rows)
-    output.print(
-        "Compare rows by the column common; each row's other columns are over the positions that "
-        "it covers. docs/fusion.md defines every number and says what a forecast cannot show."
-    )
-    if result.left_out is not None:
-        output.print(f"Not measured: {result.left_out}")
-    output.print(str(result.verdict))
+    for note in result.notes():
+        output.print(note)

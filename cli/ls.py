@@ -15,14 +15,10 @@ def ls(
 
     Only manifests are read. An artifact with a damaged manifest is listed as damaged.
     """
-    from fusestore.workflows.managing.listing import store_listing
+    from fusestore.store.listing import store_listing
 
     listing = store_listing(open_store(store, storage_option))
     if as_json:
         print_json(listing)
         return
-    print_table(
-        listing.store,
-        ["artifact", "state", "description"],
-        [[entry.artifact, entry.state, entry.description] for entry in listing.artifacts],
-    )
+    print_table(*listing.table())

@@ -10,7 +10,7 @@ from .console import output, print_json, print_table, print_view
 from .options import JsonOption, StorageOption, StoreOption, open_store
 
 if TYPE_CHECKING:
-    from fusestore.workflows.managing.details import Details
+    from fusestore.store.details import Details
 
 
 def show(
@@ -42,8 +42,8 @@ def show(
     An alignment is also shown as figures. With --document the text of a corpus or the rows of a
     cache are shown instead. --json adds the manifest.
     """
+    from fusestore.store.details import artifact_details, check_undamaged
     from fusestore.store.inventory import find_artifact
-    from fusestore.workflows.managing.details import artifact_details, check_undamaged
 
     opened = open_store(store, storage_option)
     listed = find_artifact(opened, artifact)
@@ -72,35 +72,11 @@ def show(
 
 
 def _print(details: Details) -> None:
-    from fusestore.store.shown_table import size_text
-
-    size = f"{size_text(details.num_bytes)} in {details.num_files:,} files"
-    if details.num_tokens:
-        size += f", {details.num_bytes / details.num_tokens:.2f} bytes a token"
-    dates = dict.fromkeys(filter(None, (details.first_modified, details.last_modified)))
-    facts = {
-        "state": details.state,
-        "content": details.description,
-        "location": details.location,
-        "size": size,
-        "modified": " to ".join(date[:19].replace("T", " ") for date in dates)
-        + " UTC" * bool(dates),
-        "digest": details.digest or "",
-        "model": details.model or "",
-        "made from": ", ".join(str(each) for each in details.inputs) or "nothing in the store",
-        "used by": ", ".join(details.used_by) or "nothing",
-    }
-    output.print(details.artifact, style="bold")
-    for title, text in facts.items():
-        if text:
-            output.print(f"  {title + ':':11}{text}")
+    facts = details.facts()
+    output.print(facts.title, style="bold")
+    for title, text in facts.rows:
+        output.print(f"  {title + ':':11}{text}")
     if details.settings:
         output.print("")
-        rows = [[name, _shown(value)] for name, value in details.settings.items()]
-        print_table("", ["setting", "value"], rows)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        _, columns, rows = details.settings_table()
+        print_table("", columns, rows)

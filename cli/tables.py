@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, set_cell_size
+
+from fusestore.store.shown_table import is_number
 
 _GAP = "  "
 _ELLIPSIS = "…"
@@ -15,8 +16,6 @@ _LEAST_TEXT = 20
 
 _MOST_NAME = 0.4
 """Share of a terminal's width that the column of names takes; longer names get their own lines."""
-
-_NUMBER = re.compile(r"[-−+<>~]?[\d.,:]+( ?(%|[kMGT]?B|bytes|[KMGT]iB))?|-|–|unknown|nan|")
 
 
 def table_lines(
@@ -43,7 +42,7 @@ def table_lines(
         return
     least = [
         widths[index]
-        if all(_NUMBER.fullmatch(row[index]) for row in cells)
+        if all(is_number(row[index]) for row in cells)
         else min(widths[index], max(_LEAST_TEXT, cell_len(title)))
         for index, title in enumerate(columns)
     ]

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from fusestore.report.page.settings import ReportSettings
     from fusestore.storage.location import Location
     from fusestore.storage.objects import ListedFile
+    from fusestore.store.details import Details
     from fusestore.store.findings import Finding
     from fusestore.store.receipts import ShardPlan
     from fusestore.store.registry import Artifact
@@ -73,7 +74,6 @@ if TYPE_CHECKING:
     from fusestore.train.settings import LoraSettings, TrainSettings
     from fusestore.workflows import sharing
     from fusestore.workflows.comparison import Comparison
-    from fusestore.workflows.managing.details import Details
     from fusestore.workflows.managing.garbage import Garbage, GarbageSettings
     from fusestore.workflows.managing.removal import Removal
     from fusestore.workflows.managing.renaming import Renaming
@@ -173,7 +173,7 @@ _SUBPACKAGES = {
     "train": "fusestore.train",
 }
 _HOMES = {
-    "Details": "fusestore.workflows.managing.details",
+    "Details": "fusestore.store.details",
     "Garbage": "fusestore.workflows.managing.garbage",
     "GarbageSettings": "fusestore.workflows.managing.garbage",
     "Removal": "fusestore.workflows.managing.removal",

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from fusestore.data.fused import Fused
     from fusestore.models.model import Model
     from fusestore.progress import Reporter
+    from fusestore.store.details import Details
     from fusestore.store.findings import Finding
     from fusestore.store.registry import Artifact
-    from fusestore.workflows.managing.details import Details
     from fusestore.workflows.managing.garbage import Garbage, GarbageSettings
     from fusestore.workflows.managing.removal import Removal
     from fusestore.workflows.managing.renaming import Renaming
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 class StoreContents(Store):
     """The verbs of an open store that make nothing new; `fusestore.api.Store` has the others."""
+
+    def _repr_html_(self) -> str:
+        from fusestore.store.artifact_html import store_html
+
+        return store_html(self)
 
     def artifacts(self) -> list[Artifact]:
         """Everything in the store, in the order in which it is made; only manifests are read.
@@ -152,7 +157,7 @@ class StoreContents(Store):
             InvalidInputError: several artifacts have the name.
             CorruptionError: its manifest is damaged.
         """
-        from fusestore.workflows.managing.details import artifact_details
+        from fusestore.store.details import artifact_details
 
         return artifact_details(self, artifact)
 

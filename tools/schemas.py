@@ -38,9 +38,9 @@ from fusestore.train.settings import TrainSettings
 from fusestore.version import FORMAT_VERSION
 from fusestore.workflows.comparison import Comparison
 from fusestore.workflows.fusion_config import FusionConfig
-from fusestore.workflows.managing.details import Details
+from fusestore.store.details import Details
 from fusestore.workflows.managing.garbage import Garbage
-from fusestore.workflows.managing.listing import Listing
+from fusestore.store.listing import Listing
 from fusestore.workflows.managing.removal import Removal
 from fusestore.workflows.managing.renaming import Renaming
 from fusestore.workflows.managing.tree import Tree

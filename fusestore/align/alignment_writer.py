@@ -20,6 +20,7 @@ from fusestore.align.report.totals import AlignmentTotals, compare_methods, docu
 from fusestore.align.report.unmatched import UNMATCHED_FILE, unmatched_table
 from fusestore.align.stored import Alignment, AlignmentRows, alignment_arrays, open_alignment
 from fusestore.align.tokens.pairing import align_table, check_method, check_tokens
+from fusestore.align.tokens_digest import digest_of_hashes
 from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
 from fusestore.errors import FusestoreError, IncompatibleError
 from fusestore.progress import Progress, ignore_progress
@@ -122,21 +123,6 @@ def write_alignment(
     return _finish(location, fingerprint, receipts, source, target, source_vocab, target_vocab)
 
 
-def tokens_digest(tokens: TokenReader) -> str:
-    """As `AlignmentFingerprint` has it of either side: reads all tokens."""
-    ids, ends = hashlib.sha256(), hashlib.sha256()
-    for start, stop in document_blocks(tokens, tokens):
-        block = document_range(tokens, start, stop)
-        ids.update(np.ascontiguousarray(block.token_ids, "<i4").data)
-        ends.update(np.ascontiguousarray(block.end_offsets, "<i4").data)
-    return _joined(tokens, ids, ends)
-
-
-def _joined(tokens: TokenReader, *hashes: hashlib._Hash) -> str:
-    offsets = hashlib.sha256(np.ascontiguousarray(tokens.document_offsets, "<i8").data)
-    return hashlib.sha256(b"".join(each.digest() for each in (offsets, *hashes))).hexdigest()
-
-
 def _checked_digests(
     source: TokenReader, target: TokenReader, source_vocab: Vocabulary, target_vocab: Vocabulary
 ) -> tuple[str, str]:
@@ -150,7 +136,7 @@ def _checked_digests(
             ids, ends = states[name]
             ids.update(np.ascontiguousarray(tokens.token_ids, "<i4").data)
             ends.update(np.ascontiguousarray(tokens.end_offsets, "<i4").data)
-    return _joined(source, *states["source"]), _joined(target, *states["target"])
+    return digest_of_hashes(source, *states["source"]), digest_of_hashes(target, *states["target"])
 
 
 def _write_layout(

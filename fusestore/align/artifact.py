@@ -66,11 +66,12 @@ class AlignmentKind(ArtifactKind):
 
     def tables(self) -> Mapping[str, TableSchema]:
         """The alignment as a table (made on demand), and the unmatched tokens."""
-        from fusestore.align.report.unmatched import ALIGNMENT_SCHEMA, UNMATCHED_SCHEMA
+        from fusestore.align.report.aligned_table import ALIGNMENT_SCHEMA
+        from fusestore.align.report.unmatched import UNMATCHED_SCHEMA
 
         return {
             "alignment": TableSchema(
-                "none: `align.report.unmatched.alignment_table` makes it from the stored arrays",
+                "none: `Alignment.to_polars` makes it from the stored arrays",
                 "one token of the target, in corpus order",
                 ALIGNMENT_SCHEMA,
                 {

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,15 @@ from fusestore.errors import NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.array_reader import ArrayReader
 from fusestore.store.arrays import ArraySpec
-from fusestore.store.layout import near_names
+from fusestore.store.layout import Store, near_names
 from fusestore.store.receipts import FileRecord
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+    import xarray as xr
+
+    from fusestore.cache.table import PositionTable
 
 
 def alignment_arrays(fingerprint: AlignmentFingerprint) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
@@ -131,6 +138,97 @@ class Alignment(AlignmentRows):
         return (
             f"Alignment({self.location.name!r} in {self.location.parent.parent}: method "
             f"{fingerprint.method}, {fingerprint.num_target_tokens:,} target tokens, {shares})"
+        )
+
+    def _repr_html_(self) -> str:
+        from fusestore.store.artifact_html import artifact_html
+
+        return artifact_html(Store(self.location.parent.parent), "alignment", self.location.name)
+
+    def to_polars(
+        self,
+        documents: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+    ) -> pl.DataFrame:
+        """The alignment as a table, one line a target token, of about 72 bytes.
+
+        Args:
+            documents: index of one document, or consecutive ones, as in `range(0, 10)`; None for
+                all.
+            decode: add the ids and the text of both tokens. Bytes that are no characters are
+                shown in hexadecimal.
+            limit: most lines. Without it, a table of more than 4 GiB is refused.
+
+        Returns:
+            document, target_pos, source_pos: int32, source_pos null for none; kind: span, inside,
+            mined or none. With `decode` also target_id, source_id: int32; target_token,
+            source_token: string.
+
+        Raises:
+            InvalidInputError: no such document, or too large a table.
+            NotFoundError: `decode`, and the store no longer holds the cache or a vocabulary.
+            CorruptionError: stored bytes are damaged.
+        """
+        return self._table(documents, limit, decode=decode).to_polars()
+
+    def to_arrow(
+        self,
+        documents: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+    ) -> pa.Table:
+        """The table of `to_polars` as Arrow's, of the extra `notebook`; arguments as there.
+
+        Raises:
+            MissingDependencyError: pyarrow is not installed.
+            InvalidInputError, NotFoundError, CorruptionError: as for `to_polars`.
+        """
+        return self._table(documents, limit, decode=decode).to_arrow()
+
+    def to_xarray(
+        self,
+        documents: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+    ) -> xr.Dataset:
+        """The columns of `to_polars` over `position`; −1 and an empty text stand for none.
+
+        Raises:
+            MissingDependencyError: xarray, of the extra `notebook`, is not installed.
+            InvalidInputError, NotFoundError, CorruptionError: as for `to_polars`.
+        """
+        return self._table(documents, limit, decode=decode).to_xarray()
+
+    def _table(
+        self, documents: int | range | None, limit: int | None, *, decode: bool
+    ) -> PositionTable:
+        from fusestore.align.report.aligned_table import aligned_table, tokens_of_both_sides
+        from fusestore.cache.table import positions_of_documents, table_bytes
+
+        fingerprint, name = self.manifest.fingerprint, self.location.name
+        offsets = self.document_offsets
+        start, stop = positions_of_documents(
+            offsets, documents, limit, table_bytes(0, decode=decode), f"alignment {name!r}"
+        )
+        tokens = None
+        if decode:
+            tokens = tokens_of_both_sides(Store(self.location.parent.parent), name, fingerprint)
+        return aligned_table(
+            (self._source_pos.read(start, stop), self._kind.read(start, stop)),
+            start,
+            offsets,
+            tokens,
+            {
+                "kind": "alignment",
+                "name": name,
+                "method": fingerprint.method,
+                "source_tokenizer": fingerprint.source_tokenizer_digest,
+                "target_tokenizer": fingerprint.target_tokenizer_digest,
+            },
         )
 
     @property

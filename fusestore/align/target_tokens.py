@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fusestore.align.alignment_writer import tokens_digest
 from fusestore.align.manifest import AlignmentFingerprint
+from fusestore.align.tokens_digest import tokens_digest
 from fusestore.cache.reader import Cache
 from fusestore.corpus.corpus import Corpus
 from fusestore.corpus.document_encoder import DocumentEncoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from fusestore.cache.reader import open_cache
+from fusestore.cache.reader import Cache, open_cache
 from fusestore.errors import InvalidInputError
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
@@ -65,7 +65,7 @@ class ShownCacheDocument(Frozen):
         document: index of the document in the corpus.
         text: its text, as its tokens spell it.
         num_tokens: tokens of the document.
-        rows: its first rows.
+        rows: some of its rows, in order.
     """
 
     artifact: str
@@ -75,15 +75,17 @@ class ShownCacheDocument(Frozen):
     rows: tuple[ShownRow, ...]
 
 
-def document_rows(store: Store, name: str, document: int, limit: int) -> ShownCacheDocument:
-    """The text and the first `limit` rows of a document.
+def document_rows(
+    store: Store, name: str, document: int, limit: int, first: int = 0
+) -> ShownCacheDocument:
+    """The text of a document, and `limit` of its rows from token `first` on.
 
     Raises:
         NotFoundError: no such cache, or its vocabulary is missing.
         InvalidInputError: no such document.
     """
     cache = open_cache(store, name)
-    count = cache.tokens.num_documents
+    count = cache.fingerprint.num_documents
     if document >= count:
         raise InvalidInputError(
             f"Cache {name!r} has documents 0 to {count - 1}; there is no document {document}."
@@ -93,16 +95,18 @@ def document_rows(store: Store, name: str, document: int, limit: int) -> ShownCa
     def spelled(token: int) -> bytes:
         return vocabulary.token_bytes[token] if token < len(vocabulary) else f"<{token}>".encode()
 
-    ids = [int(each) for each in cache.tokens.document(document)[0]]
-    rows = cache.document(document)
-    start = int(cache.document_offsets[document])
-    has_row = cache.kept.mask(start, start + len(ids))
+    start, stop = cache.document_offsets[document : document + 2].tolist()
+    ids = cache.read_tokens(start, stop)[0].tolist()
+    shown = range(first, min(first + limit, len(ids)))
+    rows = cache[start + shown.start : start + shown.stop]
+    has_row = cache.kept.mask(start + shown.start, start + shown.stop)
 
-    def row(position: int) -> ShownRow:
+    def row(index: int) -> ShownRow:
+        position = shown[index]
         label = ids[position + 1] if position + 1 < len(ids) else None
         entries = [
             (int(token), float(logprob))
-            for token, logprob in zip(rows.ids[position], rows.logprobs[position], strict=True)
+            for token, logprob in zip(rows.ids[index], rows.logprobs[index], strict=True)
             if logprob > -np.inf
         ]
         kept = [token for token, _ in entries]
@@ -111,10 +115,10 @@ def document_rows(store: Store, name: str, document: int, limit: int) -> ShownCa
             token_id=ids[position],
             token=_text(spelled(ids[position])),
             label=None if label is None else _text(spelled(label)),
-            label_logprob=_known(rows.label_logprob[position]),
+            label_logprob=_known(rows.label_logprob[index]),
             label_rank=kept.index(label) + 1 if label in kept else None,
-            kept=bool(has_row[position]),
-            tail=_known(rows.tail[position]),
+            kept=bool(has_row[index]),
+            tail=_known(rows.tail[index]),
             entries=tuple(
                 ShownEntry(id=token, token=_text(spelled(token)), logprob=logprob)
                 for token, logprob in entries
@@ -126,8 +130,23 @@ def document_rows(store: Store, name: str, document: int, limit: int) -> ShownCa
         document=document,
         text=b"".join(map(spelled, ids)).decode("utf-8", "backslashreplace"),
         num_tokens=len(ids),
-        rows=tuple(map(row, range(min(limit, len(ids), len(rows.ids))))),
+        rows=tuple(map(row, range(len(shown)))),
     )
+
+
+def first_kept_row(cache: Cache) -> tuple[int, int] | None:
+    """The first document with a row, and the position of that row in it; None without rows."""
+    offsets = cache.document_offsets
+    document = position = 0
+    if cache.fingerprint.kept is not None:
+        token = int(cache.kept.runs[0, 0])
+        document = int(np.searchsorted(offsets, token, side="right")) - 1
+        position = token - int(offsets[document])
+    skipped = cache.skipped
+    for index in range(document, len(offsets) - 1):
+        if index not in skipped and offsets[index] < offsets[index + 1]:
+            return index, position if index == document else 0
+    return None
 
 
 def _text(data: bytes) -> str:

@@ -25,6 +25,10 @@ from fusestore.tokenizers.token_table import TokenTable
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
+    import xarray as xr
+
+    from fusestore.cache.table import PositionTable
 
 
 def open_cache(
@@ -89,6 +93,11 @@ class Cache:
             f"{fingerprint.num_documents:,} documents of corpus {fingerprint.corpus.name!r}, "
             f"{fingerprint.model.architecture} with {fingerprint.tokenizer_length:,} tokens)"
         )
+
+    def _repr_html_(self) -> str:
+        from fusestore.store.artifact_html import artifact_html
+
+        return artifact_html(Store(self.location.parent.parent), "cache", self.location.name)
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -158,43 +167,109 @@ class Cache:
         offsets = self.document_offsets
         return self.reader.rows(int(offsets[index]), int(offsets[index + 1]))
 
-    def to_polars(self, document: int | None = None, *, decode: bool = False) -> pl.DataFrame:
-        """The rows as a table, one row a token. Slow for a whole cache: it reads everything.
+    def to_polars(
+        self,
+        documents: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+    ) -> pl.DataFrame:
+        """The rows as a table, one line a token.
+
+        A line takes about 72 + 8 k bytes, with `decode` 16 more for every entry, and while the
+        table is made three times as much. What is asked for is read whole.
 
         Args:
-            document: index of the one document to read; None for all.
+            documents: index of one document, or consecutive ones, as in `range(0, 10)`; None for
+                all.
             decode: add the columns `token` and `tokens`, the text of `token_id` and of `ids`.
                 Bytes that are no characters are shown in hexadecimal.
+            limit: most lines. Without it, a table of more than 4 GiB is refused.
 
         Returns:
-            document, position, token_id, end_offset: int32; ids: list of int32 and logprobs: list
-            of float32, the kept entries by falling log-probability, null where the cache has no
-            row; tail: float32, null if it is not known; label_logprob: float32, null in a
-            document's last row. With `decode` also token: string and tokens: list of string; null
-            for ids that no token has.
+            document, position, token_id: int32; start_offset, end_offset: int32, the bytes of the
+            token in its document; ids: list of int32 and logprobs: list of float32, the kept
+            entries by falling log-probability, null where the cache has no row; tail: float32,
+            null if it is not known; label_logprob: float32, null where it is not known, as in a
+            document's last row. Of samples also counts: list of int32, the draws that fell on
+            each entry. With `decode` also token: string and tokens: list of string; null for ids
+            that no token has.
 
         Raises:
-            InvalidInputError: no such document.
+            InvalidInputError: no such document, or too large a table.
             NotFoundError: `decode`, and the store has no vocabulary of the cache's tokenizer.
             CorruptionError: stored bytes are damaged.
         """
+        return self._table(documents, limit, decode=decode).to_polars()
+
+    def to_arrow(
+        self,
+        documents: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+    ) -> pa.Table:
+        """The table of `to_polars` as Arrow's, of the extra `notebook`; arguments as there.
+
+        Raises:
+            MissingDependencyError: pyarrow is not installed.
+            InvalidInputError, NotFoundError, CorruptionError: as for `to_polars`.
+        """
+        return self._table(documents, limit, decode=decode).to_arrow()
+
+    def to_xarray(
+        self,
+        documents: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+    ) -> xr.Dataset:
+        """The numbers of `to_polars` over `position` and `entry`; arguments as there.
+
+        Returns:
+            Coordinates by position: document, document_position, token_id, start_offset,
+            end_offset, with `decode` token. Variables: ids int32 (−1: no entry), logprobs float32
+            (−inf: no entry), of samples counts int32 (0: no entry), tail and label_logprob float32
+            (NaN: not known), has_row bool, with `decode` tokens (an empty text: no entry).
+
+        Raises:
+            MissingDependencyError: xarray, of the extra `notebook`, is not installed.
+            InvalidInputError, NotFoundError, CorruptionError: as for `to_polars`.
+        """
+        return self._table(documents, limit, decode=decode).to_xarray()
+
+    def _table(
+        self, documents: int | range | None, limit: int | None, *, decode: bool
+    ) -> PositionTable:
         # Not at the top, because workers read caches and must not import Polars.
-        from fusestore.cache.table import rows_table
+        from fusestore.cache.table import cache_table, positions_of_documents, table_bytes
         from fusestore.tokenizers.vocabulary_table import load_vocabulary
 
-        rows = self[:] if document is None else self.document(document)
-        first = 0 if document is None else int(self.document_offsets[document])
-        token_ids, end_offsets = self.read_tokens(first, first + len(rows))
+        fingerprint, offsets = self.fingerprint, self.document_offsets
+        num_bytes = table_bytes(self.k, decode=decode)
+        place = f"cache {self.location.name!r}"
+        first, last = positions_of_documents(offsets, documents, limit, num_bytes, place)
         vocabulary = None
         if decode:
             store = Store(self.location.parent.parent)
-            vocabulary = load_vocabulary(store, self.fingerprint.tokenizer_digest)
-        return rows_table(
-            rows,
+            vocabulary = load_vocabulary(store, fingerprint.tokenizer_digest)
+        return cache_table(
+            self.reader.rows(first, last),
             first,
-            self.document_offsets,
-            token_ids,
-            end_offsets,
-            self.kept.mask(first, first + len(rows)),
+            offsets,
+            self.read_tokens(first, last),
+            self.kept.mask(first, last),
             vocabulary,
+            draws=self.k if fingerprint.selection == "sampled" else None,
+            attributes={
+                "kind": "cache",
+                "name": self.location.name,
+                "digest": self.digest,
+                "corpus": fingerprint.corpus.name,
+                "model": fingerprint.model.architecture,
+                "tokenizer": fingerprint.tokenizer_digest,
+                "vocab_size": fingerprint.model.vocab_size,
+                "selection": fingerprint.selection,
+                "top_k": self.k,
+            },
         )

@@ -32,9 +32,14 @@ from fusestore.store.registry import Artifact, ArtifactKind
 from fusestore.store.shown_table import ShownTable
 
 if TYPE_CHECKING:
-    from fusestore.cache.document_rows import ShownRow
+    from fusestore.cache.document_rows import ShownCacheDocument, ShownRow
 
 _ENTRIES_SHOWN = 8
+
+_COLUMNS = (
+    "p(next) is the probability of the token that follows, rank its place among the entries; tail "
+    "is the mass outside the entries."
+)
 
 
 class CacheKind(ArtifactKind):
@@ -149,28 +154,23 @@ class CacheKind(ArtifactKind):
         from fusestore.cache.document_rows import document_rows
 
         shown = document_rows(store, artifact.name, document, rows)
-        lines = [
-            [
-                str(row.position),
-                _quoted(row.token),
-                _probability(row.label_logprob),
-                "-" if row.label_rank is None else str(row.label_rank),
-                _tail_text(row),
-                "  ".join(
-                    f"{_quoted(entry.token)} {_probability(entry.logprob)}"
-                    for entry in row.entries[:_ENTRIES_SHOWN]
-                ),
-            ]
-            for row in shown.rows
-        ]
-        columns = ["position", "token", "p(next)", "rank", "tail", "entries"]
-        title = f"{artifact.path}, document {document}, {shown.num_tokens:,} tokens"
+        table = _rows_table(shown)
         return View(
             shown.model_dump(mode="json"),
-            [ShownTable(f"{shown.text}\n\n{title}", columns, lines)],
-            "p(next) is the probability of the token that follows, rank its place among the "
-            "entries; tail is the mass outside the entries. All entries: --json.",
+            [table._replace(title=f"{shown.text}\n\n{table.title}")],
+            f"{_COLUMNS} All entries: --json.",
         )
+
+    def preview(self, store: Store, artifact: Artifact, rows: int) -> View | None:
+        """The first of its rows."""
+        from fusestore.cache.document_rows import document_rows, first_kept_row
+        from fusestore.cache.reader import open_cache
+
+        first = first_kept_row(open_cache(store, artifact.name)) if artifact.manifest else None
+        if first is None:
+            return None
+        shown = document_rows(store, artifact.name, first[0], rows, first[1])
+        return View(shown.model_dump(mode="json"), [_rows_table(shown)], _COLUMNS)
 
     def schemas(self) -> Mapping[str, DocumentSchema]:
         """Fingerprint, receipts, manifest."""
@@ -196,6 +196,26 @@ def import_again(name: str, origin: Origin) -> str:
         f"Its rows were imported, and no model here computes them: remove cache/{name} and run "
         f"`fusestore import {origin.format}` again with {files}{more}"
     )
+
+
+def _rows_table(shown: ShownCacheDocument) -> ShownTable:
+    """Rows of a document, with the most likely next tokens of each."""
+    lines = [
+        [
+            str(row.position),
+            _quoted(row.token),
+            _probability(row.label_logprob),
+            "-" if row.label_rank is None else str(row.label_rank),
+            _tail_text(row),
+            "  ".join(
+                f"{_quoted(entry.token)} {_probability(entry.logprob)}"
+                for entry in row.entries[:_ENTRIES_SHOWN]
+            ),
+        ]
+        for row in shown.rows
+    ]
+    title = f"{shown.artifact}, document {shown.document}, {shown.num_tokens:,} tokens"
+    return ShownTable(title, ["position", "token", "p(next)", "rank", "tail", "entries"], lines)
 
 
 def _probability(logprob: float | None) -> str:

@@ -83,6 +83,11 @@ class Corpus:
             f"splits {', '.join(self.manifest.splits)})"
         )
 
+    def _repr_html_(self) -> str:
+        from fusestore.store.artifact_html import artifact_html
+
+        return artifact_html(Store(self.location.parent.parent), "corpus", self.name)
+
     @property
     def digest(self) -> str:
         """Identifies the corpus: the digest of its manifest."""

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,14 @@ from fusestore.store.copy import copy_missing
 from fusestore.store.layout import near_names
 from fusestore.store.manifest import canonical_json, digest_bytes, manifest_content
 from fusestore.store.receipts import file_records, receipt_path, shard_part
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+    import xarray as xr
+
+    from fusestore.cache.table import PositionTable
+    from fusestore.tokenizers.vocabulary import Vocabulary
 
 _READ = (*SAMPLE_ARRAYS, "document")
 _ARRAYS = (*_READ, "source")
@@ -123,6 +131,34 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
                     f"{dtype}. Fuse it again."
                 )
 
+    def __repr__(self) -> str:
+        recipe = self.plan["recipe"]
+        sources = ", ".join(str(source["cache"]) for source in recipe["sources"])
+        return (
+            f"FusedDataset({self.name!r}: {recipe['strategy']} of {sources}, "
+            f"{self.num_tokens:,} target tokens in {len(self):,} windows of at most "
+            f"{self.window_length:,}, {self.top_k} entries each)"
+        )
+
+    def _repr_html_(self) -> str:
+        from fusestore.store.details import settings_of, settings_table
+        from fusestore.store.shown_html import tables_html
+        from fusestore.store.shown_table import ShownTable
+
+        facts = {
+            "target tokens": f"{self.num_tokens:,}",
+            "windows": f"{len(self):,} of at most {self.window_length:,} tokens",
+            "entries": f"{self.top_k} per position, of {self.vocab_size:,} tokens",
+            "rows are samples": "yes" if self.sampled else "no",
+            "shards": "all are made" if self._make_shard is None else "made when they are read",
+            "folder": str(self.folder),
+            "digest": self.digest,
+        }
+        table = ShownTable(
+            f"Fused dataset {self.name}", ["", ""], [[*row] for row in facts.items()]
+        )
+        return tables_html([table], folded=[settings_table(settings_of(self.plan))])
+
     def __len__(self) -> int:
         """Number of windows."""
         if self._starts is not None:
@@ -163,6 +199,164 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
     def target(self) -> str:
         """Digest of the target's tokenizer."""
         return str(self.plan["recipe"]["target"])
+
+    def to_polars(
+        self,
+        windows: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> pl.DataFrame:
+        """The fused rows as a table, one line a position.
+
+        A line takes about 72 + 8 k bytes, with `decode` 16 more for every entry, and while the
+        table is made three times as much. What is asked for is read whole; missing shards are
+        made.
+
+        Args:
+            windows: index of one window, or consecutive ones, as in `range(0, 10)`; None for all.
+            decode: add the columns `token`, `next_token` and `tokens`, the text of `token_id`,
+                `next_id` and `ids`. Bytes that are no characters are shown in hexadecimal.
+            limit: most lines. Without it, a table of more than 4 GiB is refused.
+            vocabulary: of the target; that of the store that holds the dataset's folder unless
+                given. `Fused.to_polars` gives its store's.
+
+        Returns:
+            window: int64; document, position: int32, the position in the document; token_id:
+            int32; next_id: int32, −100 after a document's last token, −101 where it is not
+            trained on; kind: how the position was aligned, none where it is not distilled;
+            source: name of the only source, null for none or a mixture; ids: list of int32 and
+            logprobs: list of float32, the entries by falling log-probability, null where the
+            position is not distilled; tail: float32; known: float32, the share of the mass that
+            is known. With `decode` also token and next_token: string, tokens: list of string.
+
+        Raises:
+            InvalidInputError: no such window, or too large a table.
+            NotFoundError: `decode`, and no vocabulary of the target is found.
+            CorruptionError: stored bytes are damaged.
+        """
+        return self._table(windows, limit, vocabulary, decode=decode).to_polars()
+
+    def to_arrow(
+        self,
+        windows: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> pa.Table:
+        """The table of `to_polars` as Arrow's, of the extra `notebook`; arguments as there.
+
+        Raises:
+            MissingDependencyError: pyarrow is not installed.
+            InvalidInputError, NotFoundError, CorruptionError: as for `to_polars`.
+        """
+        return self._table(windows, limit, vocabulary, decode=decode).to_arrow()
+
+    def to_xarray(
+        self,
+        windows: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> xr.Dataset:
+        """The numbers of `to_polars` over `position` and `entry`; arguments as there.
+
+        Returns:
+            Coordinates by position: window, document, document_position, token_id, with `decode`
+            token. Variables: as the columns, with id −1 and log-probability −inf for no entry, an
+            empty text for none, and has_row bool, whether the position is distilled.
+
+        Raises:
+            MissingDependencyError: xarray, of the extra `notebook`, is not installed.
+            InvalidInputError, NotFoundError, CorruptionError: as for `to_polars`.
+        """
+        return self._table(windows, limit, vocabulary, decode=decode).to_xarray()
+
+    def _table(
+        self,
+        windows: int | range | None,
+        limit: int | None,
+        vocabulary: Vocabulary | None,
+        *,
+        decode: bool,
+    ) -> PositionTable:
+        from fusestore.cache.table import consecutive, limited, table_bytes
+        from fusestore.data.fused_table import fused_table, positions_in_documents
+
+        place = f"fused dataset {self.name!r}"
+        first, last = consecutive(windows, len(self), "window", place)
+        starts = self._window_starts(first, last)
+        start, stop = int(starts[0]), int(starts[-1])
+        stop = limited(start, stop, limit, table_bytes(self.top_k, decode=decode), place)
+        if decode and vocabulary is None:
+            vocabulary = self._vocabulary()
+        self._make_shards(start, stop)
+        rows = {
+            name: MappedArray(self.folder / name).read(start, stop) for name in (*_ARRAYS, "known")
+        }
+        numbers = np.repeat(np.arange(first, last), np.diff(starts))[: stop - start]
+        recipe = self.plan["recipe"]
+        return fused_table(
+            rows,
+            numbers,
+            positions_in_documents(rows["document"], self._position_in_document(start, stop)),
+            [str(source["cache"]) for source in recipe["sources"]],
+            vocabulary if decode else None,
+            {
+                "kind": "fused",
+                "name": self.name,
+                "digest": self.digest,
+                "corpus": str(recipe["corpus"]),
+                "split": str(recipe["split"]),
+                "strategy": str(recipe["strategy"]),
+                "target": self.target,
+                "vocab_size": self.vocab_size,
+                "top_k": self.top_k,
+            },
+        )
+
+    def _window_starts(self, first: int, last: int) -> npt.NDArray[np.int64]:
+        """int64 [last - first + 1]: where windows begin, and where the last one ends."""
+        if self._starts is not None:
+            return self._starts.read(first, last + 1)
+        starts = np.arange(first, last + 1, dtype=np.int64) * self.window_length
+        return np.minimum(starts, self.num_tokens)
+
+    def _position_in_document(self, start: int, stop: int) -> int:
+        """The position of token `start`, one before `stop`, in its document."""
+        if start == stop:
+            return 0
+        document = int(self._document(start, start + 1)[0])
+        first = start
+        while first:
+            begin = max(0, first - self._rows_per_chunk)
+            others = np.flatnonzero(self._document(begin, first) != document)
+            if len(others):
+                return start - (begin + int(others[-1]) + 1)
+            first = begin
+        return start
+
+    def _document(self, start: int, stop: int) -> npt.NDArray[np.int32]:
+        self._make_shards(start, stop)
+        return self._arrays["document"].read(start, stop)
+
+    def _vocabulary(self) -> Vocabulary:
+        """That of the target, in the store that the folder lies in."""
+        from fusestore.store.layout import Store
+        from fusestore.tokenizers.vocabulary_table import load_vocabulary
+
+        store = Store(Location.parse(self.folder.parent.parent))
+        try:
+            return load_vocabulary(store, self.target)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"No vocabulary of the target's tokenizer {self.target[:16]} lies beside "
+                f"{self.folder}. Open the dataset in its store, as in open_store(…).open_fused(…), "
+                "or give the vocabulary."
+            ) from error
 
     def order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
         """The window at each position of an epoch, int64 [len(self)]."""

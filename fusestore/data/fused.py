@@ -13,8 +13,13 @@ from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.layout import Store
 
 if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+    import xarray as xr
+
     from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
     from fusestore.fuse.recipe import Recipe
+    from fusestore.tokenizers.vocabulary import Vocabulary
 
 
 class Fused:
@@ -92,6 +97,55 @@ class Fused:
         from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
 
         return StreamingFusedDataset(self.location, **options)
+
+    def to_polars(
+        self,
+        windows: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+    ) -> pl.DataFrame:
+        """The fused rows as a table, one line a position; see `FusedDataset.to_polars`."""
+        vocabulary = self._vocabulary() if decode else None
+        return self.dataset().to_polars(windows, decode=decode, limit=limit, vocabulary=vocabulary)
+
+    def to_arrow(
+        self,
+        windows: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+    ) -> pa.Table:
+        """The fused rows as Arrow's table, of the extra `notebook`; see `FusedDataset.to_arrow`."""
+        vocabulary = self._vocabulary() if decode else None
+        return self.dataset().to_arrow(windows, decode=decode, limit=limit, vocabulary=vocabulary)
+
+    def to_xarray(
+        self,
+        windows: int | range | None = None,
+        *,
+        decode: bool = False,
+        limit: int | None = None,
+    ) -> xr.Dataset:
+        """The fused rows as xarray's dataset, of the extra `notebook`.
+
+        See `FusedDataset.to_xarray`.
+        """
+        vocabulary = self._vocabulary() if decode else None
+        return self.dataset().to_xarray(windows, decode=decode, limit=limit, vocabulary=vocabulary)
+
+    def _vocabulary(self) -> Vocabulary:
+        from fusestore.tokenizers.vocabulary_table import load_vocabulary
+
+        return load_vocabulary(self.store, self.plan.target_digest)
+
+    def _repr_html_(self) -> str | None:
+        from fusestore.store.artifact_html import artifact_html
+
+        if self.location.url == self.store.fused(self.name).url:
+            return artifact_html(self.store, "fused", self.name)
+        # On this machine, made from a remote store, which holds no dataset of this name.
+        return self.dataset()._repr_html_() if self.location.exists() else None
 
     def __repr__(self) -> str:
         start = f"Fused({self.name!r} in {self.store.location}"

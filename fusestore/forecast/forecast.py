@@ -11,6 +11,7 @@ from typing import Literal
 from fusestore.fuse.choices import FitBy, Granularity
 from fusestore.fuse.recipe import Recipe
 from fusestore.store.manifest import Frozen
+from fusestore.store.shown_html import tables_html
 from fusestore.store.shown_table import ShownTable, decimal, percent
 
 Sees = Literal["nothing", "text", "label"]
@@ -238,6 +239,20 @@ class Forecast(Frozen):
             f"Forecast({self.num_predicted:,} target tokens of split {self.recipe.split!r}, "
             f"{self.common:.1%} common to all sources; bits per byte on the common: {figures})"
         )
+
+    def notes(self) -> Iterator[str]:
+        """What people must know with the tables, and the verdict."""
+        yield (
+            "Compare rows by the column common; each row's other columns are over the positions "
+            "that it covers. docs/fusion.md defines every number and says what a forecast cannot "
+            "show."
+        )
+        if self.left_out is not None:
+            yield f"Not measured: {self.left_out}"
+        yield str(self.verdict)
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables(), self.notes())
 
     def tables(self) -> Iterator[ShownTable]:
         """The forecast as tables for people: title, column names, rows."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fusestore.align.alignment_writer import tokens_digest
 from fusestore.align.manifest import AlignmentManifest
 from fusestore.align.settings import alignment_name
 from fusestore.align.stored import Alignment, open_alignment
 from fusestore.align.target_tokens import shares_tokens, target_tokens
+from fusestore.align.tokens_digest import tokens_digest
 from fusestore.align.vocabulary.first_tokens import first_tokens
 from fusestore.align.vocabulary.stored_map import load_vocabulary_map, vocabulary_map_folder
 from fusestore.cache.reader import Cache, open_cache

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from fusestore.merge.settings import MergeSettings
 from fusestore.models.precision import Precision
 from fusestore.storage.location import Location
+from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 
@@ -79,6 +80,11 @@ class MergedModel(NamedTuple):
             f"{manifest.merge.settings.method} merge of {len(manifest.merge.model_digests)} "
             f"models, {manifest.num_parameters:,} parameters{scores})"
         )
+
+    def _repr_html_(self) -> str:
+        from fusestore.store.artifact_html import artifact_html
+
+        return artifact_html(Store(self.location.parent.parent), "model", self.name)
 
     @property
     def name(self) -> str:

@@ -73,6 +73,16 @@ def choose_artifact(store: Store, artifacts: Sequence[Artifact], path: str) -> A
     )
 
 
+def read_artifact(store: Store, kind: str, name: str) -> Artifact:
+    """The artifact of a kind and a name; no other one is read.
+
+    Raises:
+        InvalidInputError: an impossible name.
+    """
+    found = kind_named(kind)
+    return _read(found, name, found.location(store, check_name(name)))
+
+
 def check_begun(store: Store, kind: str, name: str) -> None:
     """Check that a store has an artifact, complete or not, before anything slow is imported.
 

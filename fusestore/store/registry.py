@@ -284,6 +284,13 @@ class ArtifactKind(ABC):
         del store, artifact, rows
         return None
 
+    def preview(self, store: Store, artifact: Artifact, rows: int) -> View | None:
+        """What a notebook shows of the content, soon and in little; None for nothing.
+
+        By default that of `view`, if the artifact is complete and sound.
+        """
+        return None if artifact.manifest is None else self.view(store, artifact, rows)
+
     def view_document(
         self, store: Store, artifact: Artifact, document: int, rows: int
     ) -> View | None:

@@ -19,3 +19,11 @@ class StageResult(Generic[T]):
 
     artifact: T
     created: bool
+
+    def _repr_html_(self) -> str | None:
+        """That of the artifact, if it has one, after a line on what the stage did."""
+        made = getattr(self.artifact, "_repr_html_", lambda: None)()
+        if made is None:
+            return None
+        done = "It was made now." if self.created else "It was there; nothing was computed."
+        return f"<p>{done}</p>{made}"

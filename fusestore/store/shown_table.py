@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
+
+_NUMBER = re.compile(r"[-−+<>~]?[\d.,:]+( ?(%|[kMGT]?B|bytes|[KMGT]iB))?|-|–|unknown|nan|")
 
 
 class ShownTable(NamedTuple):
@@ -12,6 +15,11 @@ class ShownTable(NamedTuple):
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number with or without a unit, or stands for one that is not known."""
+    return _NUMBER.fullmatch(cell) is not None
 
 
 def decimal(value: float | None) -> str:

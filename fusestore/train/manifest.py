@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 from pydantic import Field, model_validator
 
 from fusestore.storage.location import Location
+from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.train.settings import TrainSettings
@@ -130,6 +131,11 @@ class TrainedModel(NamedTuple):
             f"{plan.settings.objective}, {manifest.num_tokens:,} tokens trained, weights of step "
             f"{manifest.result_step:,} of {plan.total_steps:,}{scores})"
         )
+
+    def _repr_html_(self) -> str:
+        from fusestore.store.artifact_html import artifact_html
+
+        return artifact_html(Store(self.location.parent.parent), "model", self.name)
 
     @property
     def name(self) -> str:

@@ -15,6 +15,8 @@ from fusestore.report.learning_curves import LearningCurve, TokenSaving, token_s
 from fusestore.store.inventory import list_artifacts
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.shown_html import tables_html
+from fusestore.store.shown_table import ShownTable
 from fusestore.train.held_out import held_out_tokens, score
 from fusestore.train.manifest import TrainingManifest
 
@@ -56,6 +58,26 @@ class Comparison(Frozen):
     rows: tuple[ComparedRow, ...]
     curves: tuple[LearningCurve, ...]
     savings: tuple[TokenSaving, ...]
+
+    def __repr__(self) -> str:
+        """The best of the rows; see `table` for all."""
+        shown = ", ".join(f"{row.name} {row.bits_per_byte:.4f}" for row in self.rows[:4])
+        more = f" and {len(self.rows) - 4} more" if len(self.rows) > 4 else ""
+        return f"Comparison({self.corpus}/{self.split}, bits per byte: {shown}{more})"
+
+    def table(self) -> ShownTable:
+        """The rows for people, the best first."""
+        return ShownTable(
+            f"{self.corpus}/{self.split}, models in {self.precision}",
+            ["model or ensemble", "bits/byte", "of the text", "made from"],
+            [
+                [row.name, f"{row.bits_per_byte:.4f}", f"{row.covered:.1%}", row.made]
+                for row in self.rows
+            ],
+        )
+
+    def _repr_html_(self) -> str:
+        return tables_html([self.table()], [saving.sentence for saving in self.savings])
 
 
 def compare(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from fusestore.store.artifact_files import MANIFEST_FILE
+from fusestore.store.details import InputState
 from fusestore.store.findings import DAMAGE, Finding
 from fusestore.store.inventory import choose_artifact
 from fusestore.store.layout import Store
 from fusestore.store.lineage import Lineage
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import Artifact
-from fusestore.workflows.managing.details import InputState
 
 
 class VerifiedFinding(Frozen):

@@ -13,8 +13,9 @@ import pytest
 
 from fusestore.align.alignment_writer import write_alignment
 from fusestore.align.kinds import ALIGNMENT_KINDS, ALIGNMENT_METHODS
+from fusestore.align.report.aligned_table import ALIGNMENT_SCHEMA
 from fusestore.align.report.totals import document_blocks
-from fusestore.align.report.unmatched import ALIGNMENT_SCHEMA, alignment_table, read_unmatched
+from fusestore.align.report.unmatched import read_unmatched
 from fusestore.align.stored import open_alignment
 from fusestore.align.tokens.pairing import align_table
 from fusestore.align.vocabulary.statistics import count_pairs
@@ -136,12 +137,12 @@ def test_reading_needs_neither_polars_nor_numba_nor_zarr(tmp_path):
 
 def test_the_table_of_documents(tmp_path):
     alignment = write(Location.parse(tmp_path / "x"))
-    table = alignment_table(alignment, 0, 12)
+    table = alignment.to_polars(range(12))
     assert table.schema == ALIGNMENT_SCHEMA
     first = table.filter(pl.col("document") == 4)
     assert first["target_pos"].to_list() == list(range(len(first)))
     assert (table["source_pos"].is_null() == (table["kind"] == "none")).all()
-    assert alignment_table(alignment, 4, 5).equals(first)
+    assert alignment.to_polars(4).equals(first)
     position, _ = alignment.for_documents(0, 12)
     assert table["source_pos"].fill_null(-1).to_list() == position.tolist()
 

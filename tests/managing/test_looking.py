@@ -11,7 +11,7 @@ from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.store.inventory import find_artifact, list_artifacts
 from fusestore.store.layout import Store
 from fusestore.store.lineage import Lineage
-from fusestore.workflows.managing.listing import store_listing
+from fusestore.store.listing import store_listing
 
 
 def test_sizes_add_up_on_any_storage(some):

@@ -1,4 +1,4 @@
-"""Alignments as Polars tables: the rows of documents, and the unmatched tokens."""
+"""The unmatched tokens of an alignment as a Polars table."""
 
 from __future__ import annotations
 
@@ -8,23 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from fusestore.align.kinds import ALIGNMENT_KINDS
 from fusestore.align.stored import Alignment
 from fusestore.errors import CorruptionError, NotFoundError
 from fusestore.store.receipts import FileRecord
 from fusestore.tokenizers.vocabulary import Vocabulary
 
 UNMATCHED_FILE = "unmatched.parquet"
-
-ALIGNMENT_SCHEMA = pl.Schema(
-    {
-        "document": pl.Int32(),
-        "target_pos": pl.Int32(),
-        "source_pos": pl.Int32(),
-        "kind": pl.Enum(ALIGNMENT_KINDS),
-    }
-)
-"""One row per target token; `source_pos` is null for unaligned tokens."""
 
 UNMATCHED_SCHEMA = pl.Schema(
     {
@@ -37,27 +26,6 @@ UNMATCHED_SCHEMA = pl.Schema(
     }
 )
 """One row per token id with unmatched occurrences: by side, then by falling number of these."""
-
-
-def alignment_table(alignment: Alignment, start: int, stop: int) -> pl.DataFrame:
-    """The alignment of documents `[start, stop)` as a table; see `ALIGNMENT_SCHEMA`.
-
-    Raises:
-        IndexError: not a range of the corpus's documents.
-        CorruptionError: a file is missing or damaged.
-    """
-    position, kind = alignment.for_documents(start, stop)
-    lengths = np.diff(alignment.document_offsets[start : stop + 1])
-    starts = np.cumsum(lengths) - lengths
-    return pl.DataFrame(
-        {
-            "document": np.repeat(np.arange(start, stop, dtype=np.int32), lengths),
-            "target_pos": (np.arange(len(kind)) - np.repeat(starts, lengths)).astype(np.int32),
-            "source_pos": pl.Series(position, dtype=pl.Int32).replace(-1, None),
-            "kind": pl.Series(ALIGNMENT_KINDS, dtype=ALIGNMENT_SCHEMA["kind"]).gather(kind),
-        },
-        schema=ALIGNMENT_SCHEMA,
-    )
 
 
 def unmatched_table(

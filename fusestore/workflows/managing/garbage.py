@@ -14,13 +14,14 @@ from pydantic import Field
 
 from fusestore.storage.objects import ListedFile
 from fusestore.storage.publish import is_abandoned
+from fusestore.store.details import newest
 from fusestore.store.layout import Store
 from fusestore.store.leases import LEASE_FOLDER, live_writers
 from fusestore.store.lineage import Lineage
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import Artifact
 from fusestore.workflows.managing.removal import remove_folder
-from fusestore.workflows.managing.usage import files_by_artifact, newest
+from fusestore.workflows.managing.usage import files_by_artifact
 
 _DAY_S = 24 * 3600
 

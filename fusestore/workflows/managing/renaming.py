@@ -16,13 +16,13 @@ from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, sync_folder, temporary_owner
 from fusestore.store.artifact_files import ArtifactFiles
 from fusestore.store.copy import FILES_AT_ONCE
+from fusestore.store.details import check_undamaged
 from fusestore.store.fingerprints import check_case
 from fusestore.store.inventory import find_artifact
 from fusestore.store.layout import Store, check_name
 from fusestore.store.leases import LEASE_FOLDER, live_writers
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import Artifact
-from fusestore.workflows.managing.details import check_undamaged
 from fusestore.workflows.managing.removal import remove_folder
 from fusestore.workflows.sharing.artifacts import read_artifact
 from fusestore.workflows.sharing.plan import plan_copy

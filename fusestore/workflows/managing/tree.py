@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fusestore.store.details import InputState
 from fusestore.store.inventory import choose_artifact
 from fusestore.store.layout import Store
 from fusestore.store.lineage import Lineage
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import Artifact
-from fusestore.workflows.managing.details import InputState
 
 
 class TreeEntry(Frozen):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 
 from pydantic import Field
 
 from fusestore.storage.objects import ListedFile
+from fusestore.store.details import date_text, newest
 from fusestore.store.inventory import find_artifact, list_artifacts
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
@@ -120,18 +120,6 @@ def files_by_artifact(
                 found[owner]["/".join(parts[depth:])] = file
                 break
     return found
-
-
-def newest(files: Mapping[str, ListedFile]) -> float | None:
-    """When the newest of some files was written, in seconds since 1970; None if that is unknown."""
-    return max((file.modified for file in files.values() if file.modified), default=None)
-
-
-def date_text(modified: float | None) -> str | None:
-    """A time in seconds since 1970 as ISO 8601 in UTC."""
-    if modified is None:
-        return None
-    return datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds")
 
 
 def _by_part(files: Mapping[str, ListedFile]) -> Iterator[tuple[str, dict[str, ListedFile]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fusestore.store.inventory import describe, list_artifacts
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
+from fusestore.store.shown_table import ShownTable
 
 
 class ListedArtifact(Frozen):
@@ -33,6 +34,11 @@ class Listing(Frozen):
 
     store: str
     artifacts: tuple[ListedArtifact, ...]
+
+    def table(self) -> ShownTable:
+        """The artifacts for people, a line each."""
+        rows = [[each.artifact, each.state, each.description] for each in self.artifacts]
+        return ShownTable(self.store, ["artifact", "state", "description"], rows)
 
 
 def store_listing(store: Store) -> Listing:

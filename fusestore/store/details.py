@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import Field
 
 from fusestore.errors import CorruptionError
+from fusestore.storage.objects import ListedFile
 from fusestore.store.inventory import choose_artifact, describe
 from fusestore.store.layout import Store
 from fusestore.store.lineage import FoundInput, Lineage
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import Artifact
-from fusestore.workflows.managing.usage import date_text, newest
+from fusestore.store.shown_html import tables_html
+from fusestore.store.shown_table import ShownTable, size_text
 
 Setting = str | int | float | bool
 
@@ -97,6 +100,38 @@ class Details(Frozen):
     figures: Any
     manifest: dict[str, Any] | None
 
+    def facts(self) -> ShownTable:
+        """What people ask first, a line each: a name and its text."""
+        size = f"{size_text(self.num_bytes)} in {self.num_files:,} files"
+        if self.num_tokens:
+            size += f", {self.num_bytes / self.num_tokens:.2f} bytes a token"
+        dates = dict.fromkeys(filter(None, (self.first_modified, self.last_modified)))
+        facts = {
+            "state": self.state,
+            "content": self.description,
+            "location": self.location,
+            "size": size,
+            "modified": " to ".join(date[:19].replace("T", " ") for date in dates)
+            + " UTC" * bool(dates),
+            "digest": self.digest or "",
+            "model": self.model or "",
+            "made from": ", ".join(str(each) for each in self.inputs) or "nothing in the store",
+            "used by": ", ".join(self.used_by) or "nothing",
+        }
+        rows = [[title, text] for title, text in facts.items() if text]
+        return ShownTable(self.artifact, ["", ""], rows)
+
+    def settings_table(self) -> ShownTable:
+        """What was chosen when it was made, a line each."""
+        return settings_table(self.settings)
+
+    def __repr__(self) -> str:
+        size = f"{size_text(self.num_bytes)} in {self.num_files:,} files"
+        return f"Details({self.artifact}: {self.state}, {self.description}, {size})"
+
+    def _repr_html_(self) -> str:
+        return tables_html([self.facts()], folded=[self.settings_table()])
+
 
 def artifact_details(
     store: Store,
@@ -135,7 +170,7 @@ def artifact_details(
         num_tokens=None if manifest is None else found.kind.num_tokens(manifest),
         first_modified=date_text(min(dates, default=None)),
         last_modified=date_text(newest(files)),
-        settings=dict(_settings(_chosen(found))),
+        settings=settings_of(_chosen(found)),
         inputs=tuple(InputState.of(each) for each in lineage.inputs(found)),
         used_by=tuple(each.path for each in lineage.used_by(found)),
         figures=figures,
@@ -153,6 +188,35 @@ def check_undamaged(artifact: Artifact) -> None:
     """
     if artifact.damage is not None:
         raise CorruptionError(f"{artifact.damage} See `fusestore verify {artifact.path}`.")
+
+
+def newest(files: Mapping[str, ListedFile]) -> float | None:
+    """When the newest of some files was written, in seconds since 1970; None if that is unknown."""
+    return max((file.modified for file in files.values() if file.modified), default=None)
+
+
+def date_text(modified: float | None) -> str | None:
+    """A time in seconds since 1970 as ISO 8601 in UTC."""
+    if modified is None:
+        return None
+    return datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds")
+
+
+def settings_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The simple values of a fingerprint by dotted name, without digests."""
+    return dict(_settings(content))
+
+
+def settings_table(settings: Mapping[str, Any]) -> ShownTable:
+    """Settings for people, a line each."""
+    rows = [[name, _shown(value)] for name, value in settings.items()]
+    return ShownTable("settings", ["setting", "value"], rows)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _chosen(artifact: Artifact) -> Mapping[str, Any]:
