@@ -8,8 +8,10 @@ import sys
 import typing
 
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
+import xarray
 
 import fusestore as fs
 from fusestore.store import layout
@@ -63,7 +65,8 @@ def test_what_a_signature_names_is_public(name):
     }
     assert untyped <= {"self", "cls"}
     # A name that only type checkers import is that of a public class.
-    names = {**PUBLIC, "pl": pl, "Tensor": torch.Tensor, **vars(sys.modules[function.__module__])}
+    others = {"pl": pl, "pa": pa, "xr": xarray, "Tensor": torch.Tensor}
+    names = {**PUBLIC, **others, **vars(sys.modules[function.__module__])}
     for hint in typing.get_type_hints(function, localns=names).values():
         for found in classes_in(hint):
             if not found.__module__.startswith("fusestore") or found is layout.Store:

@@ -28,6 +28,9 @@ for name in ("demo", "chat"):
 """
 
 
+KEPT = ROOT / f"tests/kept_store/format-{FORMAT_VERSION}/store"
+
+
 def imported_by(code):
     """Heavy modules that are loaded after the code has run, in a process of its own."""
     result = subprocess.run(
@@ -47,6 +50,7 @@ def imported_by(code):
         "import fusestore as fs; fs.Recipe(sources=['a', 'b'], strategy='uniform')",
         LOAD_CONFIG,
         "from fusestore.store.registry import kinds; assert len(kinds()) == 8",
+        f"import fusestore as fs; assert fs.open_store({str(KEPT)!r})._repr_html_()",
     ],
 )
 def test_importing_is_light(code):

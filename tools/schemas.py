@@ -30,6 +30,8 @@ from fusestore.merge.manifest import MergeManifest
 from fusestore.merge.settings import MergeSettings
 from fusestore.report.page.content import StoreReport
 from fusestore.store.artifact_types import DocumentSchema, TableSchema
+from fusestore.store.details import Details
+from fusestore.store.listing import Listing
 from fusestore.store.manifest import Manifest, canonical_json
 from fusestore.store.registry import kinds
 from fusestore.train.checkpoint import TrainState
@@ -38,9 +40,7 @@ from fusestore.train.settings import TrainSettings
 from fusestore.version import FORMAT_VERSION
 from fusestore.workflows.comparison import Comparison
 from fusestore.workflows.fusion_config import FusionConfig
-from fusestore.store.details import Details
 from fusestore.workflows.managing.garbage import Garbage
-from fusestore.store.listing import Listing
 from fusestore.workflows.managing.removal import Removal
 from fusestore.workflows.managing.renaming import Renaming
 from fusestore.workflows.managing.tree import Tree

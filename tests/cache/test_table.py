@@ -24,7 +24,7 @@ def cache(tmp_path, make):
 
 def test_every_value_is_that_of_the_rows(cache):
     table, rows = cache.to_polars(), cache[:]
-    assert table.columns[:4] == ["document", "position", "token_id", "end_offset"]
+    assert table.columns[:4] == ["document", "position", "token_id", "start_offset"]
     assert table.height == len(cache)
     np.testing.assert_array_equal(table["tail"], rows.tail)
     np.testing.assert_array_equal(table["label_logprob"].fill_null(np.nan), rows.label_logprob)
@@ -57,6 +57,28 @@ def test_ids_are_decoded_and_padding_has_no_text(cache):
                 assert text == shown[token_id]
                 seen.add(token_id)
     assert {0, 49} <= seen
+
+
+def test_the_three_forms_hold_the_same(cache):
+    """Also of document 1, which is empty, and of ids that no token has."""
+    table, rows = cache.to_polars(decode=True), cache[:]
+    assert set(table["document"]) == {0, 2, 3, 4}
+    assert cache.to_polars(1, decode=True).schema == table.schema
+    assert cache.to_polars(1).is_empty()
+    assert cache.to_polars(range(1, 3)).equals(cache.to_polars(2))
+    assert cache.to_arrow(1).num_rows == cache.to_xarray(1, decode=True).sizes["position"] == 0
+    assert cache.to_arrow(decode=True).to_pylist() == table.to_dicts()
+    arrays, kept = cache.to_xarray(decode=True), np.isfinite(rows.logprobs)
+    np.testing.assert_array_equal(arrays["logprobs"], rows.logprobs)
+    np.testing.assert_array_equal(arrays["ids"], np.where(kept, rows.ids, -1))
+    np.testing.assert_array_equal(arrays["tail"], rows.tail)
+    np.testing.assert_array_equal(arrays["label_logprob"], rows.label_logprob)
+    for column in ("document", "token_id", "start_offset", "end_offset"):
+        np.testing.assert_array_equal(arrays[column], table[column])
+    assert arrays["token"].values.tolist() == table["token"].fill_null("").to_list()
+    for index, tokens in enumerate(table["tokens"].to_list()):
+        assert arrays["tokens"].values[index][kept[index]].tolist() == [t or "" for t in tokens]
+        assert set(arrays["tokens"].values[index][~kept[index]]) <= {""}
 
 
 def test_without_the_vocabulary_ids_can_be_had_and_text_cannot(tmp_path, capture):

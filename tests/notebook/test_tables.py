@@ -130,7 +130,7 @@ def test_samples_come_with_their_counts():
     np.testing.assert_allclose(np.exp(table["logprobs"].explode().to_numpy()), shares, rtol=1e-6)
 
 
-@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("labels", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_cache_of_imported_rows(tmp_path, labels):
     teacher = make_teacher()
     ids, logprobs = teacher.top(slice(None))
@@ -220,6 +220,7 @@ def test_parts_of_a_fused_dataset_are_those_of_the_whole(tmp_path):
         fs.open_fused(KEPT, "mixed", cache_dir=tmp_path).to_polars(decode=True)
 
 
+@pytest.mark.slow
 def test_reading_a_table_makes_its_shards(tmp_path):
     store = fs.open_store(KEPT)
     store.push(tmp_path / "store", ["fused/mince"], fs.CopySettings(inputs=True))
