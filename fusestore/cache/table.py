@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,11 +115,14 @@ class PositionTable:
     def _read(self, name: str) -> npt.NDArray[Any]:
         """A column of integers, with the number of `nulls` for entries that are not kept."""
         values = self.values[name]
-        return values if values.ndim == 1 else np.where(self.kept, values, self.nulls.get(name, 0))
+        if self.kept is None or values.ndim == 1:
+            return values
+        return np.where(self.kept, values, self.nulls.get(name, 0))
 
     def _array(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if name in self.names:
-            return np.array([*self.names[name], ""])[values]
+            named: npt.NDArray[np.str_] = np.array([*self.names[name], ""])[values]
+            return named
         if values.ndim == 1 or values.dtype.kind == "f":
             return values
         return self._read(name)
@@ -149,26 +153,19 @@ class PositionTable:
         if not num_rows:
             return pl.Series([], dtype=pl.List(values.dtype))
         counts = self.kept.sum(axis=1)
-        # Whole rows are cut from the values as they are; a row without a value is an empty list.
-        if k and (counts == k).all():
-            lists = values.reshape((num_rows, k)).arr.to_list()
-        else:
-            frame = pl.DataFrame(
-                {
-                    "row": np.repeat(np.arange(num_rows), counts),
-                    "value": values.filter(pl.Series(self.kept.reshape(-1))),
-                }
-            )
-            grouped = frame.group_by("row", maintain_order=True).agg("value")
-            rows = pl.DataFrame({"row": np.arange(num_rows)}).join(
-                grouped, on="row", how="left", maintain_order="left"
-            )
-            empty = pl.lit([], dtype=pl.List(values.dtype))
-            lists = rows.select(pl.col("value").fill_null(empty)).to_series()
-        if self.present is None:
-            return lists
-        frame = pl.DataFrame({"value": lists, "present": self.present})
-        return frame.select(pl.when("present").then("value")).to_series()
+        if not (self.kept == (np.arange(k) < counts[:, None])).all():
+            # Rows by falling log-probability end with what is not kept.
+            order = np.argsort(~self.kept, axis=1, kind="stable")
+            values = values.gather((order + np.arange(num_rows)[:, None] * k).reshape(-1))
+        frame = pl.DataFrame({"value": values.reshape((num_rows, k)).arr.to_list()})
+        lists = pl.col("value")
+        if (counts < k).any():
+            frame = frame.with_columns(count=counts)
+            lists = lists.list.head("count")
+        if self.present is not None:
+            frame = frame.with_columns(present=self.present)
+            lists = pl.when("present").then(lists)
+        return frame.select(lists).to_series()
 
 
 def cache_table(
@@ -262,13 +259,17 @@ def consecutive(wanted: int | range | None, count: int, what: str, place: str) -
     """
     if wanted is None:
         return 0, count
-    asked = range(wanted, wanted + 1) if isinstance(wanted, int) else wanted
-    if not isinstance(asked, range) or asked.step != 1:
+    try:
+        # NumPy's integers are indices too.
+        asked = wanted if isinstance(wanted, range) else range(index(wanted), index(wanted) + 1)
+    except TypeError:
+        asked = range(0, 0, 2)
+    if asked.step != 1:
         raise InvalidInputError(
             f"{what.capitalize()}s of a table are one index or consecutive ones, as in "
             f"range(0, 10), not {wanted!r}."
         )
-    wrong = [index for index in (*asked[:1], *asked[-1:]) if not 0 <= index < count]
+    wrong = [each for each in (*asked[:1], *asked[-1:]) if not 0 <= each < count]
     if wrong:
         held = f"{what}s are 0 to {count - 1}" if count else f"it has no {what}s"
         raise InvalidInputError(f"There is no {what} {wrong[0]} in {place}; {held}.")

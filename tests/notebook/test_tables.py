@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -135,7 +136,7 @@ def test_a_cache_of_imported_rows(tmp_path, labels):
     teacher = make_teacher()
     ids, logprobs = teacher.top(slice(None))
     has_row = np.random.default_rng(0).random(teacher.tokens.num_tokens) > 0.3
-    arrays = {
+    arrays: dict[str, Any] = {
         "token_ids": teacher.tokens.token_ids,
         "document_offsets": teacher.tokens.document_offsets,
         "has_row": has_row,
