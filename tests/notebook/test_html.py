@@ -258,3 +258,23 @@ def test_characters_that_mislead_are_escapes():
     page = _Parser(html)
     assert page.found["td"] == ["a\\u202eb\\x00\\ud800\n$x$"]
     assert 'class="tex2jax_ignore mathjax_ignore"' in html
+
+
+@pytest.mark.slow
+def test_a_remote_store_is_shown_the_same(opened, s3_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSESTORE_HOME", str(tmp_path))
+    opened.push(f"{s3_url}/shown", ["fused/mince", "alignment/wide--small"])
+    remote = fs.open_store(f"{s3_url}/shown")
+    assert {"fused/mince", "alignment/wide--small"} == set(shown(remote).found["td"][::3])
+    for name in ("open_alignment", "open_fused"):
+        path = {"open_alignment": "wide--small", "open_fused": "mince"}[name]
+        here, there = (shown(getattr(store, name)(path)) for store in (opened, remote))
+        assert there.found["caption"] == here.found["caption"]
+        assert there.found["details"] == here.found["details"]
+    opened.push(f"{s3_url}/shown", ["cache/wide"])
+    here, there = (shown(store.open_cache("wide")) for store in (opened, remote))
+    assert there.found["table"][1] == here.found["table"][1]
+    table = remote.open_cache("wide").to_polars(decode=True)
+    assert table.equals(opened.open_cache("wide").to_polars(decode=True))
+    rows = opened.open_fused("mince").to_polars()
+    assert remote.open_fused("mince").to_polars().equals(rows)
