@@ -137,7 +137,7 @@ def align(
         document = stored_alignment(opened, cache, name, inspect)
         print_document(document, around, width, as_json=as_json)
         return
-    from fusestore.align.report.overview import alignment_summary, alignment_view
+    from fusestore.align.report.overview import AlignedCache, alignment_summary, alignment_view
     from fusestore.align.run import align as align_cache
 
     target = _needed(target, "--target")
@@ -148,12 +148,12 @@ def align(
     if as_json:
         summary = alignment_summary(alignment, _UNMATCHED_IN_JSON)
         print_json(
-            {
-                "cache": cache,
-                "alignment": alignment.location.name,
-                "built": result.created,
-                **summary,
-            }
+            AlignedCache(
+                cache=cache,
+                alignment=alignment.location.name,
+                built=result.created,
+                **dict(summary),
+            )
         )
         return
     shares = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in alignment.coverage.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -30,14 +29,21 @@ def print_document(
         count: number of target tokens to show.
         as_json: print the positions as JSON instead.
     """
-    from fusestore.align.report.columns import explain, window
+    from fusestore.align.report.columns import ShownAlignment, explain, window
 
     num_tokens = len(document.target_ids)
     first = 0 if around is None else min(max(0, around - count // 2), max(0, num_tokens - count))
     last = min(first + count, num_tokens)
     explanations = [explain(document, position) for position in range(first, last)]
     if as_json:
-        print_json([asdict(explanation) for explanation in explanations])
+        print_json(
+            ShownAlignment(
+                document=document.name,
+                method=document.method,
+                num_tokens=num_tokens,
+                tokens=tuple(explanations),
+            )
+        )
         return
     output.print(
         f"{document.name}: target tokens {first} to {last - 1} of {num_tokens:,}, "

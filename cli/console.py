@@ -16,7 +16,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
 from rich.text import Text
@@ -46,20 +45,73 @@ _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BEFORE_ETA = 5.0
 """An estimate of what is left by the first steps alone is wrong by a multiple."""
 
+_SECONDS_BEFORE_RATE = 1.0
+"""The rate of a shorter stage is that of its start and end, not of its work."""
+
+_SHARE_BEFORE_WORK = 0.05
+"""Of the time: an earlier first report tells what was done before, by an interrupted run."""
+
+
+class _Meter:
+    """The rate of a stage, by the reports of its progress.
+
+    What is left is estimated by the work since the first report, because loading comes before it.
+    The rate that a stage ends with is that of its whole time.
+    """
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.done, self.total = 0, 0
+        self._first: tuple[float, int] | None = None
+
+    def report(self, done: int, total: int) -> None:
+        """Count what is done."""
+        self.done, self.total = done, total
+        if self._first is None:
+            self._first = (time.monotonic(), done)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self.began
+
+    @property
+    def rate(self) -> float | None:
+        """Of the whole time; None where the stage was too short for one."""
+        elapsed = self.elapsed
+        if self._first is None or elapsed < _SECONDS_BEFORE_RATE:
+            return None
+        since, first = self._first
+        before = first if since - self.began <= _SHARE_BEFORE_WORK * elapsed else 0
+        return (self.done - before) / elapsed or None
+
+    @property
+    def recent_rate(self) -> float | None:
+        """Since the first report; None before it means something."""
+        if self._first is None:
+            return None
+        since, first = self._first
+        seconds = time.monotonic() - since
+        return (self.done - first) / seconds or None if seconds >= _SECONDS_BEFORE_ETA else None
+
+    @property
+    def remaining(self) -> str | None:
+        """The time that is left; None before it means something."""
+        rate = self.recent_rate
+        return None if rate is None else _clock((self.total - self.done) / rate)
+
 
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
+        meter: _Meter = task.fields["meter"]
+        rate = meter.rate if task.finished else meter.recent_rate
+        return Text("" if rate is None else f"{rate:,.0f} {task.fields['unit']}/s")
 
 
-class _RemainingColumn(TimeRemainingColumn):
-    """The time that is left, once there is a rate worth the name."""
-
+class _RemainingColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        early = task.elapsed is None or task.elapsed < _SECONDS_BEFORE_ETA
-        unknown = task.total is None or task.speed is None
-        return Text("") if early or unknown else super().render(task)
+        meter: _Meter = task.fields["meter"]
+        return Text("" if task.finished else meter.remaining or "", style="progress.remaining")
 
 
 class ConsoleReporter:
@@ -88,44 +140,44 @@ class ConsoleReporter:
                 TextColumn("{task.fields[measured]}", markup=False),
             )
             with RichProgress(*columns, console=messages) as bars:
-                task = bars.add_task(title, total=None, unit=unit, measured="")
-                yield lambda done, total, measured: bars.update(
-                    task, completed=done, total=total, measured=measured
-                )
+                meter = _Meter()
+                task = bars.add_task(title, total=None, unit=unit, measured="", meter=meter)
+
+                def update(done: int, total: int, measured: str) -> None:
+                    meter.report(done, total)
+                    bars.update(task, completed=done, total=total, measured=measured)
+
+                yield update
         else:
             yield _PlainLines(title, unit)
 
 
 class _PlainLines:
-    """One line at the start, at most one every ten seconds, one at the end.
-
-    The rate is measured from the first report on: the time before it is loading, not work.
-    """
+    """One line at the start, at most one every ten seconds, one at the end."""
 
     def __init__(self, title: str, unit: str) -> None:
         self.title, self.unit = title, unit
-        self.began = self.since = self.printed = time.monotonic()
-        self.first: int | None = None
+        self.meter = _Meter()
+        self.printed = self.meter.began
         self.finished = False
         messages.print(Text(f"{title} …"))
 
     def __call__(self, done: int, total: int, measured: str) -> None:
-        now = time.monotonic()
-        if self.first is None:
-            self.first, self.since = done, now
+        meter, now = self.meter, time.monotonic()
+        meter.report(done, total)
         complete = done >= total
         if self.finished or (not complete and now - self.printed < _SECONDS_BETWEEN_LINES):
             return
         self.printed, self.finished = now, complete
-        rate = (done - self.first) / max(now - self.since, 1e-9)
         share = 100 * done / total if total else 100
         parts = [f"{self.title}: {done:,}/{total:,} {self.unit} ({share:.0f} %)"]
-        if rate > 0:
+        rate = meter.rate if complete else meter.recent_rate
+        if rate is not None:
             parts.append(f"{rate:,.0f} {self.unit}/s")
         if complete:
-            parts.append(f"in {_clock(now - self.began)}")
-        elif rate > 0:
-            parts.append(f"{_clock((total - done) / rate)} left")
+            parts.append(f"in {_clock(meter.elapsed)}")
+        elif meter.remaining is not None:
+            parts.append(f"{meter.remaining} left")
         if measured:
             parts.append(measured)
         messages.print(Text(", ".join(parts)))

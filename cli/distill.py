@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .console import output
+from .console import output, print_json
 from .options import JsonOption, StorageOption
 from .run import run
 
@@ -61,10 +61,12 @@ def distill(
 
     The same command continues an interrupted run.
     """
-    from fusestore.workflows.distillation import distillation_toml, write_once
+    from fusestore.workflows.distillation import WrittenFusion, distillation_toml, write_once
 
     write_once(file, distillation_toml(teacher, student, data, store, held_out_fraction))
     if not as_json:
         output.print(f"fusion.toml: {file}", markup=False, soft_wrap=True)
+    elif dry_run:
+        print_json(WrittenFusion(file=file))
     if not dry_run:
         run(file, storage_option=storage_option, as_json=as_json)

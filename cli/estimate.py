@@ -208,12 +208,12 @@ def print_fusion_estimate(
 ) -> None:
     """Estimate the captures of a fusion.toml; print one line for each, and their sum."""
     from fusestore.capture.estimate import Prices
-    from fusestore.workflows.estimation import estimate_fusion
+    from fusestore.workflows.estimation import FusionEstimate, estimate_fusion
 
     prices = Prices(price_per_hour, price_per_gb_month)
     results = estimate_fusion(config, prices=prices, reporter=ConsoleReporter())
     if as_json:
-        print_json({name: vars(result) for name, result in results.items()})
+        print_json(FusionEstimate(captures=results))
         return
     columns: dict[str, tuple[str, Callable[[CaptureEstimate], float]]] = {
         "tokens": (",", lambda result: result.num_tokens),

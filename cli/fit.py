@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .console import output, print_json, print_table
 
@@ -47,17 +46,9 @@ def print_fit(
         batch_size=settings.batch_size,
     )
     if as_json:
-        print_json(_json(fit))
+        print_json(fit)
         return
     _print_table(fit)
-
-
-def _json(fit: ModelFit) -> dict[str, Any]:
-    content = asdict(fit)
-    for way, entry in zip(fit.ways, content["ways"], strict=True):
-        entry["num_bytes"] = way.num_bytes
-        entry["best"] = None if way.best is None else way.best.kind
-    return content
 
 
 def _print_table(fit: ModelFit) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -106,16 +106,25 @@ def _pack(folder: FusedFolder, destination: Store) -> bool:
 
 def _print_dataset(folder: FusedFolder, created: bool, as_json: bool) -> None:
     name, manifest, plan = folder.location.name, folder.manifest(), folder.plan
-    if as_json:
-        state: dict[str, Any] = {
-            "fused": name,
-            "built": created,
-            "complete": manifest is not None,
-        }
-        content = manifest.model_dump(mode="json") if manifest else {"plan": plan.model_dump()}
-        print_json({**state, **content})
-        return
     windows = len(folder.fusion.window_starts) - 1
+    if as_json:
+        from fusestore.fuse.manifest import FusedState
+
+        print_json(
+            FusedState(
+                fused=name,
+                built=created,
+                complete=manifest is not None,
+                num_tokens=plan.num_tokens,
+                num_windows=windows,
+                num_shards=folder.num_shards,
+                num_computed_shards=folder.num_shards if manifest else len(folder.finished()),
+                plan_digest=plan.digest,
+                plan=plan,
+                manifest=manifest,
+            )
+        )
+        return
     size = f"{plan.num_tokens:,} target tokens in {windows:,} windows"
     if manifest is not None:
         output.print(f"{'Fused' if created else 'Already there:'} {name}: {size}")

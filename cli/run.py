@@ -59,7 +59,7 @@ def run(
 
     summary = run_pipeline(config, ConsoleReporter())
     if as_json:
-        print_json(summary.to_json())
+        print_json(summary)
         return
     for title, columns, rows in summary.tables():
         print_table(title, columns, rows)

@@ -16,19 +16,25 @@ import polars as pl
 from pydantic import BaseModel, Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from fusestore.align.report.columns import ShownAlignment
+from fusestore.align.report.overview import AlignedCache
 from fusestore.cache.document_rows import ShownCacheDocument
 from fusestore.cache.manifest import CacheManifest
 from fusestore.capture.estimate import CaptureEstimate
+from fusestore.capture.fit.fit import ModelFit
 from fusestore.capture.kept_summary import KeptSummary
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.manifest import CorpusManifest
+from fusestore.corpus.shown_document import ShownDocument
 from fusestore.errors import InvalidInputError
 from fusestore.forecast.forecast import Forecast
+from fusestore.fuse.manifest import FusedState
 from fusestore.fuse.recipe import Recipe
 from fusestore.interop.export import Exported
 from fusestore.merge.manifest import MergeManifest
 from fusestore.merge.settings import MergeSettings
 from fusestore.report.page.content import StoreReport
+from fusestore.report.summary import Summary
 from fusestore.store.artifact_types import DocumentSchema, TableSchema
 from fusestore.store.details import Details
 from fusestore.store.listing import Listing
@@ -39,6 +45,8 @@ from fusestore.train.manifest import TrainingManifest
 from fusestore.train.settings import TrainSettings
 from fusestore.version import FORMAT_VERSION
 from fusestore.workflows.comparison import Comparison
+from fusestore.workflows.distillation import WrittenFusion
+from fusestore.workflows.estimation import FusionEstimate
 from fusestore.workflows.fusion_config import FusionConfig
 from fusestore.workflows.managing.garbage import Garbage
 from fusestore.workflows.managing.removal import Removal
@@ -63,7 +71,25 @@ OTHER_DOCUMENTS = {
 """Documents that lie in no store."""
 
 
-OUTPUTS: dict[str, tuple[type[BaseModel], str]] = {
+OUTPUTS: dict[str, tuple[type, str]] = {
+    "output-align": (AlignedCache, "what `fusestore align --json` prints"),
+    "output-align-document": (
+        ShownAlignment,
+        "what `fusestore align --inspect` and `--text` print with --json",
+    ),
+    "output-fuse": (FusedState, "what `fusestore fuse --json` prints"),
+    "output-estimate": (CaptureEstimate, "what `fusestore estimate --json` prints"),
+    "output-estimate-fit": (ModelFit, "what `fusestore estimate --fit --json` prints"),
+    "output-run": (Summary, "what `fusestore run` and `distill` print with --json"),
+    "output-run-estimate": (FusionEstimate, "what `fusestore run --estimate --json` prints"),
+    "output-distill-dry-run": (
+        WrittenFusion,
+        "what `fusestore distill --dry-run --json` prints",
+    ),
+    "output-show-corpus-document": (
+        ShownDocument,
+        "what `fusestore show corpus/NAME --document N --json` prints",
+    ),
     "output-ls": (Listing, "what `fusestore ls --json` prints"),
     "output-tree": (Tree, "what `fusestore tree --json` prints"),
     "output-du": (Usage, "what `fusestore du --json` prints"),
@@ -120,12 +146,9 @@ def generate() -> dict[str, bytes]:
     schemas["forecast"] = _schema(
         Forecast, "what `fusestore forecast --json` prints", "serialization"
     )
-    schemas |= {name: _schema(*entry, "serialization") for name, entry in OUTPUTS.items()}
+    schemas |= {name: _output_schema(*entry) for name, entry in OUTPUTS.items()}
     schemas |= {name: _stage_schema(*entry) for name, entry in STAGE_OUTPUTS.items()}
     _add_kept_rows(schemas["output-capture"])
-    schemas["output-estimate"] = _schema(
-        CaptureEstimate, "what `fusestore estimate --json` prints", "serialization"
-    )
     schemas["fusion"] = _fusion_file_schema()
     schemas["tables"] = {name: _columns(table) for name, table in tables().items()}
     return {f"{name}.json": canonical_json(schemas[name]) for name in sorted(schemas)}
@@ -168,6 +191,14 @@ class _Generator(GenerateJsonSchema):
 def _schema(model: type, comment: str, mode: Any) -> dict[str, Any]:  # noqa: ANN401
     schema = TypeAdapter(model).json_schema(mode=mode, schema_generator=_Generator)
     return {"$schema": _DIALECT, "$comment": comment, **schema}
+
+
+def _output_schema(model: type, comment: str) -> dict[str, Any]:
+    schema = _schema(model, comment, "serialization")
+    for nested in schema.get("$defs", {}).values():
+        # Only a file carries a checksum, not a manifest inside of what is printed.
+        nested.get("properties", {}).pop("checksum", None)
+    return schema
 
 
 def _stage_schema(manifest: type[Manifest], key: str, comment: str) -> dict[str, Any]:

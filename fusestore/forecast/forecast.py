@@ -71,6 +71,8 @@ class SourceForecast(Frozen):
         positions_span: share of target positions aligned to it by equal end offsets.
         positions_inside: share that end inside one of its tokens.
         positions_mined: share aligned by minimum edit distance alone.
+        positions_masked: share after which no token that is trained on follows, so that no source
+            has a row for them; 0 in a corpus of texts.
         tail_mass: mean mass outside its cached entries, over the positions it may supervise.
         unmapped_mass: mean mass lost because the vocabulary map sends its tokens nowhere.
         label_guessed: share of next tokens, all of `mined` pairs, without an exact probability;
@@ -89,6 +91,7 @@ class SourceForecast(Frozen):
     positions_span: float
     positions_inside: float
     positions_mined: float
+    positions_masked: float
     tail_mass: float | None
     unmapped_mass: float | None
     label_guessed: float | None
@@ -100,8 +103,9 @@ class SourceForecast(Frozen):
 
     @property
     def unaligned(self) -> float:
-        """Share of target positions without a row of this source."""
-        return max(0.0, 1 - self.positions_span - self.positions_inside - self.positions_mined)
+        """Share of target positions that are not masked and have no row of this source."""
+        aligned = self.positions_span + self.positions_inside + self.positions_mined
+        return max(0.0, 1 - aligned - self.positions_masked)
 
 
 class Verdict(Frozen):
@@ -279,10 +283,11 @@ class Forecast(Frozen):
                 for source in self.sources
             ],
         )
+        is_masked = any(source.positions_masked for source in self.sources)
         yield ShownTable(
             "Share of each source that reaches the target",
             [
-                *["source", "span", "inside", "mined", "unaligned"],
+                *["source", "span", "inside", "mined", "unaligned", *(["masked"] * is_masked)],
                 *["unmapped", "tail", "label in tail", "label guessed"],
             ],
             [
@@ -292,6 +297,7 @@ class Forecast(Frozen):
                     percent(source.positions_inside),
                     percent(source.positions_mined),
                     percent(source.unaligned),
+                    *([percent(source.positions_masked)] * is_masked),
                     percent(source.unmapped_mass),
                     percent(source.tail_mass),
                     percent(source.alone.label_in_tail),

@@ -66,11 +66,13 @@ class SplitTally:
     """Counts over the whole split."""
 
     def __init__(self) -> None:
-        self.predicted = self.num_bytes = self.common = self.documents = 0
+        self.predicted = self.num_bytes = self.common = self.documents = self.masked = 0
 
     def add(self, chunk: Chunk) -> None:
         """Count a chunk."""
         self.predicted += int(chunk.predicted.sum())
+        if chunk.fusion.supervision is not None:
+            self.masked += int((~chunk.predicted).sum())
         self.num_bytes += int(chunk.label_bytes.sum())
         self.common += int(chunk.common.sum())
         self.documents += int(chunk.counted.sum())
@@ -217,6 +219,7 @@ class SourceTally:
             positions_span=self.span / fusion.num_tokens,
             positions_inside=self.inside / fusion.num_tokens,
             positions_mined=self.mined / fusion.num_tokens,
+            positions_masked=whole.masked / fusion.num_tokens,
             tail_mass=tail,
             unmapped_mass=mean(self.unmapped, self.allowed),
             label_guessed=mean(self.guessed, self.labeled),

@@ -109,6 +109,24 @@ class Fusion:
         return table if self.supervision is None else self.supervision.mark(table, documents)
 
 
+def count_masked(fusion: Fusion) -> int:
+    """Target positions after which no token that is trained on follows; 0 in a corpus of texts.
+
+    Raises:
+        IncompatibleError: see `Fusion.read`.
+    """
+    if fusion.supervision is None:
+        return 0
+    counted = 0
+    for first in range(0, len(fusion.documents), _DOCUMENTS_AT_ONCE):
+        stop = min(first + _DOCUMENTS_AT_ONCE, len(fusion.documents))
+        counted += int(fusion.read(first, stop).is_counted.sum())
+    return fusion.num_tokens - counted
+
+
+_DOCUMENTS_AT_ONCE = 4096
+
+
 def prepare(
     recipe: Recipe,
     sources: Sequence[SourceInput],

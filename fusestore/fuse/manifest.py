@@ -193,3 +193,31 @@ class FusedManifest(Manifest):
     sources: tuple[SourceStatistics, ...]
     num_bytes: int = Field(ge=0)
     files: dict[str, FileRecord]
+
+
+class FusedState(Frozen):
+    """A fused dataset as it is now; what `fusestore fuse --json` prints.
+
+    Attributes:
+        fused: its name.
+        built: whether the command defined it or computed shards.
+        complete: whether every shard is computed.
+        num_tokens: target tokens.
+        num_windows: windows of `recipe.window_length` positions; the last may be shorter.
+        num_shards: its shards.
+        num_computed_shards: those that are computed; the others are when they are first read.
+        plan_digest: its identity.
+        plan: the recipe and all inputs.
+        manifest: its manifest; null until it is complete.
+    """
+
+    fused: str
+    built: bool
+    complete: bool
+    num_tokens: int
+    num_windows: int
+    num_shards: int
+    num_computed_shards: int
+    plan_digest: str
+    plan: FusionPlan
+    manifest: FusedManifest | None

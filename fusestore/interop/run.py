@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -121,8 +122,9 @@ def import_rows(
         return StageResult(existing, created=False)
     job = ReadJob(settings, tokenizer, width)
     with RowSpool() as spool:
-        with reporter.stage(f"Reading {layout} files", "documents") as progress:
-            documents = _read(importer, files, job, spool, reporter, progress)
+        with reporter.stage(f"Reading {layout} files", "files") as progress:
+            documents = _read(importer, _Counted(files, progress), job, spool, reporter)
+            progress(len(files), len(files))
         opened = _corpus(store, corpus or name, layout, documents, settings, reporter)
         placed = _placed(opened, documents, layout, reporter)
         contents = _Contents(opened, placed, spool, tokenizer)
@@ -234,20 +236,45 @@ def _existing(
     return cache
 
 
+class _Counted(Sequence[ForeignFile]):
+    """Files that report how many were read, when the next one is asked for.
+
+    How many documents a file has is known only when it was read.
+    """
+
+    def __init__(self, files: Sequence[ForeignFile], progress: Progress) -> None:
+        self._files, self._progress = files, progress
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, index: int) -> ForeignFile: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ForeignFile]: ...
+
+    def __getitem__(self, index: int | slice) -> ForeignFile | Sequence[ForeignFile]:
+        return self._files[index]
+
+    def __iter__(self) -> Iterator[ForeignFile]:
+        for number, file in enumerate(self._files):
+            self._progress(number, len(self._files))
+            yield file
+
+
 def _read(
     importer: ForeignFormat,
     files: Sequence[ForeignFile],
     job: ReadJob,
     spool: RowSpool,
     reporter: Reporter,
-    progress: Progress,
 ) -> list[_Read]:
     """Read, check and decode all documents; their rows go to the spool."""
     decoder = Decoder(job.tokenizer, spell_special=job.settings.special_tokens == "spell")
     documents: list[_Read] = []
     left_out = 0
-    for number, document in enumerate(importer.documents(files, job)):
-        progress(number, number + 1)
+    for document in importer.documents(files, job):
         decoded = _decoded(decoder, document)
         if decoded is None or not decoded.text.strip():
             left_out += 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import computed_field
 
 from fusestore.cache.reader import Cache
 from fusestore.fuse.manifest import SourceStatistics
 from fusestore.merge.manifest import MergeManifest
 from fusestore.report.learning_curves import LearningCurve, TokenSaving, token_savings
+from fusestore.store.manifest import Frozen
 from fusestore.store.shown_table import ShownTable, decimal, percent
 from fusestore.train.manifest import TrainingManifest
 
@@ -24,6 +27,8 @@ class SourceResult:
         aligned_span: share of target positions aligned by equal end offsets.
         aligned_inside: share that end inside one of its tokens.
         aligned_mined: share aligned by minimum edit distance alone.
+        masked: share after which no token that is trained on follows, so that no source has a row
+            for them; 0 in a corpus of texts.
         documents_won: share of documents where it scored best.
         bytes_per_token: of its cache on disk, per source token.
     """
@@ -33,16 +38,18 @@ class SourceResult:
     aligned_span: float
     aligned_inside: float
     aligned_mined: float
+    masked: float
     documents_won: float
     bytes_per_token: float
 
     @property
     def unaligned(self) -> float:
-        """Share of target positions without a row of this source."""
-        return max(0.0, 1 - self.aligned_span - self.aligned_inside - self.aligned_mined)
+        """Share of target positions that are not masked and have no row of this source."""
+        aligned = self.aligned_span + self.aligned_inside + self.aligned_mined
+        return max(0.0, 1 - aligned - self.masked)
 
     @classmethod
-    def of(cls, statistics: SourceStatistics, cache: Cache) -> Self:
+    def of(cls, statistics: SourceStatistics, cache: Cache, masked: float) -> Self:
         """The result from the manifests of the fused dataset and the cache."""
         return cls(
             name=statistics.cache,
@@ -50,6 +57,7 @@ class SourceResult:
             aligned_span=statistics.positions_span,
             aligned_inside=statistics.positions_inside,
             aligned_mined=statistics.positions_mined,
+            masked=masked,
             documents_won=statistics.documents_won,
             bytes_per_token=cache.manifest.num_bytes / max(1, len(cache)),
         )
@@ -126,9 +134,8 @@ class ModelResult:
         )
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The results of a pipeline run.
+class Summary(Frozen):
+    """The results of a pipeline run; what `fusestore run --json` prints.
 
     Attributes:
         fusions: in the file's order.
@@ -144,11 +151,16 @@ class Summary:
     scored: str = "text"
     report: str | None = None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def savings(self) -> list[TokenSaving]:
         """What the distributions bring, by the curves."""
         return token_savings(self.curves)
 
+    @computed_field(  # type: ignore[prop-decorator]
+        description="the best model of each kind, the best kind first, in one sentence; null if "
+        "no merged model was scored."
+    )
     @property
     def conclusion(self) -> str | None:
         """The best model of each kind, the best kind first, in one sentence.
@@ -172,11 +184,6 @@ class Summary:
             f"{self.scored}; {rest}."
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as plain values."""
-        savings = [asdict(saving) for saving in self.savings]
-        return {**asdict(self), "savings": savings, "conclusion": self.conclusion}
-
     def tables(self) -> list[ShownTable]:
         """The results as tables for people."""
         tables = [self._sources_table(fusion) for fusion in self.fusions]
@@ -192,6 +199,7 @@ class Summary:
 
     @staticmethod
     def _sources_table(fusion: FusionResult) -> ShownTable:
+        is_masked = any(source.masked for source in fusion.sources)
         return ShownTable(
             f"Sources of {fusion.name} on {fusion.num_tokens:,} target tokens",
             [
@@ -201,6 +209,7 @@ class Summary:
                 "inside",
                 "mined",
                 "unaligned",
+                *(["masked"] * is_masked),
                 "documents won",
                 "bytes/token",
             ],
@@ -212,6 +221,7 @@ class Summary:
                     percent(source.aligned_inside),
                     percent(source.aligned_mined),
                     percent(source.unaligned),
+                    *([percent(source.masked)] * is_masked),
                     percent(source.documents_won),
                     f"{source.bytes_per_token:.1f}",
                 ]

@@ -7,9 +7,20 @@ from collections.abc import Sequence
 from fusestore.errors import AlreadyExistsError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
+from fusestore.store.manifest import Frozen
 from fusestore.store.settings_file import toml_value
 
 TEACHER, STUDENT = "teacher", "student"
+
+
+class WrittenFusion(Frozen):
+    """What `fusestore distill --dry-run --json` prints.
+
+    Attributes:
+        file: the fusion.toml that was written, or was there with the same text.
+    """
+
+    file: str
 
 
 def distillation_toml(

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fusestore.capture.estimate import CaptureEstimate, Prices, estimate_capture
 from fusestore.corpus.run import build_corpus
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.store.layout import Store
+from fusestore.store.manifest import Frozen
 from fusestore.workflows.fusion_config import FusionConfig
 from fusestore.workflows.models import open_models
+
+
+class FusionEstimate(Frozen):
+    """What the missing captures of a fusion take; `fusestore run --estimate --json` prints it.
+
+    Attributes:
+        captures: by the cache's name, in the order of the file, without complete caches.
+    """
+
+    captures: Mapping[str, CaptureEstimate]
 
 
 def estimate_fusion(

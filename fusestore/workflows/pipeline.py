@@ -18,6 +18,7 @@ from fusestore.cache.reader import Cache
 from fusestore.capture.run import capture
 from fusestore.corpus.corpus import Corpus
 from fusestore.corpus.run import build_corpus
+from fusestore.fuse.fusion import count_masked
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.run import fuse
 from fusestore.merge.manifest import MergedModel
@@ -136,6 +137,7 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
         )
 
     fused: dict[str, FusedManifest] = {}
+    masked: dict[str, float] = {}
     aligned: set[str] = set()
     for name, recipe in config.fuse.items():
         target_name = str(recipe.target)
@@ -170,6 +172,7 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
             partial(fuse, store, name, recipe, target=target, reporter=reporter),
         )
         fused[name] = FusedManifest.load(folder.location / MANIFEST_FILE)
+        masked[name] = count_masked(folder.fusion) / folder.fusion.num_tokens
     evaluate = (corpus.name, config.evaluate_split) if config.evaluate_split else None
 
     trained: dict[str, TrainedModel] = {}
@@ -235,7 +238,9 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
                 sources=tuple(
                     # The manifest has the names that caches had when the dataset was made.
                     SourceResult.of(
-                        statistics.model_copy(update={"cache": source.cache}), caches[source.cache]
+                        statistics.model_copy(update={"cache": source.cache}),
+                        caches[source.cache],
+                        masked[name],
                     )
                     for statistics, source in zip(
                         manifest.sources, config.fuse[name].sources, strict=True

@@ -207,11 +207,11 @@ class _Collected:
             unmatched=tuple(
                 UnmatchedToken(
                     side=side,
-                    token=shown_text(row["text"].encode()),
-                    times=row["unmatched"],
-                    total=row["total"],
+                    token=shown_text(row.text.encode()),
+                    times=row.unmatched,
+                    total=row.total,
                 )
-                for side, rows in summary["unmatched"].items()
+                for side, rows in summary.unmatched
                 for row in rows
             ),
         )

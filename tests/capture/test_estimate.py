@@ -1,9 +1,12 @@
 """An estimate against the capture it speaks of: bytes within 15 %, and nothing written."""
 
 import inspect
+import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import polars as pl
 import pytest
@@ -206,6 +209,11 @@ def test_a_whole_fusion(command, tmp_path, model_path, texts):
         """
     )
     told = command.succeeds("run", fusion, "--estimate", "--json").json
+    schema = json.loads(
+        (Path(__file__).parents[2] / "schemas/output-run-estimate.json").read_text()
+    )
+    jsonschema.validate(told, schema)
+    told = told["captures"]
     assert list(told) == ["one", "two"]
     assert told["two"]["num_bytes"] < told["one"]["num_bytes"]
     store = Store.open(tmp_path / "store")

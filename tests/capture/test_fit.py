@@ -248,7 +248,7 @@ def test_the_command(command, tiny_folder):
     ).json
     assert told["num_parameters"] == fit_model(Model.open(tiny_folder)).num_parameters
     assert [way["way"] for way in told["ways"]] == ["bfloat16", "float32", "8 bit", "4 bit"]
-    assert told["ways"][0]["best"] == "one device"
+    assert told["ways"][0]["best"]["kind"] == "one device"
     assert len(told["devices"]) == 2
     shown = command.succeeds("estimate", tiny_folder, "--fit", "--batch-size", "3").out
     for word in ("bfloat16", "weights", "Assumed: A batch has 3 documents of 128 tokens"):

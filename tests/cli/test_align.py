@@ -40,20 +40,20 @@ def test_a_document_is_shown_by_index_or_name(command, store):
     assert command.succeeds(*ALIGN, "-s", store, "--inspect", f"{name}#{segment}").out == by_index
     rows = command.succeeds(
         *ALIGN, "--store", store, "--inspect", "1", "--around", "9", "--width", "6", "--json"
-    ).json
+    ).json["tokens"]
     assert [row["target_pos"] for row in rows] == [6, 7, 8, 9, 10, 11]
     assert all((row["source_pos"] is None) == (row["kind"] == "none") for row in rows)
     # Past the end shows the end.
     last = command.succeeds(
         *ALIGN, "--store", store, "--inspect", "1", "--around", "999999", "--width", "3", "--json"
-    ).json
+    ).json["tokens"]
     assert len(last) == 3
 
 
 def test_a_text_is_shown_without_a_store(command, job):
     arguments = ["align", "--text", "The people", "--source", job / "wide", "-t", job / "small"]
     assert "e│" in command.succeeds(*arguments).out
-    rows = command.succeeds(*arguments, "--method", "anchored", "--json").json
+    rows = command.succeeds(*arguments, "--method", "anchored", "--json").json["tokens"]
     assert rows[-1]["why"] == "both end at byte 10"
 
 

@@ -62,20 +62,71 @@ def test_a_step_without_measurements(said):
     assert text.getvalue().splitlines()[-1].startswith("Capturing x: 100/100 tokens (100 %)")
 
 
-def test_there_is_no_estimate_before_it_means_something():
-    """By a clock of our own: nothing is left to say in the first seconds, or without a rate."""
-    clock = [100.0]
-    bars = Progress(get_time=lambda: clock[0], disable=True)
-    bars.add_task("Capturing x", total=None, unit="tokens")
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when a test says so."""
+    now = [100.0]
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def reported(clock, reports):
+    """The last line of a stage; `reports` are (seconds since its beginning, done)."""
+    with ConsoleReporter().stage("Sampling x", "tokens") as progress:
+        for seconds, done in reports:
+            clock[0] = 100.0 + seconds
+            progress(done, reports[-1][1])
+
+
+def test_the_rate_of_a_stage_is_that_of_its_whole_time(said, clock):
+    """Here the model is loaded for two seconds, and both batches are reported at their end."""
+    text = said(False)
+    reported(clock, [(2.0, 512), (2.0002, 768)])
+    assert text.getvalue().splitlines()[-1] == (
+        "Sampling x: 768/768 tokens (100 %), 384 tokens/s, in 0:00:02"
+    )
+
+
+def test_a_stage_of_a_moment_has_no_rate(said, clock):
+    text = said(False)
+    reported(clock, [(0.001, 512), (0.002, 768)])
+    assert text.getvalue().splitlines()[-1] == "Sampling x: 768/768 tokens (100 %), in 0:00:00"
+
+
+def test_what_an_earlier_run_did_is_no_rate(said, clock):
+    text = said(False)
+    reported(clock, [(0.1, 9_000), (50.0, 9_900), (100.0, 10_000)])
+    lines = text.getvalue().splitlines()
+    assert lines[1].endswith("9,900/10,000 tokens (99 %), 18 tokens/s, 0:00:06 left")
+    assert lines[2].endswith("10 tokens/s, in 0:01:40")
+
+
+@pytest.mark.parametrize(("since", "left"), [(0, ""), (4.9, ""), (6, "0:00:09")])
+def test_there_is_no_estimate_before_it_means_something(clock, since, left):
+    """Nothing is said in the first seconds of work, however long the loading before took."""
+    meter = console._Meter()
+    clock[0] += 60
+    meter.report(0, 100)
+    clock[0] += since
+    if since:
+        meter.report(40, 100)
+    bars = Progress(disable=True)
+    bars.add_task("Capturing x", total=100, unit="tokens", meter=meter)
     (task,) = bars.tasks
-    column = console._RemainingColumn()
-    said = []
-    for done in (0, 10, 20, 30, 40):
-        said.append(column.render(task).plain)
-        clock[0] += 2
-        bars.update(task.id, completed=done, total=100)
-    assert said[:3] == ["", "", ""]
-    assert column.render(task).plain == "0:00:12"
+    assert console._RemainingColumn().render(task).plain == left
+    assert bool(console._RateColumn().render(task).plain) == bool(left)
+
+
+def test_a_terminal_ends_with_the_rate_of_the_whole_time(clock):
+    meter = console._Meter()
+    clock[0] += 2
+    meter.report(512, 768)
+    meter.report(768, 768)
+    bars = Progress(disable=True)
+    task = bars.add_task("Sampling x", total=768, unit="tokens", meter=meter)
+    bars.update(task, completed=768)
+    assert console._RateColumn().render(bars.tasks[0]).plain == "384 tokens/s"
+    assert console._RemainingColumn().render(bars.tasks[0]).plain == ""
 
 
 def test_the_total_of_a_training_is_its_steps(monkeypatch):

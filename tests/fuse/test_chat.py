@@ -124,7 +124,11 @@ def test_a_forecast_is_of_what_counts(made):
     assert figures.num_predicted == counted.is_counted.sum()
     assert figures.num_bytes == np.maximum(counted.counted_bytes, 0).sum()
     assert figures.common == 1
+    masked = 1 - counted.is_counted.sum() / counted.num_tokens
+    assert masked > 0.2
     for source in figures.sources:
+        assert source.positions_masked == pytest.approx(masked)
+        assert source.unaligned == pytest.approx(0, abs=1e-9)
         assert source.alone.covered == 1
         assert source.label_guessed == 0
         scores = made.caches[source.cache].manifest.scores

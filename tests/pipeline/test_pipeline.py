@@ -61,7 +61,7 @@ def test_the_summary_holds_together(store, job, tmp_path):
     for model in summary.models:
         assert model.bits_per_byte_after < model.bits_per_byte_before
     assert baseline.bits_per_byte_after != fused.bits_per_byte_after
-    (content,) = json.loads(json.dumps(summary.to_json()))["fusions"]
+    (content,) = json.loads(summary.model_dump_json())["fusions"]
     assert content["num_tokens"] == fusion.num_tokens
     assert summary.conclusion is None
     titles = [title for title, _, _ in summary.tables()]

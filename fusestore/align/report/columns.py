@@ -20,6 +20,7 @@ from fusestore.align.kinds import (
     SPAN,
     AlignmentMethod,
 )
+from fusestore.store.manifest import Frozen
 from fusestore.tokenizers.vocabulary import Vocabulary
 
 
@@ -84,9 +85,19 @@ class Column:
     target: Cell
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """The alignment of one target position, and the reason for it."""
+class Explanation(Frozen):
+    """The alignment of one target position, and the reason for it.
+
+    Attributes:
+        target_pos: position of the target token in its document, from 0.
+        target_token: its text; spaces as ␣, bytes that are no UTF-8 escaped.
+        target_end: byte of the text at which it ends.
+        kind: its alignment kind.
+        source_pos: position of the source token with its row; null if there is none.
+        source_token: that token's text.
+        source_end: byte at which that token ends.
+        why: the reason, for people.
+    """
 
     target_pos: int
     target_token: str
@@ -96,6 +107,22 @@ class Explanation:
     source_token: str | None
     source_end: int | None
     why: str
+
+
+class ShownAlignment(Frozen):
+    """What `fusestore align --inspect` and `--text` print with `--json`.
+
+    Attributes:
+        document: the document, for people.
+        method: the alignment method.
+        num_tokens: target tokens of the document.
+        tokens: the target tokens that are shown, in their order.
+    """
+
+    document: str
+    method: AlignmentMethod
+    num_tokens: int
+    tokens: tuple[Explanation, ...]
 
 
 def shown_text(data: bytes) -> str:
@@ -168,14 +195,16 @@ def explain(document: AlignedDocument, position: int) -> Explanation:
     kind = int(document.kind[position])
     is_aligned = partner >= 0
     return Explanation(
-        position,
-        _token(document.target_vocab, document.target_ids[position]),
-        end,
-        ALIGNMENT_KINDS[kind],
-        partner if is_aligned else None,
-        _token(document.source_vocab, document.source_ids[partner]) if is_aligned else None,
-        int(document.source_ends[partner]) if is_aligned else None,
-        _why(document, position),
+        target_pos=position,
+        target_token=_token(document.target_vocab, document.target_ids[position]),
+        target_end=end,
+        kind=ALIGNMENT_KINDS[kind],
+        source_pos=partner if is_aligned else None,
+        source_token=(
+            _token(document.source_vocab, document.source_ids[partner]) if is_aligned else None
+        ),
+        source_end=int(document.source_ends[partner]) if is_aligned else None,
+        why=_why(document, position),
     )
 
 

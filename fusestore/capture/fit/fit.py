@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from pydantic import computed_field
 
 from fusestore.capture.fit.devices import Device, machine_devices, main_memory
 from fusestore.capture.fit.needed_memory import (
@@ -19,13 +20,13 @@ from fusestore.capture.fit.needed_memory import (
 from fusestore.capture.fit.placements import Placement, devices_needed, placements
 from fusestore.models.model import Model
 from fusestore.models.model_shape import ModelShape, model_shape
+from fusestore.store.manifest import Frozen
 
 DEFAULT_LENGTH = 4_096
 """Tokens of the longest document, unless it is given or the model reads fewer."""
 
 
-@dataclass(frozen=True)
-class WayFit:
+class WayFit(Frozen):
     """Whether a model fits when it is loaded in one way.
 
     Attributes:
@@ -46,20 +47,21 @@ class WayFit:
     placements: tuple[Placement, ...]
     devices_needed: int | None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def num_bytes(self) -> int:
         """Weights and work on one device."""
         return self.weight_bytes + self.activation_bytes + self.logits_bytes
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def best(self) -> Placement | None:
-        """The quickest placement that fits."""
+        """The quickest placement that fits; null if none does."""
         return next((placement for placement in self.placements if placement.fits), None)
 
 
-@dataclass(frozen=True)
-class ModelFit:
-    """What of a model fits where.
+class ModelFit(Frozen):
+    """What of a model fits where; what `fusestore estimate --fit --json` prints.
 
     Attributes:
         model: as it was named.
