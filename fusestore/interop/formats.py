@@ -13,6 +13,7 @@ IMPORTS = {
     "axolotl": "fusestore.interop.axolotl:Axolotl",
     "distillkit": "fusestore.interop.distillkit:DistillKit",
     "llama.cpp": "fusestore.interop.llama_cpp_base:LlamaCppBase",
+    "maxtext": "fusestore.interop.maxtext:MaxText",
     "vllm": "fusestore.interop.served_lines:ServedLines",
     "sglang": "fusestore.interop.served_lines:ServedLines",
 }
@@ -25,6 +26,7 @@ EXPORTS = {
     "datasets": "fusestore.interop.export_tables:export_datasets",
     "axolotl": "fusestore.interop.export_tables:export_axolotl",
     "distillkit": "fusestore.interop.export_distillkit:export_distillkit",
+    "mds": "fusestore.interop.export_mds:export_mds",
 }
 """`module:function` of each layout that a cache can be exported to."""
 
