@@ -14,6 +14,7 @@ IMPORTS = {
     "distillkit": "fusestore.interop.distillkit:DistillKit",
     "llama.cpp": "fusestore.interop.llama_cpp_base:LlamaCppBase",
     "maxtext": "fusestore.interop.maxtext:MaxText",
+    "megatron": "fusestore.interop.megatron:Megatron",
     "vllm": "fusestore.interop.served_lines:ServedLines",
     "sglang": "fusestore.interop.served_lines:ServedLines",
 }

@@ -57,7 +57,7 @@ class NumpyArrays(ForeignFormat):
                 arrays = _npz(file) if file.path.suffix == ".npz" else _safetensors(file)
                 yield from _documents(file.name, arrays, job)
         for parts in folders.values():
-            arrays = {part.path.stem: _npy(part) for part in parts if part.path.stem in NAMES}
+            arrays = {part.path.stem: read_npy(part) for part in parts if part.path.stem in NAMES}
             if not arrays:
                 raise InvalidInputError(
                     f"{parts[0].name} is no array of the layout numpy, which has one file for each "
@@ -163,7 +163,12 @@ def _npz(file: ForeignFile) -> dict[str, Array]:
         raise _unreadable(file, error) from error
 
 
-def _npy(file: ForeignFile) -> Array:
+def read_npy(file: ForeignFile) -> Array:
+    """The array of a `.npy` file, mapped into memory.
+
+    Raises:
+        InvalidInputError: it is damaged, or holds Python objects.
+    """
     try:
         with file.path.open("rb") as data:
             _check_header(file, data, file.path.stat().st_size)
