@@ -55,6 +55,12 @@ _MOST_BYTES = 2**31
 _NO_ENTRY = -999.0
 """Values below it stand for no entry."""
 
+_UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError),
+    *(TypeError, AttributeError),
+)
+"""What `torch.load` raises for files that it does not read."""
+
 _TENSORS = ("values", "indices_low", "bit_17")
 
 
@@ -166,7 +172,7 @@ def _token_ids(file: ForeignFile) -> Iterator[Ids]:
 
 
 def _sequences(file: ForeignFile) -> Iterator[tuple[str, Floats, Ids]]:
-    """Place, values [seq, K] (−inf without an entry) and ids [seq, K] of each sequence, in order."""
+    """Place, values and ids [seq, K] of each sequence, in order; −inf where there is no entry."""
     try:
         with tarfile.open(file.path, "r:") as tar:
             found = ((_MEMBER.fullmatch(each.name), each) for each in tar if each.isfile())
@@ -207,15 +213,7 @@ def _microbatches(place: str, data: IO[bytes]) -> list[Mapping[str, torch.Tensor
         raise InvalidInputError(f"{place} has more than {_MOST_BYTES:,} bytes. It was not read.")
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        ValueError,
-        LookupError,
-        EOFError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInputError(
             f"{place} is no file of tensors that can be read without running its code: {reason}"

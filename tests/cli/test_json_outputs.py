@@ -8,9 +8,9 @@ import pytest
 from fusestore_cli.command_help import LazyCommand
 from fusestore_cli.commands import COMMANDS
 
+from tests.helpers.json_outputs import KEPT_STORE_LINES
 from tests.helpers.stage_commands import stages
 from tests.helpers.tiny_job import write_fusion
-from tests.managing.test_outputs import COMMANDS as OF_A_KEPT_STORE
 from tools.schemas import generate
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -61,10 +61,10 @@ def test_every_command_has_a_schema():
         if any("--json" in option.opts for option in LazyCommand(entry).load().params)
     }
     assert len(with_json) > 20
-    checked = {line.split()[0] for line in (*LINES, *OF_A_KEPT_STORE)} - {"STAGE"}
+    checked = {line.split()[0] for line in (*LINES, *KEPT_STORE_LINES)} - {"STAGE"}
     assert with_json == checked | {"corpus", "align", "train"}
     published = {name.removesuffix(".json") for name in generate() if name.startswith("output-")}
-    assert published | {"forecast"} == {*LINES.values(), *OF_A_KEPT_STORE.values()}
+    assert published | {"forecast"} == {*LINES.values(), *KEPT_STORE_LINES.values()}
 
 
 @pytest.mark.parametrize(

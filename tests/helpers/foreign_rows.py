@@ -7,6 +7,9 @@ from functools import cached_property
 import numpy as np
 
 from fusestore.cache.rows import Rows
+from fusestore.interop.run import import_rows
+from fusestore.interop.settings import ImportSettings
+from fusestore.store.layout import Store
 from fusestore.tokenizers.token_table import TokenTable
 from fusestore.tokenizers.tokenizer import Tokenizer
 from tests.helpers.tiny_models import TEXTS, train_tokenizer
@@ -75,3 +78,22 @@ def check_rows(actual: Rows, expected: Rows, *, atol: float, labels: bool = True
     np.testing.assert_allclose(np.exp(actual.tail), np.exp(expected.tail), atol=4 * atol)
     if labels:
         np.testing.assert_allclose(actual.label_logprob, expected.label_logprob, atol=atol)
+
+
+def written(path, teacher, *, profile, has_row, k, labels=True):
+    """A store with cache `a` of the teacher's rows, those with `has_row`."""
+    ids, logprobs = teacher.top(slice(None), k)
+    arrays = {
+        "token_ids": teacher.tokens.token_ids,
+        "document_offsets": teacher.tokens.document_offsets,
+        "has_row": has_row,
+        "ids": ids[has_row],
+        "logprobs": logprobs[has_row],
+    }
+    if labels:
+        arrays["label_logprob"] = teacher.labels[has_row]
+    np.savez(path / "given.npz", **arrays)
+    store = Store.open(path / "store")
+    chosen = ImportSettings(profile=profile)
+    result = import_rows(store, "a", "numpy", path / "given.npz", chosen, model=teacher.tokenizer)
+    return store, result.artifact

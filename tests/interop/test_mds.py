@@ -14,8 +14,7 @@ import pytest
 from fusestore.errors import IncompatibleError
 from fusestore.interop import export_mds
 from fusestore.interop.export import export_cache
-from tests.helpers.foreign_rows import make_teacher
-from tests.interop.test_round_trip import written
+from tests.helpers.foreign_rows import make_teacher, written
 
 COLUMNS = {
     "document": "int",

@@ -136,7 +136,11 @@ WRONG = {
     "more": (lambda t: np.tile(t, (2, 1)), None, "more sequences than cp0_dp0__1.tar.* has 1"),
     "shorter": (lambda t: t[:, :-1], None, "rows for 40 tokens, and sequence 0 .* has 39"),
     "floats": (lambda t: t * 1.0, None, "expected token ids, integers"),
-    "code": (None, lambda _: zstd.compress(pickle.dumps(Runs())), "without running its code"),
+    "code": (
+        None,
+        lambda _: zstd.compress(pickle.dumps(Runs(), protocol=2)),
+        "without running its code",
+    ),
     "noise": (None, lambda _: b"noise" * 20, "cannot be read as zstd"),
     "cut": (None, lambda b: packed(b)[:-20], "cannot be read as zstd"),
     "names": (None, lambda b: packed({"values": b["values"]}), "does not hold the tensors"),

@@ -13,8 +13,7 @@ from fusestore.interop.distillkit_codec import CompressionConfig, decode_values,
 from fusestore.interop.export import export_cache
 from fusestore.interop.run import import_rows
 from fusestore.interop.settings import ImportSettings
-from fusestore.store.layout import Store
-from tests.helpers.foreign_rows import make_teacher
+from tests.helpers.foreign_rows import make_teacher, written
 from tests.helpers.small_store import make_small_store
 
 FILES = {"numpy": "rows.npz", "safetensors": "rows.safetensors", "axolotl": "rows.parquet"}
@@ -29,25 +28,6 @@ def small(tmp_path_factory):
 @pytest.fixture(scope="module")
 def teacher():
     return make_teacher()
-
-
-def written(path, teacher, *, profile, has_row, k, labels=True):
-    """A store with cache `a` of the teacher's rows, those with `has_row`."""
-    ids, logprobs = teacher.top(slice(None), k)
-    arrays = {
-        "token_ids": teacher.tokens.token_ids,
-        "document_offsets": teacher.tokens.document_offsets,
-        "has_row": has_row,
-        "ids": ids[has_row],
-        "logprobs": logprobs[has_row],
-    }
-    if labels:
-        arrays["label_logprob"] = teacher.labels[has_row]
-    np.savez(path / "given.npz", **arrays)
-    store = Store.open(path / "store")
-    chosen = ImportSettings(profile=profile)
-    result = import_rows(store, "a", "numpy", path / "given.npz", chosen, model=teacher.tokenizer)
-    return store, result.artifact
 
 
 def again(store, teacher, layout, path, **chosen):

@@ -6,37 +6,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from tests.helpers.json_outputs import KEPT_STORE_LINES
 from tests.helpers.tiny_job import write_fusion
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
-
-COMMANDS = {
-    "ls": "output-ls",
-    "tree": "output-tree",
-    "tree cache/wide": "output-tree",
-    "du": "output-du",
-    "du fused/mince": "output-du",
-    "show corpus/addresses": "output-show",
-    "show cache/wide": "output-show",
-    "show alignment/wide--small": "output-show",
-    "show fused/mince": "output-show",
-    "show model/fused": "output-show",
-    "show corpus/addresses --document 1": "output-show-corpus-document",
-    "show cache/patchy --document 2": "output-show-cache-document",
-    "show cache/drawn --document 0 --rows 99": "output-show-cache-document",
-    "verify --quick": "output-verify",
-    "verify cache/wide --repair": "output-repair",
-    "rm model/fused --dry-run": "output-rm",
-    "rm cache/wide --cascade --yes": "output-rm",
-    "mv cache/wide breit": "output-mv",
-    "gc": "output-gc",
-    "push cache/wide --to {tmp} --dry-run": "output-copy",
-    "push fused/mixed --to {tmp} --with-inputs": "output-copy",
-    "pull cache/wide --from {store} --to {tmp} --dry-run": "output-copy",
-    "sync --to {tmp} --dry-run": "output-copy",
-    "report --no-forecast -o {tmp}.html": "output-report",
-    "export cache/wide {tmp}.parquet --format parquet": "output-export",
-}
 
 
 def check(content, name):
@@ -44,12 +17,12 @@ def check(content, name):
     jsonschema.Draft202012Validator(schema).validate(content)
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", KEPT_STORE_LINES)
 def test_a_command_prints_what_its_schema_says(store, command, tmp_path, line):
     arguments = line.format(tmp=tmp_path / "other", store=store).split()
     if arguments[0] != "pull":
         arguments += ["--store", str(store)]
-    check(command.succeeds(*arguments, "--json").json, COMMANDS[line])
+    check(command.succeeds(*arguments, "--json").json, KEPT_STORE_LINES[line])
 
 
 def test_what_is_damaged_fits_too(store, command):

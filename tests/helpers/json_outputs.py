@@ -1,0 +1,30 @@
+"""Command lines with `--json`, and the schemas of what they print."""
+
+KEPT_STORE_LINES = {
+    "ls": "output-ls",
+    "tree": "output-tree",
+    "tree cache/wide": "output-tree",
+    "du": "output-du",
+    "du fused/mince": "output-du",
+    "show corpus/addresses": "output-show",
+    "show cache/wide": "output-show",
+    "show alignment/wide--small": "output-show",
+    "show fused/mince": "output-show",
+    "show model/fused": "output-show",
+    "show corpus/addresses --document 1": "output-show-corpus-document",
+    "show cache/patchy --document 2": "output-show-cache-document",
+    "show cache/drawn --document 0 --rows 99": "output-show-cache-document",
+    "verify --quick": "output-verify",
+    "verify cache/wide --repair": "output-repair",
+    "rm model/fused --dry-run": "output-rm",
+    "rm cache/wide --cascade --yes": "output-rm",
+    "mv cache/wide breit": "output-mv",
+    "gc": "output-gc",
+    "push cache/wide --to {tmp} --dry-run": "output-copy",
+    "push fused/mixed --to {tmp} --with-inputs": "output-copy",
+    "pull cache/wide --from {store} --to {tmp} --dry-run": "output-copy",
+    "sync --to {tmp} --dry-run": "output-copy",
+    "report --no-forecast -o {tmp}.html": "output-report",
+    "export cache/wide {tmp}.parquet --format parquet": "output-export",
+}
+"""On a copy of the kept store; `{store}` is its folder, `{tmp}` a path of the test."""
