@@ -10,6 +10,7 @@ from fusestore.corpus.input_format import READABLE
 from fusestore.corpus.settings import CorpusSettings
 
 from .console import ConsoleReporter, output, print_json
+from .early_checks import check_inputs, check_models
 from .options import (
     MODEL_FORMS,
     JsonOption,
@@ -55,11 +56,13 @@ def corpus(
             "name every source and the target, or give --max-length none to keep documents whole",
             param_hint="--tokenizer",
         )
-    from fusestore.corpus.run import build_corpus
-
     # Options are for the storage of the store, or of the inputs where the store is local.
     for_inputs = "://" not in store and any("://" in path for path in inputs)
     opened = open_store(store, None if for_inputs else storage_option)
+    check_inputs(opened, name, inputs)
+    check_models(tokenizer or ())
+    from fusestore.corpus.run import build_corpus
+
     result = build_corpus(
         opened,
         name,

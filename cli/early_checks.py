@@ -36,6 +36,25 @@ def check_models(specs: Iterable[str | None]) -> None:
             check_path(spec)
 
 
+def check_inputs(store: Store, corpus: str, inputs: Iterable[str]) -> None:
+    """Check that local inputs of a corpus exist, unless the store has the corpus.
+
+    Raises:
+        NotFoundError: nothing is there, or matches a pattern.
+        InvalidInputError: no file of an input can be read.
+        MissingDependencyError: a package that holds an input is not installed.
+    """
+    from fusestore.corpus.input_files import find_input_files
+    from fusestore.storage.location import Location
+    from fusestore.storage.packages import resolve_path
+
+    if (store.corpus(corpus) / "manifest.json").exists():
+        return
+    for path in inputs:
+        if "://" not in path:
+            find_input_files(Location.parse(resolve_path(path)))
+
+
 def check_recipe(store: Store, recipe: Recipe | None) -> None:
     """Check that a store has what a recipe names.
 

@@ -34,6 +34,9 @@ def report(
     a file that loads nothing. No model runs.
     """
     opened = open_store(store, storage_option)
+    from fusestore.store.inventory import check_store
+
+    check_store(opened)
     check_artifacts(opened, "fused", [settings.fused])
     from fusestore.workflows.store_report import write_report
 

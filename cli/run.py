@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import ConsoleReporter, output, print_curves, print_json, print_table
+from .early_checks import check_inputs, check_models
 from .estimate import PricePerGbMonth, PricePerHour, print_fusion_estimate
 from .options import DryRunOption, JsonOption, StorageOption, storage_options
 
@@ -44,6 +45,7 @@ def run(
     if not estimate and (price_per_hour, price_per_gb_month) != (None, None):
         raise typer.BadParameter("needs --estimate", param_hint="--price-per-…")
     from fusestore.storage.location import Location
+    from fusestore.store.layout import Store
     from fusestore.workflows.fusion_config import load_config
 
     options = storage_options(storage_option)
@@ -55,6 +57,9 @@ def run(
     if dry_run:
         _print_plan(config, as_json)
         return
+    opened = Store.open(config.store, config.storage_options)
+    check_inputs(opened, config.corpus.name, config.corpus.inputs)
+    check_models(each.model for each in config.models.values())
     from fusestore.workflows.pipeline import run_pipeline
 
     summary = run_pipeline(config, ConsoleReporter())

@@ -111,9 +111,12 @@ def sync(
 
     The same command continues an interrupted copy.
     """
+    from fusestore.store.inventory import check_store
     from fusestore.workflows.sharing import sync_stores
 
     first, second = _stores(from_store, from_storage_option, to_store, to_storage_option)
+    # A mistyped name must not become a new store; that of --to may be one.
+    check_store(first)
     shared = sync_stores(
         first, second, artifacts or None, settings, ConsoleReporter(), dry_run=dry_run
     )

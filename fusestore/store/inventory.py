@@ -26,17 +26,26 @@ _WRONG_CONTENT = (KeyError, TypeError, ValueError, AttributeError, IndexError, A
 """Errors of reading a document that is sound JSON but not a manifest of its kind."""
 
 
-def list_artifacts(store: Store) -> list[Artifact]:
-    """All artifacts of the store, each kind after the kinds it is made from, then by name.
+def check_store(store: Store) -> None:
+    """Check that there is a store, with anything in it.
 
     Raises:
-        NotFoundError: there is no store.
+        NotFoundError: there is none.
     """
     if not store.location.exists():
         raise NotFoundError(
             f"There is no store at {store.location}. "
             "`fusestore corpus` or `fusestore run` makes one."
         )
+
+
+def list_artifacts(store: Store) -> list[Artifact]:
+    """All artifacts of the store, each kind after the kinds it is made from, then by name.
+
+    Raises:
+        NotFoundError: there is no store.
+    """
+    check_store(store)
     return [
         _read(kind, name, kind.location(store, name))
         for kind in kinds()
@@ -97,6 +106,7 @@ def check_begun(store: Store, kind: str, name: str) -> None:
     """
     location = kind_named(kind).location(store, check_name(name))
     if not any((location / file).exists() for file in (MANIFEST_FILE, FINGERPRINT_FILE)):
+        check_store(store)
         raise no_such(store, kind, name)
 
 
