@@ -9,6 +9,8 @@ or, without a codec,
 
     token_ids, top_values  lists [m] of lists [k]
 
+or, in the first layout, `packed_indices`, `exact_values` and `coeffs`: see `distillkit_first`.
+
 Row i is the distribution for token i + 1, and the last token has none: m = n − 1. In packed sets m
 may be n. Where a rank is missing its id is not initialized.
 """
@@ -27,7 +29,9 @@ from pydantic import ValidationError
 
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.interop.distillkit_codec import CompressionConfig, decode_values, unpack
+from fusestore.interop.distillkit_first import FirstConfig, decode_first_values, unpack_first_ids
 from fusestore.interop.foreign import (
+    TOLERANCE,
     Floats,
     ForeignDocument,
     ForeignFile,
@@ -45,13 +49,14 @@ from fusestore.interop.records import (
     matrix,
     needed,
     read_records,
+    words,
 )
 
 CONFIG_FILE = "compression_config.yaml"
 
 _COMPRESSED = ("compressed_logprobs", "bytepacked_indices")
 _PLAIN = ("token_ids", "top_values")
-_LEGACY = ("packed_indices", "exact_values", "coeffs")
+_FIRST = ("packed_indices", "exact_values", "coeffs")
 _MAX_CONFIG = 2**20
 
 
@@ -68,11 +73,11 @@ class DistillKit(ForeignFormat):
 
     def documents(self, files: Sequence[ForeignFile], job: ReadJob) -> Iterator[ForeignDocument]:
         """One a document of each record."""
-        configs: dict[Path, CompressionConfig] = {}
+        configs: dict[Path, _Config] = {}
         for file in files:
             if file.path.name == CONFIG_FILE:
                 configs[file.path.parent] = _config(file)
-        columns = ("input_ids", "attention_mask", *_COMPRESSED, *_PLAIN, *_LEGACY)
+        columns = ("input_ids", "attention_mask", *_COMPRESSED, *_PLAIN, *_FIRST)
         for file in files:
             if file.path.name == CONFIG_FILE:
                 continue
@@ -81,12 +86,17 @@ class DistillKit(ForeignFormat):
                 yield from _documents(place, record, config, job)
 
 
-def _config(file: ForeignFile) -> CompressionConfig:
+_Config = CompressionConfig | FirstConfig
+
+
+def _config(file: ForeignFile) -> _Config:
     data = file.path.read_bytes()
     if len(data) > _MAX_CONFIG:
         raise InvalidInputError(f"{file.name} has {len(data):,} bytes: it is no configuration.")
     try:
-        return CompressionConfig.model_validate(yaml.safe_load(data))
+        content = yaml.safe_load(data)
+        is_first = isinstance(content, dict) and "polynomial_degree" in content
+        return (FirstConfig if is_first else CompressionConfig).model_validate(content)
     except (yaml.YAMLError, ValidationError, RecursionError) as error:
         raise InvalidInputError(
             f"{file.name} is no configuration of DistillKit's compression: {error}"
@@ -94,7 +104,7 @@ def _config(file: ForeignFile) -> CompressionConfig:
 
 
 def _documents(
-    place: str, record: Record, config: CompressionConfig | None, job: ReadJob
+    place: str, record: Record, config: _Config | None, job: ReadJob
 ) -> Iterator[ForeignDocument]:
     token_ids = integers(place, "input_ids", needed(place, record, "input_ids", "distillkit"))
     values, ids = _entries(place, record, config)
@@ -107,11 +117,14 @@ def _documents(
     # What stands behind the first missing rank is made of it.
     values = np.where(np.cumsum(~np.isfinite(values), axis=1) > 0, -np.inf, values)
     has_row = np.asarray(np.isfinite(values).any(axis=1))
+    is_raw = job.settings.values == "logits"
+    if job.settings.values == "auto" and record.get("packed_indices") is not None:
+        is_raw = bool((values > TOLERANCE).any())
     for start, stop in _parts(place, record, count):
         part = token_ids[start:stop]
         positions = np.flatnonzero(has_row[start:stop])
         taken = positions + start
-        make = rows_of_logits if job.settings.values == "logits" else rows_of_logprobs
+        make = rows_of_logits if is_raw else rows_of_logprobs
         rows = make(
             place,
             ids[taken],
@@ -138,7 +151,7 @@ def _parts(place: str, record: Record, count: int) -> list[tuple[int, int]]:
     ]
 
 
-def _entries(place: str, record: Record, config: CompressionConfig | None) -> tuple[Floats, Ids]:
+def _entries(place: str, record: Record, config: _Config | None) -> tuple[Floats, Ids]:
     """Values and ids [m, k] by whichever layout the record has."""
     if record.get("top_values") is not None:
         values, counts = matrix(place, "top_values", record["top_values"], -np.inf)
@@ -149,17 +162,21 @@ def _entries(place: str, record: Record, config: CompressionConfig | None) -> tu
                 f"{place} has lists of other lengths in 'token_ids' than in 'top_values'."
             )
         return values, ids.astype(np.int64)
-    if record.get("packed_indices") is not None:
-        raise InvalidInputError(
-            f"{place} has the columns {', '.join(_LEGACY)} of DistillKit's first layout, which "
-            "is not read. Write the samples again with DistillKit's present version."
-        )
-    packed = needed(place, record, "compressed_logprobs", "distillkit")
+    is_first = record.get("packed_indices") is not None
+    packed = needed(place, record, _FIRST[0] if is_first else "compressed_logprobs", "distillkit")
     if config is None:
         raise NotFoundError(
             f"{place} is compressed, and there is no {CONFIG_FILE} beside its file, without which "
             "its bytes cannot be read. Copy it there from the folder of the samples."
         )
+    if isinstance(config, FirstConfig) != is_first:
+        raise InvalidInputError(
+            f"{place} is of DistillKit's {'first' if is_first else 'present'} layout, and "
+            f"{CONFIG_FILE} beside its file of the {'present' if is_first else 'first'} one. "
+            "Copy the one of these samples there."
+        )
+    if isinstance(config, FirstConfig):
+        return _first_entries(place, record, config)
     data = _bytes(place, "compressed_logprobs", packed, config.row_bytes)
     listed = needed(place, record, "bytepacked_indices", "distillkit")
     bits = _bytes(place, "bytepacked_indices", listed, config.id_bytes)
@@ -169,6 +186,31 @@ def _entries(place: str, record: Record, config: CompressionConfig | None) -> tu
         )
     unpacked = unpack(bits, config.id_bits, config.k).astype(np.int64)
     return decode_values(data, config), unpacked
+
+
+def _first_entries(place: str, record: Record, config: FirstConfig) -> tuple[Floats, Ids]:
+    packed = words(place, "packed_indices", record["packed_indices"])
+    parts = {"packed_indices": (packed, config.num_words)}
+    for column, width in (("exact_values", config.exact_k), ("coeffs", config.num_terms)):
+        if not width:
+            parts[column] = (np.empty((len(packed), 0)), 0)
+            continue
+        found, counts = matrix(place, column, needed(place, record, column, "distillkit"), 0.0)
+        uneven = np.flatnonzero(counts != width)
+        if len(uneven):
+            raise InvalidInputError(
+                f"{place}, row {uneven[0]}: {column!r} has {counts[uneven[0]]} numbers, and "
+                f"{CONFIG_FILE} makes rows of {width}. They do not belong together."
+            )
+        parts[column] = (found, width)
+    for column, (array, width) in parts.items():
+        if array.shape != (len(packed), width):
+            raise InvalidInputError(
+                f"{place} has {len(array)} rows of {array.shape[1]} in {column!r}; expected "
+                f"{len(packed)} of {width}, by {CONFIG_FILE}."
+            )
+    values = decode_first_values(parts["exact_values"][0], parts["coeffs"][0], config)
+    return values, unpack_first_ids(packed, config)
 
 
 def _bytes(place: str, column: str, values: Any, width: int) -> npt.NDArray[np.uint8]:  # noqa: ANN401

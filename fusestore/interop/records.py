@@ -19,6 +19,7 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 """Without it a stream that lacks its last batches looks like a whole one."""
 
 _ROWS_AT_ONCE = 64
+_ALL_BITS = 2**64 - 1
 _MAX_LINE = 2**30
 """Characters of a line of JSON; more is refused."""
 
@@ -171,6 +172,27 @@ def matrix(
         raise InvalidInputError(
             f"{place} has lists of 0 to {width} numbers in {column!r}, too uneven for rows."
         )
-    result = np.full((len(lengths), width), fill)
+    result = np.full((len(lengths), width), fill, np.float64)
     result[np.arange(width) < lengths[:, None]] = flat
     return result, lengths.astype(np.int64)
+
+
+def words(place: str, column: str, values: Any) -> npt.NDArray[np.uint64]:  # noqa: ANN401
+    """Words of 64 bits [n, w] of a list of lists of one length; negative ones as they are in bits.
+
+    Raises:
+        InvalidInputError: it is no such list of integers.
+    """
+    try:
+        if isinstance(values, pl.Series):
+            listed: list[list[int]] = values.to_list()
+        else:
+            listed = [list(row) for row in values]
+        found = np.array([[word & _ALL_BITS for word in row] for row in listed], np.uint64)
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise InvalidInputError(
+            f"{place} has in {column!r} no list of lists of integers, all of one length: {error}."
+        ) from error
+    if found.ndim != 2:
+        raise InvalidInputError(f"{place} has in {column!r} no list of lists of integers.")
+    return found

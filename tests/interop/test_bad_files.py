@@ -167,7 +167,19 @@ def test_distillkit_needs_its_configuration(refused, tmp_path, teacher):
     pl.DataFrame(
         [{"input_ids": [1, 2], "packed_indices": [[1]], "exact_values": [[0.5]]}]
     ).write_parquet(tmp_path / "data_0.parquet")
-    assert "DistillKit's first layout" in refused("distillkit", tmp_path / "data_0.parquet")
+    assert "of DistillKit's first layout, and" in refused("distillkit", tmp_path / "data_0.parquet")
+    config.write_text(json.dumps({"vocab_size": 300, "k": 5, "exact_k": 1, "polynomial_degree": 2}))
+    assert "has no 'coeffs'" in refused("distillkit", tmp_path / "data_0.parquet")
+    first = {"packed_indices": [[1]], "exact_values": [[0.5]], "coeffs": [[1.0] * 3]}
+    for column, wrong in (
+        ("packed_indices", [[1, 2]]),
+        ("exact_values", [[0.5, 0.5]]),
+        ("coeffs", [[1.0]]),
+        ("coeffs", [[1.0] * 3] * 2),
+    ):
+        record = {"input_ids": [1, 2], **first, column: wrong}
+        pl.DataFrame([record]).write_parquet(tmp_path / "data_0.parquet")
+        assert f"{column!r}" in refused("distillkit", tmp_path / "data_0.parquet")
 
 
 def test_records_that_lack_columns(refused, tmp_path, teacher):

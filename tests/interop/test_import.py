@@ -316,6 +316,64 @@ def test_distillkit_compressed(importing, teacher, tmp_path, name):
             check_rows(rows, expected, atol=order, labels=False)
 
 
+def first_words(ids, bits):
+    """Ids as DistillKit's first layout packs them, by arithmetic on Python's integers."""
+    each = 64 // bits
+    groups = [ids[at : at + each] for at in range(0, len(ids), each)]
+    return [sum(int(i) << (bits * place) for place, i in enumerate(group)) for group in groups]
+
+
+@pytest.mark.parametrize("form", ["logprobs", "logits", "exact", "signed"])
+def test_distillkit_first_layout(importing, teacher, tmp_path, form):
+    config = {"vocab_size": 300, "k": 9, "exact_k": 6, "polynomial_degree": 2}
+    config |= {"exact": {"exact_k": 9}, "logits": {"invert_polynomial": False}}.get(form, {})
+    config |= {"with_sqrt_term": form == "logits", "term_dtype": "float32"}
+    if form == "signed":
+        # 16 bits: the fourth id of a word may reach its sign.
+        config["vocab_size"] = 2**16
+    exact_k, bits = config["exact_k"], 16 if form == "signed" else 9
+    points = np.arange(1.0, 10 - exact_k)
+    powers = [points ** (power if form == "logits" else -power) for power in range(3)]
+    terms = np.stack(powers + [np.sqrt(points)] * (form == "logits"), axis=1)
+    records = []
+    for part, token_ids in zip(teacher.documents, teacher.ids, strict=True):
+        ids, values = teacher.top(part, 9)
+        if form == "logits":
+            centered = teacher.logits[part] - teacher.logits[part].mean(axis=1, keepdims=True)
+            values = np.take_along_axis(centered, ids, axis=1)
+        rest = values[:, exact_k:].T
+        fit = np.linalg.lstsq(terms, rest, rcond=None)[0].T if exact_k < 9 else rest.T
+        packed = np.array([first_words(row, bits) for row in ids], np.uint64)
+        records.append(
+            {
+                "input_ids": [*token_ids, 1],
+                "packed_indices": (packed.view(np.int64) if form == "signed" else packed).tolist(),
+                "exact_values": np.float16(values[:, :exact_k]).tolist(),
+                "coeffs": np.float32(fit).tolist(),
+            }
+        )
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    (folder / "compression_config.yaml").write_text(json.dumps(config))
+    word = pl.Int64() if form == "signed" else pl.UInt64()
+    schema = {
+        "input_ids": pl.List(pl.UInt64()),
+        "packed_indices": pl.List(pl.List(word)),
+        "exact_values": pl.List(pl.List(pl.Float32())),
+        "coeffs": pl.List(pl.List(pl.Float32())),
+    }
+    pl.DataFrame(records, schema=schema).write_parquet(folder / "data_0.parquet")
+    cache = importing("distillkit", folder)
+    assert cache.fingerprint.known_tail == (form != "logits")
+    for rows, part in documents(cache, teacher):
+        ids, expected = teacher.top(part, 9)
+        # Three values are three coefficients, so only their rounding is lost, or four of float16.
+        if form == "logits":
+            expected = expected - np.log(np.exp(expected).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(rows.logprobs, expected, atol=0.02)
+        np.testing.assert_array_equal(np.sort(rows.ids), np.sort(ids))
+
+
 def test_distillkit_plain_and_packed(importing, teacher, tmp_path):
     """Documents of one record by the numbers in its attention mask; a missing rank has any id."""
     ids, logprobs = teacher.top(slice(None))
