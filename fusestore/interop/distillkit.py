@@ -190,27 +190,32 @@ def _entries(place: str, record: Record, config: _Config | None) -> tuple[Floats
 
 def _first_entries(place: str, record: Record, config: FirstConfig) -> tuple[Floats, Ids]:
     packed = words(place, "packed_indices", record["packed_indices"])
-    parts = {"packed_indices": (packed, config.num_words)}
-    for column, width in (("exact_values", config.exact_k), ("coeffs", config.num_terms)):
-        if not width:
-            parts[column] = (np.empty((len(packed), 0)), 0)
-            continue
-        found, counts = matrix(place, column, needed(place, record, column, "distillkit"), 0.0)
-        uneven = np.flatnonzero(counts != width)
-        if len(uneven):
-            raise InvalidInputError(
-                f"{place}, row {uneven[0]}: {column!r} has {counts[uneven[0]]} numbers, and "
-                f"{CONFIG_FILE} makes rows of {width}. They do not belong together."
-            )
-        parts[column] = (found, width)
-    for column, (array, width) in parts.items():
-        if array.shape != (len(packed), width):
-            raise InvalidInputError(
-                f"{place} has {len(array)} rows of {array.shape[1]} in {column!r}; expected "
-                f"{len(packed)} of {width}, by {CONFIG_FILE}."
-            )
-    values = decode_first_values(parts["exact_values"][0], parts["coeffs"][0], config)
-    return values, unpack_first_ids(packed, config)
+    if packed.shape[1] != config.num_words:
+        raise InvalidInputError(
+            f"{place} has rows of {packed.shape[1]} words in 'packed_indices', and {CONFIG_FILE} "
+            f"makes rows of {config.num_words}. They do not belong together."
+        )
+    exact = _numbers(place, record, "exact_values", len(packed), config.exact_k)
+    coefficients = _numbers(place, record, "coeffs", len(packed), config.num_terms)
+    return decode_first_values(exact, coefficients, config), unpack_first_ids(packed, config)
+
+
+def _numbers(place: str, record: Record, column: str, rows: int, width: int) -> Floats:
+    """Float64 [rows, width] of a column, which need not be there if it has no numbers."""
+    if not width:
+        return np.empty((rows, 0))
+    found, counts = matrix(place, column, needed(place, record, column, "distillkit"), 0.0)
+    if len(found) != rows:
+        raise InvalidInputError(
+            f"{place} has {len(found)} rows in {column!r} and {rows} in 'packed_indices'."
+        )
+    uneven = np.flatnonzero(counts != width)
+    if len(uneven):
+        raise InvalidInputError(
+            f"{place}, row {uneven[0]}: {column!r} has {counts[uneven[0]]} numbers, and "
+            f"{CONFIG_FILE} makes rows of {width}. They do not belong together."
+        )
+    return found
 
 
 def _bytes(place: str, column: str, values: Any, width: int) -> npt.NDArray[np.uint8]:  # noqa: ANN401

@@ -325,13 +325,18 @@ def first_words(ids, bits):
 
 @pytest.mark.parametrize("form", ["logprobs", "logits", "exact", "signed"])
 def test_distillkit_first_layout(importing, teacher, tmp_path, form):
-    config = {"vocab_size": 300, "k": 9, "exact_k": 6, "polynomial_degree": 2}
-    config |= {"exact": {"exact_k": 9}, "logits": {"invert_polynomial": False}}.get(form, {})
-    config |= {"with_sqrt_term": form == "logits", "term_dtype": "float32"}
-    if form == "signed":
-        # 16 bits: the fourth id of a word may reach its sign.
-        config["vocab_size"] = 2**16
-    exact_k, bits = config["exact_k"], 16 if form == "signed" else 9
+    exact_k = 9 if form == "exact" else 6
+    # With 16 bits the fourth id of a word reaches its sign.
+    bits = 16 if form == "signed" else 9
+    config = {
+        "vocab_size": 2**16 if form == "signed" else 300,
+        "k": 9,
+        "exact_k": exact_k,
+        "polynomial_degree": 2,
+        "invert_polynomial": form != "logits",
+        "with_sqrt_term": form == "logits",
+        "term_dtype": "float32",
+    }
     points = np.arange(1.0, 10 - exact_k)
     powers = [points ** (power if form == "logits" else -power) for power in range(3)]
     terms = np.stack(powers + [np.sqrt(points)] * (form == "logits"), axis=1)
