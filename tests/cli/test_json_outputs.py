@@ -50,7 +50,10 @@ LINES = {
 """Command lines, and the schema of what they print; an import reads what the export before wrote.
 """
 
-SLOW = ("distill {job}/wide {job}/small {job}/texts.jsonl -s", "compare -s", "merge", "forecast")
+SLOW = (
+    *("distill {job}/wide {job}/small {job}/texts.jsonl -s", "compare", "merge", "forecast"),
+    *("align --text", "run {fusion} --estimate", "STAGE corpus"),
+)
 
 
 def test_every_command_has_a_schema():

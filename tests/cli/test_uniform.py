@@ -143,6 +143,7 @@ def test_a_missing_store_is_called_so(no_store):
             assert "Error: There is no store at " in err, (arguments, err)
 
 
+@pytest.mark.slow
 def test_an_artifact_that_is_missing(first_store, tmp_path):
     shutil.copytree(first_store, tmp_path / "my.store")
     shutil.copytree(first_store, tmp_path / "other.store")
@@ -156,6 +157,7 @@ def test_an_artifact_that_is_missing(first_store, tmp_path):
     check_failures(run_all(cases, tmp_path))
 
 
+@pytest.mark.slow
 def test_wrong_options(tmp_path):
     assert len(WRONG) > 100
     for arguments, (code, out, err, imported, seconds) in run_all(WRONG, tmp_path):
