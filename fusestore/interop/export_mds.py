@@ -9,7 +9,7 @@ A folder of `shard.{:05d}.mds` and `index.json`. A shard is
 
 and an array of a type in its encoding: a byte with the number of its dimensions and the width of
 their sizes, the sizes, the values. We write it ourselves, because the package asks for older
-versions of numpy and transformers than we need (docs/decisions/0055-layouts-of-trainers.md).
+versions of numpy and transformers than we need (docs/decisions/0056-layouts-of-trainers.md).
 """
 
 from __future__ import annotations
