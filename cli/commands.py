@@ -277,6 +277,16 @@ COMMANDS: tuple[Entry, ...] = (
         ),
     ),
     Entry(
+        "publish",
+        "publish:publish",
+        SHARE,
+        "Publish artifacts with a card, on the Hub or in other storage.",
+        (
+            "fusestore publish fused/demo hf://datasets/me/demo -s my.store --with-inputs",
+            "fusestore publish model/student hf://me/student -s my.store --dry-run",
+        ),
+    ),
+    Entry(
         "sync",
         "sharing:sync",
         SHARE,

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from fusestore.storage.objects import ListedFile
     from fusestore.store.details import Details
     from fusestore.store.findings import Finding
+    from fusestore.store.licenses import License
     from fusestore.store.receipts import ShardPlan
     from fusestore.store.registry import Artifact
     from fusestore.store.result import StageResult
@@ -79,6 +80,8 @@ if TYPE_CHECKING:
     from fusestore.workflows.managing.renaming import Renaming
     from fusestore.workflows.managing.tree import Tree
     from fusestore.workflows.managing.usage import Usage
+    from fusestore.workflows.publishing.run import Published
+    from fusestore.workflows.publishing.settings import PublishSettings
     from fusestore.workflows.repair import Repair
     from fusestore.workflows.sharing.run import Shared
     from fusestore.workflows.sharing.settings import CopySettings
@@ -113,6 +116,7 @@ __all__ = [
     "GarbageSettings",
     "ImportSettings",
     "KeptRows",
+    "License",
     "ListedFile",
     "Location",
     "LoraSettings",
@@ -120,6 +124,8 @@ __all__ = [
     "MergedModel",
     "Model",
     "Placement",
+    "PublishSettings",
+    "Published",
     "Recipe",
     "RecipeSource",
     "Removal",
@@ -204,6 +210,7 @@ _HOMES = {
     "FusionPlan": "fusestore.fuse.manifest",
     "ImportSettings": "fusestore.interop.settings",
     "KeptRows": "fusestore.cache.kept_rows",
+    "License": "fusestore.store.licenses",
     "ListedFile": "fusestore.storage.objects",
     "Location": "fusestore.storage.location",
     "LoraSettings": "fusestore.train.settings",
@@ -211,6 +218,8 @@ _HOMES = {
     "MergedModel": "fusestore.merge.manifest",
     "Model": "fusestore.models.model",
     "Placement": "fusestore.models.placement",
+    "PublishSettings": "fusestore.workflows.publishing.settings",
+    "Published": "fusestore.workflows.publishing.run",
     "Recipe": "fusestore.fuse.recipe",
     "RecipeSource": "fusestore.fuse.recipe",
     "Repair": "fusestore.workflows.repair",

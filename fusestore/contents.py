@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fusestore.store.layout import Store
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fusestore.workflows.managing.renaming import Renaming
     from fusestore.workflows.managing.tree import Tree
     from fusestore.workflows.managing.usage import Usage
+    from fusestore.workflows.publishing.run import Published
+    from fusestore.workflows.publishing.settings import PublishSettings
     from fusestore.workflows.repair import Repair
     from fusestore.workflows.sharing.run import Shared
     from fusestore.workflows.sharing.settings import CopySettings
@@ -291,6 +293,45 @@ class StoreContents(Store):
 
         return copy_artifacts(
             Store.open(source), self, artifacts, settings, reporter, dry_run=dry_run
+        )
+
+    def publish(
+        self,
+        target: str | os.PathLike[str],
+        artifacts: Sequence[str] | None = None,
+        settings: PublishSettings | None = None,
+        *,
+        storage_options: Mapping[str, object] | None = None,
+        reporter: Reporter | None = None,
+        dry_run: bool = False,
+    ) -> Published:
+        """Publish artifacts with a card that says what they are; see `fusestore publish --help`.
+
+        Args:
+            target: `hf://datasets/OWNER/NAME`, `hf://OWNER/NAME` for one model, or a store.
+            artifacts: `kind/name` of each; None publishes all that are complete.
+            settings: what goes along, and what the card says; the defaults unless given.
+            storage_options: of the target's storage, such as `token` of the Hub.
+            reporter: receives progress updates.
+            dry_run: only find out what would be sent, and make the card.
+
+        Raises:
+            NotFoundError: no such artifact here.
+            AlreadyExistsError: the target has something else of this name.
+            InvalidInputError: a target of another form, or a model repository for something else.
+            CorruptionError: a file is not what its receipt says.
+            AccessDeniedError, StorageError: the storage failed; the same call continues.
+        """
+        from fusestore.storage.location import Location
+        from fusestore.workflows.publishing import publish_artifacts
+
+        return publish_artifacts(
+            self,
+            artifacts,
+            Location.parse(target, storage_options),
+            settings,
+            reporter,
+            dry_run=dry_run,
         )
 
     def sync(

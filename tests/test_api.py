@@ -25,7 +25,7 @@ EXPORTED += vars(importlib.import_module("fusestore.store.registry")).values()
 
 VERBS = ["build_corpus", "capture", "align", "forecast", "fuse", "train", "merge", "compare"]
 VERBS += ["describe", "tree", "usage", "report", "remove", "rename", "collect_garbage"]
-VERBS += ["verify", "repair", "push", "pull", "sync", "artifacts"]
+VERBS += ["verify", "repair", "push", "pull", "sync", "publish", "artifacts"]
 VERBS += ["import_rows", "export"]
 VERBS += ["open_corpus", "open_cache", "open_alignment", "open_fused", "open_model"]
 

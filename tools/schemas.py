@@ -54,6 +54,7 @@ from fusestore.workflows.managing.renaming import Renaming
 from fusestore.workflows.managing.tree import Tree
 from fusestore.workflows.managing.usage import Usage
 from fusestore.workflows.planned_run import PlannedRun
+from fusestore.workflows.publishing.run import Published
 from fusestore.workflows.repair import Repairs
 from fusestore.workflows.sharing.run import Copies
 from fusestore.workflows.verification import Verification
@@ -105,6 +106,7 @@ OUTPUTS: dict[str, tuple[type, str]] = {
     "output-mv": (Renaming, "what `fusestore mv --json` prints"),
     "output-gc": (Garbage, "what `fusestore gc --json` prints"),
     "output-copy": (Copies, "what `fusestore push`, `pull` and `sync` print with --json"),
+    "output-publish": (Published, "what `fusestore publish --json` prints"),
     "output-export": (Exported, "what `fusestore export --json` prints"),
     "output-compare": (Comparison, "what `fusestore compare --json` prints"),
     "output-run-dry-run": (PlannedRun, "what `fusestore run --dry-run --json` prints"),
@@ -233,11 +235,9 @@ class ModelTable(CaptureSettings):
 
     Attributes:
         model: folder, hub id, `.gguf` file, or `package:NAME`.
-        license: shown when the model is used.
     """
 
     model: str
-    license: str | None = None
 
 
 class FusedDatasetTable(Recipe):

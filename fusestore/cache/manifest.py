@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from fusestore.cache.rule import Rule, RuleName
 from fusestore.models.quantization import Quantization
 from fusestore.store.codec import MAX_DRAWS, MAX_STEP, MIN_STEP
+from fusestore.store.licenses import License
 from fusestore.store.manifest import Frozen, Manifest, digest_bytes
 from fusestore.store.receipts import Receipt, ShardPlan
 from fusestore.tokenizers.chat_encoder import TemplateIdentity
@@ -277,6 +278,7 @@ class CacheManifest(Manifest):
         model_spec: opens the model on any machine, `package:NAME` or `HUB_ID@COMMIT`; null if it
             was a folder. No part of the content: the fingerprint has the model's digest.
         audit: of the rows of an engine that is not the reference. No part of the content either.
+        license: of the model; left out if it is unknown. No part of the content either.
     """
 
     fingerprint_digest: str
@@ -287,6 +289,7 @@ class CacheManifest(Manifest):
     content_digest: str
     model_spec: str | None = None
     audit: Audit | None = None
+    license: License | None = Field(default=None, exclude_if=_is_none)
 
 
 def content_digest(receipts: Iterable[Receipt]) -> str:

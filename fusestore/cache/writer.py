@@ -43,6 +43,7 @@ from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
 from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
 from fusestore.store.leases import LEASE_FOLDER, Leases, remove_leases
+from fusestore.store.licenses import License
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
 from fusestore.tokenizers.token_table import TokenTable
 
@@ -211,6 +212,7 @@ class CacheWriter:
         skipped_documents: Sequence[int],
         model_spec: str | None = None,
         audit: Audit | None = None,
+        model_license: License | None = None,
     ) -> CacheManifest:
         """Write the manifest, after which the cache can be opened.
 
@@ -218,8 +220,9 @@ class CacheWriter:
             scores: sums over the corpus, by name.
             skipped_documents: corpus indices of documents with `blank_rows`.
             model_spec: opens the model on any machine; None for a folder. If several writers have
-                different specs or audits, the first writer to finish decides.
+                different specs, audits or licenses, the first writer to finish decides.
             audit: of the rows, if there was one.
+            model_license: if it is known.
 
         Raises:
             InvalidInputError: a shard is missing.
@@ -246,13 +249,15 @@ class CacheWriter:
             content_digest=content_digest(receipts),
             model_spec=model_spec,
             audit=audit,
+            license=model_license,
         )
         file = self.location / "manifest.json"
         try:
             manifest.save(file)
         except AlreadyExistsError:
             existing = CacheManifest.load(file)
-            if existing.model_copy(update={"model_spec": model_spec, "audit": audit}) != manifest:
+            described = {"model_spec": model_spec, "audit": audit, "license": model_license}
+            if existing.model_copy(update=described) != manifest:
                 raise
             return existing
         return manifest

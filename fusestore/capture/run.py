@@ -32,6 +32,7 @@ from fusestore.process_rank import process_rank
 from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.store.fingerprints import check_same_fingerprint
 from fusestore.store.layout import Store
+from fusestore.store.licenses import License
 from fusestore.store.receipts import Receipt
 from fusestore.store.result import StageResult
 from fusestore.tokenizers.vocabulary_table import keep_vocabulary
@@ -103,6 +104,7 @@ def _capture(
     if redo is None:
         complete = _complete(store, name, plan)
         if complete is not None:
+            _check_license(complete, name, settings, reporter)
             return StageResult(complete, created=False)
     try:
         return _carry_out(store, name, plan, corpus, settings, reporter, redo)
@@ -112,6 +114,16 @@ def _capture(
         if adopted.fingerprint.dtype == plan.fingerprint.dtype:
             raise
         return _carry_out(store, name, adopted, corpus, settings, reporter, redo)
+
+
+def _check_license(complete: Cache, name: str, settings: CaptureSettings, reporter: Reporter) -> None:
+    """Tell that a complete cache keeps its license, if another one was named."""
+    named, kept = License.of(settings.license, "user"), complete.manifest.license
+    if named is not None and (kept is None or (named.id, named.name) != (kept.id, kept.name)):
+        reporter.line(
+            f"{name} is complete and keeps its license ({kept or 'unknown'}). Name another one "
+            f"when you publish it: `fusestore publish --license cache/{name}={named.id}`."
+        )
 
 
 def _complete(store: Store, name: str, plan: CapturePlan) -> Cache | None:
@@ -190,7 +202,9 @@ def _write(
         skipped = skipped_documents(tokens, label_logprob, kept)
         totals = score_totals(corpus, tokens, label_logprob, skipped)
         audited = audit(writer, plan, settings, engine, skipped, name, reporter)
-        writer.finish(totals, skipped, plan.model.portable_spec, audited)
+        model = plan.model
+        found = License.of(settings.license, "user") or model.license
+        writer.finish(totals, skipped, model.portable_spec, audited, found)
     clear_up(writer.location)
     return StageResult(open_cache(store, name), created=True)
 

@@ -188,6 +188,15 @@ class CaptureSettings(SettingsWithPresets):
         description="Commit or tag of a hub model.",
         json_schema_extra={**_MODEL, "metavar": "COMMIT"},
     )
+    license: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="License of the model, such as apache-2.0, which the cache records and "
+        "`fusestore publish` names. By default the one that the model's card, metadata or license "
+        "file names.",
+        json_schema_extra={**_MODEL, "metavar": "LICENSE"},
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Run Python code that the model folder contains. Only for code you have read.",

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from fusestore.cache.reader import Cache
 from fusestore.errors import NotFoundError
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.layout import fused_arrays
@@ -34,6 +35,7 @@ from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.fingerprints import write_fingerprint
+from fusestore.store.licenses import LicensedInput, worth_keeping
 from fusestore.store.receipts import FileRecord, receipt_path, shard_part
 
 PLAN_FILE = FINGERPRINT_FILE
@@ -170,6 +172,7 @@ class FusedFolder:
             metadata[receipt_path(receipt.part)] = FileRecord.of(receipt.to_bytes())
         num_windows = len(self.fusion.window_starts) - 1
         manifest = _manifest(self.plan, num_windows, receipts, metadata)
+        manifest = manifest.model_copy(update={"made_from": _teachers(self.fusion)})
         manifest.save(self.location / MANIFEST_FILE)
         remove_locks(self.location)
         return manifest
@@ -214,6 +217,21 @@ class FusedFolder:
             content=ShardTotals(kinds=tuple(int(count) for count in counts), sources=tuple(totals)),
         )
         publish(self._receipt_file(shard), receipt.to_bytes())
+
+
+def _teachers(fusion: Fusion) -> tuple[LicensedInput, ...]:
+    """The models whose rows are fused, by the manifests of their caches."""
+    return worth_keeping(
+        LicensedInput(
+            role="teacher",
+            name=source.name,
+            digest=source.cache_digest,
+            model_spec=source.cache.manifest.model_spec,
+            license=source.cache.manifest.license,
+        )
+        for source in fusion.sources
+        if isinstance(source.cache, Cache)
+    )
 
 
 def _manifest(

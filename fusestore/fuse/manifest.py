@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from fusestore.align.kinds import ALIGNMENT_KINDS
 from fusestore.fuse.recipe import KEPT, Recipe
+from fusestore.store.licenses import LicensedInput
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord, Receipt
 
@@ -21,6 +22,10 @@ KIND_NAMES = (*ALIGNMENT_KINDS, "label", "target", "fusellm")
 """Names of the codes in the array `kind`; `none` is a position without distillation."""
 
 KIND_CODES = {name: code for code, name in enumerate(KIND_NAMES)}
+
+
+def _is_empty(value: object) -> bool:
+    return value == ()
 
 
 class SourceDigests(Frozen):
@@ -180,6 +185,8 @@ class FusedManifest(Manifest):
         sources: in the recipe's order.
         num_bytes: bytes of the arrays' files.
         files: record of each file except for the manifest, by path inside the folder.
+        made_from: the models whose distributions were fused, with their licenses; left out if
+            nothing is known of them. No part of the content, which the plan determines.
     """
 
     form: Literal["local", "shared"] = "local"
@@ -193,6 +200,7 @@ class FusedManifest(Manifest):
     sources: tuple[SourceStatistics, ...]
     num_bytes: int = Field(ge=0)
     files: dict[str, FileRecord]
+    made_from: tuple[LicensedInput, ...] = Field(default=(), exclude_if=_is_empty)
 
 
 class FusedState(Frozen):

@@ -48,6 +48,7 @@ from fusestore.models.model import Model
 from fusestore.models.target import Target
 from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.store.layout import Store, check_name
+from fusestore.store.licenses import License
 from fusestore.store.result import StageResult
 from fusestore.tokenizers.token_table import TokenTable, count_known
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -132,7 +133,7 @@ def import_rows(
             contents, name, tokenizer, identity or _unnamed(origin, width), origin, settings
         )
         with reporter.stage(f"Writing {name}", "rows") as progress:
-            _write(store, name, fingerprint, contents, tokenizer, model, progress)
+            _write(store, name, fingerprint, contents, tokenizer, model, settings, progress)
     return StageResult(open_cache(store, name), created=True)
 
 
@@ -504,6 +505,7 @@ def _write(
     contents: _Contents,
     tokenizer: Tokenizer,
     model: object,
+    settings: ImportSettings,
     progress: Progress,
 ) -> None:
     tokens, kept = contents.tokens, contents.kept
@@ -529,7 +531,10 @@ def _write(
         counted = count_known(tokens, contents.label_logprob)
     totals = score_totals(contents.corpus, counted, contents.label_logprob, skipped)
     spec = model.portable_spec if isinstance(model, Model) else None
-    writer.finish(totals, skipped, spec)
+    found = License.of(settings.license, "user")
+    if found is None and isinstance(model, Model):
+        found = model.license
+    writer.finish(totals, skipped, spec, model_license=found)
     clear_up(writer.location)
 
 

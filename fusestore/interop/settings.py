@@ -61,6 +61,13 @@ class ImportSettings(Frozen):
     logprob_step: float | None = Field(
         default=None, ge=0, description=_as_captured("logprob_step"), json_schema_extra=_KEPT
     )
+    license: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description=_as_captured("license"),
+        json_schema_extra={**_READ, "metavar": "LICENSE"},
+    )
     held_out_fraction: float | None = Field(
         default=None,
         gt=0,

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pydantic import Field
+
 from fusestore.merge.settings import MergeSettings
 from fusestore.models.precision import Precision
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
+from fusestore.store.licenses import LicensedInput
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
+
+
+def _is_empty(value: object) -> bool:
+    return value == ()
 
 
 class MergePlan(Manifest):
@@ -52,12 +59,15 @@ class MergeManifest(Manifest):
         num_parameters: of the written tensors.
         evaluation: None if the merge was run without one.
         files: size and checksum of the model folder's files, by name.
+        made_from: the merged models and their base, with their licenses; left out if nothing is
+            known of them.
     """
 
     merge: MergePlan
     num_parameters: int
     evaluation: MergeEvaluation | None
     files: dict[str, FileRecord]
+    made_from: tuple[LicensedInput, ...] = Field(default=(), exclude_if=_is_empty)
 
 
 class MergedModel(NamedTuple):

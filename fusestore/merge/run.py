@@ -18,6 +18,7 @@ from fusestore.models.precision import PrecisionSetting, settle_precision
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
+from fusestore.store.licenses import LicensedInput, worth_keeping
 from fusestore.store.result import StageResult
 from fusestore.train.held_out import held_out_tokens, score
 from fusestore.train.student.model_folder import publish_folder
@@ -90,7 +91,20 @@ def merge_models(
             evaluation = _evaluate(store, merged, *evaluate, name, precision, reporter)
         files = publish_folder(folder, output, plan)
     manifest = MergeManifest(
-        merge=plan, num_parameters=num_parameters, evaluation=evaluation, files=files
+        merge=plan,
+        num_parameters=num_parameters,
+        evaluation=evaluation,
+        files=files,
+        made_from=worth_keeping(
+            LicensedInput(
+                role="merged" if number < len(models) else "base",
+                name=model.name,
+                digest=model.digest,
+                model_spec=model.portable_spec,
+                license=model.license,
+            )
+            for number, model in enumerate(inputs)
+        ),
     )
     manifest.save(output / "manifest.json")
     return StageResult(MergedModel(output, manifest), created=True)

@@ -12,9 +12,9 @@ from fusestore.models.weight_files import PYTORCH_FILE, SAFETENSORS_FILE, weight
 
 _BESIDE_WEIGHTS = (
     *("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"),
-    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
+    *("LICENSE*", "NOTICE*", "USE_POLICY*", "README.md"),
 )
-"""Configuration, tokenizer, processor, chat templates and license."""
+"""Configuration, tokenizer, processor, chat templates, license, and the card that names it."""
 
 _CODE = ("*.py",)
 

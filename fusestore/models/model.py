@@ -25,6 +25,7 @@ from fusestore.models.loading import (
     local_model_folder,
     model_digest,
 )
+from fusestore.models.model_license import find_license
 from fusestore.models.placement import Placement
 from fusestore.models.quantization import Quantization
 from fusestore.models.spec import may_be_hub_id, may_name_artifact, names_in, short_name
@@ -32,6 +33,7 @@ from fusestore.models.store_models import CachedModel, cached_model, stored_mode
 from fusestore.storage.memory import file_digest, remembered
 from fusestore.storage.packages import SCHEME
 from fusestore.store.layout import Store
+from fusestore.store.licenses import License
 from fusestore.tokenizers.remembered import folder_tokenizer
 from fusestore.tokenizers.remote_code import refuse_untrusted_code
 from fusestore.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -325,6 +327,14 @@ class Model:
             return None
         # The hub's cache names the folder of each revision by its commit.
         return f"{self._hub_id}@{self.description.name}"
+
+    @cached_property
+    def license(self) -> License | None:
+        """What the model's card, GGUF metadata, package or license file state; None if nothing."""
+        package = self.spec.removeprefix(SCHEME) if self.spec.startswith(SCHEME) else None
+        gguf = self.gguf
+        folder = gguf.parent if gguf is not None else self.description
+        return find_license(folder, gguf, package)
 
     def load(
         self,

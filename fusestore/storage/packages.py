@@ -69,6 +69,15 @@ def packaged_gguf(name: str) -> Path:
     return target
 
 
+def package_metadata(name: str) -> importlib.metadata.PackageMetadata:
+    """The metadata of an installed package, such as its license.
+
+    Raises:
+        NotFoundError: no such package is installed.
+    """
+    return _distribution(name).metadata
+
+
 def _chunks(files: Iterable[Path]) -> Iterator[bytes]:
     for path in files:
         with path.open("rb") as file:

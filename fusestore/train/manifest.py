@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
+from fusestore.store.licenses import LicensedInput
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.train.settings import TrainSettings
@@ -15,6 +16,10 @@ from fusestore.train.settings import TrainSettings
 
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def _is_empty(value: object) -> bool:
+    return value == ()
 
 
 class LossPoint(Frozen):
@@ -96,6 +101,8 @@ class TrainingManifest(Manifest):
         loss_curve: one point per optimizer step.
         evaluations: by step, from that of the starting model to that of the last step.
         files: size and checksum of the model folder's files, by name.
+        made_from: the model that training started from and those whose distributions it learned,
+            with their licenses; left out if nothing is known of them.
     """
 
     plan: TrainingPlan
@@ -104,6 +111,7 @@ class TrainingManifest(Manifest):
     loss_curve: tuple[LossPoint, ...]
     evaluations: tuple[EvaluationPoint, ...]
     files: dict[str, FileRecord]
+    made_from: tuple[LicensedInput, ...] = Field(default=(), exclude_if=_is_empty)
 
     @property
     def result_metrics(self) -> dict[str, float]:

@@ -33,6 +33,7 @@ from fusestore.train.evaluator import Evaluation
 from fusestore.train.guards import check_vocabulary
 from fusestore.train.logs import check_log_folder, run_log
 from fusestore.train.loop import TrainingLoop, TrainingProgress
+from fusestore.train.made_from import made_from
 from fusestore.train.manifest import TrainedModel, TrainingManifest, TrainingPlan
 from fusestore.train.process_state import deterministic, stop_signals
 from fusestore.train.settings import TrainSettings
@@ -146,6 +147,7 @@ def train(
                 loss_curve=trained.loss_curve,
                 evaluations=trained.evaluations,
                 files=files,
+                made_from=made_from(model, dataset),
             )
             manifest.save(output / "manifest.json")
             delete_checkpoint(work_dir)

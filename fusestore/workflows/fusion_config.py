@@ -59,7 +59,9 @@ class ModelConfig(Frozen):
         min_length=1, description="A folder, a hub id, a .gguf file, or package:NAME."
     )
     license: str | None = Field(
-        default=None, description="License of the model, shown when the model is used."
+        default=None,
+        description="License of the model, which its cache records and `fusestore publish` names. "
+        "By default the one that the model's card, metadata or license file names.",
     )
     capture: CaptureSettings
 
@@ -303,6 +305,8 @@ def _split(
 
 def _model(table: dict[str, Any], shared: dict[str, Any], where: str) -> ModelConfig:
     own, settings = _split(ModelConfig, CaptureSettings, table, where)
+    if "license" in own:
+        settings["license"] = own["license"]
     capture = parse_settings(CaptureSettings, {**shared, **settings}, where)
     return parse_settings(ModelConfig, {**own, "capture": capture}, where)
 

@@ -91,7 +91,8 @@ def _models() -> Iterator[str]:
         else:
             yield f"model = {toml_value(spec)}"
     yield from _title("capture", CaptureSettings)
-    yield from _settings(CaptureSettings, {}, skip=_SAID_ABOVE)
+    # Each model has its own license, in its table.
+    yield from _settings(CaptureSettings, {}, skip=_SAID_ABOVE | {"license"})
     yield from _title("align", AlignSettings)
     yield from _settings(AlignSettings, {}, skip=_SAID_ABOVE)
 

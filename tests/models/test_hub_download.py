@@ -24,12 +24,12 @@ for path in folder.rglob("*"):
 
 BESIDE = {
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("merges.txt", "tokenizer.model", "chat_template.jinja", "LICENSE", "NOTICE.txt"),
+    *("merges.txt", "tokenizer.model", "chat_template.jinja", "LICENSE", "NOTICE.txt", "README.md"),
     *("additional_chat_templates/tool_use.jinja", "preprocessor_config.json"),
 }
 CODE_FILES = {"modeling_own.py", "code/layers.py"}
 NOT_NEEDED = {
-    *("README.md", "logo.png", "consolidated.safetensors", "model.fp16.safetensors"),
+    *("logo.png", "usage.md", "consolidated.safetensors", "model.fp16.safetensors"),
     *("tf_model.h5", "training_args.bin", "onnx/config.json", "onnx/model.onnx"),
     *("original/params.json", "original/consolidated.00.pth", "checkpoint-5/model.safetensors"),
 }

@@ -36,6 +36,7 @@ class StreamingFusedDataset(Stream):
         digest: of the dataset's plan, as `FusedDataset.digest`.
         window_length, vocab_size, num_tokens, top_k: as in `FusedDataset`.
         sampled, whole_documents: likewise.
+        made_from: the models whose distributions were fused, with licenses, where they are known.
         order: the order of windows.
         cache_root: folder of the fetched shards of all datasets.
         cache_limit: size limit of this folder in bytes; None: no limit.
@@ -89,6 +90,7 @@ class StreamingFusedDataset(Stream):
         self.window_length = recipe.window_length
         self.vocab_size = manifest.plan.vocab_size
         self.sampled = manifest.plan.sampled
+        self.made_from = manifest.made_from
         self.whole_documents = recipe.packing == "whole"
         if self.num_tokens == 0:
             raise InvalidInputError(
