@@ -72,7 +72,7 @@ def publish(
             param_hint="KIND/NAME ... TARGET",
         )
     from fusestore.storage.location import Location
-    from fusestore.workflows.publishing import publish_artifacts
+    from fusestore.workflows.publishing.run import publish_artifacts
 
     opened = open_store(store, storage_option)
     options = storage_options(to_storage_option, "--to-storage-option")

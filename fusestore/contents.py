@@ -323,7 +323,7 @@ class StoreContents(Store):
             AccessDeniedError, StorageError: the storage failed; the same call continues.
         """
         from fusestore.storage.location import Location
-        from fusestore.workflows.publishing import publish_artifacts
+        from fusestore.workflows.publishing.run import publish_artifacts
 
         return publish_artifacts(
             self,

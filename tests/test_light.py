@@ -70,7 +70,7 @@ COMMANDS = [
     "show",
     "verify",
 ]
-COMMANDS += ["forecast", "push", "pull", "sync", "estimate", "compare"]
+COMMANDS += ["forecast", "push", "pull", "sync", "publish", "estimate", "compare"]
 
 ASKED = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
 

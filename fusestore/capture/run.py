@@ -116,7 +116,9 @@ def _capture(
         return _carry_out(store, name, adopted, corpus, settings, reporter, redo)
 
 
-def _check_license(complete: Cache, name: str, settings: CaptureSettings, reporter: Reporter) -> None:
+def _check_license(
+    complete: Cache, name: str, settings: CaptureSettings, reporter: Reporter
+) -> None:
     """Tell that a complete cache keeps its license, if another one was named."""
     named, kept = License.of(settings.license, "user"), complete.manifest.license
     if named is not None and (kept is None or (named.id, named.name) != (kept.id, kept.name)):

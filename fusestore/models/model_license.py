@@ -6,19 +6,23 @@ is passed over, because a license is never needed to use a model.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from fusestore.errors import FusestoreError
-from fusestore.storage.gguf_file import gguf_field, open_gguf
+from fusestore.storage.gguf_file import gguf_texts
 from fusestore.storage.packages import package_metadata
 from fusestore.store.licenses import License, LicensedInput, joint_license, license_id
 
 CARD = "README.md"
+
+_FRONT_MATTER = re.compile(
+    r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
+)
+_MAX_HEAD = 64 * 2**10
+"""Characters of YAML that are read; the time that it takes grows with them."""
 
 _MAX_CARD_BYTES = 256 * 2**10
 _MAX_MANIFEST_BYTES = 64 * 2**20
@@ -43,40 +47,37 @@ def find_license(folder: Path, gguf: Path | None, package: str | None) -> Licens
     )
 
 
-def front_matter(text: str) -> dict[str, Any]:
-    """The YAML at the head of a card; empty if there is none or it cannot be read."""
-    match = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)(?:^|\n)---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
-    if match is None:
-        return {}
+def front_matter(text: str) -> dict[str, Any] | None:
+    """The YAML table at the head of a card; None if there is none or it cannot be read."""
+    match = _FRONT_MATTER.match(text)
+    if match is None or len(match[1]) > _MAX_HEAD:
+        return None
     import yaml
 
     try:
         content = yaml.safe_load(match[1])
     except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    if content is None:
         return {}
-    return content if isinstance(content, dict) else {}
+    return content if isinstance(content, dict) else None
 
 
 def _of_card(card: Path) -> License | None:
-    data = front_matter(_head(card, _MAX_CARD_BYTES))
+    data = front_matter(_head(card, _MAX_CARD_BYTES)) or {}
     stated = data.get("license")
     if isinstance(stated, list):
-        stated = stated[0] if len(stated) == 1 else ", ".join(map(str, stated)) or None
-    return License.of(
-        stated, "card", name=data.get("license_name"), link=data.get("license_link")
-    )
+        joint = joint_license(License.of(each, "card") for each in stated)
+        return None if joint is None else joint.model_copy(update={"stated_in": "card"})
+    return License.of(stated, "card", name=data.get("license_name"), link=data.get("license_link"))
 
 
 def _of_gguf(gguf: Path) -> License | None:
-    with contextlib.suppress(FusestoreError):
-        reader = open_gguf(gguf)
-        return License.of(
-            gguf_field(reader, "general.license"),
-            "gguf",
-            name=gguf_field(reader, "general.license.name"),
-            link=gguf_field(reader, "general.license.link"),
-        )
-    return None
+    key = "general.license"
+    texts = gguf_texts(gguf, key)
+    return License.of(
+        texts.get(key), "gguf", name=texts.get(f"{key}.name"), link=texts.get(f"{key}.link")
+    )
 
 
 def _of_package(name: str) -> License | None:

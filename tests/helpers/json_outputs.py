@@ -24,6 +24,7 @@ KEPT_STORE_LINES = {
     "push fused/mixed --to {tmp} --with-inputs": "output-copy",
     "pull cache/wide --from {store} --to {tmp} --dry-run": "output-copy",
     "sync --to {tmp} --dry-run": "output-copy",
+    "publish fused/mince {tmp} --dry-run": "output-publish",
     "report --no-forecast -o {tmp}.html": "output-report",
     "export cache/wide {tmp}.parquet --format parquet": "output-export",
 }

@@ -120,7 +120,9 @@ class WritableHub(RangeServer):
         commits = self.repositories[name].branches[branch]
         before = commits[-1].files if commits else {}
         content = f"{name} {branch} {len(commits)} {sorted(files)}".encode()
-        commits.append(Commit(hashlib.sha1(content).hexdigest(), message, {**before, **files}))
+        commits.append(
+            Commit(hashlib.sha256(content).hexdigest()[:40], message, {**before, **files})
+        )
         return commits[-1]
 
 
@@ -134,7 +136,8 @@ class _Handler(RangeHandler):
     def do_POST(self):
         self._serve(self._body(), send=True)
 
-    do_PUT = do_POST
+    def do_PUT(self):
+        self._serve(self._body(), send=True)
 
     def _body(self):
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":

@@ -183,6 +183,8 @@ def _write_job(folder: Path) -> None:
     save_model(folder / "small", _llama(len(byte_level), seed=1), byte_level)
     sentencepiece = train_byte_fallback(texts[:1], tiny_job.VOCABULARY_SIZE)
     save_model(folder / "wide", _llama(len(sentencepiece) + 5, seed=2), sentencepiece)
+    # The license of one of the models is known.
+    (folder / "wide/README.md").write_text("---\nlicense: apache-2.0\n---\n")
     broken = _llama(len(byte_level), seed=3, tied=False)
     # It gives NaN for what is in one of the documents only.
     broken.get_input_embeddings().weight.data[byte_level.encode("½")] = float("nan")

@@ -13,7 +13,7 @@ from typing import Any
 
 from fusestore.store.licenses import HUB_IDS
 from fusestore.store.shown_table import size_text
-from fusestore.workflows.publishing.card_content import CacheFigures, CardContent, ModelUsed
+from fusestore.workflows.publishing.card_figures import CacheFigures, CardContent, ModelUsed
 
 _SIZES = (
     *((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M")),
@@ -126,7 +126,7 @@ def reading_lines(content: CardContent, target: str, *, model_id: str | None) ->
 
 
 def card_body(content: CardContent, target: str, *, model_id: str | None) -> str:
-    """fusestore's part of a card, Markdown; see `reading_lines` for the arguments."""
+    """Fusestore's part of a card, Markdown; see `reading_lines` for the arguments."""
     sections = [
         _summary(content, is_model=model_id is not None),
         "## How to read it\n\n```python\n"
@@ -404,9 +404,7 @@ def _checksums(content: CardContent, target: str, model_id: str | None) -> str:
     return _table("Artifacts and checksums", heads, rows, text)
 
 
-def _table(
-    title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], text: str = ""
-) -> str:
+def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], text: str = "") -> str:
     lines = [
         f"| {' | '.join(heads)} |",
         f"|{' --- |' * len(heads)}",

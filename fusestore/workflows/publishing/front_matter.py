@@ -21,7 +21,7 @@ BEGIN = "<!-- Written by `fusestore publish`, which replaces everything up to th
 _HEAD_MARK = "Its keys at the head: "
 END = "<!-- End of what `fusestore publish` wrote. -->"
 
-_HEAD = re.compile(r"\ufeff?---[ \t]*\r?\n.*?(?:^|\n)---[ \t]*(?:\r?\n|$)", re.DOTALL)
+_HEAD = re.compile(r"\ufeff?---[ \t]*\r?\n.*?^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _WRITTEN = re.compile(
     re.escape(BEGIN) + r"(?P<mark>[^>]*)-->\n?.*?" + re.escape(END) + r"\n?", re.DOTALL
 )
@@ -51,11 +51,12 @@ def split_card(text: str) -> CardParts:
     """
     match = _HEAD.match(text)
     head = front_matter(text)
-    if match is not None and not head and match[0].strip("-\ufeff \t\r\n"):
+    if match is not None and head is None:
         raise InvalidInputError(
             "The card has a head between two lines of --- that is no YAML table, so its keys "
             "cannot be kept. Correct it, or remove it."
         )
+    head = head or {}
     body = text[match.end() :] if match is not None else text
     found = _WRITTEN.search(body)
     if found is None:
@@ -102,9 +103,7 @@ def joined_card(parts: CardParts | None, title: str, ours: Mapping[str, Any], bo
     """
     import yaml
 
-    head = yaml.safe_dump(
-        merged_head(parts, ours), sort_keys=False, allow_unicode=True, width=1000
-    )
+    head = yaml.safe_dump(merged_head(parts, ours), sort_keys=False, allow_unicode=True, width=1000)
     # No text of the keys can end the comment.
     keys = json.dumps(dict(ours), ensure_ascii=True)
     for character in "<>-":

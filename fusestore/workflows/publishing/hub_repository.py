@@ -232,7 +232,7 @@ class HubRepository:
                     for each, file in zip(batch, content, strict=True)
                 ]
                 _check(batch, operations)
-                # With an empty list of ignored files: one of the repository would drop some of ours.
+                # The repository's list of ignored files, in place of this one, may drop some.
                 self.api.preupload_lfs_files(
                     self.repo_id,
                     operations,
@@ -332,8 +332,8 @@ def hub_errors(url: str) -> Iterator[None]:
             raise _http_error(url, error.__cause__) from error
         if _is_of_a_client(error) or (error.__cause__ and _is_of_a_client(error.__cause__)):
             raise StorageError(
-                f"{url} could not be reached: {error.__cause__ or error}. What was published stays; "
-                "run the same command again to continue."
+                f"{url} could not be reached: {error.__cause__ or error}. What was published "
+                "stays; run the same command again to continue."
             ) from error
         raise
 

@@ -1,8 +1,8 @@
 """`publish_artifacts`: artifacts with a card, on the Hub or in any other storage.
 
-The order is that of a copy: fingerprints, files, receipts after their files, and the manifests last,
-on the Hub in one commit with the card. So a half-published artifact cannot be opened, and the same
-command continues it.
+The order is that of a copy: fingerprints, files, receipts after their files, and the manifests
+last, on the Hub in one commit with the card. So a half-published artifact cannot be opened, and the
+same command continues it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from fusestore.store.artifact_files import ArtifactFiles, Document, read_documen
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import split_path
-from fusestore.workflows.publishing.card_content import CardContent, card_content
+from fusestore.workflows.publishing.card_content import card_content
+from fusestore.workflows.publishing.card_figures import CardContent
 from fusestore.workflows.publishing.card_text import card_body, card_head, escaped
 from fusestore.workflows.publishing.front_matter import MAX_CARD_BYTES, joined_card, split_card
 from fusestore.workflows.publishing.hub_repository import Addition, HubRepository, RemoteFile
@@ -139,8 +140,8 @@ class _Publication:
         }
         if unused:
             raise InvalidInputError(
-                f"A license is given for {min(unused)}, but what is published was made from no such "
-                f"artifact. It was made from: "
+                f"A license is given for {min(unused)}, but what is published was made from no "
+                "such artifact. It was made from: "
                 f"{', '.join(each.name for each in (*content.models_used, *content.corpora))}."
             )
         for name in content.unknown_licenses:

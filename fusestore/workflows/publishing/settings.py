@@ -43,8 +43,8 @@ class PublishSettings(Frozen):
     )
     license: dict[str, str] = Field(
         default_factory=dict,
-        description="License of a cache's model or of a corpus, in place of the recorded one, as in "
-        "cache/teacher=apache-2.0 or corpus/texts=cc-by-4.0.",
+        description="License of a cache's model or of a corpus, in place of the recorded one, as "
+        "in cache/teacher=apache-2.0 or corpus/texts=cc-by-4.0.",
         json_schema_extra={**_CARD, "metavar": "KIND/NAME=LICENSE ..."},
     )
     language: tuple[str, ...] = Field(
