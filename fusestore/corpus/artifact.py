@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fusestore.corpus.manifest import CorpusFingerprint, CorpusManifest, TokensManifest
+from fusestore.corpus.manifest import (
+    LICENSE_FILE,
+    CorpusFingerprint,
+    CorpusLicense,
+    CorpusManifest,
+    TokensManifest,
+)
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import (
     FINGERPRINT_FILE,
@@ -18,7 +24,7 @@ from fusestore.store.artifact_files import (
 from fusestore.store.artifact_types import DocumentSchema, RebuildTools, TableSchema, View
 from fusestore.store.findings import Finding, check_files, load_or_report
 from fusestore.store.layout import Store
-from fusestore.store.receipts import Receipt, receipt_path
+from fusestore.store.receipts import FileRecord, Receipt, receipt_path
 from fusestore.store.registry import Artifact, ArtifactKind
 
 DOCUMENTS_RECEIPT = receipt_path("documents")
@@ -54,6 +60,11 @@ class CorpusKind(ArtifactKind):
         seal = read_document(location, DOCUMENTS_RECEIPT, self.identity)
         receipt = Receipt.from_bytes(seal.data, str(location / seal.path))
         groups = [file_group(location, receipt.files, seal)]
+        if LICENSE_FILE in sizes:
+            data = (location / LICENSE_FILE).read_bytes()
+            stated = CorpusLicense.from_bytes(data, str(location / LICENSE_FILE))
+            if stated.corpus_digest == manifest.identity:
+                groups.append(file_group(location, {LICENSE_FILE: FileRecord.of(data)}))
         for file in _token_manifests(sizes):
             seal = read_document(location, file, self.identity)
             tokens = TokensManifest.from_bytes(seal.data, str(location / file))
@@ -80,6 +91,10 @@ class CorpusKind(ArtifactKind):
             if receipt.fingerprint_digest != manifest.fingerprint.digest:
                 findings.append(Finding(DOCUMENTS_RECEIPT, "is of another corpus"))
             findings += check_files(location, receipt.files, quick=quick)
+        if LICENSE_FILE in location.list():
+            stated = load_or_report(CorpusLicense, location, LICENSE_FILE, findings)
+            if stated is not None and stated.corpus_digest != manifest.digest:
+                findings.append(Finding(LICENSE_FILE, "is of another corpus"))
         for name in (location / _TOKENS).list():
             file = f"{_TOKENS}{name}/{MANIFEST_FILE}"
             tokens = load_or_report(TokensManifest, location, file, findings)
@@ -100,8 +115,20 @@ class CorpusKind(ArtifactKind):
         damaged = {finding.file for finding in findings}
         rebuild_corpus(store, artifact.name, damaged, tools.tokenizer)
 
+    def license(self, location: Location, manifest: Mapping[str, Any]) -> str | None:
+        """What was stated of the texts."""
+        stated = CorpusLicense.load_if_sound(location / LICENSE_FILE)
+        if stated is None or stated.corpus_digest != self.digest(manifest):
+            return None
+        return str(stated.license)
+
     def remedy(self, store: Store, name: str, finding: Finding) -> str:
         """Documents come from outside the store; tokens need their tokenizer."""
+        if finding.file == LICENSE_FILE:
+            return (
+                f"delete {self.location(store, name)}/{finding.file} and run the same "
+                "`fusestore corpus` again with --license"
+            )
         if finding.file in ("documents.parquet", MANIFEST_FILE):
             return (
                 f"delete {self.location(store, name)}/{finding.file} and run the same "
@@ -133,6 +160,7 @@ class CorpusKind(ArtifactKind):
         return {
             "corpus-fingerprint": DocumentSchema(CorpusFingerprint, f"{root}/fingerprint.json"),
             "corpus": DocumentSchema(CorpusManifest, f"{root}/manifest.json"),
+            "corpus-license": DocumentSchema(CorpusLicense, f"{root}/{LICENSE_FILE}"),
             "corpus-receipt": DocumentSchema(Receipt[None], f"{root}/receipts/<part>.json"),
             "tokens": DocumentSchema(TokensManifest, f"{root}/tokens/<tokenizer>/manifest.json"),
         }

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import polars as pl
 
 from fusestore.corpus.manifest import (
+    LICENSE_FILE,
+    CorpusLicense,
     CorpusManifest,
 )
 from fusestore.errors import (
@@ -27,6 +29,7 @@ from fusestore.storage.location import Location
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.inventory import no_such
 from fusestore.store.layout import Store
+from fusestore.store.licenses import License
 from fusestore.store.receipts import Receipt, receipt_path
 from fusestore.tokenizers.conversation import END_OF_TURN, Conversation
 from fusestore.tokenizers.supervision import Supervision
@@ -92,6 +95,12 @@ class Corpus:
     def digest(self) -> str:
         """Identifies the corpus: the digest of its manifest."""
         return self.manifest.digest
+
+    @property
+    def license(self) -> License | None:
+        """What was stated of the texts; None if nothing was."""
+        stated = CorpusLicense.load_if_sound(self.location / LICENSE_FILE)
+        return stated.license if stated and stated.corpus_digest == self.digest else None
 
     def describe(self, document: int) -> str:
         """A document by its source and segment, for messages."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from fusestore.store.licenses import License
 from fusestore.store.manifest import Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.tokenizers.chat_encoder import TemplateIdentity
 from fusestore.tokenizers.conversation import TrainOn
+
+LICENSE_FILE = "license.json"
+"""In the folder of a corpus of which a license was stated."""
 
 
 class SplitSize(Frozen):
@@ -93,6 +97,18 @@ class CorpusManifest(Manifest):
     forced_cuts: int
     dropped_exchanges: int
     splits: dict[str, SplitSize]
+
+
+class CorpusLicense(Manifest):
+    """The license of a corpus: a document of its own, because a corpus is known by its manifest.
+
+    Attributes:
+        corpus_digest: of the corpus manifest.
+        license: of the texts.
+    """
+
+    corpus_digest: str
+    license: License
 
 
 class TokensManifest(Manifest):

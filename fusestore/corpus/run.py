@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusestore.corpus.build import write_corpus
 from fusestore.corpus.corpus import Corpus
-from fusestore.corpus.manifest import ChatSettings
+from fusestore.corpus.manifest import LICENSE_FILE, ChatSettings, CorpusLicense
 from fusestore.corpus.settings import CorpusSettings
 from fusestore.corpus.splits import HeldOut
 from fusestore.corpus.unspelled import describe_unspelled
@@ -19,7 +19,9 @@ from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.location import Location
 from fusestore.storage.options import HTTP_SCHEMES
 from fusestore.storage.packages import resolve_path
+from fusestore.storage.publish import publish
 from fusestore.store.layout import Store
+from fusestore.store.licenses import License
 from fusestore.store.result import StageResult
 from fusestore.tokenizers.chat_template import GENERATION_PROMPT
 from fusestore.tokenizers.tokenizer import Tokenizer
@@ -96,12 +98,21 @@ def build_corpus(
             progress=progress,
             report=reporter.line,
         )
+    _keep_license(corpus, settings)
     if not existed:
         for tokenizer in opened:
             unspelled = describe_unspelled(corpus, tokenizer)
             if unspelled:
                 reporter.line(f"{name}: {unspelled}")
     return StageResult(corpus, created=not existed)
+
+
+def _keep_license(corpus: Corpus, settings: CorpusSettings) -> None:
+    """Record a license that is stated, in place of one that was stated before."""
+    stated = License.of(settings.license, "user")
+    if stated is not None and stated != corpus.license:
+        content = CorpusLicense(corpus_digest=corpus.digest, license=stated)
+        publish(corpus.location / LICENSE_FILE, content.to_bytes())
 
 
 def _locations(

@@ -76,6 +76,14 @@ class CorpusSettings(Frozen):
         "ends in .jinja, as a path like those of inputs, or its text.",
         json_schema_extra={**_CHAT, "metavar": "FILE"},
     )
+    license: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="License of the texts, such as cc-by-4.0, which the corpus records and "
+        "`fusestore publish` names. It may be stated again later.",
+        json_schema_extra={**_TEXT, "metavar": "LICENSE"},
+    )
     split_column: str | None = Field(
         default=None,
         min_length=1,

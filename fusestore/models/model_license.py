@@ -83,9 +83,10 @@ def _of_gguf(gguf: Path) -> License | None:
 def _of_package(name: str) -> License | None:
     metadata = package_metadata(name)
     for key in ("License-Expression", "License"):
-        found = License.of(metadata.get(key), "package")
-        if found is not None:
-            return found
+        for value in metadata.get_all(key) or ():
+            found = License.of(value, "package")
+            if found is not None:
+                return found
     for entry in metadata.get_all("Classifier") or ():
         if entry.startswith("License :: "):
             text = entry.rpartition(" :: ")[2]

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fusestore.errors import CorruptionError
 from fusestore.storage.objects import ListedFile
 from fusestore.store.inventory import choose_artifact, describe
 from fusestore.store.layout import Store
-from fusestore.store.licenses import License, LicensedInput
 from fusestore.store.lineage import FoundInput, Lineage
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import Artifact
@@ -68,8 +67,8 @@ class Details(Frozen):
         description: one line.
         digest: by which other artifacts name it; null while it is unfinished.
         model: the model that it is or was made with; null if there is none or it is unfinished.
-        license: of its model, or of each model that it was made from, as far as its manifest
-            tells; null if it tells nothing.
+        license: of its model or its texts, or of each model that it was made from; null if it is
+            unknown.
         num_bytes: bytes of its files.
         num_files: number of its files.
         num_tokens: tokens that it has rows for; null if it has no rows.
@@ -170,7 +169,7 @@ def artifact_details(
         description=describe(found),
         digest=found.digest,
         model=None if manifest is None else found.kind.model(manifest),
-        license=None if manifest is None else _license(manifest),
+        license=None if manifest is None else found.kind.license(found.location, manifest),
         num_bytes=sum(file.num_bytes for file in files.values()),
         num_files=len(files),
         num_tokens=None if manifest is None else found.kind.num_tokens(manifest),
@@ -223,18 +222,6 @@ def _shown(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _license(manifest: Mapping[str, Any]) -> str | None:
-    try:
-        if "license" in manifest:
-            return str(License.model_validate(manifest["license"]))
-        inputs = [LicensedInput.model_validate(each) for each in manifest.get("made_from", ())]
-    except (ValidationError, TypeError):
-        # A kind of a plugin may have other keys of these names.
-        return None
-    each_once = dict.fromkeys(f"{each.name}: {each.license or 'unknown'}" for each in inputs)
-    return ", ".join(each_once) or None
 
 
 def _chosen(artifact: Artifact) -> Mapping[str, Any]:

@@ -20,6 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
+from pydantic import ValidationError
+
 from fusestore.errors import CorruptionError, InvalidInputError, did_you_mean
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import (
@@ -41,6 +43,7 @@ from fusestore.store.artifact_types import (
 )
 from fusestore.store.findings import Finding, check_files
 from fusestore.store.layout import Store, check_name
+from fusestore.store.licenses import License, LicensedInput
 from fusestore.store.manifest import MAX_MANIFEST_BYTES, Manifest
 from fusestore.store.receipts import FileRecord, Receipt
 
@@ -171,6 +174,26 @@ class ArtifactKind(ABC):
         """The model that it is, or was made with, in a form that opens it if there is one."""
         del manifest
         return None
+
+    def license(self, location: Location, manifest: Mapping[str, Any]) -> str | None:
+        """The license of the artifact, or of each model that it was made from; None if unknown.
+
+        By default what its manifest holds as `license` or `made_from`.
+
+        Args:
+            location: its folder.
+            manifest: content of its manifest.
+        """
+        del location
+        try:
+            if "license" in manifest:
+                return str(License.model_validate(manifest["license"]))
+            inputs = [LicensedInput.model_validate(each) for each in manifest.get("made_from", ())]
+        except (ValidationError, TypeError):
+            # A kind of a plugin may have other keys of these names.
+            return None
+        each_once = dict.fromkeys(f"{each.name}: {each.license or 'unknown'}" for each in inputs)
+        return ", ".join(each_once) or None
 
     def num_tokens(self, manifest: Mapping[str, Any]) -> int | None:
         """The tokens that it holds rows for; None if it has no rows."""

@@ -116,6 +116,7 @@ evaluate_split = "held_out"
 [corpus]
 name = "addresses"
 inputs = ["{folder}/texts.jsonl"]
+license = "cc0-1.0"
 split_column = "split"
 max_length = 64
 

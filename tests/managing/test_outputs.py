@@ -1,20 +1,12 @@
 """What commands print with --json fits the published schemas."""
 
-import json
 from pathlib import Path
 
-import jsonschema
 import pytest
 
 from tests.helpers.json_outputs import KEPT_STORE_LINES
+from tests.helpers.output_schemas import check
 from tests.helpers.tiny_job import write_fusion
-
-SCHEMAS = Path(__file__).parents[2] / "schemas"
-
-
-def check(content, name):
-    schema = json.loads((SCHEMAS / f"{name}.json").read_bytes())
-    jsonschema.Draft202012Validator(schema).validate(content)
 
 
 @pytest.mark.parametrize("line", KEPT_STORE_LINES)

@@ -10,43 +10,13 @@ from fusestore.store.layout import Store
 from fusestore.workflows.managing import renaming
 from fusestore.workflows.sharing import CopySettings, copy_artifacts
 from fusestore.workflows.sharing import run as sharing_run
-from fusestore.workflows.verification import verify_inputs_too
+from tests.helpers.renamed import check_sound, rename_all, renamed_path
 from tests.helpers.storages import S3_IS_SLOW
 from tests.helpers.tiny_job import hashes
-
-RENAMED = {
-    "corpora/addresses/": "corpora/places/",
-    "caches/wide/": "caches/breit/",
-    "alignments/wide--small/": "alignments/first/",
-    "fused/mince/": "fused/second/",
-    "models/fused/": "models/third/",
-}
-
-
-def renamed_path(path):
-    for old, new in RENAMED.items():
-        if path.startswith(old):
-            return path.replace(old, new, 1)
-    return path
 
 
 def rows_of(dataset):
     return [{key: each.tolist() for key, each in dataset[i].items()} for i in range(len(dataset))]
-
-
-def rename_all(store):
-    opened = fs.open_store(store.location)
-    opened.rename("corpus/addresses", "places")
-    opened.rename("wide", "cache/breit")
-    opened.rename("alignment/wide--small", "first")
-    opened.rename("fused/mince", "second")
-    opened.rename("model/fused", "third")
-
-
-def check_sound(store):
-    for artifact in verify_inputs_too(store).artifacts:
-        assert artifact.sound, artifact
-        assert not artifact.missing_inputs, artifact
 
 
 @S3_IS_SLOW

@@ -1,6 +1,9 @@
 """Publishing to the Hub, by huggingface_hub's own client."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -18,6 +21,7 @@ from fusestore.errors import (
 from fusestore.store.layout import Store
 from fusestore.workflows.publishing import hub_repository
 from fusestore.workflows.sharing import copy_artifacts
+from tests.helpers.command import start
 from tests.helpers.tiny_job import hashes
 from tests.helpers.writable_hub import READS, WRITES, Fault
 
@@ -231,6 +235,35 @@ def test_a_hub_that_is_gone(lineage, hub, monkeypatch):
     hub.stop()
     with pytest.raises(StorageError, match="could not be reached"):
         publish(lineage, hub, "cache/wide")
+
+
+@pytest.mark.slow
+def test_a_user_with_a_token_and_a_card(lineage, hub, tmp_path):
+    """The command, and the lines of the card as they stand, in processes of their own."""
+    hub.large_bytes = 3000
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": WRITES,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "FUSESTORE_HOME": str(tmp_path / "home"),
+    }
+    command = ["publish", "fused/mince", URL, "-s", str(lineage.location), "--with-inputs"]
+    publishing = start(*command, interpreter=sys.executable, env=environment)
+    out, err = publishing.communicate(timeout=300)
+    assert publishing.returncode == 0, err
+    assert "Published fused/mince" in out
+    assert WRITES not in out + err
+    code = hub.files(NAME)["README.md"].decode().partition("```python\n")[2].partition("```")[0]
+    read = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"HF_TOKEN": READS},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "input_ids" in read.stdout
 
 
 @pytest.mark.parametrize("url", ["hf://datasets/x", "hf://datasets/me/x/caches", "hf://me/x y"])

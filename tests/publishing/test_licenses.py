@@ -29,6 +29,9 @@ def test_the_kept_store_has_them(opened):
         ("teacher", "small"),
         ("teacher", "wide"),
     ]
+    assert opened.open_corpus("addresses").license.id == "cc0-1.0"
+    assert opened.describe("corpus/addresses").license == "cc0-1.0"
+    assert opened.describe("model/fused").license == "small: unknown, wide: apache-2.0"
     # A license is no part of what another run must agree on.
     assert "license" not in opened.open_cache("wide").fingerprint.model_dump_json()
 
@@ -49,7 +52,7 @@ def test_they_come_with_a_copy_and_with_what_has_lost_its_inputs(opened, tmp_pat
 
 def test_all_of_them_make_that_of_a_card(opened, tmp_path):
     lines = Lines()
-    licenses = {"cache/small": "gemma", "corpus/addresses": "cc0-1.0"}
+    licenses = {"cache/small": "gemma"}
     settings = fs.PublishSettings(inputs=True, license=licenses)
     published = opened.publish(
         tmp_path / "out", ["fused/mince"], settings, dry_run=True, reporter=lines

@@ -8,9 +8,9 @@ from fusestore.storage.location import Location
 from fusestore.store.inventory import list_artifacts
 from fusestore.store.layout import Store
 from fusestore.workflows.sharing import CopySettings, copy_artifacts
+from tests.helpers.output_schemas import check
+from tests.helpers.renamed import check_sound, rename_all, renamed_path
 from tests.helpers.tiny_job import hashes
-from tests.managing.test_outputs import check
-from tests.managing.test_renaming import check_sound, rename_all, renamed_path
 
 
 def test_a_folder_is_published_once(store, tmp_path, command):

@@ -10,7 +10,7 @@ import numpy as np
 from fusestore.align.manifest import AlignmentManifest
 from fusestore.cache.manifest import CacheManifest
 from fusestore.cache.reader import open_cache
-from fusestore.corpus.corpus import open_corpus
+from fusestore.corpus.corpus import Corpus, open_corpus
 from fusestore.corpus.manifest import CorpusManifest
 from fusestore.errors import FusestoreError, InvalidInputError
 from fusestore.forecast.analysis import analyze_fusion
@@ -214,10 +214,11 @@ class _Collector:
         for artifact in self._all:
             if artifact.kind.name == "corpus":
                 manifest = CorpusManifest.load(artifact.location / MANIFEST_FILE)
+                recorded = Corpus(artifact.name, artifact.location, manifest).license
                 found[manifest.digest] = CorpusUsed(
                     name=artifact.name,
                     digest=manifest.digest,
-                    license=self._stated(artifact.path),
+                    license=self._stated(artifact.path) or recorded,
                     published=artifact.path in published,
                     num_documents=manifest.num_documents,
                     num_bytes=manifest.num_bytes,

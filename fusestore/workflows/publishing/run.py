@@ -133,6 +133,7 @@ class _Publication:
 
     def collect(self) -> CardContent:
         content = card_content(self.store, self.paths, self.settings, self.reporter)
+        corpora = [each.name for each in content.corpora]
         unused = self.settings.license.keys() - {
             *(f"cache/{each.name}" for each in content.models_used if each.role == "teacher"),
             *(f"model/{each.name}" for each in content.models_used if each.role != "teacher"),
@@ -142,7 +143,7 @@ class _Publication:
             raise InvalidInputError(
                 f"A license is given for {min(unused)}, but what is published was made from no "
                 "such artifact. It was made from: "
-                f"{', '.join(each.name for each in (*content.models_used, *content.corpora))}."
+                f"{', '.join([each.name for each in content.models_used] + corpora)}."
             )
         for name in content.unknown_licenses:
             self.reporter.line(
