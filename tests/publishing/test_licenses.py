@@ -10,6 +10,7 @@ from fusestore.capture.run import _check_license
 from fusestore.capture.settings import CaptureSettings
 from fusestore.models.model import Model
 from tests.helpers.lines import Lines
+from tests.helpers.tiny_models import TEXTS, make_llama, save_model, train_tokenizer
 
 
 @pytest.fixture
@@ -76,3 +77,30 @@ def test_one_that_is_stated_later_is_not_lost_silently(opened):
         _check_license(opened.open_cache(name), name, settings, lines)
     (line,) = lines.said
     assert "fusestore publish --license cache/small=mit" in line
+
+
+def test_a_stated_license_goes_before_a_found_one(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    save_model(tmp_path / "model", make_llama(len(tokenizer)), tokenizer)
+    (tmp_path / "model/README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "a.txt").write_text("So be it.")
+    made = fs.open_store(tmp_path / "store")
+    models, text = [tmp_path / "model"], str(tmp_path / "a.txt")
+    for stated in (None, "CC-BY-4.0", "cc0-1.0"):
+        corpus = made.build_corpus(
+            "texts", text, fs.CorpusSettings(license=stated), tokenizers=models
+        )
+        assert stated is None or str(corpus.license) == stated.lower()
+    assert not any(made.verify().values())
+    common = {"device": "cpu", "dtype": "float32"}
+    found = made.capture("rows", models[0], corpus, fs.CaptureSettings(**common))
+    assert str(found.manifest.license) == "mit"
+    made.remove("cache/rows")
+    stated = made.capture("rows", models[0], corpus, fs.CaptureSettings(**common, license="Own"))
+    assert (stated.manifest.license.id, stated.manifest.license.name) == ("other", "Own")
+    assert stated.digest == found.digest
+    assert stated.fingerprint == found.fingerprint
+    # A corpus is the same one whatever its license is, and its license goes with it.
+    other = fs.open_store(tmp_path / "other")
+    made.push(other, ["corpus/texts"])
+    assert str(other.open_corpus("texts").license) == "cc0-1.0"
