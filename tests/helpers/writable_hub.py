@@ -11,12 +11,14 @@ import hashlib
 import json
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from fusestore.store.licenses import HUB_IDS
 from fusestore.workflows.publishing.hub_repository import git_hash
 from tests.helpers.range_server import RangeHandler, RangeServer
 
@@ -60,12 +62,13 @@ class Fault:
 
     Attributes:
         pattern: of method and path.
-        action: the status that is answered, or `cut`.
+        action: the status that is answered, or `cut`; or what is called before the request is
+            served.
         after: requests of the pattern that are served first.
     """
 
     pattern: str
-    action: int | str
+    action: int | str | Callable[[], object]
     after: int = 0
 
 
@@ -161,6 +164,9 @@ class _Handler(RangeHandler):
                 if fault.after >= 0:
                     break
                 hub.faults.remove(fault)
+                if callable(fault.action):
+                    fault.action()
+                    break
                 if fault.action == "cut":
                     self.close_connection = True
                     with contextlib.suppress(OSError):
@@ -259,6 +265,9 @@ class _Handler(RangeHandler):
             content = yaml.safe_load(head)
         except yaml.YAMLError as error:
             return self._json({"errors": [{"message": str(error)}], "warnings": []}, 400)
+        if content and content.get("license", "other") not in HUB_IDS:
+            problem = {"message": '"license" must be one of [apache-2.0, mit, …]'}
+            return self._json({"errors": [problem], "warnings": []}, 400)
         warnings = [] if content else [{"message": "empty or missing yaml metadata"}]
         return self._json({"errors": [], "warnings": warnings})
 

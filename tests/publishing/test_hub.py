@@ -154,6 +154,27 @@ def test_what_people_write_stays(lineage, hub):
     assert yaml.safe_load(published.card.split("---")[1])["license"] == "mit"
 
 
+def test_an_edit_between_look_and_commit_stays(lineage, hub):
+    publish(lineage, hub, "cache/wide")
+    card = hub.files(NAME)["README.md"]
+    edited = card.replace(b"# x\n", b"# x\n\nMine.\n")
+    # When the card was read, and before it is written.
+    hub.faults = [Fault("POST .*/preupload/", lambda: hub.commit(NAME, {"README.md": edited}))]
+    publish(lineage, hub, "cache/wide", "cache/nucleus")
+    assert hub.faults == []
+    assert b"# x\n\nMine.\n" in hub.files(NAME)["README.md"]
+    assert b"nucleus" in hub.files(NAME)["README.md"]
+
+
+def test_a_head_that_the_hub_refuses(lineage, hub):
+    publish(lineage, hub, "cache/wide")
+    card = hub.files(NAME)["README.md"]
+    hub.commit(NAME, {"README.md": card.replace(b"tags:\n", b"license: ours\ntags:\n", 1)})
+    with pytest.raises(InvalidInputError, match="(?s)must be one of.*head of the card"):
+        publish(lineage, hub, "cache/wide", "cache/nucleus")
+    assert "caches/nucleus/manifest.json" not in hub.files(NAME)
+
+
 def test_another_artifact_of_the_name_is_not_replaced(lineage, store, hub):
     publish(lineage, hub, "cache/wide")
     before = hub.files(NAME)

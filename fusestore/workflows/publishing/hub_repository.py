@@ -105,6 +105,8 @@ class HubRepository:
         self.repo_type = "dataset" if match["type"] == "datasets/" else "model"
         self.revision = unquote(match["revision"] or _DEFAULT_REVISION)
         self._options = options
+        self._parent: str | None = None
+        """The commit that was looked at, on which the next one is made."""
 
     @property
     def api(self) -> Any:  # noqa: ANN401 - its types are the client's
@@ -138,6 +140,8 @@ class HubRepository:
                 self.api.create_branch(
                     self.repo_id, branch=self.revision, repo_type=self.repo_type, exist_ok=True
                 )
+            if self._parent is None:
+                self._parent = self._head()
 
     def _head(self) -> str | None:
         """The commit that the branch is at; None if there is no such repository or branch."""
@@ -157,11 +161,15 @@ class HubRepository:
     def files(self) -> dict[str, RemoteFile]:
         """All files by path; empty if there is no such repository or branch.
 
+        The next commit is made on what was seen here, or refused.
+
         Raises:
             AccessDeniedError, StorageError: as `create`.
         """
+        self._forget()
         with hub_errors(self.url):
-            if self._head() is None:
+            self._parent = self._head()
+            if self._parent is None:
                 return {}
             entries = self.api.list_repo_tree(
                 self.repo_id, recursive=True, revision=self.revision, repo_type=self.repo_type
@@ -216,10 +224,13 @@ class HubRepository:
                     commit = self._commit(batch, message, jobs)
                     added(sum(each.num_bytes for each in batch))
         finally:
-            # A filesystem that listed the repository before remembers what it saw.
-            with contextlib.suppress(FusestoreError):
-                self.location().filesystem.invalidate_cache()
+            self._forget()
         return commit
+
+    def _forget(self) -> None:
+        """Have the filesystem of `hf://` look anew: it remembers what it listed before."""
+        with contextlib.suppress(FusestoreError):
+            self.location().filesystem.invalidate_cache()
 
     def _commit(self, batch: Sequence[Addition], message: str, jobs: int) -> str:
         from huggingface_hub import CommitOperationAdd
@@ -247,8 +258,9 @@ class HubRepository:
                     commit_message=message,
                     repo_type=self.repo_type,
                     revision=self.revision,
-                    parent_commit=self._head(),
+                    parent_commit=self._parent,
                 )
+                self._parent = str(made.oid)
         return str(made.oid)
 
 
@@ -326,6 +338,11 @@ def hub_errors(url: str) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         raise _http_error(url, error) from error
+    except ValueError as error:
+        raise InvalidInputError(
+            f"The Hub does not take what would be published to {url}: {error} Correct the head of "
+            "the card there."
+        ) from error
     except Exception as error:
         # An upload in a thread reports its error as the cause of a RuntimeError.
         if isinstance(error.__cause__, HfHubHTTPError):
