@@ -170,7 +170,7 @@ def test_a_head_that_the_hub_refuses(lineage, hub):
     publish(lineage, hub, "cache/wide")
     card = hub.files(NAME)["README.md"]
     hub.commit(NAME, {"README.md": card.replace(b"tags:\n", b"license: ours\ntags:\n", 1)})
-    with pytest.raises(InvalidInputError, match="(?s)must be one of.*head of the card"):
+    with pytest.raises(InvalidInputError, match=r"(?s)must be one of.*head of the card"):
         publish(lineage, hub, "cache/wide", "cache/nucleus")
     assert "caches/nucleus/manifest.json" not in hub.files(NAME)
 
