@@ -23,6 +23,7 @@ def align(
     cache: Annotated[
         str | None,
         typer.Argument(
+            metavar="CACHE",
             help="Name of the source's distribution cache; left out with --text.",
             show_default=False,
         ),

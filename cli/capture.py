@@ -18,7 +18,10 @@ from .settings_options import settings_options
 @settings_options(CaptureSettings)
 def capture(
     model: Annotated[
-        str, typer.Argument(help=f"Model to capture: {MODEL_FORMS}.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="MODEL", help=f"Model to capture: {MODEL_FORMS}.", show_default=False
+        ),
     ],
     store: StoreOption,
     name: Annotated[str, typer.Option("--name", "-n", metavar="NAME", help="Name of the cache.")],

@@ -35,6 +35,7 @@ def compare(
     models: Annotated[
         list[str] | None,
         typer.Argument(
+            metavar="MODEL",
             help=f"Model to compare with those of the store: {MODEL_FORMS}.",
         ),
     ] = None,

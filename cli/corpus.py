@@ -27,9 +27,10 @@ def corpus(
     inputs: Annotated[
         list[str],
         typer.Argument(
+            metavar="INPUT",
             help="Text to read: files, shell patterns, folders, URLs (http, s3, hf and others), or "
             f"folders saved by the datasets package. Read are {READABLE}. A .json file holds an "
-            'array of objects, an object with such an array as "data", or JSON lines.'
+            'array of objects, an object with such an array as "data", or JSON lines.',
         ),
     ],
     store: StoreOption,

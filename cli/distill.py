@@ -14,13 +14,19 @@ _FORMS = "a folder, hub id, .gguf file, or package:NAME"
 
 
 def distill(
-    teacher: Annotated[str, typer.Argument(help=f"Model to learn from: {_FORMS}.")],
-    student: Annotated[str, typer.Argument(help=f"Model to train, with any tokenizer: {_FORMS}.")],
+    teacher: Annotated[
+        str, typer.Argument(metavar="TEACHER", help=f"Model to learn from: {_FORMS}.")
+    ],
+    student: Annotated[
+        str,
+        typer.Argument(metavar="STUDENT", help=f"Model to train, with any tokenizer: {_FORMS}."),
+    ],
     data: Annotated[
         list[str],
         typer.Argument(
+            metavar="DATA",
             help="Text: files, shell patterns, folders or URLs; `fusestore corpus --help` lists "
-            "all forms."
+            "all forms.",
         ),
     ],
     store: Annotated[

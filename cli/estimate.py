@@ -95,7 +95,7 @@ OptionalStore = Annotated[
 def estimate(
     model: Annotated[
         str,
-        typer.Argument(help=f"Model to capture: {MODEL_FORMS}."),
+        typer.Argument(metavar="MODEL", help=f"Model to capture: {MODEL_FORMS}."),
     ],
     settings: CaptureSettings,
     store: OptionalStore = None,

@@ -12,7 +12,8 @@ from .console import output
 
 def init(
     file: Annotated[
-        Path, typer.Argument(help="File to write. An existing file is never changed.")
+        Path,
+        typer.Argument(metavar="FILE", help="File to write. An existing file is never changed."),
     ] = Path("fusion.toml"),
 ) -> None:
     """Write a fusion.toml template with every setting and its default.

@@ -29,6 +29,7 @@ def merge(
     models: Annotated[
         list[str],
         typer.Argument(
+            metavar="MODEL",
             help=f"Two or more models, each {MODEL_FORMS}.",
         ),
     ],

@@ -72,9 +72,12 @@ def publish(
             param_hint="KIND/NAME ... TARGET",
         )
     from fusestore.storage.location import Location
-    from fusestore.workflows.publishing.run import publish_artifacts
+    from fusestore.store.inventory import check_store
 
     opened = open_store(store, storage_option)
+    check_store(opened)
+    from fusestore.workflows.publishing.run import publish_artifacts
+
     options = storage_options(to_storage_option, "--to-storage-option")
     published = publish_artifacts(
         opened,

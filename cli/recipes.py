@@ -16,7 +16,9 @@ NO_SOURCES = "is missing; name a cache, or give a recipe file"
 RecipeArgument = Annotated[
     Path | None,
     typer.Argument(
-        help="Recipe file, .toml or .json. Options replace its values.", show_default=False
+        metavar="RECIPE",
+        help="Recipe file, .toml or .json. Options replace its values.",
+        show_default=False,
     ),
 ]
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    file: Annotated[str, typer.Argument(help="The fusion.toml file: a path or URL.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The fusion.toml file: a path or URL.")
+    ],
     store: Annotated[
         str | None,
         typer.Option(

@@ -32,6 +32,7 @@ def train(
     model: Annotated[
         str,
         typer.Argument(
+            metavar="MODEL",
             help=f"Model to start from: {MODEL_FORMS}.",
         ),
     ],

@@ -156,8 +156,9 @@ def _summary(content: CardContent, *, is_model: bool) -> str:
         return f"A language model made with fusestore: {made}.{learned}"
     kinds = ", ".join(dict.fromkeys(each.artifact.partition("/")[0] for each in content.artifacts))
     of = f" The next-token distributions are those of {names}." if names else ""
+    count = len(content.artifacts)
     return (
-        f"A fusestore store of {len(content.artifacts)} artifacts ({kinds}): next-token "
+        f"A fusestore store of {count} artifact{'s' * (count != 1)} ({kinds}): next-token "
         f"distributions of language models over a text, aligned and fused for distillation.{of}"
     )
 
