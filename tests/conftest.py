@@ -214,7 +214,7 @@ def s3_endpoint() -> Iterator[str]:
     # Moto lists its own folders at each request, and all of S3's errors at each that fails.
     folders = list(backends.list_of_moto_modules())
     backends.list_of_moto_modules = lambda: folders
-    ErrorLookupFactory.__init__ = lambda _: None  # type: ignore[method-assign]
+    ErrorLookupFactory.__init__ = lambda _: None
     ErrorLookupFactory._error_lut_cache = {}
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
