@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from fusestore.align.kinds import AlignmentMethod
-from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord, ShardPlan
 
 LAYOUT_PART = "layout"
@@ -38,9 +40,9 @@ class AlignmentFingerprint(Manifest):
     source_tokens_digest: str
     target_tokens_digest: str
     vocabulary_map_digest: str | None
-    num_documents: int = Field(ge=0)
-    num_source_tokens: int = Field(ge=0)
-    num_target_tokens: int = Field(ge=0)
+    num_documents: Count
+    num_source_tokens: Count
+    num_target_tokens: Count
     rows_per_shard: int = Field(ge=1)
 
     @property
@@ -59,10 +61,10 @@ class MethodSample(Frozen):
         same: target tokens that two methods align alike or both leave unaligned, by both methods.
     """
 
-    num_documents: int
-    num_tokens: int
-    aligned: dict[AlignmentMethod, int]
-    same: dict[AlignmentMethod, dict[AlignmentMethod, int]]
+    num_documents: Count
+    num_tokens: Count
+    aligned: dict[AlignmentMethod, Count]
+    same: dict[AlignmentMethod, dict[AlignmentMethod, Count]]
 
 
 class AlignmentManifest(Manifest):
@@ -77,10 +79,20 @@ class AlignmentManifest(Manifest):
     """
 
     fingerprint: AlignmentFingerprint
-    counts: dict[str, int]
-    unused_source_tokens: int
+    counts: dict[str, Count]
+    unused_source_tokens: Count
     sample: MethodSample
     files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _files_hold_the_arrays(self) -> Self:
+        from fusestore.align.stored import alignment_arrays
+        from fusestore.store.stored_size import listing_problem
+
+        problem = listing_problem(alignment_arrays(self.fingerprint), self.files)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
 
     @property
     def coverage(self) -> dict[str, float]:

@@ -23,12 +23,13 @@ import numpy.typing as npt
 
 from fusestore.align.kinds import ALIGNMENT_KINDS
 from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
-from fusestore.errors import NotFoundError
+from fusestore.errors import CorruptionError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.array_reader import ArrayReader
 from fusestore.store.arrays import ArraySpec
 from fusestore.store.layout import Store, near_names
 from fusestore.store.receipts import FileRecord
+from fusestore.tokenizers.token_table import offsets_problem
 
 if TYPE_CHECKING:
     import polars as pl
@@ -95,8 +96,19 @@ class AlignmentRows:
 
     @cached_property
     def document_offsets(self) -> npt.NDArray[np.int64]:
-        """int64 [D + 1]: document i is rows `[value[i], value[i + 1])`, in target tokens."""
-        return self._document_offsets.read(0, self._num_documents + 1)
+        """int64 [D + 1]: document i is rows `[value[i], value[i + 1])`, in target tokens.
+
+        Raises:
+            CorruptionError: they do not cover the rows from first to last.
+        """
+        offsets = self._document_offsets.read(0, self._num_documents + 1)
+        problem = offsets_problem(offsets, self._source_pos.spec.shape[0])
+        if problem is not None:
+            raise CorruptionError(
+                f"{self.location}/document_offsets is damaged: they {problem}. "
+                "Run `fusestore verify`."
+            )
+        return offsets
 
     def for_documents(
         self, start: int, stop: int

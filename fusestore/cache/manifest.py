@@ -11,7 +11,7 @@ from fusestore.cache.rule import Rule, RuleName
 from fusestore.models.quantization import Quantization
 from fusestore.store.codec import MAX_DRAWS, MAX_STEP, MIN_STEP
 from fusestore.store.licenses import License
-from fusestore.store.manifest import Frozen, Manifest, digest_bytes
+from fusestore.store.manifest import Count, Frozen, Manifest, digest_bytes
 from fusestore.store.receipts import Receipt, ShardPlan
 from fusestore.tokenizers.chat_encoder import TemplateIdentity
 
@@ -61,7 +61,7 @@ class ImportedFile(Frozen):
     """
 
     name: str = Field(min_length=1)
-    num_bytes: int = Field(ge=0)
+    num_bytes: Count
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -258,7 +258,7 @@ class Audit(Frozen):
     num_rows: int = Field(ge=1)
     label_nats: float = Field(ge=0)
     largest_label_nats: float = Field(ge=0)
-    worst_document: int = Field(ge=0)
+    worst_document: Count
     worst_document_nats: float = Field(ge=0)
     shared_entries: float = Field(ge=0, le=1)
     limit_nats: float = Field(gt=0)
@@ -284,8 +284,8 @@ class CacheManifest(Manifest):
     fingerprint_digest: str
     fingerprint: Fingerprint
     scores: dict[str, float]
-    skipped_documents: tuple[int, ...]
-    num_bytes: int = Field(ge=0)
+    skipped_documents: tuple[Count, ...]
+    num_bytes: Count
     content_digest: str
     model_spec: str | None = None
     audit: Audit | None = None

@@ -23,7 +23,7 @@ from fusestore.store.array_reader import ArrayReader
 from fusestore.store.arrays import ArraySpec
 from fusestore.store.codec import TAIL_STEP, logprobs_of_counts
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
-from fusestore.tokenizers.token_table import TokenTable
+from fusestore.tokenizers.token_table import TokenTable, offsets_problem
 
 _Ids = npt.NDArray[np.int32]
 _Logs = npt.NDArray[np.float32]
@@ -48,6 +48,7 @@ class RowReader:
         kept = self.kept_rows(first, last)
         if len(kept) == max(0, stop - start):
             return kept
+        self._reader(self._arrays.token_ids, None).check_there(start, stop)
         rows = absent_rows(stop - start, self.fingerprint.top_k)
         places = self.kept.tokens(first, last) - start
         for field in fields(Rows):
@@ -57,6 +58,8 @@ class RowReader:
     def kept_rows(self, start: int, stop: int) -> Rows:
         """The kept rows `[start, stop)`, counted without the others."""
         count = max(0, stop - start)
+        for spec in (self._arrays.ids, self._arrays.logprobs):
+            self._row_reader(spec).check_there(start, start + count)
         ids = np.empty((count, self.fingerprint.top_k), np.int32)
         logprobs = np.empty((count, self.fingerprint.top_k), np.float32)
         if self.fingerprint.profile == "fast":
@@ -177,6 +180,7 @@ class RowReader:
         The entries are not decoded.
         """
         first, last = self.kept.rows_of(start, stop)
+        self._reader(self._arrays.token_ids, None).check_there(start, stop)
         values = np.full(stop - start, np.nan, np.float32)
         values[self.kept.tokens(first, last) - start] = self._read(
             self._arrays.label_logprob, first, last
@@ -228,8 +232,19 @@ class RowReader:
 
     @cached_property
     def document_offsets(self) -> npt.NDArray[np.int64]:
-        """int64 [D + 1]: document i is rows `[value[i], value[i + 1])`."""
-        return self._read_whole(self._arrays.document_offsets)
+        """int64 [D + 1]: document i is rows `[value[i], value[i + 1])`.
+
+        Raises:
+            CorruptionError: they do not cover the tokens from first to last.
+        """
+        offsets = self._read_whole(self._arrays.document_offsets)
+        problem = offsets_problem(offsets, self.fingerprint.num_tokens)
+        if problem is not None:
+            raise CorruptionError(
+                f"{self.location}/document_offsets is damaged: they {problem}. "
+                "Run `fusestore verify`."
+            )
+        return offsets
 
     @cached_property
     def tokens(self) -> TokenTable:

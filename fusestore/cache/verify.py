@@ -20,11 +20,13 @@ from fusestore.cache.rows import Rows
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.codec import POSITIVE_TOLERANCE, TAIL_STEP
-from fusestore.store.findings import Finding, load_or_report
-from fusestore.store.manifest import digest_bytes
+from fusestore.store.findings import Finding, file_digest, load_or_report
 from fusestore.store.receipts import Receipt, receipt_path, shard_part
 
 ROWS_AT_ONCE = 65_536
+
+MISSING_LISTED = 10_000
+"""Where more files are missing, and more than there are, they are not listed one by one."""
 
 MASS_TOLERANCE = 1e-3
 """Largest relative error of a row's mass by float32 rounding, beyond the codec's error."""
@@ -55,8 +57,15 @@ def verify_cache(location: Location, quick: bool = False) -> list[Finding]:
         fingerprint = manifest.fingerprint
     if fingerprint is None:
         return findings
-    receipts = _check_receipts(location, fingerprint, manifest, findings)
     arrays = cache_arrays(fingerprint)
+    num_files = sum(spec.num_files for spec in (*arrays.per_shard, *arrays.fixed))
+    if num_files > 2 * len(sizes) + MISSING_LISTED:
+        problem = f"stands for {num_files:,} files of arrays; the folder has {len(sizes):,} files"
+        findings.append(
+            Finding("fingerprint.json" if manifest is None else "manifest.json", problem)
+        )
+        return findings
+    receipts = _check_receipts(location, fingerprint, manifest, findings)
     for part, receipt in receipts.items():
         files = _expected_files(arrays, part)
         if receipt is not None and receipt.files.keys() != files:
@@ -128,7 +137,7 @@ def _check_files(
             yield Finding(
                 file, f"has {sizes[file]:,} bytes, its receipt says {record.num_bytes:,}", part
             )
-        elif not quick and digest_bytes((location / file).read_bytes()) != record.sha256:
+        elif not quick and file_digest(location / file, record.num_bytes) != record.sha256:
             yield Finding(file, "does not match the SHA-256 in its receipt", part)
 
 

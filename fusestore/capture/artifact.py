@@ -96,7 +96,14 @@ class CacheKind(ArtifactKind):
         """The fingerprint, the tokens with their receipt, each shard with its receipt."""
         content = CacheManifest.from_bytes(manifest.data, str(location / MANIFEST_FILE))
         fingerprint = read_document(location, FINGERPRINT_FILE, self.identity)
+        sizes = location.sizes()
         shards = range(len(content.fingerprint.plan))
+        # Before they are listed: a manifest may speak of any number.
+        if len(shards) > len(sizes):
+            raise CorruptionError(
+                f"{location} has {len(sizes):,} files, its manifest speaks of {len(shards):,} "
+                f"shards. Run `fusestore verify {path}`."
+            )
         files = [receipt_path(part) for part in (TOKENS_PART, *map(shard_part, shards))]
         seals = read_documents(location, files, self.identity)
         receipts = [Receipt.from_bytes(seal.data, str(location / seal.path)) for seal in seals]
@@ -112,7 +119,7 @@ class CacheKind(ArtifactKind):
             file_group(location, receipt.files, seal)
             for receipt, seal in zip(receipts, seals, strict=True)
         )
-        return ArtifactFiles(path, location, fingerprint, groups, manifest, location.sizes())
+        return ArtifactFiles(path, location, fingerprint, groups, manifest, sizes)
 
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
         """See `verify_cache`."""

@@ -27,6 +27,7 @@ from fusestore.errors import (
 )
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
+from fusestore.store.foreign_table import check_foreign_table
 from fusestore.store.inventory import no_such
 from fusestore.store.layout import Store
 from fusestore.store.licenses import License
@@ -198,16 +199,27 @@ class Corpus:
                 digest = hashlib.sha256(checked.getbuffer()).hexdigest()
         except (FileNotFoundError, NotFoundError) as error:
             raise self._damaged(f"is missing or damaged ({error})") from error
-        if receipt.files[TABLE_FILE].sha256 != digest:
+        record = receipt.files.get(TABLE_FILE)
+        if record is None or record.sha256 != digest:
             raise self._damaged("does not match its checksum")
+        self._check_headers(checked)
         return checked
+
+    def _check_headers(self, file: Path | io.BytesIO) -> None:
+        num_rows, remedy = self.manifest.num_documents, f"Build corpus {self.name!r} again."
+        name = str(self.location / TABLE_FILE)
+        check_foreign_table(file, name, DOCUMENTS_SCHEMA, num_rows, remedy)
 
     @cached_property
     def _table(self) -> pl.DataFrame:
         try:
-            table = pl.read_parquet(io.BytesIO((self.location / TABLE_FILE).read_bytes()))
+            file = io.BytesIO((self.location / TABLE_FILE).read_bytes())
+            self._check_headers(file)
+            table = pl.read_parquet(file)
         except (NotFoundError, pl.exceptions.PolarsError) as error:
             raise self._damaged(f"is missing or damaged ({error})") from error
+        except pl.exceptions.PanicException as error:
+            raise self._damaged("cannot be read") from error
         if (
             table.schema != DOCUMENTS_SCHEMA
             or documents_digest(table) != self.manifest.documents_digest

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from fusestore.store.licenses import License
-from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.tokenizers.chat_encoder import TemplateIdentity
 from fusestore.tokenizers.conversation import TrainOn
@@ -22,8 +24,8 @@ class SplitSize(Frozen):
         num_bytes: bytes of UTF-8 text.
     """
 
-    num_documents: int
-    num_bytes: int
+    num_documents: Count
+    num_bytes: Count
 
 
 class Segmentation(Frozen):
@@ -36,8 +38,8 @@ class Segmentation(Frozen):
         tokenizer_digests: sorted; the order of the tokenizers does not matter.
     """
 
-    max_length: int | None
-    bos_allowance: int
+    max_length: Count | None
+    bos_allowance: Count
     tokenizer_digests: tuple[str, ...]
 
 
@@ -90,12 +92,12 @@ class CorpusManifest(Manifest):
 
     fingerprint: CorpusFingerprint
     documents_digest: str
-    num_sources: int
-    dropped_blank: int
-    num_documents: int
-    num_bytes: int
-    forced_cuts: int
-    dropped_exchanges: int
+    num_sources: Count
+    dropped_blank: Count
+    num_documents: Count
+    num_bytes: Count
+    forced_cuts: Count
+    dropped_exchanges: Count
     splits: dict[str, SplitSize]
 
 
@@ -131,7 +133,17 @@ class TokensManifest(Manifest):
     tokenizer_digest: str
     add_bos: bool
     template: TemplateIdentity | None
-    num_documents: int
-    num_tokens: int
+    num_documents: Count
+    num_tokens: Count
     arrays_digest: str
     files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _files_hold_the_arrays(self) -> Self:
+        from fusestore.corpus.token_arrays import token_arrays
+        from fusestore.store.stored_size import listing_problem
+
+        problem = listing_problem(token_arrays(self.num_tokens, self.num_documents), self.files)
+        if problem is not None:
+            raise ValueError(problem)
+        return self

@@ -20,19 +20,18 @@ import numpy.typing as npt
 from fusestore.corpus.corpus import Corpus, open_corpus
 from fusestore.corpus.document_encoder import DocumentEncoder
 from fusestore.corpus.manifest import TokensManifest
+from fusestore.corpus.token_arrays import TOKENS_PER_SHARD, token_arrays
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.array_reader import ArrayReader
-from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
+from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
 from fusestore.store.layout import Store
 from fusestore.store.receipts import FileRecord
-from fusestore.tokenizers.token_table import TokenTable, concatenated
+from fusestore.tokenizers.token_table import TokenTable, concatenated, offsets_problem
 from fusestore.tokenizers.tokenizer import Tokenizer
 
 _TOKENS = "tokens"
-_TOKENS_PER_CHUNK = 8_192
-_TOKENS_PER_SHARD = 1_048_576
 
 
 class StoredTokens:
@@ -46,7 +45,7 @@ class StoredTokens:
         self.manifest = manifest
         self._readers = [
             ArrayReader(location, spec)
-            for spec in _arrays(manifest.num_tokens, manifest.num_documents)
+            for spec in token_arrays(manifest.num_tokens, manifest.num_documents)
         ]
 
     @property
@@ -57,7 +56,10 @@ class StoredTokens:
     @cached_property
     def document_offsets(self) -> npt.NDArray[np.int64]:
         """int64 [D + 1]: document i is tokens `[value[i], value[i + 1])`."""
-        return self._read(2, 0, self.manifest.num_documents + 1)
+        offsets = self._read(2, 0, self.manifest.num_documents + 1)
+        if offsets_problem(offsets, self.manifest.num_tokens) is not None:
+            raise CorruptionError(_damaged(self.location))
+        return offsets
 
     def read_tokens(
         self, start: int, stop: int
@@ -233,34 +235,6 @@ def _open(location: Location) -> StoredTokens | None:
         return None
 
 
-def _arrays(num_tokens: int, num_documents: int) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
-    ids, ends = (
-        ArraySpec(
-            name,
-            (num_tokens,),
-            "int32",
-            (_TOKENS_PER_CHUNK,),
-            (_TOKENS_PER_SHARD,),
-            attributes={"content": content},
-            dimension_names=("token",),
-        )
-        for name, content in (
-            ("token_ids", "token ids of the documents"),
-            ("end_offsets", "byte offset in its document where a token ends"),
-        )
-    )
-    offsets = ArraySpec(
-        "document_offsets",
-        (num_documents + 1,),
-        "int64",
-        (num_documents + 1,),
-        None,
-        attributes={"content": "document i is tokens [value[i], value[i + 1])"},
-        dimension_names=("document",),
-    )
-    return ids, ends, offsets
-
-
 class _TokensWriter:
     """Writes the arrays shard by shard, as tokens are added.
 
@@ -289,9 +263,9 @@ class _TokensWriter:
         self.num_tokens += tokens.num_tokens
         ids = np.concatenate([self._waiting.token_ids, tokens.token_ids])
         ends = np.concatenate([self._waiting.end_offsets, tokens.end_offsets])
-        while len(ids) >= _TOKENS_PER_SHARD:
-            self._write_shard(ids[:_TOKENS_PER_SHARD], ends[:_TOKENS_PER_SHARD])
-            ids, ends = ids[_TOKENS_PER_SHARD:], ends[_TOKENS_PER_SHARD:]
+        while len(ids) >= TOKENS_PER_SHARD:
+            self._write_shard(ids[:TOKENS_PER_SHARD], ends[:TOKENS_PER_SHARD])
+            ids, ends = ids[TOKENS_PER_SHARD:], ends[TOKENS_PER_SHARD:]
         self._waiting = TokenTable(ids, ends, np.array([0, len(ids)]))
 
     def finish(self) -> str:
@@ -300,7 +274,7 @@ class _TokensWriter:
             self._write_shard(self._waiting.token_ids, self._waiting.end_offsets)
         lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
         offsets = np.cumsum(lengths, dtype=np.int64)
-        specs = _arrays(self.num_tokens, self.num_documents)
+        specs = token_arrays(self.num_tokens, self.num_documents)
         self._publish(specs[2].file_name(0), encode_shard(specs[2], 0, offsets))
         self._publish("zarr.json", group_metadata({}))
         for spec in specs:
@@ -308,8 +282,8 @@ class _TokensWriter:
         return self._digests.of(offsets)
 
     def _write_shard(self, ids: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> None:
-        shard, rows = self._shards, self._shards * _TOKENS_PER_SHARD + len(ids)
-        for spec, values in zip(_arrays(rows, 0)[:2], (ids, ends), strict=True):
+        shard, rows = self._shards, self._shards * TOKENS_PER_SHARD + len(ids)
+        for spec, values in zip(token_arrays(rows, 0)[:2], (ids, ends), strict=True):
             self._publish(
                 spec.file_name(shard), encode_shard(spec, shard, np.ascontiguousarray(values))
             )

@@ -11,18 +11,20 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fusestore.data.mapped import MappedArray, chunk_slices
+from fusestore.data.mapped import MAX_METADATA_BYTES, MappedArray, chunk_slices
 from fusestore.data.order import permutation
 from fusestore.data.shard_maker import ShardMaker
 from fusestore.data.windows import SAMPLE_ARRAYS, WIDE_ARRAYS, Windows, empty_rows, sample_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
+from fusestore.fuse.choices import Packing
+from fusestore.fuse.window_rules import windows_problem
 from fusestore.storage.file_lock import locked
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
@@ -30,7 +32,12 @@ from fusestore.storage.publish import TEMPORARY_PREFIX, publish
 from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.copy import copy_missing
 from fusestore.store.layout import near_names
-from fusestore.store.manifest import canonical_json, digest_bytes, manifest_content
+from fusestore.store.manifest import (
+    MAX_MANIFEST_BYTES,
+    canonical_json,
+    digest_bytes,
+    manifest_content,
+)
 from fusestore.store.receipts import file_records, receipt_path, shard_part
 
 if TYPE_CHECKING:
@@ -45,6 +52,9 @@ _READ = (*SAMPLE_ARRAYS, "document")
 _ARRAYS = (*_READ, "source")
 
 _ROWS_PER_SCAN = 1 << 18
+
+_MAX_TABLE_BYTES = 2**28
+"""Of a table of windows: room for 33 million."""
 
 
 class FusedDataset(Dataset[dict[str, Tensor]]):
@@ -103,6 +113,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         self._starts = None
         if _has_window_table(self.plan):
             self._starts = MappedArray(self.folder / "window_starts")
+            self._check_starts(self._starts)
         self.num_tokens = len(self._arrays["input_ids"])
         self.top_k = self._arrays["ids"].shape[1]
         self._rows_per_chunk = self._arrays["input_ids"].rows_per_chunk
@@ -130,6 +141,29 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
                     f"{self.folder / name} has {axes} axes of {actual}; expected {expected} of "
                     f"{dtype}. Fuse it again."
                 )
+        recipe, num_tokens = self.plan["recipe"], self.plan["num_tokens"]
+        planned = (
+            (num_tokens, max(1, min(num_tokens, recipe["rows_per_shard"]))),
+            (recipe["top_k"],),
+        )
+        if (lengths["ids"], arrays["ids"].shape[1:]) != planned:
+            raise CorruptionError(
+                f"The arrays of {self.folder} have {lengths['ids']} rows, and those of a chunk, of "
+                f"{arrays['ids'].shape[1:]} entries; its plan has {planned[0]} of {planned[1]}. "
+                "Fuse it again."
+            )
+
+    def _check_starts(self, table: MappedArray) -> None:
+        """Raise CorruptionError unless the table of windows divides the tokens into windows."""
+        num_tokens = self.plan["num_tokens"]
+        whole = (len(table),) == table.shape and table.rows_per_chunk == len(table)
+        if not whole or not 2 <= len(table) <= num_tokens + 1 or table.dtype != np.int64:
+            raise CorruptionError(
+                f"{table.folder} is no table of windows of {num_tokens:,} tokens. Fuse it again."
+            )
+        problem = windows_problem(table.read(0, len(table)), num_tokens, self.window_length)
+        if problem is not None:
+            raise CorruptionError(f"{table.folder} {problem}. Fuse it again.")
 
     def __repr__(self) -> str:
         recipe = self.plan["recipe"]
@@ -398,7 +432,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         """Whether the shard has a receipt of this plan."""
         receipt = Location.parse(self.folder) / receipt_path(shard_part(shard))
         try:
-            content = manifest_content(receipt.read_bytes(), str(receipt))
+            content = manifest_content(receipt.read_prefix(MAX_MANIFEST_BYTES + 1), str(receipt))
         except NotFoundError:
             return False
         return bool(content.get("fingerprint_digest") == self.digest)
@@ -475,7 +509,12 @@ def open_unfinished(store: Location, source: Location, base: Path) -> FusedDatas
         if _has_window_table(plan):
             paths += ["window_starts/zarr.json", "window_starts/c/0"]
         for path in paths:
-            content = (source / path).read_bytes()
+            limit = MAX_METADATA_BYTES if path.endswith(".json") else _MAX_TABLE_BYTES
+            content = (source / path).read_prefix(limit + 1)
+            if len(content) > limit:
+                raise CorruptionError(
+                    f"{source / path} is larger than {limit:,} bytes. Fuse the dataset again."
+                )
             if not source.is_local:
                 publish(Location.parse(folder) / path, content)
     except NotFoundError as error:
@@ -502,7 +541,7 @@ def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:
         return plan
     try:
         file = folder / FINGERPRINT_FILE
-        plan = manifest_content(file.read_bytes(), str(file))
+        plan = manifest_content(file.read_prefix(MAX_MANIFEST_BYTES + 1), str(file))
     except NotFoundError as error:
         raise NotFoundError(
             f"No fused dataset was begun at {folder}: it has no {FINGERPRINT_FILE}."
@@ -514,8 +553,15 @@ def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:
 
 def _check_plan(plan: Any, where: str) -> None:  # noqa: ANN401 - JSON from outside
     try:
-        int(plan["recipe"]["window_length"]), int(plan["vocab_size"]), bool(plan["sampled"])
-        str(plan["recipe"]["packing"])
+        recipe = plan["recipe"]
+        sizes = [recipe[name] for name in ("window_length", "top_k", "rows_per_shard")]
+        sizes += [plan[name] for name in ("vocab_size", "num_tokens")]
+        if not all(type(size) is int and size >= 0 for size in sizes):
+            raise ValueError(f"sizes {sizes}")
+        if type(plan["sampled"]) is not bool or recipe["packing"] not in get_args(Packing):
+            raise ValueError(f"sampled {plan['sampled']!r}, packing {recipe['packing']!r}")
+        if not isinstance(recipe["target"], str):
+            raise ValueError(f"target {recipe['target']!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptionError(
             f"{where} is not the plan of a fused dataset: {error!r}. Fuse it again."
@@ -525,7 +571,7 @@ def _check_plan(plan: Any, where: str) -> None:  # noqa: ANN401 - JSON from outs
 def _read_manifest(folder: Location) -> bytes:
     where = f"{folder}/manifest.json"
     try:
-        content = (folder / "manifest.json").read_bytes()
+        content = (folder / "manifest.json").read_prefix(MAX_MANIFEST_BYTES + 1)
     except NotFoundError as error:
         raise NotFoundError(
             f"No complete fused dataset at {folder}: it has no manifest.json.{near_names(folder)} "

@@ -7,7 +7,6 @@ never fill values. Uses neither zarr nor remote storage, so it is safe in DataLo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.errors import CorruptionError, NotFoundError
+from fusestore.store.foreign_json import parse_foreign_json
 
 _CHECKSUM_BYTES = 4
 
@@ -142,12 +142,24 @@ class MappedArray:
 _REPAIR = "Delete the fused dataset and fuse it again, or copy it again from a sound store."
 
 
+MAX_METADATA_BYTES = 2**20
+"""A `zarr.json` has less than two thousand bytes."""
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
 def _read_metadata(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Shape, dtype and rows per chunk of the array that `zarr.json` describes."""
     try:
-        metadata = json.loads(path.read_bytes())
-        shape = tuple(int(size) for size in metadata["shape"])
-        chunk_shape = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        with path.open("rb") as file:
+            data = file.read(MAX_METADATA_BYTES + 1)
+        metadata = parse_foreign_json(data, str(path), MAX_METADATA_BYTES)
+        shape = tuple(map(_size, metadata["shape"]))
+        chunk_shape = tuple(map(_size, metadata["chunk_grid"]["configuration"]["chunk_shape"]))
         codecs = [codec["name"] for codec in metadata["codecs"]]
         encoding = metadata["chunk_key_encoding"]
         separator = encoding.get("configuration", {}).get("separator", "/")
@@ -158,7 +170,8 @@ def _read_metadata(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
             and separator == "/"
             and len(shape) in (1, 2)
             and chunk_shape[1:] == shape[1:]
-            and chunk_shape[0] >= 1
+            and len(chunk_shape) == len(shape)
+            and min(chunk_shape) >= 1
         )
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist: no such array. {_REPAIR}") from error
@@ -166,6 +179,8 @@ def _read_metadata(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         raise CorruptionError(
             f"{path} is not an array's metadata ({error!r}). {_REPAIR}"
         ) from error
+    except OSError as error:
+        raise CorruptionError(f"{path} cannot be read ({error}). {_REPAIR}") from error
     if not mappable:
         raise CorruptionError(
             f"{path} describes an array that cannot be memory-mapped: codecs {codecs}, "

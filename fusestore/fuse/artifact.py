@@ -67,9 +67,15 @@ class FusedKind(ArtifactKind):
         return str(manifest["plan_digest"])
 
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
-        """All files of a complete dataset; the existing shards of an unfinished dataset."""
+        """All files and, unless `quick`, all rows of a complete dataset; else its existing shards."""
         if artifact.complete:
-            return super().check(store, artifact, quick=quick)
+            findings = list(super().check(store, artifact, quick=quick))
+            if not findings and not quick:
+                from fusestore.fuse.verify import row_findings
+
+                manifest = FusedManifest.load(artifact.location / MANIFEST_FILE)
+                findings += row_findings(artifact.location, manifest)
+            return findings
         return _check_unfinished(store, artifact.location, quick)
 
     def rebuild(

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fusestore.align.kinds import ALIGNMENT_KINDS
 from fusestore.fuse.recipe import KEPT, Recipe
 from fusestore.store.licenses import LicensedInput
-from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord, Receipt
 
 KIND_NAMES = (*ALIGNMENT_KINDS, "label", "target", "fusellm")
@@ -58,10 +58,10 @@ class FusionPlan(Manifest):
     corpus_digest: str
     inputs: tuple[SourceDigests, ...]
     target_cache_digest: str | None
-    vocab_size: int
+    vocab_size: Count
     sampled: bool
-    num_tokens: int
-    num_documents: int
+    num_tokens: Count
+    num_documents: Count
     tokens_digest: str
     documents_digest: str
 
@@ -102,17 +102,17 @@ class SourceTotals(Frozen):
         unmapped_mass: mass on tokens that the vocabulary map sends nowhere, summed over these.
     """
 
-    documents: int = 0
-    documents_won: int = 0
-    documents_scored: int = 0
+    documents: Count = 0
+    documents_won: Count = 0
+    documents_scored: Count = 0
     score_sum: float = 0.0
     nats: float = 0.0
-    num_bytes: int = 0
-    num_tokens: int = 0
-    positions_span: int = 0
-    positions_inside: int = 0
-    positions_mined: int = 0
-    positions_used: int = 0
+    num_bytes: Count = 0
+    num_tokens: Count = 0
+    positions_span: Count = 0
+    positions_inside: Count = 0
+    positions_mined: Count = 0
+    positions_used: Count = 0
     known_share: float = 0.0
     unmapped_mass: float = 0.0
 
@@ -133,7 +133,7 @@ class ShardTotals(Frozen):
         sources: in the recipe's order.
     """
 
-    kinds: tuple[int, ...]
+    kinds: tuple[Count, ...]
     sources: tuple[SourceTotals, ...]
 
 
@@ -161,7 +161,7 @@ class SourceStatistics(Frozen):
     cache: str
     bits_per_byte: float | None
     score_mean: float | None
-    documents: int
+    documents: Count
     documents_won: float
     positions_span: float
     positions_inside: float
@@ -193,14 +193,35 @@ class FusedManifest(Manifest):
     plan: FusionPlan
     plan_digest: str
     recipe_digest: str
-    num_tokens: int
-    num_documents: int
-    num_windows: int
-    kinds: dict[str, int]
+    num_tokens: Count
+    num_documents: Count
+    num_windows: Count
+    kinds: dict[str, Count]
     sources: tuple[SourceStatistics, ...]
-    num_bytes: int = Field(ge=0)
+    num_bytes: Count
     files: dict[str, FileRecord]
     made_from: tuple[LicensedInput, ...] = Field(default=(), exclude_if=_is_empty)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        from fusestore.fuse.layout import fused_arrays, shared_arrays
+        from fusestore.store.stored_size import listing_problem
+
+        plan, recipe = self.plan, self.plan.recipe
+        if self.plan_digest != plan.digest:
+            raise ValueError("plan_digest is not that of the plan")
+        if (self.num_tokens, self.num_documents) != (plan.num_tokens, plan.num_documents):
+            raise ValueError("the numbers of tokens and documents are not those of the plan")
+        least = -(-self.num_tokens // recipe.window_length)
+        if not least <= self.num_windows <= self.num_tokens:
+            raise ValueError(f"num_windows is {self.num_windows} of {self.num_tokens} tokens")
+        arrays = shared_arrays if self.form == "shared" else fused_arrays
+        problem = listing_problem(
+            arrays(self.num_tokens, recipe.top_k, recipe.rows_per_shard), self.files
+        )
+        if problem is not None:
+            raise ValueError(problem)
+        return self
 
 
 class FusedState(Frozen):

@@ -11,7 +11,7 @@ from fusestore.models.precision import Precision
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.store.licenses import LicensedInput
-from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 
 
@@ -64,7 +64,7 @@ class MergeManifest(Manifest):
     """
 
     merge: MergePlan
-    num_parameters: int
+    num_parameters: Count
     evaluation: MergeEvaluation | None
     files: dict[str, FileRecord]
     made_from: tuple[LicensedInput, ...] = Field(default=(), exclude_if=_is_empty)

@@ -21,6 +21,7 @@ from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.arrays import ABSENT_CHUNK, ArraySpec, ends_in_crc32c
 from fusestore.store.receipts import FileRecord
+from fusestore.store.stored_size import SMALL_BYTES, chunk_bytes, file_bytes, is_possible
 
 MAX_OPEN_SHARDS = 64
 """Shards per array for which a reader keeps the index and, locally, the memory map."""
@@ -111,14 +112,64 @@ class ArrayReader:
         return {**self.__dict__, "_shards": OrderedDict(), "_recent": OrderedDict()}
 
     def read(self, start: int, stop: int) -> _Values:
-        """Rows `[start, stop)`, which must lie inside the array: a new array of its dtype."""
+        """Rows `[start, stop)`, which must lie inside the array: a new array of its dtype.
+
+        Errors as for `chunks`.
+        """
         spec = self.spec
+        self.check_there(start, stop)
         out = np.empty((max(0, stop - start), *spec.shape[1:]), dtype=spec.dtype)
         in_place = out if spec.chunks_across == 1 else None
         for first, values in self.chunks(start, stop, in_place):
             if values.base is not out:
                 _place(spec, values, first, out, start)
         return out
+
+    def check_there(self, start: int, stop: int) -> None:
+        """Check that rows can be stored in the files that there are, before memory is taken.
+
+        Args:
+            start: the first row.
+            stop: one past the last.
+
+        Raises:
+            InvalidInputError: rows outside the array.
+            CorruptionError: a file is missing, or they are too small.
+        """
+        spec = self.spec
+        self._check_inside(start, stop)
+        row_bytes = math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
+        if (stop - start) * row_bytes <= SMALL_BYTES:
+            return
+        first, last = start // spec.rows_per_file, -(-stop // spec.rows_per_file)
+        stored = sum(self._size(shard) for shard in range(first, last))
+        if not is_possible((last - first) * file_bytes(spec), stored):
+            raise CorruptionError(
+                f"{self.folder} should hold rows {start:,} to {stop:,} of {spec.name!r}, "
+                f"{(stop - start) * row_bytes:,} bytes, in files of {stored:,} bytes: its manifest "
+                "is wrong. Run `fusestore verify` on its store."
+            )
+
+    def _size(self, shard: int) -> int:
+        """Bytes of a file."""
+        opened = self._shards.get(shard)
+        if opened is not None:
+            return opened.size
+        file = self.folder / self.spec.file_name(shard)
+        try:
+            return file.size()
+        except NotFoundError as error:
+            raise CorruptionError(
+                f"{file} is missing. Run `fusestore verify` on {self.folder} to see what is "
+                "damaged, then make it again."
+            ) from error
+
+    def _check_inside(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.spec.shape[0]:
+            raise InvalidInputError(
+                f"Rows {start} to {stop} are outside array {self.spec.name!r} of "
+                f"{self.spec.shape[0]} rows."
+            )
 
     def chunks(
         self, start: int, stop: int, out: _Values | None = None
@@ -141,10 +192,7 @@ class ArrayReader:
             CorruptionError: the stored bytes are damaged.
         """
         spec = self.spec
-        if not 0 <= start <= stop <= spec.shape[0]:
-            raise InvalidInputError(
-                f"Rows {start} to {stop} are outside array {spec.name!r} of {spec.shape[0]} rows."
-            )
+        self._check_inside(start, stop)
         rows = spec.rows_per_chunk
         per_file = spec.rows_per_file // rows
         wanted = range(start // rows, -(-stop // rows) if stop > start else start // rows)
@@ -235,6 +283,9 @@ class _OpenShard:
             raise self.corrupt("is missing") from error
         if expected_size is not None and self.size != expected_size:
             raise self.corrupt(f"has {self.size:,} bytes, its receipt says {expected_size:,}")
+        whole = chunk_bytes(spec) * spec.chunks_across
+        if not is_possible(whole, self.size):
+            raise self.corrupt(f"has {self.size:,} bytes, too few for chunks of {whole:,}")
         self.offsets, self.lengths = self._read_index()
 
     def corrupt(self, problem: str) -> CorruptionError:

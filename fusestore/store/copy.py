@@ -199,10 +199,7 @@ def _read_range(source: Location, start: int, target: memoryview, whole: bool) -
     except NotFoundError as error:
         raise _missing(source) from error
     if num_read != len(target):
-        raise CorruptionError(
-            f"{source} is damaged: it ends at byte {start + num_read:,}, its manifest says more. "
-            f"{_VERIFY}"
-        )
+        raise _ends_early(source, start + num_read)
 
 
 def _checked_chunks(source: Location, record: FileRecord) -> Iterator[bytes]:
@@ -216,6 +213,9 @@ def _checked_chunks(source: Location, record: FileRecord) -> Iterator[bytes]:
             chunk = source.read_range(start, stop)
         except NotFoundError as error:
             raise _missing(source) from error
+        # An empty chunk for each of the 2^63 bytes that a manifest lists would be endless.
+        if len(chunk) < min(stop, record.num_bytes) - start:
+            raise _ends_early(source, start + len(chunk))
         state.update(chunk)
         yield chunk
     _check(source, record, state.hexdigest())
@@ -227,6 +227,12 @@ def _check(source: Location, record: FileRecord, actual: str) -> None:
             f"{source} is damaged: its {record.num_bytes:,} bytes should have the SHA-256 "
             f"{record.sha256[:16]}…, they have {actual[:16]}…. {_VERIFY}"
         )
+
+
+def _ends_early(source: Location, end: int) -> CorruptionError:
+    return CorruptionError(
+        f"{source} is damaged: it ends at byte {end:,}, its manifest says more. {_VERIFY}"
+    )
 
 
 def _missing(source: Location) -> CorruptionError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,7 +14,7 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.storage.location import Location
-from fusestore.store.manifest import Manifest, digest_bytes
+from fusestore.store.manifest import Manifest
 from fusestore.store.receipts import FileRecord
 
 M = TypeVar("M", bound=Manifest)
@@ -51,6 +52,20 @@ def load_or_report(
     return None
 
 
+def file_digest(file: Location, num_bytes: int) -> str:
+    """SHA-256 of a file's first bytes, hexadecimal; memory does not grow with its size."""
+    state = hashlib.sha256()
+    for start in range(0, num_bytes, _CHUNK_BYTES):
+        chunk = file.read_range(start, min(start + _CHUNK_BYTES, num_bytes))
+        if not chunk:
+            break
+        state.update(chunk)
+    return state.hexdigest()
+
+
+_CHUNK_BYTES = 16 * 2**20
+
+
 def check_files(
     folder: Location, files: Mapping[str, FileRecord], *, quick: bool
 ) -> Iterator[Finding]:
@@ -62,7 +77,7 @@ def check_files(
         elif sizes[name] != record.num_bytes:
             yield Finding(name, f"has {sizes[name]:,} bytes, {record.num_bytes:,} were written")
         elif not quick:
-            actual = digest_bytes((folder / name).read_bytes())
+            actual = file_digest(folder / name, record.num_bytes)
             if actual != record.sha256:
                 yield Finding(
                     name, f"has SHA-256 {actual[:16]}…, {record.sha256[:16]}… was written"

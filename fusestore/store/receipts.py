@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 from fusestore.errors import CorruptionError, InvalidInputError
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
-from fusestore.store.manifest import Frozen, Manifest, digest_bytes
+from fusestore.store.manifest import Count, Frozen, Manifest, digest_bytes
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ShardPlan:
 class FileRecord(Frozen):
     """Size and checksum of a published file."""
 
-    num_bytes: int = Field(ge=0)
+    num_bytes: Count
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     @classmethod
@@ -92,8 +92,8 @@ class Receipt(Manifest, Generic[C]):
     """
 
     part: str
-    start: int = Field(ge=0)
-    stop: int = Field(ge=0)
+    start: Count
+    stop: Count
     fingerprint_digest: str
     files: dict[str, FileRecord]
     content: C = Field(default=None, validate_default=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from fusestore.store.manifest import Manifest
+from fusestore.store.manifest import Count, Manifest
 from fusestore.store.receipts import FileRecord
 
 
@@ -28,5 +26,5 @@ class VocabularyManifest(Manifest):
     """
 
     fingerprint: VocabularyFingerprint
-    num_tokens: int = Field(ge=0)
+    num_tokens: Count
     files: dict[str, FileRecord]

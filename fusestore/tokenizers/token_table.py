@@ -29,6 +29,14 @@ class TokenReader(Protocol):
         """Ids and end offsets of tokens `[start, stop)`."""
 
 
+def offsets_problem(offsets: npt.NDArray[np.int64], size: int) -> str | None:
+    """Why numbers cannot be the offsets of documents of `size` tokens in all; None if they can."""
+    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != size:
+        return "do not cover the tokens from first to last"
+    # Compared, because a difference of two int64 may wrap around.
+    return "decrease" if np.any(offsets[1:] < offsets[:-1]) else None
+
+
 @dataclass(frozen=True)
 class TokenTable:
     """Tokens of D documents, concatenated; T tokens in all.
@@ -53,11 +61,9 @@ class TokenTable:
             raise InvalidInputError(
                 f"{len(self.token_ids)} token ids but {len(self.end_offsets)} end offsets."
             )
-        offsets = self.document_offsets
-        if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(self.token_ids):
-            raise InvalidInputError("Document offsets do not cover the tokens from first to last.")
-        if np.any(np.diff(offsets) < 0):
-            raise InvalidInputError("Document offsets decrease.")
+        problem = offsets_problem(self.document_offsets, len(self.token_ids))
+        if problem is not None:
+            raise InvalidInputError(f"Document offsets {problem}.")
 
     @property
     def is_counted(self) -> npt.NDArray[np.bool_]:

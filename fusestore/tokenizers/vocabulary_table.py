@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import cast
+from typing import cast, get_args
 
 import polars as pl
 
@@ -21,6 +21,7 @@ from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.fingerprints import write_fingerprint
+from fusestore.store.foreign_table import read_foreign_table
 from fusestore.store.layout import Store
 from fusestore.store.receipts import FileRecord
 from fusestore.tokenizers.manifest import VocabularyFingerprint, VocabularyManifest
@@ -121,6 +122,20 @@ def _is_complete(folder: Location) -> bool:
     return (folder / MANIFEST_FILE).exists() and (folder / TABLE_FILE).exists()
 
 
+def _problem(table: pl.DataFrame) -> str | None:
+    """Why a table of the right columns is no vocabulary; None if it is one."""
+    if not (table["token_id"] == pl.int_range(len(table), eager=True)).all():
+        return "does not list the ids from 0, one after the other"
+    if table["bytes"].null_count() or table["roles"].null_count():
+        return "has ids without bytes or roles"
+    if not set(table["kind"].unique()) <= set(get_args(TokenKind)):
+        return "has ids of an unknown kind"
+    roles = table["roles"].explode().drop_nulls().unique()
+    if not set(roles) <= set(get_args(Role)):
+        return "has ids of an unknown role"
+    return None
+
+
 def load_vocabulary(
     store: str | os.PathLike[str] | Location | Store, tokenizer_digest: str
 ) -> Vocabulary:
@@ -134,22 +149,19 @@ def load_vocabulary(
     opened = Store.open(store)
     manifest = load_vocabulary_manifest(opened, tokenizer_digest)
     location = opened.vocabulary(tokenizer_digest) / TABLE_FILE
-    try:
-        data = location.read_bytes()
-    except NotFoundError as error:
-        raise CorruptionError(f"{location} is missing. {_REMEDY}") from error
-    if manifest.files.get(TABLE_FILE) != FileRecord.of(data):
-        raise CorruptionError(f"{location} does not match its checksum. {_REMEDY}")
-    try:
-        table = pl.read_parquet(io.BytesIO(data))
-        digest = pl.read_parquet_metadata(io.BytesIO(data)).get(_DIGEST_KEY, "")
-    except pl.exceptions.PolarsError as error:
-        raise InvalidInputError(f"{location} is not a Parquet file: {error}") from error
-    if table.schema != VOCABULARY_SCHEMA or not digest.startswith(tokenizer_digest):
+    record = manifest.files.get(TABLE_FILE)
+    table, data = read_foreign_table(
+        location, record, VOCABULARY_SCHEMA, manifest.num_tokens, _REMEDY
+    )
+    digest = pl.read_parquet_metadata(io.BytesIO(data)).get(_DIGEST_KEY, "")
+    if digest != manifest.fingerprint.tokenizer_digest:
         raise InvalidInputError(
-            f"{location} is not the vocabulary of tokenizer {tokenizer_digest}: found columns "
-            f"{dict(table.schema)} of tokenizer {digest or 'unknown'}."
+            f"{location} is not the vocabulary of tokenizer {tokenizer_digest}, but of tokenizer "
+            f"{digest[:64] or 'unknown'}."
         )
+    problem = _problem(table)
+    if problem is not None:
+        raise CorruptionError(f"{location} {problem}. {_REMEDY}")
     roles = sorted(
         (cast("Role", role), token_id)
         for token_id, names in table.filter(pl.col("roles").list.len() > 0)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.store.licenses import LicensedInput
-from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 from fusestore.train.settings import TrainSettings
 
@@ -35,7 +35,7 @@ class LossPoint(Frozen):
         grad_norm: before clipping.
     """
 
-    step: int
+    step: Count
     loss: float
     lm: float
     fused: float | None
@@ -47,7 +47,7 @@ class LossPoint(Frozen):
 class EvaluationPoint(Frozen):
     """Metrics by name after `step` optimizer steps."""
 
-    step: int
+    step: Count
     metrics: dict[str, float]
 
 
@@ -70,8 +70,8 @@ class TrainingPlan(Manifest):
     )
     base_model_digest: str
     settings: TrainSettings
-    world_size: int
-    total_steps: int
+    world_size: Count
+    total_steps: Count
 
     @model_validator(mode="after")
     def _choices_are_settled(self) -> Self:
@@ -106,8 +106,8 @@ class TrainingManifest(Manifest):
     """
 
     plan: TrainingPlan
-    result_step: int
-    num_tokens: int
+    result_step: Count
+    num_tokens: Count
     loss_curve: tuple[LossPoint, ...]
     evaluations: tuple[EvaluationPoint, ...]
     files: dict[str, FileRecord]

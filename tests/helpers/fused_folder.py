@@ -45,6 +45,8 @@ def write_fused(
     target="1" * 64,
 ):
     group = zarr.create_group(store=folder)
+    num_tokens, top_k = arrays["ids"].shape
+    chunk_rows = max(1, min(chunk_rows, num_tokens))
     for name, values in arrays.items():
         array = group.create_array(
             name,
@@ -57,8 +59,19 @@ def write_fused(
             config={"write_empty_chunks": True},
         )
         array[:] = values
-    recipe = {"window_length": window_length, "packing": "stream", "target": target}
-    plan = {"recipe": recipe, "vocab_size": vocab_size, "sampled": sampled}
+    recipe = {
+        "window_length": window_length,
+        "packing": "stream",
+        "target": target,
+        "top_k": top_k,
+        "rows_per_shard": chunk_rows,
+    }
+    plan = {
+        "recipe": recipe,
+        "vocab_size": vocab_size,
+        "sampled": sampled,
+        "num_tokens": num_tokens,
+    }
     files = {
         path.relative_to(folder).as_posix(): FileRecord.of(path.read_bytes()).model_dump()
         for path in sorted(folder.rglob("*"))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from fusestore.align.stored import Alignment
-from fusestore.errors import CorruptionError, NotFoundError
-from fusestore.store.receipts import FileRecord
+from fusestore.errors import CorruptionError
+from fusestore.store.foreign_table import read_foreign_table
 from fusestore.tokenizers.vocabulary import Vocabulary
 
 UNMATCHED_FILE = "unmatched.parquet"
@@ -63,14 +61,14 @@ def read_unmatched(alignment: Alignment) -> pl.DataFrame:
     Raises:
         CorruptionError: it is missing or damaged.
     """
+    record = alignment.manifest.files.get(UNMATCHED_FILE)
     file = alignment.location / UNMATCHED_FILE
-    try:
-        data = file.read_bytes()
-    except NotFoundError as error:
-        raise CorruptionError(f"{file} is missing. {_REPAIR}") from error
-    if FileRecord.of(data) != alignment.manifest.files.get(UNMATCHED_FILE):
-        raise CorruptionError(f"{file} does not match its checksum. {_REPAIR}")
-    return pl.read_parquet(io.BytesIO(data))
+    table, _ = read_foreign_table(file, record, UNMATCHED_SCHEMA, None, _REPAIR)
+    counts = table.select("unmatched", "total", "token_id")
+    sane = (counts["unmatched"] > 0) & (counts["unmatched"] <= counts["total"])
+    if sum(table.null_count().row(0)) or not (sane & (counts["token_id"] >= 0)).all():
+        raise CorruptionError(f"{file} holds numbers that cannot be counts. {_REPAIR}")
+    return table
 
 
 _REPAIR = "Delete the alignment's manifest.json and run `fusestore align` again."

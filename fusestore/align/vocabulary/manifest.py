@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusestore.align.kinds import MapMethod, TieBreak
-from fusestore.store.manifest import Manifest
+from fusestore.store.manifest import Count, Manifest
 from fusestore.store.receipts import FileRecord
 
 
@@ -37,7 +37,7 @@ class VocabularyMapManifest(Manifest):
     """
 
     fingerprint: VocabularyMapFingerprint
-    num_source_ids: int
-    counts: dict[str, int]
+    num_source_ids: Count
+    counts: dict[str, Count]
     content_digest: str
     files: dict[str, FileRecord]

@@ -16,21 +16,32 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from fusestore.align.kinds import MAP_KINDS, MapMethod, TieBreak
+from fusestore.align.kinds import MAP_KINDS, MAP_NONE, MapMethod, TieBreak
 from fusestore.align.vocabulary.manifest import VocabularyMapFingerprint, VocabularyMapManifest
 from fusestore.align.vocabulary.statistics import PairCounts
 from fusestore.align.vocabulary.vocabulary_map import VocabularyMap, map_vocabulary
-from fusestore.errors import CorruptionError, NotFoundError
+from fusestore.errors import CorruptionError
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
+from fusestore.store.foreign_table import read_foreign_table
 from fusestore.store.layout import Store
 from fusestore.store.receipts import FileRecord
 from fusestore.tokenizers.vocabulary import Vocabulary
 
 TABLE_FILE = "map.parquet"
+
+MAP_SCHEMA = pl.Schema(
+    {
+        "source_id": pl.Int32(),
+        "target_id": pl.Int32(),
+        "distance": pl.Int32(),
+        "kind": pl.Enum(MAP_KINDS),
+    }
+)
+"""One row per token id of the source; `target_id` and `distance` are null for none."""
 
 _REPAIR = "Delete {} and run `fusestore align` again."
 
@@ -121,19 +132,14 @@ def load_vocabulary_map(location: Location) -> VocabularyMap:
 
     Raises:
         NotFoundError: the folder holds no complete map.
-        CorruptionError: map.parquet is missing or damaged.
+        CorruptionError: map.parquet is missing or damaged, or is no map.
     """
     manifest = VocabularyMapManifest.load(location / MANIFEST_FILE)
-    path = location / TABLE_FILE
-    try:
-        data = path.read_bytes()
-    except NotFoundError as error:
-        raise CorruptionError(f"{path} is missing. {_REPAIR.format(location)}") from error
-    if FileRecord.of(data) != manifest.files.get(TABLE_FILE):
-        raise CorruptionError(f"{path} does not match its checksum. {_REPAIR.format(location)}")
+    path, remedy = location / TABLE_FILE, _REPAIR.format(location)
     fingerprint = manifest.fingerprint
-    table = pl.read_parquet(io.BytesIO(data))
-    return VocabularyMap(
+    record = manifest.files.get(TABLE_FILE)
+    table, _ = read_foreign_table(path, record, MAP_SCHEMA, manifest.num_source_ids, remedy)
+    result = VocabularyMap(
         fingerprint.source_tokenizer_digest,
         fingerprint.target_tokenizer_digest,
         fingerprint.method,
@@ -142,3 +148,19 @@ def load_vocabulary_map(location: Location) -> VocabularyMap:
         table["distance"].fill_null(-1).to_numpy(),
         table["kind"].to_physical().cast(pl.UInt8).to_numpy(),
     )
+    if _problem(table, result) or result.digest != manifest.content_digest:
+        problem = _problem(table, result) or "is not the map that its manifest names"
+        raise CorruptionError(f"{path} {problem}. {remedy}")
+    return result
+
+
+def _problem(table: pl.DataFrame, result: VocabularyMap) -> str | None:
+    """Why a table of the right columns is no map; None if it is one."""
+    if not (table["source_id"] == pl.int_range(len(table), eager=True)).all():
+        return "does not list the source's ids from 0, one after the other"
+    if table["kind"].null_count():
+        return "has rows without a kind"
+    mapped = result.kind != MAP_NONE
+    if np.any((result.target_id >= 0) != mapped) or np.any((result.distance >= 0) != mapped):
+        return "has rows with a target and without a kind, or the reverse"
+    return None

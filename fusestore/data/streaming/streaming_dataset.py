@@ -10,13 +10,13 @@ from fusestore.data.dataset import FusedDataset
 from fusestore.data.shard_cache.flock import check_has_flock
 from fusestore.data.shard_cache.job import FetchJob
 from fusestore.data.shard_cache.layout import ShardLayout
-from fusestore.data.shard_cache.window_table import read_window_starts
 from fusestore.data.streaming.stream import Identity, Stream
 from fusestore.data.streaming.stream_order import StreamOrder
 from fusestore.data.streaming.stream_reader import FetchingReader, LocalReader, WindowReader
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.fuse.layout import shared_rows
 from fusestore.fuse.manifest import FusedManifest
+from fusestore.fuse.window_table import read_window_starts
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.publish import publish

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import model_validator
 
 from fusestore.fuse.choices import AcceptedKind, FitBy, FitMethod
-from fusestore.store.manifest import Frozen, Manifest
+from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class FitManifest(Manifest):
     """
 
     fingerprint: FitFingerprint
-    num_positions: int
+    num_positions: Count
     temperatures: tuple[float, ...]
     spreads: tuple[float, ...]
     order: float

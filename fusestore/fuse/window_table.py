@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from fusestore.errors import CorruptionError, NotFoundError
 from fusestore.fuse.manifest import FusedManifest
+from fusestore.fuse.window_rules import windows_problem
 from fusestore.storage.location import Location
 from fusestore.store.receipts import FileRecord
 
@@ -47,13 +48,9 @@ def read_window_starts(source: Location, manifest: FusedManifest) -> npt.NDArray
     if FileRecord.of(data) != record:
         raise CorruptionError(f"{file} does not match its checksum. {_AGAIN}")
     starts = np.frombuffer(data, "<i8", manifest.num_windows + 1).astype(np.int64)
-    lengths = np.diff(starts)
-    if (
-        starts[0] != 0
-        or starts[-1] != manifest.num_tokens
-        or not 0 < lengths.min() <= lengths.max() <= manifest.plan.recipe.window_length
-    ):
-        raise CorruptionError(f"{file} does not divide the dataset into windows. {_AGAIN}")
+    problem = windows_problem(starts, manifest.num_tokens, manifest.plan.recipe.window_length)
+    if problem is not None:
+        raise CorruptionError(f"{file} {problem}. {_AGAIN}")
     return starts
 
 
