@@ -36,6 +36,15 @@ class AlignmentKind(ArtifactKind):
             yield Input("map", str(fingerprint["vocabulary_map_digest"]))
         yield Input("vocabulary", str(fingerprint["target_tokenizer_digest"]))
 
+    def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
+        """All files and, unless `quick`, all rows."""
+        findings = list(super().check(store, artifact, quick=quick))
+        if not findings and not quick:
+            from fusestore.align.verify import alignment_findings
+
+            findings += alignment_findings(store, artifact.location)
+        return findings
+
     def rebuild(
         self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
     ) -> None:

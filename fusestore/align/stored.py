@@ -128,7 +128,10 @@ class AlignmentRows:
                 f"Documents [{start}, {stop}) of {self.location}, which has "
                 f"{self._num_documents:,}."
             )
-        first, last = int(self.document_offsets[start]), int(self.document_offsets[stop])
+        return self.rows(int(self.document_offsets[start]), int(self.document_offsets[stop]))
+
+    def rows(self, first: int, last: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """The rows `[first, last)`, as `for_documents`; errors too."""
         return self._source_pos.read(first, last), self._kind.read(first, last)
 
 

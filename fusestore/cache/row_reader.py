@@ -114,7 +114,13 @@ class RowReader:
 
     def _fast(self, start: int, stop: int, ids: _Ids, logprobs: _Logs) -> None:
         for inside, to, values in self._chunks(self._arrays.ids, start, stop):
-            ids[to] = values[0, inside]
+            block = values[0, inside]
+            # The other profiles check each number that they decode.
+            vocab_size = self.fingerprint.model.vocab_size
+            if block.size and int(block.max()) >= vocab_size:
+                bad = np.flatnonzero((block >= vocab_size).any(axis=1))[0]
+                self._check_decoded(int(bad), start + to.start)
+            ids[to] = block
         step = self.fingerprint.logprob_step
         for inside, to, values in self._chunks(self._arrays.logprobs, start, stop):
             if step is None:

@@ -21,6 +21,7 @@ from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.codec import POSITIVE_TOLERANCE, TAIL_STEP
 from fusestore.store.findings import Finding, file_digest, load_or_report
+from fusestore.store.metadata_check import metadata_findings
 from fusestore.store.receipts import Receipt, receipt_path, shard_part
 
 ROWS_AT_ONCE = 65_536
@@ -157,6 +158,8 @@ def _check_content(
     except (CorruptionError, InvalidInputError) as error:
         yield Finding("token_ids", str(error), TOKENS_PART)
         return
+    for finding in metadata_findings(location, (*arrays.per_shard, *arrays.fixed)):
+        yield Finding(finding.file, finding.problem, TOKENS_PART)
     if arrays.id_order:
         try:
             reader.id_order  # noqa: B018 - read for its errors
@@ -213,14 +216,23 @@ def row_problems(
 ) -> Iterator[tuple[str, str]]:
     """(array, problem) for each rule that rows break.
 
-    The rules: entries fall along the row; no id occurs twice in a row; kept mass and tail, where it
-    is known, exceed 1 by no more than the codec's error; the cache's rule determines the number of
-    entries; a label's log-probability is at most 0, and NaN in rows without a label (`unlabeled`,
-    bool [n]) and, unless the cache lacks some, in no others.
+    The rules: entries are finite, at most 0, and fall along the row; ids lie inside the model's
+    vocabulary, and none occurs twice in a row; kept mass and tail, where it is known, are 1 but for
+    the codec's error; the cache's rule determines the number of entries; a label's log-probability
+    is finite, at most 0, and NaN in rows without a label (`unlabeled`, bool [n]) and, unless the
+    cache lacks some, in no others.
     """
+    # NaN is not at most anything.
+    if not np.all(rows.logprobs <= POSITIVE_TOLERANCE):
+        yield "logprobs", "an entry is NaN or has a log-probability above 0"
+        return
     if np.any(rows.logprobs[:, 1:] > rows.logprobs[:, :-1]):
         yield "logprobs", "log-probabilities rise along a row"
     present = rows.logprobs > -np.inf
+    vocab_size = fingerprint.model.vocab_size
+    if np.any((rows.ids < 0) | (rows.ids >= vocab_size)):
+        wrong = rows.ids[(rows.ids < 0) | (rows.ids >= vocab_size)][0]
+        yield "ids", f"the token id {wrong} is outside the vocabulary of {vocab_size}"
     # Absent entries get distinct ids below zero.
     ids = np.where(present, rows.ids, -1 - np.arange(rows.ids.shape[1]))
     ids.sort(axis=1)
@@ -229,10 +241,15 @@ def row_problems(
     step = fingerprint.logprob_step
     slack = 0.0 if step is None else max(step, TAIL_STEP) / 2
     kept = np.exp(rows.logprobs.astype(np.float64)).sum(axis=1)
-    rest = np.exp(rows.tail.astype(np.float64))
-    mass = kept + (rest if fingerprint.known_tail else np.nan_to_num(rest, nan=0.0))
-    if not np.all(mass <= math.exp(slack) * (1 + MASS_TOLERANCE)):
-        yield "tail", f"kept mass and tail add up to {mass.max():.4f}"
+    known = ~np.isnan(rows.tail) | fingerprint.known_tail
+    if not np.all(rows.tail[known] <= POSITIVE_TOLERANCE):
+        yield "tail", "a tail is NaN or above 0"
+        return
+    mass = kept + np.where(known, np.exp(rows.tail.astype(np.float64)), 0.0)
+    most = math.exp(slack) * (1 + MASS_TOLERANCE)
+    if np.any(mass > most) or np.any(mass[known] < 1 / most):
+        off = mass[np.argmax(np.abs(np.where(known, mass, np.minimum(mass, 1.0)) - 1))]
+        yield "tail", f"kept mass and tail add up to {off:.4f}"
     nonempty = present.any(axis=1)
     if fingerprint.selection == "sampled":
         if not np.array_equal(np.isneginf(rows.tail), nonempty):
@@ -245,6 +262,8 @@ def row_problems(
             yield "logprobs", "a row has room for more entries and less than top_p in them"
     if np.any(rows.label_logprob > POSITIVE_TOLERANCE):
         yield "label_logprob", "a label has a log-probability above 0"
+    if np.any(np.isinf(rows.label_logprob)):
+        yield "label_logprob", "a label has an infinite log-probability"
     unknown = np.isnan(rows.label_logprob)
     if np.any(unlabeled & ~unknown) or (fingerprint.known_labels and np.any(unknown & ~unlabeled)):
         yield "label_logprob", "labels are missing, or exist without a next token"

@@ -103,7 +103,14 @@ class CorpusKind(ArtifactKind):
             if tokens.corpus_digest != manifest.digest:
                 findings.append(Finding(file, "is of another corpus"))
             files = {f"{_TOKENS}{name}/{inner}": record for inner, record in tokens.files.items()}
-            findings += check_files(location, files, quick=quick)
+            broken = list(check_files(location, files, quick=quick))
+            findings += broken
+            if not broken and not quick and tokens.corpus_digest == manifest.digest:
+                findings += _token_findings(store, artifact, f"{_TOKENS}{name}/")
+        if not quick and not any(finding.file.startswith("documents") for finding in findings):
+            from fusestore.corpus.verify import document_findings
+
+            findings += document_findings(store, artifact.name)
         return findings
 
     def rebuild(
@@ -188,6 +195,14 @@ class CorpusKind(ArtifactKind):
                 frozenset({"conversation", "turns"}),
             )
         }
+
+
+def _token_findings(store: Store, artifact: Artifact, path: str) -> Iterable[Finding]:
+    from fusestore.corpus.corpus import open_corpus
+    from fusestore.corpus.verify import token_findings
+
+    corpus = open_corpus(store, artifact.name)
+    return token_findings(store, corpus, artifact.location / path.rstrip("/"), path)
 
 
 def _token_manifests(files: Iterable[str]) -> list[str]:

@@ -122,6 +122,14 @@ class Corpus:
             return self._table["text"].to_list()
         return self._table["text"].gather(self.split_documents(split)).to_list()
 
+    def scan(self) -> pl.LazyFrame:
+        """The documents, checked and not loaded; see `DOCUMENTS_SCHEMA`.
+
+        Raises:
+            CorruptionError: they are missing or damaged.
+        """
+        return pl.scan_parquet(self._checked_file, glob=False)
+
     def split_documents(self, split: str) -> npt.NDArray[np.int64]:
         """int64, ascending: the documents of a split. Texts are checked, but not loaded.
 

@@ -53,6 +53,11 @@ class StoredTokens:
         """SHA-256 of all ids and offsets."""
         return self.manifest.arrays_digest
 
+    @staticmethod
+    def digests() -> ArrayDigests:
+        """What computes the digest of all tokens, batch by batch."""
+        return ArrayDigests()
+
     @cached_property
     def document_offsets(self) -> npt.NDArray[np.int64]:
         """int64 [D + 1]: document i is tokens `[value[i], value[i + 1])`."""
@@ -83,7 +88,7 @@ class StoredTokens:
             )
         except InvalidInputError as error:
             raise CorruptionError(_damaged(self.location)) from error
-        digests = _ArrayDigests()
+        digests = ArrayDigests()
         digests.add(table.token_ids, table.end_offsets)
         if digests.of(table.document_offsets) != self.digest:
             raise CorruptionError(_damaged(self.location))
@@ -249,7 +254,7 @@ class _TokensWriter:
             np.empty(0, np.int32), np.empty(0, np.int32), np.zeros(1, np.int64)
         )
         self._lengths: list[npt.NDArray[np.int64]] = []
-        self._digests = _ArrayDigests()
+        self._digests = ArrayDigests()
         self._shards = 0
         self.num_documents = 0
         self.num_tokens = 0
@@ -294,7 +299,7 @@ class _TokensWriter:
         self.files[path] = FileRecord.of(data)
 
 
-class _ArrayDigests:
+class ArrayDigests:
     """The digest of tokens that are added in batches: SHA-256 over those of the three arrays."""
 
     def __init__(self) -> None:

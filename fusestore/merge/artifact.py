@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fusestore.merge.manifest import MergeManifest, MergePlan
+from fusestore.storage.location import Location
 from fusestore.store.artifact_types import DocumentSchema, Input
-from fusestore.store.findings import Finding
+from fusestore.store.findings import DAMAGE, Finding
 from fusestore.store.layout import Store
 from fusestore.store.manifest import manifest_content
-from fusestore.store.registry import ArtifactKind
+from fusestore.store.registry import Artifact, ArtifactKind
 from fusestore.train.manifest import TrainingManifest, TrainingPlan
 
 
@@ -52,6 +53,16 @@ class ModelKind(ArtifactKind):
             return how_made(manifest)
         return f"trained from model {str(manifest['plan']['base_model_digest'])[:16]}"
 
+    def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
+        """Its files, the headers of its weights and, unless `quick`, that they are finite."""
+        findings = list(super().check(store, artifact, quick=quick))
+        if not findings:
+            manifest = self.load(artifact.location)
+            for name in sorted(manifest.files):
+                if name.endswith(".safetensors"):
+                    findings += _weight_findings(artifact.location / name, name, quick=quick)
+        return findings
+
     def remedy(self, store: Store, name: str, finding: Finding) -> str:
         """The commands that make the model again; a repair could not give the same bytes."""
         del finding
@@ -69,6 +80,17 @@ class ModelKind(ArtifactKind):
             "merged-model-fingerprint": DocumentSchema(MergePlan, f"{root}/fingerprint.json"),
             "merged-model": DocumentSchema(MergeManifest, f"{root}/manifest.json"),
         }
+
+
+def _weight_findings(file: Location, name: str, *, quick: bool) -> Iterable[Finding]:
+    from fusestore.models.safetensors_check import not_finite, safetensors_header
+
+    try:
+        safetensors_header(file)
+        wrong = None if quick else not_finite(file)
+    except DAMAGE as error:
+        return [Finding(name, str(error))]
+    return [Finding(name, f"has NaN or infinity in tensor {wrong}")] if wrong else []
 
 
 def how_made(manifest: Mapping[str, Any]) -> str:

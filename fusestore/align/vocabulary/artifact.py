@@ -43,6 +43,15 @@ class VocabularyMapKind(ArtifactKind):
         """The content's digest, which does not depend on the version of Polars that wrote it."""
         return str(content["content_digest"]) if path == MANIFEST_FILE else None
 
+    def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
+        """Its files and, unless `quick`, all rows."""
+        findings = list(super().check(store, artifact, quick=quick))
+        if not findings and not quick:
+            from fusestore.align.verify import map_findings
+
+            findings += map_findings(store, artifact.location)
+        return findings
+
     def rebuild(
         self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
     ) -> None:
