@@ -23,7 +23,7 @@ from fusestore.data.order import permutation
 from fusestore.data.shard_maker import ShardMaker
 from fusestore.data.windows import SAMPLE_ARRAYS, WIDE_ARRAYS, Windows, empty_rows, sample_of
 from fusestore.errors import CorruptionError, FormatVersionError, InvalidInputError, NotFoundError
-from fusestore.fuse.choices import Packing
+from fusestore.fuse.choices import KIND_NAMES, Packing
 from fusestore.fuse.window_rules import windows_problem
 from fusestore.storage.file_lock import locked
 from fusestore.storage.location import Location
@@ -108,7 +108,10 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         self.whole_documents = self.plan["recipe"]["packing"] == "whole"
         self._make_shard = make_shard
         self._made_shards: set[int] = set()
-        self._arrays = {name: MappedArray(self.folder / name) for name in _READ}
+        self._arrays = {
+            name: MappedArray(self.folder / name, len(KIND_NAMES) - 1 if name == "kind" else None)
+            for name in _READ
+        }
         self._check_arrays()
         self._starts = None
         if _has_window_table(self.plan):
@@ -400,6 +403,11 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         """Windows and the documents they touch, for messages."""
         documents = sorted({document for window in windows for document in self.documents(window)})
         return f"windows {list(windows)} (documents {documents}) of {self.name}"
+
+    def place_of(self, window: int, position: int) -> str:
+        """A position of a window, for messages."""
+        row = self._bounds(window)[0] + position
+        return f"Row {row:,} in shard {row // self._rows_per_chunk:,} of fused dataset {self.name}"
 
     def documents(self, window: int) -> list[int]:
         """Corpus indices of the documents that the window touches, ascending."""

@@ -59,14 +59,19 @@ class MappedArray:
         rows_per_chunk: rows in a file; the last file is padded.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, largest: int | None = None) -> None:
         """Read the array's `zarr.json`.
+
+        Args:
+            folder: of the array.
+            largest: of its values; None: any. Checked with the checksum of a chunk.
 
         Raises:
             NotFoundError: no such array.
             CorruptionError: the metadata describes an array that cannot be mapped.
         """
         self.folder = folder
+        self._largest = largest
         self.shape, self.dtype, self.rows_per_chunk = _read_metadata(folder / "zarr.json")
         self._maps: dict[int, npt.NDArray[Any]] = {}
         self._checked: set[int] = set()
@@ -133,6 +138,11 @@ class MappedArray:
                 raise CorruptionError(
                     f"{path} does not match its checksum: CRC32C {computed:08x}, "
                     f"stored {stored:08x}. {_REPAIR}"
+                )
+            values = raw[:num_bytes].view(self.dtype)
+            if self._largest is not None and values.max() > self._largest:
+                raise CorruptionError(
+                    f"{path} holds {values.max()}; the largest is {self._largest}. {_REPAIR}"
                 )
             self._checked.add(chunk)
         # Plain ndarray views are several times cheaper to slice than np.memmap ones.

@@ -98,6 +98,11 @@ class FusedMixture(Dataset[dict[str, Tensor]]):
             windows[is_turn] = self._firsts[index] + numbers
         return windows
 
+    def place_of(self, window: int, position: int) -> str:
+        """A position of a window, for messages."""
+        index, number = self._locate(window)
+        return self.datasets[index].place_of(number, position)
+
     def describe(self, windows: Sequence[int]) -> str:
         """Windows and the documents they touch, by dataset, for messages."""
         by_dataset: dict[int, list[int]] = {}

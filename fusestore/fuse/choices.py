@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from fusestore.align.kinds import ALIGNMENT_KINDS
+
 Score = Literal["bits_per_byte", "aligned_ce", "token_ce"]
 """The score that strategies compare; smaller is better. See `fusestore.fuse.scores`."""
 
@@ -21,6 +23,9 @@ Packing = Literal["stream", "document", "whole"]
 """`stream`: documents lie end to end, cut every `window_length` tokens. `document`: no window holds
 tokens of two documents; each document's last window is as short as its remainder. `whole`: a window
 holds as many documents, each from its first token to its last, as fit."""
+
+KIND_NAMES = (*ALIGNMENT_KINDS, "label", "target", "fusellm")
+"""Names of the codes in the array `kind`; `none` is a position without distillation."""
 
 FitMethod = Literal["temperature", "em", "loglinear", "gate"]
 """Learned strategies. temperature: even weights over rows at fitted temperatures. em: fitted

@@ -15,11 +15,11 @@ import numpy as np
 
 from fusestore.cache.reader import Cache
 from fusestore.errors import NotFoundError
+from fusestore.fuse.choices import KIND_NAMES
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.layout import fused_arrays
 from fusestore.fuse.locks import remove_locks, shard_lock
 from fusestore.fuse.manifest import (
-    KIND_NAMES,
     FusedManifest,
     FusedReceipt,
     FusionPlan,

@@ -12,14 +12,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fusestore.align.kinds import ALIGNMENT_KINDS
+from fusestore.fuse.choices import KIND_NAMES
 from fusestore.fuse.recipe import KEPT, Recipe
 from fusestore.store.licenses import LicensedInput
 from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord, Receipt
-
-KIND_NAMES = (*ALIGNMENT_KINDS, "label", "target", "fusellm")
-"""Names of the codes in the array `kind`; `none` is a position without distillation."""
 
 KIND_CODES = {name: code for code, name in enumerate(KIND_NAMES)}
 

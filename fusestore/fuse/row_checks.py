@@ -52,6 +52,8 @@ def first_bad_row(
     kind: npt.NDArray[np.uint8],
     vocab_size: int,
     num_kinds: int,
+    *,
+    unused_is_empty: bool = True,
 ) -> BadRow | None:
     """The first of n positions that is no row of a fused dataset; see `FusedRows`.
 
@@ -63,9 +65,18 @@ def first_bad_row(
         kind: uint8 [n].
         vocab_size: V, of the target.
         num_kinds: kinds are below it.
+        unused_is_empty: whether a position of kind 0 must have no entries.
     """
     row, code, value = _first_bad(
-        input_ids, next_ids, ids, logprobs, tail, kind, min(vocab_size, 2**31), num_kinds
+        input_ids,
+        next_ids,
+        ids,
+        logprobs,
+        tail,
+        kind,
+        min(vocab_size, 2**31),
+        num_kinds,
+        unused_is_empty,
     )
     if code == 0:
         return None
@@ -90,6 +101,7 @@ def _first_bad(
     kind: npt.NDArray[np.uint8],
     vocab_size: int,
     num_kinds: int,
+    unused_is_empty: bool,
 ) -> tuple[int, int, float]:
     """The row, the index of its problem in `PROBLEMS`, and a value for the message."""
     for row in range(len(input_ids)):
@@ -103,6 +115,8 @@ def _first_bad(
         if kind[row] >= num_kinds:
             return row, 3, 0.0
         code, value = _distribution(ids[row], logprobs[row], tail[row], kind[row], vocab_size)
+        if code == 10 and not unused_is_empty:
+            code = 0
         if code != 0:
             return row, code, value
     return 0, 0, 0.0

@@ -31,6 +31,9 @@ from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_pa
 
 _LOCAL = "local"
 
+_MAX_BYTES = 2**28
+"""Of a document or a table of windows."""
+
 
 def pack_fused(
     local: Location, shared: Location, progress: Progress = ignore_progress
@@ -194,7 +197,13 @@ def _shards(arrays: tuple[ArraySpec, ...]) -> Iterator[tuple[ArraySpec, int]]:
 
 
 def _checked(folder: Location, path: str, record: FileRecord) -> bytes:
-    data = (folder / path).read_bytes()
+    if record.num_bytes > _MAX_BYTES:
+        raise CorruptionError(
+            f"{folder}/{path} has {record.num_bytes:,} bytes; such a file has at most "
+            f"{_MAX_BYTES:,}. Share the dataset again."
+        )
+    # One byte more, so that a longer file differs from its record.
+    data = (folder / path).read_prefix(record.num_bytes + 1)
     if FileRecord.of(data) != record:
         raise CorruptionError(
             f"{folder}/{path} does not match its checksum. Run `fusestore verify` on it, then "

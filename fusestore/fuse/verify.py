@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.fuse.layout import fused_arrays, shared_arrays
-from fusestore.fuse.manifest import KIND_NAMES, FusedManifest
+from fusestore.fuse.choices import KIND_NAMES
+from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.row_checks import first_bad_row
 from fusestore.fuse.window_table import read_window_starts
 from fusestore.storage.location import Location

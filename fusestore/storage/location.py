@@ -22,7 +22,7 @@ from urllib.request import url2pathname
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import objects
-from fusestore.storage.object_errors import shown
+from fusestore.storage.object_errors import RefusedAnswerError, shown
 from fusestore.storage.objects import ListedFile
 from fusestore.storage.options import HTTP_SCHEMES, Pairs, filesystem_class, options_class
 from fusestore.storage.retries import with_retries
@@ -252,7 +252,12 @@ class Location:
             return objects.read(self.url, self.storage_options, start, stop)
         # By default, files of huggingface_hub read 5 MiB beyond the range.
         exactly = {"cache_type": "none"} if self.url.startswith("hf://") else {}
-        return bytes(self.filesystem.cat_file(self.url, start=start, end=stop, **exactly))
+        data = bytes(self.filesystem.cat_file(self.url, start=start, end=stop, **exactly))
+        if len(data) > stop - start:
+            raise RefusedAnswerError(
+                f"{shown(self.url)} was asked for {stop - start:,} bytes and sent {len(data):,}."
+            )
+        return data
 
     def list_recursive(self) -> list[str]:
         """Paths of all files below the folder, relative to it, sorted."""

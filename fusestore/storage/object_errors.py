@@ -8,6 +8,10 @@ from urllib.parse import urlsplit
 from fusestore.errors import InvalidInputError, StorageError
 from fusestore.storage.options import HTTP_SCHEMES
 
+class RefusedAnswerError(StorageError):
+    """The server answers in a way that another attempt does not change."""
+
+
 _DENIED = ("PermissionDeniedError", "UnauthenticatedError")
 
 
@@ -27,8 +31,19 @@ def plain_error(error: Exception, url: str) -> tuple[Exception, int | None]:
             f"{text.rpartition(': ')[0]}. Do not trust this store."
         )
         return plain, None
+    if "redirect" in f"{text} {debug}".lower() and "without LOCATION" not in text:
+        plain = RefusedAnswerError(
+            f"The server of {shown(url)} redirects again and again. Give the address of the file."
+        )
+        return plain, None
+    if re.search(r"Requested \d+\.\.\d+, got \d+\.\.\d+|value for CONTENT_RANGE", text):
+        plain = RefusedAnswerError(
+            f"The server of {shown(url)} answers with other bytes than it was asked for. Use "
+            "another server, or copy the store here."
+        )
+        return plain, None
     if "Range request not supported" in text:
-        plain = StorageError(
+        plain = RefusedAnswerError(
             f"The server of {shown(url)} does not understand ranges: it sends the whole file. "
             "Use another server, or copy the dataset here."
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from fusestore.errors import InvalidInputError, StorageError
 from fusestore.storage.object_client import ask, in_a_thread, s3_options, split
-from fusestore.storage.object_errors import shown
+from fusestore.storage.object_errors import RefusedAnswerError, shown
 from fusestore.storage.options import HTTP_SCHEMES, S3_SCHEMES, Pairs
 
 BYTES_PER_REQUEST = 32 * 2**20
@@ -17,8 +18,10 @@ BYTES_PER_REQUEST = 32 * 2**20
 PART_BYTES = 16 * 2**20
 """Size of a part of a multipart upload. S3 takes 10,000 parts of at least 5 MiB: up to 160 GB."""
 
-_READ_BYTES = 2**18
-"""Bytes copied at a time, few enough to be still in the processor's caches."""
+SLOW_AFTER_S = 3.0
+LEAST_BYTES_PER_S = 1024
+"""An answer that after this time has come more slowly than this is given up: a server that sends a
+byte a second would hold a reader for ever."""
 
 
 def serves(url: str) -> bool:
@@ -80,7 +83,7 @@ def read_into(url: str, options: Pairs, start: int, target: memoryview, *, whole
             raise
         first, last = answer.range
         expected, num_read = min(last - first, len(target)), 0
-        for data in answer.stream(min_chunk_size=_READ_BYTES):
+        for data in _pieces(answer, url):
             received = memoryview(data)[: len(target) - num_read]
             target[num_read : num_read + len(received)] = received
             num_read += len(received)
@@ -101,7 +104,7 @@ def download(url: str, options: Pairs, file: IO[bytes]) -> None:
 
         answer = obstore.get(client, key)
         first, last = answer.range
-        for data in answer.stream(min_chunk_size=_READ_BYTES):
+        for data in _pieces(answer, url):
             file.write(data)
         _check_length(url, first, last - first, file.tell())
 
@@ -249,9 +252,44 @@ def _get(
             return b"", 0, None
         raise
     first, last = answer.range
-    data = bytes(answer.bytes())
+    if first != start or last > stop:
+        raise RefusedAnswerError(
+            f"The server of {shown(url)} was asked for bytes {start:,} to {stop:,} and sends "
+            f"{first:,} to {last:,}. Use another server, or copy the store here."
+        )
+    pieces, num_read = [], 0
+    for piece in _pieces(answer, url):
+        pieces.append(piece)
+        num_read += len(piece)
+        if num_read > last - first:
+            raise RefusedAnswerError(
+                f"The server of {shown(url)} sends more bytes than the {last - first:,} it was "
+                "asked for. Use another server, or copy the store here."
+            )
+    data = b"".join(pieces)
     _check_length(url, first, last - first, len(data))
     return data, int(answer.meta["size"]), answer.meta["e_tag"]
+
+
+def _pieces(answer: Any, url: str) -> Iterator[Any]:  # noqa: ANN401 - obstore's GetResult
+    """The bytes of an answer as they come.
+
+    Raises:
+        RefusedAnswerError: they come too slowly.
+    """
+    begin, num_read = time.monotonic(), 0
+    # One byte at least: a larger piece of a slow server might never be full.
+    for piece in answer.stream(min_chunk_size=1):
+        num_read += len(piece)
+        yield piece
+        seconds = time.monotonic() - begin
+        if seconds > SLOW_AFTER_S and num_read < LEAST_BYTES_PER_S * seconds:
+            first, last = answer.range
+            if num_read < last - first:
+                raise RefusedAnswerError(
+                    f"The server of {shown(url)} sent {num_read:,} of {last - first:,} bytes in "
+                    f"{seconds:.0f} seconds: too slow to be read. Use another server or network."
+                )
 
 
 def _check_length(url: str, start: int, expected: int, actual: int) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from fusestore.errors import AccessDeniedError, FusestoreError, NotFoundError, StorageError
-from fusestore.storage.object_errors import shown
+from fusestore.storage.object_errors import RefusedAnswerError, shown
 
 ATTEMPTS = 6
 """Attempts at a verb on a remote location before its error is raised."""
@@ -75,6 +75,8 @@ def with_retries(
                 with storage_errors(location):
                     return verb(location, *args, **kwargs)
             except StorageError as error:
+                if isinstance(error, RefusedAnswerError):
+                    raise
                 if attempts == 0 or getattr(error.__cause__, "errno", None) in _PERMANENT:
                     raise
             # Random, so that many writers do not retry all at once.

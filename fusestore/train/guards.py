@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fusestore.errors import DivergedError, IncompatibleError, NonFiniteError
+from fusestore.errors import CorruptionError, DivergedError, IncompatibleError, NonFiniteError
+from fusestore.fuse.row_checks import first_bad_row
 from fusestore.models.loading import output_width
 from fusestore.train.step_batches import Trainable
 
@@ -58,6 +61,39 @@ def check_tokenizer(digest: str, dataset: Trainable, name: str) -> None:
             f"stand for other text. Train the target that the dataset was fused for, or fuse for "
             f"{name}."
         )
+
+
+def check_rows(batch: Mapping[str, Tensor], dataset: Trainable) -> CorruptionError | None:
+    """The error to raise if a batch holds what is no distribution; see `fuse.row_checks`.
+
+    Args:
+        batch: of `fusestore.data.collate`.
+        dataset: the dataset of its windows.
+    """
+    top_k = batch["fused_ids"].shape[-1]
+
+    def flat(name: str, dtype: type) -> npt.NDArray[Any]:
+        return batch[name].numpy().astype(dtype, copy=False).reshape(-1)
+
+    bad = first_bad_row(
+        flat("input_ids", np.int32),
+        flat("next_ids", np.int32),
+        flat("fused_ids", np.int32).reshape(-1, top_k),
+        flat("fused_logprobs", np.float32).reshape(-1, top_k),
+        flat("fused_tail", np.float32),
+        flat("fused_mask", np.uint8),
+        dataset.vocab_size,
+        2,
+        unused_is_empty=False,
+    )
+    if bad is None:
+        return None
+    index, place = divmod(bad.row, batch["input_ids"].shape[1])
+    window = int(batch["window"][index])
+    return CorruptionError(
+        f"{dataset.place_of(window, place)} is no row to train on: {bad.problem}. It lies in "
+        f"{dataset.describe([window])}. Run `fusestore verify` on its store, and fuse it again."
+    )
 
 
 def not_finite(

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusestore.errors import CorruptionError
 from fusestore.losses.positions import count_positions
 from fusestore.train.distributed.collectives import any_process, sum_over_processes
 from fusestore.train.distributed.engine import make_engine
-from fusestore.train.guards import SPIKE_HISTORY, check_spike, not_finite
+from fusestore.train.guards import SPIKE_HISTORY, check_rows, check_spike, not_finite
 from fusestore.train.manifest import LossPoint, TrainingPlan
 from fusestore.train.optimizer import learning_rate_at, lm_weight_at
 from fusestore.train.step_batches import Trainable
@@ -59,9 +60,11 @@ class Updates:
             The losses of the step, and its target tokens over all processes.
 
         Raises:
+            CorruptionError: a row of a batch is no distribution.
             NonFiniteError: the loss or its gradient is not a number in some process.
             DivergedError: the loss rose by more than `settings.loss_spike`.
         """
+        self._check_rows(step, batches, kept)
         total_steps = self._plan.total_steps
         lm_weight = lm_weight_at(self._settings, step - 1, total_steps)
         self._student.objective = self._settings.fusion_objective(lm_weight)
@@ -119,6 +122,18 @@ class Updates:
             for name, tensor in batch.items()
             if self._settings.fuses or not name.startswith("fused_")
         }
+
+    def _check_rows(self, step: int, batches: list[dict[str, Tensor]], kept: str) -> None:
+        """Check what is trained on before the model sees it: every process ends, one says why."""
+        if not self._settings.fuses:
+            return
+        problems = (check_rows(batch, self._dataset) for batch in batches)
+        problem = next((each for each in problems if each is not None), None)
+        if any_process(self._accelerator, problem is not None):
+            raise problem or CorruptionError(
+                f"Step {step}: another process has read a row that is no distribution, and names "
+                f"it. No weights were changed by this step; {kept}."
+            )
 
     def _check_finite(
         self, value: float, step: int, batches: list[dict[str, Tensor]], kept: str

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fusestore.data import FusedDataset
 from fusestore.errors import (
+    CorruptionError,
     DivergedError,
     FingerprintMismatchError,
     IncompatibleError,
@@ -41,7 +42,7 @@ def test_nan_in_a_distribution_stops_and_names_the_documents(tiny_model_path, tm
     arrays["logprobs"][100] = np.nan
     folder = write_fused(tmp_path / "bad", arrays, window_length=32, chunk_rows=64)
     document = int(arrays["document"][100])
-    with pytest.raises(NonFiniteError, match=rf"windows .*\b3\b.*documents .*\b{document}\b"):
+    with pytest.raises(CorruptionError, match=rf"windows .*\b3\b.*documents .*\b{document}\b"):
         run(tiny_model_path, FusedDataset(folder), SETTINGS, tmp_path)
     assert not (tmp_path / "model").exists()
 

@@ -19,6 +19,8 @@ from fusestore.data.shard_cache.job import FetchJob
 from fusestore.data.shard_cache.layout import ShardLayout
 from fusestore.errors import CorruptionError
 from fusestore.forked import check_not_forked
+from fusestore.fuse.choices import KIND_NAMES
+from fusestore.storage.object_errors import shown
 
 _Values = Mapping[str, npt.NDArray[Any]]
 
@@ -107,7 +109,14 @@ class FetchedShards:
             checked = just_written or self._checked.get(shard) == status.st_ino
             if checked or self._layout.is_sound(content):
                 self._checked[shard] = status.st_ino
-                self._open[shard] = (file, self._layout.values(content))
+                values = self._layout.values(content)
+                if values["kind"].max() >= len(KIND_NAMES):
+                    raise CorruptionError(
+                        f"Shard {shard} of {shown(self._job.source)} holds positions of kind "
+                        f"{values['kind'].max()}, which is none. Run `fusestore verify` on its "
+                        "store, then share it again."
+                    )
+                self._open[shard] = (file, values)
                 if len(self._open) > _MAX_OPEN:
                     self.release([next(iter(self._open))])
                 return self._open[shard][1]

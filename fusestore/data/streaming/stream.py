@@ -114,6 +114,10 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         fields = self._identity().items()
         return {key: field.value for key, field in fields if not field.is_of_data}
 
+    def place_of(self, window: int, position: int) -> str:
+        """A position of a window, for messages."""
+        raise NotImplementedError
+
     def describe(self, windows: Sequence[int]) -> str:
         """Windows without padding, for messages."""
         return f"windows {[window for window in windows if window >= 0]} of {self.name}"

@@ -79,6 +79,12 @@ class StreamingMixture(Stream):
         """Windows of all datasets."""
         return self._turns.num_windows
 
+    def place_of(self, window: int, position: int) -> str:
+        """See `Stream`."""
+        firsts = np.cumsum([0, *self._turns.sizes])
+        index = int(np.searchsorted(firsts, window, side="right")) - 1
+        return self.streams[index].place_of(window - int(firsts[index]), position)
+
     def follows(self, seed: int) -> bool:
         """See `Stream`."""
         return all(stream.follows(own_seed(stream.digest, seed)) for stream in self.streams)

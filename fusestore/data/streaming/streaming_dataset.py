@@ -155,6 +155,11 @@ class StreamingFusedDataset(Stream):
             return LocalReader(self._local, windows)
         return FetchingReader(self._job, self._layout, self.order, windows, start, self.sampled)
 
+    def place_of(self, window: int, position: int) -> str:
+        """See `Stream`."""
+        row = self.order.bounds(window)[0] + position
+        return f"Row {row:,} in shard {row // self._layout.rows_per_shard:,} of {self.name}"
+
     def follows(self, seed: int) -> bool:
         """See `Stream`."""
         return self.order.span is None and self.order.seed == seed

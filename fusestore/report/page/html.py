@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from fusestore.align.report.columns import shown_text
-from fusestore.fuse.manifest import KIND_NAMES
+from fusestore.fuse.choices import KIND_NAMES
 from fusestore.report.page import charts
 from fusestore.report.page.content import StoreReport
 from fusestore.report.page.lineage_diagram import lineage_diagram
