@@ -18,7 +18,7 @@ from fusestore.align.kinds import ALIGNMENT_KINDS, AlignmentMethod
 from fusestore.align.manifest import LAYOUT_PART, AlignmentFingerprint, AlignmentManifest
 from fusestore.align.report.totals import AlignmentTotals, compare_methods, document_blocks
 from fusestore.align.report.unmatched import UNMATCHED_FILE, unmatched_table
-from fusestore.align.stored import Alignment, AlignmentRows, alignment_arrays, open_alignment
+from fusestore.align.stored import Alignment, AlignmentRows, open_alignment
 from fusestore.align.tokens.pairing import align_table, check_method, check_tokens
 from fusestore.align.tokens_digest import digest_of_hashes
 from fusestore.align.vocabulary.vocabulary_map import VocabularyMap
@@ -110,7 +110,7 @@ def write_alignment(
             position, kind = _aligned_rows(
                 source, target, source_vocab, target_vocab, method, vocabulary_map, start, stop
             )
-            position_array, kind_array, _ = alignment_arrays(fingerprint)
+            position_array, kind_array, _ = fingerprint.arrays
             files = {
                 position_array.file_name(shard): encode_shard(position_array, shard, position),
                 kind_array.file_name(shard): encode_shard(kind_array, shard, kind),
@@ -145,7 +145,7 @@ def _write_layout(
     receipt = _whole_receipt(location, fingerprint, LAYOUT_PART)
     if receipt is not None:
         return receipt
-    arrays = alignment_arrays(fingerprint)
+    arrays = fingerprint.arrays
     attributes = {"kind": "alignment", "format_version": fingerprint.format_version}
     files = {"zarr.json": group_metadata({"fusestore": attributes})}
     files |= {f"{array.name}/zarr.json": array_metadata(array) for array in arrays}

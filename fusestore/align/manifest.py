@@ -6,9 +6,12 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from fusestore.align.alignment_arrays import alignment_arrays
 from fusestore.align.kinds import AlignmentMethod
+from fusestore.store.arrays import ArraySpec
 from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord, ShardPlan
+from fusestore.store.stored_size import listing_problem
 
 LAYOUT_PART = "layout"
 """Name of the receipt for metadata and document offsets, which are written first."""
@@ -44,6 +47,11 @@ class AlignmentFingerprint(Manifest):
     num_source_tokens: Count
     num_target_tokens: Count
     rows_per_shard: int = Field(ge=1)
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
+        """`source_pos`, `kind` and `document_offsets`."""
+        return alignment_arrays(self.num_target_tokens, self.num_documents, self.rows_per_shard)
 
     @property
     def plan(self) -> ShardPlan:
@@ -86,10 +94,7 @@ class AlignmentManifest(Manifest):
 
     @model_validator(mode="after")
     def _files_hold_the_arrays(self) -> Self:
-        from fusestore.align.stored import alignment_arrays
-        from fusestore.store.stored_size import listing_problem
-
-        problem = listing_problem(alignment_arrays(self.fingerprint), self.files)
+        problem = listing_problem(self.fingerprint.arrays, self.files)
         if problem is not None:
             raise ValueError(problem)
         return self

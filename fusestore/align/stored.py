@@ -16,17 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from fusestore.align.kinds import ALIGNMENT_KINDS
 from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
 from fusestore.errors import CorruptionError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.array_reader import ArrayReader
-from fusestore.store.arrays import ArraySpec
 from fusestore.store.layout import Store, near_names
 from fusestore.store.receipts import FileRecord
 from fusestore.tokenizers.token_table import offsets_problem
@@ -37,43 +35,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from fusestore.cache.table import PositionTable
-
-
-def alignment_arrays(fingerprint: AlignmentFingerprint) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
-    """`source_pos`, `kind` and `document_offsets` of an alignment of this fingerprint."""
-    rows = fingerprint.num_target_tokens
-    # A chunk is stored whole, so that of a small alignment is small too.
-    chunk = max(1, min(fingerprint.rows_per_shard, rows))
-
-    def per_token(name: str, dtype: str, attributes: dict[str, Any]) -> ArraySpec:
-        return ArraySpec(name, (rows,), dtype, (chunk,), None, "raw", attributes, ("token",))
-
-    documents = fingerprint.num_documents + 1
-    return (
-        per_token(
-            "source_pos",
-            "int32",
-            {
-                "content": "position in its document of the source token that may supervise",
-                "none": -1,
-            },
-        ),
-        per_token(
-            "kind",
-            "uint8",
-            {"content": "how the token was aligned", "names": list(ALIGNMENT_KINDS)},
-        ),
-        ArraySpec(
-            "document_offsets",
-            (documents,),
-            "int64",
-            (documents,),
-            None,
-            "raw",
-            {"content": "document i is rows [value[i], value[i + 1])"},
-            ("document",),
-        ),
-    )
 
 
 class AlignmentRows:
@@ -91,7 +52,7 @@ class AlignmentRows:
         self.location = location
         self._num_documents = fingerprint.num_documents
         self._source_pos, self._kind, self._document_offsets = (
-            ArrayReader(location, spec, files) for spec in alignment_arrays(fingerprint)
+            ArrayReader(location, spec, files) for spec in fingerprint.arrays
         )
 
     @cached_property

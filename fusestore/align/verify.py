@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fusestore.align.kinds import ALIGNMENT_KINDS, MAP_KINDS, NONE
 from fusestore.align.manifest import AlignmentManifest
 from fusestore.align.report.unmatched import UNMATCHED_FILE, read_unmatched
-from fusestore.align.stored import Alignment, alignment_arrays
+from fusestore.align.stored import Alignment
 from fusestore.align.vocabulary.manifest import VocabularyMapManifest
 from fusestore.align.vocabulary.stored_map import TABLE_FILE, load_vocabulary_map
 from fusestore.cache.reader import open_cache
@@ -34,7 +34,7 @@ def alignment_findings(store: Store, location: Location) -> Iterator[Finding]:
     """
     manifest = AlignmentManifest.load(location / MANIFEST_FILE)
     alignment, fingerprint = Alignment(location, manifest), manifest.fingerprint
-    yield from metadata_findings(location, alignment_arrays(fingerprint))
+    yield from metadata_findings(location, fingerprint.arrays)
     try:
         offsets = alignment.document_offsets
     except DAMAGE as error:

@@ -56,6 +56,7 @@ class CorpusKind(ArtifactKind):
 
     def files(self, location: Location, path: str, manifest: Document) -> ArtifactFiles:
         """Fingerprint, documents with their receipt, each folder of tokens with its manifest."""
+        CorpusManifest.from_bytes(manifest.data, str(location / MANIFEST_FILE))
         sizes = location.sizes()
         seal = read_document(location, DOCUMENTS_RECEIPT, self.identity)
         receipt = Receipt.from_bytes(seal.data, str(location / seal.path))

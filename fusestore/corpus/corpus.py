@@ -27,7 +27,7 @@ from fusestore.errors import (
 )
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
-from fusestore.store.foreign_table import check_foreign_table
+from fusestore.store.foreign_table import check_foreign_table, collected
 from fusestore.store.inventory import no_such
 from fusestore.store.layout import Store
 from fusestore.store.licenses import License
@@ -130,6 +130,18 @@ class Corpus:
         """
         return pl.scan_parquet(self._checked_file, glob=False)
 
+    def collect(self, query: pl.LazyFrame) -> pl.DataFrame:
+        """What a query of `scan` gives.
+
+        Raises:
+            CorruptionError: a page of the file cannot be read.
+        """
+        return collected(query, str(self.location / TABLE_FILE), self._again)
+
+    @property
+    def _again(self) -> str:
+        return f"Build corpus {self.name!r} again from the same inputs to replace it."
+
     def split_documents(self, split: str) -> npt.NDArray[np.int64]:
         """int64, ascending: the documents of a split. Texts are checked, but not loaded.
 
@@ -147,8 +159,7 @@ class Corpus:
 
     def sources(self) -> list[str]:
         """The source of every document, in order. Texts are not loaded."""
-        scan = pl.scan_parquet(self._checked_file, glob=False)
-        return scan.select("source").collect()["source"].to_list()
+        return self.collect(self.scan().select("source"))["source"].to_list()
 
     def text_batches(self, documents: int = 4_096) -> Iterator[list[str]]:
         """All texts in order, in batches of documents: memory does not grow with the corpus.
@@ -156,9 +167,9 @@ class Corpus:
         Raises:
             CorruptionError: the documents are missing or damaged.
         """
-        texts = pl.scan_parquet(self._checked_file, glob=False).select("text")
+        texts = self.scan().select("text")
         for start in range(0, self.manifest.num_documents, documents):
-            yield texts.slice(start, documents).collect()["text"].to_list()
+            yield self.collect(texts.slice(start, documents))["text"].to_list()
 
     def conversation_batches(self, documents: int = 4_096) -> Iterator[list[Conversation]]:
         """All conversations in order, in batches of documents.
@@ -166,9 +177,9 @@ class Corpus:
         Raises:
             CorruptionError: the documents are missing or damaged.
         """
-        column = pl.scan_parquet(self._checked_file, glob=False).select("conversation")
+        column = self.scan().select("conversation")
         for start in range(0, self.manifest.num_documents, documents):
-            batch = column.slice(start, documents).collect()["conversation"]
+            batch = self.collect(column.slice(start, documents))["conversation"]
             try:
                 yield [Conversation.from_json(data or "null") for data in batch]
             except InvalidInputError as error:
@@ -178,8 +189,8 @@ class Corpus:
     def _supervision(self) -> Supervision | None:
         if self.manifest.fingerprint.chat is None:
             return None
-        scan = pl.scan_parquet(self._checked_file, glob=False).select("document", "turns")
-        turns = scan.explode("turns").unnest("turns").filter("trained_on").collect()
+        scan = self.scan().select("document", "turns")
+        turns = self.collect(scan.explode("turns").unnest("turns").filter("trained_on"))
         counts = np.bincount(turns["document"].to_numpy(), minlength=self.manifest.num_documents)
         return Supervision(
             turns["start"].to_numpy().astype(np.int32),
@@ -190,7 +201,7 @@ class Corpus:
     @cached_property
     def _splits(self) -> pl.Series:
         """The column `split`, without loading the texts, which would take memory."""
-        return pl.scan_parquet(self._checked_file, glob=False).select("split").collect()["split"]
+        return self.collect(self.scan().select("split"))["split"]
 
     @property
     def _checked_file(self) -> Path | io.BytesIO:
@@ -217,9 +228,8 @@ class Corpus:
         return checked
 
     def _check_headers(self, file: Path | io.BytesIO) -> None:
-        num_rows, remedy = self.manifest.num_documents, f"Build corpus {self.name!r} again."
-        name = str(self.location / TABLE_FILE)
-        check_foreign_table(file, name, DOCUMENTS_SCHEMA, num_rows, remedy)
+        num_rows, name = self.manifest.num_documents, str(self.location / TABLE_FILE)
+        check_foreign_table(file, name, DOCUMENTS_SCHEMA, num_rows, self._again)
 
     @cached_property
     def _table(self) -> pl.DataFrame:
@@ -239,10 +249,7 @@ class Corpus:
         return table
 
     def _damaged(self, problem: str) -> CorruptionError:
-        return CorruptionError(
-            f"{self.location / TABLE_FILE} {problem}. Build corpus {self.name!r} again from the "
-            "same inputs to replace it."
-        )
+        return CorruptionError(f"{self.location / TABLE_FILE} {problem}. {self._again}")
 
 
 def supervision_of(corpus: Corpus) -> Supervision | None:

@@ -6,9 +6,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from fusestore.corpus.token_arrays import token_arrays
 from fusestore.store.licenses import License
 from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord
+from fusestore.store.stored_size import listing_problem
 from fusestore.tokenizers.chat_encoder import TemplateIdentity
 from fusestore.tokenizers.conversation import TrainOn
 
@@ -140,9 +142,6 @@ class TokensManifest(Manifest):
 
     @model_validator(mode="after")
     def _files_hold_the_arrays(self) -> Self:
-        from fusestore.corpus.token_arrays import token_arrays
-        from fusestore.store.stored_size import listing_problem
-
         problem = listing_problem(token_arrays(self.num_tokens, self.num_documents), self.files)
         if problem is not None:
             raise ValueError(problem)

@@ -42,7 +42,7 @@ def _problem(corpus: Corpus) -> str | None:
         | (turn.field("stop") < turn.field("start"))
         | turn.field("start").is_null()
     )
-    found = table.select(
+    query = table.select(
         documents=(pl.col("document") == pl.int_range(pl.len())).all(),
         complete=pl.all_horizontal(
             pl.col("document", "source", "segment", "split", "text", "byte_length", "digest")
@@ -55,15 +55,15 @@ def _problem(corpus: Corpus) -> str | None:
         last=(pl.col("turns").list.eval(turn.field("stop")).list.max() > length)
         .fill_null(value=False)
         .any(),
-    ).collect()
-    row = found.row(0, named=True)
+    )
+    row = corpus.collect(query).row(0, named=True)
     if not (row["documents"] and row["complete"]):
         return "does not list the documents from 0, each with all that belongs to it"
     if not row["lengths"] or row["num_bytes"] != manifest.num_bytes:
         return "holds texts of other lengths than it says"
     if row["turns"] or row["last"]:
         return "has turns outside their texts"
-    sizes = table.group_by("split").agg(pl.len(), length.sum().alias("bytes")).collect()
+    sizes = corpus.collect(table.group_by("split").agg(pl.len(), length.sum().alias("bytes")))
     splits = {split: (size, num_bytes) for split, size, num_bytes in sizes.iter_rows()}
     said = {
         split: (size.num_documents, size.num_bytes)

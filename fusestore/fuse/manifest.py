@@ -13,10 +13,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fusestore.fuse.choices import KIND_NAMES
+from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.recipe import KEPT, Recipe
 from fusestore.store.licenses import LicensedInput
 from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord, Receipt
+from fusestore.store.stored_size import listing_problem
 
 KIND_CODES = {name: code for code, name in enumerate(KIND_NAMES)}
 
@@ -201,9 +203,6 @@ class FusedManifest(Manifest):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        from fusestore.fuse.layout import fused_arrays, shared_arrays
-        from fusestore.store.stored_size import listing_problem
-
         plan, recipe = self.plan, self.plan.recipe
         if self.plan_digest != plan.digest:
             raise ValueError("plan_digest is not that of the plan")

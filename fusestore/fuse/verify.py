@@ -12,7 +12,7 @@ from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.choices import KIND_NAMES
 from fusestore.fuse.manifest import FusedManifest
-from fusestore.fuse.row_checks import first_bad_row
+from fusestore.fuse.row_rules import first_bad_row
 from fusestore.fuse.window_table import read_window_starts
 from fusestore.storage.location import Location
 from fusestore.store.array_reader import ArrayReader
@@ -88,7 +88,7 @@ def _problem(
         len(KIND_NAMES),
     )
     if bad is not None:
-        return bad
+        return bad.row, bad.problem
     known, source, document = rows["known"], rows["source"], rows["document"]
     sources = len(manifest.plan.inputs)
     before = np.concatenate([[last_document], document[:-1]])

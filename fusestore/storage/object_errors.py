@@ -8,8 +8,13 @@ from urllib.parse import urlsplit
 from fusestore.errors import InvalidInputError, StorageError
 from fusestore.storage.options import HTTP_SCHEMES
 
+
 class RefusedAnswerError(StorageError):
     """The server answers in a way that another attempt does not change."""
+
+
+class WrongRangeError(StorageError):
+    """The server answers with other bytes than it was asked for; another of its nodes may not."""
 
 
 _DENIED = ("PermissionDeniedError", "UnauthenticatedError")
@@ -37,13 +42,13 @@ def plain_error(error: Exception, url: str) -> tuple[Exception, int | None]:
         )
         return plain, None
     if re.search(r"Requested \d+\.\.\d+, got \d+\.\.\d+|value for CONTENT_RANGE", text):
-        plain = RefusedAnswerError(
+        plain = WrongRangeError(
             f"The server of {shown(url)} answers with other bytes than it was asked for. Use "
             "another server, or copy the store here."
         )
         return plain, None
     if "Range request not supported" in text:
-        plain = RefusedAnswerError(
+        plain = WrongRangeError(
             f"The server of {shown(url)} does not understand ranges: it sends the whole file. "
             "Use another server, or copy the dataset here."
         )

@@ -9,7 +9,7 @@ from typing import IO, Any, NamedTuple
 
 from fusestore.errors import InvalidInputError, StorageError
 from fusestore.storage.object_client import ask, in_a_thread, s3_options, split
-from fusestore.storage.object_errors import RefusedAnswerError, shown
+from fusestore.storage.object_errors import RefusedAnswerError, WrongRangeError, shown
 from fusestore.storage.options import HTTP_SCHEMES, S3_SCHEMES, Pairs
 
 BYTES_PER_REQUEST = 32 * 2**20
@@ -253,7 +253,7 @@ def _get(
         raise
     first, last = answer.range
     if first != start or last > stop:
-        raise RefusedAnswerError(
+        raise WrongRangeError(
             f"The server of {shown(url)} was asked for bytes {start:,} to {stop:,} and sends "
             f"{first:,} to {last:,}. Use another server, or copy the store here."
         )

@@ -13,7 +13,34 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from fusestore.errors import AccessDeniedError, FusestoreError, StorageError
 from fusestore.storage.publish import TEMPORARY_PREFIX, sync_folder
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path, what: str) -> Iterator[None]:
+    """Turn errors of writing local files, such as a full disk, into ours.
+
+    Args:
+        folder: where the body writes.
+        what: is written, for the message, which says that the same command continues.
+
+    Raises:
+        AccessDeniedError, StorageError: the disk is full, read-only or broken.
+    """
+    try:
+        yield
+    except FusestoreError:
+        raise
+    except Exception as error:
+        # The writer of safetensors has an error of its own for those of the disk.
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        kind = AccessDeniedError if isinstance(error, PermissionError) else StorageError
+        raise kind(
+            f"{what} could not be written to {folder}: {error}. Free space or make the folder "
+            "writable, and run the same command again: it continues from what was kept."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -120,5 +120,22 @@ def _check(
     return size.num_rows
 
 
+def collected(table: pl.LazyFrame, name: str, remedy: str) -> pl.DataFrame:
+    """What a query of a checked file gives; its pages may be damaged all the same.
+
+    Args:
+        table: the query.
+        name: of the file, for messages.
+        remedy: a sentence on what to do if it is damaged.
+
+    Raises:
+        CorruptionError: a page cannot be read.
+    """
+    try:
+        return table.collect()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise CorruptionError(f"{name} cannot be read: {_first_line(error)}. {remedy}") from error
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0].rstrip(".")

@@ -27,6 +27,7 @@ from fusestore.errors import (
 from fusestore.storage.location import Location
 from fusestore.storage.publish import TEMPORARY_PREFIX
 from fusestore.storage.replace import (
+    disk_errors,
     remove_replaced,
     replaced_file,
     replaced_folder,
@@ -76,8 +77,11 @@ def save_checkpoint(
         state: counters and curves.
         weights: see `trained_weights`; gathered.
         optimizer_state: see `Engine.optimizer_state`.
+
+    Raises:
+        AccessDeniedError, StorageError: the disk is full or read-only; the previous one is kept.
     """
-    with replaced_folder(work_dir / _FOLDER) as folder:
+    with disk_errors(work_dir, "The checkpoint"), replaced_folder(work_dir / _FOLDER) as folder:
         _save_tensors(folder / _WEIGHTS, weights)
         _save_tensors(folder / _OPTIMIZER, optimizer_state)
         _save_tensors(folder / _RANDOM, _random_states())
@@ -157,10 +161,15 @@ def _readable(work_dir: Path) -> Iterator[Path]:
 
 
 def save_best(work_dir: Path, step: int, weights: Mapping[str, Tensor]) -> None:
-    """Keep the best weights so far, beside those of earlier steps; see `drop_best_except`."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with replaced_file(_best_file(work_dir, step)) as temporary:
-        _save_tensors(temporary, weights)
+    """Keep the best weights so far, beside those of earlier steps; see `drop_best_except`.
+
+    Raises:
+        AccessDeniedError, StorageError: the disk is full or read-only.
+    """
+    with disk_errors(work_dir, "The best weights"):
+        work_dir.mkdir(parents=True, exist_ok=True)
+        with replaced_file(_best_file(work_dir, step)) as temporary:
+            _save_tensors(temporary, weights)
 
 
 def load_best(work_dir: Path, step: int) -> dict[str, Tensor]:
@@ -182,19 +191,21 @@ def drop_best_except(work_dir: Path, steps: AbstractSet[int]) -> None:
     at the checkpoint: so `steps` contains that step.
     """
     kept = {_best_file(work_dir, step) for step in steps}
-    for file in work_dir.glob(f"{_BEST}-*.safetensors"):
-        if file not in kept:
-            remove_replaced(file)
+    with disk_errors(work_dir, "The list of best weights"):
+        for file in work_dir.glob(f"{_BEST}-*.safetensors"):
+            if file not in kept:
+                remove_replaced(file)
 
 
 def delete_checkpoint(work_dir: Path) -> None:
     """Delete the checkpoint and the best weights, and the folder itself if it is then empty."""
-    remove_replaced(work_dir / _FOLDER)
-    drop_best_except(work_dir, set())
-    for leftover in work_dir.glob(f"{TEMPORARY_PREFIX}*"):
-        remove_replaced(leftover)
-    if work_dir.is_dir() and not any(work_dir.iterdir()):
-        work_dir.rmdir()
+    with disk_errors(work_dir, "The end of the run"):
+        remove_replaced(work_dir / _FOLDER)
+        drop_best_except(work_dir, set())
+        for leftover in work_dir.glob(f"{TEMPORARY_PREFIX}*"):
+            remove_replaced(leftover)
+        if work_dir.is_dir() and not any(work_dir.iterdir()):
+            work_dir.rmdir()
 
 
 def _best_file(work_dir: Path, step: int) -> Path:

@@ -12,8 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fusestore.errors import CorruptionError, DivergedError, IncompatibleError, NonFiniteError
-from fusestore.fuse.row_checks import first_bad_row
+from fusestore.errors import (
+    CorruptionError,
+    DivergedError,
+    FusestoreError,
+    IncompatibleError,
+    NonFiniteError,
+)
+from fusestore.fuse.row_rules import first_bad_row
 from fusestore.models.loading import output_width
 from fusestore.train.step_batches import Trainable
 
@@ -63,8 +69,8 @@ def check_tokenizer(digest: str, dataset: Trainable, name: str) -> None:
         )
 
 
-def check_rows(batch: Mapping[str, Tensor], dataset: Trainable) -> CorruptionError | None:
-    """The error to raise if a batch holds what is no distribution; see `fuse.row_checks`.
+def check_rows(batch: Mapping[str, Tensor], dataset: Trainable) -> FusestoreError | None:
+    """The error to raise if a batch holds what is no distribution; see `fuse.row_rules`.
 
     Args:
         batch: of `fusestore.data.collate`.
@@ -90,7 +96,8 @@ def check_rows(batch: Mapping[str, Tensor], dataset: Trainable) -> CorruptionErr
         return None
     index, place = divmod(bad.row, batch["input_ids"].shape[1])
     window = int(batch["window"][index])
-    return CorruptionError(
+    kind = IncompatibleError if bad.is_foreign_id else CorruptionError
+    return kind(
         f"{dataset.place_of(window, place)} is no row to train on: {bad.problem}. It lies in "
         f"{dataset.describe([window])}. Run `fusestore verify` on its store, and fuse it again."
     )

@@ -105,6 +105,9 @@ def check_artifact(store: Store, artifact: Artifact, *, quick: bool = False) -> 
         return list(artifact.kind.check(store, artifact, quick=quick))
     except DAMAGE as error:
         return [Finding(MANIFEST_FILE, str(error))]
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        # What is in a store may be anything, and one artifact must not hide the others.
+        return [Finding(MANIFEST_FILE, f"stands for what cannot be read: {error!r}"[:500])]
 
 
 def _chosen(store: Store, lineage: Lineage, path: str | None) -> list[Artifact]:

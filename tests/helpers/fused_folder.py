@@ -16,7 +16,9 @@ def random_arrays(num_tokens, k=4, vocab_size=100, seed=0, document_length=23):
     input_ids = rng.integers(0, vocab_size, num_tokens).astype(np.int32)
     next_ids = np.append(input_ids[1:], -100).astype(np.int32)[:num_tokens]
     next_ids[:-1][document[1:] != document[:-1]] = -100
-    probs = rng.dirichlet(np.ones(k + 1), num_tokens)
+    probs = np.sort(rng.dirichlet(np.ones(k + 1), num_tokens))[:, ::-1]
+    tail = probs[:, k].copy()
+    tail[::5] += probs[::5, k - 1]
     ids = np.argsort(rng.random((num_tokens, vocab_size)), 1)[:, :k].astype(np.int32)
     logprobs = np.log(probs[:, :k]).astype(np.float32)
     ids[::5, -1] = 0
@@ -26,7 +28,7 @@ def random_arrays(num_tokens, k=4, vocab_size=100, seed=0, document_length=23):
         "next_ids": next_ids,
         "ids": ids,
         "logprobs": logprobs,
-        "tail": np.log(probs[:, k]).astype(np.float32),
+        "tail": np.log(tail).astype(np.float32),
         "kind": rng.integers(0, 3, num_tokens).astype(np.uint8),
         "source": rng.integers(-1, 2, num_tokens).astype(np.int16),
         "document": document,

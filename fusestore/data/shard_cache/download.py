@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.data.shard_cache.layout import ShardLayout
-from fusestore.errors import CorruptionError
+from fusestore.errors import CorruptionError, NotFoundError
 from fusestore.fuse.layout import shared_arrays
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.storage.location import Location
@@ -21,6 +21,7 @@ from fusestore.store.array_reader import decode_file
 from fusestore.store.arrays import ArraySpec
 from fusestore.store.copy import CheckedRead, end_reads
 from fusestore.store.receipts import FileRecord
+from fusestore.store.stored_size import SMALL_BYTES, is_possible
 
 CONNECTIONS = 8
 """Range requests of a process at a time."""
@@ -100,6 +101,35 @@ class Download:
                     self._decode(array, shard, file, content)
         finally:
             end_reads(reads)
+
+    def check_there(self, shard: int) -> None:
+        """Check, before memory and disk space are taken, that a large shard can be there.
+
+        Raises:
+            CorruptionError: its files are missing, or too small for what the manifest says.
+            AccessDeniedError, StorageError: the storage failed.
+        """
+        if self.layout.num_bytes <= SMALL_BYTES:
+            return
+        stored = 0
+        for array in self.layout.arrays:
+            file = self.source / array.file_name(shard)
+            record = self._record(array, shard)
+            try:
+                size = file.size()
+            except NotFoundError as error:
+                raise CorruptionError(f"{file} is missing. Share the dataset again.") from error
+            if size != record.num_bytes:
+                raise CorruptionError(
+                    f"{file} has {size:,} bytes; its manifest says {record.num_bytes:,}. Share the "
+                    "dataset again."
+                )
+            stored += size
+        if not is_possible(self.layout.num_bytes, stored):
+            raise CorruptionError(
+                f"Shard {shard} of {self.source} has {stored:,} bytes, too few for "
+                f"{self.layout.num_bytes:,} of values. Share the dataset again."
+            )
 
     def _record(self, array: ArraySpec, shard: int) -> FileRecord:
         name = array.file_name(shard)

@@ -136,6 +136,7 @@ class FetchServer:
         return True
 
     def _try(self, shard: int) -> bool:
+        self._download.check_there(shard)
         with self._folder.create(shard) as file:
             if file is None:
                 return False

@@ -15,6 +15,7 @@ from fusestore.models.saving import save_model
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.artifact_files import FINGERPRINT_FILE
+from fusestore.storage.replace import disk_errors
 from fusestore.store.fingerprints import write_fingerprint
 from fusestore.store.manifest import Manifest
 from fusestore.store.receipts import FileRecord
@@ -90,12 +91,13 @@ def publish_model(
         handle = add_lora(model, settings.lora) if settings.lora is not None else None
         load_weights(model, weights)
         dtype = getattr(torch, settings.save_dtype)
-        if handle is not None and settings.lora is not None and settings.lora.adapter_only:
-            save_adapter(handle, staging, dtype)
-        else:
-            model = model if handle is None else handle.merge_and_unload()
-            save_model(model.to(dtype), staging)
-        copy_base_files(base.folder, staging)
+        with disk_errors(staging, "The model"):
+            if handle is not None and settings.lora is not None and settings.lora.adapter_only:
+                save_adapter(handle, staging, dtype)
+            else:
+                model = model if handle is None else handle.merge_and_unload()
+                save_model(model.to(dtype), staging)
+            copy_base_files(base.folder, staging)
         remove_abandoned(output)
         return publish_folder(staging, output, plan)
     finally:

@@ -19,12 +19,12 @@ MASS_TOLERANCE = 2e-3
 
 PROBLEMS = (
     "",
-    "the token {input_id} is outside the vocabulary of {vocab_size}",
-    "the next token {next_id} is outside the vocabulary of {vocab_size}",
+    "input_ids holds token id {input_id}, but the target has ids 0 to {last}",
+    "next_ids holds token id {next_id}, but the target has ids 0 to {last}",
     "kind {kind} is none of the {num_kinds} there are",
     "an entry has the log-probability {value:g}, which is none",
     "the log-probabilities rise",
-    "the token id {value:.0f} of an entry is outside the vocabulary of {vocab_size}",
+    "ids holds token id {value:.0f}, but the target has ids 0 to {last}",
     "the token id {value:.0f} occurs twice among the entries",
     "the tail {value:g} is no log of a mass",
     "entries and tail add up to a mass of {value:.4g}",
@@ -32,15 +32,18 @@ PROBLEMS = (
 )
 """By the code that the kernel returns; 0 is no problem."""
 
+_FOREIGN_IDS = (1, 2, 6)
+
 _Ints = npt.NDArray[np.int32]
 _Floats = npt.NDArray[np.float32]
 
 
 class BadRow(NamedTuple):
-    """The first row that breaks a rule, and how."""
+    """The first row that breaks a rule, how, and whether by an id that the target does not have."""
 
     row: int
     problem: str
+    is_foreign_id: bool
 
 
 def first_bad_row(
@@ -85,10 +88,10 @@ def first_bad_row(
         next_id=next_ids[row],
         kind=kind[row],
         value=value,
-        vocab_size=vocab_size,
+        last=vocab_size - 1,
         num_kinds=num_kinds,
     )
-    return BadRow(int(row), problem)
+    return BadRow(int(row), problem, code in _FOREIGN_IDS)
 
 
 @numba.njit(cache=True, nogil=True)
