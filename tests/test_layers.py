@@ -28,7 +28,16 @@ The names are the files and folders directly below `fusestore/`; the empty one i
 `__init__`.
 """
 
-SHARED_NAMES = {"__init__", "artifact", "kernels", "layout", "manifest", "run", "settings", "verify"}
+SHARED_NAMES = {
+    "__init__",
+    "artifact",
+    "kernels",
+    "layout",
+    "manifest",
+    "run",
+    "settings",
+    "verify",
+}
 """File names that several rooms have, because each has one of these subjects."""
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fusestore.align.kinds import ALIGNMENT_KINDS
 from fusestore.align.manifest import AlignmentFingerprint, AlignmentManifest
 from fusestore.errors import CorruptionError, NotFoundError
 from fusestore.storage.location import Location
@@ -89,7 +90,14 @@ class AlignmentRows:
                 f"Documents [{start}, {stop}) of {self.location}, which has "
                 f"{self._num_documents:,}."
             )
-        return self.rows(int(self.document_offsets[start]), int(self.document_offsets[stop]))
+        first, last = int(self.document_offsets[start]), int(self.document_offsets[stop])
+        position, kind = self.rows(first, last)
+        if kind.size and (kind.max() >= len(ALIGNMENT_KINDS) or position.min() < -1):
+            raise CorruptionError(
+                f"{self.location} holds kinds up to {kind.max()} and source rows from "
+                f"{position.min()}, which are none. Run `fusestore verify` on its store."
+            )
+        return position, kind
 
     def rows(self, first: int, last: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
         """The rows `[first, last)`, as `for_documents`; errors too."""

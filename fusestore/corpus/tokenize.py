@@ -306,6 +306,7 @@ class ArrayDigests:
         self._ids, self._ends = hashlib.sha256(), hashlib.sha256()
 
     def add(self, token_ids: npt.NDArray[np.int32], end_offsets: npt.NDArray[np.int32]) -> None:
+        """Add the next tokens, int32 [n] each."""
         self._ids.update(np.ascontiguousarray(token_ids, "<i4").data)
         self._ends.update(np.ascontiguousarray(end_offsets, "<i4").data)
 

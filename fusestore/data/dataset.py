@@ -53,6 +53,9 @@ _ARRAYS = (*_READ, "source")
 
 _ROWS_PER_SCAN = 1 << 18
 
+_MANY_TOKENS = 2**24
+"""Of fewer tokens a missing file is noticed when it is read."""
+
 _MAX_TABLE_BYTES = 2**28
 """Of a table of windows: room for 33 million."""
 
@@ -106,6 +109,8 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         self.vocab_size = int(self.plan["vocab_size"])
         self.sampled = bool(self.plan["sampled"])
         self.whole_documents = self.plan["recipe"]["packing"] == "whole"
+        if make_shard is None and self.plan["num_tokens"] > _MANY_TOKENS:
+            self._check_files()
         self._make_shard = make_shard
         self._made_shards: set[int] = set()
         self._arrays = {
@@ -154,6 +159,25 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
                 f"The arrays of {self.folder} have {lengths['ids']} rows, and those of a chunk, of "
                 f"{arrays['ids'].shape[1:]} entries; its plan has {planned[0]} of {planned[1]}. "
                 "Fuse it again."
+            )
+
+    def _check_files(self) -> None:
+        """Raise CorruptionError unless there are as many shards as the plan's tokens need.
+
+        What is allocated for an epoch depends on the number of tokens alone.
+        """
+        rows = max(1, min(self.plan["num_tokens"], self.plan["recipe"]["rows_per_shard"]))
+        expected = -(-self.plan["num_tokens"] // rows)
+        try:
+            with os.scandir(self.folder / "input_ids" / "c") as entries:
+                found = sum(1 for _ in entries)
+            size = (self.folder / "input_ids" / "c" / "0").stat().st_size
+        except OSError:
+            found, size = 0, 0
+        if found < expected or size < 4 * rows:
+            raise CorruptionError(
+                f"{self.folder} has {found:,} shards; its plan has {expected:,} of {rows:,} "
+                "positions. Fuse it again, or copy it again from a sound store."
             )
 
     def _check_starts(self, table: MappedArray) -> None:
@@ -562,18 +586,19 @@ def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:
 def _check_plan(plan: Any, where: str) -> None:  # noqa: ANN401 - JSON from outside
     try:
         recipe = plan["recipe"]
-        sizes = [recipe[name] for name in ("window_length", "top_k", "rows_per_shard")]
-        sizes += [plan[name] for name in ("vocab_size", "num_tokens")]
-        if not all(type(size) is int and size >= 0 for size in sizes):
-            raise ValueError(f"sizes {sizes}")
-        if type(plan["sampled"]) is not bool or recipe["packing"] not in get_args(Packing):
-            raise ValueError(f"sampled {plan['sampled']!r}, packing {recipe['packing']!r}")
-        if not isinstance(recipe["target"], str):
-            raise ValueError(f"target {recipe['target']!r}")
-    except (ValueError, KeyError, TypeError) as error:
+        sizes = {name: recipe[name] for name in ("window_length", "top_k", "rows_per_shard")}
+        sizes |= {name: plan[name] for name in ("vocab_size", "num_tokens")}
+        wrong = {name: size for name, size in sizes.items() if type(size) is not int or size < 0}
+        packing, target, sampled = recipe["packing"], recipe["target"], plan["sampled"]
+    except (KeyError, TypeError) as error:
         raise CorruptionError(
             f"{where} is not the plan of a fused dataset: {error!r}. Fuse it again."
         ) from error
+    wrong |= {} if packing in get_args(Packing) else {"packing": packing}
+    wrong |= {} if isinstance(target, str) else {"target": target}
+    wrong |= {} if isinstance(sampled, bool) else {"sampled": sampled}
+    if wrong:
+        raise CorruptionError(f"The plan {where} has impossible values: {wrong!r}. Fuse it again.")
 
 
 def _read_manifest(folder: Location) -> bytes:

@@ -67,7 +67,7 @@ class FusedKind(ArtifactKind):
         return str(manifest["plan_digest"])
 
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
-        """All files and, unless `quick`, all rows of a complete dataset; else its existing shards."""
+        """All files and, unless `quick`, rows of a complete dataset; else its existing shards."""
         if artifact.complete:
             findings = list(super().check(store, artifact, quick=quick))
             if not findings and not quick:

@@ -101,10 +101,10 @@ class Fusion:
         documents = self.documents[first:stop]
         table = read_documents(self.tokens, documents)
         largest = int(table.token_ids.max(initial=-1))
-        if largest >= self.vocab_size:
+        if largest >= self.vocab_size or table.token_ids.min(initial=0) < 0:
             raise IncompatibleError(
-                f"The target's tokens go up to id {largest}, but its vocabulary has "
-                f"{self.vocab_size}."
+                f"The target's tokens have ids from {table.token_ids.min()} to {largest}, but its "
+                f"vocabulary has {self.vocab_size}."
             )
         return table if self.supervision is None else self.supervision.mark(table, documents)
 

@@ -204,6 +204,7 @@ def load_span(
         flat = slice(int(corpus_offsets[start]), int(corpus_offsets[end]))
         with _errors_name(source):
             run_ids, run_ends = cache.read_tokens(flat.start, flat.stop)
+            _check_tokens(source, run_ids)
             rows_of_runs.append(cache[flat])
         ids.append(run_ids)
         ends.append(run_ends)
@@ -244,6 +245,17 @@ def load_span(
         row[~used], kind[~used] = -1, 0
         table = supervision.mark(table, documents)
     return SourceSpan(table, whole, row, kind, target, source)
+
+
+def _check_tokens(source: SourceInput, token_ids: npt.NDArray[np.int32]) -> None:
+    """Check that tokens have a spelling: compiled loops look them up without another check."""
+    limit = source.cache.fingerprint.model.vocab_size
+    if source.spelling is not None:
+        limit = min(limit, len(source.spelling.lengths))
+    if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < limit:
+        raise CorruptionError(
+            f"its tokens have ids from {token_ids.min()} to {token_ids.max()}; there are {limit}."
+        )
 
 
 def _has_label(target: TokenTable) -> npt.NDArray[np.bool_]:

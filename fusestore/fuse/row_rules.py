@@ -61,7 +61,8 @@ def first_bad_row(
     """The first of n positions that is no row of a fused dataset; see `FusedRows`.
 
     Args:
-        input_ids, next_ids: int32 [n].
+        input_ids: int32 [n] tokens.
+        next_ids: int32 [n] what follows, as stored.
         ids: int32 [n, k].
         logprobs: float32 [n, k], −inf for unused entries.
         tail: float32 [n].

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
-from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.choices import KIND_NAMES
+from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.row_rules import first_bad_row
 from fusestore.fuse.window_table import read_window_starts

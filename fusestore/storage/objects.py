@@ -18,6 +18,9 @@ BYTES_PER_REQUEST = 32 * 2**20
 PART_BYTES = 16 * 2**20
 """Size of a part of a multipart upload. S3 takes 10,000 parts of at least 5 MiB: up to 160 GB."""
 
+_PAGE = 1_000
+"""Names of a listing that are taken at a time."""
+
 SLOW_AFTER_S = 3.0
 LEAST_BYTES_PER_S = 1024
 """An answer that after this time has come more slowly than this is given up: a server that sends a
@@ -175,12 +178,19 @@ def listed(url: str, options: Pairs) -> dict[str, ListedFile]:
         import obstore
 
         below = f"{key}/" if key else ""
-        return {
-            entry["path"].removeprefix(below): _listed_file(entry)
-            for entry in obstore.list(client, key or None).collect()
-            # S3 may hold an empty object of the folder's own name.
-            if entry["path"] != key
-        }
+        files: dict[str, ListedFile] = {}
+        for page in obstore.list(client, key or None, chunk_size=_PAGE):
+            before = len(files)
+            for entry in page:
+                # S3 may hold an empty object of the folder's own name.
+                if entry["path"] != key:
+                    files[entry["path"].removeprefix(below)] = _listed_file(entry)
+            if len(page) > 1 and len(files) == before:
+                raise RefusedAnswerError(
+                    f"The listing of {shown(url)} has the same names again and again. Do not "
+                    "trust this store."
+                )
+        return files
 
     def head(client: Any, key: str) -> ListedFile:  # noqa: ANN401
         import obstore

@@ -77,18 +77,22 @@ class Lineage:
         visited: dict[str, Artifact] = {}
         seen: set[str] = set()
 
-        def visit(artifact: Artifact) -> None:
+        # A list in place of calls: manifests of strangers may make chains of any length.
+        waiting = [(artifact, False) for artifact in reversed(list(artifacts))]
+        while waiting:
+            artifact, inputs_done = waiting.pop()
+            if inputs_done:
+                visited[artifact.path] = artifact
             # Manifests of strangers may name each other.
-            if artifact.path in seen:
-                return
-            seen.add(artifact.path)
-            for found in self.inputs(artifact):
-                if wanted(artifact, found) and found.artifact is not None:
-                    visit(found.artifact)
-            visited[artifact.path] = artifact
-
-        for artifact in artifacts:
-            visit(artifact)
+            elif artifact.path not in seen:
+                seen.add(artifact.path)
+                waiting.append((artifact, True))
+                inputs = [
+                    found.artifact
+                    for found in self.inputs(artifact)
+                    if wanted(artifact, found) and found.artifact is not None
+                ]
+                waiting += [(each, False) for each in reversed(inputs)]
         return list(visited.values())
 
     def broken_without(self, removed: Collection[str]) -> list[Artifact]:

@@ -15,6 +15,9 @@ from fusestore.storage.location import Location
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+MAX_SETTINGS_BYTES = 2**22
+
+
 def read_settings_file(location: Location) -> dict[str, Any]:
     """The content of a .json file, or of any other file as TOML.
 
@@ -22,11 +25,15 @@ def read_settings_file(location: Location) -> dict[str, Any]:
         NotFoundError: no such file.
         InvalidInputError: it is not valid JSON or TOML, or holds no table.
     """
-    data = location.read_bytes()
+    data = location.read_prefix(MAX_SETTINGS_BYTES + 1)
+    if len(data) > MAX_SETTINGS_BYTES:
+        raise InvalidInputError(
+            f"{location} is larger than a file of settings may be ({MAX_SETTINGS_BYTES:,} bytes)."
+        )
     try:
         text = data.decode()
         content = json.loads(text) if location.name.endswith(".json") else tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{location} is not valid TOML or JSON: {error}") from error
     if not isinstance(content, dict):
         raise InvalidInputError(f"{location} holds no table of settings but a {type(content)}.")

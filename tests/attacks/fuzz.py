@@ -226,7 +226,7 @@ def _table(folder: Path, file: Path, choice: random.Random) -> str:
     kind = choice.choice(sorted(changes))
     try:
         changed = changes[kind]()
-    except Exception:  # noqa: BLE001 - the change does not suit the column
+    except Exception:
         return _damage(file, choice)
     changed.write_parquet(file)
     _reseal(folder)
@@ -294,8 +294,7 @@ def _cache(root: Path, folder: Path, work: Path) -> list[Any]:
 def _corpus(root: Path, folder: Path, work: Path) -> list[Any]:
     corpus = open_corpus(root, folder.name)
     read: list[Any] = [corpus.table()["text"].to_list(), list(corpus.text_batches())]
-    for split in corpus.manifest.splits:
-        read.append(corpus.split_documents(split))
+    read += [corpus.split_documents(split) for split in corpus.manifest.splits]
     for file in sorted(folder.glob("tokens/*/manifest.json")):
         location = Location.parse(file.parent)
         table = StoredTokens(location, TokensManifest.load(location / "manifest.json")).table()
@@ -332,7 +331,10 @@ def _fused(root: Path, folder: Path, work: Path) -> list[Any]:
     read = []
     dataset = open_fused(root, folder.name, cache_dir=work / "cache")
     stream = StreamingFusedDataset(folder, cache_dir=work / "cache", shuffle_span=None)
-    for source, samples in ((dataset, map(dataset.__getitem__, range(len(dataset)))), (stream, stream)):
+    for source, samples in (
+        (dataset, map(dataset.__getitem__, range(len(dataset)))),
+        (stream, stream),
+    ):
         batch = collate(list(samples))
         problem = check_rows(batch, source)
         if problem is not None:
@@ -441,7 +443,7 @@ def _look(
                 found[name] = use()
         except FusestoreError:
             outcome = "refused"
-        except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception
+        except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             outcome, detail = "foreign exception", traceback.format_exc(limit=-4)
@@ -487,14 +489,14 @@ def main() -> None:
     if options.worker:
         with tempfile.TemporaryDirectory() as folder:
             tally = run(Path(folder), numbers, options.seed)
-        print(json.dumps([tally.outcomes, tally.failures]))
+        print(json.dumps([tally.outcomes, tally.failures]))  # noqa: T201
         return
     outcomes, failures = in_processes(numbers, options.seed, options.jobs)
     for name, count in sorted(outcomes.items()):
-        print(f"{count:8,}  {name}")
+        print(f"{count:8,}  {name}")  # noqa: T201
     for failure in failures:
-        print(failure["what"], failure["use"], failure["is"], failure["detail"], sep="\n    ")
-    print(f"{len(numbers):,} mutations, {len(failures)} failures")
+        print(failure["what"], failure["use"], failure["is"], failure["detail"], sep="\n    ")  # noqa: T201
+    print(f"{len(numbers):,} mutations, {len(failures)} failures")  # noqa: T201
     sys.exit(bool(failures))
 
 
@@ -523,7 +525,9 @@ def in_processes(
             out, err = process.communicate()
         if process.returncode != 0:
             what = f"{seed}/{part.start} to {part.stop}"
-            failures.append({"what": what, "use": "", "is": "process ended", "detail": err[-2_000:]})
+            failures.append(
+                {"what": what, "use": "", "is": "process ended", "detail": err[-2_000:]}
+            )
             continue
         counted, failed = json.loads(out.strip().splitlines()[-1])
         outcomes.update(counted)

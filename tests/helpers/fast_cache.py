@@ -1,4 +1,4 @@
-"""A cache in the profile `fast`, which the kept store lacks: rows of another cache, uncompressed."""
+"""A cache in the profile `fast`, which the kept store lacks: rows of another cache."""
 
 import fusestore as fs
 from fusestore.cache.writer import CacheWriter

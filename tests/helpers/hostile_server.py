@@ -14,7 +14,7 @@ class _Hostile(RangeHandler):
         with contextlib.suppress(OSError):
             self.attack()
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - the name of the server
 
     def head(self, status, *headers):
         self.send_response(status)
@@ -48,9 +48,7 @@ class SendsMoreThanItSays(_Hostile):
     """The range that was asked for, eight gigabytes long."""
 
     def attack(self):
-        self.head(
-            206, ("Content-Length", str(8 * 2**30)), ("Content-Range", "bytes 0-999/1000")
-        )
+        self.head(206, ("Content-Length", str(8 * 2**30)), ("Content-Range", "bytes 0-999/1000"))
         for _ in range(8 * 2**10):
             self.wfile.write(PIECE)
 

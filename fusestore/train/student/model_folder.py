@@ -14,8 +14,8 @@ from fusestore.models.model import Model
 from fusestore.models.saving import save_model
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
-from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.storage.replace import disk_errors
+from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.fingerprints import write_fingerprint
 from fusestore.store.manifest import Manifest
 from fusestore.store.receipts import FileRecord
