@@ -267,16 +267,7 @@ def _get(
             f"The server of {shown(url)} was asked for bytes {start:,} to {stop:,} and sends "
             f"{first:,} to {last:,}. Use another server, or copy the store here."
         )
-    pieces, num_read = [], 0
-    for piece in _pieces(answer, url):
-        pieces.append(piece)
-        num_read += len(piece)
-        if num_read > last - first:
-            raise RefusedAnswerError(
-                f"The server of {shown(url)} sends more bytes than the {last - first:,} it was "
-                "asked for. Use another server, or copy the store here."
-            )
-    data = b"".join(pieces)
+    data = b"".join(_pieces(answer, url))
     _check_length(url, first, last - first, len(data))
     return data, int(answer.meta["size"]), answer.meta["e_tag"]
 
@@ -285,21 +276,26 @@ def _pieces(answer: Any, url: str) -> Iterator[Any]:  # noqa: ANN401 - obstore's
     """The bytes of an answer as they come.
 
     Raises:
-        RefusedAnswerError: they come too slowly.
+        RefusedAnswerError: they come too slowly, or are more than the answer says.
     """
     begin, num_read = time.monotonic(), 0
+    first, last = answer.range
     # One byte at least: a larger piece of a slow server might never be full.
     for piece in answer.stream(min_chunk_size=1):
         num_read += len(piece)
+        if num_read > last - first:
+            raise RefusedAnswerError(
+                f"The server of {shown(url)} sends more than the {last - first:,} bytes that it "
+                "says it sends. Use another server, or copy the store here."
+            )
         yield piece
         seconds = time.monotonic() - begin
-        if seconds > SLOW_AFTER_S and num_read < LEAST_BYTES_PER_S * seconds:
-            first, last = answer.range
-            if num_read < last - first:
-                raise RefusedAnswerError(
-                    f"The server of {shown(url)} sent {num_read:,} of {last - first:,} bytes in "
-                    f"{seconds:.0f} seconds: too slow to be read. Use another server or network."
-                )
+        is_slow = seconds > SLOW_AFTER_S and num_read < LEAST_BYTES_PER_S * seconds
+        if is_slow and num_read < last - first:
+            raise RefusedAnswerError(
+                f"The server of {shown(url)} sent {num_read:,} of {last - first:,} bytes in "
+                f"{seconds:.0f} seconds: too slow to be read. Use another server or network."
+            )
 
 
 def _check_length(url: str, start: int, expected: int, actual: int) -> None:

@@ -78,7 +78,7 @@ def _check(value: object, name: str) -> None:
     raise InvalidInputError(f"{name} is nested deeper than {MAX_DEPTH} levels; it was not read.")
 
 
-def _is_usual(number: float) -> bool:
+def _is_usual(number: int | float) -> bool:
     if isinstance(number, float):
         return math.isfinite(number)
     return -_LARGEST <= number < _LARGEST

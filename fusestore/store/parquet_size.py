@@ -8,13 +8,17 @@ it needs. See https://parquet.apache.org/docs/file-format/.
 from __future__ import annotations
 
 import io
-from typing import BinaryIO, NamedTuple
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 from fusestore.errors import CorruptionError
 
 _MAGIC = b"PAR1"
 _MAX_FOOTER = 32 * 2**20
-_MAX_HEADER = 64 * 2**10
+_USUAL_HEADER = 512
+_MAX_HEADER = 2**20
+_MANY_PAGES = 10_000
+_BYTES_PER_PAGE = 4_096
 _MAX_DEPTH = 16
 _MAX_VALUES = 2_000_000
 
@@ -58,8 +62,9 @@ def _size(file: BinaryIO) -> ParquetSize:
     if len(tail) < 8 or tail[4:] != _MAGIC or footer > min(end - 8, _MAX_FOOTER):
         raise ValueError("its footer is missing or too large")
     file.seek(end - 8 - footer)
-    metadata = _Thrift(file.read(footer)).struct()
-    num_bytes, num_rows = 0, 0
+    metadata: Any = _Thrift(file.read(footer)).struct()
+    num_bytes, num_rows, num_pages = 0, 0, 0
+    most_pages = _MANY_PAGES + end // _BYTES_PER_PAGE
     for group in metadata[4]:
         num_rows += _natural(group[3])
         for column in group[1]:
@@ -68,24 +73,32 @@ def _size(file: BinaryIO) -> ParquetSize:
             start, length = min(map(_natural, starts)), _natural(chunk[7])
             if start + length > end:
                 raise ValueError("a column lies outside it")
-            num_bytes += _pages(file, start, start + length)
+            for size in _pages(file, start, start + length):
+                num_bytes += size
+                num_pages += 1
+                if num_pages > most_pages:
+                    raise ValueError("it has too many pages for its size")
     if num_rows != _natural(metadata[3]):
         raise ValueError("its groups have other rows than it says")
     return ParquetSize(num_rows, num_bytes)
 
 
-def _pages(file: BinaryIO, start: int, stop: int) -> int:
-    """Bytes of the pages of a column, uncompressed."""
-    total = 0
+def _pages(file: BinaryIO, start: int, stop: int) -> Iterator[int]:
+    """Bytes of each page of a column, uncompressed."""
     while start < stop:
         file.seek(start)
-        thrift = _Thrift(file.read(min(_MAX_HEADER, stop - start)))
-        header = thrift.struct()
-        total += _natural(header[2])
+        try:
+            thrift = _Thrift(file.read(min(_USUAL_HEADER, stop - start)))
+            header = thrift.struct()
+        except (ValueError, IndexError):
+            # The statistics in it hold the least and the largest text of the page.
+            file.seek(start)
+            thrift = _Thrift(file.read(min(_MAX_HEADER, stop - start)))
+            header = thrift.struct()
+        yield _natural(header[2])
         start += thrift.position + _natural(header[3])
     if start != stop:
         raise ValueError("a page lies outside its column")
-    return total
 
 
 def _natural(value: object) -> int:

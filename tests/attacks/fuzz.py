@@ -106,6 +106,9 @@ def _reseal(folder: Path) -> None:
 
 
 def _damage(file: Path, choice: random.Random) -> str:
+    if choice.random() < 0.05:
+        file.unlink()
+        return "removed"
     data = bytearray(file.read_bytes())
     place = choice.randrange(len(data) + 1)
     length = choice.choice((1, 4, 50, 1_000))

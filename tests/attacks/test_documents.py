@@ -13,9 +13,9 @@ from fusestore.store.inventory import list_artifacts
 from fusestore.store.layout import Store
 from fusestore.workflows.sharing.artifacts import read_artifact
 from fusestore.workflows.verification import verify_store
-from tests.helpers.kept_copy import first_store, store  # noqa: F401 - fixtures
 from tests.helpers.limits import refused, within_limits
 from tests.helpers.resealed import KINDS, change, read_json, reseal, sealed, write_json
+from tests.helpers.some_cases import first, some
 
 BAD_DOCUMENTS = {
     "empty": b"",
@@ -51,15 +51,8 @@ ARTIFACTS = (
 )
 
 
-def some(values, *quick):
-    """Parameters of a test, of which a usual run takes the quick ones."""
-    return [
-        pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values
-    ]
-
-
 @pytest.mark.parametrize("name", some(BAD_DOCUMENTS, "no keys", "deep"))
-def test_one_bad_manifest_leaves_the_others_listed(store, name):  # noqa: F811
+def test_one_bad_manifest_leaves_the_others_listed(store, name):
     opened = Store.open(store)
     whole = {artifact.path for artifact in list_artifacts(opened)}
     bad = [store / folder / "manifest.json" for folder in ARTIFACTS]
@@ -111,7 +104,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("name", some(LARGE, "lists"))
-def test_a_document_takes_no_gigabytes(store, name):  # noqa: F811
+def test_a_document_takes_no_gigabytes(store, name):
     file = store / "caches/exact/manifest.json"
     file.write_bytes(LARGE[name]())
     opened = Store.open(store)
@@ -140,7 +133,7 @@ def test_a_document_takes_no_gigabytes(store, name):  # noqa: F811
         "fused/mince/ids/zarr.json",
     ),
 )
-def test_a_file_of_three_gigabytes_is_not_read_whole(store, path, tmp_path):  # noqa: F811
+def test_a_file_of_three_gigabytes_is_not_read_whole(store, path, tmp_path):
     with (store / path).open("r+b") as file:
         file.truncate(3 * 2**30)
     opened = Store.open(store)
@@ -160,30 +153,33 @@ COUNTS = (10**12, 2**62, 2**63 - 1, 2**63, 10**400, -1, 2.5, None)
 @pytest.mark.parametrize("count", some(COUNTS, 10**12), ids=lambda count: str(count)[:12])
 @pytest.mark.parametrize(
     ("folder", "keys"),
-    [
-        ("caches/exact", ["fingerprint__num_tokens"]),
-        ("caches/exact", ["fingerprint__num_documents"]),
-        ("caches/exact", ["fingerprint__top_k", "fingerprint__model__vocab_size"]),
-        ("caches/exact", ["fingerprint__rows_per_shard", "fingerprint__rows_per_chunk"]),
-        ("caches/instructions", ["fingerprint__kept__num_rows", "fingerprint__num_tokens"]),
-        ("caches/exact", ["num_bytes"]),
-        ("fused/mince", ["num_tokens", "plan__num_tokens"]),
-        ("fused/mince", ["plan__recipe__top_k"]),
-        ("fused/mince", ["plan__recipe__rows_per_shard"]),
-        ("fused/mixed", ["num_tokens", "plan__num_tokens"]),
-        ("fused/mixed", ["plan__recipe__top_k"]),
-        ("fused/answers", ["num_windows"]),
-        ("fused/answers", ["plan__recipe__window_length"]),
-        ("alignments/wide--small", ["fingerprint__num_target_tokens"]),
-        ("alignments/wide--small", ["fingerprint__num_documents"]),
-        ("vocabulary_maps/90d78994042a034f-3db84913482aecae-prefix", ["num_source_ids"]),
-        ("vocabularies/2fc7ebcd56fd74cb", ["num_tokens"]),
-        ("corpora/addresses", ["num_documents"]),
-        ("corpora/addresses", ["num_bytes"]),
-    ],
+    first(
+        4,
+        [
+            ("caches/exact", ["fingerprint__num_tokens"]),
+            ("fused/mince", ["num_tokens", "plan__num_tokens"]),
+            ("fused/mixed", ["num_tokens", "plan__num_tokens"]),
+            ("alignments/wide--small", ["fingerprint__num_documents"]),
+            ("caches/exact", ["fingerprint__num_documents"]),
+            ("caches/exact", ["fingerprint__top_k", "fingerprint__model__vocab_size"]),
+            ("caches/exact", ["fingerprint__rows_per_shard", "fingerprint__rows_per_chunk"]),
+            ("caches/instructions", ["fingerprint__kept__num_rows", "fingerprint__num_tokens"]),
+            ("caches/exact", ["num_bytes"]),
+            ("fused/mince", ["plan__recipe__top_k"]),
+            ("fused/mince", ["plan__recipe__rows_per_shard"]),
+            ("fused/mixed", ["plan__recipe__top_k"]),
+            ("fused/answers", ["num_windows"]),
+            ("fused/answers", ["plan__recipe__window_length"]),
+            ("alignments/wide--small", ["fingerprint__num_target_tokens"]),
+            ("vocabulary_maps/90d78994042a034f-3db84913482aecae-prefix", ["num_source_ids"]),
+            ("vocabularies/2fc7ebcd56fd74cb", ["num_tokens"]),
+            ("corpora/addresses", ["num_documents"]),
+            ("corpora/addresses", ["num_bytes"]),
+        ],
+    ),
     ids=lambda value: value.split("/")[0] if isinstance(value, str) else value[0],
 )
-def test_numbers_of_what_is_not_there(first_store, tmp_path, folder, keys, count):  # noqa: F811
+def test_numbers_of_what_is_not_there(first_store, tmp_path, folder, keys, count):
     """Whatever a manifest says, nothing loops over it and no memory is taken for it."""
     root = tmp_path / "store"
     for name in {folder, "vocabularies/2fc7ebcd56fd74cb"}:
@@ -243,8 +239,8 @@ def path_in(folder):
     return f"{KINDS[kind]}/{name}"
 
 
-@pytest.mark.parametrize("num_bytes", [52 * 10**12, 2**63 - 1])
-def test_a_copy_ends_where_the_file_ends(store, tmp_path, num_bytes):  # noqa: F811
+@pytest.mark.parametrize("num_bytes", some([52 * 10**12, 2**63 - 1], 2**63 - 1))
+def test_a_copy_ends_where_the_file_ends(store, tmp_path, num_bytes):
     """Each empty piece beyond the end was read as if it were one."""
     for folder in ("caches/exact", "fused/mince", "models/fused"):
         for file in (store / folder).rglob("*.json"):

@@ -14,6 +14,9 @@ class _Hostile(RangeHandler):
         with contextlib.suppress(OSError):
             self.attack()
 
+    def attack(self):
+        raise NotImplementedError
+
     do_HEAD = do_GET  # noqa: N815 - the name of the server
 
     def head(self, status, *headers):
