@@ -247,7 +247,9 @@ def row_problems(
         return
     mass = kept + np.where(known, np.exp(rows.tail.astype(np.float64)), 0.0)
     most = math.exp(slack) * (1 + MASS_TOLERANCE)
-    if np.any(mass > most) or np.any(mass[known] < 1 / most):
+    # Of samples the counts are looked at below.
+    least = 0.0 if fingerprint.selection == "sampled" else 1 / most
+    if np.any(mass > most) or np.any(mass[known] < least):
         off = mass[np.argmax(np.abs(np.where(known, mass, np.minimum(mass, 1.0)) - 1))]
         yield "tail", f"kept mass and tail add up to {off:.4f}"
     nonempty = present.any(axis=1)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+from pydantic import Field
 
-from pydantic import Field, model_validator
-
-from fusestore.corpus.token_arrays import token_arrays
 from fusestore.store.licenses import License
 from fusestore.store.manifest import Count, Frozen, Manifest
 from fusestore.store.receipts import FileRecord
-from fusestore.store.stored_size import listing_problem
 from fusestore.tokenizers.chat_encoder import TemplateIdentity
 from fusestore.tokenizers.conversation import TrainOn
 
@@ -139,10 +135,3 @@ class TokensManifest(Manifest):
     num_tokens: Count
     arrays_digest: str
     files: dict[str, FileRecord]
-
-    @model_validator(mode="after")
-    def _files_hold_the_arrays(self) -> Self:
-        problem = listing_problem(token_arrays(self.num_tokens, self.num_documents), self.files)
-        if problem is not None:
-            raise ValueError(problem)
-        return self

@@ -20,18 +20,20 @@ import numpy.typing as npt
 from fusestore.corpus.corpus import Corpus, open_corpus
 from fusestore.corpus.document_encoder import DocumentEncoder
 from fusestore.corpus.manifest import TokensManifest
-from fusestore.corpus.token_arrays import TOKENS_PER_SHARD, token_arrays
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.array_reader import ArrayReader
-from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
+from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
 from fusestore.store.layout import Store
 from fusestore.store.receipts import FileRecord
+from fusestore.store.stored_size import listing_problem
 from fusestore.tokenizers.token_table import TokenTable, concatenated, offsets_problem
 from fusestore.tokenizers.tokenizer import Tokenizer
 
 _TOKENS = "tokens"
+_TOKENS_PER_CHUNK = 8_192
+_TOKENS_PER_SHARD = 1_048_576
 
 
 class StoredTokens:
@@ -43,10 +45,11 @@ class StoredTokens:
     def __init__(self, location: Location, manifest: TokensManifest) -> None:
         self.location = location
         self.manifest = manifest
-        self._readers = [
-            ArrayReader(location, spec)
-            for spec in token_arrays(manifest.num_tokens, manifest.num_documents)
-        ]
+        specs = token_arrays(manifest.num_tokens, manifest.num_documents)
+        problem = listing_problem(specs, manifest.files)
+        if problem is not None:
+            raise CorruptionError(f"The manifest of {location} is wrong: {problem}.")
+        self._readers = [ArrayReader(location, spec) for spec in specs]
 
     @property
     def digest(self) -> str:
@@ -240,6 +243,35 @@ def _open(location: Location) -> StoredTokens | None:
         return None
 
 
+def token_arrays(num_tokens: int, num_documents: int) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
+    """`token_ids`, `end_offsets` and `document_offsets` of T tokens of D documents."""
+    ids, ends = (
+        ArraySpec(
+            name,
+            (num_tokens,),
+            "int32",
+            (_TOKENS_PER_CHUNK,),
+            (_TOKENS_PER_SHARD,),
+            attributes={"content": content},
+            dimension_names=("token",),
+        )
+        for name, content in (
+            ("token_ids", "token ids of the documents"),
+            ("end_offsets", "byte offset in its document where a token ends"),
+        )
+    )
+    offsets = ArraySpec(
+        "document_offsets",
+        (num_documents + 1,),
+        "int64",
+        (num_documents + 1,),
+        None,
+        attributes={"content": "document i is tokens [value[i], value[i + 1])"},
+        dimension_names=("document",),
+    )
+    return ids, ends, offsets
+
+
 class _TokensWriter:
     """Writes the arrays shard by shard, as tokens are added.
 
@@ -268,9 +300,9 @@ class _TokensWriter:
         self.num_tokens += tokens.num_tokens
         ids = np.concatenate([self._waiting.token_ids, tokens.token_ids])
         ends = np.concatenate([self._waiting.end_offsets, tokens.end_offsets])
-        while len(ids) >= TOKENS_PER_SHARD:
-            self._write_shard(ids[:TOKENS_PER_SHARD], ends[:TOKENS_PER_SHARD])
-            ids, ends = ids[TOKENS_PER_SHARD:], ends[TOKENS_PER_SHARD:]
+        while len(ids) >= _TOKENS_PER_SHARD:
+            self._write_shard(ids[:_TOKENS_PER_SHARD], ends[:_TOKENS_PER_SHARD])
+            ids, ends = ids[_TOKENS_PER_SHARD:], ends[_TOKENS_PER_SHARD:]
         self._waiting = TokenTable(ids, ends, np.array([0, len(ids)]))
 
     def finish(self) -> str:
@@ -287,7 +319,7 @@ class _TokensWriter:
         return self._digests.of(offsets)
 
     def _write_shard(self, ids: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> None:
-        shard, rows = self._shards, self._shards * TOKENS_PER_SHARD + len(ids)
+        shard, rows = self._shards, self._shards * _TOKENS_PER_SHARD + len(ids)
         for spec, values in zip(token_arrays(rows, 0)[:2], (ids, ends), strict=True):
             self._publish(
                 spec.file_name(shard), encode_shard(spec, shard, np.ascontiguousarray(values))

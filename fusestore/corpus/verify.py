@@ -11,8 +11,7 @@ import polars as pl
 
 from fusestore.corpus.corpus import TABLE_FILE, Corpus, open_corpus
 from fusestore.corpus.manifest import TokensManifest
-from fusestore.corpus.token_arrays import token_arrays
-from fusestore.corpus.tokenize import StoredTokens
+from fusestore.corpus.tokenize import StoredTokens, token_arrays
 from fusestore.errors import FusestoreError
 from fusestore.storage.location import Location
 from fusestore.store.findings import DAMAGE, Finding
@@ -91,11 +90,11 @@ def token_findings(
     if manifest.num_documents != corpus.manifest.num_documents:
         yield Finding(f"{path}manifest.json", "has another number of documents than the corpus")
         return
-    tokens = StoredTokens(location, manifest)
     vocab_size = 2**31
     with contextlib.suppress(FusestoreError):
         vocab_size = load_vocabulary_manifest(store, manifest.tokenizer_digest).num_tokens
     try:
+        tokens = StoredTokens(location, manifest)
         yield from _number_findings(tokens, vocab_size, path)
     except DAMAGE as error:
         yield Finding(f"{path}manifest.json", f"lists tokens that cannot be read: {error}")

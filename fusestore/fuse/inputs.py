@@ -249,9 +249,9 @@ def load_span(
 
 def _check_tokens(source: SourceInput, token_ids: npt.NDArray[np.int32]) -> None:
     """Check that tokens have a spelling: compiled loops look them up without another check."""
-    limit = source.cache.fingerprint.model.vocab_size
+    limit = source.vocab_size or 2**31
     if source.spelling is not None:
-        limit = min(limit, len(source.spelling.lengths))
+        limit = len(source.spelling.lengths)
     if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < limit:
         raise CorruptionError(
             f"its tokens have ids from {token_ids.min()} to {token_ids.max()}; there are {limit}."

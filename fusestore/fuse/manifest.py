@@ -203,14 +203,10 @@ class FusedManifest(Manifest):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        plan, recipe = self.plan, self.plan.recipe
-        if self.plan_digest != plan.digest:
-            raise ValueError("plan_digest is not that of the plan")
-        if (self.num_tokens, self.num_documents) != (plan.num_tokens, plan.num_documents):
-            raise ValueError("the numbers of tokens and documents are not those of the plan")
-        least = -(-self.num_tokens // recipe.window_length)
-        if not least <= self.num_windows <= self.num_tokens:
-            raise ValueError(f"num_windows is {self.num_windows} of {self.num_tokens} tokens")
+        recipe = self.plan.recipe
+        if self.num_tokens == 0:
+            # Readers say that there is nothing to read.
+            return self
         arrays = shared_arrays if self.form == "shared" else fused_arrays
         problem = listing_problem(
             arrays(self.num_tokens, recipe.top_k, recipe.rows_per_shard), self.files

@@ -145,7 +145,10 @@ def _local_manifest(shared: Location, packed: FusedManifest) -> FusedManifest:
     file = f"{shared}/{path}"
     if path not in packed.files:
         raise CorruptionError(f"The manifest of {shared} does not list {path}. Share it again.")
-    manifest = FusedManifest.from_bytes(_checked(shared, path, packed.files[path]), file)
+    try:
+        manifest = FusedManifest.from_bytes(_checked(shared, path, packed.files[path]), file)
+    except InvalidInputError as error:
+        raise CorruptionError(f"{error}. Share it again.") from error
     if manifest.form != "local" or manifest.plan != packed.plan:
         raise CorruptionError(
             f"{file} is not the manifest of the dataset that {shared} holds in the shared form. "

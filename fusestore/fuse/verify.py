@@ -38,6 +38,13 @@ def row_findings(location: Location, manifest: FusedManifest) -> Iterator[Findin
         manifest: its manifest.
     """
     plan, recipe = manifest.plan, manifest.plan.recipe
+    windows = manifest.num_windows
+    if not recipe.has_window_table:
+        windows = -(-manifest.num_tokens // recipe.window_length)
+    said = (manifest.plan_digest, manifest.num_tokens, manifest.num_documents, manifest.num_windows)
+    if said != (plan.digest, plan.num_tokens, plan.num_documents, windows):
+        yield Finding("manifest.json", "says other digests or numbers than its plan")
+        return
     make = shared_arrays if manifest.form == "shared" else fused_arrays
     arrays = make(plan.num_tokens, recipe.top_k, recipe.rows_per_shard)
     readers = {spec.name: ArrayReader(location, spec, manifest.files) for spec in arrays}

@@ -57,7 +57,7 @@ class ModelKind(ArtifactKind):
         """Its files, the headers of its weights and, unless `quick`, that they are finite."""
         findings = list(super().check(store, artifact, quick=quick))
         if not findings:
-            manifest = self.load(artifact.location)
+            manifest: Any = self.load(artifact.location)
             for name in sorted(manifest.files):
                 if name.endswith(".safetensors"):
                     findings += _weight_findings(artifact.location / name, name, quick=quick)

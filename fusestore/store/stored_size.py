@@ -63,7 +63,7 @@ def listing_problem(specs: Iterable[ArraySpec], files: Mapping[str, FileRecord])
         for shard in range(spec.num_files):
             name = spec.file_name(shard)
             if name not in files:
-                return f"it does not list {name}"
+                return f"it does not list {name!r}"
             problem = file_problem(spec, files[name].num_bytes)
             if problem is not None:
                 return f"it lists {name} with {problem}"

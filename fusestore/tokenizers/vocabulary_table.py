@@ -122,8 +122,10 @@ def _is_complete(folder: Location) -> bool:
     return (folder / MANIFEST_FILE).exists() and (folder / TABLE_FILE).exists()
 
 
-def _problem(table: pl.DataFrame) -> str | None:
-    """Why a table of the right columns is no vocabulary; None if it is one."""
+def _problem(table: pl.DataFrame, num_tokens: int) -> str | None:
+    """Why a table of the right columns is no vocabulary of that size; None if it is one."""
+    if len(table) != num_tokens:
+        return f"has {len(table):,} rows; its manifest says {num_tokens:,}"
     if not (table["token_id"] == pl.int_range(len(table), eager=True)).all():
         return "does not list the ids from 0, one after the other"
     if table["bytes"].null_count() or table["roles"].null_count():
@@ -150,16 +152,14 @@ def load_vocabulary(
     manifest = load_vocabulary_manifest(opened, tokenizer_digest)
     location = opened.vocabulary(tokenizer_digest) / TABLE_FILE
     record = manifest.files.get(TABLE_FILE)
-    table, data = read_foreign_table(
-        location, record, VOCABULARY_SCHEMA, manifest.num_tokens, _REMEDY
-    )
+    table, data = read_foreign_table(location, record, VOCABULARY_SCHEMA, None, _REMEDY)
     digest = pl.read_parquet_metadata(io.BytesIO(data)).get(_DIGEST_KEY, "")
     if digest != manifest.fingerprint.tokenizer_digest:
         raise InvalidInputError(
             f"{location} is not the vocabulary of tokenizer {tokenizer_digest}, but of tokenizer "
             f"{digest[:64] or 'unknown'}."
         )
-    problem = _problem(table)
+    problem = _problem(table, manifest.num_tokens)
     if problem is not None:
         raise CorruptionError(f"{location} {problem}. {_REMEDY}")
     roles = sorted(

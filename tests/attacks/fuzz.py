@@ -270,17 +270,17 @@ def uses(root: Path, folder: Path, work: Path, choice: random.Random) -> Any:
     """Operations with an artifact by name; each returns the numbers that it read."""
     store, name = Store.open(root), folder.name
     kind = kind_named(KINDS[folder.parent.name])
-    if choice.random() < 0.15:
+    if choice.random() < 0.05:
         yield "ls", lambda: [describe(each) for each in list_artifacts(store)]
     artifact = _read(kind, name, Location.parse(folder))
     yield "describe", lambda: describe(artifact)
     yield "verify", lambda: check_artifact(store, artifact)
     yield "quick", lambda: check_artifact(store, artifact, quick=True)
     yield "open", lambda: _READ[kind.name](root, folder, work)
-    if artifact.manifest is not None and choice.random() < 0.5:
+    if artifact.manifest is not None and choice.random() < 0.25:
         yield "show", lambda: kind.view(store, artifact, 3)
         yield "show --document", lambda: kind.view_document(store, artifact, 0, 3)
-    if choice.random() < 0.2:
+    if choice.random() < 0.1:
         target = Store.open(work / "copy")
         path = f"{kind.name}/{name}"
         yield "pull", lambda: fs.sharing.copy_artifacts(store, target, [path])

@@ -227,7 +227,8 @@ def readers(root, folder, tmp_path):
         yield lambda: fs.open_cache(root, name).document(0)
         yield lambda: fs.open_cache(root, name).tokens
     elif kind == "fused":
-        yield lambda: list(open_fused(root, name, cache_dir=tmp_path / "open"))
+        yield lambda: open_fused(root, name, cache_dir=tmp_path / "open")[0]
+        yield lambda: open_fused(root, name, cache_dir=tmp_path / "open").order(0, 0)
         yield lambda: list(StreamingFusedDataset(root / folder, cache_dir=tmp_path / "cache"))
     yield lambda: fs.sharing.copy_artifacts(
         Store.open(root), Store.open(tmp_path / "copy"), [path_in(folder)]

@@ -333,7 +333,7 @@ def test_rules_against_a_plain_loop():
             tokens[rng.integers(2), row] = rng.choice([-1, 9, -100, -101])
         elif trial % 6 == 5:
             kind[row] = rng.choice([0, 6, 7])
-        found = first_bad_row(*tokens, ids, logprobs, tail, kind, 9, 7)
+        found = first_bad_row(tokens[0], tokens[1], ids, logprobs, tail, kind, 9, 7)
         bad = [not plain(*each) for each in zip(*tokens, ids, logprobs, tail, kind, strict=True)]
         assert (found is not None) == any(bad), (trial, found)
         assert found is None or found.row == bad.index(True)

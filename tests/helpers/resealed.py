@@ -8,7 +8,7 @@ import numpy as np
 from fusestore.align.manifest import AlignmentFingerprint
 from fusestore.cache.layout import cache_arrays
 from fusestore.cache.manifest import Fingerprint
-from fusestore.corpus.token_arrays import token_arrays
+from fusestore.corpus.tokenize import token_arrays
 from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.storage.location import Location
 from fusestore.store.array_reader import ArrayReader
