@@ -127,9 +127,11 @@ def _comes_from_interrupt(error: BaseException) -> bool:
 
 
 def _fail(message: str) -> NoReturn:
-    if _debug:
-        traceback.print_exc()
+    from fusestore.storage.shown import hidden, plain
+
     from .console import messages
 
-    messages.print(f"Error: {message}", style="red", markup=False)
+    if _debug:
+        sys.stderr.write(plain(hidden(traceback.format_exc())))
+    messages.print(f"Error: {hidden(message)}", style="red", markup=False)
     _end_failed()

@@ -21,6 +21,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from fusestore.progress import MeasuredProgress, Progress
+from fusestore.storage.shown import plain, plain_json, without_secrets
 
 from .tables import table_lines
 
@@ -31,14 +32,31 @@ if TYPE_CHECKING:
 _LEAST_PLOT_WIDTH, _PLOT_WIDTH = 40, 80
 _MARKER_STYLES = ("yellow", "cyan", "magenta", "green", "blue", "red")
 
+
+class _PlainConsole(Console):
+    """Prints names of strangers without control characters, and no secret of this process."""
+
+    def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 - as rich has it
+        """Print texts; their styles come from here, never from what they say."""
+        super().print(*map(_plain, objects), **options)
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - what rich prints
+    if isinstance(value, str):
+        return plain(without_secrets(value))
+    if isinstance(value, Text) and plain(without_secrets(value.plain)) != value.plain:
+        return Text(plain(without_secrets(value.plain)), style=value.style)
+    return value
+
+
 # Without markup, because paths and names may hold brackets and colons.
-output = Console(
+output = _PlainConsole(
     highlight=False,
     markup=False,
     emoji=False,
     soft_wrap=True,
 )
-messages = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+messages = _PlainConsole(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -130,6 +148,7 @@ class ConsoleReporter:
     @contextlib.contextmanager
     def measured_stage(self, title: str, unit: str) -> Iterator[MeasuredProgress]:
         """A long step; its line ends with what was measured."""
+        title = plain(without_secrets(title), keep="")
         if messages.is_terminal:
             columns: Sequence[str | ProgressColumn] = (
                 TextColumn("{task.description}", markup=False),
@@ -193,13 +212,14 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
     """Print a pydantic model, or any JSON value, as JSON on standard output."""
     if hasattr(value, "model_dump"):
         value = value.model_dump(mode="json")
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(plain_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on standard output, as wide as the terminal at most; see `table_lines`."""
     if title:
         output.print(Text(title, style="bold"))
+    rows = [[plain(cell) for cell in row] for row in rows]
     width = output.width if output.is_terminal else None
     for number, line in enumerate(table_lines(columns, rows, width)):
         output.print(Text(line, style="" if number else "dim"))

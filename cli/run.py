@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import ConsoleReporter, output, print_curves, print_json, print_table
+from .console import ConsoleReporter, messages, output, print_curves, print_json, print_table
 from .early_checks import check_inputs, check_models
 from .estimate import PricePerGbMonth, PricePerHour, print_fusion_estimate
 from .options import DryRunOption, JsonOption, StorageOption, storage_options
@@ -48,11 +48,14 @@ def run(
         raise typer.BadParameter("needs --estimate", param_hint="--price-per-…")
     from fusestore.storage.location import Location
     from fusestore.store.layout import Store
-    from fusestore.workflows.fusion_config import load_config
+    from fusestore.workflows.fusion_config import code_notices, load_config
 
     options = storage_options(storage_option)
     # Before torch and the like are imported, which takes seconds.
     config = load_config(Location.parse(file, options), store, options)
+    if estimate or dry_run:
+        for notice in code_notices(config):
+            messages.print(notice)
     if estimate:
         print_fusion_estimate(config, price_per_hour, price_per_gb_month, as_json)
         return

@@ -168,6 +168,11 @@ def _report(results: Sequence[Shared], dry_run: bool, as_json: bool) -> None:
                 f"{verb} {result.artifact} to {result.target}: {result.num_files:,} files, "
                 f"{result.num_bytes:,} bytes"
             )
+    digests = [f"{each.artifact}=sha256:{each.manifest_digest}" for each in results]
+    if digests and not dry_run:
+        output.print("Others can hold their copies to these digests:")
+    for digest in digests if not dry_run else ():
+        output.print(f"  --expect {digest}")
     if dry_run:
         output.print(
             f"In all {copies.num_files:,} files, {copies.num_bytes:,} bytes; nothing was copied."

@@ -99,7 +99,7 @@ def words(text: str) -> set[str]:
 def train_tutor(lessons: list[Conversation], folder: Path) -> None:
     """Train SmolLM2 on each conversation once, and save it with its tokenizer and template."""
     base = Model.open(BASE)
-    tokenizer = load_hugging_face(str(base.folder), {})
+    tokenizer = load_hugging_face(str(base.folder), {}, trust_remote_code=False)
     model = base.load(dtype="float32").train()
     fast = choose_precision("cpu").value == "bfloat16"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
@@ -114,7 +114,7 @@ def train_tutor(lessons: list[Conversation], folder: Path) -> None:
         optimizer.zero_grad()
         print(f"tutor: interview {number} of {len(lessons)}, loss {loss.item():.3f}", flush=True)
     save_model(model, folder)
-    copy_base_files(base.folder, folder)
+    copy_base_files(base.folder, folder, with_code=False)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ import pytest
 from fusestore.cache.manifest import Fingerprint
 from fusestore.data.streaming.streaming_dataset import StreamingFusedDataset
 from fusestore.errors import AlreadyExistsError, InvalidInputError, UnsupportedPlatformError
+from fusestore.storage.foreign_names import listed_inside
 from fusestore.storage.location import Location
 from fusestore.storage.publish import is_running, publish, publish_new
 from fusestore.storage.replace import replaced_file, replaced_folder
-from fusestore.store.copy import check_paths
 from fusestore.store.fingerprints import write_fingerprint
 from fusestore.store.layout import Store
 from fusestore.workflows.sharing import copy_artifacts
@@ -43,7 +43,11 @@ POSIX_NAMES = {
     "socket": {"AF_UNIX"},
 }
 TEXT_IO = {"read_text", "write_text"}
-ASKED_FOR = {("cache_folder.py", "os.posix_fallocate")}
+ASKED_FOR = {
+    ("cache_folder.py", "os.posix_fallocate"),
+    ("private_folder.py", "os.geteuid"),
+    ("private_folder.py", "os.getegid"),
+}
 """Used only where `hasattr` says that it is there."""
 
 
@@ -150,14 +154,14 @@ def test_processes_that_run():
 )
 def test_names_that_windows_cannot_hold(tmp_path, name):
     with pytest.raises(InvalidInputError, match="no path inside its folder"):
-        check_paths(Location.parse(tmp_path), [name])
+        listed_inside(Location.parse(tmp_path), [name])
     with pytest.raises(InvalidInputError):
         Store.open(tmp_path).cache(name)
 
 
 @pytest.mark.parametrize("name", ["console", "com10", "a.b", "x.y/zarr.json"])
 def test_names_that_every_system_can_hold(tmp_path, name):
-    check_paths(Location.parse(tmp_path), [name])
+    listed_inside(Location.parse(tmp_path), [name])
 
 
 def test_two_names_that_differ_in_case_only(tmp_path):

@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.kept_rows import KeptRows
-from fusestore.cache.manifest import CacheManifest, Fingerprint
+from fusestore.cache.manifest import TOKENS_PART, CacheManifest, Fingerprint, content_digest
 from fusestore.cache.row_reader import RowReader
 from fusestore.cache.rows import Rows
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
+from fusestore.store.copy import check_files_match
+from fusestore.store.held_digest import check_digest
 from fusestore.store.inventory import no_such
 from fusestore.store.layout import Store
+from fusestore.store.receipts import Receipt, receipt_path, shard_part
 from fusestore.tokenizers.token_table import TokenTable
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ def open_cache(
     store: str | os.PathLike[str] | Location | Store,
     name: str,
     storage_options: Mapping[str, object] | None = None,
+    *,
+    digest: str | None = None,
 ) -> Cache:
     """Open a complete distribution cache: one object is read.
 
@@ -42,10 +47,13 @@ def open_cache(
         store: folder or URL of the store, or an open one.
         name: the cache's name.
         storage_options: of the URL's storage, such as `endpoint_url`; see `storage.options`.
+        digest: SHA-256 of the manifest, from the cache's author. All files are read once to check
+            them, so the store must be local.
 
     Raises:
         NotFoundError: no such cache, or it is not complete; the message says what to do.
-        CorruptionError: its manifest is damaged.
+        CorruptionError: its manifest is damaged, or it is not that of the digest.
+        InvalidInputError: a digest for a remote store.
     """
     opened = Store.open(store, storage_options)
     location = opened.cache(name)
@@ -63,7 +71,27 @@ def open_cache(
             f"{location}/manifest.json names fingerprint {manifest.fingerprint_digest} but holds "
             f"{manifest.fingerprint.digest}. Run `fusestore verify` on {location}."
         )
+    if digest is not None:
+        check_digest(digest, manifest.digest, location)
+        _check_files(location, manifest)
     return Cache(location, manifest)
+
+
+def _check_files(location: Location, manifest: CacheManifest) -> None:
+    """Check every file against its receipt, and the receipts against the manifest."""
+    if not location.is_local:
+        raise InvalidInputError(
+            f"{location} is remote, and its rows are read one by one, which no digest covers. Copy "
+            "it with `fusestore pull --expect`, and open the copy."
+        )
+    parts = (TOKENS_PART, *map(shard_part, range(len(manifest.fingerprint.plan))))
+    receipts = [Receipt.load(location / receipt_path(part)) for part in parts]
+    if content_digest(receipts) != manifest.content_digest:
+        raise CorruptionError(
+            f"{location} has receipts that do not match its manifest. Run `fusestore verify` on it."
+        )
+    for receipt in receipts:
+        check_files_match(location, receipt.files)
 
 
 class Cache:

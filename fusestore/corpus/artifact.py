@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fusestore.corpus.manifest import (
@@ -18,6 +19,7 @@ from fusestore.store.artifact_files import (
     MANIFEST_FILE,
     ArtifactFiles,
     Document,
+    FileGroup,
     file_group,
     read_document,
 )
@@ -77,6 +79,11 @@ class CorpusKind(ArtifactKind):
         fingerprint = read_document(location, FINGERPRINT_FILE, self.identity)
         return ArtifactFiles(path, location, fingerprint, tuple(groups), manifest, sizes)
 
+    def held(self, files: ArtifactFiles) -> ArtifactFiles:
+        """All but tokens, which are made again: the manifest names the documents by digest."""
+        groups = (group for group in files.groups if not _is_of_tokens(group))
+        return replace(files, groups=tuple(groups))
+
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
         """The documents against their receipt, tokens against their manifests."""
         if not artifact.complete:
@@ -96,7 +103,7 @@ class CorpusKind(ArtifactKind):
             stated = load_or_report(CorpusLicense, location, LICENSE_FILE, findings)
             if stated is not None and stated.corpus_digest != manifest.digest:
                 findings.append(Finding(LICENSE_FILE, "is of another corpus"))
-        for name in (location / _TOKENS).list():
+        for name in (location / _TOKENS.removesuffix("/")).list():
             file = f"{_TOKENS}{name}/{MANIFEST_FILE}"
             tokens = load_or_report(TokensManifest, location, file, findings)
             if tokens is None:
@@ -204,6 +211,10 @@ def _token_findings(store: Store, artifact: Artifact, path: str) -> Iterable[Fin
 
     corpus = open_corpus(store, artifact.name)
     return token_findings(store, corpus, artifact.location / path.rstrip("/"), path)
+
+
+def _is_of_tokens(group: FileGroup) -> bool:
+    return group.receipt is not None and group.receipt.path.startswith(_TOKENS)
 
 
 def _token_manifests(files: Iterable[str]) -> list[str]:

@@ -19,9 +19,9 @@ from fusestore.corpus.input_format import COMPRESSIONS, READABLE, InputFormat
 from fusestore.corpus.saved_dataset import SavedDatasets, saved_datasets
 from fusestore.errors import InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
-from fusestore.storage.object_errors import shown
 from fusestore.storage.options import HTTP_SCHEMES
 from fusestore.storage.retries import storage_errors
+from fusestore.storage.shown import shown
 
 _GLOB = re.compile(r"[*?\[]")
 _LEFT_BY_SYSTEMS = {"__MACOSX", "Thumbs.db", "desktop.ini"}

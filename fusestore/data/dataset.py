@@ -27,11 +27,13 @@ from fusestore.fuse.choices import KIND_NAMES, Packing
 from fusestore.fuse.window_rules import windows_problem
 from fusestore.storage.file_lock import locked
 from fusestore.storage.location import Location
-from fusestore.storage.packages import user_cache_folder
+from fusestore.storage.packages import cache_folder
+from fusestore.storage.private_folder import check_private, private_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX, publish
 from fusestore.store.artifact_files import FINGERPRINT_FILE
-from fusestore.store.copy import copy_missing
-from fusestore.store.layout import near_names
+from fusestore.store.copy import check_files_match, copy_missing
+from fusestore.store.held_digest import check_digest
+from fusestore.store.layout import Store, near_names
 from fusestore.store.manifest import (
     MAX_MANIFEST_BYTES,
     canonical_json,
@@ -102,7 +104,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
             InvalidInputError: it has no tokens.
         """
         self.folder = Path(folder)
-        location = Location.parse(self.folder)
+        location = Location.parse(self.folder).confined()
         self.plan = _read_plan(location, complete=make_shard is None)
         self.digest = plan_digest(self.plan)
         self.window_length = int(self.plan["recipe"]["window_length"])
@@ -485,6 +487,8 @@ def open_fused(
     name: str,
     storage_options: Mapping[str, object] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    digest: str | None = None,
 ) -> FusedDataset:
     """Open fused dataset `name` of a store.
 
@@ -499,43 +503,63 @@ def open_fused(
         cache_dir: local folder for remote datasets, with one folder per digest; by default
             fusestore's folder in the user's cache. For local stores only used if the dataset is in
             the shared form.
+        digest: SHA-256 of the manifest, from the dataset's author. A local dataset is then read
+            once to check every file.
 
     Raises:
         NotFoundError: the store has no such dataset.
+        CorruptionError: it is damaged, or is not that of the digest.
+        InvalidInputError: a name that no dataset can have, or a `cache_dir` that others may write.
     """
     root = Location.parse(store, storage_options)
-    source = root / "fused" / name
-    base = (Path(cache_dir) if cache_dir is not None else user_cache_folder()).expanduser()
+    source = Store(root).fused(name)
     if not (source / "manifest.json").exists() and (source / FINGERPRINT_FILE).exists():
-        return open_unfinished(root, source, base.absolute())
+        if digest is not None:
+            raise InvalidInputError(
+                f"{source} is unfinished, so there is no digest to hold it to. Finish it with "
+                "`fusestore fuse --materialize`."
+            )
+        return open_unfinished(root, source, cache_dir)
     content = _read_manifest(source)
-    shared = json.loads(content).get("form") == "shared"
+    manifest = json.loads(content)
+    check_digest(digest, manifest["checksum"], source)
+    shared = manifest.get("form") == "shared"
     if source.is_local and not shared:
+        if digest is not None:
+            check_files_match(source, file_records(manifest, f"{source}/manifest.json"))
         return FusedDataset(source.path)
-    folder = base.absolute() / "fused" / hashlib.sha256(content).hexdigest()
+    base = private_folder(cache_folder(cache_dir) / "fused", link=False)
+    folder = base / hashlib.sha256(content).hexdigest()
+    check_private(folder, link=False)
     with _renamed_when_complete(folder) as partial:
         if partial is not None and shared:
             from fusestore.fuse.shared import unpack_fused
 
-            unpack_fused(source, Location.parse(partial))
+            unpack_fused(source, Location.parse(partial), digest=digest)
         elif partial is not None:
             local = Location.parse(partial)
-            records = file_records(json.loads(content), f"{source}/manifest.json")
+            records = file_records(manifest, f"{source}/manifest.json")
             copy_missing(source, local, records)
             publish(local / "manifest.json", content)
     return FusedDataset(folder)
 
 
-def open_unfinished(store: Location, source: Location, base: Path) -> FusedDataset:
+def open_unfinished(
+    store: Location, source: Location, cache_dir: str | os.PathLike[str] | None
+) -> FusedDataset:
     """Open an unfinished dataset: its shards are made when they are read, on this machine.
 
     Args:
         store: holds the inputs.
         source: the dataset's folder.
-        base: local folder; a remote dataset is made in a folder below it.
+        cache_dir: a remote dataset is made in a folder below it; as for `open_fused`.
     """
     plan = _read_plan(source, complete=False)
-    folder = source.path if source.is_local else base / "on_demand" / plan_digest(plan)
+    if source.is_local:
+        folder = source.path
+    else:
+        base = private_folder(cache_folder(cache_dir) / "on_demand", link=False)
+        folder = private_folder(base / plan_digest(plan), link=False)
     try:
         paths = [FINGERPRINT_FILE, *(f"{name}/zarr.json" for name in _ARRAYS)]
         if _has_window_table(plan):
@@ -633,7 +657,7 @@ def _renamed_when_complete(folder: Path) -> Iterator[Path | None]:
         yield None
         return
     name = f"{TEMPORARY_PREFIX}{folder.name[:16]}"
-    with locked(folder.parent.parent / "locks" / name):
+    with locked(private_folder(folder.parent.parent / "locks", link=False) / name):
         # Another process of this machine may have completed it before the lock.
         partial = None if folder.exists() else folder.with_name(name)
         yield partial

@@ -86,7 +86,7 @@ class Fused:
             return open_fused(self.store.location, self.name, cache_dir=cache_dir)
         if self.complete:
             return FusedDataset(self.location.path)
-        return open_unfinished(self.store.location, self.location, self.location.path)
+        return open_unfinished(self.store.location, self.location, None)
 
     def stream(self, **options: Any) -> StreamingFusedDataset:  # noqa: ANN401
         """The iterable, resumable dataset, fetched shard by shard into a cache of limited size.

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.cache.table import NO_ENTRY, PositionTable
-from fusestore.fuse.manifest import KIND_CODES, KIND_NAMES
+from fusestore.fuse.choices import KIND_NAMES
+from fusestore.fuse.manifest import KIND_CODES
 from fusestore.tokenizers.vocabulary import Vocabulary
 
 

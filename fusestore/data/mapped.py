@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusestore.errors import CorruptionError, NotFoundError
+from fusestore.storage.foreign_names import without_links_out
 from fusestore.store.foreign_json import parse_foreign_json
 
 _CHECKSUM_BYTES = 4
@@ -69,9 +70,11 @@ class MappedArray:
         Raises:
             NotFoundError: no such array.
             CorruptionError: the metadata describes an array that cannot be mapped.
+            InvalidInputError: it is a symbolic link out of the dataset.
         """
         self.folder = folder
         self._largest = largest
+        without_links_out(folder.parent, folder / "zarr.json")
         self.shape, self.dtype, self.rows_per_chunk = _read_metadata(folder / "zarr.json")
         self._maps: dict[int, npt.NDArray[Any]] = {}
         self._checked: set[int] = set()
@@ -122,6 +125,7 @@ class MappedArray:
         path = self.folder / "c" / "/".join([str(chunk), *("0" for _ in self.shape[1:])])
         shape = (self.rows_per_chunk, *self.shape[1:])
         num_bytes = int(np.prod(shape)) * self.dtype.itemsize
+        without_links_out(self.folder.parent, path)
         try:
             size = path.stat().st_size
             if size != num_bytes + _CHECKSUM_BYTES:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusestore.forked import check_not_forked
 from fusestore.plugins import expect_plugins, plugin_names
+from fusestore.storage.shown import shown
 
 if TYPE_CHECKING:
     from fusestore.fuse.folder import FusedFolder
@@ -31,6 +32,9 @@ class ShardMaker:
     store: str
     storage_options: tuple[tuple[str, str], ...]
     folder: str
+
+    def __repr__(self) -> str:
+        return f"ShardMaker({shown(self.store)!r}, folder={self.folder!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"fields": self.__dict__, "plugins": plugin_names()}

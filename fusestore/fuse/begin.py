@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from fusestore.align.stored import open_alignment
 from fusestore.cache.reader import open_cache
@@ -13,7 +12,8 @@ from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.manifest import FusionPlan
 from fusestore.fuse.resolve import find_inputs, with_names_now
 from fusestore.storage.location import Location
-from fusestore.storage.packages import user_cache_folder
+from fusestore.storage.packages import cache_folder
+from fusestore.storage.private_folder import private_folder
 from fusestore.store.layout import Store, near_names
 
 
@@ -23,7 +23,7 @@ def place(
     name: str | None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> FusedFolder:
-    """The folder of a fusion's dataset; writes nothing.
+    """The folder of a fusion's dataset; of a remote store it is made, all else stays as it is.
 
     Args:
         store: the store.
@@ -34,8 +34,8 @@ def place(
     """
     digest = plan_of(fusion).digest
     if name is None and not store.location.is_local:
-        base = Path(cache_dir) if cache_dir is not None else user_cache_folder()
-        location = Location.parse(base.expanduser().absolute() / "on_demand" / digest)
+        base = private_folder(cache_folder(cache_dir) / "on_demand", link=False)
+        location = Location.parse(private_folder(base / digest, link=False))
     else:
         location = store.fused(name or f"recipe-{digest[:16]}")
     return FusedFolder(location, fusion)

@@ -47,6 +47,6 @@ def remove_locks(folder: Location) -> None:
 def lock_folder(folder: Location) -> Path:
     """The folder of a fused dataset's locks, outside what is published."""
     if folder.is_local:
-        return folder.path / f"{TEMPORARY_PREFIX}locks"
+        return (folder / f"{TEMPORARY_PREFIX}locks").path
     digest = hashlib.sha256(folder.url.encode()).hexdigest()
     return user_cache_folder() / "locks" / digest[:32]

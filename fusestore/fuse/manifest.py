@@ -17,7 +17,7 @@ from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.recipe import KEPT, Recipe
 from fusestore.store.licenses import LicensedInput
 from fusestore.store.manifest import Count, Frozen, Manifest
-from fusestore.store.receipts import FileRecord, Receipt
+from fusestore.store.receipts import FileRecords, Receipt
 from fusestore.store.stored_size import listing_problem
 
 KIND_CODES = {name: code for code, name in enumerate(KIND_NAMES)}
@@ -198,7 +198,7 @@ class FusedManifest(Manifest):
     kinds: dict[str, Count]
     sources: tuple[SourceStatistics, ...]
     num_bytes: Count
-    files: dict[str, FileRecord]
+    files: FileRecords
     made_from: tuple[LicensedInput, ...] = Field(default=(), exclude_if=_is_empty)
 
     @model_validator(mode="after")

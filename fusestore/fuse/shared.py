@@ -16,7 +16,7 @@ from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.progress import Progress, ignore_progress
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.array_reader import ArrayReader
 from fusestore.store.arrays import (
     ArraySpec,
@@ -27,6 +27,7 @@ from fusestore.store.arrays import (
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.copy import matches
 from fusestore.store.fingerprints import write_fingerprint
+from fusestore.store.held_digest import check_digest
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
 
 _LOCAL = "local"
@@ -89,7 +90,11 @@ def pack_fused(
 
 
 def unpack_fused(
-    shared: Location, local: Location, progress: Progress = ignore_progress
+    shared: Location,
+    local: Location,
+    progress: Progress = ignore_progress,
+    *,
+    digest: str | None = None,
 ) -> FusedManifest:
     """Write the missing files of the local form of a dataset in the shared form, byte for byte.
 
@@ -97,6 +102,7 @@ def unpack_fused(
         shared: the folder of the shared form, on any storage.
         local: the folder of the local form.
         progress: receives the positions done.
+        digest: SHA-256 of the manifest of the shared form, if one is expected.
 
     Returns:
         The manifest of the local form.
@@ -108,8 +114,10 @@ def unpack_fused(
         FingerprintMismatchError: `local` holds another dataset.
     """
     packed = _load(shared, "shared")
+    check_digest(digest, packed.digest, shared)
     manifest = _local_manifest(shared, packed)
     write_fingerprint(local, manifest.plan, "Fused dataset")
+    remove_abandoned(local)
     if (local / MANIFEST_FILE).exists():
         return FusedManifest.load(local / MANIFEST_FILE)
     arrays = fused_arrays(*_size(manifest))

@@ -12,7 +12,7 @@ from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.store.licenses import LicensedInput
 from fusestore.store.manifest import Count, Frozen, Manifest
-from fusestore.store.receipts import FileRecord
+from fusestore.store.receipts import FileRecords
 
 
 def _is_empty(value: object) -> bool:
@@ -66,7 +66,7 @@ class MergeManifest(Manifest):
     merge: MergePlan
     num_parameters: Count
     evaluation: MergeEvaluation | None
-    files: dict[str, FileRecord]
+    files: FileRecords
     made_from: tuple[LicensedInput, ...] = Field(default=(), exclude_if=_is_empty)
 
 

@@ -66,7 +66,7 @@ def write_merged(
     config = {key: value for key, value in first.config.items() if key != "torch_dtype"}
     config["dtype"] = str(max(dtypes, key=lambda dtype: dtypes[dtype])).removeprefix("torch.")
     (folder / "config.json").write_bytes(canonical_json(config))
-    copy_base_files(first.folder, folder)
+    copy_base_files(first.folder, folder, with_code=first.model.trust_remote_code)
     return sum(sizes.values())
 
 

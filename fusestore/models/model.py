@@ -133,7 +133,7 @@ class Model:
             return cls(
                 name,
                 name,
-                lambda: stored_model_folder(store, name),
+                lambda: stored_model_folder(store, name, trust_remote_code=trust_remote_code),
                 trust_remote_code=trust_remote_code,
             )
         cached = cached_model(store, name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.models.stored_files import check_stored_files
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.replace import created_folder
@@ -79,18 +80,26 @@ def _template(content: object) -> TemplateIdentity | None:
     return None if content is None else TemplateIdentity.model_validate(content)
 
 
-def stored_model_folder(store: Store, name: str) -> Path:
+def stored_model_folder(store: Store, name: str, *, trust_remote_code: bool = False) -> Path:
     """The local folder of a complete model of the store.
 
     The folder of a remote store is copied to the user's cache once, checked against its manifest.
 
+    Args:
+        store: the store.
+        name: of the model.
+        trust_remote_code: whether classes of the folder may run.
+
     Raises:
         NotFoundError: there is no such model, or it is a LoRA adapter alone.
         CorruptionError: a file is missing or damaged.
-        InvalidInputError: the manifest names files that a model folder cannot hold.
+        InvalidInputError: the manifest names files that a model folder cannot hold, or a file
+            could run code; see `check_stored_files`.
     """
     location = store.model(name)
     folder = location.path if location.is_local else _copied(location, name)
+    here = location if location.is_local else Location.parse(folder)
+    check_stored_files(here, name, trust_remote_code=trust_remote_code)
     if not (folder / "config.json").is_file():
         raise NotFoundError(
             f"Model {name!r} in {store.location} has no config.json: it is a LoRA adapter alone. "

@@ -90,11 +90,9 @@ def load_whole(
 
     auto: Any = AutoModelForCausalLM
     lines: list[str] = []
-    shared: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf_file is not None:
-        shared["gguf_file"] = gguf_file
+    shared: dict[str, Any] = {} if gguf_file is None else {"gguf_file": gguf_file}
     try:
-        config = AutoConfig.from_pretrained(source, **shared)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **shared)
         check_loadable(config, name)
         if gguf_file is None:
             check_weight_files(source)
@@ -110,6 +108,7 @@ def load_whole(
                 config=config,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                trust_remote_code=trust_remote_code,
                 **shared,
                 **options,
             )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from fusestore.errors import InvalidInputError
+
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Error numbers of filesystems without locks."""
 
@@ -26,6 +28,9 @@ def locked(path: Path) -> Iterator[None]:
 
     Args:
         path: a file for the lock alone; it is created, and stays.
+
+    Raises:
+        InvalidInputError: the file is a symbolic link.
     """
     lock = FileLock(path, poll_interval=_POLL_S, fallback_to_soft=False)
     for left in reversed(range(_ATTEMPTS)):
@@ -37,6 +42,11 @@ def locked(path: Path) -> Iterator[None]:
             if not left:
                 raise
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise InvalidInputError(
+                    f"{path} is a symbolic link, and locks follow none. Remove it; nobody else "
+                    "should be able to write to its folder."
+                ) from error
             if error.errno not in NO_LOCKS:
                 raise
             break

@@ -12,8 +12,8 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,18 @@ from urllib.request import url2pathname
 
 from fusestore.errors import InvalidInputError, NotFoundError, StorageError
 from fusestore.storage import objects
-from fusestore.storage.object_errors import RefusedAnswerError, shown
+from fusestore.storage.foreign_names import inside, without_links_out
+from fusestore.storage.object_errors import RefusedAnswerError
 from fusestore.storage.objects import ListedFile
 from fusestore.storage.options import HTTP_SCHEMES, Pairs, filesystem_class, options_class
 from fusestore.storage.retries import with_retries
+from fusestore.storage.shown import HIDDEN, clean_cause, hidden, remember_secrets, shown
 
-_REMOTE_FILESYSTEMS: dict[tuple[int, str, Pairs], Any] = {}
-"""Open remote filesystems by (process id, protocol, options): never shared across a fork."""
+_REMOTE_FILESYSTEMS: dict[tuple[int, str, str, Pairs], Any] = {}
+"""Open remote filesystems by (process id, protocol, host and the like, options).
+
+Never shared across a fork.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,17 @@ class Location:
         url: an absolute local path, or `protocol://…`. One of HTTP may end with a query, such as a
             signature, which all files below it have, too.
         storage_options: validated options of the storage, as text; empty for local paths.
+        base: of a location in a store, the store's local folder: a symbolic link below it that
+            leads out of it is neither read nor written. Empty for others.
     """
 
     url: str
-    storage_options: Pairs = field(default=(), repr=False)
+    storage_options: Pairs = ()
+    base: str = field(default="", compare=False)
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={HIDDEN}" for name, _ in self.storage_options)
+        return f"Location({str(self)!r}{options})"
 
     @classmethod
     def parse(
@@ -53,13 +65,16 @@ class Location:
         """Make a `Location` of a path, a `file://` URL or any other URL.
 
         Raises:
-            InvalidInputError: an empty path, or an option that the URL's storage does not take.
+            InvalidInputError: an empty path, one with a NUL, or an option that the URL's storage
+                does not take.
         """
         if isinstance(target, Location):
             return target
         text = os.fspath(target)
         if not text:
             raise InvalidInputError("A store path or URL is empty: give a folder or a URL.")
+        if "\0" in text:
+            raise InvalidInputError(f"{text!r} is no path or URL: it holds a NUL.")
         if text.startswith("file://"):
             text = url2pathname(text.removeprefix("file://"))
         if "://" not in text:
@@ -70,9 +85,10 @@ class Location:
         if objects.serves(path) and "//" in rest:
             plain = re.sub("/+", "/", rest)
             raise InvalidInputError(
-                f"{path} has two slashes in a row, which object storage takes for a folder without "
-                f"a name. Write {protocol}://{plain}."
+                f"{shown(path)} has two slashes in a row, which object storage takes for a folder "
+                f"without a name. Write {shown(f'{protocol}://{plain}')}."
             )
+        remember_secrets(text, (storage_options or {}).items())
         if not storage_options:
             return cls(path + query)
         return cls(path + query, options_class(text).of(storage_options, shown(text)).pairs())
@@ -86,10 +102,14 @@ class Location:
 
     def __truediv__(self, name: str) -> Location:
         path, query = _split_query(self.url)
-        return Location(f"{path}/{name}{query}", self.storage_options)
+        return replace(self, url=f"{path}/{inside(self, name)}{query}")
+
+    def confined(self) -> Location:
+        """The same location, below which no symbolic link may lead out; for folders of a store."""
+        return replace(self, base=self.url if self.is_local else "")
 
     def __str__(self) -> str:
-        """The address for people, without the user, password and query of an HTTP URL."""
+        """The address for people, without its secrets; see `shown`."""
         return shown(self.url)
 
     @property
@@ -101,7 +121,8 @@ class Location:
     def parent(self) -> Location:
         """The folder that holds this file or folder."""
         path, query = _split_query(self.url)
-        return Location(path.rsplit("/", 1)[0] + query, self.storage_options)
+        base = "" if self.url == self.base else self.base
+        return replace(self, url=path.rsplit("/", 1)[0] + query, base=base)
 
     @property
     def is_local(self) -> bool:
@@ -118,22 +139,47 @@ class Location:
         """The local path.
 
         Raises:
-            InvalidInputError: for a remote location.
+            InvalidInputError: for a remote location, or behind a link that leads out of `base`.
         """
         if not self.is_local:
-            raise InvalidInputError(f"{self.url} is not a local path.")
-        return Path(self.url)
+            raise InvalidInputError(f"{self} is not a local path.")
+        path = Path(self.url)
+        return without_links_out(Path(self.base), path) if self.base else path
+
+    @property
+    def is_link(self) -> bool:
+        """Whether this is a symbolic link of this machine, which may lead anywhere or nowhere."""
+        return self.is_local and Path(self.url).is_symlink()
+
+    @property
+    def leads_out(self) -> bool:
+        """Whether a symbolic link leads from here out of the store; see `base`."""
+        if not self.is_local or not self.base:
+            return False
+        try:
+            _ = self.path
+        except InvalidInputError:
+            return True
+        return False
 
     @property
     def filesystem(self) -> Any:  # noqa: ANN401 - fsspec is untyped
         """The fsspec filesystem of a location behind neither S3 nor HTTP, opened on first use."""
         protocol = self.url.split("://", 1)[0]
-        key = (os.getpid(), protocol, self.storage_options)
+        kind = filesystem_class(protocol)
+        # Host, user and the like, for storages that are opened by them.
+        of_url = kind._get_kwargs_from_urls(self.url)
+        key = (os.getpid(), protocol, repr(sorted(of_url.items())), self.storage_options)
         if key not in _REMOTE_FILESYSTEMS:
-            options = options_class(self.url).of(dict(self.storage_options), self.url)
-            _REMOTE_FILESYSTEMS[key] = filesystem_class(protocol)(
-                **options.model_dump(exclude_unset=True)
-            )
+            options = options_class(self.url).of(dict(self.storage_options), str(self))
+            try:
+                opened = kind(**{**of_url, **options.model_dump(exclude_unset=True)})
+            except (TypeError, ValueError) as error:
+                raise InvalidInputError(
+                    f"{self} cannot be opened: {hidden(str(error))}. Check the URL and its "
+                    "--storage-option values."
+                ) from clean_cause(error)
+            _REMOTE_FILESYSTEMS[key] = opened
         return _REMOTE_FILESYSTEMS[key]
 
     @with_retries
@@ -190,7 +236,7 @@ class Location:
             expected = max(0, min(stop, int(self.filesystem.size(self.url))) - start)
             if len(data) != expected:
                 raise StorageError(
-                    f"Bytes {start:,} to {stop:,} of {self.url} came back as {len(data):,} "
+                    f"Bytes {start:,} to {stop:,} of {self} came back as {len(data):,} "
                     f"instead of {expected:,}."
                 )
         return data
@@ -277,25 +323,36 @@ class Location:
         if self.is_local:
             if self.path.is_file():
                 return {"": _local_file(self.path)}
-            files = {}
-            for folder, _, names in os.walk(self.path, onerror=_raise_unless_gone):
-                for path in (Path(folder, name) for name in names):
-                    # A writer's temporary file may be gone by now.
-                    with contextlib.suppress(FileNotFoundError):
-                        if path.is_file():
-                            files[path.relative_to(self.path).as_posix()] = _local_file(path)
-            return files
+            return dict(self._local_files())
         if self.is_object:
             return objects.listed(self.url, self.storage_options)
         filesystem = self.filesystem
         root = filesystem._strip_protocol(self.url).rstrip("/")
-        return {
+        found = {
             path.removeprefix(root).removeprefix("/"): ListedFile(
                 int(entry["size"]), _modified(entry)
             )
             for path, entry in filesystem.find(self.url, detail=True).items()
             if path == root or path.startswith(f"{root}/")
         }
+        for path in found:
+            # The empty name stands for the file itself; some storages have objects for folders.
+            if path:
+                inside(self, path.removesuffix("/"))
+        return found
+
+    def _local_files(self) -> Iterator[tuple[str, ListedFile]]:
+        root = self.path
+        for folder, folders, names in os.walk(root, onerror=_raise_unless_gone):
+            # Links to folders are not followed.
+            for path in (Path(folder, name) for name in [*names, *folders]):
+                # A writer's temporary file may be gone by now.
+                with contextlib.suppress(FileNotFoundError):
+                    if path.is_symlink() and replace(self, url=path.as_posix()).leads_out:
+                        # As what it is: a reader is told, and `rm` removes it.
+                        yield path.relative_to(root).as_posix(), _local_file(path, follow=False)
+                    elif path.is_file():
+                        yield path.relative_to(root).as_posix(), _local_file(path)
 
     @with_retries
     def _names(self) -> list[str]:
@@ -319,10 +376,12 @@ class Location:
     def delete(self) -> None:
         """Remove the file or the whole folder; does nothing if it is absent."""
         if self.is_local:
-            if self.path.is_dir():
-                shutil.rmtree(self.path)
+            # A link is removed itself, wherever it leads.
+            path = self.parent.path / self.name if self.url != self.base else self.path
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
             else:
-                self.path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         elif self.is_object:
             objects.delete(self.url, self.storage_options)
         elif self.filesystem.exists(self.url):
@@ -331,8 +390,8 @@ class Location:
                 self.filesystem.rm(self.url, recursive=True)
 
 
-def _local_file(path: Path) -> ListedFile:
-    found = path.stat()
+def _local_file(path: Path, *, follow: bool = True) -> ListedFile:
+    found = path.stat() if follow else path.lstat()
     return ListedFile(found.st_size, found.st_mtime)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from fusestore.errors import InvalidInputError
 from fusestore.storage.file_lock import locked
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
@@ -104,10 +105,15 @@ def _read() -> dict[str, dict[str, Any]]:
 
 def _remember(table: str, key: str, value: object) -> None:
     """Add an entry, and keep the entries that other processes have added meanwhile."""
-    folder = user_cache_folder()
-    with contextlib.suppress(OSError), locked(folder / f"{_NAME}.lock"):
-        content = _read()
-        content[table].pop(key, None)
-        entries = [*content[table].items(), (key, value)]
-        content[table] = dict(entries[-MAX_ENTRIES:])
-        publish(Location.parse(folder / _NAME), json.dumps(content).encode())
+    with contextlib.suppress(OSError, InvalidInputError):
+        folder = user_cache_folder()
+        with locked(folder / f"{_NAME}.lock"):
+            _add(folder, table, key, value)
+
+
+def _add(folder: Path, table: str, key: str, value: object) -> None:
+    content = _read()
+    content[table].pop(key, None)
+    entries = [*content[table].items(), (key, value)]
+    content[table] = dict(entries[-MAX_ENTRIES:])
+    publish(Location.parse(folder / _NAME), json.dumps(content).encode())

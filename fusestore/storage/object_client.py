@@ -18,8 +18,9 @@ from urllib.parse import unquote, urlsplit
 
 from fusestore.errors import FusestoreError, InvalidInputError
 from fusestore.storage import s3
-from fusestore.storage.object_errors import plain_error, shown
+from fusestore.storage.object_errors import plain_error
 from fusestore.storage.options import S3_SCHEMES, HttpOptions, Pairs, S3Options, environment_options
+from fusestore.storage.shown import shown
 
 RETRIES = 2
 """Retries of each request, by obstore; `storage.retries` repeats the whole verb besides."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
 from fusestore.errors import InvalidInputError, StorageError
-from fusestore.storage.options import HTTP_SCHEMES
+from fusestore.storage.shown import hidden, shown
 
 
 class RefusedAnswerError(StorageError):
@@ -27,7 +26,7 @@ def plain_error(error: Exception, url: str) -> tuple[Exception, int | None]:
     """
     text, _, debug = str(error).partition("\n\nDebug source")
     if isinstance(error, ValueError) and text.startswith("Could not parse path"):
-        return InvalidInputError(f"{shown(url)} is no name of an object: {text}."), None
+        return InvalidInputError(f"{shown(url)} is no name of an object: {hidden(text)}."), None
     if not type(error).__module__.startswith("obstore") and not debug:
         return error, None
     if "Encountered object with invalid path" in text:
@@ -84,12 +83,4 @@ def _detail(text: str, debug: str) -> str:
     reasons = re.findall(r'message: "([^"]*)"', debug) if "<" not in text else []
     reasons += ["it took too long"] if "TimedOut" in debug else []
     summary += f" ({reasons[-1]})" if reasons else ""
-    return f"{request[1]} {shown(request[2])}: {summary}" if request else summary
-
-
-def shown(url: str) -> str:
-    """A path or URL; one of HTTP without its user, password and query."""
-    if not url.startswith(HTTP_SCHEMES):
-        return url
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return hidden(f"{request[1]} {request[2]}: {summary}" if request else summary)

@@ -9,8 +9,9 @@ from typing import IO, Any, NamedTuple
 
 from fusestore.errors import InvalidInputError, StorageError
 from fusestore.storage.object_client import ask, in_a_thread, s3_options, split
-from fusestore.storage.object_errors import RefusedAnswerError, WrongRangeError, shown
+from fusestore.storage.object_errors import RefusedAnswerError, WrongRangeError
 from fusestore.storage.options import HTTP_SCHEMES, S3_SCHEMES, Pairs
+from fusestore.storage.shown import shown
 
 BYTES_PER_REQUEST = 32 * 2**20
 """A larger object is read in ranges of this size."""

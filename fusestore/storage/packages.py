@@ -6,6 +6,7 @@ never imported, so none of its code runs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -14,15 +15,39 @@ from pathlib import Path
 
 from fusestore.errors import NotFoundError
 from fusestore.storage.location import Location
+from fusestore.storage.private_folder import private_folder
 from fusestore.storage.publish import publish_chunks
+from fusestore.storage.retries import storage_errors
 
 SCHEME = "package:"
 
 
 def user_cache_folder() -> Path:
-    """Folder of converted models and fetched datasets: `$FUSESTORE_HOME` or ~/.cache/fusestore."""
+    """Folder of converted models and fetched datasets: `$FUSESTORE_HOME` or ~/.cache/fusestore.
+
+    Raises:
+        InvalidInputError: it is not private; see `private_folder`.
+    """
     home = os.environ.get("FUSESTORE_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".cache" / "fusestore"
+    folder = Path(home).expanduser() if home else Path.home() / ".cache" / "fusestore"
+    # Whoever writes to a folder that cannot be made reports it.
+    with contextlib.suppress(OSError):
+        private_folder(folder)
+    return folder
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """The absolute folder for fetched datasets: `cache_dir`, or by default the user's cache.
+
+    Raises:
+        InvalidInputError: it is not private; see `private_folder`.
+        AccessDeniedError, StorageError: it cannot be made.
+    """
+    if cache_dir is None:
+        return user_cache_folder().absolute()
+    folder = Path(cache_dir).expanduser().absolute()
+    with storage_errors(Location.parse(folder)):
+        return private_folder(folder, sticky=True)
 
 
 def resolve_path(spec: str) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -110,7 +112,7 @@ def _publish_new(location: Location, data: bytes) -> None:
 def _accept_same(location: Location, data: bytes, error: Exception) -> None:
     if location.read_bytes() != data:
         raise AlreadyExistsError(
-            f"{location.url} exists already with other content; it was not changed."
+            f"{location} exists already with other content; it was not changed."
         ) from error
 
 
@@ -182,34 +184,59 @@ def temporary_owner(name: str) -> tuple[str, int] | None:
     return None if match is None else (match["machine"], int(match["pid"]))
 
 
-def is_abandoned(name: str, modified: float | None) -> bool:
+def is_abandoned(name: str, modified: float | None, now: Callable[[], float | None]) -> bool:
     """Whether a file is a temporary file that nobody will finish; see `remove_abandoned`.
 
     Args:
         name: of the file.
         modified: when it was written, in seconds since 1970; None if that is unknown.
+        now: the time by the clock that dates files there, see `storage_clock`; called if needed.
     """
     owner = temporary_owner(name)
     if owner is None:
         return False
     if owner[0] == MACHINE and not is_running(owner[1]):
         return True
-    return modified is not None and time.time() - modified > ABANDONED_AFTER_S
+    time_there = None if modified is None else now()
+    if modified is None or time_there is None:
+        return False
+    return time_there - modified > ABANDONED_AFTER_S
+
+
+def storage_clock(folder: Location) -> Callable[[], float | None]:
+    """The time by the clock that dates files of a folder, in seconds since 1970.
+
+    The server of a network filesystem may have another clock than this machine: a file written now
+    tells. None if none can be written. The time is asked for once, when it is first needed.
+    """
+
+    @functools.cache
+    def now() -> float | None:
+        if not folder.is_local:
+            return time.time()
+        try:
+            with tempfile.TemporaryFile(prefix=TEMPORARY_PREFIX, dir=folder.path) as file:
+                return os.fstat(file.fileno()).st_mtime
+        except OSError:
+            return None
+
+    return now
 
 
 def remove_abandoned(folder: Location) -> None:
     """Remove temporary files that dead processes left below the folder.
 
     A file counts as abandoned if its process on this machine has ended, or if it is older than
-    `ABANDONED_AFTER_S`. Object storage keeps no half-written objects.
+    `ABANDONED_AFTER_S` by the clock of its storage. Object storage keeps no half-written objects.
     """
     if not folder.is_local:
         return
+    now = storage_clock(folder)
     with storage_errors(folder):
         for path in folder.path.rglob(f"{TEMPORARY_PREFIX}*"):
             # Another writer may finish or remove it at the same time.
             with contextlib.suppress(FileNotFoundError):
-                if is_abandoned(path.name, path.stat().st_mtime):
+                if is_abandoned(path.name, path.lstat().st_mtime, now):
                     path.unlink()
 
 

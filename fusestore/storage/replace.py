@@ -50,6 +50,9 @@ def replaced_file(path: Path) -> Iterator[Path]:
     If the body raises, the file stays as it was.
     """
     temporary = _temporary(path)
+    # A new file in this place, whatever is there: a link would lead the body elsewhere.
+    temporary.unlink(missing_ok=True)
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         _sync_file(temporary)
@@ -67,14 +70,14 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     the folder through `whole_folder`, which finds the old one after a crash between the renames.
     """
     temporary, older = _temporary(folder), _older(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
+    _clear(temporary)
     temporary.mkdir(parents=True)
     yield temporary
     for path in temporary.iterdir():
         _sync_file(path)
     sync_folder(temporary)
     if folder.exists():
-        shutil.rmtree(older, ignore_errors=True)
+        _clear(older)
         folder.rename(older)
     temporary.rename(folder)
     sync_folder(folder.parent)
@@ -88,7 +91,8 @@ def created_folder(folder: Path) -> Iterator[Path]:
     If another process creates it meanwhile, its folder is kept: both have the same content.
     """
     temporary = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{os.getpid()}")
-    temporary.mkdir(parents=True, exist_ok=True)
+    _clear(temporary)
+    temporary.mkdir(parents=True)
     try:
         yield temporary
         try:
@@ -112,6 +116,13 @@ def remove_replaced(path: Path) -> None:
             shutil.rmtree(version, ignore_errors=True)
         else:
             version.unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder that an earlier process left, or a link in its place."""
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:

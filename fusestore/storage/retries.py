@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from fusestore.errors import AccessDeniedError, FusestoreError, NotFoundError, StorageError
-from fusestore.storage.object_errors import RefusedAnswerError, WrongRangeError, shown
+from fusestore.storage.object_errors import RefusedAnswerError, WrongRangeError
+from fusestore.storage.shown import clean_cause, hidden, shown
 
 ATTEMPTS = 6
 """Attempts at a verb on a remote location before its error is raised."""
@@ -105,25 +106,27 @@ def storage_errors(location: Address) -> Iterator[None]:
             raise NotFoundError(
                 f"Bucket {bucket!r} of {shown(location.url)} does not exist. "
                 "Create it first; fusestore never creates buckets."
-            ) from error
-        raise NotFoundError(f"{shown(location.url)} does not exist.") from error
+            ) from clean_cause(error)
+        raise NotFoundError(f"{shown(location.url)} does not exist.") from clean_cause(error)
     except PermissionError as error:
-        raise _denied(location, error) from error
+        raise _denied(location, error) from clean_cause(error)
     except OSError as error:
         if isinstance(error, FileExistsError):
             raise
         # huggingface_hub reports a denial by the status alone.
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-            raise _denied(location, error) from error
+            raise _denied(location, error) from clean_cause(error)
         raise StorageError(
-            f"{shown(location.url)} could not be read or written: {error}"
-        ) from error
+            f"{shown(location.url)} could not be read or written: {hidden(str(error))}"
+        ) from clean_cause(error)
     except Exception as error:
         if type(error).__module__.split(".", 1)[0] not in _CLIENTS and not (
             location.url.startswith("hf://") and _lost_session(error)
         ):
             raise
-        raise StorageError(f"{shown(location.url)} could not be reached: {error}") from error
+        raise StorageError(
+            f"{shown(location.url)} could not be reached: {hidden(str(error))}"
+        ) from clean_cause(error)
 
 
 def _lost_session(error: Exception) -> bool:
@@ -138,6 +141,7 @@ def _lost_session(error: Exception) -> bool:
 
 def _denied(location: Address, error: Exception) -> AccessDeniedError:
     return AccessDeniedError(
-        f"Access to {shown(location.url)} was denied ({error}). Check the permissions; for object "
-        "storage, the AWS_* variables or --storage-option; for hf://, HF_TOKEN."
+        f"Access to {shown(location.url)} was denied ({hidden(str(error))}). Check the "
+        "permissions; for object storage, the AWS_* variables or --storage-option; for hf://, "
+        "HF_TOKEN."
     )

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusestore.errors import InvalidInputError
+from fusestore.storage.foreign_names import listed_inside
 from fusestore.storage.location import Location
-from fusestore.store.copy import check_paths
 from fusestore.store.manifest import (
     MAX_MANIFEST_BYTES,
     canonical_json,
@@ -77,6 +77,13 @@ class ArtifactFiles:
     manifest: Document
     sizes: Mapping[str, int] = field(repr=False)
 
+    def __post_init__(self) -> None:
+        """Check that all files and documents together are paths inside the folder."""
+        documents = [self.fingerprint, self.manifest, *(group.receipt for group in self.groups)]
+        paths = {document.path for document in documents if document is not None}
+        paths.update(*(group.files for group in self.groups))
+        listed_inside(self.location, paths)
+
 
 def read_document(folder: Location, path: str, identity: Identity) -> Document:
     """Read a document of an artifact and check its own checksum.
@@ -85,6 +92,7 @@ def read_document(folder: Location, path: str, identity: Identity) -> Document:
         NotFoundError: no such file.
         CorruptionError, FormatVersionError, InvalidInputError: see `Manifest.load`.
     """
+    listed_inside(folder, [path])
     file = folder / path
     data = file.read_prefix(MAX_MANIFEST_BYTES + 1)
     content = manifest_content(data, str(file))
@@ -109,5 +117,5 @@ def file_group(
     Raises:
         InvalidInputError: a path leads outside the folder.
     """
-    check_paths(folder, files)
+    listed_inside(folder, files)
     return FileGroup(files, receipt)

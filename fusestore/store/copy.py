@@ -12,32 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 
-from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
+from fusestore.errors import CorruptionError, NotFoundError
 from fusestore.storage import objects
+from fusestore.storage.foreign_names import listed_inside
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, publish_chunks
 from fusestore.storage.retries import with_retries
-from fusestore.store.layout import is_portable
 from fusestore.store.receipts import FileRecord
 
 FILES_AT_ONCE = 8
 
 CHUNK_BYTES = 16 * 2**20
 """Files up to this size are copied in memory, larger files in chunks of this size."""
-
-
-def check_paths(folder: Location, paths: Iterable[str]) -> None:
-    """Check that all paths of a manifest or a listing lie inside the folder, on every storage.
-
-    Raises:
-        InvalidInputError: a path that is absolute, empty or leads out, or that Windows cannot hold.
-    """
-    for path in paths:
-        if not all(map(is_portable, path.split("/"))):
-            raise InvalidInputError(
-                f"{folder} lists a file {path!r}, which is no path inside its folder on every "
-                "system. Nothing was copied; do not trust this store."
-            )
 
 
 def copy_missing(
@@ -59,7 +45,7 @@ def copy_missing(
         CorruptionError: a file is missing or does not match its record.
         AccessDeniedError, StorageError: either storage failed. Another call continues the copy.
     """
-    check_paths(source, files)
+    listed_inside(source, files)
     present = target.sizes()
     with ThreadPoolExecutor(jobs) as pool:
         candidates = sorted(
@@ -95,7 +81,7 @@ def copy_files(
         InvalidInputError: a path that does not lie inside the folder; nothing was copied.
         AccessDeniedError, StorageError: either storage failed.
     """
-    check_paths(source, files)
+    listed_inside(source, files)
     under_way = {
         pool.submit(copy_file, source / path, target / path, record): path
         for path, record in files.items()
@@ -138,6 +124,19 @@ def matches(location: Location, record: FileRecord) -> bool:
     except CorruptionError:
         return False
     return True
+
+
+def check_files_match(folder: Location, files: Mapping[str, FileRecord]) -> None:
+    """Check every file of a folder against its record; all are read.
+
+    Raises:
+        CorruptionError: a file is missing, or does not match.
+        InvalidInputError: a path does not lie inside the folder.
+    """
+    listed_inside(folder, files)
+    for path, record in files.items():
+        for _ in _checked_chunks(folder / path, record):
+            pass
 
 
 class CheckedRead:

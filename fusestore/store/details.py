@@ -66,6 +66,8 @@ class Details(Frozen):
         state: complete or unfinished.
         description: one line.
         digest: by which other artifacts name it; null while it is unfinished.
+        manifest_digest: SHA-256 of its manifest, to which copies can be held by `--expect`; null
+            while it is unfinished.
         model: the model that it is or was made with; null if there is none or it is unfinished.
         license: of its model or its texts, or of each model that it was made from; null if it is
             unknown.
@@ -90,6 +92,7 @@ class Details(Frozen):
     state: str
     description: str
     digest: str | None
+    manifest_digest: str | None
     model: str | None
     license: str | None
     num_bytes: int = Field(ge=0)
@@ -117,6 +120,7 @@ class Details(Frozen):
             "modified": " to ".join(date[:19].replace("T", " ") for date in dates)
             + " UTC" * bool(dates),
             "digest": self.digest or "",
+            "manifest": self.manifest_digest or "",
             "model": self.model or "",
             "license": self.license or "",
             "made from": ", ".join(str(each) for each in self.inputs) or "nothing in the store",
@@ -168,6 +172,7 @@ def artifact_details(
         state=found.state,
         description=describe(found),
         digest=found.digest,
+        manifest_digest=None if manifest is None else str(manifest["checksum"]),
         model=None if manifest is None else found.kind.model(manifest),
         license=None if manifest is None else found.kind.license(found.location, manifest),
         num_bytes=sum(file.num_bytes for file in files.values()),

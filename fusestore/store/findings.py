@@ -74,6 +74,8 @@ def check_files(
     for name, record in files.items():
         if name not in sizes:
             yield Finding(name, "is missing")
+        elif (folder / name).leads_out:
+            yield Finding(name, "is a symbolic link that leads out of the store")
         elif sizes[name] != record.num_bytes:
             yield Finding(name, f"has {sizes[name]:,} bytes, {record.num_bytes:,} were written")
         elif not quick:

@@ -160,9 +160,9 @@ def name_by_digest(store: Store, kind: str, digest: str, hint: str) -> str:
 
 def _read(kind: ArtifactKind, name: str, location: Location) -> Artifact:
     file = location / MANIFEST_FILE
-    if not file.exists():
-        return Artifact(kind, name, location, None, fingerprint=_fingerprint(kind, location))
     try:
+        if not file.exists():
+            return Artifact(kind, name, location, None, fingerprint=_fingerprint(kind, location))
         content = _content(file)
         # Whatever is asked of a manifest later is asked once here, where an error is damage.
         _ = kind.describe(content), tuple(kind.inputs(content)), kind.digest(content)

@@ -9,19 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fusestore.errors import FusestoreError, InvalidInputError, did_you_mean
+from fusestore.storage.foreign_names import is_portable
 from fusestore.storage.location import Location
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_NOT_ON_WINDOWS = re.compile(
-    r"""(?ix) .* [\x00-\x1f<>:"|?*\\/] .* | .* [.\s] | (con|prn|aux|nul|(com|lpt)\d) (\..*)?""",
-    re.DOTALL,
-)
-"""Characters and endings that a file name of Windows cannot have, and names of its devices."""
-
-
-def is_portable(name: str) -> bool:
-    """Whether every system can hold a file of this name: stores are copied between them."""
-    return bool(name) and _NOT_ON_WINDOWS.fullmatch(name) is None
 
 
 def is_name(text: str) -> bool:
@@ -64,6 +55,10 @@ class Store:
         if isinstance(target, Store):
             return target
         return cls(Location.parse(target, storage_options))
+
+    def __post_init__(self) -> None:
+        """Let no symbolic link below the store lead out of it."""
+        object.__setattr__(self, "location", self.location.confined())
 
     def corpus(self, name: str) -> Location:
         """Folder of a corpus."""

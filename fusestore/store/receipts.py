@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Self
+from typing import Annotated, Any, Generic, Self
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from typing_extensions import TypeVar
 
 from fusestore.errors import CorruptionError, InvalidInputError
+from fusestore.storage.foreign_names import listed_inside
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
 from fusestore.store.manifest import Count, Frozen, Manifest, digest_bytes
@@ -57,6 +58,15 @@ class FileRecord(Frozen):
         return cls(num_bytes=len(data), sha256=digest_bytes(data))
 
 
+def _check_listed(files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+    listed_inside("The manifest or receipt", files)
+    return files
+
+
+FileRecords = Annotated[dict[str, FileRecord], AfterValidator(_check_listed)]
+"""Records of files by path inside a folder; a manifest with a path that leads out is refused."""
+
+
 def file_records(manifest: Mapping[str, Any], name: str) -> dict[str, FileRecord]:
     """The records of the files that a manifest lists, by path.
 
@@ -66,13 +76,16 @@ def file_records(manifest: Mapping[str, Any], name: str) -> dict[str, FileRecord
 
     Raises:
         CorruptionError: it has no valid list of files.
+        InvalidInputError: it lists a path that leads out of its folder.
     """
     try:
-        return {
+        records = {
             path: FileRecord.model_validate(record) for path, record in manifest["files"].items()
         }
     except (KeyError, AttributeError, ValidationError) as error:
         raise CorruptionError(f"{name} has no valid list of its files: {error!r}.") from error
+    listed_inside(name, records)
+    return records
 
 
 C = TypeVar("C", default=Any)
@@ -95,7 +108,7 @@ class Receipt(Manifest, Generic[C]):
     start: Count
     stop: Count
     fingerprint_digest: str
-    files: dict[str, FileRecord]
+    files: FileRecords
     content: C = Field(default=None, validate_default=True)
 
     @classmethod

@@ -251,6 +251,13 @@ class ArtifactKind(ABC):
         groups.insert(0, file_group(location, others))
         return ArtifactFiles(path, location, fingerprint, tuple(groups), manifest, location.sizes())
 
+    def held(self, files: ArtifactFiles) -> ArtifactFiles:
+        """The files that the digest of the manifest covers; by default all.
+
+        A copy that is held to a digest leaves out the others.
+        """
+        return files
+
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
         """The problems of the artifact.
 

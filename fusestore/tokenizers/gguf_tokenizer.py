@@ -50,7 +50,9 @@ def gguf_tokenizer(gguf: Path, reader: Any = None) -> Any:  # noqa: ANN401 - Hug
 
     try:
         with read_once(reader, gguf):
-            loaded = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            loaded = AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise IncompatibleError(
             f"transformers could not read the tokenizer of {gguf} (tokenizer.ggml.model = "

@@ -12,19 +12,27 @@ from pathlib import Path
 from typing import Any
 
 
-def load_hugging_face(source: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - untyped
+def load_hugging_face(
+    source: str,
+    options: dict[str, Any],
+    *,
+    trust_remote_code: bool,
+) -> Any:  # noqa: ANN401 - untyped
     """The tokenizer of a folder or hub id, by its tokenizer.json if there is one.
 
     Args:
         source: a folder or a hub id.
         options: of `AutoTokenizer.from_pretrained`.
+        trust_remote_code: run code of the folder or repository.
 
     Raises:
         Exception: whatever transformers raises.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    loaded: Any = AutoTokenizer.from_pretrained(source, **options)
+    loaded: Any = AutoTokenizer.from_pretrained(
+        source, trust_remote_code=trust_remote_code, **options
+    )
     generic: Any = PreTrainedTokenizerFast
     # The generic class holds tokenizer.json as it is; a slow tokenizer has nothing to compare.
     if type(loaded) is generic or getattr(loaded, "backend_tokenizer", None) is None:
@@ -32,7 +40,7 @@ def load_hugging_face(source: str, options: dict[str, Any]) -> Any:  # noqa: ANN
     file = _tokenizer_file(source, options)
     if file is None or _is_described_by(loaded.backend_tokenizer, file):
         return loaded
-    return generic.from_pretrained(source, **options)
+    return generic.from_pretrained(source, trust_remote_code=False, **options)
 
 
 def _tokenizer_file(source: str, options: dict[str, Any]) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusestore.store.manifest import Count, Manifest
-from fusestore.store.receipts import FileRecord
+from fusestore.store.receipts import FileRecords
 
 
 class VocabularyFingerprint(Manifest):
@@ -27,4 +27,4 @@ class VocabularyManifest(Manifest):
 
     fingerprint: VocabularyFingerprint
     num_tokens: Count
-    files: dict[str, FileRecord]
+    files: FileRecords

@@ -250,7 +250,7 @@ def load_tokenizer(
     converted = _converted_file(path)
     if converted is not None:
         return converted
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {}
     source = text
     if path.exists() or text.startswith((".", "/", "~")) or text.endswith(".gguf"):
         _check_local(path, text)
@@ -259,7 +259,9 @@ def load_tokenizer(
     elif revision is not None:
         options["revision"] = revision
     try:
-        return Tokenizer(load_hugging_face(source, options), path.name)
+        return Tokenizer(
+            load_hugging_face(source, options, trust_remote_code=trust_remote_code), path.name
+        )
     except FusestoreError:
         raise
     except ImportError as error:

@@ -10,7 +10,7 @@ from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.store.licenses import LicensedInput
 from fusestore.store.manifest import Count, Frozen, Manifest
-from fusestore.store.receipts import FileRecord
+from fusestore.store.receipts import FileRecords
 from fusestore.train.settings import TrainSettings
 
 
@@ -110,7 +110,7 @@ class TrainingManifest(Manifest):
     num_tokens: Count
     loss_curve: tuple[LossPoint, ...]
     evaluations: tuple[EvaluationPoint, ...]
-    files: dict[str, FileRecord]
+    files: FileRecords
     made_from: tuple[LicensedInput, ...] = Field(default=(), exclude_if=_is_empty)
 
     @property

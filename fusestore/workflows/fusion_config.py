@@ -5,7 +5,7 @@ Everything in the file is checked here, before anything slow is imported or begu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
@@ -18,6 +18,7 @@ from fusestore.fuse.recipe import Recipe
 from fusestore.merge.settings import MergeSettings
 from fusestore.plugins import load_plugins
 from fusestore.storage.location import Location
+from fusestore.storage.shown import HIDDEN, shown
 from fusestore.store.layout import check_name
 from fusestore.store.manifest import Frozen
 from fusestore.store.presets import SettingsWithPresets
@@ -130,6 +131,14 @@ class FusionConfig(SettingsWithPresets):
         "writes it. By default no file.",
     )
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Fields for `repr`: without secrets of the store's address and options."""
+        for name, value in super().__repr_args__():
+            if name == "storage_options":
+                yield name, dict.fromkeys(value, HIDDEN)
+            else:
+                yield name, shown(value) if name == "store" else value
+
     @property
     def captured(self) -> list[str]:
         """Models whose distributions the fusions need, in the order of the file."""
@@ -203,6 +212,18 @@ class FusionConfig(SettingsWithPresets):
                     f"{', '.join(starts)}. `fusestore merge` merges any models"
                 )
         return self
+
+
+def code_notices(config: FusionConfig) -> list[str]:
+    """One line for each place where a file has code run that is no part of fusestore."""
+    notices = [f"plugin {name} was imported, as the file says" for name in config.plugins]
+    for name, model in config.models.items():
+        if model.capture.trust_remote_code:
+            notices.append(
+                f"model {name}: Python code of {model.model} runs, because the file says "
+                "trust_remote_code = true"
+            )
+    return notices
 
 
 def load_config(

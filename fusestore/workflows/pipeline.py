@@ -33,7 +33,7 @@ from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
 from fusestore.tokenizers.conversation import TrainOn
 from fusestore.train.manifest import TrainedModel
-from fusestore.workflows.fusion_config import FusionConfig
+from fusestore.workflows.fusion_config import FusionConfig, code_notices
 from fusestore.workflows.models import open_models
 from fusestore.workflows.store_report import check_report_file, write_report
 
@@ -97,6 +97,8 @@ def run_pipeline(config: FusionConfig, reporter: Reporter | None = None) -> Summ
     for name, model in config.models.items():
         license_text = f", used under: {model.license}" if model.license else ""
         reporter.line(f"model {name}: {model.model}{license_text}")
+    for notice in code_notices(config):
+        reporter.line(notice)
     models = open_models(config)
 
     corpus_stage = f"corpus {config.corpus.name}"

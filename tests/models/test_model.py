@@ -355,7 +355,7 @@ def test_a_remote_model_that_names_files_elsewhere(file, home):
     remote = Store.open("memory://test-hostile-model")
     record = FileRecord.of(b"{}").model_dump()
     _write_manifest(remote.model("fused") / "manifest.json", {"files": {file: record}})
-    with pytest.raises(InvalidInputError, match="files that do not belong into a model folder"):
+    with pytest.raises(InvalidInputError, match="Do not trust this store"):
         _ = Model.open("fused", store=remote).folder
 
 

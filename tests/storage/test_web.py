@@ -7,10 +7,11 @@ import pytest
 
 from fusestore.data import StreamingFusedDataset, open_fused
 from fusestore.errors import AccessDeniedError, InvalidInputError, NotFoundError, StorageError
-from fusestore.storage import object_client, object_errors, objects
+from fusestore.storage import object_client, objects
 from fusestore.storage import retries as failures
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
+from fusestore.storage.shown import shown
 from tests.helpers.filled import filled
 from tests.helpers.range_server import RangeHandler, RangeServer
 from tests.helpers.whole_dataset import write_dataset
@@ -145,7 +146,7 @@ def test_options_of_other_storages_are_refused(site):
 def test_a_password_in_the_url_is_sent_and_not_told(site):
     url = site.url.replace("//", "//me:secret@")
     assert filled(Location.parse(f"{url}/x"), 3, 10) == DATA[3:13]
-    assert object_errors.shown(f"{url}/x?sig=1") == f"{site.url}/x"
+    assert shown(f"{url}/x?sig=1") == f"{site.url}/x"
     site.plan += [500] * failures.ATTEMPTS
     with pytest.raises(StorageError) as raised:
         objects.size(f"{url}/x", ())

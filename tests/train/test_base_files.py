@@ -49,13 +49,13 @@ def test_what_belongs_is_copied_and_nothing_is_replaced(tmp_path):
     base.mkdir(), folder.mkdir()
     add_files(base, {*BELONGING, *OTHERS, "config.json", "generation_config.json"})
     (folder / "generation_config.json").write_text("own")
-    copy_base_files(base, folder)
+    copy_base_files(base, folder, with_code=False)
     assert paths(folder) == {*BELONGING, "generation_config.json"}
     assert (folder / "generation_config.json").read_text() == "own"
     assert (folder / "LICENSE").read_text() == "LICENSE of the base"
     # The configuration names classes of the folder.
     (folder / "config.json").write_text('{"auto_map": {}}')
-    copy_base_files(base, folder)
+    copy_base_files(base, folder, with_code=True)
     assert paths(folder) == {
         *BELONGING, "config.json", "generation_config.json", "modeling_mine.py"
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusestore.align.kinds import MapMethod, TieBreak
 from fusestore.store.manifest import Count, Manifest
-from fusestore.store.receipts import FileRecord
+from fusestore.store.receipts import FileRecords
 
 
 class VocabularyMapFingerprint(Manifest):
@@ -40,4 +40,4 @@ class VocabularyMapManifest(Manifest):
     num_source_ids: Count
     counts: dict[str, Count]
     content_digest: str
-    files: dict[str, FileRecord]
+    files: FileRecords

@@ -25,6 +25,7 @@ from typing import BinaryIO, NamedTuple
 from fusestore.data.shard_cache.flock import lock_shared, locked_alone, unlock
 from fusestore.errors import StorageError
 from fusestore.storage.file_lock import locked
+from fusestore.storage.private_folder import open_for_lock
 from fusestore.storage.publish import TEMPORARY_PREFIX
 
 _SHARD_NAME = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)})?\d{{6,}}")
@@ -64,7 +65,7 @@ class ShardFolder:
     def open(self, shard: int) -> BinaryIO | None:
         """The shard's file, which is not evicted before `close`; None if it does not exist."""
         try:
-            file = self._file(shard).open("rb")
+            file = _open_without_links(self._file(shard))
         except FileNotFoundError:
             return None
         lock_shared(file)
@@ -94,8 +95,7 @@ class ShardFolder:
         """
         temporary = self._temporary(shard)
         self.path.mkdir(parents=True, exist_ok=True)
-        opened = os.open(temporary, os.O_RDWR | os.O_CREAT)
-        with os.fdopen(opened, "r+b") as file, locked_alone(file) as held:
+        with os.fdopen(open_for_lock(temporary), "r+b") as file, locked_alone(file) as held:
             # The previous holder of the lock may have renamed or removed the opened file.
             if not held or not _is_at(file, temporary):
                 yield None
@@ -167,6 +167,11 @@ class ShardFolder:
                     status = path.stat()
                     if status.st_ino != created_inode:
                         yield _Entry(status.st_mtime_ns, path, status.st_size)
+
+
+def _open_without_links(path: Path) -> BinaryIO:
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    return os.fdopen(os.open(path, flags), "rb")
 
 
 class _Entry(NamedTuple):

@@ -20,7 +20,7 @@ from fusestore.data.shard_cache.layout import ShardLayout
 from fusestore.errors import CorruptionError
 from fusestore.forked import check_not_forked
 from fusestore.fuse.choices import KIND_NAMES
-from fusestore.storage.object_errors import shown
+from fusestore.storage.shown import shown
 
 _Values = Mapping[str, npt.NDArray[Any]]
 
@@ -124,13 +124,13 @@ class FetchedShards:
             self._folder.close(file)
             self._folder.discard(shard)
         raise CorruptionError(
-            f"Shard {shard} of {self._job.source}, fetched to {self._folder.path}, was missing or "
-            f"damaged {_ATTEMPTS} times. Check the disk, or give another cache_dir."
+            f"Shard {shard} of {shown(self._job.source)}, fetched to {self._folder.path}, was "
+            f"missing or damaged {_ATTEMPTS} times. Check the disk, or give another cache_dir."
         )
 
     def _request(self, **shards: Any) -> _Fetcher:  # noqa: ANN401 - see `FetchServer.request`
         if self._fetcher is None:
-            check_not_forked(f"fetches shards of {self._job.source}")
+            check_not_forked(f"fetches shards of {shown(self._job.source)}")
             self._fetcher = _Fetcher(self._job)
         self._fetcher.request(**shards)
         return self._fetcher

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusestore.data.shard_cache.cache_folder import ShardFolder
+from fusestore.storage.shown import shown
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class FetchJob:
     dataset: str
     shard_bytes: int
     limit: int | None
+
+    def __repr__(self) -> str:
+        return f"FetchJob({shown(self.source)!r}, root={self.root!r}, dataset={self.dataset!r})"
 
     @property
     def folder(self) -> ShardFolder:

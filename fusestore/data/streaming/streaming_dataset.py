@@ -18,8 +18,11 @@ from fusestore.fuse.layout import shared_rows
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.window_table import read_window_starts
 from fusestore.storage.location import Location
-from fusestore.storage.packages import user_cache_folder
-from fusestore.storage.publish import publish
+from fusestore.storage.packages import cache_folder
+from fusestore.storage.private_folder import private_folder
+from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.store.copy import check_files_match
+from fusestore.store.held_digest import check_digest
 from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes
 
 
@@ -54,13 +57,15 @@ class StreamingFusedDataset(Stream):
         batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        digest: str | None = None,
     ) -> None:
         """Open a complete fused dataset, in the local or the shared form.
 
         Args:
             url: the dataset's folder: a path, `s3://`, `hf://`, `https://` or any fsspec URL.
             storage_options: of the URL's storage, such as `endpoint_url`; see `storage.options`.
-            cache_dir: local folder for fetched shards; by default the user's cache.
+            cache_dir: local folder for fetched shards, to which nobody else may write; by default
+                the user's cache.
             cache_limit: size limit in bytes of the fetched shards of all datasets below
                 `cache_dir`; None: as much as the disk has.
             seed: of the order.
@@ -70,17 +75,22 @@ class StreamingFusedDataset(Stream):
             batch_size: as for `Stream`, as are the next two.
             rank: of this process.
             world_size: processes that share the stream.
+            digest: SHA-256 of the manifest, from the dataset's author; every fetched shard is
+                checked against it. A local dataset is read once to check every file.
 
         Raises:
             NotFoundError: the folder holds no complete fused dataset.
-            CorruptionError: its manifest, or its table of windows, is damaged.
-            InvalidInputError: it has no tokens, or `cache_limit` is too small for the order.
+            CorruptionError: its manifest, or its table of windows, is damaged, or it is not that of
+                the digest.
+            InvalidInputError: it has no tokens, `cache_limit` is too small for the order, or others
+                may write to `cache_dir`.
             UnsupportedPlatformError: it is not local, and this is Windows.
         """
         super().__init__(batch_size, rank, world_size)
-        location = Location.parse(url, storage_options)
+        location = Location.parse(url, storage_options).confined()
         content = _read_manifest(location)
         manifest = FusedManifest.from_bytes(content, f"{location}/manifest.json")
+        check_digest(digest, manifest.digest, location)
         recipe = manifest.plan.recipe
         self.name = str(location)
         self.digest = manifest.plan.digest
@@ -108,11 +118,14 @@ class StreamingFusedDataset(Stream):
             starts=read_window_starts(location, manifest) if recipe.has_window_table else None,
         )
         self._layout = ShardLayout.of(manifest)
-        base = (Path(cache_dir) if cache_dir is not None else user_cache_folder()).expanduser()
+        in_place = location.is_local and manifest.form == "local"
+        base = Path(cache_dir or "").expanduser() if in_place else cache_folder(cache_dir)
         self.cache_root = str(base.absolute() / "stream")
         self.cache_limit = cache_limit
         self._local: FusedDataset | None = None
-        if location.is_local and manifest.form == "local":
+        if in_place:
+            if digest is not None:
+                check_files_match(location, manifest.files)
             self._local = FusedDataset(location.path)
             return
         check_has_flock()
@@ -132,6 +145,9 @@ class StreamingFusedDataset(Stream):
                 f"needs up to {self.needed_bytes // size} shards of {size:,} bytes at a time, "
                 f"{self.needed_bytes:,} bytes. Raise cache_limit, or lower shuffle_span."
             )
+        for folder in (Path(self.cache_root), self._job.folder.path):
+            private_folder(folder, link=False)
+        remove_abandoned(Location.parse(self._job.folder.path))
         publish(Location.parse(self._job.manifest_file), content)
 
     @property

@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from fusestore.fuse.choices import AcceptedKind, FitBy, FitMethod
 from fusestore.store.manifest import Count, Frozen, Manifest
-from fusestore.store.receipts import FileRecord
+from fusestore.store.receipts import FileRecords
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +105,7 @@ class FitManifest(Manifest):
     gate: GateParameters | None
     nats_even: float
     nats_fitted: float
-    files: dict[str, FileRecord]
+    files: FileRecords
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -97,7 +97,7 @@ def publish_model(
             else:
                 model = model if handle is None else handle.merge_and_unload()
                 save_model(model.to(dtype), staging)
-            copy_base_files(base.folder, staging)
+            copy_base_files(base.folder, staging, with_code=base.trust_remote_code)
         remove_abandoned(output)
         return publish_folder(staging, output, plan)
     finally:

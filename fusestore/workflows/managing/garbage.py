@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pydantic import Field
 
 from fusestore.storage.objects import ListedFile
-from fusestore.storage.publish import is_abandoned
+from fusestore.storage.publish import is_abandoned, storage_clock
 from fusestore.store.details import newest
 from fusestore.store.layout import Store
 from fusestore.store.leases import LEASE_FOLDER, live_writers
@@ -103,6 +103,7 @@ def collect_garbage(
         for path, file in files.items()
         if file.modified is not None and now - file.modified >= settings.older_than * _DAY_S
     }
+    clock = storage_clock(store.location)
     items = [
         GarbageItem(
             path=path,
@@ -111,7 +112,7 @@ def collect_garbage(
             num_files=1,
         )
         for path, file in files.items()
-        if is_abandoned(path.rpartition("/")[2], file.modified)
+        if is_abandoned(path.rpartition("/")[2], file.modified, clock)
     ]
     by_artifact = files_by_artifact(store, list(lineage.artifacts), files)
     whole: list[tuple[Artifact, str]] = list(_unused(lineage, by_artifact, now, settings))

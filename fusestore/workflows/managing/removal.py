@@ -93,7 +93,10 @@ def remove_artifacts(
         )
     gone = {*named, *(user.path for user in users)}
     removed = [each for each in reversed(lineage.artifacts) if each.path in gone]
-    listings = {each.path: each.location.listed() for each in removed}
+    # Of a link the link alone is removed, and nothing behind it is even listed.
+    listings = {
+        each.path: {} if each.location.is_link else each.location.listed() for each in removed
+    }
     for each in removed:
         writers = live_writers(each.location, listings[each.path])
         if writers:
@@ -128,6 +131,9 @@ def remove_folder(folder: Location, files: Iterable[str]) -> None:
         folder: the artifact's folder.
         files: a listing of it.
     """
+    if folder.is_link:
+        folder.delete()
+        return
     (folder / MANIFEST_FILE).delete()
     # Receipts, and manifests of parts, stand for files that are about to go.
     documents = [

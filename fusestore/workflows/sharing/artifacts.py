@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusestore.errors import CorruptionError, NotFoundError
 from fusestore.storage.location import Location
-from fusestore.store.artifact_files import MANIFEST_FILE, ArtifactFiles, read_document
+from fusestore.store.artifact_files import MANIFEST_FILE, ArtifactFiles, Document, read_document
 from fusestore.store.inventory import find_artifact, list_artifacts
 from fusestore.store.layout import Store
 from fusestore.store.registry import split_path
@@ -40,17 +40,23 @@ def read_artifact(store: Store, path: str) -> ArtifactFiles:
     """
     kind, name = split_path(path)
     location = kind.location(store, name)
-    try:
-        manifest = read_document(location, MANIFEST_FILE, kind.identity)
-    except NotFoundError as error:
-        find_artifact(store, path)
-        raise NotFoundError(
-            f"{path} in {store.location} is not complete; only complete artifacts are shared. "
-            "Finish it first: run the command that makes it again, which resumes it."
-        ) from error
+    manifest = read_manifest(store, path)
     try:
         return kind.files(location, path, manifest)
     except NotFoundError as error:
         raise CorruptionError(
             f"{error} Run `fusestore verify {path}` on {store.location}."
+        ) from error
+
+
+def read_manifest(store: Store, path: str) -> Document:
+    """The manifest of the complete artifact `kind/name`; errors as for `read_artifact`."""
+    kind, name = split_path(path)
+    try:
+        return read_document(kind.location(store, name), MANIFEST_FILE, kind.identity)
+    except NotFoundError as error:
+        find_artifact(store, path)
+        raise NotFoundError(
+            f"{path} in {store.location} is not complete; only complete artifacts are shared. "
+            "Finish it first: run the command that makes it again, which resumes it."
         ) from error

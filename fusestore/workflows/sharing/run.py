@@ -7,7 +7,8 @@ cannot be opened and can be resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Self
 
@@ -15,13 +16,19 @@ from fusestore.errors import CorruptionError, InvalidInputError, StorageError
 from fusestore.progress import Progress, ProgressCounter, Reporter, SilentReporter
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish_new, remove_abandoned
+from fusestore.store.artifact_files import Document
 from fusestore.store.artifact_types import Conversion
 from fusestore.store.copy import copy_files
 from fusestore.store.layout import Store
-from fusestore.store.manifest import Frozen
+from fusestore.store.manifest import Frozen, digest_bytes
 from fusestore.store.registry import split_path
-from fusestore.workflows.sharing.artifacts import folder_of, paths_in, read_artifact
+from fusestore.workflows.sharing.artifacts import folder_of, paths_in, read_artifact, read_manifest
 from fusestore.workflows.sharing.closure import with_inputs, with_needed
+from fusestore.workflows.sharing.expected import (
+    check_expected,
+    expected_digests,
+    manifest_digest,
+)
 from fusestore.workflows.sharing.plan import GroupCopy, Plan, plan_copy
 from fusestore.workflows.sharing.settings import CopySettings
 
@@ -36,6 +43,8 @@ class Shared(Frozen):
         num_bytes: bytes of these files. Those of a fused dataset that is unpacked on its way are
             known after the copy; a dry run counts the files of the source.
         already_there: whether nothing was missing.
+        manifest_digest: SHA-256 of its manifest, to which others can hold their copies by
+            `--expect`. That of the copy; of a dry run that of the source.
     """
 
     artifact: str
@@ -43,6 +52,7 @@ class Shared(Frozen):
     num_files: int
     num_bytes: int
     already_there: bool
+    manifest_digest: str
 
 
 class Copies(Frozen):
@@ -109,7 +119,8 @@ def copy_artifacts(
         states = paths_in(source)
         names = [path for path, complete in states.items() if complete]
         _report_unfinished(reporter, source, states)
-    return _copy(_copies(source, target, names, settings), settings, reporter, dry_run)
+    copies = _copies(source, target, names, settings)
+    return _copy(copies, names, settings, reporter, dry_run)
 
 
 def sync_stores(
@@ -139,7 +150,7 @@ def sync_stores(
     back = [path for path in paths if states[1].get(path) and not states[0].get(path)]
     forth = [path for path in paths if path not in back]
     copies = _copies(first, second, forth, settings) + _copies(second, first, back, settings)
-    return _copy(copies, settings, reporter, dry_run)
+    return _copy(copies, paths, settings, reporter, dry_run)
 
 
 def _copies(
@@ -171,21 +182,24 @@ def _report_unfinished(reporter: Reporter, store: Store, states: dict[str, bool]
 
 def _copy(
     copies: Sequence[tuple[Store, Store, str]],
+    names: Sequence[str],
     settings: CopySettings,
     reporter: Reporter,
     dry_run: bool,
 ) -> list[Shared]:
     results: list[Shared] = []
     damaged: list[str] = []
+    expected = expected_digests(settings.expect, names, [path for _, _, path in copies])
     forms = [_conversion(*copy) for copy in copies]
+    manifests = {path: _checked_manifest(source, path, expected) for source, _, path in copies}
     plain = [copy for copy, form in zip(copies, forms, strict=True) if form is False]
     with ThreadPoolExecutor(settings.jobs) as pool:
         try:
             with reporter.stage("Comparing", "artifacts") as progress:
-                plans = list(_planned(plain, pool, settings.check, progress))
+                plans = list(_planned(plain, pool, settings.check, expected, progress))
             results = [_shared(target, plan) for target, plan in plans]
             if dry_run:
-                return [*results, *_to_convert(copies, forms)]
+                return [*results, *_to_convert(copies, forms, manifests)]
             total = sum(plan.num_bytes for _, plan in plans)
             with reporter.stage("Copying", "bytes") as progress:
                 progress(0, total)
@@ -200,9 +214,11 @@ def _copy(
         if callable(form):
             with reporter.stage(f"Unpacking {name}", "tokens") as progress:
                 unpacked = form(progress)
-            results.append(_converted(target, name, unpacked.num_files, unpacked.num_bytes))
+            digest = _check_converted(target, name, manifests[name] if expected else None)
+            results.append(_converted(target, name, unpacked.num_files, unpacked.num_bytes, digest))
         elif form is True:
-            results.append(_converted(target, name, 0, 0))
+            digest = _check_converted(target, name, manifests[name] if expected else None)
+            results.append(_converted(target, name, 0, 0, digest))
     if damaged:
         raise CorruptionError(
             f"{len(damaged)} damaged files were not copied, so their artifacts are unfinished at "
@@ -219,29 +235,66 @@ def _shared(target: Store, plan: Plan) -> Shared:
         num_files=len(plan.files),
         num_bytes=plan.num_bytes,
         already_there=plan.is_empty,
+        manifest_digest=manifest_digest(plan.artifact.manifest),
     )
 
 
-def _converted(target: Store, path: str, num_files: int, num_bytes: int) -> Shared:
+def _converted(target: Store, path: str, num_files: int, num_bytes: int, digest: str) -> Shared:
     return Shared(
         artifact=path,
         target=str(target.location),
         num_files=num_files,
         num_bytes=num_bytes,
         already_there=num_files == 0,
+        manifest_digest=digest,
     )
 
 
 def _to_convert(
-    copies: Sequence[tuple[Store, Store, str]], forms: Sequence[Conversion | bool]
+    copies: Sequence[tuple[Store, Store, str]],
+    forms: Sequence[Conversion | bool],
+    manifests: Mapping[str, Document],
 ) -> Iterable[Shared]:
     """What a dry run says of artifacts that are converted: the files of the source."""
     for (source, target, path), form in zip(copies, forms, strict=True):
+        digest = manifest_digest(manifests[path])
         if form is True:
-            yield _converted(target, path, 0, 0)
+            yield _converted(target, path, 0, 0, digest)
         elif form is not False:
             sizes = folder_of(source, path).sizes()
-            yield _converted(target, path, len(sizes), sum(sizes.values()))
+            yield _converted(target, path, len(sizes), sum(sizes.values()), digest)
+
+
+def _checked_manifest(source: Store, path: str, expected: Mapping[str, str]) -> Document:
+    """The manifest of an artifact, before anything else of it is read or written."""
+    manifest = read_manifest(source, path)
+    check_expected(expected, path, manifest, str(source.location))
+    return manifest
+
+
+def _check_converted(target: Store, path: str, source: Document | None) -> str:
+    """The digest of a converted artifact's manifest.
+
+    Args:
+        target: the store that has it now.
+        path: `kind/name`.
+        source: the expected manifest that it was converted from; None if none is expected. It
+            names the manifest of the other form, in case the storage gave another one meanwhile.
+
+    Raises:
+        CorruptionError: the manifest is not the one that the source names.
+    """
+    manifest = read_manifest(target, path)
+    files = {} if source is None else json.loads(source.data).get("files", {})
+    names = [file for file in files if file.endswith(f"/{manifest.path}")]
+    if source is not None and (
+        len(names) != 1 or files[names[0]]["sha256"] != digest_bytes(manifest.data)
+    ):
+        raise CorruptionError(
+            f"{path} in {target.location} is another form of something else than what was "
+            "expected. Remove it, and pull again; if it repeats, do not trust the source."
+        )
+    return manifest_digest(manifest)
 
 
 def _conversion(source: Store, target: Store, path: str) -> Conversion | bool:
@@ -250,12 +303,21 @@ def _conversion(source: Store, target: Store, path: str) -> Conversion | bool:
 
 
 def _planned(
-    copies: Sequence[tuple[Store, Store, str]], pool: Executor, check: bool, progress: Progress
+    copies: Sequence[tuple[Store, Store, str]],
+    pool: Executor,
+    check: bool,
+    expected: Mapping[str, str],
+    progress: Progress,
 ) -> Iterable[tuple[Store, Plan]]:
     for done, (source, target, name) in enumerate(copies):
         progress(done, len(copies))
         folder = folder_of(target, name)
-        yield target, plan_copy(read_artifact(source, name), folder, pool, check=check)
+        artifact = read_artifact(source, name)
+        if expected:
+            # The manifest is read again with all else, and a server may answer anew each time.
+            check_expected(expected, name, artifact.manifest, str(source.location))
+            artifact = split_path(name)[0].held(artifact)
+        yield target, plan_copy(artifact, folder, pool, check=check or bool(expected))
     progress(len(copies), len(copies))
 
 

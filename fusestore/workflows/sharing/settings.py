@@ -26,3 +26,9 @@ class CopySettings(Frozen):
         default=False,
         description="Also read files that were copied before; replace damaged ones.",
     )
+    expect: tuple[str, ...] = Field(
+        default=(),
+        description="SHA-256 of the artifact's manifest, from its author; anything else is "
+        "refused. KIND/NAME=DIGEST if several artifacts are copied, each once.",
+        json_schema_extra={"metavar": "DIGEST"},
+    )
