@@ -83,18 +83,14 @@ def check_foreign_table(
         CorruptionError: it is no such table, or would take far more memory than its bytes.
     """
     if isinstance(file, Path):
+        # Polars takes brackets in a path for a pattern.
         with file.open("rb") as opened:
-            return _check(opened, file, name, schema, num_rows, remedy)
-    return _check(file, file, name, schema, num_rows, remedy)
+            return _check(opened, name, schema, num_rows, remedy)
+    return _check(file, name, schema, num_rows, remedy)
 
 
 def _check(
-    opened: BinaryIO,
-    source: Path | io.BytesIO,
-    name: str,
-    schema: pl.Schema,
-    num_rows: int | None,
-    remedy: str,
+    opened: BinaryIO, name: str, schema: pl.Schema, num_rows: int | None, remedy: str
 ) -> int:
     size = parquet_size(opened, name)
     stored = opened.seek(0, io.SEEK_END)
@@ -108,15 +104,14 @@ def _check(
             f"{name} has {stored:,} bytes, but {size.num_bytes:,} uncompressed. {remedy}"
         )
     try:
-        found = pl.read_parquet_schema(source)
+        found = pl.read_parquet_schema(opened)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise CorruptionError(f"{name} cannot be read: {_first_line(error)}. {remedy}") from error
     if pl.Schema(found) != schema:
         raise CorruptionError(
             f"{name} has the columns {dict(found)}; expected {dict(schema)}. {remedy}"[:2_000]
         )
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
+    opened.seek(0)
     return size.num_rows
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 
 import fusestore as fs
-from fusestore.align.report.unmatched import alignment_table, read_unmatched
+from fusestore.align.report.unmatched import read_unmatched
 from fusestore.align.stored import open_alignment
 from fusestore.align.vocabulary.stored_map import load_vocabulary_map
 from fusestore.corpus.corpus import open_corpus
@@ -321,7 +321,7 @@ def _alignment(root: Path, folder: Path, work: Path) -> list[Any]:
     read = alignment.for_documents(0, count)
     unmatched = read_unmatched(alignment)
     if (read[1] < 4).all():
-        alignment_table(alignment, 0, count)
+        alignment.to_polars()
     return [*read, alignment.document_offsets, unmatched["token_id"].to_numpy()]
 
 

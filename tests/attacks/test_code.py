@@ -232,6 +232,7 @@ strategy = "uniform"
 
 def test_a_file_that_has_code_run_is_told(command, store, tmp_path):
     (tmp_path / "texts.txt").write_text("a text\n")
+    (tmp_path / "nothing").mkdir()
     file = tmp_path / "fusion.toml"
     file.write_text(
         TOML.format(store=store, texts=tmp_path / "texts.txt", model=tmp_path / "nothing")

@@ -44,7 +44,7 @@ ARTIFACTS = (
     "caches/exact",
     "vocabulary_maps/90d78994042a034f-3db84913482aecae-prefix",
     "alignments/wide--small",
-    "fits/b10bce1b80a0f1f0",
+    "fits/*",
     "fused/mince",
     "fused/mixed",
     "models/fused",
@@ -55,7 +55,7 @@ ARTIFACTS = (
 def test_one_bad_manifest_leaves_the_others_listed(store, name):
     opened = Store.open(store)
     whole = {artifact.path for artifact in list_artifacts(opened)}
-    bad = [store / folder / "manifest.json" for folder in ARTIFACTS]
+    bad = [next(store.glob(folder)) / "manifest.json" for folder in ARTIFACTS]
     for file in bad:
         file.write_bytes(BAD_DOCUMENTS[name])
     with within_limits():
