@@ -55,6 +55,23 @@ def test_a_dry_run_prints_the_card(store, command, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_published_can_be_held_to_a_digest(store, command, tmp_path):
+    target = tmp_path / "out"
+    publish = ["publish", "cache/wide", target, "-s", store]
+    planned = command.succeeds(*publish, "--dry-run", "--json").json["content"]["artifacts"]
+    digests = {each["artifact"]: each["manifest_digest"] for each in planned}
+    held = [f"--expect={path}={digest}" for path, digest in digests.items()]
+    wrong = [f"--expect={path}={'0' * 64}" for path in digests]
+    assert "is not what was expected" in command.fails(*publish, *wrong)
+    assert "No digest is expected of" in command.fails(*publish, held[0])
+    assert not target.exists()
+    command.succeeds(*publish, *held)
+    card = (target / "README.md").read_text()
+    # What the card says is what a pull can be held to.
+    assert all(digest in card for digest in digests.values())
+    command.succeeds("pull", "cache/wide", "--from", target, "--to", tmp_path / "theirs", *held)
+
+
 @pytest.mark.slow
 def test_a_store_of_ten_artifacts_loses_nothing(lineage, s3_url, tmp_path):
     """Through rename, garbage collection, publish and pull, all of it on S3."""

@@ -393,7 +393,8 @@ def _checksums(content: CardContent, target: str, model_id: str | None) -> str:
     if model_id is None:
         text = (
             "A manifest has the SHA-256 of every file, or of the receipts that have it. "
-            f"`fusestore verify -s {_code(target)}` checks all of them.\n\n"
+            f"`fusestore verify -s {_code(target)}` checks all of them. `fusestore pull --expect "
+            "KIND/NAME=SHA-256` takes nothing else; get them by another way.\n\n"
         )
     else:
         name = content.artifacts[0].artifact.partition("/")[2]

@@ -32,7 +32,8 @@ from fusestore.workflows.publishing.hub_repository import Addition, HubRepositor
 from fusestore.workflows.publishing.settings import PublishSettings
 from fusestore.workflows.sharing.artifacts import folder_of, paths_in, read_artifact
 from fusestore.workflows.sharing.closure import with_inputs, with_needed
-from fusestore.workflows.sharing.run import Shared, copy_artifacts
+from fusestore.workflows.sharing.expected import expected_digests, manifest_digest
+from fusestore.workflows.sharing.run import Shared, checked_manifest, copy_artifacts
 from fusestore.workflows.sharing.settings import CopySettings
 
 CARD = "README.md"
@@ -94,7 +95,8 @@ def publish_artifacts(
         NotFoundError: an artifact does not exist or is not complete.
         AlreadyExistsError: the target has another artifact of that name; nothing was written.
         InvalidInputError: a target of another form, or a model repository for something else.
-        CorruptionError: files of the store are damaged. Their artifacts are unfinished there.
+        CorruptionError: files of the store are damaged, and their artifacts are unfinished there;
+            or an artifact is not what `settings.expect` says, and nothing was written.
         AccessDeniedError, StorageError: a storage failed; the same call continues.
     """
     settings, reporter = settings or PublishSettings(), reporter or SilentReporter()
@@ -104,6 +106,9 @@ def publish_artifacts(
         raise NotFoundError(f"{store.location} holds no complete artifact to publish.")
     closure = with_inputs if settings.inputs else with_needed
     paths = closure(store, names)
+    expected = expected_digests(settings.expect, names, paths)
+    for path in paths if expected else ():
+        checked_manifest(store, path, expected)
     if target.url.startswith("hf://"):
         repository = HubRepository(target.url, dict(target.storage_options))
         publication: _Publication = _OnHub(store, paths, repository, settings, reporter)
@@ -315,6 +320,7 @@ class _OnHub(_Publication):
                         num_files=len(data),
                         num_bytes=sum(each.num_bytes for each in data),
                         already_there=not missing and not manifest,
+                        manifest_digest=manifest_digest(artifact.manifest),
                     )
                 )
             progress(len(self.paths), len(self.paths))

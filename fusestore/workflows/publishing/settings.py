@@ -29,6 +29,12 @@ class PublishSettings(Frozen):
         description="Number of files copied at the same time.",
         json_schema_extra={"short": "-j"},
     )
+    expect: tuple[str, ...] = Field(
+        default=(),
+        description="SHA-256 of the artifact's manifest; anything else is not published. "
+        "KIND/NAME=DIGEST if several artifacts are published, each once.",
+        json_schema_extra={"metavar": "DIGEST"},
+    )
     card_only: bool = Field(
         default=False,
         description="Write the card alone. The artifacts must be published already.",

@@ -191,7 +191,7 @@ def _copy(
     damaged: list[str] = []
     expected = expected_digests(settings.expect, names, [path for _, _, path in copies])
     forms = [_conversion(*copy) for copy in copies]
-    manifests = {path: _checked_manifest(source, path, expected) for source, _, path in copies}
+    manifests = {path: checked_manifest(source, path, expected) for source, _, path in copies}
     plain = [copy for copy, form in zip(copies, forms, strict=True) if form is False]
     with ThreadPoolExecutor(settings.jobs) as pool:
         try:
@@ -265,7 +265,7 @@ def _to_convert(
             yield _converted(target, path, len(sizes), sum(sizes.values()), digest)
 
 
-def _checked_manifest(source: Store, path: str, expected: Mapping[str, str]) -> Document:
+def checked_manifest(source: Store, path: str, expected: Mapping[str, str]) -> Document:
     """The manifest of an artifact, before anything else of it is read or written."""
     manifest = read_manifest(source, path)
     check_expected(expected, path, manifest, str(source.location))
