@@ -17,7 +17,7 @@ from fusestore.cache import table as tables
 from fusestore.cache.document_rows import document_rows
 from fusestore.cache.table import PositionTable
 from fusestore.errors import InvalidInputError, MissingDependencyError, NotFoundError
-from fusestore.fuse.manifest import KIND_NAMES
+from fusestore.fuse.choices import KIND_NAMES
 from fusestore.interop.run import import_rows
 from fusestore.interop.settings import ImportSettings
 from fusestore.store.layout import Store
