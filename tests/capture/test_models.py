@@ -61,7 +61,7 @@ def test_gguf_without_its_package(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(MissingDependencyError, match=r"pip install 'fusestore\[gguf\]'"):
         convert_gguf(tmp_path / "model.gguf")
-    assert not (tmp_path / "home").exists()
+    assert not list((tmp_path / "home").iterdir())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

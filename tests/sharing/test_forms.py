@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fusestore.data.dataset import FusedDataset, open_fused
-from fusestore.errors import AlreadyExistsError, CorruptionError, InvalidInputError, NotFoundError
+from fusestore.errors import AlreadyExistsError, CorruptionError, NotFoundError
 from fusestore.fuse import shared as fused_shared
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.shared import pack_fused, unpack_fused
@@ -223,7 +223,7 @@ def test_a_shared_form_writes_nothing_outside_its_folder(source, empty):
     (source.fused("mixed").path / "evil").write_bytes(evil)
     record = FileRecord.of(evil).model_dump()
     rewrite_local(source, lambda inner: inner["files"].update({"../evil": record}))
-    with pytest.raises(InvalidInputError, match=r"lists a file '\.\./evil'"):
+    with pytest.raises(CorruptionError, match=r"lists a file '\.\./evil'"):
         copy_artifacts(source, empty, MIXED)
     assert not empty.location.exists()
 

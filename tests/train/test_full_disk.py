@@ -1,5 +1,7 @@
 """A disk that is full, or turns read-only, while a run writes its checkpoint."""
 
+import subprocess
+
 import pytest
 
 from fusestore.data import FusedDataset
@@ -14,7 +16,9 @@ SETTINGS = TrainSettings(batch_size=4, precision="float32", epochs=1, checkpoint
 
 @pytest.fixture
 def disk(tmp_path):
-    return Disk(tmp_path / "disk")
+    disk = Disk(tmp_path / "disk")
+    yield disk
+    subprocess.run(["umount", disk.folder], check=True)
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
