@@ -10,6 +10,7 @@ from fusestore.align.settings import AlignSettings
 
 from .console import ConsoleReporter, output, print_json, print_view
 from .early_checks import check_artifacts, check_models
+from .executors import ExecutorSettings, hand_out
 from .options import MODEL_FORMS, STORE_HELP, JsonOption, StorageOption, open_store
 from .settings_options import settings_options
 
@@ -18,8 +19,10 @@ _SHOW = "Show without writing"
 
 
 @settings_options(AlignSettings)
+@settings_options(ExecutorSettings, parameter="executor_settings")
 def align(
     settings: AlignSettings,
+    executor_settings: ExecutorSettings,
     cache: Annotated[
         str | None,
         typer.Argument(
@@ -104,6 +107,10 @@ def align(
 
     With --inspect or --text nothing is written; the two tokenizations of one text are shown.
     """
+    if executor_settings.name is not None and (text is not None or inspect is not None):
+        raise typer.BadParameter(
+            "--text and --inspect write no shards to share", param_hint="--executor"
+        )
     if text is not None:
         check_models([source, target])
         from fusestore.align.report.inspection import text_alignment
@@ -138,6 +145,14 @@ def align(
         document = stored_alignment(opened, cache, name, inspect)
         print_document(document, around, width, as_json=as_json)
         return
+    by_workers = False
+    if executor_settings.name is not None:
+        from fusestore.align.settings import alignment_name
+        from fusestore.models.target import Target
+
+        target_name = Target.open(_needed(target, "--target"), store=opened).name
+        folder = opened.alignment(name or alignment_name(cache, target_name))
+        by_workers = hand_out(executor_settings, "alignment", folder)
     from fusestore.align.report.overview import AlignedCache, alignment_summary, alignment_view
     from fusestore.align.run import align as align_cache
 
@@ -145,20 +160,20 @@ def align(
     result = align_cache(
         opened, cache, target, settings, name=name, corpus=corpus, reporter=ConsoleReporter()
     )
-    alignment = result.artifact
+    alignment, created = result.artifact, by_workers or result.created
     if as_json:
         summary = alignment_summary(alignment, _UNMATCHED_IN_JSON)
         print_json(
             AlignedCache(
                 cache=cache,
                 alignment=alignment.location.name,
-                built=result.created,
+                built=created,
                 **dict(summary),
             )
         )
         return
     shares = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in alignment.coverage.items())
-    verb = "Aligned" if result.created else "Already there:"
+    verb = "Aligned" if created else "Already there:"
     output.print(f"{verb} {alignment.location.name}: {shares}")
     print_view(alignment_view(alignment))
 

@@ -11,11 +11,13 @@ from fusestore.process_rank import launcher_rank
 
 from .console import ConsoleReporter, output, print_json
 from .early_checks import check_artifacts, check_models
+from .executors import ExecutorSettings, hand_out
 from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
 from .settings_options import settings_options
 
 
 @settings_options(CaptureSettings)
+@settings_options(ExecutorSettings, parameter="executor_settings")
 def capture(
     model: Annotated[
         str,
@@ -26,6 +28,7 @@ def capture(
     store: StoreOption,
     name: Annotated[str, typer.Option("--name", "-n", metavar="NAME", help="Name of the cache.")],
     settings: CaptureSettings,
+    executor_settings: ExecutorSettings,
     corpus: Annotated[str, typer.Option(metavar="NAME", help="Name of the corpus.")] = "corpus",
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
@@ -37,6 +40,13 @@ def capture(
     opened = open_store(store, storage_option)
     check_artifacts(opened, "corpus", [corpus])
     check_models([model])
+    if executor_settings.name is not None and settings.tensor_parallel:
+        raise typer.BadParameter(
+            "shares one model among the processes of torchrun; the workers of --executor each load "
+            "their own",
+            param_hint="--tensor-parallel",
+        )
+    by_workers = hand_out(executor_settings, "cache", opened.cache(name))
     from fusestore.capture.kept_summary import kept_summary
     from fusestore.capture.run import capture as capture_model
     from fusestore.corpus.corpus import open_corpus
@@ -56,14 +66,14 @@ def capture(
     result = capture_model(opened, name, handle, documents, settings, reporter=reporter)
     if is_silent:
         return
-    cache = result.artifact
+    cache, created = result.artifact, by_workers or result.created
     kept = kept_summary(cache)
     if as_json:
         content = cache.manifest.model_dump(mode="json")
         saved = None if kept is None else kept.model_dump(mode="json")
-        print_json({"cache": name, "built": result.created, "kept": saved, **content})
+        print_json({"cache": name, "built": created, "kept": saved, **content})
         return
-    verb = "Captured" if result.created else "Already there:"
+    verb = "Captured" if created else "Already there:"
     output.print(
         f"{verb} cache {name}: {cache.fingerprint.num_rows:,} rows of at most {cache.k} entries in "
         f"{opened.location}"

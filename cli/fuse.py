@@ -10,6 +10,7 @@ from fusestore.fuse.recipe import Recipe
 
 from .console import ConsoleReporter, output, print_json
 from .early_checks import check_recipe
+from .executors import ExecutorSettings, hand_out
 from .options import JsonOption, StorageOption, StoreOption, storage_options
 from .recipes import RecipeArgument, recipe_of
 from .settings_options import TypedSettings, settings_options
@@ -22,9 +23,11 @@ _DEFAULT_NAME = "fused"
 
 
 @settings_options(Recipe, parameter="options")
+@settings_options(ExecutorSettings, parameter="executor_settings")
 def fuse(
     store: StoreOption,
     options: TypedSettings[Recipe],
+    executor_settings: ExecutorSettings,
     recipe: RecipeArgument = None,
     name: Annotated[
         str | None,
@@ -71,6 +74,13 @@ def fuse(
     materialize = materialize or shared_to is not None
     if jobs > 1 and not materialize:
         raise typer.BadParameter("needs --materialize", param_hint="--jobs")
+    if executor_settings.name is not None:
+        if not materialize:
+            raise typer.BadParameter("needs --materialize", param_hint="--executor")
+        if jobs > 1:
+            raise typer.BadParameter(
+                "is for one process; --executor starts several", param_hint="--jobs"
+            )
     whole_recipe = recipe_of(recipe, options)
     from fusestore.store.layout import Store
 
@@ -79,15 +89,27 @@ def fuse(
     check_recipe(opened, whole_recipe)
     from fusestore.fuse.run import fuse as fuse_recipe
 
+    name = name or (None if recipe else _DEFAULT_NAME)
+    by_workers = False
+    if executor_settings.name is not None:
+        # The definition first: a recipe that is refused starts no workers.
+        defined = fuse_recipe(opened, name, whole_recipe, materialize=False).artifact.location
+        if defined.is_local != opened.location.is_local:
+            raise typer.BadParameter(
+                "a dataset without a name is kept on this machine, which other machines do not "
+                "see; give it a name",
+                param_hint="--name",
+            )
+        by_workers = hand_out(executor_settings, "fused", defined)
     result = fuse_recipe(
         opened,
-        name or (None if recipe else _DEFAULT_NAME),
+        name,
         whole_recipe,
         materialize=materialize,
         jobs=jobs,
         reporter=ConsoleReporter(),
     )
-    folder, created = result.artifact, result.created
+    folder, created = result.artifact, by_workers or result.created
     if shared_to is not None:
         created |= _pack(folder, Store.open(shared_to, options_of_storage))
     _print_dataset(folder, created, as_json)

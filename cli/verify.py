@@ -10,6 +10,7 @@ import typer
 from fusestore.capture.settings import CaptureSettings
 
 from .console import ConsoleReporter, output, print_json
+from .executors import ExecutorSettings, verify_by_executor
 from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
 from .settings_options import settings_options
 
@@ -25,6 +26,7 @@ _MODEL_SETTINGS = {
 }
 
 
+@settings_options(ExecutorSettings, parameter="executor_settings")
 @settings_options(
     CaptureSettings, panel=_REPAIR, skip=set(CaptureSettings.model_fields) - _MODEL_SETTINGS
 )
@@ -61,6 +63,16 @@ def verify(
         ),
     ] = None,
     settings: CaptureSettings,
+    executor_settings: ExecutorSettings,
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share",
+            help="Check only this process's share of the artifacts, by the rank and world size in "
+            "the environment: what each worker of --executor does.",
+            rich_help_panel="Several processes",
+        ),
+    ] = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,16 +83,30 @@ def verify(
     """
     if repair and quick:
         raise typer.BadParameter("--repair reads everything; leave out --quick")
+    if repair and (share or executor_settings.name is not None):
+        raise typer.BadParameter("--repair runs in one process; leave out --executor")
     opened = open_store(store, storage_option)
     if repair:
         sys.exit(_repair(opened, artifact, model or [], settings, as_json))
-    sys.exit(_verify(opened, artifact, quick, as_json))
+    sys.exit(_verify(opened, artifact, quick, as_json, share, executor_settings))
 
 
-def _verify(store: Store, path: str | None, quick: bool, as_json: bool) -> int:
-    from fusestore.workflows.verification import verify_inputs_too
+def _verify(
+    store: Store,
+    path: str | None,
+    quick: bool,
+    as_json: bool,
+    is_share: bool,
+    executor_settings: ExecutorSettings,
+) -> int:
+    from fusestore.process_rank import process_rank
+    from fusestore.workflows.verification import WHOLE, verify_inputs_too
 
-    verified = verify_inputs_too(store, path, quick=quick)
+    if executor_settings.name is None:
+        share = process_rank() if is_share else WHOLE
+        verified = verify_inputs_too(store, path, quick=quick, share=share)
+    else:
+        verified = verify_by_executor(store, path, quick, executor_settings)
     if as_json:
         print_json(verified)
     else:

@@ -1,5 +1,7 @@
 """Writing an alignment: shard by shard, over any number of runs, with memory for one shard.
 
+Several writers at once divide the shards by leases (`store.leases`).
+
 A shard holds a fixed number of target tokens. It depends only on the documents it touches (a
 document in two shards is aligned for both), so an interrupted run resumes where it stopped, and the
 same inputs give the same bytes. Order on disk: fingerprint, layout, then the files and the receipt
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,7 @@ from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
 from fusestore.store.copy import matches
 from fusestore.store.fingerprints import write_fingerprint
+from fusestore.store.leases import LEASE_FOLDER, remove_leases, share_shards
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
 from fusestore.tokenizers.token_table import TokenReader, document_range
 from fusestore.tokenizers.vocabulary import Vocabulary
@@ -100,13 +104,28 @@ def write_alignment(
     )
     write_fingerprint(location, fingerprint, f"Alignment {location.name!r}")
     if (location / "manifest.json").exists():
+        # A writer that died after writing the manifest left its leases.
+        remove_leases(location / LEASE_FOLDER)
         return open_alignment(location)
     remove_abandoned(location)
-    receipts = [_write_layout(location, fingerprint, target.document_offsets)]
-    for shard in range(len(fingerprint.plan)):
-        start, stop = fingerprint.plan.bounds(shard)
-        receipt = _whole_receipt(location, fingerprint, shard_part(shard))
-        if receipt is None:
+    layout = _write_layout(location, fingerprint, target.document_offsets)
+    plan = fingerprint.plan
+    sound: dict[int, Receipt] = {}
+    done = 0
+
+    def finished() -> Collection[int]:
+        # Each shard is read and checked once, whoever wrote it.
+        present = set((location / "receipts").list())
+        for shard in range(len(plan)):
+            if shard not in sound and f"{shard_part(shard)}.json" in present:
+                receipt = _whole_receipt(location, fingerprint, shard_part(shard))
+                if receipt is not None:
+                    sound[shard] = receipt
+        return sound
+
+    with share_shards(location, finished, len(plan)) as shards:
+        for shard in shards:
+            start, stop = plan.bounds(shard)
             position, kind = _aligned_rows(
                 source, target, source_vocab, target_vocab, method, vocabulary_map, start, stop
             )
@@ -115,12 +134,18 @@ def write_alignment(
                 position_array.file_name(shard): encode_shard(position_array, shard, position),
                 kind_array.file_name(shard): encode_shard(kind_array, shard, kind),
             }
-            receipt = Receipt.publish(
+            sound[shard] = Receipt.publish(
                 location, shard_part(shard), (start, stop), fingerprint.digest, files
             )
-        receipts.append(receipt)
-        progress(stop, fingerprint.num_target_tokens)
-    return _finish(location, fingerprint, receipts, source, target, source_vocab, target_vocab)
+            done = sum(receipt.stop - receipt.start for receipt in sound.values())
+            progress(done, plan.num_rows)
+    if done < plan.num_rows:
+        # Other writers made the last shards.
+        progress(plan.num_rows, plan.num_rows)
+    receipts = [layout, *(sound[shard] for shard in range(len(plan)))]
+    alignment = _finish(location, fingerprint, receipts, source, target, source_vocab, target_vocab)
+    remove_leases(location / LEASE_FOLDER)
+    return alignment
 
 
 def _checked_digests(

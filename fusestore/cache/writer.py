@@ -8,9 +8,8 @@ shards by leases (`store.leases`). Equal input gives equal bytes.
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -42,13 +41,10 @@ from fusestore.storage.publish import publish_new, remove_abandoned
 from fusestore.store.arrays import array_metadata, encode_shard, group_metadata
 from fusestore.store.fingerprints import check_same_fingerprint, write_fingerprint
 from fusestore.store.layout import Store
-from fusestore.store.leases import LEASE_FOLDER, Leases, remove_leases
+from fusestore.store.leases import LEASE_FOLDER, remove_leases, share_shards
 from fusestore.store.licenses import License
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
 from fusestore.tokenizers.token_table import TokenTable
-
-SECONDS_BETWEEN_LOOKS = 1.0
-"""Seconds between two looks at the other writers, for a writer without a shard to make."""
 
 
 class CacheWriter:
@@ -125,33 +121,13 @@ class CacheWriter:
         finished = set(self.finished_shards())
         return [shard for shard in range(len(self.plan)) if shard not in finished]
 
-    @contextlib.contextmanager
     def lease_shards(
-        self, *, first: int = 0, waiting: Callable[[int], None] | None = None
-    ) -> Iterator[Iterator[int]]:
-        """Share the missing shards with every other writer of this cache.
-
-        A context that yields an iterator of the shards to write, each leased when it is asked for.
-        The iterator ends when all shards are written. Before that it waits for other writers, and
-        takes over the shards of dead ones. Inside the context this writer counts as alive: write
-        the leased shards before leaving it.
-
-        Args:
-            first: the shard to begin with.
-            waiting: called with the number of shards that others hold, once, before the first wait.
-        """
-        reported = False
-
-        def wait(count: int) -> None:
-            nonlocal reported
-            if waiting is not None and not reported:
-                waiting(count)
-            reported = True
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-
-        folder = _leases(self.location)
-        with Leases(folder, self.finished_shards, len(self.plan), first=first) as leases:
-            yield leases.shards(wait)
+        self, *, first: int | None = None, waiting: Callable[[int], None] | None = None
+    ) -> AbstractContextManager[Iterator[int]]:
+        """Share the missing shards with every other writer of this cache: see `share_shards`."""
+        return share_shards(
+            self.location, self.finished_shards, len(self.plan), first=first, waiting=waiting
+        )
 
     def finished_shards(self) -> list[int]:
         """Shards with a receipt and files of the right sizes, by any writer."""

@@ -28,7 +28,6 @@ from fusestore.corpus.corpus import Corpus
 from fusestore.corpus.unspelled import describe_unspelled
 from fusestore.errors import FingerprintMismatchError, NonFiniteError, NotFoundError
 from fusestore.models.model import Model
-from fusestore.process_rank import process_rank
 from fusestore.progress import Progress, Reporter, SilentReporter
 from fusestore.store.fingerprints import check_same_fingerprint
 from fusestore.store.layout import Store
@@ -250,9 +249,7 @@ def _shards(
         writer.redo = dict(redo)
         yield sorted(redo)
         return
-    rank, world_size = process_rank()
     with writer.lease_shards(
-        first=rank * len(writer.plan) // world_size,
         waiting=lambda count: reporter.line(
             f"Waiting for other writers of {name}, which hold {count} shards"
         ),

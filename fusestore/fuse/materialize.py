@@ -1,8 +1,9 @@
 """Materializing: making every missing shard of a fused dataset, by one process or several.
 
-A killed run resumes where it stopped, and several runs at once share the work: see
-`fusestore.fuse.folder` and `fusestore.fuse.locks`. Memory per process depends on the shard's rows,
-on k and on the length of the documents and windows a shard touches, not on the corpus.
+A killed run resumes where it stopped, and several runs at once, on one machine or many, divide
+the shards by leases (`fusestore.store.leases`). Locks (`fusestore.fuse.locks`) keep a process that
+reads the dataset meanwhile from making a shard twice. Memory per process depends on the shard's
+rows, on k and on the length of the documents and windows a shard touches, not on the corpus.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from fusestore.errors import InvalidInputError, StorageError
@@ -18,6 +19,7 @@ from fusestore.fuse.folder import FusedFolder
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.plugins import expect_plugins, plugin_names
 from fusestore.progress import Progress, ignore_progress
+from fusestore.store.leases import LEASE_FOLDER, remove_leases, share_shards
 
 
 def materialize(
@@ -44,17 +46,34 @@ def materialize(
     folder.begin()
     manifest = folder.manifest()
     if manifest is not None:
+        # A writer that died after writing the manifest left its leases.
+        remove_leases(folder.location / LEASE_FOLDER)
         return manifest
     num_rows = folder.fusion.num_tokens
-    finished = folder.finished()
-    missing = [shard for shard in range(folder.num_shards) if shard not in finished]
     bounds = map(folder.arrays[0].rows_of, range(folder.num_shards))
     sizes = [stop - start for start, stop in bounds]
-    done = sum(sizes[shard] for shard in finished)
-    progress(done, num_rows)
-    for shard in _make_shards(folder, missing, min(jobs, len(missing))):
-        done += sizes[shard]
-        progress(done, num_rows)
+    made: set[int] = set()
+    reported = -1
+
+    def report() -> None:
+        nonlocal reported
+        done = sum(sizes[shard] for shard in made)
+        if done > reported:
+            progress(done, num_rows)
+        reported = done
+
+    def finished() -> set[int]:
+        # Shards of other writers count as progress too.
+        made.update(folder.finished())
+        return made
+
+    finished()
+    report()
+    with share_shards(folder.location, finished, folder.num_shards) as shards:
+        for shard in _make_shards(folder, shards, min(jobs, folder.num_shards - len(made))):
+            made.add(shard)
+            report()
+    report()
     manifest = folder.complete()
     if manifest is None:
         # A shard that was listed as finished belongs to another plan, or lost a file since.
@@ -66,10 +85,11 @@ def materialize(
             f"Shards of {folder.location} disappear while others are made. Find out what else "
             "writes to that folder, then run the same command again."
         )
+    remove_leases(folder.location / LEASE_FOLDER)
     return manifest
 
 
-def _make_shards(folder: FusedFolder, shards: Sequence[int], jobs: int) -> Iterator[int]:
+def _make_shards(folder: FusedFolder, shards: Iterator[int], jobs: int) -> Iterator[int]:
     """Make the shards; yields each when it is made."""
     if jobs <= 1:
         for shard in shards:
@@ -83,10 +103,18 @@ def _make_shards(folder: FusedFolder, shards: Sequence[int], jobs: int) -> Itera
         initargs=(folder, plugin_names()),
     )
     try:
-        futures = {pool.submit(_make_in_process, shard): shard for shard in shards}
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
+        futures: dict[Future[None], int] = {}
+        is_last = False
+        while not is_last or futures:
+            # A shard is leased when a process is free for it: the rest is left to other writers.
+            while not is_last and len(futures) < jobs:
+                shard = next(shards, None)
+                is_last = shard is None
+                if shard is not None:
+                    futures[pool.submit(_make_in_process, shard)] = shard
+            for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                future.result()
+                yield futures.pop(future)
     except BrokenProcessPool as error:
         raise StorageError(
             f"A process that made shards of {folder.location} was killed, perhaps because memory "

@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Self
 
 from fusestore.errors import AlreadyExistsError, FusestoreError, NotFoundError
+from fusestore.process_rank import first_shard
 from fusestore.storage.location import Location
 from fusestore.storage.objects import ListedFile
 from fusestore.storage.publish import MACHINE, is_running, publish, publish_new, temporary_owner
@@ -181,8 +182,49 @@ class Leases:
         return self._folder / f"{shard_part(shard)}-{generation}"
 
 
+SECONDS_BETWEEN_LOOKS = 1.0
+"""Seconds between two looks at the other writers, for a writer without a shard to make."""
+
 LEASE_FOLDER = "leases"
 """Where an artifact's writers divide its shards, below its folder."""
+
+
+@contextlib.contextmanager
+def share_shards(
+    artifact: Location,
+    finished: Callable[[], Collection[int]],
+    num_shards: int,
+    *,
+    first: int | None = None,
+    waiting: Callable[[int], None] | None = None,
+) -> Iterator[Iterator[int]]:
+    """Share the missing shards of an artifact with every other writer of it.
+
+    A context that yields an iterator of the shards to write, each leased when it is asked for.
+    The iterator ends when all shards are written. Before that it waits for other writers, and
+    takes over the shards of dead ones. Inside the context this writer counts as alive: write
+    the leased shards before leaving it.
+
+    Args:
+        artifact: its folder.
+        finished: looks up the shards that need no writer any more.
+        num_shards: shards are 0 to `num_shards` - 1.
+        first: the shard to begin with; by default as the rank of this process says.
+        waiting: called with the number of shards that others hold, once, before the first wait.
+    """
+    reported = False
+
+    def wait(count: int) -> None:
+        nonlocal reported
+        if waiting is not None and not reported:
+            waiting(count)
+        reported = True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    first = first_shard(num_shards) if first is None else first
+    with Leases(artifact / LEASE_FOLDER, finished, num_shards, first=first) as leases:
+        yield leases.shards(wait)
+
 
 _OTHER_MACHINE_S = 10 * LEASE_S
 """A heartbeat of another machine counts as alive for this long after the storage wrote it."""

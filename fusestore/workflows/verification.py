@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fusestore.process_rank import Rank
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.details import InputState
 from fusestore.store.findings import DAMAGE, Finding
@@ -10,6 +11,9 @@ from fusestore.store.layout import Store
 from fusestore.store.lineage import Lineage
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import Artifact
+
+WHOLE = Rank(0, 1)
+"""The share of a process that checks everything."""
 
 
 class VerifiedFinding(Frozen):
@@ -61,19 +65,19 @@ class Verification(Frozen):
 
 
 def verify_inputs_too(
-    store: Store, path: str | None = None, *, quick: bool = False
+    store: Store, path: str | None = None, *, quick: bool = False, share: Rank = WHOLE
 ) -> Verification:
     """Check one artifact or all artifacts of a store, and whether their inputs are there.
 
-    Arguments and errors as for `verify_store`.
+    Arguments and errors as for `verify_store`. With a `share`, only every `world_size`-th artifact
+    is checked, from number `rank` on: several processes check a store together.
     """
     lineage = Lineage.of(store)
+    chosen = _chosen(store, lineage, path)[share.rank :: share.world_size]
     return Verification(
         store=str(store.location),
         quick=quick,
-        artifacts=tuple(
-            _verified(store, lineage, artifact, quick) for artifact in _chosen(store, lineage, path)
-        ),
+        artifacts=tuple(_verified(store, lineage, artifact, quick) for artifact in chosen),
     )
 
 
