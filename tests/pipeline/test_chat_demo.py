@@ -153,6 +153,7 @@ def test_turns_of_the_assistant_alone_are_scored(finished):
     assert result.bits_per_byte_after == pytest.approx(by_hand, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_what_is_missing_and_what_depends_on_it(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("FUSESTORE_HOME", str(tmp_path / "home"))
     file, summary, _ = finished
