@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from fusestore.align.settings import AlignSettings
+from fusestore.workflows.executors.settings import ExecutorSettings
 
 from .console import ConsoleReporter, output, print_json, print_view
 from .early_checks import check_artifacts, check_models
-from .executors import ExecutorSettings, hand_out
+from .executors import hand_out
 from .options import MODEL_FORMS, STORE_HELP, JsonOption, StorageOption, open_store
 from .settings_options import settings_options
 

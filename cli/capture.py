@@ -8,10 +8,11 @@ import typer
 
 from fusestore.capture.settings import CaptureSettings
 from fusestore.process_rank import launcher_rank
+from fusestore.workflows.executors.settings import ExecutorSettings
 
 from .console import ConsoleReporter, output, print_json
 from .early_checks import check_artifacts, check_models
-from .executors import ExecutorSettings, hand_out
+from .executors import hand_out
 from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
 from .settings_options import settings_options
 

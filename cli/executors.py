@@ -33,7 +33,7 @@ def hand_out(settings: ExecutorSettings, kind: str, folder: Location) -> bool:
     from fusestore.workflows.executors.shared_job import Job
 
     job = Job(without_options(sys.argv[1:]), kind, folder)
-    was_complete = job.is_complete
+    was_complete = job.is_complete()
     if not execute(job, settings, ConsoleReporter()):
         raise typer.Exit
     return not was_complete
@@ -69,7 +69,8 @@ def verify_by_executor(
 
 def without_options(arguments: Sequence[str]) -> tuple[str, ...]:
     """A command line without the options of `ExecutorSettings`."""
-    flags, with_value = set(), set()
+    flags: set[str] = set()
+    with_value: set[str] = set()
     for option in setting_options(ExecutorSettings):
         (flags if option.annotation is bool else with_value).update(option.flags)
     kept: list[str] = []

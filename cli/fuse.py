@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusestore.fuse.recipe import Recipe
+from fusestore.workflows.executors.settings import ExecutorSettings
 
 from .console import ConsoleReporter, output, print_json
 from .early_checks import check_recipe
-from .executors import ExecutorSettings, hand_out
+from .executors import hand_out
 from .options import JsonOption, StorageOption, StoreOption, storage_options
 from .recipes import RecipeArgument, recipe_of
 from .settings_options import TypedSettings, settings_options

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusestore.capture.settings import CaptureSettings
+from fusestore.workflows.executors.settings import ExecutorSettings
 
 from .console import ConsoleReporter, output, print_json
-from .executors import ExecutorSettings, verify_by_executor
+from .executors import verify_by_executor
 from .options import MODEL_FORMS, JsonOption, StorageOption, StoreOption, open_store
 from .settings_options import settings_options
 

@@ -108,10 +108,10 @@ def _make_shards(folder: FusedFolder, shards: Iterator[int], jobs: int) -> Itera
         while not is_last or futures:
             # A shard is leased when a process is free for it: the rest is left to other writers.
             while not is_last and len(futures) < jobs:
-                shard = next(shards, None)
-                is_last = shard is None
-                if shard is not None:
-                    futures[pool.submit(_make_in_process, shard)] = shard
+                leased = next(shards, None)
+                is_last = leased is None
+                if leased is not None:
+                    futures[pool.submit(_make_in_process, leased)] = leased
             for future in wait(futures, return_when=FIRST_COMPLETED).done:
                 future.result()
                 yield futures.pop(future)

@@ -8,6 +8,7 @@ is not started again: the others take over its shards when its leases expire.
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -84,7 +85,7 @@ def run_on_ray(
         EngineError: there is no such cluster, or every worker failed.
     """
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise MissingDependencyError(
             "--executor ray needs the package ray, here and on every node: "
@@ -132,7 +133,7 @@ def _run(
     outcomes: dict[int, Outcome] = {}
     try:
         # One that succeeds has seen the artifact complete; an actor may wait for a place till then.
-        while pending and not (job.is_complete and any(not o.failed for o in outcomes.values())):
+        while pending and not (job.is_complete() and any(not o.failed for o in outcomes.values())):
             ready, _ = ray.wait(list(pending), timeout=_SECONDS_BETWEEN_LOOKS)
             for reference in ready:
                 worker = pending.pop(reference)

@@ -26,7 +26,7 @@ def execute(job: Job, settings: ExecutorSettings, reporter: Reporter) -> bool:
     if settings.name == "slurm":
         write_script(job, settings, reporter)
         return False
-    if job.is_complete:
+    if job.is_complete():
         return True
     if settings.name == "local":
         run_local(job, reporter, workers=settings.num_workers or 2, cores=settings.worker_cpus)
@@ -39,7 +39,7 @@ def execute(job: Job, settings: ExecutorSettings, reporter: Reporter) -> bool:
             cpus=settings.worker_cpus or 1,
             gpus=settings.worker_gpus or 0,
         )
-    if not job.is_complete:
+    if not job.is_complete():
         raise EngineError(f"The workers of {job.title} ended, but it is not complete.")
     return True
 

@@ -57,7 +57,6 @@ class Job:
         """The artifact, as commands name it."""
         return f"{self.kind}/{self.folder.name}"
 
-    @property
     def is_complete(self) -> bool:
         """Whether the artifact has its manifest."""
         return (self.folder / MANIFEST_FILE).exists()
