@@ -1,4 +1,4 @@
-"""Ranks as torchrun and Slurm tell them."""
+"""Ranks as torchrun, Slurm and Kubernetes tell them."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from fusestore.process_rank import local_rank, process_rank
 
 @pytest.fixture(autouse=True)
 def _nothing_set(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "JOB_COMPLETION_INDEX"):
         monkeypatch.delenv(name, raising=False)
     for name in ("PROCID", "NTASKS", "LOCALID", "ARRAY_TASK_ID", "ARRAY_TASK_COUNT"):
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
@@ -29,6 +29,7 @@ def _nothing_set(monkeypatch):
             },
             (2, 3),
         ),
+        ({"JOB_COMPLETION_INDEX": "5", "WORLD_SIZE": "6"}, (5, 6)),
         ({"RANK": "nonsense", "WORLD_SIZE": "4"}, (0, 4)),
         ({"RANK": "9", "WORLD_SIZE": "-4"}, (0, 1)),
     ],
