@@ -47,6 +47,7 @@ ASKED_FOR = {
     ("cache_folder.py", "os.posix_fallocate"),
     ("private_folder.py", "os.geteuid"),
     ("private_folder.py", "os.getegid"),
+    ("worker_process.py", "os.sched_getaffinity"),
 }
 """Used only where `hasattr` says that it is there."""
 

@@ -55,7 +55,7 @@ def write_script(job: Job, settings: ExecutorSettings, reporter: Reporter) -> Pa
         options=settings.slurm_options,
         folder=Path.cwd(),
     )
-    script.write_text(text)
+    script.write_text(text, encoding="utf-8")
     script.chmod(0o755)
     reporter.line(f"Wrote {script}. Submit it with `sbatch {script}`.")
     if settings.submit:
