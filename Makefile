@@ -78,6 +78,7 @@ $(VENV)/installed: requirements/torch.txt requirements/lock.txt pyproject.toml
 $(VENV)/compiled: $(VENV)/installed
 	$(RUN)/python -W ignore tests/helpers/fork_server.py
 	$(RUN)/python -W ignore -m tests.helpers.compiled_kernels > /dev/null
+	$(RUN)/python -m pytest --collect-only --quiet > /dev/null
 	touch $@
 
 # torchvision, torchaudio and torchcodec are builds for another torch, and vLLM imports them if they

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -79,6 +80,44 @@ LONGEST = (
 """Files that take longest, longest first."""
 
 
+FEWER_CASES = {
+    "tests/align/test_conventions.py::test_common_words_align_whoever_writes_the_space": 6,
+    "tests/align/test_nearest.py::test_nearest_is_the_brute_force_minimum": 1,
+    "tests/align/test_nearest.py::test_nearest_of_many_words": 2,
+    "tests/cache/test_plain_readers.py::test_plain_zarr_gives_the_same_numbers": 3,
+    "tests/cache/test_verify.py::test_a_fingerprint_of_settings_that_do_not_go_together": 2,
+    "tests/capture/test_audit.py::test_silent_faults_are_refused": 2,
+    "tests/capture/test_capture.py::test_bos_policy": 2,
+    "tests/capture/test_capture.py::test_rows_equal_float64_reference": 2,
+    "tests/capture/test_engines.py::test_a_tail_that_is_not_known_stays_unknown": 2,
+    "tests/capture/test_llama_cpp.py::test_rows_are_those_of_transformers": 1,
+    "tests/capture/test_servers.py::test_rows_are_those_of_transformers": 2,
+    "tests/capture/test_supervised.py::test_kept_rows_are_those_of_a_full_cache": 1,
+    "tests/cli/test_json_outputs.py::test_output_fits_its_schema": 3,
+    "tests/cli/test_verify.py::test_a_missing_file_is_found_even_by_a_quick_look": 2,
+    "tests/cli/test_verify.py::test_damage_ends_with_1_and_names_the_file": 2,
+    "tests/corpus/test_conversations.py::test_what_is_shown_is_what_was_given": 2,
+    "tests/data/test_dataset.py::test_a_path_outside_the_dataset_is_refused": 2,
+    "tests/data/test_streaming.py::test_damage_where_the_dataset_lies_is_named": 2,
+    "tests/fuse/test_strategies.py::test_weights_sum_to_one_over_those_who_take_part": 2,
+    "tests/losses/test_linear_loss.py::test_gradcheck": 2,
+    "tests/losses/test_logit_loss.py::test_gradcheck": 3,
+    "tests/managing/test_outputs.py::test_a_command_prints_what_its_schema_says": 3,
+    "tests/sharing/test_sharing.py::test_something_else_of_the_same_name_is_left_alone": 3,
+    "tests/sharing/test_sharing.py::test_to_any_storage_and_back": 1,
+    "tests/storage/test_faults.py::test_each_verb_survives_each_fault": 2,
+    "tests/test_schemas.py::test_mistakes_in_a_fusion_file_are_refused_by_schema_and_loader": 3,
+    "tests/tokenizers/test_chat_templates.py::test_generation_prompts_are_an_option": 3,
+    "tests/tokenizers/test_chat_templates.py::test_ids_and_masks_are_the_tokenizers_own": 2,
+    "tests/tokenizers/test_ends.py::test_every_exact_end_is_where_just_that_was_read": 2,
+    "tests/train/test_best.py::test_the_weights_are_those_of_the_best_step": 2,
+    "tests/train/test_settings.py::test_an_optimizer_setting_changes_the_course": 2,
+    "tests/train/test_stopping.py::test_a_signal_ends_an_evaluation_at_once": 2,
+    "tests/train/test_student.py::test_pieces_have_the_loss_and_gradients_of_the_whole": 2,
+}
+"""Cases that a usual run takes of tests with many slow ones; slow runs take the others."""
+
+
 SAME_TOKENIZERS = ("tests/align/", "tests/corpus/", "tests/tokenizers/")
 """Folders whose tests share real tokenizers: each takes seconds to make, in each process."""
 
@@ -99,8 +138,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesTo
     return FilesTogether(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """No process is left alone with a long file at the end."""
+    """Further cases are slow tests, and no process is left alone with a long file at the end."""
+    taken: Counter[str] = Counter()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        taken[test] += 1
+        if taken[test] > FEWER_CASES.get(test, taken[test]):
+            item.add_marker(pytest.mark.slow)
     root = Path(__file__).parents[1]
     place = {root / file: number for number, file in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))

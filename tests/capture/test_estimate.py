@@ -196,6 +196,7 @@ def test_whatever_can_be_captured_can_be_estimated():
     assert options <= set(inspect.signature(estimate).parameters)
 
 
+@pytest.mark.slow
 def test_a_whole_fusion(command, tmp_path, model_path, texts):
     pl.DataFrame({"text": texts}).write_parquet(tmp_path / "texts.parquet")
     fusion = tmp_path / "fusion.toml"

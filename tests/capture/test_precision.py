@@ -66,6 +66,7 @@ def test_a_processor_with_the_instructions_takes_bfloat16():
     assert reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limit",
     [

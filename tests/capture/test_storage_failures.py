@@ -44,6 +44,7 @@ def run(captures):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_the_rest_is_done_once_there_is_room(
     disk, run, whole, new_store
 ):

@@ -3,12 +3,15 @@
 import json
 import shutil
 
+import pytest
+
 from tests.helpers.tiny_job import write_fusion
 
 ALONG = ("max_steps = 4", "max_steps = 4\neval_every = 1")
 EVALUATE = ["--evaluate", "addresses/held_out"]
 
 
+@pytest.mark.slow
 def test_curves_of_a_run_and_of_a_store(command, job, store, tmp_path):
     shutil.rmtree(store / "models")
     image = tmp_path / "plots" / "run.svg"

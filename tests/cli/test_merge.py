@@ -1,5 +1,7 @@
 """`fusestore merge`: the same model merged, fused and trained plainly, in one listing or table."""
 
+import pytest
+
 import fusestore as fs
 from fusestore.store.layout import Store
 
@@ -36,6 +38,7 @@ def test_what_cannot_be_merged_is_explained(command, job, store):
     assert not (store / "models" / "new").exists()
 
 
+@pytest.mark.slow
 def test_merged_ensemble_and_fused_are_compared_in_one_table(command, job, store, s3_url):
     both = [store / "models" / name for name in ("baseline", "fused")]
     evaluate = ["--evaluate", "addresses/held_out"]

@@ -11,6 +11,7 @@ from tests.helpers.whole_dataset import share, write_dataset
 PAGE = Path(__file__).parents[2] / "docs" / "loading.md"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_example_runs(tmp_path, s3_url):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)

@@ -97,6 +97,7 @@ def kept(cache):
     return sizes
 
 
+@pytest.mark.slow
 def test_from_a_bucket_in_either_form(made, expected, cache, s3_url):
     remote = Location.parse(f"{s3_url}/store/fused")
     share(made, remote / "shared")

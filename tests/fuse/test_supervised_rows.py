@@ -101,6 +101,7 @@ def check_equal(first, second):
             np.testing.assert_array_equal(value, other)
 
 
+@pytest.mark.slow
 @hypothesis_settings(deadline=None, max_examples=60)
 @given(
     drawn=conversations,

@@ -118,6 +118,7 @@ def test_packing_is_part_of_the_identity(small):
     assert len(plans) == 2
 
 
+@pytest.mark.slow
 def test_a_begun_dataset_in_a_bucket_is_read_by_documents(small, s3_url, tmp_path):
     remote = Store.open(f"{s3_url}/store")
     fs.sharing.copy_artifacts(small.store, remote, None)

@@ -91,6 +91,7 @@ def test_loader_workers_read_what_the_parent_reads(start, store_url):
     assert windows == list(range(len(dataset)))
 
 
+@pytest.mark.slow
 def test_forked_workers_read_in_a_process_that_only_trains(first_store):
     """Forking after Polars or obstore hangs; reading a local dataset loads neither."""
     program = """

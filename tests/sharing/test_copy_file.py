@@ -52,6 +52,7 @@ class TestEveryWay:
         assert not matches(target, FileRecord.of(DATA))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["s3"], indirect=True)
 def test_a_large_object_is_sent_in_parts(place, tmp_path):
     data = np.random.default_rng(0).bytes(2 * copy.CHUNK_BYTES + 1)

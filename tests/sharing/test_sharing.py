@@ -59,6 +59,7 @@ def test_to_any_storage_and_back(first_store, place, empty, unpacked):
     there_and_back(Store.open(first_store), place, empty, names, unpacked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     ["local", *(pytest.param(place, marks=pytest.mark.slow) for place in ("memory", "s3"))],

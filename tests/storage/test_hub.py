@@ -55,6 +55,7 @@ def stream(hub, name, cache):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [pytest.param("local", marks=pytest.mark.slow), "shared"])
 def test_a_stream_asks_for_each_byte_once(repository, hub, form, tmp_path):
     expected = windows_of(repository / "fused" / "local")
@@ -149,6 +150,7 @@ def test_a_session_that_another_thread_closed(repository, hub, monkeypatch, lost
     assert not sessions
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_gone(hub, tmp_path, monkeypatch):
     dataset = stream(hub, "shared", tmp_path)
     hub.stop()
