@@ -43,7 +43,8 @@ def test_memory_is_read_into_no_further_than_it_goes(tmp_path, handler):
     with RangeServer(tmp_path, handler) as server:
         file = Location.parse(server.url) / "x"
         refused(lambda: file.read_into(0, target))
-        if handler is not IgnoresRanges:
+        # Whoever names a text to read takes as much of it as its server says there is.
+        if handler is ByteASecond:
             with pytest.raises(StorageError):
                 file.download(tmp_path / "x")
             assert (tmp_path / "x").stat().st_size < 2**20
