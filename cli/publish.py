@@ -72,15 +72,9 @@ def publish(
             param_hint="KIND/NAME ... TARGET",
         )
     from fusestore.storage.location import Location
-    from fusestore.store.inventory import check_store, choose_artifact, list_artifacts
-
-    opened = open_store(store, storage_option)
-    check_store(opened)
-    artifacts = list_artifacts(opened) if names else []
-    for name in names:
-        choose_artifact(opened, artifacts, name)
     from fusestore.workflows.publishing.run import publish_artifacts
 
+    opened = open_store(store, storage_option)
     options = storage_options(to_storage_option, "--to-storage-option")
     published = publish_artifacts(
         opened,

@@ -1,29 +1,28 @@
 """Documents that a stranger changed and sealed again: their checksums are right."""
 
-import json
 from pathlib import Path
 
-from fusestore.store.manifest import canonical_json, digest_bytes
 from fusestore.store.receipts import FileRecord
+from tests.helpers import resealed
 
 
 def content_of(file: Path):
     """The content of a manifest, without its checksum."""
-    content = json.loads(file.read_bytes())
+    content = resealed.read_json(file)
     del content["checksum"]
     return content
 
 
 def sealed(content) -> bytes:
     """The bytes of a manifest with this content."""
-    return canonical_json({**content, "checksum": digest_bytes(canonical_json(content))})
+    return resealed.sealed(content)[0]
 
 
 def reseal(file: Path, change) -> None:
     """Change the content of a manifest or receipt, and make its checksum again."""
     content = content_of(file)
     change(content)
-    file.write_bytes(sealed(content))
+    resealed.write_json(file, content)
 
 
 def record(data: bytes) -> dict:

@@ -1,6 +1,5 @@
 """Fused datasets that change their form on the way, and models found by what they came from."""
 
-import json
 import shutil
 
 import numpy as np
@@ -13,11 +12,11 @@ from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.fuse.shared import pack_fused, unpack_fused
 from fusestore.storage.publish import publish as published
 from fusestore.store.layout import Store
-from fusestore.store.manifest import canonical_json, digest_bytes
 from fusestore.store.receipts import FileRecord
 from fusestore.workflows.sharing import CopySettings, copy_artifacts
 from fusestore.workflows.sharing.artifacts import paths_in
 from fusestore.workflows.verification import verify_store
+from tests.helpers.resealed_documents import content_of, sealed
 from tests.helpers.tiny_job import hashes
 
 MIXED = ["fused/mixed"]
@@ -205,16 +204,6 @@ def rewrite_local(source, change):
     outer = content_of(folder / "manifest.json")
     outer["files"]["local/manifest.json"] = FileRecord.of(data).model_dump()
     (folder / "manifest.json").write_bytes(sealed(outer))
-
-
-def content_of(file):
-    content = json.loads(file.read_bytes())
-    del content["checksum"]
-    return content
-
-
-def sealed(content):
-    return canonical_json({**content, "checksum": digest_bytes(canonical_json(content))})
 
 
 def test_a_shared_form_writes_nothing_outside_its_folder(source, empty):

@@ -15,7 +15,8 @@ from fusestore.errors import (
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
 from fusestore.store import manifest as manifest_module
-from fusestore.store.manifest import Manifest, canonical_json, digest_bytes
+from fusestore.store.manifest import Manifest
+from tests.helpers.resealed_documents import sealed
 
 
 class Example(Manifest):
@@ -57,10 +58,6 @@ def test_every_cut_is_noticed(file):
     for length in range(len(whole)):
         with pytest.raises((CorruptionError, InvalidInputError)):
             Example.from_bytes(whole[:length], "x")
-
-
-def sealed(content):
-    return canonical_json({**content, "checksum": digest_bytes(canonical_json(content))})
 
 
 @pytest.mark.parametrize(

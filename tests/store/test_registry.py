@@ -12,13 +12,14 @@ from fusestore.storage.publish import publish
 from fusestore.store.artifact_types import DocumentSchema, Input
 from fusestore.store.inventory import describe, find_artifact, list_artifacts
 from fusestore.store.layout import Store
-from fusestore.store.manifest import Manifest, canonical_json, digest_bytes, manifest_content
+from fusestore.store.manifest import Manifest, canonical_json, manifest_content
 from fusestore.store.receipts import FileRecord
 from fusestore.store.registry import ArtifactKind, kinds, register, unregister
 from fusestore.workflows.repair import repair_store
 from fusestore.workflows.sharing import copy_artifacts
 from fusestore.workflows.verification import verify_store
 from tests.helpers.command import Command
+from tests.helpers.resealed_documents import sealed
 from tools import schemas
 
 TEXT = b"3.5 apples\n"
@@ -206,10 +207,6 @@ def test_a_kind_has_a_name_and_a_folder_of_its_own():
     names = [kind.name for kind in kinds()]
     register(NotesKind)
     assert [kind.name for kind in kinds()] == names
-
-
-def sealed(content):
-    return canonical_json({**content, "checksum": digest_bytes(canonical_json(content))})
 
 
 HOSTILE = {

@@ -24,7 +24,6 @@ from tests.helpers.chat_families import (
     with_template,
 )
 from tests.helpers.real_tokenizers import MAKERS, real_tokenizer
-from tests.helpers.some_cases import some
 
 encoder_of = cache(lambda name: chat_encoder(family(name), {}))
 
@@ -263,7 +262,7 @@ def test_reasoning_is_read_where_the_template_writes_it(name, drops):
     # DeepSeek's tokenizer takes a second to read a few conversations.
     [pytest.param(name, marks=[pytest.mark.slow] * (name == "deepseek_v3")) for name in FAMILIES],
 )
-@pytest.mark.parametrize("prompts", some([False, True], True))
+@pytest.mark.parametrize("prompts", [False, True])
 def test_generation_prompts_are_an_option(name, prompts):
     """Behind a conversation that ends without an answer, and behind no other."""
     hugging_face = family_tokenizer(name)

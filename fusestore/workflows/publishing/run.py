@@ -24,7 +24,6 @@ from fusestore.store.artifact_files import ArtifactFiles, Document, read_documen
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import split_path
-from fusestore.workflows.publishing.card_content import card_content
 from fusestore.workflows.publishing.card_figures import CardContent
 from fusestore.workflows.publishing.card_text import card_body, card_head, escaped
 from fusestore.workflows.publishing.front_matter import MAX_CARD_BYTES, joined_card, split_card
@@ -137,6 +136,9 @@ class _Publication:
         raise NotImplementedError
 
     def collect(self) -> CardContent:
+        # What is missing is said before this is imported, which takes a second.
+        from fusestore.workflows.publishing.card_content import card_content
+
         content = card_content(self.store, self.paths, self.settings, self.reporter)
         corpora = [each.name for each in content.corpora]
         unused = self.settings.license.keys() - {
