@@ -1,4 +1,4 @@
-"""The pages of docs/how-to: each one's program prints what the page shows."""
+"""The pages of docs/how-to that extend fusestore: each program prints what its page shows."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.fork_server import python
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs/how-to").glob("*.md"))
+PAGES = sorted((ROOT / "docs/how-to").glob("add-*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
