@@ -3,7 +3,7 @@
 The corpus is that of examples/demo.toml, the model SmolLM2. Each round estimates and then
 captures, so that both sides see the same machine.
 
-    python benchmarks/estimate.py [--rounds 3] [--dtype bfloat16] [--device cpu] [--sample-tokens N]
+    python benchmarks/estimate.py [--rounds 3] [--dtype float32] [--device cpu] [--sample-tokens N]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEMO = Path(__file__).parent.parent / "examples/demo.toml"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sample-tokens", type=int, default=None)
     arguments = parser.parse_args()
