@@ -8,6 +8,7 @@ import typer
 
 from fusestore.corpus.input_format import READABLE
 from fusestore.corpus.settings import CorpusSettings
+from fusestore.store.shown_table import counted
 
 from .console import ConsoleReporter, output, print_json
 from .early_checks import check_inputs, check_models
@@ -80,6 +81,6 @@ def corpus(
     blank = f"; {manifest.dropped_blank:,} blank ones left out" if manifest.dropped_blank else ""
     output.print(
         f"{'Built' if result.created else 'Already there:'} corpus {name}: "
-        f"{manifest.num_documents:,} documents, {manifest.num_bytes:,} bytes in {opened.location}"
-        f"{blank}"
+        f"{counted(manifest.num_documents, 'document')}, {manifest.num_bytes:,} bytes in "
+        f"{opened.location}{blank}"
     )

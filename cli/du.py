@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fusestore.store.shown_table import counted
+
 from .console import output, print_json, print_table
 from .options import JsonOption, StorageOption, StoreOption, open_store
 
@@ -64,7 +66,7 @@ def du(
     other = f", {size_text(usage.other_bytes)} of them in no artifact" if usage.other_bytes else ""
     output.print(
         f"\nTotal: {size_text(usage.num_bytes)} ({usage.num_bytes:,} bytes) in "
-        f"{usage.num_files:,} files{other}"
+        f"{counted(usage.num_files, 'file')}{other}"
     )
 
 

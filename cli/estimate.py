@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusestore.capture.settings import CaptureSettings
+from fusestore.store.shown_table import counted
 
 from .console import ConsoleReporter, output, print_json, print_table
 from .early_checks import check_artifacts, check_models
@@ -181,7 +182,7 @@ def print_estimate(result: CaptureEstimate) -> None:
     sizes = {**result.bytes_by_array, "all": result.num_bytes}
     rows = f", {result.num_rows:,} rows" if result.num_rows < tokens else ""
     print_table(
-        f"{tokens:,} tokens in {result.num_documents:,} documents{rows}",
+        f"{counted(tokens, 'token')} in {counted(result.num_documents, 'document')}{rows}",
         ["array", "bytes", "bytes per token"],
         [[name, f"{size:,}", f"{size / tokens:.2f}"] for name, size in sizes.items()],
     )
@@ -196,7 +197,8 @@ def print_estimate(result: CaptureEstimate) -> None:
     if result.storage_cost_per_month is not None:
         output.print(f"Cost of storage: {result.storage_cost_per_month:.4g} per month")
     output.print(
-        f"Estimated from {result.sampled_tokens:,} tokens in {result.sampled_documents:,} documents"
+        f"Estimated from {counted(result.sampled_tokens, 'token')} in "
+        f"{counted(result.sampled_documents, 'document')}"
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusestore.fuse.recipe import Recipe
+from fusestore.store.shown_table import counted
 from fusestore.workflows.executors.settings import ExecutorSettings
 
 from .console import ConsoleReporter, output, print_json
@@ -148,7 +149,7 @@ def _print_dataset(folder: FusedFolder, created: bool, as_json: bool) -> None:
             )
         )
         return
-    size = f"{plan.num_tokens:,} target tokens in {windows:,} windows"
+    size = f"{counted(plan.num_tokens, 'target token')} in {counted(windows, 'window')}"
     if manifest is not None:
         output.print(f"{'Fused' if created else 'Already there:'} {name}: {size}")
         return

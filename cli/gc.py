@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fusestore.store.shown_table import counted
 from fusestore.workflows.managing.garbage import GarbageSettings
 
 from .console import output, print_json, print_table
@@ -39,5 +40,5 @@ def gc(
     print_table(found.store, ["path", "size", "files", "reason"], rows)
     output.print(
         f"{'Would free' if dry_run else 'Freed'} {size_text(found.num_bytes)} "
-        f"({found.num_bytes:,} bytes) in {found.num_files:,} files"
+        f"({found.num_bytes:,} bytes) in {counted(found.num_files, 'file')}"
     )

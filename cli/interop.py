@@ -9,6 +9,7 @@ import typer
 
 from fusestore.interop.formats import EXPORTS, IMPORTS, check_format
 from fusestore.interop.settings import ImportSettings
+from fusestore.store.shown_table import counted
 
 from .console import ConsoleReporter, output, print_json
 from .early_checks import check_artifacts, check_models
@@ -100,7 +101,7 @@ def import_rows(
     fingerprint = cache.fingerprint
     output.print(
         f"{verb} cache {name}: {fingerprint.num_rows:,} rows of at most {cache.k} entries for "
-        f"{fingerprint.num_tokens:,} tokens of corpus {fingerprint.corpus.name}, in "
+        f"{counted(fingerprint.num_tokens, 'token')} of corpus {fingerprint.corpus.name}, in "
         f"{opened.location}"
     )
     if not fingerprint.known_tail:
@@ -151,8 +152,8 @@ def export(
         print_json(exported.model_dump(mode="json"))
         return
     output.print(
-        f"Exported cache {name} to {exported.path}: {exported.num_tokens:,} tokens of "
-        f"{exported.num_documents:,} documents, {exported.num_bytes:,} bytes"
+        f"Exported cache {name} to {exported.path}: {counted(exported.num_tokens, 'token')} of "
+        f"{counted(exported.num_documents, 'document')}, {exported.num_bytes:,} bytes"
     )
 
 

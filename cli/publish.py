@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fusestore.store.shown_table import counted
 from fusestore.workflows.publishing.settings import PublishSettings
 
 from .console import ConsoleReporter, output, print_json
@@ -97,12 +98,13 @@ def _print(published: Published) -> None:
             output.print(f"Already there: {each.artifact}", markup=False)
         else:
             output.print(
-                f"{verb} {each.artifact}: {each.num_files:,} files, {each.num_bytes:,} bytes",
+                f"{verb} {each.artifact}: {counted(each.num_files, 'file')}, "
+                f"{each.num_bytes:,} bytes",
                 markup=False,
             )
     if published.dry_run:
         output.print(
-            f"In all {published.num_files:,} files, {published.num_bytes:,} bytes to "
+            f"In all {counted(published.num_files, 'file')}, {published.num_bytes:,} bytes to "
             f"{published.target}; nothing was written. Its card would be:\n",
             markup=False,
         )

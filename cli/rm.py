@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fusestore.store.shown_table import counted
+
 from .console import output, print_json, print_table
 from .options import DryRunOption, JsonOption, StorageOption, StoreOption, open_store
 
@@ -55,8 +57,8 @@ def rm(
 def _confirm(removal: Removal) -> None:
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            f"{len(removal.artifacts)} artifacts would be removed, and there is no terminal to "
-            "ask. Look at them with --dry-run, then give --yes",
+            f"{counted(len(removal.artifacts), 'artifact')} would be removed, and there is no "
+            "terminal to ask. Look at them with --dry-run, then give --yes",
             param_hint="--cascade",
         )
     _print(removal, "To remove:")
@@ -72,6 +74,6 @@ def _print(removal: Removal, verb: str) -> None:
     ]
     print_table("", ["artifact", "size", "files", "made from"], rows)
     output.print(
-        f"{verb} {len(removal.artifacts):,} artifacts: {size_text(removal.num_bytes)} in "
-        f"{removal.num_files:,} files"
+        f"{verb} {counted(len(removal.artifacts), 'artifact')}: {size_text(removal.num_bytes)} in "
+        f"{counted(removal.num_files, 'file')}"
     )

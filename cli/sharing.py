@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fusestore.store.shown_table import counted
 from fusestore.workflows.sharing.settings import CopySettings
 
 from .console import ConsoleReporter, output, print_json
@@ -165,8 +166,8 @@ def _report(results: Sequence[Shared], dry_run: bool, as_json: bool) -> None:
             output.print(f"Already there: {result.artifact} in {result.target}")
         else:
             output.print(
-                f"{verb} {result.artifact} to {result.target}: {result.num_files:,} files, "
-                f"{result.num_bytes:,} bytes"
+                f"{verb} {result.artifact} to {result.target}: "
+                f"{counted(result.num_files, 'file')}, {result.num_bytes:,} bytes"
             )
     digests = [f"{each.artifact}=sha256:{each.manifest_digest}" for each in results]
     if digests and not dry_run:
@@ -175,5 +176,6 @@ def _report(results: Sequence[Shared], dry_run: bool, as_json: bool) -> None:
         output.print(f"  --expect {digest}")
     if dry_run:
         output.print(
-            f"In all {copies.num_files:,} files, {copies.num_bytes:,} bytes; nothing was copied."
+            f"In all {counted(copies.num_files, 'file')}, {copies.num_bytes:,} bytes; "
+            "nothing was copied."
         )

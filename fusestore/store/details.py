@@ -16,7 +16,7 @@ from fusestore.store.lineage import FoundInput, Lineage
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import Artifact
 from fusestore.store.shown_html import tables_html
-from fusestore.store.shown_table import ShownTable, size_text
+from fusestore.store.shown_table import ShownTable, counted, size_text
 
 Setting = str | int | float | bool
 
@@ -108,7 +108,7 @@ class Details(Frozen):
 
     def facts(self) -> ShownTable:
         """What people ask first, a line each: a name and its text."""
-        size = f"{size_text(self.num_bytes)} in {self.num_files:,} files"
+        size = f"{size_text(self.num_bytes)} in {counted(self.num_files, 'file')}"
         if self.num_tokens:
             size += f", {self.num_bytes / self.num_tokens:.2f} bytes a token"
         dates = dict.fromkeys(filter(None, (self.first_modified, self.last_modified)))
@@ -134,7 +134,7 @@ class Details(Frozen):
         return settings_table(self.settings)
 
     def __repr__(self) -> str:
-        size = f"{size_text(self.num_bytes)} in {self.num_files:,} files"
+        size = f"{size_text(self.num_bytes)} in {counted(self.num_files, 'file')}"
         return f"Details({self.artifact}: {self.state}, {self.description}, {size})"
 
     def _repr_html_(self) -> str:

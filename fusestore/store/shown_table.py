@@ -32,6 +32,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: `1 file`, `1,200 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def size_text(num_bytes: float) -> str:
     """Bytes for people: `80 GiB`, `141.1 GB`; in the unit in which they are a round number."""
     for base, unit in ((2**30, "GiB"), (1e9, "GB")):

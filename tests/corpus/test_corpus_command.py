@@ -23,7 +23,7 @@ def test_brackets_are_part_of_paths(command, tmp_path):
     arguments = ["corpus", "--store", store, "--max-length", "none"]
     outcome = command.succeeds(*arguments, f"{folder}/*.txt")
     assert outcome.out == (
-        f"Built corpus corpus: 1 documents, 4 bytes in {store}; 1 blank ones left out\n"
+        f"Built corpus corpus: 1 document, 4 bytes in {store}; 1 blank ones left out\n"
     )
     outcome = command.succeeds(*arguments, folder)
     assert f"Not read in {folder}: 1 .pdf.\n" in outcome.err

@@ -21,7 +21,7 @@ from fusestore.report.page import charts
 from fusestore.report.page.content import StoreReport
 from fusestore.report.page.lineage_diagram import lineage_diagram
 from fusestore.report.page.token_rows import DocumentRows, shown_token, token_places
-from fusestore.store.shown_table import ShownTable, decimal, percent, size_text
+from fusestore.store.shown_table import ShownTable, counted, decimal, percent, size_text
 
 _KIND_TEXTS = (
     "no row may supervise this position",
@@ -63,7 +63,7 @@ def render(
     num_bytes = sum(each.num_bytes for each in report.artifacts) + report.other_bytes
     return Template(_file("page.html")).substitute(
         title=escape(f"Store {report.store}"),
-        summary=f"{len(report.artifacts):,} artifacts, {size_text(num_bytes)}",
+        summary=f"{counted(len(report.artifacts), 'artifact')}, {size_text(num_bytes)}",
         navigation="".join(
             f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in sections
         ),
@@ -149,7 +149,8 @@ def _viewer(report: StoreReport) -> str:
     if viewer is None:
         raise ValueError("there is no viewer")
     options = "".join(
-        f'<option value="{each.document}">{each.document} ({each.num_tokens:,} tokens)</option>'
+        f'<option value="{each.document}">{each.document} '
+        f"({counted(each.num_tokens, 'token')})</option>"
         for each in viewer.documents
     )
     choices = "".join(
@@ -158,7 +159,7 @@ def _viewer(report: StoreReport) -> str:
         for name in ("winner", "surprise", "disagreement", "nothing")
     )
     shown = sum(each.num_tokens for each in viewer.documents)
-    of_split = f"{viewer.documents_of_split:,} documents of split {escape(viewer.split)}"
+    of_split = f"{counted(viewer.documents_of_split, 'document')} of split {escape(viewer.split)}"
     return Template(_file("viewer.html")).substitute(
         fused=escape(viewer.fused),
         strategy=escape(viewer.strategy),
