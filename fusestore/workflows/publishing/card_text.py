@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from fusestore.store.licenses import HUB_IDS
@@ -93,7 +94,7 @@ def reading_lines(content: CardContent, target: str, *, model_id: str | None) ->
 
     Args:
         content: of the card.
-        target: URL or folder of the published store.
+        target: URL or folder of the published store; of a folder its name is shown.
         model_id: of a model repository, which transformers reads; else None.
     """
     if model_id is not None:
@@ -107,7 +108,9 @@ def reading_lines(content: CardContent, target: str, *, model_id: str | None) ->
             f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(model_id)})",
             f"model = AutoModelForCausalLM.from_pretrained({json.dumps(model_id)})",
         ]
-    lines = ["import fusestore as fs", f"store = fs.open_store({json.dumps(target)})"]
+    # Where a folder lies on the writer's machine says nothing to a reader.
+    place = target if "://" in target else Path(target).name
+    lines = ["import fusestore as fs", f"store = fs.open_store({json.dumps(place)})"]
     corpora = [each.name for each in content.corpora if each.published]
     if content.fused:
         lines.append(f'dataset = store.open_fused("{content.fused[0].name}").dataset()')
