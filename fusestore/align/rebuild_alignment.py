@@ -21,6 +21,7 @@ from fusestore.cache.reader import Cache, open_cache
 from fusestore.corpus.rebuild_corpus import find_corpus
 from fusestore.corpus.tokenize import find_corpus_tokens
 from fusestore.errors import CorruptionError, FusestoreError, NotFoundError
+from fusestore.storage.publish import publish, retract
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.layout import Store
 from fusestore.store.manifest import check_repaired
@@ -46,7 +47,7 @@ def rebuild_vocabulary_map(store: Store, name: str) -> None:
     for counted in counts:
         # The manifest is deleted first, so that an interruption leaves an unfinished map.
         for file in (MANIFEST_FILE, FINGERPRINT_FILE):
-            (location / file).delete()
+            retract(location / file)
         stored_vocabulary_map(location, *vocabularies, chosen, tie_break, corpus=counted)
         rebuilt = VocabularyMapManifest.load(location / "manifest.json")
         if old is None or rebuilt == old:
@@ -98,9 +99,10 @@ def rebuild_alignment(store: Store, name: str) -> None:
     target_vocabulary = load_vocabulary(store, fingerprint.target_tokenizer_digest)
     pairs = fingerprint.vocabulary_map_digest
     vocabulary_map = None if pairs is None else find_vocabulary_map(store, pairs)
-    (location / "manifest.json").delete()
     if kept != fingerprint:
-        (location / "fingerprint.json").delete()
+        # Before the manifest goes: if this process is killed, one of the two still has the inputs.
+        publish(location / FINGERPRINT_FILE, fingerprint.to_bytes())
+    retract(location / MANIFEST_FILE)
     # Makes every shard again that has no receipt or does not match it.
     rebuilt = write_alignment(
         location,

@@ -11,7 +11,7 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish, publish_new
+from fusestore.storage.publish import publish, publish_new, retract
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path
 
 
@@ -68,7 +68,7 @@ class ShardFiles:
     def forget(self, part: str) -> None:
         """Remove the receipt of damaged files, before they are made again."""
         self._receipts.pop(part, None)
-        self._receipt_file(part).delete()
+        retract(self._receipt_file(part))
 
     def _holds(self, receipt: Receipt) -> bool:
         """Whether the files match the receipt, byte for byte."""

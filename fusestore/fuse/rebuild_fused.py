@@ -8,6 +8,7 @@ from fusestore.fuse.manifest import FusedManifest, FusedReceipt, FusionPlan
 from fusestore.fuse.materialize import materialize
 from fusestore.fuse.resolve import find_inputs
 from fusestore.storage.location import Location
+from fusestore.storage.publish import publish, retract
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.copy import matches
 from fusestore.store.layout import Store
@@ -39,9 +40,10 @@ def rebuild_fused(store: Store, name: str) -> None:
             f"{location} was made from other caches, maps or alignments than the store has now. "
             "Restore them, or fuse again under another name."
         )
-    (location / MANIFEST_FILE).delete()
     if kept != plan:
-        (location / PLAN_FILE).delete()
+        # Before the manifest goes: if this process is killed, one of the two still has the recipe.
+        publish(location / PLAN_FILE, plan.to_bytes())
+    retract(location / MANIFEST_FILE)
     _remove_damaged(location, plan)
     if complete:
         check_repaired(old, materialize(folder), location)
@@ -60,4 +62,4 @@ def _remove_damaged(location: Location, plan: FusionPlan) -> None:
             or receipt.fingerprint_digest != plan.digest
             or not all(matches(location / path, record) for path, record in receipt.files.items())
         ):
-            file.delete()
+            retract(file)

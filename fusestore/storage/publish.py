@@ -16,6 +16,7 @@ import re
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import BinaryIO
 
 import psutil
 
-from fusestore.errors import AlreadyExistsError, StorageError
+from fusestore.errors import AlreadyExistsError, NotFoundError, StorageError
 from fusestore.storage import objects
 from fusestore.storage.location import Location
 from fusestore.storage.retries import storage_errors, with_retries
@@ -116,6 +117,42 @@ def _accept_same(location: Location, data: bytes, error: Exception) -> None:
         ) from error
 
 
+def retract(location: Location) -> None:
+    """Remove a document durably, before the files that it stands for are changed or removed.
+
+    Otherwise a power cut could bring it back without them. Does nothing if it is absent.
+
+    Raises:
+        AccessDeniedError, StorageError: the storage failed.
+    """
+    location.delete()
+    if location.is_local:
+        with contextlib.suppress(NotFoundError), storage_errors(location):
+            sync_folder(location.parent.path)
+
+
+def sync_folders(location: Location) -> None:
+    """Make the names of all files below a folder durable, and those of the folders above it.
+
+    Every publication does that for its own file. But a process that was killed before it did so
+    left names that only look durable: this comes before a document that says that all is there.
+
+    Args:
+        location: an artifact's folder, two levels below its store; its files are durable.
+    """
+    if not location.is_local:
+        return
+    with storage_errors(location):
+        for path, _, _ in os.walk(location.path):
+            # Of a writer that ends meanwhile: leases and locks.
+            with contextlib.suppress(FileNotFoundError):
+                sync_folder(Path(path))
+        for folder in location.path.parents[:2]:
+            # Who may not read a folder has not made the one in it.
+            with contextlib.suppress(PermissionError):
+                sync_folder(folder)
+
+
 def _publish_local(path: Path, chunks: Iterable[bytes], *, create_only: bool) -> None:
     temporary = path.parent / f"{TEMPORARY_PREFIX}{MACHINE}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
@@ -133,12 +170,12 @@ def _publish_local(path: Path, chunks: Iterable[bytes], *, create_only: bool) ->
 
 
 def _create(path: Path) -> BinaryIO:
-    _make_folder(path.parent)
+    make_folder(path.parent)
     try:
         return path.open("xb")
     except FileNotFoundError:
         # Another writer has removed the folder in between, because it was empty.
-        _make_folder(path.parent)
+        make_folder(path.parent)
         return path.open("xb")
 
 
@@ -154,17 +191,35 @@ def _link_new(temporary: Path, path: Path) -> None:
         temporary.replace(path)
 
 
-def _make_folder(folder: Path) -> None:
-    """Create the folder and those above it, each entry durable."""
-    missing = [folder, *folder.parents]
-    missing = missing[: next(i for i, path in enumerate(missing) if path.exists())]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        # The caller would take FileExistsError for an existing file of a create-only write.
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
-    for path in missing:
-        sync_folder(path.parent)
+def make_folder(folder: Path) -> None:
+    """Create the folder and those above it, each entry durable.
+
+    Another thread that finds the folder finds it durable: it may write a receipt at once.
+    """
+    with _making_folders:
+        missing = [folder, *folder.parents]
+        missing = missing[: next(i for i, path in enumerate(missing) if path.exists())]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            # The caller would take FileExistsError for an existing file of a create-only write.
+            number, text = errno.ENOTDIR, os.strerror(errno.ENOTDIR)
+            raise NotADirectoryError(number, text, str(folder)) from error
+        for path in missing:
+            sync_folder(path.parent)
+
+
+_making_folders = threading.Lock()
+
+
+def _forget_lock() -> None:
+    """In a fork the thread that held the lock does not exist."""
+    global _making_folders
+    _making_folders = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
 
 
 def sync_folder(folder: Path) -> None:

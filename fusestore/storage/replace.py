@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fusestore.errors import AccessDeniedError, FusestoreError, StorageError
-from fusestore.storage.publish import TEMPORARY_PREFIX, sync_folder
+from fusestore.storage.publish import TEMPORARY_PREFIX, make_folder, sync_folder
 
 
 @contextlib.contextmanager
@@ -71,7 +71,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     """
     temporary, older = _temporary(folder), _older(folder)
     _clear(temporary)
-    temporary.mkdir(parents=True)
+    make_folder(folder.parent)
+    temporary.mkdir()
     yield temporary
     for path in temporary.iterdir():
         _sync_file(path)
@@ -92,9 +93,14 @@ def created_folder(folder: Path) -> Iterator[Path]:
     """
     temporary = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{os.getpid()}")
     _clear(temporary)
-    temporary.mkdir(parents=True)
+    make_folder(folder.parent)
+    temporary.mkdir()
     try:
         yield temporary
+        # The folder's name says that it is whole, so its files must not be lost after it is seen.
+        for path in temporary.rglob("*"):
+            sync_folder(path) if path.is_dir() else _sync_file(path)
+        sync_folder(temporary)
         try:
             temporary.rename(folder)
         except OSError:
@@ -102,6 +108,7 @@ def created_folder(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(folder.parent)
 
 
 def whole_folder(folder: Path) -> Path | None:

@@ -24,7 +24,7 @@ from fusestore.errors import (
     NotFoundError,
 )
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish_new
+from fusestore.storage.publish import publish_new, sync_folders
 from fusestore.store.foreign_json import parse_foreign_json
 from fusestore.version import FORMAT_VERSION
 
@@ -89,7 +89,12 @@ class Manifest(Frozen):
         return digest_bytes(canonical_json(self.model_dump(mode="json")))
 
     def save(self, location: Location) -> None:
-        """Write the manifest, create-only: see `publish_new`."""
+        """Write the document, create-only: see `publish_new`.
+
+        A `manifest.json` says that its folder is whole, so every name in it is made durable first.
+        """
+        if location.name == "manifest.json":
+            sync_folders(location.parent)
         publish_new(location, self.to_bytes())
 
     @classmethod

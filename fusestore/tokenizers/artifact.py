@@ -52,6 +52,7 @@ class VocabularyKind(ArtifactKind):
         self, store: Store, artifact: Artifact, findings: Sequence[Finding], tools: RebuildTools
     ) -> None:
         """Write it again from its tokenizer."""
+        from fusestore.storage.publish import retract
         from fusestore.tokenizers.vocabulary_table import save_vocabulary
 
         del findings
@@ -59,7 +60,7 @@ class VocabularyKind(ArtifactKind):
         vocabulary = tools.tokenizer(artifact.name).vocabulary
         # The manifest is deleted first: after an interruption the vocabulary is unfinished.
         for file in (MANIFEST_FILE, FINGERPRINT_FILE):
-            (artifact.location / file).delete()
+            retract(artifact.location / file)
         save_vocabulary(store, vocabulary)
         after = VocabularyManifest.load(artifact.location / MANIFEST_FILE)
         check_repaired(before, after, artifact.location)

@@ -18,7 +18,7 @@ import polars as pl
 
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish, remove_abandoned
+from fusestore.storage.publish import publish, remove_abandoned, sync_folders
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.fingerprints import write_fingerprint
 from fusestore.store.foreign_table import read_foreign_table
@@ -84,6 +84,7 @@ def save_vocabulary(
             TABLE_FILE: FileRecord.of(data),
         },
     )
+    sync_folders(folder)
     publish(folder / MANIFEST_FILE, manifest.to_bytes())
     return folder
 

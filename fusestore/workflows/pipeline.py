@@ -28,6 +28,7 @@ from fusestore.report.learning_curves import LearningCurve
 from fusestore.report.summary import FusionResult, ModelResult, SourceResult, Summary
 from fusestore.report.svg_plot import check_plot_file, save_plot
 from fusestore.storage.location import Location
+from fusestore.storage.publish import retract
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.layout import Store
 from fusestore.store.result import StageResult
@@ -65,7 +66,7 @@ class _Stages:
         """Run one stage with the function `make`; `after` has the names of the stages it needs."""
         if self._made.intersection(after):
             # The manifest is deleted first, so that an interruption leaves an unfinished artifact.
-            (output / "manifest.json").delete()
+            retract(output / MANIFEST_FILE)
             output.delete()
         result = make()
         if result.created:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from fusestore.errors import InvalidInputError
 from fusestore.storage.location import Location
+from fusestore.storage.publish import retract, sync_folders
 from fusestore.store.artifact_files import FINGERPRINT_FILE, MANIFEST_FILE
 from fusestore.store.inventory import choose_artifact
 from fusestore.store.layout import Store
@@ -134,7 +135,7 @@ def remove_folder(folder: Location, files: Iterable[str]) -> None:
     if folder.is_link:
         folder.delete()
         return
-    (folder / MANIFEST_FILE).delete()
+    retract(folder / MANIFEST_FILE)
     # Receipts, and manifests of parts, stand for files that are about to go.
     documents = [
         path
@@ -145,8 +146,9 @@ def remove_folder(folder: Location, files: Iterable[str]) -> None:
     ]
     others = {path.partition("/")[0] for path in files} - {MANIFEST_FILE, FINGERPRINT_FILE}
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        for names in (documents, others):
-            list(pool.map(lambda name: (folder / name).delete(), names))
+        list(pool.map(lambda name: (folder / name).delete(), documents))
+        sync_folders(folder)
+        list(pool.map(lambda name: (folder / name).delete(), others))
     folder.delete()
 
 

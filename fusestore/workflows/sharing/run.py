@@ -15,7 +15,7 @@ from typing import Self
 from fusestore.errors import CorruptionError, InvalidInputError, StorageError
 from fusestore.progress import Progress, ProgressCounter, Reporter, SilentReporter
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish_new, remove_abandoned
+from fusestore.storage.publish import publish_new, remove_abandoned, sync_folders
 from fusestore.store.artifact_files import Document
 from fusestore.store.artifact_types import Conversion
 from fusestore.store.copy import copy_files
@@ -362,6 +362,7 @@ def carry_out(plan: Plan, pool: Executor, counter: ProgressCounter) -> list[str]
         return sorted(problems)
     _check_arrival(plan)
     if plan.manifest is not None:
+        sync_folders(target)
         publish_new(target / plan.manifest.path, plan.manifest.data)
     return []
 
