@@ -1,6 +1,7 @@
 """A whole fusion of two tiny models, stage by stage, whose every byte is known beforehand."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +27,12 @@ ROWS_PER_SHARD = 100
 
 def files_below(folder: Path) -> dict[str, bytes]:
     """Every file below a folder: bytes by path."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    found = {}
+    for root, _, names in os.walk(folder):
+        prefix = os.path.relpath(root, folder) + "/"
+        for name in names:
+            found[prefix.removeprefix("./") + name] = Path(f"{root}/{name}").read_bytes()
+    return found
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
