@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from fusestore.errors import InvalidInputError, StorageError
 from fusestore.fuse.folder import FusedFolder
+from fusestore.fuse.locks import remove_locks
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.plugins import expect_plugins, plugin_names
 from fusestore.progress import Progress, ignore_progress
@@ -46,8 +47,9 @@ def materialize(
     folder.begin()
     manifest = folder.manifest()
     if manifest is not None:
-        # A writer that died after writing the manifest left its leases.
+        # A writer that died after writing the manifest left its leases and locks.
         remove_leases(folder.location / LEASE_FOLDER)
+        remove_locks(folder.location)
         return manifest
     num_rows = folder.fusion.num_tokens
     bounds = map(folder.arrays[0].rows_of, range(folder.num_shards))

@@ -7,13 +7,19 @@ an interrupted and resumed run ends with the weights of an uninterrupted run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from fusestore.data.streaming.stream import Stream
-from fusestore.errors import AlreadyExistsError, IncompatibleError, InvalidInputError
+from fusestore.errors import (
+    AlreadyExistsError,
+    FusestoreError,
+    IncompatibleError,
+    InvalidInputError,
+)
 from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision
 from fusestore.progress import Reporter, SilentReporter
@@ -109,6 +115,8 @@ def train(
     plan = _plan(model, dataset, settings, accelerator.num_processes)
     finished = _finished(output, plan)
     if finished is not None:
+        if accelerator.is_main_process:
+            _clear_up(work_dir, plan)
         return StageResult(TrainedModel(output, finished), created=False)
     for line in lines if accelerator.is_main_process else []:
         reporter.line(f"{output.name}: {line}")
@@ -155,6 +163,14 @@ def train(
     end_process_group_at_exit()
     manifest = TrainingManifest.load(output / "manifest.json")
     return StageResult(TrainedModel(output, manifest), created=True)
+
+
+def _clear_up(work_dir: Path, plan: TrainingPlan) -> None:
+    """Delete the checkpoint of a finished run that ended before it could."""
+    with contextlib.suppress(FusestoreError):
+        state = stored_state(work_dir)
+        if state is not None and state.plan.same_result(plan):
+            delete_checkpoint(work_dir)
 
 
 def _known_plan(output: Location, work_dir: Path) -> TrainingPlan | None:

@@ -112,7 +112,7 @@ class Disk:
         self._collect(self._root, "", names, chance, found)
         return found
 
-    def _collect(self, folder, prefix, names, chance, found) -> None:  # type: ignore[no-untyped-def]
+    def _collect(self, folder, prefix, names, chance, found) -> None:
         for name, node in names(folder).items():
             if isinstance(node, _Folder):
                 self._collect(node, f"{prefix}{name}/", names, chance, found)
@@ -150,7 +150,7 @@ class Disk:
         self._pending = [changes for changes in left if changes]
 
 
-def _apply(changes, names) -> None:  # type: ignore[no-untyped-def]
+def _apply(changes, names) -> None:
     for folder, name, node in changes:
         if node is None:
             names(folder).pop(name, None)

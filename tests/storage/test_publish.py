@@ -19,8 +19,15 @@ from fusestore.errors import (
     NotFoundError,
     StorageError,
 )
+from fusestore.storage import publish as publishing
 from fusestore.storage.location import Location
-from fusestore.storage.publish import MACHINE, publish, publish_new, remove_abandoned
+from fusestore.storage.publish import (
+    MACHINE,
+    publish,
+    publish_new,
+    remove_abandoned,
+    retract,
+)
 from tests.helpers.moto_credentials import set_free_requests
 
 
@@ -245,3 +252,40 @@ def test_parsing():
         Location.parse("nosuch://x").exists()
     with pytest.raises(InvalidInputError, match="not a local path"):
         _ = Location.parse("s3://bucket/a").path
+
+
+def test_a_folder_is_durable_before_another_thread_writes_to_it(tmp_path, monkeypatch):
+    """Otherwise a receipt could be durable without the folder of its files."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(folder):
+        if folder == tmp_path:
+            begun.set()
+            go_on.wait(60)
+
+    monkeypatch.setattr(publishing, "sync_folder", slow)
+    folder = Location.parse(tmp_path / "new")
+    writers = [
+        threading.Thread(target=publish, args=(folder / name, b"x"), daemon=True)
+        for name in ("first", "second")
+    ]
+    writers[0].start()
+    assert begun.wait(60)
+    writers[1].start()
+    writers[1].join(0.1)
+    assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new" / "second").exists()
+    go_on.set()
+    for writer in writers:
+        writer.join(60)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["first", "second"]
+
+
+def test_a_retraction_is_durable(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(publishing, "sync_folder", synced.append)
+    file = Location.parse(tmp_path / "manifest.json")
+    for _ in range(2):
+        retract(file)
+    assert synced == [tmp_path, tmp_path]
+    retract(Location.parse(tmp_path / "gone" / "manifest.json"))
