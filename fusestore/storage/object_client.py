@@ -26,23 +26,37 @@ RETRIES = 2
 """Retries of each request, by obstore; `storage.retries` repeats the whole verb besides."""
 
 CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 60.0
-"""How long a server may send nothing."""
+READ_TIMEOUT_S = 20.0
+"""How long a server may send nothing; then the request is given up, and sent again."""
+
+UPLOAD_BYTES_PER_TIMEOUT = 8 * 2**20
+"""A server answers when it has all of a body. So each further 8 MiB of it get the time once more: a
+line of half a megabyte a second is fast enough."""
 
 _SIGNAL_CHECK_S = 0.2
 
 _Result = TypeVar("_Result")
 
-_CLIENTS: dict[tuple[str, Pairs], Any] = {}
-"""By bucket or server, and options."""
+_Key = tuple[str, Pairs, int]
+
+_CLIENTS: dict[_Key, Any] = {}
+"""By bucket or server, options, and how many timeouts an upload may take."""
 
 _OPENING = threading.Lock()
 _opened_in: int | None = None
 """The process whose threads serve obstore."""
 
 
-def ask(url: str, options: Pairs, verb: Callable[[Any, str], _Result]) -> _Result:
+def ask(
+    url: str, options: Pairs, verb: Callable[[Any, str], _Result], *, upload_bytes: int = 0
+) -> _Result:
     """Call `verb` with the client of a URL and the object's key; raise errors of Python or ours.
+
+    Args:
+        url: of an object.
+        options: of its storage.
+        verb: makes the requests.
+        upload_bytes: size of the largest body that it sends in one request.
 
     Raises:
         FileNotFoundError: there is no such object, or no such bucket.
@@ -52,15 +66,20 @@ def ask(url: str, options: Pairs, verb: Callable[[Any, str], _Result]) -> _Resul
         InvalidInputError: the storage does not accept this name or an option.
     """
     if threading.current_thread() is not threading.main_thread():
-        return _ask(url, options, verb)
+        return _ask(url, options, verb, upload_bytes)
     # obstore does not see Ctrl-C, so the main thread must not wait for it.
-    return in_a_thread(lambda: _ask(url, options, verb))
+    return in_a_thread(lambda: _ask(url, options, verb, upload_bytes))
 
 
-def _ask(url: str, options: Pairs, verb: Callable[[Any, str], _Result]) -> _Result:
+def _ask(
+    url: str, options: Pairs, verb: Callable[[Any, str], _Result], upload_bytes: int
+) -> _Result:
     root, key = split(url)
+    # A power of two, so that there are few clients.
+    timeouts = 1 << (max(0, upload_bytes - 1) // UPLOAD_BYTES_PER_TIMEOUT).bit_length()
+    client = (root, options, timeouts)
     try:
-        return verb(_client(root, options), key)
+        return verb(_client(client), key)
     except (FusestoreError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -68,9 +87,9 @@ def _ask(url: str, options: Pairs, verb: Callable[[Any, str], _Result]) -> _Resu
         if problem is error:
             raise
     # The request may have gone to another region than the bucket's.
-    if url.startswith(S3_SCHEMES) and status in s3.ELSEWHERE and _reopened_in_region(root, options):
+    if url.startswith(S3_SCHEMES) and status in s3.ELSEWHERE and _reopened_in_region(client):
         try:
-            return verb(_client(root, options), key)
+            return verb(_client(client), key)
         except FusestoreError:
             raise
         except Exception as error:
@@ -92,29 +111,29 @@ def split(url: str) -> tuple[str, str]:
     return f"{parts.scheme}://{parts.netloc}{query}", unquote(parts.path).strip("/")
 
 
-def _client(root: str, options: Pairs) -> Any:  # noqa: ANN401
+def _client(key: _Key) -> Any:  # noqa: ANN401
     global _opened_in
-    key = (root, options)
     if _opened_in not in (None, os.getpid()):
         raise InvalidInputError(
             f"This process was forked from one that had read remote storage, and cannot read "
-            f"{shown(root)}: start it by forkserver or spawn, such as "
+            f"{shown(key[0])}: start it by forkserver or spawn, such as "
             'DataLoader(…, multiprocessing_context="forkserver").'
         )
     with _OPENING:
         if key not in _CLIENTS:
-            _CLIENTS[key] = _open(root, options)
+            _CLIENTS[key] = _open(key)
             _opened_in = os.getpid()
         return _CLIENTS[key]
 
 
-def _reopened_in_region(root: str, options: Pairs) -> bool:
+def _reopened_in_region(key: _Key) -> bool:
     """Open a bucket again in its region; False if the region is unknown or the same as before."""
+    root, options, _ = key
     region = s3.region_of_bucket(root, s3_options(root, options))
-    if region is None or region == _CLIENTS[root, options].config.get("region"):
+    if region is None or region == _CLIENTS[key].config.get("region"):
         return False
     with _OPENING:
-        _CLIENTS[root, options] = _open(root, options, region)
+        _CLIENTS[key] = _open(key, region)
     return True
 
 
@@ -123,15 +142,16 @@ def s3_options(url: str, options: Pairs) -> S3Options:
     return S3Options.of({**environment_options(S3Options, "s3"), **dict(options)}, url)
 
 
-def _open(root: str, pairs: Pairs, region: str | None = None) -> Any:  # noqa: ANN401
+def _open(key: _Key, region: str | None = None) -> Any:  # noqa: ANN401
     from obstore.store import HTTPStore, S3Store
 
+    root, pairs, timeouts = key
     options: S3Options | HttpOptions
     if root.startswith(S3_SCHEMES):
         options = s3_options(root, pairs)
     else:
         options = HttpOptions.of({**environment_options(HttpOptions, "http"), **dict(pairs)}, root)
-    read_timeout = timedelta(seconds=options.read_timeout or READ_TIMEOUT_S)
+    read_timeout = timedelta(seconds=(options.read_timeout or READ_TIMEOUT_S) * timeouts)
     client: Any = {
         "allow_http": True,
         "connect_timeout": timedelta(seconds=options.connect_timeout or CONNECT_TIMEOUT_S),

@@ -129,7 +129,7 @@ def write(url: str, options: Pairs, data: bytes, *, create: bool = False) -> Non
         mode: Any = "create" if create else "overwrite"
         obstore.put(client, key, data, mode=mode, use_multipart=False)
 
-    ask(url, options, verb)
+    ask(url, options, verb, upload_bytes=len(data))
 
 
 def write_chunks(url: str, options: Pairs, chunks: Callable[[], Iterable[bytes]]) -> None:
@@ -153,10 +153,10 @@ def write_chunks(url: str, options: Pairs, chunks: Callable[[], Iterable[bytes]]
             obstore.put(client, key, b"", use_multipart=False)
             return
         data = _read_in_threads(first, content)
-        parts = s3_options(url, options).max_concurrency
         obstore.put(client, key, data, chunk_size=PART_BYTES, max_concurrency=parts)
 
-    ask(url, options, verb)
+    parts = s3_options(url, options).max_concurrency
+    ask(url, options, verb, upload_bytes=parts * PART_BYTES)
 
 
 class ListedFile(NamedTuple):

@@ -53,6 +53,7 @@ class FaultProxy:
         self.planned = collections.deque()
         self.happened = collections.Counter()
         self.num_requests = 0
+        self.seconds_per_body = 0.0
         self.requests = []
         self.ended = threading.Event()
         self._choice = random.Random(seed)  # noqa: S311 - repeatable
@@ -112,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut upload":
             self.rfile.read(length // 2)
             return self._reset()
+        if length:
+            self.proxy.ended.wait(self.proxy.seconds_per_body)
         body = self._chunked() if self.headers.get("Transfer-Encoding") else self.rfile.read(length)
         if fault == "hang":
             self.proxy.ended.wait(self.proxy.hang_s)

@@ -1,4 +1,7 @@
-"""A whole fusion on S3 behind a proxy that fails one request in ten ends with the same bytes."""
+"""A whole fusion on S3 behind a proxy that fails one request in ten ends with the same bytes.
+
+Training reads the fused dataset as a stream. Among the faults are stalls of thirty seconds.
+"""
 
 import pytest
 
@@ -8,7 +11,7 @@ from fusestore.storage.location import Location
 from fusestore.workflows.fusion_config import load_config
 from fusestore.workflows.pipeline import run_pipeline
 from fusestore.workflows.verification import verify_store
-from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.fault_proxy import FAULTS, FaultProxy
 from tests.helpers.tiny_job import hashes, write_fusion
 
 
@@ -22,8 +25,10 @@ def _short_waits(monkeypatch):
 def test_a_fusion_behind_a_faulty_network(s3_url, s3_endpoint, job, first_store, tmp_path, seed):
     root = f"{s3_url}/my.store"
     file = Location.parse(write_fusion(tmp_path, job, root))
-    with FaultProxy(s3_endpoint, rate=0.1, seed=seed) as proxy:
-        config = load_config(file, storage_options={"endpoint_url": proxy.url})
+    kinds = (*FAULTS, "hang")
+    with FaultProxy(s3_endpoint, rate=0.1, seed=seed, kinds=kinds, hang_s=30.0) as proxy:
+        options = {"endpoint_url": proxy.url, "read_timeout": "1"}
+        config = load_config(file, storage_options=options)
         for _ in range(5):
             try:
                 run_pipeline(config)
@@ -31,6 +36,7 @@ def test_a_fusion_behind_a_faulty_network(s3_url, s3_endpoint, job, first_store,
                 continue
             break
         assert sum(proxy.happened.values()) >= 40
+        assert proxy.happened["hang"] >= 1
     assert hashes(Location.parse(root)) == hashes(Location.parse(first_store))
 
 

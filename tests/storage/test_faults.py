@@ -147,6 +147,21 @@ def test_a_server_that_hangs_is_asked_again(root, proxy, monkeypatch):
     assert proxy.happened["hang"] == 2
 
 
+def test_a_stall_of_half_a_minute_is_given_up_by_default():
+    assert object_client.READ_TIMEOUT_S < 30
+
+
+def test_a_body_on_a_slow_line_gets_the_time_that_it_needs(root, proxy, monkeypatch):
+    monkeypatch.setattr(object_client, "READ_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(object_client, "UPLOAD_BYTES_PER_TIMEOUT", 250_000)
+    monkeypatch.setattr(failures, "ATTEMPTS", 2)
+    proxy.seconds_per_body = 1.0
+    with pytest.raises(StorageError):
+        publish(root / "x", bytes(200_000))
+    publish(root / "x", bytes(1_000_000))
+    assert (root / "x").size() == 1_000_000
+
+
 def test_a_server_that_is_gone_is_told_with_limits(s3_url, monkeypatch):
     monkeypatch.setattr(failures, "FIRST_WAIT_S", 0.01)
     gone = Location.parse(s3_url, {"endpoint_url": "http://127.0.0.1:1"})
