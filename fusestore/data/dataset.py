@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -29,7 +30,7 @@ from fusestore.storage.file_lock import locked
 from fusestore.storage.location import Location
 from fusestore.storage.packages import cache_folder
 from fusestore.storage.private_folder import check_private, private_folder
-from fusestore.storage.publish import TEMPORARY_PREFIX, publish
+from fusestore.storage.publish import TEMPORARY_PREFIX, publish, remove_abandoned
 from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.copy import check_files_match, copy_missing
 from fusestore.store.held_digest import check_digest
@@ -54,6 +55,10 @@ _READ = (*SAMPLE_ARRAYS, "document")
 _ARRAYS = (*_READ, "source")
 
 _ROWS_PER_SCAN = 1 << 18
+
+SECONDS_BETWEEN_LOOKS = 0.5
+"""A file that is cut while it is mapped is noticed after at most this long, and then at the next
+batch. Until then reading beyond its new end kills the process."""
 
 _MANY_TOKENS = 2**24
 """Of fewer tokens a missing file is noticed when it is read."""
@@ -115,6 +120,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
             self._check_files()
         self._make_shard = make_shard
         self._made_shards: set[int] = set()
+        self._looked = 0.0
         self._arrays = {
             name: MappedArray(self.folder / name, len(KIND_NAMES) - 1 if name == "kind" else None)
             for name in _READ
@@ -247,11 +253,21 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         if self._make_shard is not None:
             for start, stop in bounds:
                 self._make_shards(start, stop)
+        self._look_at_sizes()
         rows = empty_rows(sum(stop - start for start, stop in bounds), self.top_k)
         slices = chunk_slices(bounds, self._rows_per_chunk)
         for name, values in rows.items():
             self._arrays[name].gather(slices, values)
         return rows
+
+    def _look_at_sizes(self) -> None:
+        """Notice files that were cut while they are mapped; mostly too soon to look again."""
+        now = time.monotonic()
+        # The clock of another process, from which this was copied, may be ahead.
+        if not 0 <= now - self._looked < SECONDS_BETWEEN_LOOKS:
+            self._looked = now
+            for array in self._arrays.values():
+                array.check_sizes()
 
     @property
     def name(self) -> str:
@@ -539,6 +555,7 @@ def open_fused(
         elif partial is not None:
             local = Location.parse(partial)
             records = file_records(manifest, f"{source}/manifest.json")
+            remove_abandoned(local)
             copy_missing(source, local, records)
             publish(local / "manifest.json", content)
     return FusedDataset(folder)

@@ -267,6 +267,7 @@ class _OpenShard:
         self.values_per_chunk = math.prod(spec.chunk_shape)
         self.chunks_across = spec.chunks_across
         self.mapped = content
+        self.mapped_file: mmap.mmap | None = None
         try:
             if content is not None:
                 self.size = len(content)
@@ -274,8 +275,10 @@ class _OpenShard:
                 with self.file.path.open("rb") as file:
                     self.size = file.seek(0, 2)
                     if self.size:
-                        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                        self.mapped = np.frombuffer(mapped, dtype=np.uint8)
+                        self.mapped_file = mmap.mmap(
+                            file.fileno(), self.size, access=mmap.ACCESS_READ
+                        )
+                        self.mapped = np.frombuffer(self.mapped_file, dtype=np.uint8)
             else:
                 # A wrong size is noticed: the index would not match its checksum.
                 self.size = self.file.size() if expected_size is None else expected_size
@@ -297,6 +300,9 @@ class _OpenShard:
     def fetch(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Bytes `[start, stop)`, all of them."""
         if self.mapped is not None:
+            # Reading a map beyond the end of its file would kill the process.
+            if self.mapped_file is not None and self.mapped_file.size() < self.size:
+                raise self.corrupt(f"was cut to {self.mapped_file.size():,} bytes")
             return self.mapped[start:stop]
         try:
             data = self.file.read_range(start, stop) if stop > start else b""
