@@ -97,12 +97,24 @@ def run_command() -> NoReturn:
             _end_failed()
         if isinstance(error, FusestoreError):
             _fail(str(error))
+        failed = _disk_failure(error)
+        if failed is not None:
+            _fail(failed)
         _fail(
             f"Unexpected {type(error).__name__}: {error}\n"
             "This is a defect of fusestore: please report it with the output of "
             "`fusestore --debug …`."
         )
     sys.exit(0)
+
+
+def _disk_failure(error: BaseException) -> str | None:
+    """The message about a full, read-only or failing disk; None for other errors."""
+    from fusestore.storage.disk_errors import disk_error
+
+    file = getattr(error, "filename", None) or "A file"
+    failed = disk_error(error, f"{file} could not be written")
+    return None if failed is None else str(failed)
 
 
 def _end_failed() -> NoReturn:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from fusestore.corpus.saved_dataset import SPLIT_COLUMN
 from fusestore.corpus.splits import HeldOut, assign_split
 from fusestore.errors import InvalidInputError
 from fusestore.storage.location import Location
+from fusestore.storage.replace import scratch_folder
 from fusestore.storage.retries import storage_errors
 
 DOCUMENT_SCHEMA = pl.Schema(
@@ -124,7 +124,7 @@ def _local_copy(file: InputFile) -> Iterator[Path]:
         with storage_errors(file.location):
             yield file.location.path
         return
-    with tempfile.TemporaryDirectory(prefix="fusestore-") as folder:
-        copy = Path(folder) / "input"
+    with scratch_folder("input") as folder:
+        copy = folder / "input"
         file.location.download(copy)
         yield copy

@@ -18,6 +18,7 @@ from fusestore.cache.rows import Rows
 from fusestore.errors import AlreadyExistsError, IncompatibleError, InvalidInputError
 from fusestore.interop.formats import EXPORTS, check_format, load
 from fusestore.progress import Progress, Reporter, SilentReporter
+from fusestore.storage.disk_errors import disk_errors
 from fusestore.store.layout import Store
 from fusestore.store.manifest import Frozen
 
@@ -83,6 +84,7 @@ def export_cache(
         AlreadyExistsError: something is at the path.
         InvalidInputError: no such format, or no folder to write in.
         IncompatibleError: the layout cannot hold the cache's rows.
+        AccessDeniedError, StorageError: the disk is full, read-only or broken.
     """
     check_format(layout, EXPORTS, "export to")
     write: Exporter = load(EXPORTS[layout])
@@ -98,14 +100,15 @@ def export_cache(
         raise InvalidInputError(f"There is no folder {target.parent} to write {target.name} in.")
     name = opened.location.name
     draft = target.with_name(f".{target.name}.part")
-    _remove(draft)
     reporter = reporter or SilentReporter()
-    try:
-        with reporter.stage(f"Exporting {name}", "tokens") as progress:
-            write(opened, draft, progress)
-        draft.rename(target)
-    finally:
+    with disk_errors(target.parent, f"Cache {name}"):
         _remove(draft)
+        try:
+            with reporter.stage(f"Exporting {name}", "tokens") as progress:
+                write(opened, draft, progress)
+            draft.rename(target)
+        finally:
+            _remove(draft)
     files = [target] if target.is_file() else [each for each in target.rglob("*") if each.is_file()]
     return Exported(
         cache=name,

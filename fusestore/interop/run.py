@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ from fusestore.interop.settings import ImportSettings
 from fusestore.models.model import Model
 from fusestore.models.target import Target
 from fusestore.progress import Progress, Reporter, SilentReporter
+from fusestore.storage.replace import scratch_folder
 from fusestore.store.layout import Store, check_name
 from fusestore.store.licenses import License
 from fusestore.store.result import StageResult
@@ -329,8 +329,8 @@ def _corpus(
     """The corpus of this name, made of the documents' texts if there is none."""
     if (store.corpus(name) / "manifest.json").exists():
         return open_corpus(store, name)
-    with tempfile.TemporaryDirectory(prefix="fusestore-import-") as folder:
-        file = Path(folder) / f"{layout}.jsonl"
+    with scratch_folder("import") as folder:
+        file = folder / f"{layout}.jsonl"
         with file.open("w", encoding="utf-8") as lines:
             for each in documents:
                 lines.write(json.dumps({"text": each.text.text}, ensure_ascii=False) + "\n")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from fusestore.corpus.corpus import open_corpus
 from fusestore.errors import AlreadyExistsError, InvalidInputError
@@ -17,6 +15,7 @@ from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionSetting, settle_precision
 from fusestore.progress import Reporter, SilentReporter
 from fusestore.storage.location import Location
+from fusestore.storage.replace import scratch_folder
 from fusestore.store.layout import Store
 from fusestore.store.licenses import LicensedInput, worth_keeping
 from fusestore.store.result import StageResult
@@ -75,8 +74,8 @@ def merge_models(
     finished = _finished(output, plan)
     if finished is not None:
         return StageResult(MergedModel(output, finished), created=False)
-    with tempfile.TemporaryDirectory(prefix="fusestore-merge-") as temporary:
-        folder = Path(temporary) / "model"
+    with scratch_folder("merge") as temporary:
+        folder = temporary / "model"
         with reporter.stage(f"Merging {name}", "parameters") as progress:
             num_parameters = write_merged(
                 folder,

@@ -7,7 +7,6 @@ It is published when every tensor of the file is proved to be in it, and not bef
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -21,7 +20,7 @@ from fusestore.models.weight_proof import load_whole, named_tensors
 from fusestore.storage.gguf_file import gguf_field, read_once
 from fusestore.storage.memory import file_digest
 from fusestore.storage.packages import user_cache_folder
-from fusestore.storage.replace import created_folder
+from fusestore.storage.replace import created_folder, scratch_folder
 from fusestore.store.manifest import digest_bytes
 from fusestore.tokenizers.gguf_tokenizer import gguf_tokenizer
 
@@ -104,10 +103,10 @@ def _load(reader: Any, whole: Path, gguf: Path) -> Any:  # noqa: ANN401 - both a
         raise InvalidInputError(
             f"{gguf} is a GGUF file of type {content!r}, not a model. Give the model's file."
         )
-    with tempfile.TemporaryDirectory(prefix="fusestore-") as empty:
+    with scratch_folder("empty") as empty:
         # Not the file's folder: transformers would use an adapter or a configuration beside it.
         loaded = load_whole(
-            Path(empty),
+            empty,
             f"{gguf} (a GGUF file of architecture {architecture!r})",
             gguf_file=str(whole),
             dtype=torch.float32,

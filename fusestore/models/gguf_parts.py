@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from fusestore.models.weight_proof import named_tensors
 from fusestore.storage.gguf_file import gguf_field, open_gguf
 from fusestore.storage.memory import file_digest
 from fusestore.storage.packages import user_cache_folder
+from fusestore.storage.replace import scratch_folder
 from fusestore.store.manifest import digest_bytes
 
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -72,9 +72,8 @@ def one_gguf(parts: Sequence[Path]) -> Iterator[tuple[Any, Path]]:
         yield readers[0], parts[0]
         return
     folder = user_cache_folder() / "gguf"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
-        whole = Path(temporary) / "whole.gguf"
+    with scratch_folder("whole", folder) as temporary:
+        whole = temporary / "whole.gguf"
         _join(readers, whole)
         yield open_gguf(whole), whole
 

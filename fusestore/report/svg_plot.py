@@ -9,7 +9,7 @@ from fusestore.report.learning_curves import Curve, LearningCurve
 from fusestore.report.output_file import check_output_file
 from fusestore.report.plot_frame import PlotFrame, decimals, short_number
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish_beside
 
 COLORS = ("#666666", "#c0392b", "#2471a3", "#1e8449", "#b9770e", "#7d3c98", "#111111")
 """One for each title, in order; more titles share them."""
@@ -34,7 +34,7 @@ def save_plot(file: str, curves: Sequence[LearningCurve]) -> None:
         AccessDeniedError, StorageError: nothing was changed.
     """
     image = svg_plot({curve.title: [curve.points] for curve in curves})
-    publish(Location.parse(file), image.encode())
+    publish_beside(Location.parse(file), image.encode())
 
 
 def svg_plot(

@@ -7,9 +7,10 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock
 
 from fusestore.errors import InvalidInputError
+from fusestore.storage.disk_errors import disk_errors
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Error numbers of filesystems without locks."""
@@ -31,8 +32,18 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         InvalidInputError: the file is a symbolic link.
+        AccessDeniedError, StorageError: it cannot be made.
     """
     lock = FileLock(path, poll_interval=_POLL_S, fallback_to_soft=False)
+    with disk_errors(path):
+        _acquire(lock, path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, path: Path) -> None:
     for left in reversed(range(_ATTEMPTS)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -50,7 +61,3 @@ def locked(path: Path) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise
             break
-    try:
-        yield
-    finally:
-        lock.release()

@@ -19,7 +19,7 @@ from fusestore.errors import InvalidInputError
 from fusestore.storage.file_lock import locked
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish_beside
 
 MAX_ENTRIES = 512
 """Entries of each table; the oldest are dropped first."""
@@ -116,4 +116,4 @@ def _add(folder: Path, table: str, key: str, value: object) -> None:
     content[table].pop(key, None)
     entries = [*content[table].items(), (key, value)]
     content[table] = dict(entries[-MAX_ENTRIES:])
-    publish(Location.parse(folder / _NAME), json.dumps(content).encode())
+    publish_beside(Location.parse(folder / _NAME), json.dumps(content).encode())

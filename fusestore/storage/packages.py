@@ -16,7 +16,7 @@ from pathlib import Path
 from fusestore.errors import NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.private_folder import private_folder
-from fusestore.storage.publish import publish_chunks
+from fusestore.storage.publish import publish_chunks, remove_abandoned_in
 from fusestore.storage.retries import storage_errors
 
 SCHEME = "package:"
@@ -90,6 +90,7 @@ def packaged_gguf(name: str) -> Path:
     folder = user_cache_folder() / "gguf" / f"{name}-{distribution.version}"
     target = folder / parts[0].name.rsplit(".part", 1)[0]
     if not target.exists():
+        remove_abandoned_in(folder)
         publish_chunks(Location.parse(target), _chunks(parts))
     return target
 

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import re
+import shutil
 import socket
 import sys
 import tempfile
@@ -35,7 +36,9 @@ TEMPORARY_PREFIX = ".tmp-"
 ABANDONED_AFTER_S = 24 * 3600
 """A temporary file of another machine counts as abandoned at this age."""
 
-_TEMPORARY_NAME = re.compile(r"\.tmp-(?P<machine>[0-9a-f]{12})-(?P<pid>\d+)-[0-9a-f]{8}")
+_TEMPORARY_NAME = re.compile(
+    r"\.tmp-(fusestore-\w+-)?(?P<machine>[0-9a-f]{12})-(?P<pid>\d+)-[0-9a-f]{8}"
+)
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -65,6 +68,17 @@ def publish(location: Location, data: bytes) -> None:
         objects.write(location.url, location.storage_options, data)
     else:
         location.filesystem.pipe_file(location.url, data)
+
+
+def publish_beside(location: Location, data: bytes) -> None:
+    """`publish` a file outside of a store; what killed processes left beside it is removed.
+
+    Raises:
+        AccessDeniedError, NotFoundError, StorageError: as `publish`.
+    """
+    if location.is_local:
+        remove_abandoned_in(location.path.parent)
+    publish(location, data)
 
 
 def publish_chunks(location: Location, chunks: Iterable[bytes]) -> None:
@@ -154,7 +168,7 @@ def sync_folders(location: Location) -> None:
 
 
 def _publish_local(path: Path, chunks: Iterable[bytes], *, create_only: bool) -> None:
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{MACHINE}-{os.getpid()}-{os.urandom(4).hex()}"
+    temporary = temporary_beside(path)
     try:
         with _create(temporary) as file:
             file.writelines(chunks)
@@ -167,6 +181,11 @@ def _publish_local(path: Path, chunks: Iterable[bytes], *, create_only: bool) ->
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def temporary_beside(path: Path, prefix: str = TEMPORARY_PREFIX) -> Path:
+    """A new name for an unfinished file or folder, which says which process makes it."""
+    return path.with_name(f"{prefix}{MACHINE}-{os.getpid()}-{os.urandom(4).hex()}")
 
 
 def _create(path: Path) -> BinaryIO:
@@ -284,14 +303,30 @@ def remove_abandoned(folder: Location) -> None:
     A file counts as abandoned if its process on this machine has ended, or if it is older than
     `ABANDONED_AFTER_S` by the clock of its storage. Object storage keeps no half-written objects.
     """
-    if not folder.is_local:
-        return
-    now = storage_clock(folder)
-    with storage_errors(folder):
-        for path in folder.path.rglob(f"{TEMPORARY_PREFIX}*"):
-            # Another writer may finish or remove it at the same time.
-            with contextlib.suppress(FileNotFoundError):
-                if is_abandoned(path.name, path.lstat().st_mtime, now):
+    if folder.is_local:
+        with storage_errors(folder):
+            _remove_abandoned(folder.path, folder.path.rglob(f"{TEMPORARY_PREFIX}*"))
+
+
+def remove_abandoned_in(folder: Path) -> None:
+    """Remove temporary files and folders that dead processes left directly in a folder.
+
+    What cannot be removed stays: others may have left it.
+    """
+    _remove_abandoned(folder, folder.glob(f"{TEMPORARY_PREFIX}*"), OSError)
+
+
+def _remove_abandoned(
+    folder: Path, found: Iterable[Path], ignored: type[OSError] = FileNotFoundError
+) -> None:
+    now = storage_clock(Location(folder.as_posix()))
+    for path in found:
+        # Another writer may finish or remove it at the same time.
+        with contextlib.suppress(ignored):
+            if is_abandoned(path.name, path.lstat().st_mtime, now):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
                     path.unlink()
 
 

@@ -10,37 +10,19 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fusestore.errors import AccessDeniedError, FusestoreError, StorageError
-from fusestore.storage.publish import TEMPORARY_PREFIX, make_folder, sync_folder
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path, what: str) -> Iterator[None]:
-    """Turn errors of writing local files, such as a full disk, into ours.
-
-    Args:
-        folder: where the body writes.
-        what: is written, for the message, which says that the same command continues.
-
-    Raises:
-        AccessDeniedError, StorageError: the disk is full, read-only or broken.
-    """
-    try:
-        yield
-    except FusestoreError:
-        raise
-    except Exception as error:
-        # The writer of safetensors has an error of its own for those of the disk.
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
-        kind = AccessDeniedError if isinstance(error, PermissionError) else StorageError
-        raise kind(
-            f"{what} could not be written to {folder}: {error}. Free space or make the folder "
-            "writable, and run the same command again: it continues from what was kept."
-        ) from error
+from fusestore.errors import StorageError
+from fusestore.storage.disk_errors import disk_errors
+from fusestore.storage.publish import (
+    TEMPORARY_PREFIX,
+    make_folder,
+    remove_abandoned_in,
+    sync_folder,
+    temporary_beside,
+)
 
 
 @contextlib.contextmanager
@@ -48,18 +30,22 @@ def replaced_file(path: Path) -> Iterator[Path]:
     """Replace a file by what the body writes to the yielded path.
 
     If the body raises, the file stays as it was.
+
+    Raises:
+        AccessDeniedError, StorageError: the disk is full, read-only or broken.
     """
     temporary = _temporary(path)
-    # A new file in this place, whatever is there: a link would lead the body elsewhere.
-    temporary.unlink(missing_ok=True)
-    temporary.touch(exist_ok=False)
-    try:
-        yield temporary
-        _sync_file(temporary)
-        temporary.replace(path)
-    finally:
+    with disk_errors(path):
+        # A new file in this place, whatever is there: a link would lead the body elsewhere.
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        temporary.touch(exist_ok=False)
+        try:
+            yield temporary
+            _sync_file(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -68,47 +54,84 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
     A rename cannot replace a folder that holds files, so the old folder is moved aside first. Read
     the folder through `whole_folder`, which finds the old one after a crash between the renames.
+
+    Raises:
+        AccessDeniedError, StorageError: the disk is full, read-only or broken.
     """
     temporary, older = _temporary(folder), _older(folder)
-    _clear(temporary)
-    make_folder(folder.parent)
-    temporary.mkdir()
-    yield temporary
-    for path in temporary.iterdir():
-        _sync_file(path)
-    sync_folder(temporary)
-    if folder.exists():
-        _clear(older)
-        folder.rename(older)
-    temporary.rename(folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(older, ignore_errors=True)
+    with disk_errors(folder):
+        _clear(temporary)
+        make_folder(folder.parent)
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.iterdir():
+            _sync_file(path)
+        sync_folder(temporary)
+        if folder.exists():
+            _clear(older)
+            folder.rename(older)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def created_folder(folder: Path) -> Iterator[Path]:
     """Create a folder of what the body writes to the yielded empty folder.
 
-    If another process creates it meanwhile, its folder is kept: both have the same content.
+    If another process creates it meanwhile, its folder is kept: both have the same content. What
+    killed processes left beside it is removed.
+
+    Raises:
+        AccessDeniedError, StorageError: the disk is full, read-only or broken.
     """
-    temporary = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{os.getpid()}")
-    _clear(temporary)
-    make_folder(folder.parent)
-    temporary.mkdir()
-    try:
-        yield temporary
-        # The folder's name says that it is whole, so its files must not be lost after it is seen.
-        for path in temporary.rglob("*"):
-            sync_folder(path) if path.is_dir() else _sync_file(path)
-        sync_folder(temporary)
+    temporary = temporary_beside(folder)
+    with disk_errors(folder):
+        remove_abandoned_in(folder.parent)
+        make_folder(folder.parent)
+        temporary.mkdir()
         try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync_folder(folder.parent)
+            yield temporary
+            # The folder's name says that it is whole: its files must not be lost after that.
+            for path in temporary.rglob("*"):
+                sync_folder(path) if path.is_dir() else _sync_file(path)
+            sync_folder(temporary)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def scratch_folder(purpose: str, parent: Path | None = None) -> Iterator[Path]:
+    """An empty folder for as long as the body runs; what killed processes left is removed.
+
+    Args:
+        purpose: one word for its name.
+        parent: the folder that it is made in; by default that of temporary files, see TMPDIR.
+
+    Raises:
+        AccessDeniedError, StorageError: its disk is full, read-only or broken.
+    """
+    try:
+        place = Path(tempfile.gettempdir()) if parent is None else parent
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"There is no folder for temporary files: {error}. Free space there, or set TMPDIR to "
+            "a folder that is writable, and run the same command again."
+        ) from error
+    folder = temporary_beside(place / purpose, prefix=f"{TEMPORARY_PREFIX}fusestore-{purpose}-")
+    with disk_errors(place, "Temporary files", only_disk=True):
+        remove_abandoned_in(place)
+        folder.mkdir(mode=0o700, parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def whole_folder(folder: Path) -> Path | None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from fusestore.errors import AccessDeniedError, FusestoreError, NotFoundError, StorageError
+from fusestore.storage.disk_errors import WRITING_FAILED, remedy
 from fusestore.storage.object_errors import RefusedAnswerError, WrongRangeError
 from fusestore.storage.shown import clean_cause, hidden, shown
 
@@ -116,9 +117,7 @@ def storage_errors(location: Address) -> Iterator[None]:
         # huggingface_hub reports a denial by the status alone.
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise _denied(location, error) from clean_cause(error)
-        raise StorageError(
-            f"{shown(location.url)} could not be read or written: {hidden(str(error))}"
-        ) from clean_cause(error)
+        raise _failed(location, error) from clean_cause(error)
     except Exception as error:
         if type(error).__module__.split(".", 1)[0] not in _CLIENTS and not (
             location.url.startswith("hf://") and _lost_session(error)
@@ -139,7 +138,21 @@ def _lost_session(error: Exception) -> bool:
     return isinstance(error, RuntimeError | AttributeError) and package in _HUB_CLIENTS
 
 
+def _failed(location: Address, error: OSError) -> StorageError:
+    text = f"{shown(location.url)} could not be read or written: {hidden(str(error))}"
+    if location.is_local and error.errno in WRITING_FAILED:
+        text = f"{shown(location.url)} could not be written: {error}. {remedy(error.errno)}"
+    elif location.is_local and error.errno == errno.EIO:
+        text = f"{text}. {remedy(error.errno)}"
+    return StorageError(text)
+
+
 def _denied(location: Address, error: Exception) -> AccessDeniedError:
+    if location.is_local:
+        return AccessDeniedError(
+            f"Access to {shown(location.url)} was denied ({error}). Check the permissions: a file "
+            "must be readable, and the folder of a file that is written must be writable."
+        )
     return AccessDeniedError(
         f"Access to {shown(location.url)} was denied ({hidden(str(error))}). Check the "
         "permissions; for object storage, the AWS_* variables or --storage-option; for hf://, "

@@ -7,16 +7,15 @@ Memory is bounded by `CHUNK_BYTES` per file.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed, wait
-from pathlib import Path
 
 from fusestore.errors import CorruptionError, NotFoundError
 from fusestore.storage import objects
 from fusestore.storage.foreign_names import listed_inside
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, publish_chunks
+from fusestore.storage.replace import scratch_folder
 from fusestore.storage.retries import with_retries
 from fusestore.store.receipts import FileRecord
 
@@ -252,8 +251,8 @@ def _upload(target: Location, source: Location, record: FileRecord) -> None:
         objects.write_chunks(target.url, options, lambda: _checked_chunks(source, record))
         return
     # A file of fsspec completes its upload when it is closed, even after an error.
-    with tempfile.TemporaryDirectory(prefix="fusestore-") as folder:
-        spool = Path(folder) / "spool"
+    with scratch_folder("upload") as folder:
+        spool = folder / "spool"
         with spool.open("wb") as file:
             file.writelines(_checked_chunks(source, record))
         target.filesystem.put_file(str(spool), target.url)

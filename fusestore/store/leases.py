@@ -28,7 +28,14 @@ from fusestore.errors import AlreadyExistsError, FusestoreError, NotFoundError
 from fusestore.process_rank import first_shard
 from fusestore.storage.location import Location
 from fusestore.storage.objects import ListedFile
-from fusestore.storage.publish import MACHINE, is_running, publish, publish_new, temporary_owner
+from fusestore.storage.publish import (
+    MACHINE,
+    is_running,
+    publish,
+    publish_new,
+    storage_clock,
+    temporary_owner,
+)
 from fusestore.store.receipts import shard_part
 
 LEASE_S = 60.0
@@ -234,7 +241,7 @@ def live_writers(folder: Location, files: Mapping[str, ListedFile]) -> list[str]
     """Processes that write an artifact now, for messages.
 
     Of this machine: the process of a heartbeat or of a temporary file is running. Of another one:
-    its heartbeat was written in the last ten minutes, by the storage's clock against ours. An
+    its heartbeat was written in the last ten minutes, by the storage's clock if it tells. An
     observer with time to spare compares heartbeats instead, as `Leases` does.
 
     Args:
@@ -242,6 +249,7 @@ def live_writers(folder: Location, files: Mapping[str, ListedFile]) -> list[str]
         files: a listing of it.
     """
     found = {}
+    clock = storage_clock(folder)
     for path, file in files.items():
         name = path.rpartition("/")[2]
         temporary = temporary_owner(name)
@@ -254,8 +262,12 @@ def live_writers(folder: Location, files: Mapping[str, ListedFile]) -> list[str]
             if match is None:
                 continue
             machine, pid = match["machine"].decode(), int(match["pid"])
-            age = 0.0 if file.modified is None else time.time() - file.modified
-            if is_running(pid) if machine == MACHINE else age < _OTHER_MACHINE_S:
+            if machine == MACHINE:
+                is_alive = is_running(pid)
+            else:
+                now = clock() or time.time()
+                is_alive = file.modified is None or now - file.modified < _OTHER_MACHINE_S
+            if is_alive:
                 where = "" if machine == MACHINE else " of another machine"
                 found[machine, pid] = f"process {pid}{where}"
     return list(found.values())

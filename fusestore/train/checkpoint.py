@@ -24,10 +24,10 @@ from fusestore.errors import (
     FormatVersionError,
     FusestoreError,
 )
+from fusestore.storage.disk_errors import disk_errors
 from fusestore.storage.location import Location
 from fusestore.storage.publish import TEMPORARY_PREFIX
 from fusestore.storage.replace import (
-    disk_errors,
     remove_replaced,
     replaced_file,
     replaced_folder,
@@ -81,7 +81,7 @@ def save_checkpoint(
     Raises:
         AccessDeniedError, StorageError: the disk is full or read-only; the previous one is kept.
     """
-    with disk_errors(work_dir, "The checkpoint"), replaced_folder(work_dir / _FOLDER) as folder:
+    with replaced_folder(work_dir / _FOLDER) as folder:
         _save_tensors(folder / _WEIGHTS, weights)
         _save_tensors(folder / _OPTIMIZER, optimizer_state)
         _save_tensors(folder / _RANDOM, _random_states())

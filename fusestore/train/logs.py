@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fusestore.errors import InvalidInputError, MissingDependencyError
+from fusestore.storage.disk_errors import disk_errors
 from fusestore.storage.location import Location
 from fusestore.storage.replace import replaced_file
 from fusestore.train.checkpoint import TrainState
@@ -43,6 +44,7 @@ class TensorBoardLog:
 
         Raises:
             MissingDependencyError: the package tensorboard is not installed.
+            AccessDeniedError, StorageError: the disk is full, read-only or broken.
         """
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -52,31 +54,40 @@ class TensorBoardLog:
                 f"'fusestore[tensorboard]', or do not set log_dir ({error})."
             ) from error
         suffix = f".fusestore-{state.plan.digest[:16]}"
-        for file in sorted(folder.glob(f"*tfevents*{suffix}")):
-            _remove_events_after(file, state)
-        self._writer: Any = SummaryWriter(
-            folder,
-            # A running TensorBoard may have read events that were removed from the files.
-            purge_step=state.step + 1 if state.step else None,
-            filename_suffix=suffix,
-            flush_secs=10,
-        )
+        self._folder = folder
+        with self._disk_errors():
+            for file in sorted(folder.glob(f"*tfevents*{suffix}")):
+                _remove_events_after(file, state)
+            self._writer: Any = SummaryWriter(
+                folder,
+                # A running TensorBoard may have read events that were removed from the files.
+                purge_step=state.step + 1 if state.step else None,
+                filename_suffix=suffix,
+                flush_secs=10,
+            )
+
+    def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
+        # The thread that writes passes its errors to the next call.
+        return disk_errors(self._folder, "TensorBoard logs")
 
     def step(self, point: LossPoint, num_tokens: int) -> None:
         """Log an optimizer step and its number of target tokens."""
         values = {**point.model_dump(exclude={"step"}), "tokens": num_tokens}
-        for name, value in values.items():
-            if value is not None:
-                self._writer.add_scalar(f"{_STEP}{name}", value, point.step)
+        with self._disk_errors():
+            for name, value in values.items():
+                if value is not None:
+                    self._writer.add_scalar(f"{_STEP}{name}", value, point.step)
 
     def evaluation(self, point: EvaluationPoint) -> None:
         """Log an evaluation."""
-        for name, value in point.metrics.items():
-            self._writer.add_scalar(f"{_HELD_OUT}{name}", value, point.step)
+        with self._disk_errors():
+            for name, value in point.metrics.items():
+                self._writer.add_scalar(f"{_HELD_OUT}{name}", value, point.step)
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._writer.close()
+        with self._disk_errors():
+            self._writer.close()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fusestore.errors import AlreadyExistsError, NotFoundError
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish_beside
 from fusestore.store.manifest import Frozen
 from fusestore.store.settings_file import toml_value
 
@@ -77,7 +77,7 @@ def write_once(file: str, text: str) -> None:
     try:
         existing = location.read_bytes().decode("utf-8", "replace")
     except NotFoundError:
-        publish(location, text.encode())
+        publish_beside(location, text.encode())
         return
     if existing != text:
         raise AlreadyExistsError(

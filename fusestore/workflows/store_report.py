@@ -44,7 +44,7 @@ from fusestore.report.page.row_sample import source_report
 from fusestore.report.page.settings import ReportSettings
 from fusestore.report.page.token_rows import DocumentRows, document_rows_of
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish
+from fusestore.storage.publish import publish_beside
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.inventory import check_begun, describe
 from fusestore.store.layout import Store
@@ -106,7 +106,7 @@ def write_report(
         vocabulary = load_vocabulary(store, str(fusion.recipe.target))
         token_bytes, vocab_size = vocabulary.token_bytes, fusion.vocab_size
     page = render(report, collected.documents, token_bytes, vocab_size)
-    publish(Location.parse(file), page.encode())
+    publish_beside(Location.parse(file), page.encode())
     return report
 
 

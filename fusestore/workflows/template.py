@@ -21,6 +21,8 @@ from fusestore.corpus.settings import CorpusSettings
 from fusestore.errors import AlreadyExistsError
 from fusestore.fuse.recipe import Recipe
 from fusestore.merge.settings import MergeSettings
+from fusestore.storage.location import Location
+from fusestore.storage.publish import publish_new, remove_abandoned_in
 from fusestore.store.settings_file import toml_value
 from fusestore.train.settings import LoraSettings, TrainSettings
 from fusestore.workflows.fusion_config import (
@@ -45,13 +47,13 @@ def write_template(file: Path) -> None:
     """Write the file.
 
     Raises:
-        AlreadyExistsError: there is a file; it was left as it is.
+        AlreadyExistsError: there is a file of other content; it was left as it is.
+        AccessDeniedError, StorageError: it cannot be written there.
     """
+    remove_abandoned_in(file.parent)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(fusion_template())
-    except FileExistsError as error:
+        publish_new(Location.parse(file), fusion_template().encode())
+    except AlreadyExistsError as error:
         raise AlreadyExistsError(
             f"{file} exists and was left as it is. Give another path, as in "
             f"`fusestore init {file.with_stem(f'{file.stem}-2')}`."

@@ -3,12 +3,15 @@
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import fusestore as fs
 from fusestore.storage.publish import MACHINE, publish
 from fusestore.store.inventory import list_artifacts
+from fusestore.store.layout import Store
+from fusestore.workflows.managing import garbage
 from fusestore.workflows.managing.garbage import collect_garbage
 from fusestore.workflows.verification import verify_store
 from tests.helpers.storages import S3_IS_SLOW
@@ -74,6 +77,18 @@ def test_what_is_made_on_demand_goes_when_nothing_uses_it(some):
     }
 
 
+def test_an_interrupted_removal_is_finished(store):
+    path = "vocabulary_maps/2fc7ebcd56fd74cb-deba6c3979ce4230-prefix"
+    (store / path / "manifest.json").unlink()
+    # The alignment that was made with it needs it.
+    assert found(Store.open(store)) == {}
+    for name in ("alignments/wide--small", "fused/mince", "fused/learned", "models/fused"):
+        shutil.rmtree(store / name)
+    shutil.rmtree(store / "models/merged")
+    assert path in found(Store.open(store))
+    assert not (store / path).exists()
+
+
 def test_unfinished_artifacts_go_on_request_alone(store):
     opened = fs.open_store(store)
     for path in ("caches/exact", "fused/mince", "models/merged"):
@@ -99,6 +114,17 @@ def test_what_was_written_today_is_left_alone(store):
     removed = found(opened, fs.GarbageSettings())
     assert removed
     assert all(path.startswith("vocabulary_maps/") for path in removed)
+
+
+def test_ages_are_told_by_the_clock_of_the_storage(store, monkeypatch):
+    for name in ("alignments/drawn--small", "fused/mixed"):
+        shutil.rmtree(store / name)
+    in_a_week = SimpleNamespace(time=lambda: time.time() + 7 * 86400)
+    monkeypatch.setattr(garbage, "time", in_a_week)
+    assert found(Store.open(store), fs.GarbageSettings()) == {}
+    monkeypatch.undo()
+    age(store / "vocabulary_maps", 2)
+    assert len(found(Store.open(store), fs.GarbageSettings())) == 1
 
 
 def test_tokens_of_an_earlier_corpus_go(store):

@@ -15,11 +15,13 @@ import pytest
 from fusestore.errors import (
     AccessDeniedError,
     AlreadyExistsError,
+    FusestoreError,
     InvalidInputError,
     NotFoundError,
     StorageError,
 )
 from fusestore.storage import publish as publishing
+from fusestore.storage.disk_errors import disk_errors
 from fusestore.storage.location import Location
 from fusestore.storage.publish import (
     MACHINE,
@@ -289,3 +291,37 @@ def test_a_retraction_is_durable(tmp_path, monkeypatch):
         retract(file)
     assert synced == [tmp_path, tmp_path]
     retract(Location.parse(tmp_path / "gone" / "manifest.json"))
+
+
+def test_disk_errors_say_what_to_do(tmp_path, monkeypatch):
+    for number, advice in (
+        (errno.ENOSPC, "Free space there"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "writable"),
+        (errno.EIO, "Check the disk"),
+        (errno.EACCES, "must be writable"),
+    ):
+
+        def fail(_, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(FusestoreError, match=advice) as raised:
+            publish(Location.parse(tmp_path / "x"), b"1")
+        assert str(tmp_path / "x") in str(raised.value)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_libraries_in_rust_are_understood(tmp_path):
+    class RustError(Exception):
+        pass
+
+    advice = "Free space there, and run the same command again"
+    with pytest.raises(StorageError, match=advice), disk_errors(tmp_path, "The model"):
+        raise RustError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RustError), disk_errors(tmp_path, "The model"):
+        raise RustError("InvalidHeader")
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path, only_disk=True):
+        (tmp_path / "missing").read_bytes()
+    with pytest.raises(OSError, match="elsewhere"), disk_errors(tmp_path, only_disk=True):
+        raise OSError(errno.EIO, "elsewhere", "/dev/other")

@@ -31,7 +31,9 @@ def test_a_run_ends_with_what_to_do_and_is_resumed(tiny_model_path, tmp_path, di
         if report.step == 2:
             disk.leave_free(4_096) if fault == "full" else disk.make_read_only(True)
 
-    with pytest.raises(FusestoreError, match=r"could not be written .* run the same command again"):
+    with pytest.raises(
+        FusestoreError, match=r"could not be written: .* run the same command again"
+    ):
         run(tiny_model_path, dataset, SETTINGS, disk.folder, progress=fail_after_the_first)
     if fault == "full":
         disk.leave_free(32 * 2**20)

@@ -107,6 +107,14 @@ class ShardFolder:
                 if _is_at(file, temporary):
                     temporary.unlink()
 
+    def remove_unfinished(self) -> None:
+        """Remove what killed processes left of shards that they fetched."""
+        for path in self.path.glob(f"{TEMPORARY_PREFIX}*"):
+            if _SHARD_NAME.fullmatch(path.name):
+                # Who fetches it holds its lock.
+                with contextlib.suppress(OSError):
+                    _evict(path)
+
     def reserve(self, file: BinaryIO, needed: Collection[int]) -> None:
         """Allocate the disk space of a file, evicting the least recently used shards.
 

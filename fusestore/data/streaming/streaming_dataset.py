@@ -148,6 +148,7 @@ class StreamingFusedDataset(Stream):
         for folder in (Path(self.cache_root), self._job.folder.path):
             private_folder(folder, link=False)
         remove_abandoned(Location.parse(self._job.folder.path))
+        self._job.folder.remove_unfinished()
         publish(Location.parse(self._job.manifest_file), content)
 
     @property

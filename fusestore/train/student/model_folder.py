@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fusestore.models.model import Model
 from fusestore.models.saving import save_model
+from fusestore.storage.disk_errors import disk_errors
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
-from fusestore.storage.replace import disk_errors
 from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.fingerprints import write_fingerprint
 from fusestore.store.manifest import Manifest

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,6 +13,7 @@ from types import FrameType
 
 from fusestore.process_rank import Rank, process_rank
 from fusestore.progress import Progress, Reporter
+from fusestore.storage.replace import scratch_folder
 from fusestore.workflows.executors.outcome import Outcome, check_outcomes, outcome_of
 from fusestore.workflows.executors.shared_job import Job
 from fusestore.workflows.executors.worker_process import (
@@ -84,8 +84,8 @@ def run_workers(
     """
     first, world_size = place.rank * workers, place.world_size * workers
     threads = threads_of_worker(cores or max(1, num_cores() // workers))
-    with tempfile.TemporaryDirectory(prefix="fusestore-workers-") as folder, sigterm_interrupts():
-        files = [Path(folder) / str(worker) for worker in range(workers)]
+    with scratch_folder("workers") as folder, sigterm_interrupts():
+        files = [folder / str(worker) for worker in range(workers)]
         started: list[subprocess.Popen[bytes]] = []
         try:
             for worker, file in enumerate(files):

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fusestore.errors import EngineError, MissingDependencyError
 from fusestore.progress import Progress, Reporter
+from fusestore.storage.replace import scratch_folder
 from fusestore.workflows.executors.local import report_rows, sigterm_interrupts
 from fusestore.workflows.executors.outcome import Outcome, check_outcomes, outcome_of
 from fusestore.workflows.executors.shared_job import Job
@@ -53,8 +53,8 @@ class RayWorker:
         """
         if Path(folder).is_dir():
             os.chdir(folder)
-        with tempfile.TemporaryDirectory(prefix="fusestore-worker-") as logs:
-            file = Path(logs) / str(worker)
+        with scratch_folder("worker") as logs:
+            file = logs / str(worker)
             # The pipe to its standard input closes when this actor dies, and the command ends.
             process = start_worker(arguments, environment, file)
             process.wait()

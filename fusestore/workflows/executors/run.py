@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fusestore.errors import EngineError
 from fusestore.progress import Reporter
+from fusestore.storage.disk_errors import disk_errors
 from fusestore.workflows.executors.local import run_local
 from fusestore.workflows.executors.ray_pool import run_on_ray
 from fusestore.workflows.executors.settings import ExecutorSettings
@@ -55,8 +56,9 @@ def write_script(job: Job, settings: ExecutorSettings, reporter: Reporter) -> Pa
         options=settings.slurm_options,
         folder=Path.cwd(),
     )
-    script.write_text(text, encoding="utf-8")
-    script.chmod(0o755)
+    with disk_errors(script):
+        script.write_text(text, encoding="utf-8")
+        script.chmod(0o755)
     reporter.line(f"Wrote {script}. Submit it with `sbatch {script}`.")
     if settings.submit:
         reporter.line(submit(script))

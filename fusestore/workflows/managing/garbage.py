@@ -97,13 +97,14 @@ def collect_garbage(
     settings = settings or GarbageSettings()
     lineage = Lineage.of(store)
     files = store.location.listed()
-    now = time.time()
+    clock = storage_clock(store.location)
+    # Only a storage on which nothing can be written does not say its time.
+    now = clock() or time.time()
     old = {
         path: file
         for path, file in files.items()
         if file.modified is not None and now - file.modified >= settings.older_than * _DAY_S
     }
-    clock = storage_clock(store.location)
     items = [
         GarbageItem(
             path=path,
@@ -179,11 +180,28 @@ def _unused(
     gone: set[str] = set()
     for artifact in reversed(lineage.artifacts):
         used = any(user.path not in gone for user in lineage.used_by(artifact))
-        if not artifact.kind.made_on_demand or artifact.manifest is None or used:
+        if not artifact.kind.made_on_demand or used:
+            continue
+        # A removal that was interrupted leaves no manifest. But one may also be lost.
+        if artifact.manifest is None and (
+            artifact.damage is not None
+            or _may_be_lacked(lineage, artifact, gone)
+            or live_writers(artifact.location, files[artifact.path])
+        ):
             continue
         if _untouched(files[artifact.path], now, settings.older_than):
             gone.add(artifact.path)
             yield artifact, "no artifact was made from it; it is made again when it is needed"
+
+
+def _may_be_lacked(lineage: Lineage, artifact: Artifact, gone: set[str]) -> bool:
+    """Whether an artifact that stays lacks an input of this kind."""
+    return any(
+        found.artifact is None and found.input.kind == artifact.kind.name
+        for user in lineage.artifacts
+        if user.path not in gone
+        for found in lineage.inputs(user)
+    )
 
 
 def _why_unfinished(

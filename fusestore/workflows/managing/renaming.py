@@ -8,12 +8,14 @@ manifest first: at every moment one of the two is complete.
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 from fusestore.errors import AlreadyExistsError, CorruptionError, InvalidInputError
 from fusestore.progress import ProgressCounter, Reporter, SilentReporter
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, sync_folder, temporary_owner
+from fusestore.storage.retries import storage_errors
 from fusestore.store.artifact_files import ArtifactFiles
 from fusestore.store.copy import FILES_AT_ONCE
 from fusestore.store.details import check_undamaged
@@ -84,8 +86,11 @@ def rename_artifact(
     if target.is_local:
         if new.lower() != found.name.lower():
             check_case(target)
-        found.location.path.rename(target.path)
-        sync_folder(target.path.parent)
+        with storage_errors(target):
+            found.location.path.rename(target.path)
+        # It has another name now. If the disk cannot make that durable, either name is right.
+        with contextlib.suppress(OSError):
+            sync_folder(target.path.parent)
         num_bytes = 0
     else:
         num_bytes = _copy(store, found, target, reporter or SilentReporter())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from fusestore.errors import (
     StorageError,
 )
 from fusestore.storage.location import Location
+from fusestore.storage.replace import scratch_folder
 from fusestore.store.copy import copy_file
 from fusestore.store.receipts import FileRecord
 
@@ -235,8 +235,8 @@ class HubRepository:
     def _commit(self, batch: Sequence[Addition], message: str, jobs: int) -> str:
         from huggingface_hub import CommitOperationAdd
 
-        with tempfile.TemporaryDirectory(prefix="fusestore-publish-") as folder:
-            content = _local(batch, Path(folder), jobs)
+        with scratch_folder("publish") as folder:
+            content = _local(batch, folder, jobs)
             with hub_errors(self.url):
                 operations = [
                     CommitOperationAdd(each.path, each.data if each.data is not None else file)
