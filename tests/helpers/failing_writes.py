@@ -27,6 +27,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.helpers import fork_server
 
@@ -144,7 +145,7 @@ def compiled(folder: Path) -> Path | None:
     return library
 
 
-def run_stages(folder: Path, *arguments: str) -> list[dict[str, object]] | None:
+def run_stages(folder: Path, *arguments: str) -> list[dict[str, Any]] | None:
     """What this file prints as a program, in a process with the library; None without compiler."""
     library = compiled(folder)
     if library is None:
@@ -196,8 +197,8 @@ class _Workshop:
                 os._exit(code)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         text = said.read_text(errors="replace")
-        head, _, count = text.rpartition("\noperations: ")
-        return status, head, int(count or -1)
+        head, mark, count = text.rpartition("\noperations: ")
+        return (status, head, int(count)) if mark else (status, text, -1)
 
     def _run_here(self, said: Path, chosen: int, number: int, stays: bool) -> int:
         folder = str(self._folder)
