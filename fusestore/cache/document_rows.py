@@ -93,7 +93,9 @@ def document_rows(
     vocabulary = load_vocabulary(store, cache.fingerprint.tokenizer_digest)
 
     def spelled(token: int) -> bytes:
-        return vocabulary.token_bytes[token] if token < len(vocabulary) else f"<{token}>".encode()
+        if 0 <= token < len(vocabulary):
+            return vocabulary.token_bytes[token]
+        return f"<{token}>".encode()
 
     start, stop = cache.document_offsets[document : document + 2].tolist()
     ids = cache.read_tokens(start, stop)[0].tolist()

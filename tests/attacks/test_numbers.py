@@ -170,6 +170,16 @@ def test_verify_finds_other_numbers_that_are_none(parts, folder, array, edit):
     assert findings_of(store, folder)
 
 
+@pytest.mark.parametrize("token", [-(2**31), -1, 2**31 - 1])
+def test_a_document_with_a_token_that_is_none_is_shown(parts, command, token):
+    root = parts("caches/exact")
+    change_array(root / "caches/exact", "token_ids", put(slice(None), token))
+    reseal(root / "caches/exact")
+    shown = command("show", "cache/exact", "--document", "0", "--store", root)
+    assert "defect of fusestore" not in shown.err
+    assert shown.code == 1 or f"<{token}>" in shown.out
+
+
 def test_a_cache_without_compression_holds_no_foreign_ids(tmp_path, store):
     """In the profile `fast` an id is what is stored, so nothing else would notice."""
     import fusestore as fs

@@ -240,7 +240,7 @@ def _why_inside(document: AlignedDocument, position: int) -> str:
     """Where in a source token a target token ends, and by which bytes the row is conditioned."""
     row = int(document.source_pos[position])
     start, stop = document.source_ends[row : row + 2].tolist()
-    piece = document.source_vocab.token_bytes[int(document.source_ids[row + 1])]
+    piece = _piece(document.source_vocab, document.source_ids[row + 1])
     inside = int(document.target_ends[position]) - start
     # A tokenizer may add a space in front of a document's first byte.
     since = shown_text(piece[: inside + len(piece) - (stop - start)])
@@ -251,7 +251,14 @@ def _why_inside(document: AlignedDocument, position: int) -> str:
 
 
 def _token(vocabulary: Vocabulary, token: int | np.int32) -> str:
-    return shown_text(vocabulary.token_bytes[int(token)])
+    return shown_text(_piece(vocabulary, token))
+
+
+def _piece(vocabulary: Vocabulary, token: int | np.int32) -> bytes:
+    """The bytes of a token; its number where the vocabulary lacks it, as in a damaged cache."""
+    if 0 <= token < len(vocabulary):
+        return vocabulary.token_bytes[int(token)]
+    return f"<{token}>".encode()
 
 
 def _source_kinds(document: AlignedDocument) -> list[str]:

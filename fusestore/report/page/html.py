@@ -108,7 +108,8 @@ def _viewer_data(
     occurring, places = token_places(documents, vocab_size)
     wide = len(occurring) > 2**16
     texts = [
-        shown_token(token_bytes[token]) if token < len(token_bytes) else "" for token in occurring
+        shown_token(token_bytes[token]) if 0 <= token < len(token_bytes) else ""
+        for token in occurring
     ]
     fused_kinds = [_UNALIGNED_TEXTS.get(name, f"kind {name}") for name in KIND_NAMES]
     viewer = {
