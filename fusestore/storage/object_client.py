@@ -153,7 +153,7 @@ def _open(key: _Key, region: str | None = None) -> Any:  # noqa: ANN401
         options = HttpOptions.of({**environment_options(HttpOptions, "http"), **dict(pairs)}, root)
     read_timeout = timedelta(seconds=(options.read_timeout or READ_TIMEOUT_S) * timeouts)
     client: Any = {
-        "allow_http": True,
+        "allow_http": _is_plain(root, options),
         "connect_timeout": timedelta(seconds=options.connect_timeout or CONNECT_TIMEOUT_S),
         "read_timeout": read_timeout,
         # For the whole answer, which may be large and the line slow.
@@ -175,6 +175,12 @@ def _open(key: _Key, region: str | None = None) -> Any:  # noqa: ANN401
         retry_config=retries,
         credential_provider=credentials,
     )
+
+
+def _is_plain(root: str, options: S3Options | HttpOptions) -> bool:
+    """Whether requests go by http; by https no redirect may lead to what others can read."""
+    url = s3.endpoint(options) if isinstance(options, S3Options) else root
+    return url is not None and url.startswith("http://")
 
 
 def in_a_thread(verb: Callable[[], _Result]) -> _Result:

@@ -35,6 +35,12 @@ def plain_error(error: Exception, url: str) -> tuple[Exception, int | None]:
             f"{text.rpartition(': ')[0]}. Do not trust this store."
         )
         return plain, None
+    if "BadScheme" in debug:
+        plain = RefusedAnswerError(
+            f"The server of {shown(url)} redirects from https to http, where others could read and "
+            "change the answer. Give the address of the file."
+        )
+        return plain, None
     if "redirect" in f"{text} {debug}".lower() and "without LOCATION" not in text:
         plain = RefusedAnswerError(
             f"The server of {shown(url)} redirects again and again. Give the address of the file."

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,17 +84,27 @@ def certificates() -> dict[str, bytes]:
 
 def region_of_bucket(root: str, options: S3Options) -> str | None:
     """The region of a bucket according to S3, which reveals it even when it denies access."""
+    url = f"{endpoint(options) or 'https://s3.amazonaws.com'}/{root.split('://', 1)[1]}"
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(_asked_region(url)), daemon=True).start()
+    # A server may send a header byte by byte, which no timeout of a socket ends.
+    with contextlib.suppress(queue.Empty):
+        return answers.get(timeout=_REGION_TIMEOUT_S)
+    return None
+
+
+def _asked_region(url: str) -> str | None:
+    import http.client
     import urllib.error
     import urllib.request
 
-    url = endpoint(options) or "https://s3.amazonaws.com"
-    request = urllib.request.Request(f"{url}/{root.split('://', 1)[1]}", method="HEAD")  # noqa: S310
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=_REGION_TIMEOUT_S) as answer:  # noqa: S310
             headers = answer.headers
     except urllib.error.HTTPError as error:
         headers = error.headers
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return None
     region: str | None = headers.get("x-amz-bucket-region")
     return region

@@ -65,6 +65,17 @@ class ByteASecond(_Hostile):
             time.sleep(1)
 
 
+class HeaderBytes(_Hostile):
+    """A header that never ends, byte by byte."""
+
+    def attack(self):
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        for _ in range(1000):
+            self.wfile.write(b"a")
+            self.wfile.flush()
+            time.sleep(0.1)
+
+
 class RedirectsForever(_Hostile):
     def attack(self):
         self.head(302, ("Location", f"/{time.monotonic_ns()}"), ("Content-Length", "0"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,13 +12,17 @@ from typing import Any
 class RangeServer:
     """A context that serves a folder; `url` is where, `requests` what was asked for."""
 
-    def __init__(self, folder: Path, handler: type | None = None) -> None:
+    def __init__(
+        self, folder: Path, handler: type | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.folder = folder
         self.requests: list[tuple[str, str | None]] = []
         handler = type("Handler", (handler or RangeHandler,), {"server_of": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_port}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
 
     def __enter__(self):
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
