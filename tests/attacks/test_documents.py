@@ -7,13 +7,17 @@ import pytest
 
 import fusestore as fs
 from fusestore.data import StreamingFusedDataset, open_fused
+from fusestore.fuse.layout import fused_arrays
+from fusestore.fuse.manifest import FusedManifest
 from fusestore.storage.location import Location
 from fusestore.store.foreign_json import MAX_DEPTH
 from fusestore.store.inventory import list_artifacts
 from fusestore.store.layout import Store
+from fusestore.store.stored_size import file_bytes
 from fusestore.workflows.sharing.artifacts import read_artifact
 from fusestore.workflows.verification import verify_store
 from tests.helpers.limits import refused, within_limits
+from tests.helpers.range_server import RangeServer
 from tests.helpers.resealed import KINDS, change, read_json, reseal, sealed, write_json
 from tests.helpers.some_cases import first, some
 
@@ -266,3 +270,27 @@ def test_a_depth_that_we_read(tmp_path):
 
     assert manifest_content(file.read_bytes(), "x")["x"] == deep
     assert Location.parse(file).exists()
+
+
+@pytest.mark.parametrize("lies_about_files", [False, True])
+def test_a_stream_of_billions_of_windows_ends_when_it_is_opened(
+    first_store, tmp_path, lies_about_files
+):
+    """Nobody has such files, and no memory is taken for an order of their windows."""
+    root = tmp_path / "fused/mince"
+    shutil.copytree(first_store / "fused/mince", root)
+    manifest = FusedManifest.load(Location.parse(root / "manifest.json"))
+    count = 2**31 - 2
+    recipe = manifest.plan.recipe.model_copy(update={"window_length": 1, "rows_per_shard": count})
+    plan = manifest.plan.model_copy(update={"recipe": recipe, "num_tokens": count})
+    files = dict(manifest.files)
+    if lies_about_files:
+        for spec in fused_arrays(count, recipe.top_k, count):
+            name = spec.file_name(0)
+            files[name] = files[name].model_copy(update={"num_bytes": file_bytes(spec) + 4})
+    changes = {"plan": plan, "plan_digest": plan.digest, "num_tokens": count, "files": files}
+    (root / "manifest.json").write_bytes(manifest.model_copy(update=changes).to_bytes())
+    says = "the dataset's manifest says" if lies_about_files else "it lists .* bytes"
+    with RangeServer(tmp_path) as server:
+        url = f"{server.url}/fused/mince"
+        refused(lambda: StreamingFusedDataset(url, cache_dir=tmp_path / "cache"), says)

@@ -13,7 +13,7 @@ from fusestore.data.shard_cache.layout import ShardLayout
 from fusestore.data.streaming.stream import Identity, Stream
 from fusestore.data.streaming.stream_order import StreamOrder
 from fusestore.data.streaming.stream_reader import FetchingReader, LocalReader, WindowReader
-from fusestore.errors import InvalidInputError, NotFoundError
+from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.fuse.layout import shared_rows
 from fusestore.fuse.manifest import FusedManifest
 from fusestore.fuse.window_table import read_window_starts
@@ -24,6 +24,9 @@ from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.copy import check_files_match
 from fusestore.store.held_digest import check_digest
 from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes
+
+MANY_WINDOWS = 2**22
+"""Windows of which the order takes more memory than 64 MiB."""
 
 
 class StreamingFusedDataset(Stream):
@@ -81,7 +84,7 @@ class StreamingFusedDataset(Stream):
         Raises:
             NotFoundError: the folder holds no complete fused dataset.
             CorruptionError: its manifest, or its table of windows, is damaged, or it is not that of
-                the digest.
+                the digest; or of more than `MANY_WINDOWS` windows the storage has not the files.
             InvalidInputError: it has no tokens, `cache_limit` is too small for the order, or others
                 may write to `cache_dir`.
             UnsupportedPlatformError: it is not local, and this is Windows.
@@ -128,6 +131,8 @@ class StreamingFusedDataset(Stream):
                 check_files_match(location, manifest.files)
             self._local = FusedDataset(location.path)
             return
+        if self.num_windows > MANY_WINDOWS:
+            _check_largest_file(location, manifest)
         check_has_flock()
         self._job = FetchJob(
             source=location.url,
@@ -187,6 +192,22 @@ class StreamingFusedDataset(Stream):
             "seed": Identity(self.order.seed, "an order of another seed"),
             "shuffle_span": Identity(self.order.span, "an order of another shuffle_span"),
         }
+
+
+def _check_largest_file(folder: Location, manifest: FusedManifest) -> None:
+    """Check that the storage has as much as the manifest says, before memory is taken for windows.
+
+    Raises:
+        CorruptionError: the largest file has another size.
+        NotFoundError: it is missing.
+    """
+    name, record = max(manifest.files.items(), key=lambda item: item[1].num_bytes)
+    size = (folder / name).size()
+    if size != record.num_bytes:
+        raise CorruptionError(
+            f"{folder / name} has {size:,} bytes, but the dataset's manifest says "
+            f"{record.num_bytes:,}. Do not trust this store, or ask its author to share it again."
+        )
 
 
 def _read_manifest(folder: Location) -> bytes:
