@@ -8,9 +8,11 @@ after that is refused.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -183,8 +185,12 @@ def _is_plain(root: str, options: S3Options | HttpOptions) -> bool:
     return url is not None and url.startswith("http://")
 
 
-def in_a_thread(verb: Callable[[], _Result]) -> _Result:
-    """Call `verb` in a new thread, and wait for its result so that Ctrl-C ends the wait."""
+def in_a_thread(verb: Callable[[], _Result], limit_s: float = math.inf) -> _Result:
+    """Call `verb` in a new thread, and wait for its result so that Ctrl-C ends the wait.
+
+    Raises:
+        TimeoutError: it takes longer than `limit_s`; the thread is left to itself.
+    """
     answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
     def work() -> None:
@@ -194,7 +200,10 @@ def in_a_thread(verb: Callable[[], _Result]) -> _Result:
             answers.put((None, error))
 
     threading.Thread(target=work, daemon=True).start()
+    end = time.monotonic() + limit_s
     while True:
+        if time.monotonic() > end:
+            raise TimeoutError(f"no answer within {limit_s:g} seconds")
         # A signal may have come to another thread of the process, and does not end a longer wait.
         with contextlib.suppress(queue.Empty):
             result, problem = answers.get(timeout=_SIGNAL_CHECK_S)

@@ -20,7 +20,25 @@ PART_BYTES = 16 * 2**20
 """Size of a part of a multipart upload. S3 takes 10,000 parts of at least 5 MiB: up to 160 GB."""
 
 _PAGE = 1_000
-"""Names of a listing that are taken at a time."""
+"""Names in one answer of S3."""
+
+_TAKEN = 50
+"""Names of a listing that are taken at a time: answers of one long name each are not gathered."""
+
+PAGE_S = 60.0
+"""The longest wait for an answer of a listing, which comes as a whole."""
+
+MOST_NAMES = 100_000
+"""Names directly in a folder; a folder with more is nobody's store."""
+
+MOST_FILES = 2_000_000
+"""Files below a folder; likewise."""
+
+_LONGEST_KEY = 1_024
+"""Bytes of a key of S3, by its own rules."""
+
+_LAST_CHARACTER = "\U0010ffff"
+"""No name begins with it, and all come before it."""
 
 SLOW_AFTER_S = 3.0
 LEAST_BYTES_PER_S = 1024
@@ -49,7 +67,13 @@ def exists(url: str, options: Pairs) -> bool:
     with contextlib.suppress(FileNotFoundError):
         size(url, options)
         return True
-    return url.startswith(S3_SCHEMES) and bool(names(url, options))
+    if not url.startswith(S3_SCHEMES):
+        return False
+
+    def verb(client: Any, key: str) -> bool:  # noqa: ANN401
+        return any(entry["path"] != key for page in _pages(client, key, url) for entry in page)
+
+    return ask(url, options, verb)
 
 
 def read(url: str, options: Pairs, start: int, stop: int) -> bytes:
@@ -176,21 +200,18 @@ def listed(url: str, options: Pairs) -> dict[str, ListedFile]:
     """Every object below a folder, by its path relative to the folder."""
 
     def verb(client: Any, key: str) -> dict[str, ListedFile]:  # noqa: ANN401
-        import obstore
-
         below = f"{key}/" if key else ""
         files: dict[str, ListedFile] = {}
-        for page in obstore.list(client, key or None, chunk_size=_PAGE):
+        for page in _pages(client, key, url):
             before = len(files)
             for entry in page:
                 # S3 may hold an empty object of the folder's own name.
                 if entry["path"] != key:
                     files[entry["path"].removeprefix(below)] = _listed_file(entry)
             if len(page) > 1 and len(files) == before:
-                raise RefusedAnswerError(
-                    f"The listing of {shown(url)} has the same names again and again. Do not "
-                    "trust this store."
-                )
+                raise _absurd(url, "the same names again and again")
+            if len(files) > MOST_FILES:
+                raise _absurd(url, f"more than {MOST_FILES:,} files")
         return files
 
     def head(client: Any, key: str) -> ListedFile:  # noqa: ANN401
@@ -213,16 +234,74 @@ def _listed_file(entry: Any) -> ListedFile:  # noqa: ANN401 - obstore's ObjectMe
 
 def names(url: str, options: Pairs) -> list[str]:
     """Names of the objects and folders directly below a folder, sorted."""
-
-    def verb(client: Any, key: str) -> list[str]:  # noqa: ANN401
-        import obstore
-
-        listing = obstore.list_with_delimiter(client, key or None)
-        paths = [*listing["common_prefixes"], *(entry["path"] for entry in listing["objects"])]
-        return sorted({path.rsplit("/", 1)[-1] for path in paths if path != key})
-
     _check_is_s3(url, "listed")
-    return ask(url, options, verb)
+    return ask(url, options, lambda client, key: names_below(client, key, url))
+
+
+def names_below(client: Any, key: str, url: str) -> list[str]:  # noqa: ANN401
+    """See `names`.
+
+    S3 could list them by itself, but obstore takes such a listing as a whole, however long it is.
+    Here it is read answer by answer, in order, and the rest of a folder that ends one is skipped.
+    """
+    below = f"{key}/" if key else ""
+    found: set[str] = set()
+    offset: str | None = None
+    is_ordered = True
+    while True:
+        num_read = 0
+        for page in _pages(client, key, url, offset):
+            num_read += len(page)
+            paths = [entry["path"] for entry in page]
+            is_ordered &= paths == sorted(paths) and (offset is None or paths[0] > offset)
+            # S3 may hold an empty object of the folder's own name.
+            inner = (path.removeprefix(below) for path in paths if path != key)
+            found.update(path.split("/", 1)[0] for path in inner)
+            if len(found) > MOST_NAMES:
+                raise _absurd(url, f"more than {MOST_NAMES:,} names in one folder")
+            folder, inside, _ = paths[-1].removeprefix(below).partition("/")
+            # A storage that keeps no order takes no offset either, and all of it is read.
+            if is_ordered and inside and num_read % _PAGE == 0:
+                offset = f"{below}{folder}/{_LAST_CHARACTER}"
+                break
+        else:
+            return sorted(found)
+
+
+def _pages(
+    client: Any,  # noqa: ANN401
+    key: str,
+    url: str,
+    offset: str | None = None,
+) -> Iterator[list[Any]]:
+    """The objects below a folder, some at a time, in the storage's order, after `offset`.
+
+    Raises:
+        RefusedAnswerError: a key is longer than S3 allows.
+        StorageError: an answer does not come within `PAGE_S`.
+    """
+    import obstore
+
+    pages = iter(obstore.list(client, key or None, offset=offset, chunk_size=_TAKEN))
+    while True:
+        try:
+            page = in_a_thread(lambda: next(pages, None), PAGE_S)
+        except TimeoutError as error:
+            raise StorageError(
+                f"The listing of {shown(url)} gives {error}. Use another server or network."
+            ) from error
+        if page is None:
+            return
+        for entry in page:
+            path = entry["path"]
+            if len(path) > _LONGEST_KEY // 4 and len(path.encode()) > _LONGEST_KEY:
+                raise _absurd(url, f"a name of {len(path):,} characters")
+        if page:
+            yield page
+
+
+def _absurd(url: str, found: str) -> RefusedAnswerError:
+    return RefusedAnswerError(f"The listing of {shown(url)} has {found}. Do not trust this store.")
 
 
 def delete(url: str, options: Pairs) -> None:
