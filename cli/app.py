@@ -119,8 +119,8 @@ def _disk_failure(error: BaseException) -> str | None:
 
 def _end_failed() -> NoReturn:
     """Exit with code 1, which threads of a process group that did not end would turn into -6."""
-    group = sys.modules.get("fusestore.models.rank_group")
-    if group is not None and group.is_joined():
+    group = sys.modules.get("torch.distributed")
+    if group is not None and group.is_available() and group.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

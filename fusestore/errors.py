@@ -71,7 +71,7 @@ class EngineError(FusestoreError, RuntimeError):
 
 
 class LostRankError(EngineError):
-    """Another process of a group that shares a model ended, or does not answer."""
+    """Another process of a group that shares a model or a run ended, or does not answer."""
 
 
 class ReportedByRankZeroError(EngineError):

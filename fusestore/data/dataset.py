@@ -238,11 +238,13 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         rows = self._rows([self._bounds(window)])
         return sample_of(rows, window % len(self), sampled=self.sampled)
 
-    def __getitems__(self, windows: Sequence[int]) -> Windows:
+    def __getitems__(self, windows: Sequence[int]) -> Sequence[dict[str, Tensor]]:
         """Several windows, for a DataLoader's batch: a sequence of samples.
 
         They share one memory, which `fusestore.data.collate` uses as the batch.
         """
+        if not windows:
+            return []
         bounds = [self._bounds(window) for window in windows]
         lengths, count = [stop - start for start, stop in bounds], len(self)
         numbers = [window % count for window in windows]

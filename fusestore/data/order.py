@@ -55,11 +55,13 @@ class BatchOrder:
 
     Step s takes the windows `[s · B · W, (s + 1) · B · W)` of the order, and of these rank r takes
     every W-th. The last step may be smaller. If it has fewer windows than ranks, they (at most
-    W − 1) are left out of this epoch, so that every rank makes the same number of steps.
+    W − 1) are left out of this epoch, so that every rank makes the same number of steps. With
+    `keep_all` they are not left out, and the other ranks get an empty batch instead.
 
     Attributes:
         windows: a dataset or a mixture, which gives the order; for a number, that of `permutation`.
         first_batch: batches to skip, to resume in the middle of an epoch.
+        keep_all: whether every window comes in every epoch.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class BatchOrder:
         first_batch: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        keep_all: bool = False,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or first_batch < 0:
             raise InvalidInputError(
@@ -87,9 +90,13 @@ class BatchOrder:
         self.first_batch = first_batch
         self.rank = rank
         self.world_size = world_size
+        self.keep_all = keep_all
 
     def __len__(self) -> int:
-        total = batches_per_epoch(self.num_windows, self.batch_size, self.world_size)
+        if self.keep_all:
+            total = -(-self.num_windows // (self.batch_size * self.world_size))
+        else:
+            total = batches_per_epoch(self.num_windows, self.batch_size, self.world_size)
         return max(0, total - self.first_batch)
 
     def set_epoch(self, epoch: int) -> None:

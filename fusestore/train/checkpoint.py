@@ -1,8 +1,8 @@
 """Checkpoints: everything that an interrupted run needs to resume with the same bits.
 
-A folder `checkpoint` with safetensors (weights, optimizer state, random states) and JSON (counters,
-curves). A newer checkpoint replaces it whole. Beside it are the best weights so far, where
-`settings.result` is `best`. Nothing is pickled.
+A folder `checkpoint` with safetensors (weights, optimizer state) and JSON (counters, curves),
+gathered from all processes, so another number of them may resume it. A newer checkpoint replaces it
+whole. Beside it are the best weights so far, where `settings.result` is `best`. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from fusestore.storage.replace import (
     whole_folder,
 )
 from fusestore.store.manifest import Manifest
+from fusestore.train.distributed.collectives import tensors_of_main_process
 from fusestore.train.distributed.engine import Engine
 from fusestore.train.manifest import EvaluationPoint, LossPoint, TrainingPlan
 from fusestore.train.student.model_folder import load_weights
@@ -42,7 +43,6 @@ _FOLDER = "checkpoint"
 _STATE = "state.json"
 _WEIGHTS = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
-_RANDOM = "random.safetensors"
 _BEST = "best"
 
 
@@ -84,7 +84,6 @@ def save_checkpoint(
     with replaced_folder(work_dir / _FOLDER) as folder:
         _save_tensors(folder / _WEIGHTS, weights)
         _save_tensors(folder / _OPTIMIZER, optimizer_state)
-        _save_tensors(folder / _RANDOM, _random_states())
         (folder / _STATE).write_bytes(state.to_bytes())
 
 
@@ -108,54 +107,58 @@ def stored_state(work_dir: Path) -> TrainState | None:
         ) from error
 
 
-def load_state(work_dir: Path, plan: TrainingPlan) -> TrainState | None:
-    """The counters of the checkpoint in `work_dir`; None when there is none.
+def resumed_state(state: TrainState, plan: TrainingPlan, work_dir: Path) -> TrainState:
+    """The counters of a checkpoint under the plan of this run, which ends with the same model.
 
     Raises:
         FingerprintMismatchError: it belongs to another plan; both are shown.
-        FormatVersionError, CorruptionError: see `stored_state`.
     """
-    state = stored_state(work_dir)
-    if state is None:
-        return None
     if not state.plan.same_result(plan):
-        before, now = state.plan.model_dump(mode="json"), plan.model_dump(mode="json")
         raise FingerprintMismatchError(
-            f"{work_dir} holds a checkpoint of another run ({_differences(before, now)}). Give the "
-            "same settings to resume it, another work folder, or delete this one to start over."
+            f"{work_dir} holds a checkpoint of another run ({_differences(state.plan, plan)}). "
+            "Give the same settings to resume it, another work folder, or delete this one to start "
+            "over."
         )
     return state.model_copy(update={"plan": plan})
 
 
-def restore_weights(work_dir: Path, model: torch.nn.Module) -> None:
-    """Load the checkpoint's weights into a model that is not sharded.
+def restore_weights(accelerator: Any, work_dir: Path, model: torch.nn.Module) -> None:  # noqa: ANN401
+    """Load the checkpoint's weights, which the main process reads, into a model before sharding.
 
     Raises:
         CorruptionError: files are missing, cut, or of another model.
+        FusestoreError: likewise, in the other processes.
     """
-    with _readable(work_dir) as folder:
-        load_weights(model, load_file(folder / _WEIGHTS))
+    weights = tensors_of_main_process(accelerator, lambda: _load(work_dir, _WEIGHTS))
+    with _readable(work_dir):
+        load_weights(model, weights)
 
 
-def restore_optimizer(work_dir: Path, engine: Engine) -> None:
-    """Load the checkpoint's optimizer state and random states.
+def restore_optimizer(accelerator: Any, work_dir: Path, engine: Engine) -> None:  # noqa: ANN401
+    """Load the checkpoint's optimizer state, which the main process reads.
 
     Raises:
         CorruptionError: files are missing, cut, or of another model.
+        FusestoreError: likewise, in the other processes.
     """
-    with _readable(work_dir) as folder:
-        engine.load_optimizer_state(load_file(folder / _OPTIMIZER))
-        _set_random_states(load_file(folder / _RANDOM))
+    tensors = tensors_of_main_process(accelerator, lambda: _load(work_dir, _OPTIMIZER))
+    with _readable(work_dir):
+        engine.load_optimizer_state(tensors)
+
+
+def _load(work_dir: Path, name: str) -> dict[str, Tensor]:
+    with _readable(work_dir):
+        folder = whole_folder(work_dir / _FOLDER)
+        if folder is None:
+            raise FileNotFoundError(f"no checkpoint in {work_dir}")
+        return load_file(folder / name)
 
 
 @contextlib.contextmanager
-def _readable(work_dir: Path) -> Iterator[Path]:
-    """The checkpoint's folder; an error in the body becomes a CorruptionError."""
-    folder = whole_folder(work_dir / _FOLDER)
+def _readable(work_dir: Path) -> Iterator[None]:
+    """Turn an error of the body into a CorruptionError."""
     try:
-        if folder is None:
-            raise FileNotFoundError(f"no checkpoint in {work_dir}")
-        yield folder
+        yield
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise _damaged(work_dir, error) from error
 
@@ -222,26 +225,20 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def _random_states() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        for index, state in enumerate(torch.cuda.get_rng_state_all()):
-            states[f"cuda/{index}"] = state
-    return states
-
-
-def _set_random_states(states: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    for name, state in states.items():
-        if name.startswith("cuda/") and int(name[5:]) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, int(name[5:]))
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    flat_before = {**before, **before["settings"]}
-    flat_now = {**now, **now["settings"]}
+def _differences(before: TrainingPlan, now: TrainingPlan) -> str:
+    fields_before, fields_now = _result_fields(before), _result_fields(now)
     return ", ".join(
-        f"{name}: {flat_before.get(name)!r} in the checkpoint, {flat_now.get(name)!r} now"
-        for name in {**flat_before, **flat_now}
-        if name != "settings" and flat_before.get(name) != flat_now.get(name)
+        f"{name}: {fields_before.get(name)!r} in the checkpoint, {fields_now.get(name)!r} now"
+        for name in {**fields_before, **fields_now}
+        if fields_before.get(name) != fields_now.get(name)
     )
+
+
+def _result_fields(plan: TrainingPlan) -> dict[str, Any]:
+    """What decides the result, by name."""
+    fields = plan.model_dump(mode="json")
+    fields.update(fields.pop("settings"))
+    for name in ("batch_size", "gradient_accumulation", "world_size", "loss_spike"):
+        del fields[name]
+    windows = "windows of a step (batch_size · gradient_accumulation · processes)"
+    return {windows: plan.windows_per_step, **fields}

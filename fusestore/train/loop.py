@@ -18,7 +18,7 @@ from fusestore.train.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from fusestore.train.distributed.collectives import any_process
+from fusestore.train.distributed.collectives import any_process, lost_processes
 from fusestore.train.distributed.sharding import gather
 from fusestore.train.evaluator import Evaluation, Evaluator, best_evaluation
 from fusestore.train.guards import check_weights
@@ -70,7 +70,11 @@ class Trained(NamedTuple):
 
 
 class TrainingLoop:
-    """Trains a student up to the last step of a plan, from its beginning or from a checkpoint."""
+    """Trains a student up to the last step of a plan, from its beginning or from a checkpoint.
+
+    Its plan is divided for the processes that there are; a checkpoint keeps the plan with which the
+    run began.
+    """
 
     def __init__(
         self,
@@ -89,7 +93,7 @@ class TrainingLoop:
         self._accelerator = accelerator
         self._student = student
         self._dataset = dataset
-        self._plan = plan
+        self._plan = self._begun_plan = plan
         self._work_dir = work_dir
         self._stops = stops
         self._progress = progress
@@ -107,7 +111,12 @@ class TrainingLoop:
 
         Raises:
             KeyboardInterrupt: a signal came. A checkpoint was written, if a step was made.
+            LostRankError: another process ended, or does not answer.
         """
+        with lost_processes(self._accelerator, self._after_a_loss):
+            return self._run(state)
+
+    def _run(self, state: TrainState) -> Trained:
         self._restore(state)
         rank = self._accelerator.process_index
         batches = step_batches(self._dataset, self._plan, rank, self._step)
@@ -129,11 +138,12 @@ class TrainingLoop:
                 self._make_step(next(batches))
 
     def _restore(self, state: TrainState) -> None:
+        self._begun_plan = state.plan
         self._step, self._num_tokens = state.step, state.num_tokens
         # Curves grow in lists, and are copied into a TrainState when a checkpoint is written.
         self._points, self._evaluations = list(state.loss_curve), list(state.evaluations)
         if state.step > 0:
-            restore_optimizer(self._work_dir, self._updates.engine)
+            restore_optimizer(self._accelerator, self._work_dir, self._updates.engine)
             self._kept = state
             best = self._best_step
             if best < self._step and self._accelerator.is_main_process:
@@ -193,7 +203,7 @@ class TrainingLoop:
     def _save(self) -> None:
         """Write a checkpoint, unless no step was made or nothing changed since the last."""
         state = TrainState(
-            plan=self._plan,
+            plan=self._begun_plan,
             step=self._step,
             num_tokens=self._num_tokens,
             loss_curve=tuple(self._points),
@@ -243,6 +253,10 @@ class TrainingLoop:
         if self._plan.settings.result == "best":
             best = best_evaluation(self._evaluations)
         return self._step if best is None else best.step
+
+    def _after_a_loss(self) -> str:
+        kept = self._kept_in_words
+        return f"{kept[0].upper()}{kept[1:]}. Start all processes again by the same command."
 
     @property
     def _kept_in_words(self) -> str:

@@ -60,7 +60,8 @@ class TrainingPlan(Manifest):
             left out where it is the order of the map-style dataset at `settings.seed`.
         base_model_digest: of the folder that training started from.
         settings: of the run; precision and attend_within are settled, never `auto`.
-        world_size: processes.
+        world_size: processes that the run began with. Others may have resumed it, with another
+            `batch_size` and `gradient_accumulation`; see `windows_per_step`.
         total_steps: optimizer steps.
     """
 
@@ -80,12 +81,25 @@ class TrainingPlan(Manifest):
                 raise ValueError(f"the {name} of a plan is settled before it is made; found auto")
         return self
 
+    @property
+    def windows_per_step(self) -> int:
+        """Windows of an optimizer step, over all processes and batches."""
+        settings = self.settings
+        return settings.batch_size * settings.gradient_accumulation * self.world_size
+
     def same_result(self, other: TrainingPlan) -> bool:
-        """Whether both plans end with the same model, if no loss spike stops them."""
+        """Whether both plans end with the same model, if no loss spike stops them.
+
+        It is the same except for rounding, and for the random numbers of dropout, where the
+        windows of a step are divided in another way.
+        """
+        if self.windows_per_step != other.windows_per_step:
+            return False
 
         def without_guard(plan: TrainingPlan) -> TrainingPlan:
-            settings = plan.settings.model_copy(update={"loss_spike": 0.0})
-            return plan.model_copy(update={"settings": settings})
+            changes = {"loss_spike": 0.0, "batch_size": 1, "gradient_accumulation": 1}
+            settings = plan.settings.model_copy(update=changes)
+            return plan.model_copy(update={"settings": settings, "world_size": 1})
 
         return without_guard(self) == without_guard(other)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import signal
 import threading
 import time
@@ -27,6 +28,16 @@ def deterministic(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Set torch's random state of a step, such as for dropout.
+
+    It follows from its arguments alone, so no checkpoint needs it, and the processes of a run draw
+    different numbers.
+    """
+    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 class StopSignals:

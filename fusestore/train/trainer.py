@@ -1,8 +1,8 @@
 """`train`: from a model and a fused dataset to a trained model folder.
 
 Each step is a function of the plan and the step's number: its windows (`fusestore.data.order`), its
-learning rate and λ (`fusestore.train.optimizer`) and the random state, which checkpoints store. So
-an interrupted and resumed run ends with the weights of an uninterrupted run.
+learning rate and λ (`fusestore.train.optimizer`) and the random state (`seed_step`). So an
+interrupted and resumed run ends with the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fusestore.data.streaming.stream import Stream
 from fusestore.errors import (
@@ -29,12 +29,17 @@ from fusestore.store.result import StageResult
 from fusestore.train.checkpoint import (
     TrainState,
     delete_checkpoint,
-    load_state,
     restore_weights,
+    resumed_state,
     stored_state,
 )
-from fusestore.train.distributed.collectives import any_process
-from fusestore.train.distributed.launch import end_process_group_at_exit, make_accelerator
+from fusestore.train.distributed.collectives import any_process, by_main_process, lost_processes
+from fusestore.train.distributed.launch import (
+    complete_configuration,
+    end_process_group_at_exit,
+    make_accelerator,
+)
+from fusestore.train.division import Division, begun_division, divided_among
 from fusestore.train.evaluator import Evaluation
 from fusestore.train.guards import check_vocabulary
 from fusestore.train.logs import check_log_folder, run_log
@@ -43,7 +48,7 @@ from fusestore.train.made_from import made_from
 from fusestore.train.manifest import TrainedModel, TrainingManifest, TrainingPlan
 from fusestore.train.process_state import deterministic, stop_signals
 from fusestore.train.settings import TrainSettings
-from fusestore.train.step_batches import Trainable, batches_in_epoch
+from fusestore.train.step_batches import Trainable, windows_in_epoch
 from fusestore.train.student.document_masking import check_document_masking
 from fusestore.train.student.model_folder import load_trainable, publish_model
 from fusestore.train.student.student import Student
@@ -63,10 +68,10 @@ def train(
 ) -> StageResult[TrainedModel]:
     """Continue training a model on a fused dataset and publish it as a Hugging Face folder.
 
-    A checkpoint of the same plan in `work_dir` is resumed; a finished `output` is returned as it
-    is. Ctrl-C or SIGTERM ends the step (an evaluation at once), writes a checkpoint and raises
-    KeyboardInterrupt; while the model is published, the signal waits. A second Ctrl-C stops at
-    once.
+    A checkpoint of the same plan in `work_dir` is resumed, also by another number of processes (see
+    `fusestore.train.division`); a finished `output` is returned as it is. Ctrl-C or SIGTERM ends
+    the step (an evaluation at once), writes a checkpoint and raises KeyboardInterrupt; while the
+    model is published, the signal waits. A second Ctrl-C stops at once.
 
     Args:
         model: the target: a model or what `Model.open` takes.
@@ -74,7 +79,8 @@ def train(
             `shuffle_span=None` that is the order of the map-style dataset.
         settings: of the run.
         output: the model folder to create; its `manifest.json` is written last.
-        work_dir: local folder for the checkpoint; removed at the end of the run.
+        work_dir: local folder for the checkpoint, which the main process writes and reads; removed
+            at the end of the run.
         evaluation: run before the first step, every `settings.eval_every` steps and at the end,
             in the main process; documents are scored in the run's precision.
         progress: called after every step in the main process.
@@ -93,6 +99,7 @@ def train(
         NonFiniteError: the loss, its gradient or the weights are NaN or infinite; windows and
             documents are named, and the previous checkpoint is kept.
         DivergedError: the loss rose by more than `settings.loss_spike`; likewise.
+        LostRankError: another process ended, or does not answer; likewise.
     """
     model = Model.open(model)
     reporter = reporter or SilentReporter()
@@ -101,65 +108,82 @@ def train(
     if dataset.sampled:
         objective = settings.fusion_objective(min(settings.lm_weights))
         objective.check_samples(f"fused dataset {dataset.name}")
-    accelerator = make_accelerator(settings)
-    lines = []
-    known = _known_plan(output, work_dir)
-    if settings.precision == "auto":
-        precision, reason = _settle_precision(accelerator, known)
-        settings = settings.model_copy(update={"precision": precision})
-        lines.append(f"precision {precision} ({reason})")
-    if settings.attend_within == "auto":
-        reach, why = _settle_attention(model, dataset, settings, known)
-        settings = settings.model_copy(update={"attend_within": reach})
-        lines += [] if why is None else [f"attention within each {reach}: {why}"]
-    plan = _plan(model, dataset, settings, accelerator.num_processes)
-    finished = _finished(output, plan)
-    if finished is not None:
-        if accelerator.is_main_process:
-            _clear_up(work_dir, plan)
-        return StageResult(TrainedModel(output, finished), created=False)
-    for line in lines if accelerator.is_main_process else []:
-        reporter.line(f"{output.name}: {line}")
-    state = load_state(work_dir, plan) or TrainState(plan=plan)
-    with (
-        deterministic(settings.seed),
-        run_log(log_dir if accelerator.is_main_process else None, state) as log,
-        stop_signals() as stops,
-    ):
-        trainable = load_trainable(model, settings)
-        if state.step > 0:
-            restore_weights(work_dir, trainable)
-        check_vocabulary(trainable, dataset, model.name)
-        student = Student(trainable, settings, dataset.window_length)
-        loop = TrainingLoop(
-            accelerator,
-            student,
-            dataset,
-            plan,
-            work_dir,
-            stops,
-            evaluation,
-            progress,
-            log,
-            output.name,
-            reporter,
-        )
-        trained = loop.run(state)
-        if accelerator.is_main_process:
-            _remove_equivalent(output, plan)
-            files = publish_model(trained.weights, model, plan, output, work_dir / "model")
-            manifest = TrainingManifest(
-                plan=plan,
-                result_step=trained.result_step,
-                num_tokens=trained.num_tokens,
-                loss_curve=trained.loss_curve,
-                evaluations=trained.evaluations,
-                files=files,
-                made_from=made_from(model, dataset),
+    accelerator = make_accelerator()
+    with lost_processes(accelerator, lambda: "Start all processes again by the same command."):
+        known = by_main_process(accelerator, lambda: _known(output, work_dir))
+        _check_newest(accelerator, known.state, work_dir)
+        lines = []
+        if settings.precision == "auto":
+            precision, reason = _settle_precision(accelerator, known.plan)
+            settings = settings.model_copy(update={"precision": precision})
+            lines.append(f"precision {precision} ({reason})")
+        if settings.attend_within == "auto":
+            reach, why = _settle_attention(model, dataset, settings, known.plan)
+            settings = settings.model_copy(update={"attend_within": reach})
+            lines += [] if why is None else [f"attention within each {reach}: {why}"]
+        now = begun = Division.of(settings, accelerator.num_processes)
+        if known.plan is not None:
+            begun = begun_division(Division.of(known.plan.settings, known.plan.world_size), now)
+        plan = _plan(model, dataset, begun.applied(settings), begun.world_size)
+        finished = _finished(output, plan)
+        if finished is not None:
+            if accelerator.is_main_process:
+                _clear_up(work_dir, plan)
+            return StageResult(TrainedModel(output, finished), created=False)
+        state = TrainState(plan=plan)
+        if known.state is not None:
+            state = resumed_state(known.state, plan, work_dir)
+        if now.windows != begun.windows:
+            now = divided_among(begun, now.world_size, output.name)
+        if now != begun:
+            lines.append(
+                f"resumed by {now}; begun by {begun}: {begun.windows} windows a step, as before"
             )
-            manifest.save(output / "manifest.json")
-            delete_checkpoint(work_dir)
-        accelerator.wait_for_everyone()
+        running = plan.model_copy(
+            update={"settings": now.applied(plan.settings), "world_size": now.world_size}
+        )
+        complete_configuration(accelerator, running.settings)
+        for line in lines if accelerator.is_main_process else []:
+            reporter.line(f"{output.name}: {line}")
+        with (
+            deterministic(settings.seed),
+            run_log(log_dir if accelerator.is_main_process else None, state) as log,
+            stop_signals() as stops,
+        ):
+            trainable = load_trainable(model, running.settings)
+            if state.step > 0:
+                restore_weights(accelerator, work_dir, trainable)
+            check_vocabulary(trainable, dataset, model.name)
+            student = Student(trainable, running.settings, dataset.window_length)
+            loop = TrainingLoop(
+                accelerator,
+                student,
+                dataset,
+                running,
+                work_dir,
+                stops,
+                evaluation,
+                progress,
+                log,
+                output.name,
+                reporter,
+            )
+            trained = loop.run(state)
+            if accelerator.is_main_process:
+                _remove_equivalent(output, plan)
+                files = publish_model(trained.weights, model, plan, output, work_dir / "model")
+                manifest = TrainingManifest(
+                    plan=plan,
+                    result_step=trained.result_step,
+                    num_tokens=trained.num_tokens,
+                    loss_curve=trained.loss_curve,
+                    evaluations=trained.evaluations,
+                    files=files,
+                    made_from=made_from(model, dataset),
+                )
+                manifest.save(output / "manifest.json")
+                delete_checkpoint(work_dir)
+            accelerator.wait_for_everyone()
     end_process_group_at_exit()
     manifest = TrainingManifest.load(output / "manifest.json")
     return StageResult(TrainedModel(output, manifest), created=True)
@@ -173,12 +197,46 @@ def _clear_up(work_dir: Path, plan: TrainingPlan) -> None:
             delete_checkpoint(work_dir)
 
 
-def _known_plan(output: Location, work_dir: Path) -> TrainingPlan | None:
-    """The plan of a run that is finished or was begun; its choices hold on every machine."""
+class _Known(NamedTuple):
+    """What there is of a run that is finished or was begun.
+
+    Attributes:
+        plan: its choices hold on every machine.
+        state: of its checkpoint.
+    """
+
+    plan: TrainingPlan | None
+    state: TrainState | None
+
+
+def _known(output: Location, work_dir: Path) -> _Known:
     if (output / MANIFEST_FILE).exists():
-        return TrainingManifest.load(output / MANIFEST_FILE).plan
+        return _Known(TrainingManifest.load(output / MANIFEST_FILE).plan, None)
     state = stored_state(work_dir)
-    return _begun(output) if state is None else state.plan
+    return _Known(_begun(output) if state is None else state.plan, state)
+
+
+def _check_newest(
+    accelerator: Any,  # noqa: ANN401 - accelerate is untyped
+    state: TrainState | None,
+    work_dir: Path,
+) -> None:
+    """Check that the checkpoint of the main process is the newest of all machines.
+
+    Raises:
+        InvalidInputError: another machine has a newer one, which would be lost.
+    """
+    if accelerator.num_processes == 1:
+        return
+    own = None if accelerator.is_main_process else stored_state(work_dir)
+    is_newer = own is not None and own.step > (0 if state is None else state.step)
+    if any_process(accelerator, is_newer):
+        found = "no checkpoint" if state is None else f"a checkpoint of step {state.step}"
+        raise InvalidInputError(
+            f"The main process (rank 0) finds {found} in {work_dir}, but a process of another "
+            "machine finds a newer one. Start the machine that has it as node rank 0, give all a "
+            "work folder that they share (--work-dir), or delete that folder there to start over."
+        )
 
 
 def _settle_attention(
@@ -219,13 +277,13 @@ def _settle_precision(
 def _plan(
     model: Model, dataset: Trainable, settings: TrainSettings, world_size: int
 ) -> TrainingPlan:
-    batches = batches_in_epoch(dataset, settings.batch_size, world_size)
-    steps_per_epoch = -(-batches // settings.gradient_accumulation)
-    if steps_per_epoch == 0:
+    windows = windows_in_epoch(dataset)
+    if windows < world_size:
         raise InvalidInputError(
-            f"The dataset has {len(dataset)} windows for {world_size} processes: too few for one "
+            f"The dataset has {windows} windows for {world_size} processes: too few for one "
             "step. Use fewer processes or a smaller window_length."
         )
+    steps_per_epoch = -(-windows // Division.of(settings, world_size).windows)
     return TrainingPlan(
         dataset_digest=dataset.digest,
         stream_order=_own_order(dataset, settings.seed),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusestore.data.windows import NO_WINDOW
 from fusestore.errors import CorruptionError
 from fusestore.losses.positions import count_positions
 from fusestore.train.distributed.collectives import any_process, sum_over_processes
@@ -16,6 +17,7 @@ from fusestore.train.distributed.engine import make_engine
 from fusestore.train.guards import SPIKE_HISTORY, check_rows, check_spike, not_finite
 from fusestore.train.manifest import LossPoint, TrainingPlan
 from fusestore.train.optimizer import learning_rate_at, lm_weight_at
+from fusestore.train.process_state import seed_step
 from fusestore.train.step_batches import Trainable
 from fusestore.train.student.student import Student
 
@@ -65,6 +67,7 @@ class Updates:
             DivergedError: the loss rose by more than `settings.loss_spike`.
         """
         self._check_rows(step, batches, kept)
+        seed_step(self._settings.seed, step, self._accelerator.process_index)
         total_steps = self._plan.total_steps
         lm_weight = lm_weight_at(self._settings, step - 1, total_steps)
         self._student.objective = self._settings.fusion_objective(lm_weight)
@@ -112,7 +115,7 @@ class Updates:
                 self._check_finite(float(values[0]), step, [batch], kept)
                 self.engine.backward(terms.loss)
             sums[:3] += values
-            sums[3] += int(batch["attention_mask"].sum())
+            sums[3] += int(batch["attention_mask"][batch["window"] != NO_WINDOW].sum())
         return sums
 
     def _moved(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,4 +146,5 @@ class Updates:
 
 
 def _windows(batches: list[dict[str, Tensor]]) -> list[int]:
-    return sorted({int(window) for batch in batches for window in batch["window"]})
+    windows = {int(window) for batch in batches for window in batch["window"]}
+    return sorted(windows - {NO_WINDOW})

@@ -20,8 +20,11 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **variables}
 
 
-def start_ranks(arguments, world_size=2, stderr=subprocess.PIPE, **variables: str):
-    """Start the same program in every rank; one process for each, with its output as text."""
+def start_ranks(arguments, world_size=2, stderr=subprocess.PIPE, modules=(), **variables: str):
+    """Start the same program in every rank; one process for each, with its output as text.
+
+    `modules` are imported before; see `fork_server.python`.
+    """
     shared = environment(
         WORLD_SIZE=str(world_size),
         LOCAL_WORLD_SIZE=str(world_size),
@@ -31,7 +34,7 @@ def start_ranks(arguments, world_size=2, stderr=subprocess.PIPE, **variables: st
     )
     return [
         subprocess.Popen(
-            [python(), *map(str, arguments)],
+            [python(*modules), *map(str, arguments)],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -1,4 +1,4 @@
-"""Training in two processes on this machine, as a launcher starts them."""
+"""Training in several processes on this machine, as a launcher starts them."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
-from fusestore.data import FusedDataset
+from fusestore.data import FusedDataset, StreamingFusedDataset
 from fusestore.storage.location import Location
 from fusestore.train import TrainSettings, train
 from fusestore.train.student import student
@@ -28,6 +28,9 @@ class Watched(student.Student):
         # ZeRO 3 leaves nothing in a parameter that it has not gathered.
         layers = self.model.model.layers.parameters()
         seen["whole"] = not any(type(value) is DTensor or value.numel() == 0 for value in layers)
+        seen["passes"] = seen.get("passes", 0) + 1
+        if os.environ.get("KILL") == f"rank {os.environ['RANK']} pass {seen['passes']}":
+            os.kill(os.getpid(), signal.SIGKILL)
         terms = super().forward(batch)
         if "SPOIL_GRADIENT" in os.environ:
             # Of ZeRO 3 this process's piece.
@@ -56,10 +59,16 @@ evaluation = failing if "FAIL_EVALUATION" in os.environ else held_out()
 
 from fusestore.train import trainer
 trainer.Student = Watched
+chosen = TrainSettings.model_validate_json(settings)
+if "STREAMED" in os.environ:
+    dataset = StreamingFusedDataset(
+        data, seed=chosen.seed, shuffle_span=None, cache_dir=folder + "/cache"
+    )
+else:
+    dataset = FusedDataset(data)
 try:
-    train(Path(model), FusedDataset(data), TrainSettings.model_validate_json(settings),
-        Location.parse(folder + "/model"), Path(folder) / "work", evaluation=evaluation,
-        progress=told)
+    train(Path(model), dataset, chosen, Location.parse(folder + "/model"),
+        Path(folder) / "work", evaluation=evaluation, progress=told)
 finally:
     if "before" in seen:
         now = seen["after"]
@@ -141,10 +150,41 @@ def two_processes(
     model_path, fused_folder, folder, settings: TrainSettings, stop_after=-1, **variables: str
 ):
     """Train data parallel; the processes' return codes and what they wrote to stderr."""
+    return processes(2, model_path, fused_folder, folder, settings, stop_after, **variables)
+
+
+def processes(
+    world_size,
+    model_path,
+    fused_folder,
+    folder,
+    settings: TrainSettings,
+    stop_after=-1,
+    **variables: str,
+):
+    """Train in a number of processes, by `FSDP_VARIABLES` or `zero_variables` sharded."""
     arguments = _arguments(model_path, fused_folder, folder, settings, stop_after)
-    processes = start_ranks(arguments, **VARIABLES, **variables)
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    return [process.returncode for process in processes], errors
+    # Importing DeepSpeed takes longer than these runs.
+    modules = ("deepspeed",) if "ACCELERATE_USE_DEEPSPEED" in variables else ()
+    started = start_ranks(arguments, world_size, modules=modules, **VARIABLES, **variables)
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    return [process.returncode for process in started], errors
+
+
+FSDP_VARIABLES = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+"""What `accelerate launch` sets for the configuration `FSDP`."""
+
+
+def zero_variables(stage: int, file: Path) -> dict[str, str]:
+    """What `accelerate launch` sets for DeepSpeed's own configuration, which is written here."""
+    config = {"zero_optimization": {"stage": stage}, "gradient_clipping": "auto"}
+    file.write_text(json.dumps(config))
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
 
 
 def launch(

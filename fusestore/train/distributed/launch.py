@@ -12,16 +12,17 @@ from fusestore.train.distributed.deepspeed_engine import check_deepspeed
 from fusestore.train.settings import TrainSettings
 
 
-def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelerate is untyped
+def make_accelerator() -> Any:  # noqa: ANN401 - accelerate is untyped
     """An accelerator for one process, data parallelism, FSDP2, or DeepSpeed's ZeRO.
 
     A process that fails leaves its process group as it is: to end it might wait for the others.
 
     Raises:
-        IncompatibleError: the configuration is for Megatron-LM, FSDP1 or FSDP units by size, its
-            DeepSpeed section contradicts the settings, or accelerate itself refuses it.
+        IncompatibleError: the configuration is for Megatron-LM, FSDP1 or FSDP units by size,
+            accelerate itself refuses it, or it does not join the processes of the launcher.
         MissingDependencyError: it is for DeepSpeed, which is not installed.
     """
+    import torch
     from accelerate import Accelerator, DeepSpeedPlugin, DistributedType
     from accelerate import FullyShardedDataParallelPlugin as FsdpPlugin
     from accelerate.utils import disable_fsdp_ram_efficient_loading
@@ -35,8 +36,12 @@ def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelera
     # Every process checks the whole model before it is sharded.
     if _asks_for("ACCELERATE_USE_FSDP"):
         disable_fsdp_ram_efficient_loading()
+    started = _number_of_processes()
+    # By itself accelerate joins processes on CPUs only if its own launcher started them; those of
+    # torchrun would each train alone, and publish the same model.
+    cpu = {"cpu": True} if started > 1 and not torch.accelerator.is_available() else {}
     try:
-        accelerator = Accelerator(mixed_precision="no")
+        accelerator = Accelerator(mixed_precision="no", **cpu)
     except ImportError as error:
         if not _asks_for("ACCELERATE_USE_DEEPSPEED"):
             raise
@@ -46,6 +51,12 @@ def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelera
         ) from error
     except ValueError as error:
         raise IncompatibleError(f"accelerate refuses its configuration: {error}") from error
+    if accelerator.num_processes != started:
+        raise IncompatibleError(
+            f"The launcher started {started} processes (WORLD_SIZE), but accelerate joins "
+            f"{accelerator.num_processes} on {accelerator.device}: each would train alone. Set "
+            "ACCELERATE_USE_CPU=true to train on CPUs, or start one process."
+        )
     state = accelerator.state
     # accelerate reads these configurations on devices only; both work on CPUs as well.
     on_cpus = state.distributed_type == DistributedType.MULTI_CPU
@@ -65,9 +76,23 @@ def make_accelerator(settings: TrainSettings) -> Any:  # noqa: ANN401 - accelera
 
         # Otherwise transformers would shard, under ZeRO 3, every model that it loads.
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
-        config = state.deepspeed_plugin.deepspeed_config
-        check_deepspeed(config, settings, accelerator.num_processes)
     return accelerator
+
+
+def complete_configuration(
+    accelerator: Any,  # noqa: ANN401 - accelerate is untyped
+    settings: TrainSettings,
+) -> None:
+    """Set what accelerate's configuration leaves to the settings of the run.
+
+    Raises:
+        IncompatibleError: its DeepSpeed section contradicts the settings.
+    """
+    from accelerate import DistributedType
+
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        check_deepspeed(config, settings, accelerator.num_processes)
 
 
 def end_process_group_at_exit() -> None:
@@ -107,6 +132,13 @@ def check_fsdp(plugin: Any) -> None:  # noqa: ANN401
             "weights gathered. Set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP in accelerate's "
             "configuration."
         )
+
+
+def _number_of_processes() -> int:
+    """Processes that a launcher started; 1 without one."""
+    if "LOCAL_RANK" not in os.environ:
+        return 1
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _asks_for(variable: str) -> bool:
