@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from fusestore.errors import InvalidInputError, StorageError
@@ -273,7 +273,7 @@ def _pages(
     key: str,
     url: str,
     offset: str | None = None,
-) -> Iterator[list[Any]]:
+) -> Iterator[Sequence[Any]]:
     """The objects below a folder, some at a time, in the storage's order, after `offset`.
 
     Raises:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.executors import without_options
+from fusestore.align.alignment_writer import write_alignment
 from fusestore.storage.location import Location
 from fusestore.workflows.executors import worker_process
 from tests.helpers.command import start
@@ -94,6 +95,39 @@ def test_align_by_two_processes(command, store, first_store, monkeypatch):
             assert f"Aligned {cache}--small" in done.out
     made, first = hashes(Location.parse(store)), hashes(Location.parse(first_store))
     assert made == first
+
+
+@pytest.mark.slow
+def test_two_processes_divide_an_alignment(command, store, tmp_path, monkeypatch):
+    """Of so few tokens there would be one shard."""
+    for name in ("alignments", "vocabulary_maps"):
+        shutil.rmtree(store / name)
+    whole = Path(shutil.copytree(store, tmp_path / "whole"))
+    use(monkeypatch, alignment_rows=300)
+    monkeypatch.setitem(write_alignment.__kwdefaults__, "rows_per_shard", 300)
+    align = ("align", "wide", "--target", "small")
+    command.succeeds(*align, "-s", whole)
+    seen = set()
+    ended = threading.Event()
+    folder = store / "alignments/wide--small"
+    watcher = threading.Thread(target=watch, args=(folder, seen, ended))
+    watcher.start()
+    try:
+        command.succeeds(*align, "-s", store, "--executor", "local:2")
+    finally:
+        ended.set()
+        watcher.join()
+    assert len(seen) == 2
+    assert len(list((folder / "receipts").glob("0*.json"))) > 4
+    assert hashes(Location.parse(store)) == hashes(Location.parse(whole))
+
+
+def watch(folder, seen, ended):
+    """Gather the writers of an artifact."""
+    while not ended.wait(0.01):
+        # A lease may be gone before it is read.
+        with contextlib.suppress(OSError):
+            seen |= writers(folder)
 
 
 @pytest.mark.slow

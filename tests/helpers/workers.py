@@ -4,22 +4,32 @@ from tests.helpers.fork_server import python
 
 _MAIN = "from fusestore_cli.worker import main; main()"
 
-SLOW = f"""
+SMALL_ALIGNMENT_SHARDS = """
+from fusestore.align import alignment_writer
+alignment_writer.write_alignment.__kwdefaults__["rows_per_shard"] = {rows}
+"""
+
+SLOW = """
 import time
 from fusestore.capture.shard_queue import ShardQueue
 from fusestore.fuse.folder import FusedFolder
 for owner, name in ((ShardQueue, "put"), (FusedFolder, "make_shard")):
     def slow(*arguments, method=getattr(owner, name)):
-        time.sleep({{pause}})
+        time.sleep({pause})
         return method(*arguments)
     setattr(owner, name, slow)
-{_MAIN}
 """
 
 
-def worker_program(pause: float = 0.0) -> tuple[str, ...]:
-    """As `worker_process.PROGRAM`; each shard takes `pause` seconds longer."""
-    return (python(), "-c", SLOW.format(pause=pause) if pause else _MAIN)
+def worker_program(pause: float = 0.0, alignment_rows: int | None = None) -> tuple[str, ...]:
+    """As `worker_process.PROGRAM`.
+
+    Each shard takes `pause` seconds longer. Shards of alignments have `alignment_rows` tokens.
+    """
+    program = SLOW.format(pause=pause) if pause else ""
+    if alignment_rows is not None:
+        program += SMALL_ALIGNMENT_SHARDS.format(rows=alignment_rows)
+    return (python(), "-c", program + _MAIN)
 
 
 def writers(folder) -> set[int]:
