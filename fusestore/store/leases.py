@@ -22,7 +22,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Self
+from typing import NamedTuple, Self
 
 from fusestore.errors import AlreadyExistsError, FusestoreError, NotFoundError
 from fusestore.process_rank import first_shard
@@ -36,7 +36,7 @@ from fusestore.storage.publish import (
     storage_clock,
     temporary_owner,
 )
-from fusestore.store.receipts import shard_part
+from fusestore.store.receipts import receipt_path, shard_part
 
 LEASE_S = 60.0
 """A writer is taken for dead when its heartbeat has not changed for this long."""
@@ -44,9 +44,33 @@ LEASE_S = 60.0
 HEARTBEAT_S = 10.0
 """Seconds between heartbeats."""
 
+SECONDS_BETWEEN_LOOKS = 1.0
+"""Seconds between two looks at the other writers, for a writer that finds no shard to make."""
+
+_LOOK_S = 10.0
+_LOOK_SHARE = 20
+"""A writer that finds free shards looks again after so many seconds, or so many times as long as
+the look took."""
+
 _LEASE = re.compile(r"(?P<shard>\d{6,})-(?P<generation>\d+)")
 _HEARTBEAT = re.compile(rb"(?P<machine>[0-9a-f]{12}) (?P<pid>\d+) \d+\n")
 _MAX_FILE_BYTES = 1_000
+
+
+class _Look(NamedTuple):
+    """What the listings of an artifact show.
+
+    Attributes:
+        time: when it began, by this process's clock.
+        expires: when to look again.
+        free: unfinished shards that nobody has leased, in this writer's order.
+        leased: the other unfinished shards, with the generation of their lease.
+    """
+
+    time: float
+    expires: float
+    free: list[int]
+    leased: dict[int, int]
 
 
 class Leases:
@@ -56,6 +80,7 @@ class Leases:
         folder: where the leases lie.
         finished: looks up the shards that need no writer any more.
         num_shards: shards are 0 to `num_shards` - 1.
+        is_finished: whether one shard is among them; by default looks up all.
         first: the shard to begin with, so that writers that start together spread.
         lease_s, heartbeat_s: see `LEASE_S` and `HEARTBEAT_S`.
     """
@@ -66,12 +91,14 @@ class Leases:
         finished: Callable[[], Collection[int]],
         num_shards: int,
         *,
+        is_finished: Callable[[int], bool] | None = None,
         first: int = 0,
         lease_s: float = LEASE_S,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._folder = folder
         self._finished = finished
+        self._is_finished = is_finished or (lambda shard: shard in finished())
         self._order = [(first + shard) % num_shards for shard in range(num_shards)]
         self._lease_s = lease_s
         self._heartbeat_s = heartbeat_s
@@ -98,41 +125,64 @@ class Leases:
         Each is leased when it is asked for. While living writers own all shards that are left,
         `wait` is called (with the number of these shards) before each further look at the owners;
         shards of dead owners are taken over.
+
+        A look lists all shards, so one serves for many leases: what it shows as free, and is not,
+        cannot be leased. So the cost of looks grows with the shards, not with their square.
         """
         taken: set[int] = set()
         while True:
-            # A shard that this writer has taken is under way, finished or not.
-            done = taken.union(self._finished())
-            left = [shard for shard in self._order if shard not in done]
-            if not left:
+            look = self._look(taken)
+            if look.free:
+                for shard in look.free:
+                    if self._lease(shard, 0):
+                        taken.add(shard)
+                        yield shard
+                    elif time.monotonic() - look.time >= SECONDS_BETWEEN_LOOKS:
+                        # Other writers are at work here.
+                        break
+                    if time.monotonic() >= look.expires:
+                        break
+            elif not look.leased:
                 return
-            shard = self._take(left)
-            if shard is None:
-                wait(len(left))
             else:
-                taken.add(shard)
-                yield shard
+                freed = self._take_over(look.leased)
+                if freed is None:
+                    wait(len(look.leased))
+                else:
+                    taken.add(freed)
+                    yield freed
 
-    def _take(self, shards: list[int]) -> int | None:
-        """Lease one of the shards, a free one if there is any; None if all owners are alive."""
+    def _look(self, taken: set[int]) -> _Look:
+        """The unfinished shards that this writer has not taken: those are under way."""
+        began = time.monotonic()
+        # Leases first: if all are removed in between, all shards are finished.
         latest = self._latest()
+        done = taken.union(self._finished())
+        left = [shard for shard in self._order if shard not in done]
+        free = [shard for shard in left if shard not in latest]
+        leased = {shard: latest[shard] for shard in left if shard in latest}
+        now = time.monotonic()
+        return _Look(began, now + max(_LOOK_S, _LOOK_SHARE * (now - began)), free, leased)
+
+    def _take_over(self, leased: Mapping[int, int]) -> int | None:
+        """Lease a shard of a dead owner; None if all owners are alive."""
         alive: dict[str, bool] = {}
-        for shard in sorted(shards, key=lambda shard: shard in latest):
-            generation = latest.get(shard, -1)
-            if generation >= 0:
-                owner = self._owner(shard, generation)
-                if owner not in alive:
-                    alive[owner] = self._is_alive(owner)
-                if alive[owner]:
-                    continue
-            try:
-                publish_new(self._lease_file(shard, generation + 1), self._writer.encode())
-            except AlreadyExistsError:
-                continue
-            # Its last owner may have finished it between the look and the lease.
-            if shard not in self._finished():
+        for shard, generation in leased.items():
+            owner = self._owner(shard, generation)
+            if owner not in alive:
+                alive[owner] = self._is_alive(owner)
+            if not alive[owner] and self._lease(shard, generation + 1):
                 return shard
         return None
+
+    def _lease(self, shard: int, generation: int) -> bool:
+        """Lease a shard; whether it is ours to make."""
+        try:
+            publish_new(self._lease_file(shard, generation), self._writer.encode())
+        except AlreadyExistsError:
+            return False
+        # Its last owner may have finished it, and removed all leases, between look and lease.
+        return not self._is_finished(shard)
 
     def _latest(self) -> dict[int, int]:
         """The highest generation of every leased shard."""
@@ -189,9 +239,6 @@ class Leases:
         return self._folder / f"{shard_part(shard)}-{generation}"
 
 
-SECONDS_BETWEEN_LOOKS = 1.0
-"""Seconds between two looks at the other writers, for a writer without a shard to make."""
-
 LEASE_FOLDER = "leases"
 """Where an artifact's writers divide its shards, below its folder."""
 
@@ -228,8 +275,12 @@ def share_shards(
         reported = True
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
+    def is_finished(shard: int) -> bool:
+        return (artifact / receipt_path(shard_part(shard))).exists() and shard in finished()
+
     first = first_shard(num_shards) if first is None else first
-    with Leases(artifact / LEASE_FOLDER, finished, num_shards, first=first) as leases:
+    folder = artifact / LEASE_FOLDER
+    with Leases(folder, finished, num_shards, is_finished=is_finished, first=first) as leases:
         yield leases.shards(wait)
 
 

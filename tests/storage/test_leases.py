@@ -10,7 +10,8 @@ import pytest
 from fusestore.storage.location import Location
 from fusestore.storage.publish import MACHINE, publish
 from fusestore.store import leases
-from fusestore.store.leases import Leases, remove_leases
+from fusestore.store.leases import Leases, remove_leases, share_shards
+from fusestore.store.receipts import receipt_path, shard_part
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -91,6 +92,23 @@ def test_a_finished_shard_is_not_made_again_by_a_late_lease(local):
     looks = iter([set(), {0}, {0}, {0}, {0, 1}])
     with Leases(local, lambda: next(looks), 2) as own:
         assert list(own.shards(never)) == [1]
+
+
+def test_looks_do_not_grow_with_the_shards(tmp_path):
+    """A look lists everything: one for each shard would take the square of their number."""
+    artifact, looks = Location.parse(tmp_path), []
+
+    def finished():
+        looks.append(len(made))
+        return made
+
+    made: set[int] = set()
+    with share_shards(artifact, finished, 300, first=0) as shards:
+        for shard in shards:
+            publish(artifact / receipt_path(shard_part(shard)), b"")
+            made.add(shard)
+    assert made == set(range(300))
+    assert len(looks) <= 5
 
 
 def test_a_killed_writer_of_this_machine_is_dead_at_once(local):
