@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from fusestore.align.alignment_arrays import alignment_arrays
 from fusestore.align.kinds import AlignmentMethod
 from fusestore.store.arrays import ArraySpec
+from fusestore.store.file_listing import FileListing
 from fusestore.store.manifest import Count, Frozen, Manifest
-from fusestore.store.receipts import FileRecords, ShardPlan
+from fusestore.store.receipts import ShardPlan
 from fusestore.store.stored_size import listing_problem
 
 LAYOUT_PART = "layout"
@@ -90,7 +91,7 @@ class AlignmentManifest(Manifest):
     counts: dict[str, Count]
     unused_source_tokens: Count
     sample: MethodSample
-    files: FileRecords
+    files: FileListing
 
     @model_validator(mode="after")
     def _files_hold_the_arrays(self) -> Self:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from fusestore.store.file_listing import FileListing
 from fusestore.store.licenses import License
 from fusestore.store.manifest import Count, Frozen, Manifest
-from fusestore.store.receipts import FileRecords
 from fusestore.tokenizers.chat_encoder import TemplateIdentity
 from fusestore.tokenizers.conversation import TrainOn
 
@@ -134,4 +134,4 @@ class TokensManifest(Manifest):
     num_documents: Count
     num_tokens: Count
     arrays_digest: str
-    files: FileRecords
+    files: FileListing

@@ -33,6 +33,7 @@ from fusestore.storage.private_folder import check_private, private_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX, publish, remove_abandoned
 from fusestore.store.artifact_files import FINGERPRINT_FILE
 from fusestore.store.copy import check_files_match, copy_missing
+from fusestore.store.file_listing import file_records
 from fusestore.store.held_digest import check_digest
 from fusestore.store.layout import Store, near_names
 from fusestore.store.manifest import (
@@ -41,7 +42,7 @@ from fusestore.store.manifest import (
     digest_bytes,
     manifest_content,
 )
-from fusestore.store.receipts import file_records, receipt_path, shard_part
+from fusestore.store.receipts import receipt_path, shard_part
 
 if TYPE_CHECKING:
     import polars as pl

@@ -15,9 +15,10 @@ from pydantic import Field, field_validator, model_validator
 from fusestore.fuse.choices import KIND_NAMES
 from fusestore.fuse.layout import fused_arrays, shared_arrays
 from fusestore.fuse.recipe import KEPT, Recipe
+from fusestore.store.file_listing import FileListing
 from fusestore.store.licenses import LicensedInput
 from fusestore.store.manifest import Count, Frozen, Manifest
-from fusestore.store.receipts import FileRecords, Receipt
+from fusestore.store.receipts import Receipt
 from fusestore.store.stored_size import listing_problem
 
 KIND_CODES = {name: code for code, name in enumerate(KIND_NAMES)}
@@ -198,7 +199,7 @@ class FusedManifest(Manifest):
     kinds: dict[str, Count]
     sources: tuple[SourceStatistics, ...]
     num_bytes: Count
-    files: FileRecords
+    files: FileListing
     made_from: tuple[LicensedInput, ...] = Field(default=(), exclude_if=_is_empty)
 
     @model_validator(mode="after")

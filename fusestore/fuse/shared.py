@@ -26,6 +26,7 @@ from fusestore.store.arrays import (
 )
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.copy import matches
+from fusestore.store.file_listing import FileListing
 from fusestore.store.fingerprints import write_fingerprint
 from fusestore.store.held_digest import check_digest
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path, shard_part
@@ -84,7 +85,8 @@ def pack_fused(
         files[receipt_path(shard_part(shard))] = FileRecord.of(receipt.to_bytes())
         num_bytes += receipt.num_bytes
         progress(receipt.stop, manifest.num_tokens)
-    packed = manifest.model_copy(update={"form": "shared", "files": files, "num_bytes": num_bytes})
+    changed = {"form": "shared", "files": FileListing.of(files), "num_bytes": num_bytes}
+    packed = manifest.model_copy(update=changed)
     packed.save(shared / MANIFEST_FILE)
     return packed
 

@@ -16,9 +16,9 @@ from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.replace import created_folder
 from fusestore.store.copy import copy_missing
+from fusestore.store.file_listing import file_records
 from fusestore.store.layout import Store
 from fusestore.store.manifest import MAX_MANIFEST_BYTES, digest_bytes, manifest_content
-from fusestore.store.receipts import file_records
 from fusestore.tokenizers.chat_encoder import TemplateIdentity
 
 _PORTABLE_SPEC = re.compile(

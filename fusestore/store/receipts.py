@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Self
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 from typing_extensions import TypeVar
 
-from fusestore.errors import CorruptionError, InvalidInputError
+from fusestore.errors import InvalidInputError
 from fusestore.storage.foreign_names import listed_inside
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
@@ -65,27 +65,6 @@ def _check_listed(files: dict[str, FileRecord]) -> dict[str, FileRecord]:
 
 FileRecords = Annotated[dict[str, FileRecord], AfterValidator(_check_listed)]
 """Records of files by path inside a folder; a manifest with a path that leads out is refused."""
-
-
-def file_records(manifest: Mapping[str, Any], name: str) -> dict[str, FileRecord]:
-    """The records of the files that a manifest lists, by path.
-
-    Args:
-        manifest: content of a manifest of any kind.
-        name: of its file, for messages.
-
-    Raises:
-        CorruptionError: it has no valid list of files.
-        InvalidInputError: it lists a path that leads out of its folder.
-    """
-    try:
-        records = {
-            path: FileRecord.model_validate(record) for path, record in manifest["files"].items()
-        }
-    except (KeyError, AttributeError, ValidationError) as error:
-        raise CorruptionError(f"{name} has no valid list of its files: {error!r}.") from error
-    listed_inside(name, records)
-    return records
 
 
 C = TypeVar("C", default=Any)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from fusestore.store.arrays import ArraySpec
+from fusestore.store.file_listing import FileListing
 from fusestore.store.receipts import FileRecord
 
 SMALL_BYTES = 64 * 2**20
@@ -60,7 +61,12 @@ def listing_problem(specs: Iterable[ArraySpec], files: Mapping[str, FileRecord])
     if num_files > len(files):
         return f"its arrays are {num_files:,} files, and it lists {len(files):,}"
     for spec in listed:
-        for shard in range(spec.num_files):
+        run = files.run_of(f"{spec.name}/c/") if isinstance(files, FileListing) else None
+        shards: Iterable[int] = range(spec.num_files)
+        if run is not None and run.path(0) == spec.file_name(0) and len(run) == spec.num_files:
+            # A file is too small, or not as large as all: so the smallest or the largest is.
+            shards = {int(run.sizes.argmin()), int(run.sizes.argmax())}
+        for shard in shards:
             name = spec.file_name(shard)
             if name not in files:
                 return f"it does not list {name!r}"

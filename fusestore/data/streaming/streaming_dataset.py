@@ -93,7 +93,8 @@ class StreamingFusedDataset(Stream):
         location = Location.parse(url, storage_options).confined()
         content = _read_manifest(location)
         manifest = FusedManifest.from_bytes(content, f"{location}/manifest.json")
-        check_digest(digest, manifest.digest, location)
+        if digest is not None:
+            check_digest(digest, manifest.digest, location)
         recipe = manifest.plan.recipe
         self.name = str(location)
         self.digest = manifest.plan.digest
