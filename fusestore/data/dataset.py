@@ -96,13 +96,18 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], make_shard: Callable[[int], object] | None = None
+        self,
+        folder: str | os.PathLike[str],
+        make_shard: Callable[[int], object] | None = None,
+        *,
+        plan: dict[str, Any] | None = None,
     ) -> None:
         """Open a local fused dataset.
 
         Args:
             folder: its folder.
             make_shard: makes a shard, given its number; None: the dataset must be complete.
+            plan: that of its manifest or fingerprint, if the caller has read and checked it.
 
         Raises:
             NotFoundError: the folder holds no complete fused dataset, or with `make_shard` no plan.
@@ -111,7 +116,7 @@ class FusedDataset(Dataset[dict[str, Tensor]]):
         """
         self.folder = Path(folder)
         location = Location.parse(self.folder).confined()
-        self.plan = _read_plan(location, complete=make_shard is None)
+        self.plan = _read_plan(location, complete=make_shard is None) if plan is None else plan
         self.digest = plan_digest(self.plan)
         self.window_length = int(self.plan["recipe"]["window_length"])
         self.vocab_size = int(self.plan["vocab_size"])
@@ -539,14 +544,14 @@ def open_fused(
                 "`fusestore fuse --materialize`."
             )
         return open_unfinished(root, source, cache_dir)
-    content = _read_manifest(source)
-    manifest = json.loads(content)
-    check_digest(digest, manifest["checksum"], source)
+    content, manifest = _read_manifest(source)
+    if digest is not None:
+        check_digest(digest, json.loads(content)["checksum"], source)
     shared = manifest.get("form") == "shared"
     if source.is_local and not shared:
         if digest is not None:
             check_files_match(source, file_records(manifest, f"{source}/manifest.json"))
-        return FusedDataset(source.path)
+        return FusedDataset(source.path, plan=manifest["plan"])
     base = private_folder(cache_folder(cache_dir) / "fused", link=False)
     folder = base / hashlib.sha256(content).hexdigest()
     check_private(folder, link=False)
@@ -613,7 +618,7 @@ def _has_window_table(plan: Mapping[str, Any]) -> bool:
 
 def _read_plan(folder: Location, *, complete: bool) -> dict[str, Any]:
     if complete:
-        plan: dict[str, Any] = json.loads(_read_manifest(folder))["plan"]
+        plan: dict[str, Any] = _read_manifest(folder)[1]["plan"]
         return plan
     try:
         file = folder / FINGERPRINT_FILE
@@ -645,7 +650,8 @@ def _check_plan(plan: Any, where: str) -> None:  # noqa: ANN401 - JSON from outs
         raise CorruptionError(f"The plan {where} has impossible values: {wrong!r}. Fuse it again.")
 
 
-def _read_manifest(folder: Location) -> bytes:
+def _read_manifest(folder: Location) -> tuple[bytes, dict[str, Any]]:
+    """The file, and its content without the checksum, which was compared."""
     where = f"{folder}/manifest.json"
     try:
         content = (folder / "manifest.json").read_prefix(MAX_MANIFEST_BYTES + 1)
@@ -655,15 +661,15 @@ def _read_manifest(folder: Location) -> bytes:
             "Make it with `fusestore fuse`, which resumes an interrupted fusion."
         ) from error
     try:
-        plan = manifest_content(content, where).get("plan")
+        manifest = manifest_content(content, where)
     except FormatVersionError:
         raise
     except ValueError as error:
         raise CorruptionError(
             f"{where} is not the manifest of a fused dataset: {error!r}. Fuse it again."
         ) from error
-    _check_plan(plan, where)
-    return content
+    _check_plan(manifest.get("plan"), where)
+    return content, manifest
 
 
 @contextlib.contextmanager

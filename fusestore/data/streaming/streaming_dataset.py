@@ -130,7 +130,7 @@ class StreamingFusedDataset(Stream):
         if in_place:
             if digest is not None:
                 check_files_match(location, manifest.files)
-            self._local = FusedDataset(location.path)
+            self._local = FusedDataset(location.path, plan=manifest.plan.model_dump(mode="json"))
             return
         if self.num_windows > MANY_WINDOWS:
             _check_largest_file(location, manifest)
