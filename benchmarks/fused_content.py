@@ -65,6 +65,7 @@ def write_dataset(folder: Path, arrays: Arrays) -> None:
             "sources": [{"cache": "synthetic"}],
             "top_k": K,
             "window_length": WINDOW,
+            "packing": "stream",
             "rows_per_shard": SHARD,
         }
     )
