@@ -42,7 +42,7 @@ class ShardFiles:
             files={name: FileRecord.of(data) for name, data in files.items()},
         )
         file = self._receipt_file(part)
-        if file.exists():
+        if file.has_file():
             if self.whole_receipt(part, self._location.sizes()) is not None:
                 publish_new(file, receipt.to_bytes())
                 return receipt

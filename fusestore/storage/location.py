@@ -191,6 +191,14 @@ class Location:
             return objects.exists(self.url, self.storage_options)
         return bool(self.filesystem.exists(self.url))
 
+    def has_file(self) -> bool:
+        """Whether there is such a file: one request, where `exists` lists a folder too."""
+        try:
+            self.size()
+        except NotFoundError:
+            return False
+        return True
+
     @with_retries
     def size(self) -> int:
         """Bytes in the file.

@@ -276,7 +276,7 @@ def share_shards(
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def is_finished(shard: int) -> bool:
-        return (artifact / receipt_path(shard_part(shard))).exists() and shard in finished()
+        return (artifact / receipt_path(shard_part(shard))).has_file() and shard in finished()
 
     first = first_shard(num_shards) if first is None else first
     folder = artifact / LEASE_FOLDER

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from fusestore.storage import objects
 from fusestore.storage.location import Location
 from fusestore.storage.publish import MACHINE, publish
 from fusestore.store import leases
@@ -109,6 +110,13 @@ def test_looks_do_not_grow_with_the_shards(tmp_path):
             made.add(shard)
     assert made == set(range(300))
     assert len(looks) <= 5
+
+
+def test_a_missing_receipt_is_found_missing_without_a_listing(folder, monkeypatch):
+    publish(folder / "a", b"")
+    monkeypatch.setattr(objects, "names", lambda *_: pytest.fail("listed"))
+    assert (folder / "a").has_file()
+    assert not (folder / "b").has_file()
 
 
 def test_a_killed_writer_of_this_machine_is_dead_at_once(local):
