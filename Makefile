@@ -16,11 +16,8 @@ AXOLOTL ?= .venv-axolotl
 
 .PHONY: demo demo-chat test test-slow test-all test-vllm test-axolotl gpu lint format schemas lock clean
 
-demo: $(VENV)/installed .demo/student/model.safetensors
-	$(RUN)/fusestore run examples/demo.toml
-
-.demo/student/model.safetensors: examples/demo_student.py | $(VENV)/installed
-	$(RUN)/python examples/demo_student.py .demo/student
+demo: $(VENV)/installed
+	$(RUN)/fusestore demo --folder .demo
 
 demo-chat: $(VENV)/installed .demo/chat/tutor/model.safetensors
 	$(RUN)/fusestore run examples/chat.toml

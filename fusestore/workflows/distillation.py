@@ -14,7 +14,7 @@ TEACHER, STUDENT = "teacher", "student"
 
 
 class WrittenFusion(Frozen):
-    """What `fusestore distill --dry-run --json` prints.
+    """What `fusestore distill` and `demo` print with --dry-run --json.
 
     Attributes:
         file: the fusion.toml that was written, or was there with the same text.
@@ -67,8 +67,13 @@ def distillation_toml(
     return "\n".join(lines) + "\n"
 
 
-def write_once(file: str, text: str) -> None:
+def write_once(file: str, text: str, other: str = "--file") -> None:
     """Write a file, or find the same text in it.
+
+    Args:
+        file: its path or URL.
+        text: its content.
+        other: option with which the command writes another file, for the message.
 
     Raises:
         AlreadyExistsError: it has another text, which was left as it is.
@@ -82,5 +87,5 @@ def write_once(file: str, text: str) -> None:
     if existing != text:
         raise AlreadyExistsError(
             f"{file} has other settings than this command, and was left as it is. Run it with "
-            f"`fusestore run {file}`, or write another one with --file."
+            f"`fusestore run {file}`, or write another one with {other}."
         )

