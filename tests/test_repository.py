@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from fusestore.version import __version__
 
@@ -102,3 +104,17 @@ def test_the_architecture_names_files_that_are_there() -> None:
             if not general and not any((base / name).is_file() for base in bases):
                 missing.append((room, name))
     assert not missing
+
+
+def test_every_minimum_is_a_version_that_is_tested() -> None:
+    """requirements/lowest.txt has what `make test-lowest` installs."""
+    lines = (ROOT / "requirements/lowest.txt").read_text().splitlines()
+    lowest = dict(line.partition(" ")[0].split("==") for line in lines)
+    extras = PROJECT["optional-dependencies"].values()
+    for text in [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]:
+        requirement = Requirement(text)
+        if requirement.name == "fusestore":
+            continue
+        (specifier,) = requirement.specifier
+        name = re.sub(r"[-_.]+", "-", requirement.name)
+        assert Version(specifier.version) == Version(lowest[name]), text

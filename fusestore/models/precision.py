@@ -9,6 +9,7 @@ stores the chosen format with it, and later workers read it from the artifact.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
 from fusestore.progress import Reporter
@@ -77,11 +78,23 @@ def _cuda_is_native(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
+def _cpu_capabilities() -> Mapping[str, bool | int | str]:
+    """What torch says of this processor; older versions say it only of the instructions of x86."""
+    import torch
+
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    return {
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+    }
+
+
 def _cpu_problem() -> str | None:
     """Why matrix products do not use bfloat16 instructions of this processor; None if they do."""
     import torch
 
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = _cpu_capabilities()
     on_x86 = any(capabilities.get(name, False) for name in _X86)
     if not on_x86 and not any(capabilities.get(name, False) for name in _ARM):
         return "this processor has no bfloat16 instructions"

@@ -336,13 +336,13 @@ class Location:
             return objects.listed(self.url, self.storage_options)
         filesystem = self.filesystem
         root = filesystem._strip_protocol(self.url).rstrip("/")
-        found = {
-            path.removeprefix(root).removeprefix("/"): ListedFile(
-                int(entry["size"]), _modified(entry)
-            )
-            for path, entry in filesystem.find(self.url, detail=True).items()
-            if path == root or path.startswith(f"{root}/")
-        }
+        found = {}
+        for path, entry in filesystem.find(self.url, detail=True).items():
+            if path == root or path.startswith(f"{root}/"):
+                # Of a file itself the Hub's filesystem lists, up to some version, nothing.
+                details = entry if "size" in entry else filesystem.info(path)
+                name = path.removeprefix(root).removeprefix("/")
+                found[name] = ListedFile(int(details["size"]), _modified(details))
         for path in found:
             # The empty name stands for the file itself; some storages have objects for folders.
             if path:

@@ -320,7 +320,8 @@ def test_a_context_without_a_limit(config, tmp_path):
 )
 def test_a_folder_without_a_usable_configuration(config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidInputError, match="no usable configuration"):
+    # Older transformers take any value.
+    with pytest.raises(InvalidInputError, match=r"no usable configuration|has no vocab_size"):
         _ = Model.open(tmp_path).vocab_size
 
 
