@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from fusestore.errors import IncompatibleError
 from fusestore.models.causality import prove_causal
@@ -57,7 +58,15 @@ def test_a_causal_model_runs_in_padded_batches(family):
     assert (proof.batching, proof.moved, proof.notes()) == ("padded", None, [])
 
 
-@pytest.mark.parametrize("family", ["bert", "xlm", "xlnet", "roberta"])
+OLD_XLNET = pytest.mark.xfail(
+    transformers.__version__.startswith("5.2."),
+    reason="compares d_head with the default width, not with the given one",
+)
+
+
+@pytest.mark.parametrize(
+    "family", ["bert", "xlm", pytest.param("xlnet", marks=OLD_XLNET), "roberta"]
+)
 def test_a_model_that_reads_both_ways_is_refused(family):
     model = make_model(family, **SHARP, init_std=0.2, d_head=8)
     with pytest.raises(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -88,6 +89,10 @@ def test_text_and_images_that_transformers_loads_as_a_language_model(tmp_path):
     assert Model.open(tmp_path).vocab_size == 100
 
 
+@pytest.mark.xfail(
+    transformers.__version__.startswith(("5.2.", "5.3.")),
+    reason="finds no weights of the text model in such a folder; fusestore says so",
+)
 def test_the_text_model_of_a_folder_with_images(tmp_path):
     """The class leaves out the tower of images, and its own layers must all be there."""
     from safetensors.torch import load_file, save_file
