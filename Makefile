@@ -11,11 +11,14 @@ export PYTHONDONTWRITEBYTECODE =
 
 PIP = $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
+# From the root, so that the hooks find `tools`; Material's notice about its successor is no warning.
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs
+
 VLLM ?= .venv-vllm
 AXOLOTL ?= .venv-axolotl
 LOWEST ?= .venv-lowest
 
-.PHONY: demo demo-chat test test-slow test-all test-vllm test-axolotl test-lowest gpu lint format schemas lock lowest dist check-release clean
+.PHONY: demo demo-chat test test-slow test-all test-vllm test-axolotl test-lowest gpu lint format schemas docs docs-serve lock lowest dist check-release clean
 
 demo: $(VENV)/installed
 	$(RUN)/fusestore demo --folder .demo
@@ -71,6 +74,13 @@ schemas: $(VENV)/installed
 dist: $(VENV)/installed
 	$(RUN)/python -m tools.build_release dist
 
+# The site, into site/: a link or an anchor that leads nowhere is an error. site/index.html can be opened as it is.
+docs: $(VENV)/installed
+	$(MKDOCS) build --strict --quiet
+
+docs-serve: $(VENV)/installed
+	$(MKDOCS) serve --watch fusestore --watch cli --watch tools/docs_site
+
 lock: $(VENV)/installed
 	$(RUN)/python requirements/make_lock.py
 
@@ -125,4 +135,4 @@ $(AXOLOTL)/installed: requirements/torch.txt requirements/axolotl.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(AXOLOTL) $(LOWEST) .demo dist
+	rm -rf $(VENV) $(VLLM) $(AXOLOTL) $(LOWEST) .demo dist site

@@ -1,64 +1,29 @@
 """The page in a browser: it draws, answers keys and taps, and reports no error."""
 
-import shutil
 from contextlib import contextmanager
 
 import pytest
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+from tests.helpers import browser as browsers
+from tests.helpers.browser import needs_browser, violations
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="Chromium is not installed: apt-get install chromium chromium-driver",
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @contextmanager
-def browser(page, *, width=1200, height=900, dark=False, touch=False):
-    """The page, opened; ends with a check that the console is empty."""
-    from selenium import webdriver
+def browser(page, **options):
+    """The page, opened and drawn."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{argument}")
-    options.add_argument(f"--window-size={width},{height}")
-    if touch:
-        metrics = {"width": width, "height": height, "pixelRatio": 2, "touch": True}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        driver.get(page.as_uri())
+    with browsers.browser(page, **options) as driver:
         WebDriverWait(driver, 60).until(
             lambda found: found.execute_script("return document.documentElement.dataset.opened")
         )
         yield driver
-        assert driver.get_log("browser") == []
-    finally:
-        driver.quit()
 
 
 def find(driver, selector):
     return driver.find_element("css selector", selector)
-
-
-def violations(driver):
-    """What axe finds serious or critical."""
-    from axe_core_python.selenium import Axe
-
-    found = Axe().run(driver)["violations"]
-    return [
-        (each["id"], [node["html"] for node in each["nodes"]])
-        for each in found
-        if each["impact"] in ("serious", "critical")
-    ]
 
 
 def test_keys_walk_over_tokens(page):
