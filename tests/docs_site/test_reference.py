@@ -16,7 +16,14 @@ from fusestore import errors
 from tools.docs_site.api_pages import PAGES, names_of, public_names
 from tools.docs_site.command_pages import command_navigation, command_pages
 from tools.docs_site.error_page import error_page
-from tools.docs_site.links import ROOT, local_targets, relative, repository_path, rewrite
+from tools.docs_site.links import (
+    ROOT,
+    link_code,
+    local_targets,
+    relative,
+    repository_path,
+    rewrite_links,
+)
 from tools.docs_site.schema_page import raw_schemas, schema_page
 from tools.docs_site.settings_page import settings_page
 from tools.docs_site.site_files import included_pages, site_path
@@ -119,15 +126,20 @@ A [link](../a.md#b), [`code`](c.md "title"), `[no](d.md)`, [web](https://x.y/z),
 ```
 """
     assert list(local_targets(text)) == ["../a.md", "c.md", "f.svg"]
-    changed = rewrite(
-        text, lambda target: f"<{target}>", lambda code: "run.md" if "run" in code else None
-    )
+    changed = rewrite_links(text, "<{}>".format)
     assert "[link](<../a.md#b>)" in changed
     assert '[`code`](<c.md> "title")' in changed
     assert "`[no](d.md)`" in changed
-    assert "[`fusestore run x`](run.md)" in changed
-    assert changed.count("run.md") == 1
-    assert rewrite(text, lambda target: target, lambda code: None) == text
+    assert changed.count("<") == 4  # three links and a comment
+    assert rewrite_links(text, str) == text
+
+
+def test_names_in_code_become_links():
+    content = """<h2><code>ls</code></h2><p><code>ls</code> <a href="x"><code>ls</code></a>
+<code>rm</code></p><pre><code>ls</code></pre>"""
+    linked = link_code(content, {"ls": "ls.html"}.get)
+    link = '<p><a href="ls.html"><code>ls</code></a>'
+    assert linked == content.replace("<p><code>ls</code>", link)
 
 
 @pytest.mark.parametrize(
@@ -186,3 +198,9 @@ def test_assets_say_where_they_come_from():
     script = Path(ROOT / "docs/assets/iframe-worker.js").read_text()
     assert "MIT license" in script
     assert "http" not in script
+
+
+def test_the_home_page_has_the_result_of_the_readme():
+    block = re.compile(r"<!-- result -->.*<!-- end of result -->", re.DOTALL)
+    readme, home = ((ROOT / path).read_text() for path in ("README.md", "docs/index.md"))
+    assert block.search(readme)[0] == block.search(home)[0]

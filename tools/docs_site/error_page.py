@@ -11,20 +11,21 @@ from .tables import table
 PAGE = "reference/errors.md"
 
 
+def error_classes() -> list[type[errors.FusestoreError]]:
+    """Every error, in the order of the module."""
+    found = [each for each in vars(errors).values() if inspect.isclass(each)]
+    return [each for each in found if issubclass(each, errors.FusestoreError)]
+
+
 def error_page() -> str:
     """The Markdown of the page."""
-    classes = [
-        each
-        for each in vars(errors).values()
-        if inspect.isclass(each) and issubclass(each, errors.FusestoreError)
-    ]
     rows = [
         (
             f"[](){{ #fusestore.errors.{each.__name__} }}`{each.__name__}`",
             ", ".join(f"`{base.__name__}`" for base in each.__bases__),
             " ".join((each.__doc__ or "").split()),
         )
-        for each in classes
+        for each in error_classes()
     ]
     return "\n\n".join(
         [

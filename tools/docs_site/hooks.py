@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from typing import Any
@@ -13,8 +14,8 @@ from mkdocs.structure.pages import Page
 from tools.docs_site.api_pages import api_pages, public_names
 from tools.docs_site.command_pages import command_navigation, command_pages
 from tools.docs_site.error_page import PAGE as ERROR_PAGE
-from tools.docs_site.error_page import error_page
-from tools.docs_site.links import relative, repository_path, rewrite
+from tools.docs_site.error_page import error_classes, error_page
+from tools.docs_site.links import link_code, relative, repository_path, rewrite_links
 from tools.docs_site.schema_page import PAGE as SCHEMA_PAGE
 from tools.docs_site.schema_page import raw_schemas, schema_page
 from tools.docs_site.settings_page import PAGE as SETTINGS_PAGE
@@ -24,6 +25,7 @@ from tools.docs_site.site_files import included_pages, site_path
 log = logging.getLogger("mkdocs.hooks.fusestore")
 
 _COMMANDS = "reference/commands/"
+_ERRORS = {each.__name__ for each in error_classes()}
 _sources: dict[str, str] = {}
 """Path from the repository's root of each page that is a file of it, by source path on the site."""
 
@@ -70,18 +72,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to files to their places on the site; link names of commands to the reference."""
+    """Lead links to files of the repository to their places on the site."""
     del config, files
     place = page.file.src_uri
     source = _sources.get(place)
+    if source is None:
+        return markdown
 
-    def link(target: str) -> str:
-        if source is None:
-            return target
+    def changed(target: str) -> str:
         path, anchor, name = target.partition("#")
-        wanted = repository_path(source, path)
         try:
-            found = site_path(wanted)
+            found = site_path(repository_path(source, path))
         except FileNotFoundError:
             log.warning("%s links to %s, which is not in the repository.", source, target)
             return target
@@ -89,18 +90,44 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             anchor = name = ""
         return relative(place, found) + anchor + name
 
-    def code(text: str) -> str | None:
-        target = public_names().get(text.removesuffix("()"))
-        words = text.split()
-        if len(words) > 1 and words[0] == "fusestore" and words[1].isalpha():
-            target = _command_pages().get(words[1])
-        if target is None or target.partition("#")[0] == place or _is_reference(place):
+    return rewrite_links(markdown, changed)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Link names of commands, errors and the Python API, written as code, to the reference."""
+    del config
+    place = page.file.src_uri
+    if place.startswith("files/"):
+        return html
+
+    def link(text: str) -> str | None:
+        target = _place_of(text)
+        if target is None or target.partition("#")[0] == place:
             return None
-        return relative(place, target)
+        path, anchor, name = target.partition("#")
+        file = files.src_uris[path]
+        return file.url_relative_to(page.file) + anchor + name
 
-    return rewrite(markdown, link, code)
+    return link_code(html, link)
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Name the dialog of the search for screen readers, which Material does not."""
+    del page, config
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
+
+
+def _place_of(text: str) -> str | None:
+    """The place on the site of what is written as code."""
+    words = text.split()
+    if len(words) > 1 and words[0] == "fusestore":
+        return _command_pages().get(words[1])
+    if text in _ERRORS:
+        return f"{ERROR_PAGE}#fusestore.errors.{text}"
+    return public_names().get(text.removesuffix("()"))
+
+
+@functools.cache
 def _command_pages() -> dict[str, str]:
     return {
         title: path
@@ -108,7 +135,3 @@ def _command_pages() -> dict[str, str]:
         if isinstance(each, dict)
         for title, path in each.items()
     }
-
-
-def _is_reference(place: str) -> bool:
-    return place.startswith(("reference/commands/", "files/", "changelog"))

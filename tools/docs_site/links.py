@@ -7,6 +7,7 @@ listing: see `site_files`.
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 from collections.abc import Callable, Iterator
@@ -21,8 +22,11 @@ _TOKEN = re.compile(
     r"|<!--.*?-->"
     r"|^\#+[ ].*?$"
     r"|(?P<open>\[(?:[^][`]|`[^`]*`|\[[^]]*\])*\]\(|<img[ ]src=\")(?P<target>[^)\s\"]+)"
-    r"|(?P<ticks>`+)(?!`)(?P<code>.+?)(?<!`)(?P=ticks)(?!`)",
+    r"|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)",
     re.DOTALL | re.MULTILINE | re.VERBOSE,
+)
+_CODE = re.compile(
+    r"<(?P<tag>a|h[1-6]|pre|dt)\b.*?</(?P=tag)>|<code>(?P<code>[^<]+)</code>", re.DOTALL
 )
 
 
@@ -33,22 +37,29 @@ def local_targets(text: str) -> Iterator[str]:
             yield token["target"].partition("#")[0]
 
 
-def rewrite(text: str, link: Callable[[str], str], code: Callable[[str], str | None]) -> str:
-    """The page with its links to files changed, and links put around some code.
+def rewrite_links(text: str, change: Callable[[str], str]) -> str:
+    """The page, Markdown, with each path of a file changed; it may have an anchor."""
+
+    def replaced(token: re.Match[str]) -> str:
+        target = token["target"]
+        return token["open"] + change(target) if target and _is_local(target) else token[0]
+
+    return _TOKEN.sub(replaced, text)
+
+
+def link_code(content: str, place: Callable[[str], str | None]) -> str:
+    """The page, HTML, with code within sentences made a link.
 
     Args:
-        text: Markdown.
-        link: the new target for the path of a file, which may have an anchor.
-        code: the target for code within a sentence; None where it is left as it is.
+        content: HTML. Links, headings and blocks of code stay as they are.
+        place: the link for a piece of code, or None.
     """
 
     def replaced(token: re.Match[str]) -> str:
-        if token["target"] and _is_local(token["target"]):
-            return token["open"] + link(token["target"])
-        target = code(token["code"]) if token["code"] else None
-        return token[0] if target is None else f"[{token[0]}]({target})"
+        target = place(html.unescape(token["code"])) if token["code"] else None
+        return token[0] if target is None else f'<a href="{target}">{token[0]}</a>'
 
-    return _TOKEN.sub(replaced, text)
+    return _CODE.sub(replaced, content)
 
 
 def repository_path(source: str, target: str) -> str:
