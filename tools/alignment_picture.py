@@ -49,9 +49,8 @@ class Pair(NamedTuple):
     kind: str
 
 
-def draw() -> str:
-    """The picture as SVG: two methods, one above the other."""
-    source, target = (fs.Model.open(model).tokenizer for model in (SOURCE, TARGET))
+def draw(source: fs.Tokenizer, target: fs.Tokenizer) -> str:
+    """The picture as SVG: two methods, one above the other; Gemma's and SmolLM2's tokenizers."""
     methods: tuple[tuple[AlignmentMethod, str], ...] = (
         ("span", "method span, the default: every position has a row that has read the same bytes"),
         ("mined", "method mined, of the FuseLLM paper: pairs by edit distance, and gaps"),
@@ -159,7 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("file", type=Path)
     file: Path = parser.parse_args().file
-    file.write_text(draw(), encoding="utf-8")
+    source, target = (fs.Model.open(model).tokenizer for model in (SOURCE, TARGET))
+    file.write_text(draw(source, target), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import pytest
 
 from tests.helpers.browser import browser, needs_browser, violations
 from tests.helpers.made_once import made_once
-from tools import alignment_picture
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,7 +123,3 @@ def test_search_works_from_opened_files(site):
         WebDriverWait(driver, 60).until(
             lambda found: found.find_elements("css selector", ".md-search-result__link")
         )
-
-
-def test_the_picture_of_an_alignment_is_what_fusestore_does():
-    assert (ROOT / "docs/explanation/alignment.svg").read_text() == alignment_picture.draw()

@@ -21,7 +21,7 @@ def error_page() -> str:
     """The Markdown of the page."""
     rows = [
         (
-            f"[](){{ #fusestore.errors.{each.__name__} }}`{each.__name__}`",
+            f'<span id="fusestore.errors.{each.__name__}"></span>`{each.__name__}`',
             ", ".join(f"`{base.__name__}`" for base in each.__bases__),
             " ".join((each.__doc__ or "").split()),
         )

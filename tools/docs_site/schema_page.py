@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .links import ROOT
@@ -12,7 +12,7 @@ from .tables import code, entry, one_line, table, type_text
 PAGE = "reference/json-schemas.md"
 FOLDER = ROOT / "schemas"
 
-_SECTIONS = (
+_SECTIONS: tuple[tuple[str, Callable[[str, str], bool]], ...] = (
     ("What people write", lambda name, comment: name in ("fusion", "recipe")),
     ("What commands print with `--json`", lambda name, comment: "--json" in comment),
     ("What a store holds", lambda name, comment: True),
