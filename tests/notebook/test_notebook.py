@@ -8,11 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from fusestore.version import FORMAT_VERSION
-
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "examples/notebook.ipynb"
-PAGE = ROOT / "docs/notebook.md"
 
 
 @pytest.fixture(scope="module")
@@ -56,30 +53,6 @@ def test_it_stands_alone(notebook):
     assert not modules & beside, "a notebook is taken away alone"
     for target in re.findall(r"\]\(([^)]+)\)", FILE.read_text(encoding="utf-8")):
         assert (FILE.parent / target).exists(), target
-
-
-def test_the_page_does_what_it_says():
-    """The snippets of docs/notebook.md one after the other, on the kept store."""
-    kept = ROOT / f"tests/kept_store/format-{FORMAT_VERSION}/store"
-    code = "".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
-    replaced = {
-        '"my.store"': repr(str(kept)),
-        '"smollm2"': '"wide"',
-        '"demo"': '"mince"',
-        '"gemma3--smollm2"': '"wide--small"',
-    }
-    for written, here in replaced.items():
-        assert code.count(written) == 1
-        code = code.replace(written, here)
-    names = {}
-    exec(code, names)  # noqa: S102 - our own page
-    assert "cache/wide" in names["store"]._repr_html_()
-    assert names["surprising"].height == 10
-    assert names["surprising"]["label_logprob"].is_sorted()
-    assert ((names["tail_mass"] > 0) & (names["tail_mass"] < 1)).all()
-    assert names["by_kind"]["len"].sum() == names["rows"].height
-    assert 0 < names["inside"].height < names["pairs"].height
-    assert names["batch"].column_names == ["document", "target_pos", "source_pos", "kind"]
 
 
 @pytest.mark.slow

@@ -102,21 +102,6 @@ def test_trl_trains_an_adapter(first_store, job, tmp_path):
     assert (out / "adapter_model.safetensors").exists()
 
 
-def listed(text):
-    """Lines without indentation and empty lines."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-@pytest.mark.parametrize("name", ["hf_trainer", "trl_sft", "accelerate_loop", "axolotl.yaml"])
-def test_the_page_shows_the_lines_of_the_examples(name):
-    page = (EXAMPLES.parent / "docs/training.md").read_text()
-    blocks = [listed(block) for block in re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.S)]
-    lines = listed((EXAMPLES / (name if "." in name else f"{name}.py")).read_text())
-    places = range(len(lines))
-    shown = [block for block in blocks for i in places if lines[i : i + len(block)] == block]
-    assert any(6 <= len(block) <= 16 for block in shown), name
-
-
 def test_columns_that_a_trainer_removed_are_missed(first_store):
     """What the Trainer does when it is not told `remove_unused_columns=False`."""
     dataset = fs.open_fused(first_store, "mince")

