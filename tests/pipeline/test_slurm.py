@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from fusestore.errors import EngineError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.store.layout import Store
+from fusestore.workflows.executors.run import write_script
+from fusestore.workflows.executors.settings import ExecutorSettings
 from fusestore.workflows.executors.shared_job import Job
 from fusestore.workflows.executors.slurm import slurm_script
 from tests.helpers.finished_job import _own_home, first_store, job, store
+from tests.helpers.lines import Lines
 from tests.helpers.slurm_cluster import SlurmCluster, is_installed
 from tests.helpers.tiny_job import hashes
 from tests.helpers.workers import writers
@@ -72,6 +76,26 @@ def test_a_failed_task_is_requeued(tmp_path, code, restarts, requeued):
     assert ended.returncode == code
     calls = tmp_path / "calls"
     assert (calls.read_text() if calls.exists() else "") == "requeue 7\n" * requeued
+
+
+def test_submit(tmp_path, monkeypatch):
+    """With a program of sbatch's name; a real one runs the script below."""
+    job = Job(("capture",), "cache", Location.parse(tmp_path) / "x")
+    script = tmp_path / "x.sbatch"
+    chosen = ExecutorSettings(executor="slurm:3", submit=True, script=script)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotFoundError, match=r"run `sbatch x\.sbatch` there"):
+        write_script(job, chosen, Lines())
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "Submitted $1"\n')
+    sbatch.chmod(0o755)
+    lines = Lines()
+    write_script(job, chosen, lines)
+    assert lines.said[-1] == f"Submitted {script}"
+    assert "#SBATCH --array=0-2" in script.read_text()
+    sbatch.write_text("#!/bin/sh\necho no such partition >&2\nexit 1\n")
+    with pytest.raises(EngineError, match=r"refused .*x\.sbatch: no such partition"):
+        write_script(job, chosen, Lines())
 
 
 @pytest.mark.slow
