@@ -63,7 +63,8 @@ def main() -> None:
     parser.add_argument("--opener", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.opener:
-        print(json.dumps(open_once(*options.opener, options.work)))
+        reader, place = options.opener
+        print(json.dumps(open_once(reader, place, options.work)))
         return
     folder = options.work / f"opening-{options.shards}"
     if not (folder / "shared" / "manifest.json").exists():

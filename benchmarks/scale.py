@@ -489,7 +489,7 @@ def fusion_of(work: Path, store: Store, top_k: int, **sizes: int) -> Fusion:
     sources = []
     for name in TOKENIZERS:
         cache = open_cache(store, name)
-        plain = {
+        plain: dict[str, Any] = {
             "name": name,
             "cache": cache,
             "cache_digest": cache.digest,
@@ -607,7 +607,7 @@ SMALL_SHARD = 2_048
 
 def count_requests(work: Path, top_k: int) -> None:
     """Requests to S3 for each further shard of each stage, by one writer."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
     counts: Counter[str] = Counter()

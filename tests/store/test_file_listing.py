@@ -176,6 +176,7 @@ def _size(spec):
     return 10_000
 
 
+_HOOKED: list[bool] = []
 _WATCHED: list[str] = []
 _below: list[str] = []
 
@@ -189,9 +190,10 @@ def _hook(event, args):
 
 def _watched(action, below):
     """The names of what an action opens or lists below a folder."""
-    if not hasattr(sys, "_fusestore_watch"):
+    if not _HOOKED:
+        # A hook cannot be removed.
         sys.addaudithook(_hook)
-        sys._fusestore_watch = True
+        _HOOKED.append(True)
     _WATCHED.clear()
     _below[:] = [str(below)]
     try:
