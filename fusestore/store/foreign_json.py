@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from fusestore.errors import InvalidInputError
 
 MAX_VALUES = 1_000_000
-"""Three for each file that a manifest lists: room for some 30,000 shards of a fused dataset."""
+"""Three for each file that a manifest lists by itself; a run of numbered files is three in all."""
 
 MAX_DEPTH = 32
 

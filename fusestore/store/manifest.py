@@ -29,7 +29,7 @@ from fusestore.store.foreign_json import parse_foreign_json
 from fusestore.version import FORMAT_VERSION
 
 MAX_MANIFEST_BYTES = 48 * 2**20
-"""A larger manifest is refused before it is parsed. That of a fused dataset has 1.5 kB a shard."""
+"""A larger manifest is refused before it is parsed. That of a fused dataset has 0.6 kB a shard."""
 
 Count = Annotated[int, Field(ge=0)]
 """How many there are of something: an int64, as every integer that is read from a manifest."""
