@@ -36,6 +36,7 @@ REVEALED = (
     'Revealed type is "int"',
     'Argument "top_k" to "CaptureSettings" has incompatible type "str"',
     'Unexpected keyword argument "no_such_argument" for "fuse" of "Store"',
+    '"fuse" defined in "fusestore.api"',
     "Found 2 errors in 1 file",
 )
 """What mypy must print about the program, and nothing else."""
