@@ -163,6 +163,7 @@ def _prose(text: str) -> str:
     """The text as Markdown: options are code, and a name in angle brackets is no HTML."""
     text = inspect.cleandoc(text)
     text = re.sub(r"(?<![`\w-])(--[a-z][a-z-]*)(?![`\w])", r"`\1`", text)
+    text = re.sub(r"\bdocs/([\w-]+)\.md\b", r"[\1](../../\1.md)", text)
     return text.replace("<", "&lt;") if "`" not in text else text
 
 
