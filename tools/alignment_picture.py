@@ -55,7 +55,7 @@ def draw(source: fs.Tokenizer, target: fs.Tokenizer) -> str:
         ("span", "method span, the default: every position has a row that has read the same bytes"),
         ("mined", "method mined, of the FuseLLM paper: pairs by edit distance, and gaps"),
     )
-    panels = []
+    panels: list[str] = []
     for number, (method, title) in enumerate(methods):
         rows = fs.align.token_alignment(TEXT, source, target, method).rows()
         pairs = [Pair(*row) for row in rows]

@@ -66,7 +66,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for place, (source, text) in included_pages(pages).items():
         _sources[place] = source
         generated[place] = text
-    for place, content in {**generated, **dict(raw_schemas())}.items():
+    contents: dict[str, str | bytes] = {**generated, **dict(raw_schemas())}
+    for place, content in contents.items():
         files.append(File.generated(config, place, content=content))
     return files
 
