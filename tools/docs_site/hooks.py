@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -113,8 +114,10 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Name the dialog of the search for screen readers, which Material does not."""
+    """Mend what Material lacks: zooming on a phone, and a name of the search for screen readers."""
     del page, config
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    output = re.sub(r'<meta name="viewport"[^>]*>', viewport, output, count=1)
     return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
 
 
