@@ -29,6 +29,7 @@ import torch
 from fused_content import NAMES, WINDOW, Arrays, make_arrays, write_dataset
 
 from fusestore.data import FusedDataset
+from fusestore.data.windows import Windows
 
 WINDOWS = 512
 BATCH = 8
@@ -142,6 +143,7 @@ def our_side(folder: Path, arrays: Arrays) -> Side:
 
     def batch(windows: Sequence[int]) -> dict[str, Any]:
         together = dataset.__getitems__(windows)
+        assert isinstance(together, Windows)
         return {field: together.stacked(field, 0) for field in NAMES.values()}
 
     return lambda windows: list(dataset.__getitems__(windows)), batch

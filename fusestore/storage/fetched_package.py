@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusestore.errors import MissingDependencyError, StorageError
+from fusestore.storage.disk_errors import disk_errors
 from fusestore.storage.packages import fetched_packages_folder
-from fusestore.storage.replace import created_folder, disk_errors
+from fusestore.storage.replace import created_folder
 
 
 class PinnedPackage(NamedTuple):

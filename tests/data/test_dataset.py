@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from fusestore.data import BatchOrder, FusedDataset, collate, open_fused
+from fusestore.data.windows import Windows
 from fusestore.errors import CorruptionError, InvalidInputError, NotFoundError
 from fusestore.storage.location import Location
 from fusestore.storage.publish import publish
@@ -89,6 +90,7 @@ def test_any_chunking(tmp_path_factory, num_tokens, window_length, chunk_rows, c
     for apart in (False, True):
         together = dataset.__getitems__(chosen)
         batch = collate(together, document_masking=apart)
+        assert isinstance(together, Windows)
         assert not together.is_cut
         expected = collate([dataset[window] for window in chosen], document_masking=apart)
         assert batch.keys() == expected.keys()

@@ -98,7 +98,7 @@ def numbers(store: Store, path: str) -> Numbers:
     return windows(FusedDataset(store.fused(name).path))
 
 
-def windows(dataset: Iterable[Any]) -> Numbers:
+def windows(dataset: Any) -> Numbers:
     """The arrays of every window, in the order of the windows."""
     found = sorted(dataset, key=lambda window: int(window["window"]))
     return [np.asarray(window[name]) for window in found for name in sorted(window)]

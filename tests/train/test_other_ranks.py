@@ -3,6 +3,7 @@
 import itertools
 import re
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -212,7 +213,8 @@ def test_other_settings_with_the_same_windows_go_on(model_path, data, undisturbe
 def test_two_then_four_then_one(model_path, data, undisturbed, tmp_path):
     """Stopped by SIGTERM at each change; of a local dataset, then of a stream of it."""
     arguments = (model_path, data, tmp_path, SETTINGS)
-    for world_size, stop_after, variables in ((2, 3, {}), (4, 5, {"STREAMED": "true"})):
+    stream: dict[str, Any] = {"STREAMED": "true"}
+    for world_size, stop_after, variables in ((2, 3, {}), (4, 5, stream)):
         codes, errors = processes(world_size, *arguments, stop_after, **variables)
         assert all(codes), errors
         assert f"Stopped after step {stop_after} of {STEPS}" in "".join(errors)

@@ -40,9 +40,9 @@ def test_a_run_goes_on_after_any_cut(tiny_model_path, tmp_path):
         cut = write_files(tmp_path / f"cut-{number}", files)
         resumed = run(tiny_model_path, dataset, SETTINGS, cut)
         assert resumed.manifest.files == whole.manifest.files, number
-        found = files_below(cut)
-        assert {path: found.get(path) for path in after} == after
-        assert "work/checkpoint/state.json" not in found
+        left = files_below(cut)
+        assert {path: left.get(path) for path in after} == after
+        assert "work/checkpoint/state.json" not in left
 
 
 def test_a_finished_run_leaves_no_checkpoint_even_if_it_was_killed(tiny_model_path, tmp_path):
