@@ -23,8 +23,8 @@ sys.stderr.write("imported: " + ",".join(found))
 LOAD_CONFIG = f"""
 from fusestore.storage.location import Location
 from fusestore.workflows.fusion_config import load_config
-for name in ("demo", "chat"):
-    load_config(Location.parse(f"{ROOT}/examples/{{name}}.toml"))
+for path in ("fusestore/workflows/demo/demo.toml", "examples/chat.toml"):
+    load_config(Location.parse(f"{ROOT}/{{path}}"))
 """
 
 

@@ -46,6 +46,7 @@ TEXT_IO = {"read_text", "write_text"}
 ASKED_FOR = {
     ("cache_folder.py", "os.posix_fallocate"),
     ("private_folder.py", "os.geteuid"),
+    ("publish.py", "os.register_at_fork"),
     ("private_folder.py", "os.getegid"),
     ("worker_process.py", "os.sched_getaffinity"),
 }

@@ -175,6 +175,8 @@ class FusedFolder:
         manifest = manifest.model_copy(update={"made_from": _teachers(self.fusion)})
         manifest.save(self.location / MANIFEST_FILE)
         remove_locks(self.location)
+        # Of a writer that was killed since this one began.
+        remove_abandoned(self.location)
         return manifest
 
     @cached_property

@@ -331,5 +331,11 @@ def _remove_abandoned(
 
 
 def is_running(pid: int) -> bool:
-    """Whether this machine has a process of this id."""
-    return bool(psutil.pid_exists(pid))
+    """Whether this machine has a process of this id that has not ended."""
+    try:
+        # One that was killed stays a zombie until its parent asks for its end.
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True

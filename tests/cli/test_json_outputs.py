@@ -33,6 +33,7 @@ LINES = {
     "distill {job}/wide {job}/small {job}/texts.jsonl -f {tmp}/d.toml --dry-run": (
         "output-distill-dry-run"
     ),
+    "demo --folder {tmp}/demo --dry-run": "output-distill-dry-run",
     "distill {job}/wide {job}/small {job}/texts.jsonl -s {tmp}/d -f {tmp}/e.toml "
     "--held-out-fraction 0": "output-run",
     "merge fused baseline -s {store} -n merged": "output-merge",

@@ -151,7 +151,7 @@ def test_names_in_code_become_links():
         ("cli/capture.py", "reference/commands/capture.md"),
         ("fusestore/errors.py", "reference/errors.md"),
         ("schemas/recipe.json", "reference/json-schemas.md#recipe"),
-        ("examples/demo.toml", "files/examples/demo.toml.md"),
+        ("examples/chat.toml", "files/examples/chat.toml.md"),
     ],
 )
 def test_a_file_of_the_repository_has_a_place(path, place):
@@ -165,12 +165,12 @@ def test_a_file_that_does_not_exist_is_refused():
 
 def test_files_that_pages_link_to_become_pages():
     pages = included_pages(
-        [("docs/x.md", "[a](../examples/demo.toml) [b](../examples) [c](no.md)")]
+        [("docs/x.md", "[a](../examples/chat.toml) [b](../examples) [c](no.md)")]
     )
-    path, text = pages["files/examples/demo.toml.md"]
-    assert path == "examples/demo.toml"
+    path, text = pages["files/examples/chat.toml.md"]
+    assert path == "examples/chat.toml"
     assert "```toml" in text
-    assert "- `demo.toml`" in pages["files/examples.md"][1]
+    assert "- `chat.toml`" in pages["files/examples.md"][1]
     assert pages["changelog.md"][0] == "CHANGELOG.md"
     notebook = included_pages([("docs/x.md", "[a](../examples/notebook.ipynb)")])
     _, text = notebook["files/examples/notebook.ipynb.md"]
