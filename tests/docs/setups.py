@@ -445,6 +445,9 @@ SETUPS: dict[str, Setup] = {
     "docs/how-to/capture-from-servers.md": Setup(
         _smollm2, slow=("python",), shared=("smollm2_path",)
     ),
+    # Loading two real tokenizers or a model takes longer than a few seconds.
+    "docs/explanation/alignment-by-example.md": Setup(slow=("python",)),
+    "docs/explanation/row-convention.md": Setup(slow=("python",)),
     "docs/how-to/fill-a-cache-on-gpus.md": Setup(slow=("console",)),
     "docs/how-to/train-in-your-own-loop.md": Setup(
         _model_alone,
