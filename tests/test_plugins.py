@@ -120,7 +120,8 @@ def test_what_cannot_reach_a_worker_is_said(recipe, root, tmp_path):
     assert "in a module that helper processes can import" in done.stderr
 
 
-@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
 def test_the_command_line_imports_plugins(jobs, recipe, root, tmp_path):
     (tmp_path / "lasts.py").write_text(MODULE.format(name="last"))
     program = "from fusestore_cli.app import main; main()"

@@ -5,11 +5,14 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.fork_server import python
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs(tmp_path):
     out = tmp_path / "gpu.json"
     command = [python(), "benchmarks/gpu.py", "--toy", "--device", "cpu", "--out", str(out)]

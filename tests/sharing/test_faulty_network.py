@@ -5,14 +5,15 @@ import pytest
 from fusestore.storage import retries
 from fusestore.store.layout import Store
 from tests.helpers.fault_proxy import FAULTS, FaultProxy
-from tests.helpers.some_cases import first
 from tests.helpers.there_and_back import there_and_back
 
 FEW = ("corpus/addresses", "vocabulary/deba6c3979ce4230", "model/fused")
 MORE = (*FEW, "cache/small", "fused/mince")
 
 
-@pytest.mark.parametrize(("names", "seed"), first(1, [(FEW, 1), (MORE, 2), (MORE, 3)]))
+# tests/storage/test_faults.py has each verb and fault in the usual run.
+@pytest.mark.slow
+@pytest.mark.parametrize(("names", "seed"), [(FEW, 1), (MORE, 2), (MORE, 3)])
 def test_every_byte_arrives(first_store, s3_url, s3_endpoint, tmp_path, monkeypatch, names, seed):
     monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.01)
     kinds = (*FAULTS, "hang")

@@ -26,7 +26,7 @@ def check(tmp_path, names, most):
 
 
 def test_a_command_ends_with_what_to_do_and_continues(tmp_path):
-    check(tmp_path, ["init", "align"], 2)
+    check(tmp_path, ["align"], 2)
 
 
 @pytest.mark.slow
