@@ -47,8 +47,8 @@ def open_cache(
         store: folder or URL of the store, or an open one.
         name: the cache's name.
         storage_options: of the URL's storage, such as `endpoint_url`; see `storage.options`.
-        digest: SHA-256 of the manifest, from the cache's author. All files are read once to check
-            them, so the store must be local.
+        digest: `checksum` of its manifest (the SHA-256 of its content, not of the file), from the
+            cache's author. All files are read once to check them, so the store must be local.
 
     Raises:
         NotFoundError: no such cache, or it is not complete; the message says what to do.

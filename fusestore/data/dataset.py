@@ -527,8 +527,8 @@ def open_fused(
         cache_dir: local folder for remote datasets, with one folder per digest; by default
             fusestore's folder in the user's cache. For local stores only used if the dataset is in
             the shared form.
-        digest: SHA-256 of the manifest, from the dataset's author. A local dataset is then read
-            once to check every file.
+        digest: `checksum` of its manifest (the SHA-256 of its content, not of the file), from the
+            dataset's author. A local dataset is then read once to check every file.
 
     Raises:
         NotFoundError: the store has no such dataset.

@@ -104,7 +104,7 @@ def unpack_fused(
         shared: the folder of the shared form, on any storage.
         local: the folder of the local form.
         progress: receives the positions done.
-        digest: SHA-256 of the manifest of the shared form, if one is expected.
+        digest: `checksum` of the manifest of the shared form, if one is expected.
 
     Returns:
         The manifest of the local form.

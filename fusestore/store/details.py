@@ -66,8 +66,8 @@ class Details(Frozen):
         state: complete or unfinished.
         description: one line.
         digest: by which other artifacts name it; null while it is unfinished.
-        manifest_digest: SHA-256 of its manifest, to which copies can be held by `--expect`; null
-            while it is unfinished.
+        manifest_digest: `checksum` of its manifest (the SHA-256 of its content, not of the file),
+            to which copies can be held by `--expect`; null while it is unfinished.
         model: the model that it is or was made with; null if there is none or it is unfinished.
         license: of its model or its texts, or of each model that it was made from; null if it is
             unknown.

@@ -1,5 +1,7 @@
 """Publishing to a folder and to S3: a store with a card beside its artifacts."""
 
+import json
+
 import pytest
 
 import fusestore as fs
@@ -69,6 +71,10 @@ def test_what_is_published_can_be_held_to_a_digest(store, command, tmp_path):
     card = (target / "README.md").read_text()
     # What the card says is what a pull can be held to.
     assert all(digest in card for digest in digests.values())
+    manifest = target / "caches/wide/manifest.json"
+    assert json.loads(manifest.read_bytes())["checksum"] == digests["cache/wide"]
+    assert "checksum of the manifest" in card
+    assert "SHA-256 of the manifest" not in card
     command.succeeds("pull", "cache/wide", "--from", target, "--to", tmp_path / "theirs", *held)
 
 

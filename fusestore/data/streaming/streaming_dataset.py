@@ -78,8 +78,9 @@ class StreamingFusedDataset(Stream):
             batch_size: as for `Stream`, as are the next two.
             rank: of this process.
             world_size: processes that share the stream.
-            digest: SHA-256 of the manifest, from the dataset's author; every fetched shard is
-                checked against it. A local dataset is read once to check every file.
+            digest: `checksum` of its manifest (the SHA-256 of its content, not of the file), from
+                the dataset's author; every fetched shard is checked against it. A local dataset
+                is read once to check every file.
 
         Raises:
             NotFoundError: the folder holds no complete fused dataset.

@@ -17,7 +17,8 @@ class PublishedArtifact(Frozen):
         artifact: `kind/name`.
         description: one line.
         num_bytes: bytes of its files.
-        manifest_digest: SHA-256 of its manifest, which covers all its files.
+        manifest_digest: `checksum` of its manifest, which covers all its files: the SHA-256 of the
+            manifest's content, not of the file.
         made_from: `kind/name` of what it was made from; the kind alone of what is missing.
     """
 

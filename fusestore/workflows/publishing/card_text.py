@@ -392,17 +392,20 @@ def _checksums(content: CardContent, target: str, model_id: str | None) -> str:
         ]
         for each in content.artifacts
     ]
-    heads = ["artifact", "content", "size", "made from", "SHA-256 of the manifest"]
+    heads = ["artifact", "content", "size", "made from", "checksum of the manifest"]
     if model_id is None:
         text = (
             "A manifest has the SHA-256 of every file, or of the receipts that have it. "
             f"`fusestore verify -s {_code(target)}` checks all of them. `fusestore pull --expect "
-            "KIND/NAME=SHA-256` takes nothing else; get them by another way.\n\n"
+            "KIND/NAME=CHECKSUM` takes nothing else; get them by another way. It is the key "
+            "`checksum` of `manifest.json`, a SHA-256 of its content without that key; `sha256sum` "
+            "of the file gives another number.\n\n"
         )
     else:
         name = content.artifacts[0].artifact.partition("/")[2]
         text = (
-            "`manifest.json` has the SHA-256 of every file. To check them: `hf download "
+            "`manifest.json` has the SHA-256 of every file, and its own content's as the key "
+            "`checksum`. To check them: `hf download "
             f"{model_id} --local-dir my.store/models/{name}`, then `fusestore verify "
             f"model/{name} -s my.store`.\n\n"
         )

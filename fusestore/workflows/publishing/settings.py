@@ -31,7 +31,7 @@ class PublishSettings(Frozen):
     )
     expect: tuple[str, ...] = Field(
         default=(),
-        description="SHA-256 of the artifact's manifest; anything else is not published. "
+        description="Key `checksum` of the artifact's manifest; anything else is not published. "
         "KIND/NAME=DIGEST if several artifacts are published, each once.",
         json_schema_extra={"metavar": "DIGEST"},
     )

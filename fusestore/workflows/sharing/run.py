@@ -43,8 +43,9 @@ class Shared(Frozen):
         num_bytes: bytes of these files. Those of a fused dataset that is unpacked on its way are
             known after the copy; a dry run counts the files of the source.
         already_there: whether nothing was missing.
-        manifest_digest: SHA-256 of its manifest, to which others can hold their copies by
-            `--expect`. That of the copy; of a dry run that of the source.
+        manifest_digest: `checksum` of its manifest (the SHA-256 of its content, not of the file),
+            to which others can hold their copies by `--expect`. That of the copy; of a dry run
+            that of the source.
     """
 
     artifact: str

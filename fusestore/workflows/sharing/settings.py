@@ -28,7 +28,7 @@ class CopySettings(Frozen):
     )
     expect: tuple[str, ...] = Field(
         default=(),
-        description="SHA-256 of the artifact's manifest, from its author; anything else is "
+        description="Key `checksum` of the artifact's manifest, from its author; anything else is "
         "refused. KIND/NAME=DIGEST if several artifacts are copied, each once.",
         json_schema_extra={"metavar": "DIGEST"},
     )
