@@ -15,6 +15,7 @@ import xarray
 
 import fusestore as fs
 from fusestore.store import layout
+from fusestore.store.manifest import Frozen
 
 PUBLIC = {name: getattr(fs, name) for name in fs.__all__}
 MODULES = [fs, *(value for value in PUBLIC.values() if inspect.ismodule(value))]
@@ -73,6 +74,14 @@ def test_what_a_signature_names_is_public(name):
                 continue
             assert any(found is value for value in EXPORTED), f"{found} is not exported"
             assert inspect.getdoc(found)
+
+
+def test_what_is_printed_is_as_short_as_in_a_notebook():
+    """`str` of a result with a `repr` of its own is no list of all its fields."""
+    own = [value for value in EXPORTED if inspect.isclass(value) and "__repr__" in vars(value)]
+    results = [value for value in own if issubclass(value, Frozen)]
+    assert {fs.Forecast, fs.Comparison} <= set(results)
+    assert not [value for value in results if "__str__" not in vars(value)]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -244,6 +244,8 @@ class Forecast(Frozen):
             f"{self.common:.1%} common to all sources; bits per byte on the common: {figures})"
         )
 
+    __str__ = __repr__  # Pydantic's shows every field.
+
     def notes(self) -> Iterator[str]:
         """What people must know with the tables, and the verdict."""
         yield (

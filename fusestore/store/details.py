@@ -137,6 +137,8 @@ class Details(Frozen):
         size = f"{size_text(self.num_bytes)} in {counted(self.num_files, 'file')}"
         return f"Details({self.artifact}: {self.state}, {self.description}, {size})"
 
+    __str__ = __repr__  # Pydantic's shows every field.
+
     def _repr_html_(self) -> str:
         return tables_html([self.facts()], folded=[self.settings_table()])
 

@@ -65,6 +65,8 @@ class Comparison(Frozen):
         more = f" and {len(self.rows) - 4} more" if len(self.rows) > 4 else ""
         return f"Comparison({self.corpus}/{self.split}, bits per byte: {shown}{more})"
 
+    __str__ = __repr__  # Pydantic's shows every field.
+
     def table(self) -> ShownTable:
         """The rows for people, the best first."""
         return ShownTable(
