@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from fusestore.align.kinds import ALIGNMENT_KINDS, AlignmentMethod, MapMethod, T
 from fusestore.align.tokens.pairing import align_table
 from fusestore.align.vocabulary.statistics import count_pairs
 from fusestore.align.vocabulary.vocabulary_map import map_vocabulary
-from fusestore.tokenizers.tokenizer import as_tokenizer
+from fusestore.models.spec import may_be_hub_id
+from fusestore.models.target import open_tokenizer
+from fusestore.storage.packages import SCHEME
+from fusestore.tokenizers.tokenizer import Tokenizer, as_tokenizer
 
 
 def vocabulary_map(
@@ -27,7 +31,9 @@ def vocabulary_map(
 
     Args:
         source_tokenizer: a fast Hugging Face tokenizer, a `tiktoken.Encoding`, a
-            `sentencepiece.SentencePieceProcessor`, a folder, file or hub id, or our `Tokenizer`.
+            `sentencepiece.SentencePieceProcessor`, a folder or file, a hub id (with `@REVISION` or
+            without), `package:NAME` (the model of a package), `package:NAME/PATH`, or our
+            `Tokenizer`.
         target_tokenizer: the same; swap the two for the other direction.
         method: `prefix` (the first target token of the text), `mined` (minimum edit distance,
             FuseLLM section 3.3), `exact`, or `statistical` (tokens that begin together in `texts`,
@@ -45,7 +51,7 @@ def vocabulary_map(
         InvalidInputError: an unknown method or tie break, `statistical` without texts, or texts
             for another method.
     """
-    source, target = as_tokenizer(source_tokenizer), as_tokenizer(target_tokenizer)
+    source, target = _tokenizer(source_tokenizer), _tokenizer(target_tokenizer)
     counts = None
     if texts is not None:
         counts = count_pairs(source.encode(texts, False), target.encode(texts, False))
@@ -65,7 +71,7 @@ def token_alignment(
 
     Args:
         text: one document.
-        source_tokenizer: a fast Hugging Face tokenizer, a folder or hub id, or our `Tokenizer`.
+        source_tokenizer: in the forms that `vocabulary_map` takes.
         target_tokenizer: the same.
         method: `span`, `hybrid`, `mined`, `anchored` or `exact`.
 
@@ -79,7 +85,7 @@ def token_alignment(
         IncompatibleError: a slow tokenizer, which gives no end offsets.
         InvalidInputError: an unknown method.
     """
-    source, target = as_tokenizer(source_tokenizer), as_tokenizer(target_tokenizer)
+    source, target = _tokenizer(source_tokenizer), _tokenizer(target_tokenizer)
     position, kind = align_table(
         source.encode([text], add_bos=False),
         target.encode([text], add_bos=False),
@@ -94,3 +100,14 @@ def token_alignment(
             "kind": pl.Series(ALIGNMENT_KINDS, dtype=pl.String).gather(kind),
         }
     )
+
+
+def _tokenizer(tokenizer: Any) -> Tokenizer:  # noqa: ANN401
+    """The tokenizer; `load_tokenizer` itself knows files and folders, but no models of packages."""
+    if isinstance(tokenizer, str) and (tokenizer.startswith(SCHEME) or _names_revision(tokenizer)):
+        return open_tokenizer(tokenizer)
+    return as_tokenizer(tokenizer)
+
+
+def _names_revision(spec: str) -> bool:
+    return "@" in spec and may_be_hub_id(spec) and not Path(spec).exists()

