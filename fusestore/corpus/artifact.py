@@ -85,7 +85,9 @@ class CorpusKind(ArtifactKind):
         return replace(files, groups=tuple(groups))
 
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
-        """The documents against their receipt, tokens against their manifests."""
+        """The documents against their receipt, finished tokens against their manifests."""
+        from fusestore.corpus.tokenize import is_unfinished
+
         if not artifact.complete:
             return super().check(store, artifact, quick=quick)
         location = artifact.location
@@ -105,6 +107,9 @@ class CorpusKind(ArtifactKind):
                 findings.append(Finding(LICENSE_FILE, "is of another corpus"))
         for name in (location / _TOKENS.removesuffix("/")).list():
             file = f"{_TOKENS}{name}/{MANIFEST_FILE}"
+            if is_unfinished(location / f"{_TOKENS}{name}"):
+                # No damage: a killed process left them, and whoever needs them makes them anew.
+                continue
             tokens = load_or_report(TokensManifest, location, file, findings)
             if tokens is None:
                 continue

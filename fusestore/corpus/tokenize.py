@@ -25,6 +25,7 @@ from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.array_reader import ArrayReader
 from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
+from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.layout import Store
 from fusestore.store.receipts import FileRecord
 from fusestore.store.stored_size import listing_problem
@@ -172,6 +173,16 @@ def store_corpus_tokens(
     )
     manifest.save(location / "manifest.json")
     return StoredTokens(location, manifest)
+
+
+def is_unfinished(location: Location) -> bool:
+    """Whether tokens are still to be written: a folder without their manifest and its last files.
+
+    With those files the manifest may have been lost.
+    """
+    if (location / MANIFEST_FILE).exists():
+        return False
+    return not all((location / spec.name / "zarr.json").exists() for spec in token_arrays(1, 1))
 
 
 def find_corpus_tokens(corpus: Corpus, tokenizer_digest: str) -> list[StoredTokens]:

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from fusestore.store.layout import Store
+from fusestore.workflows.repair import repair_store
 from fusestore.workflows.verification import verify_store
 from tests.helpers.store_files import artifact_of, one_of_each
 from tests.helpers.tiny_job import write_fusion
@@ -23,6 +24,19 @@ def test_a_sound_store(command, store):
         ],
     }
     command.succeeds("verify", "--store", store, "--quick")
+
+
+def test_tokens_that_a_killed_capture_left_are_no_damage(store):
+    """They are made anew by whoever needs them; a lost manifest of whole ones is found."""
+    opened = Store.open(store)
+    tokens = min((store / "corpora/addresses/tokens").iterdir())
+    (tokens / "manifest.json").unlink()
+    [finding] = verify_store(opened, "corpus/addresses")["corpus/addresses"]
+    assert finding.file == f"tokens/{tokens.name}/manifest.json"
+    # The last file that is written before the manifest.
+    (tokens / "document_offsets/zarr.json").unlink()
+    assert verify_store(opened, "corpus/addresses") == {"corpus/addresses": []}
+    assert repair_store(opened, "corpus/addresses") == {}
 
 
 @pytest.mark.slow
