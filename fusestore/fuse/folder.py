@@ -112,12 +112,16 @@ class FusedFolder:
             InvalidInputError: a document is longer than a window may be; nothing was written.
         """
         # Made before anything is written: windows may be too short for the documents.
-        metadata = self.metadata
+        _ = self.metadata
         write_fingerprint(self.location, self.plan, "Fused dataset")
         if (self.location / MANIFEST_FILE).exists():
             return
         remove_abandoned(self.location)
-        for path, data in metadata.items():
+        self.write_metadata()
+
+    def write_metadata(self) -> None:
+        """Write the arrays' metadata and the windows' beginnings, where they are not yet."""
+        for path, data in self.metadata.items():
             file = self.location / path
             if not (file.exists() and file.read_bytes() == data):
                 publish(file, data)
@@ -158,6 +162,17 @@ class FusedFolder:
 
     def complete(self) -> FusedManifest | None:
         """Write the manifest if no shard is missing; else return None."""
+        manifest = self.to_manifest()
+        if manifest is None:
+            return None
+        manifest.save(self.location / MANIFEST_FILE)
+        remove_locks(self.location)
+        # Of a writer that was killed since this one began.
+        remove_abandoned(self.location)
+        return manifest
+
+    def to_manifest(self) -> FusedManifest | None:
+        """The manifest of the shards that there are; None if one is missing."""
         receipts = []
         if len(self.finished()) < self.num_shards:
             return None
@@ -172,12 +187,7 @@ class FusedFolder:
             metadata[receipt_path(receipt.part)] = FileRecord.of(receipt.to_bytes())
         num_windows = len(self.fusion.window_starts) - 1
         manifest = _manifest(self.plan, num_windows, receipts, metadata)
-        manifest = manifest.model_copy(update={"made_from": _teachers(self.fusion)})
-        manifest.save(self.location / MANIFEST_FILE)
-        remove_locks(self.location)
-        # Of a writer that was killed since this one began.
-        remove_abandoned(self.location)
-        return manifest
+        return manifest.model_copy(update={"made_from": _teachers(self.fusion)})
 
     @cached_property
     def metadata(self) -> Mapping[str, bytes]:

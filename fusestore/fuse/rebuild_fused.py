@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from fusestore.errors import CorruptionError, IncompatibleError
+from fusestore.errors import CorruptionError, IncompatibleError, StorageError
 from fusestore.fuse.folder import PLAN_FILE, FusedFolder
+from fusestore.fuse.locks import remove_locks
 from fusestore.fuse.manifest import FusedManifest, FusedReceipt, FusionPlan
-from fusestore.fuse.materialize import materialize
 from fusestore.fuse.resolve import find_inputs
 from fusestore.storage.location import Location
-from fusestore.storage.publish import publish, retract
+from fusestore.storage.publish import publish, remove_abandoned, retract, sync_folders
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.copy import matches
 from fusestore.store.layout import Store
+from fusestore.store.leases import LEASE_FOLDER, remove_leases
 from fusestore.store.manifest import check_repaired
 
 
 def rebuild_fused(store: Store, name: str) -> None:
     """Fuse the damaged shards again, and replace other damaged files.
 
-    Of an unfinished dataset the damaged shards are removed: they are made when they are read.
+    The manifest of a complete dataset stays meanwhile: what a killed repair leaves is a complete
+    dataset with damage, which the next repair finds. Of an unfinished dataset the damaged shards
+    are removed: they are made when they are read.
 
     Raises:
         NotFoundError, CorruptionError: an input is missing or damaged.
@@ -40,16 +43,29 @@ def rebuild_fused(store: Store, name: str) -> None:
             f"{location} was made from other caches, maps or alignments than the store has now. "
             "Restore them, or fuse again under another name."
         )
+    remove_abandoned(location)
     if kept != plan:
-        # Before the manifest goes: if this process is killed, one of the two still has the recipe.
         publish(location / PLAN_FILE, plan.to_bytes())
-    retract(location / MANIFEST_FILE)
     _remove_damaged(location, plan)
-    if complete:
-        check_repaired(old, materialize(folder), location)
-    else:
+    if not complete:
         folder.begin()
         folder.complete()
+        return
+    folder.write_metadata()
+    for shard in range(folder.num_shards):
+        folder.make_shard(shard)
+    made = folder.to_manifest()
+    if made is None:
+        raise StorageError(
+            f"Shards of {location} disappear while others are made. Find out what else writes to "
+            "that folder, then run the same command again."
+        )
+    if made != old:
+        sync_folders(location)
+        publish(location / MANIFEST_FILE, made.to_bytes())
+    remove_leases(location / LEASE_FOLDER)
+    remove_locks(location)
+    check_repaired(old, made, location)
 
 
 def _remove_damaged(location: Location, plan: FusionPlan) -> None:

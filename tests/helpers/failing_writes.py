@@ -108,6 +108,14 @@ STAGES = {
         needs_torch=False,
         removes=True,
     ),
+    # Killed behind the last receipt it leaves a sound dataset, and the lock of that shard.
+    "repair": Stage(
+        "verify fused/mince --repair -s {store}",
+        ("fused/mince/tail/c/0", "fused/mince/tail/zarr.json"),
+        needs_torch=False,
+        removes=True,
+        other_bytes=r"/\.tmp-locks/",
+    ),
     "init": Stage("init {work}/deep/er/fusion.toml", needs_torch=False),
     "script": Stage(
         f"{FUSE} --materialize --executor slurm --script {{work}}/job.sh", needs_torch=False
@@ -186,7 +194,7 @@ class _Workshop:
         _rows_to_import(self._folder / "work/rows.npz")
 
     def run(self, chosen: int = 0, number: int = 0, stays: bool = False) -> tuple[int, str, int]:
-        """Exit code, standard error and number of operations of the command in a fork."""
+        """Exit code, what it printed and number of operations of the command in a fork."""
         said = self._folder.with_suffix(".said")
         child = os.fork()
         if child == 0:
@@ -208,7 +216,7 @@ class _Workshop:
         tempfile.tempdir = None
         file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(file, 1)
         faults = ctypes.CDLL(os.environ["LD_PRELOAD"])
         faults.faults_last.restype = ctypes.c_char_p
         from fusestore_cli.app import run_command
@@ -262,7 +270,8 @@ class _Workshop:
                 return [f"{chosen}: ended with {code} before it was killed"]
         elif not last:
             return [f"{chosen}: fewer operations than before"]
-        message = said.partition("Error: ")[2].strip()
+        # What a repair could not do stands in its output, by artifact.
+        message = said.partition("Error: " if "Error: " in said else "not repaired: ")[2].strip()
         flat = " ".join(message.split())
         if code not in (0, 1):
             found.append(f"exit code {code}")
@@ -276,7 +285,7 @@ class _Workshop:
                 n: d for n, d in self._before.items() if n.startswith("store/") and n[-1] != "/"
             }
             changed = [n for n, d in kept.items() if now.get(n) != d]
-            if self._stage.command[0] != "verify" and changed:
+            if changed:
                 found.append(f"changed {changed[:3]}")
         if code == 0 and number != KILLED:
             outcome = self.difference()
