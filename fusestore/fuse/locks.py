@@ -13,11 +13,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fusestore.storage.file_lock import locked
+from fusestore.storage.file_lock import is_free, locked
 from fusestore.storage.location import Location
 from fusestore.storage.packages import user_cache_folder
 from fusestore.storage.publish import TEMPORARY_PREFIX
 from fusestore.store.receipts import shard_part
+
+LOCK_FOLDER = f"{TEMPORARY_PREFIX}locks"
+"""In the folder of a local fused dataset."""
 
 
 @contextlib.contextmanager
@@ -44,9 +47,30 @@ def remove_locks(folder: Location) -> None:
     shutil.rmtree(lock_folder(folder), ignore_errors=True)
 
 
+def is_lock(path: str) -> bool:
+    """Whether a file of a store, by its path, lies where locks are."""
+    return path.split("/")[-2:-1] == [LOCK_FOLDER]
+
+
+def remove_free_lock(file: Location, *, dry_run: bool = False) -> bool:
+    """Remove the file of a lock if nobody holds the lock; whether nobody does.
+
+    Args:
+        file: for which `is_lock` holds.
+        dry_run: only say so.
+    """
+    if not file.is_local or file.leads_out or not is_free(file.path, remove=not dry_run):
+        return False
+    if not dry_run:
+        # Who makes a lock there at this moment makes the folder again.
+        with contextlib.suppress(OSError):
+            file.parent.path.rmdir()
+    return True
+
+
 def lock_folder(folder: Location) -> Path:
     """The folder of a fused dataset's locks, outside what is published."""
     if folder.is_local:
-        return (folder / f"{TEMPORARY_PREFIX}locks").path
+        return (folder / LOCK_FOLDER).path
     digest = hashlib.sha256(folder.url.encode()).hexdigest()
     return user_cache_folder() / "locks" / digest[:32]

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 
 from fusestore.errors import InvalidInputError
 from fusestore.storage.disk_errors import disk_errors
@@ -41,6 +41,26 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_free(path: Path, *, remove: bool = False) -> bool:
+    """Whether nobody holds the lock that a file stands for; does not wait.
+
+    Of a file that cannot be locked, as on a filesystem without locks, that is not known: False.
+
+    Args:
+        path: the file, which exists.
+        remove: whether to remove it, while this process holds it. A process that opened it before
+            finds, once it has the lock, that the file has lost its name, and makes a new one.
+    """
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        with lock:
+            if remove:
+                path.unlink(missing_ok=True)
+    except (Timeout, OSError):
+        return False
+    return True
 
 
 def _acquire(lock: BaseFileLock, path: Path) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import fusestore as fs
+from fusestore.storage.file_lock import locked
 from fusestore.storage.publish import MACHINE, publish
 from fusestore.store.inventory import list_artifacts
 from fusestore.store.layout import Store
@@ -54,6 +55,25 @@ def test_leftovers_go_and_artifacts_stay(some):
     (some.cache("small") / living).delete()
     (some.location / "caches/mine").delete()
     assert hashes(some.location) == sound
+
+
+def test_locks_that_nobody_holds_go(store):
+    """Of an unfinished dataset: a killed process left one, another one makes a shard now."""
+    folder = store / "fused/mixed"
+    (folder / "manifest.json").unlink()
+    (folder / "receipts/000000.json").unlink()
+    locks = folder / ".tmp-locks"
+    locks.mkdir()
+    (locks / "000000").touch()
+    with locked(locks / "000001"):
+        planned = collect_garbage(Store.open(store), NOW, dry_run=True)
+        assert [item.path for item in planned.items] == ["fused/mixed/.tmp-locks/000000"]
+        assert collect_garbage(Store.open(store), NOW).items == planned.items
+        assert [path.name for path in locks.iterdir()] == ["000001"]
+    assert found(Store.open(store)) == {
+        "fused/mixed/.tmp-locks/000001": "lock of a shard that no process holds"
+    }
+    assert not locks.exists()
 
 
 @S3_IS_SLOW

@@ -5,13 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from fusestore.data.shard_cache.cache_folder import ShardFolder
 from fusestore.data.shard_cache.flock import lock_shared, locked_alone
 from fusestore.fuse.locks import shard_lock
-from fusestore.storage.file_lock import locked
+from fusestore.storage.file_lock import is_free, locked
 from fusestore.storage.location import Location
 
 
@@ -77,6 +79,33 @@ def test_the_lock_of_an_open_file_ends_with_its_block(tmp_path):
             lock_shared(file)
             fork()
         assert not can_be_locked(path)
+
+
+def test_who_waits_for_a_lock_that_is_removed_holds_another(tmp_path, monkeypatch):
+    """`gc` removes locks that nobody holds, and somebody may open one at that moment."""
+    path, ended, held = tmp_path / "lock", threading.Event(), threading.Event()
+
+    def hold():
+        with locked(path):
+            held.set()
+            ended.wait(60)
+
+    holder, unlink = threading.Thread(target=hold), Path.unlink
+
+    def late(self, missing_ok=False):
+        holder.start()
+        assert not held.wait(0.1)
+        unlink(self, missing_ok)
+
+    path.touch()
+    monkeypatch.setattr(Path, "unlink", late)
+    assert is_free(path, remove=True)
+    assert held.wait(60)
+    assert path.exists()
+    assert not is_free(path, remove=True)
+    ended.set()
+    holder.join()
+    assert is_free(path)
 
 
 def test_a_lock_ends_with_its_process(tmp_path):

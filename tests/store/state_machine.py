@@ -452,12 +452,7 @@ class StoreMachine(RuleBasedStateMachine):
             surely=True,
         )
         if end == "done":
-            # Locks of an unfinished dataset say nothing of who holds them.
-            left = [
-                path
-                for path in files_below(self.roots[at])
-                if "/.tmp-" in f"/{path}" and "/.tmp-locks/" not in path
-            ]
+            left = [path for path in files_below(self.roots[at]) if "/.tmp-" in f"/{path}"]
             assert left == [], f"gc left {left}"
             begun = [each for each in self.listed[at].values() if not each.complete]
             if unfinished:

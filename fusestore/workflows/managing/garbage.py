@@ -1,8 +1,8 @@
 """Clearing up: what nothing in a store can use, and what its stages would make again by themselves.
 
-Removed are temporary files of processes that have ended, leases of complete artifacts, tokens of an
-earlier corpus, and vocabularies, maps and fits that no artifact was made from. Unfinished artifacts
-can be continued, so they are removed only on request.
+Removed are temporary files of processes that have ended, locks that nobody holds, leases of
+complete artifacts, tokens of an earlier corpus, and vocabularies, maps and fits that no artifact
+was made from. Unfinished artifacts can be continued, so they are removed only on request.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import Field
 
+from fusestore.fuse.locks import is_lock, remove_free_lock
 from fusestore.storage.objects import ListedFile
 from fusestore.storage.publish import is_abandoned, storage_clock
 from fusestore.store.details import newest
@@ -115,6 +116,16 @@ def collect_garbage(
         for path, file in files.items()
         if is_abandoned(path.rpartition("/")[2], file.modified, clock)
     ]
+    items += [
+        GarbageItem(
+            path=path,
+            reason="lock of a shard that no process holds",
+            num_bytes=file.num_bytes,
+            num_files=1,
+        )
+        for path, file in files.items()
+        if is_lock(path) and remove_free_lock(store.location / path, dry_run=True)
+    ]
     by_artifact = files_by_artifact(store, list(lineage.artifacts), files)
     whole: list[tuple[Artifact, str]] = list(_unused(lineage, by_artifact, now, settings))
     unused = {artifact.path for artifact, _ in whole}
@@ -136,7 +147,12 @@ def collect_garbage(
             whole += [(artifact, reason)] if reason else []
     if not dry_run:
         for item in items:
-            (store.location / item.path).delete()
+            file = store.location / item.path
+            if is_lock(item.path):
+                # Unless a process holds it by now.
+                remove_free_lock(file)
+            else:
+                file.delete()
         for artifact, _ in whole:
             remove_folder(artifact.location, by_artifact[artifact.path])
     items += [
