@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
 from fusestore.data.dataset import FusedDataset, open_fused, open_unfinished
-from fusestore.errors import NotFoundError
+from fusestore.errors import FusestoreError, NotFoundError
 from fusestore.fuse.manifest import FusedManifest, FusionPlan
 from fusestore.storage.location import Location
 from fusestore.store.artifact_files import FINGERPRINT_FILE
+from fusestore.store.inventory import name_by_digest
 from fusestore.store.layout import Store
 
 if TYPE_CHECKING:
@@ -154,9 +156,20 @@ class Fused:
         except NotFoundError:
             return f"{start}: not begun)"
         recipe = plan.recipe
-        sources = ", ".join(source.cache for source in recipe.sources)
+        sources = ", ".join(self._names_of_sources(plan))
         state = "complete" if self.complete else "made when it is read"
         return (
             f"{start}: {recipe.strategy} of {sources} on split {recipe.split!r}, "
             f"{plan.num_tokens:,} target tokens, {state})"
         )
+
+    def _names_of_sources(self, plan: FusionPlan) -> list[str]:
+        """Those that the store has now; of a remote store, which would be asked, the plan's."""
+        names = [source.cache for source in plan.recipe.sources]
+        if self.store.location.is_local:
+            with contextlib.suppress(FusestoreError):
+                return [
+                    name_by_digest(self.store, "cache", each.cache_digest, name)
+                    for each, name in zip(plan.inputs, names, strict=True)
+                ]
+        return names

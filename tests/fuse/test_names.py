@@ -34,6 +34,17 @@ def test_a_handle_says_what_it_holds(small):
     assert [streamed[index] for index in range(len(windows))] == windows
 
 
+def test_a_handle_shows_the_names_that_sources_have_now(small):
+    fs.open_recipe(small.root, small.recipe(), "renamed")
+    handle = fs.Fused(small.store, small.store.fused("renamed"))
+    folder = small.store.cache("other").path
+    renamed = folder.rename(folder.with_name("new"))
+    assert "uniform of own, new on split 'train'" in repr(handle)
+    gone = renamed.rename(folder.parent.parent / "gone")
+    assert "uniform of own, other on split 'train'" in repr(handle)
+    gone.rename(folder)
+
+
 def test_caches_and_alignments_say_what_they_are(small):
     shown = repr(open_alignment(small.store.alignment("other--target")))
     for part in ("'other--target'", small.root.removeprefix("file://"), "method span", "span "):
