@@ -30,6 +30,7 @@ PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14")
 IMPORT_ALL = "import fusestore as fs; [getattr(fs, name) for name in fs.__all__]"
 
 REVEALED = (
+    'Revealed type is "tuple[fusestore.fuse.recipe.RecipeSource, ...]"',
     'Revealed type is "fusestore.api.Store"',
     'Revealed type is "fusestore.cache.reader.Cache"',
     'Revealed type is "fusestore.data.fused.Fused"',

@@ -21,6 +21,7 @@ from fusestore.models.placement import DeviceMap, Placement, parse_memory
 from fusestore.models.precision import DtypeSetting
 from fusestore.models.quantization import Quantization
 from fusestore.store.codec import MAX_STEP, MIN_STEP
+from fusestore.store.listed import Listed, listed
 from fusestore.store.presets import SettingsWithPresets
 
 AuditBy = Literal["auto", "transformers", "engine", "off"]
@@ -124,8 +125,8 @@ class CaptureSettings(SettingsWithPresets):
         description="Name of the model at the server. By default the only one that it serves.",
         json_schema_extra={**_ENGINE, "metavar": "NAME"},
     )
-    server: tuple[str, ...] = Field(
-        default=(),
+    server: Listed[str, str] = Field(
+        default=listed(),
         description="URL of a server of `engine`, such as http://localhost:8000. Several share "
         "the documents.",
         json_schema_extra={**_ENGINE, "metavar": "URL"},
@@ -215,8 +216,8 @@ class CaptureSettings(SettingsWithPresets):
         "one device.",
         json_schema_extra=_LARGE,
     )
-    max_memory: tuple[str, ...] = Field(
-        default=(),
+    max_memory: Listed[str, str] = Field(
+        default=listed(),
         description="With `device_map`: memory that weights may take on one device, such as "
         "0=70GiB for the first GPU or cpu=200GiB. Devices that are not named are not used.",
         json_schema_extra={**_LARGE, "metavar": "DEVICE=SIZE"},

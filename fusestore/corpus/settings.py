@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from fusestore.corpus.conversation_forms import InputForm
+from fusestore.store.listed import Listed, listed
 from fusestore.store.manifest import Frozen
 from fusestore.tokenizers.chat_template import GENERATION_PROMPT, RESERVED
 from fusestore.tokenizers.conversation import TrainOn
@@ -99,8 +100,8 @@ class CorpusSettings(Frozen):
         "of their names.",
         json_schema_extra=_SPLITS,
     )
-    held_out_pattern: tuple[str, ...] = Field(
-        default=(),
+    held_out_pattern: Listed[str, str] = Field(
+        default=listed(),
         description="Shell pattern of file names. Source documents that match are in the split "
         "held_out.",
         json_schema_extra={**_SPLITS, "names": ["--held-out"], "metavar": "PATTERN ..."},

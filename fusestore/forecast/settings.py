@@ -7,6 +7,7 @@ from typing import get_args
 from pydantic import Field, field_validator
 
 from fusestore.fuse.choices import Granularity
+from fusestore.store.listed import Listed, listed
 from fusestore.store.manifest import Frozen
 
 
@@ -20,15 +21,17 @@ class ForecastSettings(Frozen):
         "that no model trains on.",
         json_schema_extra={"metavar": "NAME"},
     )
-    strategies: tuple[str, ...] = Field(
-        default=("mince", "avgce", "packllm", "uniform", "temperature", "em", "loglinear", "gate"),
+    strategies: Listed[str, str] = Field(
+        default=listed(
+            "mince", "avgce", "packllm", "uniform", "temperature", "em", "loglinear", "gate"
+        ),
         description="Strategies to compare, each over all sources. The recipe's strategy is "
         "always compared. By default those that are fitted are left out if the corpus has no "
         "split to fit them on.",
         json_schema_extra={"names": ["--compare"], "metavar": "STRATEGY ..."},
     )
-    granularities: tuple[Granularity, ...] = Field(
-        default=get_args(Granularity),
+    granularities: Listed[Granularity, Granularity] = Field(
+        default=listed(*get_args(Granularity)),
         description="Granularities to compare. The recipe's granularity is always compared.",
         json_schema_extra={"names": ["--compare-by"]},
     )

@@ -40,6 +40,7 @@ from fusestore.fuse.choices import (
 )
 from fusestore.storage.location import Location
 from fusestore.store.codec import MAX_STEP, MIN_STEP
+from fusestore.store.listed import Listed, listed
 from fusestore.store.manifest import Frozen, canonical_json, digest_bytes
 from fusestore.store.presets import SettingsWithPresets
 from fusestore.store.settings_file import check_keys, parse_settings, read_settings_file
@@ -103,7 +104,7 @@ class Recipe(SettingsWithPresets):
         }
     }
 
-    sources: tuple[SourceEntry, ...] = Field(
+    sources: Listed[SourceEntry, str | RecipeSource] = Field(
         min_length=1,
         description="Distribution caches to fuse, each with its weight for `strategy` weighted. "
         "Of equal scores, that of the cache that is listed first wins.",
@@ -173,8 +174,8 @@ class Recipe(SettingsWithPresets):
         json_schema_extra=_WEIGHTING,
     )
     # By a `mined` pair the source has read other text than the target.
-    kinds: tuple[AcceptedKind, ...] = Field(
-        default=("span", "inside"),
+    kinds: Listed[AcceptedKind, AcceptedKind] = Field(
+        default=listed("span", "inside"),
         min_length=1,
         description="Alignment kinds that may supervise a position. span: both tokens end at the "
         "same byte. inside: the target's token ends inside the source's; the row before it, "

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from fusestore.errors import InvalidInputError
 from fusestore.models.precision import Dtype
+from fusestore.store.listed import Listed, listed
 from fusestore.store.manifest import Frozen
 
 MergeMethod = Literal["linear", "slerp", "task_arithmetic", "ties", "varm", "sce"]
@@ -29,8 +30,8 @@ class MergeSettings(Frozen):
         description="Merging method. slerp takes exactly two models; task_arithmetic, ties, varm "
         "and sce need a base model.",
     )
-    weights: tuple[float, ...] = Field(
-        default=(),
+    weights: Listed[float, float] = Field(
+        default=listed(),
         description="One weight for each model, in order. By default all are 1. Only their "
         "proportions matter, except for task_arithmetic, where they may be negative. varm and sce "
         "compute their own.",

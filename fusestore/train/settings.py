@@ -14,6 +14,7 @@ from fusestore.losses.objective import (
     TailMode,
 )
 from fusestore.models.precision import PrecisionSetting
+from fusestore.store.listed import Listed, listed
 from fusestore.store.manifest import Frozen, is_stored
 from fusestore.store.presets import SettingsWithPresets
 
@@ -48,8 +49,8 @@ class LoraSettings(Frozen):
         description="Dropout probability of the input of each LoRA update, in training.",
         json_schema_extra=_LORA,
     )
-    target_modules: tuple[str, ...] = Field(
-        default=(),
+    target_modules: Listed[str, str] = Field(
+        default=listed(),
         description="Names, or ends of names such as q_proj, of the layers that LoRA adapts. By "
         "default every linear layer except the output head.",
         json_schema_extra={**_LORA, "metavar": "NAME ..."},

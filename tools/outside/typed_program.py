@@ -18,6 +18,11 @@ def run(url: str, texts: list[str], model: str) -> None:
     sources = (fs.RecipeSource(cache="large"),)
     recipe = fs.Recipe(sources=sources, target="large", window_length=64)
     fused = store.fuse("fused", recipe)
+    names = ["large", "small"]
+    fs.Recipe(sources=names, kinds=["span"], target="large", window_length=64)
+    fs.CorpusSettings(held_out_pattern=["20*"], max_length=512)
+    fs.CopySettings(expect=["0d5a"])
+    reveal_type(recipe.sources)
     reveal_type(store)
     reveal_type(cache)
     reveal_type(fused)

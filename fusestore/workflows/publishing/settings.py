@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, JsonValue, field_validator
 
 from fusestore.store.copy import FILES_AT_ONCE
+from fusestore.store.listed import Listed, listed
 from fusestore.store.manifest import Frozen
 from fusestore.store.registry import split_path
 
@@ -29,8 +30,8 @@ class PublishSettings(Frozen):
         description="Number of files copied at the same time.",
         json_schema_extra={"short": "-j"},
     )
-    expect: tuple[str, ...] = Field(
-        default=(),
+    expect: Listed[str, str] = Field(
+        default=listed(),
         description="Key `checksum` of the artifact's manifest; anything else is not published. "
         "KIND/NAME=DIGEST if several artifacts are published, each once.",
         json_schema_extra={"metavar": "DIGEST"},
@@ -53,8 +54,8 @@ class PublishSettings(Frozen):
         "in cache/teacher=apache-2.0 or corpus/texts=cc-by-4.0.",
         json_schema_extra={**_CARD, "metavar": "KIND/NAME=LICENSE ..."},
     )
-    language: tuple[str, ...] = Field(
-        default=(),
+    language: Listed[str, str] = Field(
+        default=listed(),
         description="Language of the texts, such as en.",
         json_schema_extra={**_CARD, "metavar": "CODE ..."},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fusestore.store.copy import FILES_AT_ONCE
+from fusestore.store.listed import Listed, listed
 from fusestore.store.manifest import Frozen
 
 
@@ -26,8 +27,8 @@ class CopySettings(Frozen):
         default=False,
         description="Also read files that were copied before; replace damaged ones.",
     )
-    expect: tuple[str, ...] = Field(
-        default=(),
+    expect: Listed[str, str] = Field(
+        default=listed(),
         description="Key `checksum` of the artifact's manifest, from its author; anything else is "
         "refused. KIND/NAME=DIGEST if several artifacts are copied, each once.",
         json_schema_extra={"metavar": "DIGEST"},
