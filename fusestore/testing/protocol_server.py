@@ -3,7 +3,7 @@
 It is a real server on the loopback, with real rows of a model, and does what the servers do where
 their protocols are odd: the first element is null, a row has the token's own entry first and the k
 most likely after it, ids are keys in strings, −inf is −9999, ties come in any order, flat arrays
-fall back to lists. `docs/capture.md` says what was read in which version. Faults are injected into
+fall back to lists. `docs/engines.md` says what was read in which version. Faults are injected into
 the next requests, in an order that is given or drawn.
 """
 

@@ -45,7 +45,7 @@ def addresses(tmp_path_factory):
 def test_rows_of_packaged_models(
     addresses, packaged_model, package, label_mean, label_max, entry_mean, bits_per_byte
 ):
-    """What 8-bit activations move; measured figures are in docs/capture.md."""
+    """What 8-bit activations move; measured figures are in docs/engines.md."""
     store, corpus, num_bytes = addresses
     own = capture(
         store,
