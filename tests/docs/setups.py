@@ -164,11 +164,11 @@ def _save_tokenizer(folder: str, tokens: list[bytes]) -> None:
 
 
 def _demo(start: Start) -> Names:
-    store = start.store(".demo/store")
-    start.model(".demo/student")
+    store = start.store("fusestore-demo/store")
+    start.model("fusestore-demo/student")
     settings = fs.TrainSettings(max_steps=2, eval_every=1, precision="float32")
     evaluate = ("addresses", "held_out")
-    store.train("again", ".demo/student", "demo", settings, evaluate=evaluate)
+    store.train("again", "fusestore-demo/student", "demo", settings, evaluate=evaluate)
     return {}
 
 
@@ -367,7 +367,7 @@ def _to_publish(start: Start) -> Names:
 
 
 def _demo_store(start: Start) -> Names:
-    start.store(".demo/store")
+    start.store("fusestore-demo/store")
     return {}
 
 
