@@ -67,6 +67,7 @@ def test_capture_by_two_processes_one_killed(command, job, store, tmp_path, monk
     assert hashes(Location.parse(store)) == hashes(Location.parse(whole))
 
 
+@pytest.mark.slow
 def test_fuse_by_two_processes_one_killed(command, store, tmp_path, monkeypatch):
     whole = Path(shutil.copytree(store, tmp_path / "whole"))
     command.succeeds(*fuse_of(whole))

@@ -68,6 +68,7 @@ def test_every_kind_of_lost_file_is_repaired(store, models):
     damaged_each(store, one_of_each_kind(store), models, lambda path: path.unlink())
 
 
+@pytest.mark.slow
 def test_much_damage_at_once(command, store, models):
     """One of everything, repaired in the order in which artifacts are made."""
     whole = hashes(Location.parse(store))

@@ -36,7 +36,9 @@ def test_a_killed_repair_of_a_fingerprint_loses_no_recipe(fusion, tmp_path, arti
         shutil.rmtree(store.location.path)
 
 
-@pytest.mark.parametrize("file", ["tail/c/0", "manifest.json"])
+@pytest.mark.parametrize(
+    "file", [pytest.param("tail/c/0", marks=pytest.mark.slow), "manifest.json"]
+)
 def test_a_killed_repair_of_a_fused_dataset_is_finished_by_the_same_repair(fusion, tmp_path, file):
     """Whenever it was killed: what it left is still damaged, or whole."""
     path = f"{fusion.artifacts['fused/f']}/{file}"
