@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from fusestore.cache.reader import Cache
-from fusestore.errors import NotFoundError
+from fusestore.errors import NotFoundError, StorageError
 from fusestore.fuse.choices import KIND_NAMES
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.layout import fused_arrays
@@ -163,12 +163,32 @@ class FusedFolder:
     def complete(self) -> FusedManifest | None:
         """Write the manifest if no shard is missing; else return None."""
         manifest = self.to_manifest()
-        if manifest is None:
-            return None
+        if manifest is not None:
+            self.save(manifest)
+        return manifest
+
+    def save(self, manifest: FusedManifest) -> None:
+        """Write the manifest of all shards, and clear up."""
         manifest.save(self.location / MANIFEST_FILE)
         remove_locks(self.location)
         # Of a writer that was killed since this one began.
         remove_abandoned(self.location)
+
+    def make_missing(self) -> FusedManifest:
+        """Make the shards that are missing, one after the other; the manifest of all of them.
+
+        Raises:
+            CorruptionError: an input is damaged; finished shards stay.
+            StorageError: a shard is missing afterwards.
+        """
+        for shard in range(self.num_shards):
+            self.make_shard(shard)
+        manifest = self.to_manifest()
+        if manifest is None:
+            raise StorageError(
+                f"Shards of {self.location} disappear while others are made. Find out what else "
+                "writes to that folder, then run the same command again."
+            )
         return manifest
 
     def to_manifest(self) -> FusedManifest | None:

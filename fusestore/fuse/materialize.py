@@ -76,17 +76,9 @@ def materialize(
             made.add(shard)
             report()
     report()
-    manifest = folder.complete()
-    if manifest is None:
-        # A shard that was listed as finished belongs to another plan, or lost a file since.
-        for shard in range(folder.num_shards):
-            folder.make_shard(shard)
-        manifest = folder.complete()
-    if manifest is None:
-        raise StorageError(
-            f"Shards of {folder.location} disappear while others are made. Find out what else "
-            "writes to that folder, then run the same command again."
-        )
+    # A shard that was listed as finished may belong to another plan, or have lost a file since.
+    manifest = folder.to_manifest() or folder.make_missing()
+    folder.save(manifest)
     remove_leases(folder.location / LEASE_FOLDER)
     return manifest
 

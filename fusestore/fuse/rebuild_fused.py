@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusestore.errors import CorruptionError, IncompatibleError, StorageError
+from fusestore.errors import CorruptionError, IncompatibleError
 from fusestore.fuse.folder import PLAN_FILE, FusedFolder
 from fusestore.fuse.locks import remove_locks
 from fusestore.fuse.manifest import FusedManifest, FusedReceipt, FusionPlan
@@ -52,14 +52,7 @@ def rebuild_fused(store: Store, name: str) -> None:
         folder.complete()
         return
     folder.write_metadata()
-    for shard in range(folder.num_shards):
-        folder.make_shard(shard)
-    made = folder.to_manifest()
-    if made is None:
-        raise StorageError(
-            f"Shards of {location} disappear while others are made. Find out what else writes to "
-            "that folder, then run the same command again."
-        )
+    made = folder.make_missing()
     if made != old:
         sync_folders(location)
         publish(location / MANIFEST_FILE, made.to_bytes())

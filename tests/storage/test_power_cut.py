@@ -169,7 +169,7 @@ def test_a_stage_is_resumed_after_any_cut(fusion, stage, tmp_path):
 
 # At 95 a file has its name, but the name is not durable yet; at 29 a folder.
 @pytest.mark.parametrize(
-    ("stage", "moments"),
+    ("stage", "operations"),
     [
         ("corpus/c", range(1, 29, 3)),
         ("alignment/a", (29, 95)),
@@ -178,12 +178,12 @@ def test_a_stage_is_resumed_after_any_cut(fusion, stage, tmp_path):
         pytest.param("fused/f", range(1, 260, 40), marks=pytest.mark.slow),
     ],
 )
-def test_a_stage_that_continues_what_a_killed_one_left(fusion, stage, moments, tmp_path):
+def test_a_stage_that_continues_what_a_killed_one_left(fusion, stage, operations, tmp_path):
     before = stores_before(fusion)[stage]
-    for moment in moments:
-        root = write_files(tmp_path / f"store-{moment}", before)
-        operations = record(root, fusion.stages[stage], moment)
-        check_all_cuts(before, operations, fusion, killed=True)
+    for kill_at in operations:
+        root = write_files(tmp_path / f"store-{kill_at}", before)
+        recorded = record(root, fusion.stages[stage], kill_at)
+        check_all_cuts(before, recorded, fusion, killed=True)
 
 
 @pytest.mark.parametrize("kill_at", some([None, 60], 60))

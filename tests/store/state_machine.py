@@ -386,7 +386,7 @@ class StoreMachine(RuleBasedStateMachine):
         )
 
     def may_copy(self, source: int, target: int) -> bool:
-        """Whether both stores call all things alike: a copy keeps names."""
+        """Whether both stores have the same names for their artifacts, which a copy keeps."""
         both = self.whole[source].keys() & self.whole[target].keys()
         names = all(self.whole[source][name] == self.whole[target][name] for name in both)
         return names and self.whole[source].keys() <= self.fusion.artifacts.keys()

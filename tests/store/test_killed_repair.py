@@ -57,7 +57,7 @@ def test_a_killed_repair_of_a_fused_dataset_is_finished_by_the_same_repair(fusio
         found = files_below(store.location.path)
         different = {name for name in fusion.whole if found.get(name) != fusion.whole[name]}
         assert not different, (moment, different)
-        # A lock or a temporary file of the last moments may stay until `gc`.
+        # A lock or a temporary file of the last operations may stay until `gc`.
         left = found.keys() - fusion.whole.keys()
         assert all("/.tmp-" in name for name in left), (moment, left)
         shutil.rmtree(store.location.path)
