@@ -26,6 +26,7 @@ from fusestore.store.artifact_files import (
 from fusestore.store.artifact_types import DocumentSchema, RebuildTools, TableSchema, View
 from fusestore.store.findings import Finding, check_files, load_or_report
 from fusestore.store.layout import Store
+from fusestore.store.lineage import Lineage
 from fusestore.store.receipts import FileRecord, Receipt, receipt_path
 from fusestore.store.registry import Artifact, ArtifactKind
 
@@ -86,8 +87,6 @@ class CorpusKind(ArtifactKind):
 
     def check(self, store: Store, artifact: Artifact, *, quick: bool) -> Iterable[Finding]:
         """The documents against their receipt, finished tokens against their manifests."""
-        from fusestore.corpus.tokenize import is_unfinished
-
         if not artifact.complete:
             return super().check(store, artifact, quick=quick)
         location = artifact.location
@@ -107,7 +106,7 @@ class CorpusKind(ArtifactKind):
                 findings.append(Finding(LICENSE_FILE, "is of another corpus"))
         for name in (location / _TOKENS.removesuffix("/")).list():
             file = f"{_TOKENS}{name}/{MANIFEST_FILE}"
-            if is_unfinished(location / f"{_TOKENS}{name}"):
+            if not (location / file).exists() and not _were_whole(store, artifact, name):
                 # No damage: a killed process left them, and whoever needs them makes them anew.
                 continue
             tokens = load_or_report(TokensManifest, location, file, findings)
@@ -220,6 +219,20 @@ def _token_findings(store: Store, artifact: Artifact, path: str) -> Iterable[Fin
 
 def _is_of_tokens(group: FileGroup) -> bool:
     return group.receipt is not None and group.receipt.path.startswith(_TOKENS)
+
+
+def _were_whole(store: Store, corpus: Artifact, name: str) -> bool:
+    """Whether tokens without a manifest had one: all else is there, and somebody has used them."""
+    from fusestore.corpus.tokenize import is_unfinished
+
+    if is_unfinished(corpus.location / f"{_TOKENS}{name}"):
+        return False
+    tokenizer = name.partition("-")[0]
+    return any(
+        user.complete
+        and any(i.kind == "vocabulary" and i.digest.startswith(tokenizer) for i in user.inputs)
+        for user in Lineage.of(store).used_by(corpus)
+    )
 
 
 def _token_manifests(files: Iterable[str]) -> list[str]:

@@ -25,7 +25,6 @@ from fusestore.storage.location import Location
 from fusestore.storage.publish import publish, remove_abandoned
 from fusestore.store.array_reader import ArrayReader
 from fusestore.store.arrays import ArraySpec, array_metadata, encode_shard, group_metadata
-from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.layout import Store
 from fusestore.store.receipts import FileRecord
 from fusestore.store.stored_size import listing_problem
@@ -176,12 +175,7 @@ def store_corpus_tokens(
 
 
 def is_unfinished(location: Location) -> bool:
-    """Whether tokens are still to be written: a folder without their manifest and its last files.
-
-    With those files the manifest may have been lost.
-    """
-    if (location / MANIFEST_FILE).exists():
-        return False
+    """Whether tokens without a manifest were never whole: files that precede it are missing."""
     return not all((location / spec.name / "zarr.json").exists() for spec in token_arrays(1, 1))
 
 

@@ -1,6 +1,7 @@
 """`fusestore verify`: silent on a sound store, and blind to no byte."""
 
 import random
+import shutil
 
 import pytest
 
@@ -30,6 +31,10 @@ def test_tokens_that_a_killed_capture_left_are_no_damage(store):
     """They are made anew by whoever needs them; a lost manifest of whole ones is found."""
     opened = Store.open(store)
     tokens = min((store / "corpora/addresses/tokens").iterdir())
+    # All but the manifest was written, and nothing was made with them yet.
+    shutil.copytree(tokens, tokens.with_name("0" * 16))
+    (tokens.with_name("0" * 16) / "manifest.json").unlink()
+    assert verify_store(opened, "corpus/addresses") == {"corpus/addresses": []}
     (tokens / "manifest.json").unlink()
     [finding] = verify_store(opened, "corpus/addresses")["corpus/addresses"]
     assert finding.file == f"tokens/{tokens.name}/manifest.json"
