@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -240,13 +241,10 @@ class CacheWriter:
 
     def _write_tokens(self) -> None:
         arrays, tokens, order = self._arrays, self._tokens, self._order
-        files = {
-            "zarr.json": group_metadata(
-                {"fusestore": {"kind": "cache", "format_version": self.fingerprint.format_version}}
-            )
-        }
-        files |= {
-            f"{spec.name}/zarr.json": array_metadata(spec)
+        attributes = {"kind": "cache", "format_version": self.fingerprint.format_version}
+        encoders = {"zarr.json": partial(group_metadata, {"fusestore": attributes})}
+        encoders |= {
+            f"{spec.name}/zarr.json": partial(array_metadata, spec)
             for spec in (*arrays.per_shard, *arrays.fixed)
         }
         values: tuple[npt.NDArray[Any], ...] = (
@@ -260,8 +258,9 @@ class CacheWriter:
             values += (order.rank_to_id, order.token_class, order.class_order)
         for spec, array in zip(arrays.fixed, values, strict=True):
             for shard in range(spec.num_files):
-                start, stop = spec.rows_of(shard)
-                files[spec.file_name(shard)] = encode_shard(spec, shard, array[start:stop])
+                rows = array[slice(*spec.rows_of(shard))]
+                encoders[spec.file_name(shard)] = partial(encode_shard, spec, shard, rows)
+        files = _EncodedFiles(encoders)
         sizes = self.location.sizes()
         receipt = self._files.sound_receipt(TOKENS_PART, sizes)
         if receipt is None:
@@ -296,6 +295,22 @@ class CacheWriter:
                     "that rounds in another way. Run the same command again to continue with that "
                     "order; if that fails too, delete this cache."
                 ) from error
+
+
+class _EncodedFiles(Mapping[str, bytes]):
+    """Files by path, each encoded whenever it is read: memory holds one of a large corpus."""
+
+    def __init__(self, encoders: Mapping[str, Callable[[], bytes]]) -> None:
+        self._encoders = encoders
+
+    def __getitem__(self, path: str) -> bytes:
+        return self._encoders[path]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._encoders)
+
+    def __len__(self) -> int:
+        return len(self._encoders)
 
 
 def has_tokens(location: Location, fingerprint: Fingerprint) -> bool:

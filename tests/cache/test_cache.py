@@ -4,6 +4,7 @@ import itertools
 import math
 import multiprocessing
 import pickle
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -28,6 +29,7 @@ from fusestore.storage.location import Location
 from fusestore.store.array_reader import ArrayReader
 from fusestore.store.codec import TAIL_STEP
 from fusestore.store.layout import Store
+from fusestore.tokenizers.token_table import TokenTable
 from tests.helpers.fault_proxy import FaultProxy
 
 
@@ -406,6 +408,21 @@ def test_entries_that_are_not_there_take_next_to_no_room(tmp_path, make):
         sizes.append(sum(files[f"{name}/c/0/0"] for name in ("ids", "logprobs")))
     bits_of_an_absent_entry = (sizes[1] - sizes[0]) * 8 / (3000 * 124)
     assert bits_of_an_absent_entry < 0.3
+
+
+def test_writing_tokens_takes_the_memory_of_one_file(tmp_path, make):
+    """Not of all, which may be more than the tokens themselves, given as maps of files."""
+    num_tokens = 4 << 20
+    described = make((3000,), profile="fast", rows_per_shard=1 << 18, rows_per_chunk=1024)
+    fingerprint = described.fingerprint.model_copy(update={"num_tokens": num_tokens})
+    ids, ends = np.random.default_rng(0).integers(0, 50, (2, num_tokens), np.int32)
+    tokens = TokenTable(ids, ends, np.array([0, num_tokens]))
+    tracemalloc.start()
+    CacheWriter.create(Store.open(tmp_path), "demo", fingerprint, tokens, None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    files = sum(Location.parse(tmp_path / "caches/demo").sizes().values())
+    assert peak < files / 2
 
 
 def test_slices_only(store, capture):
