@@ -124,8 +124,11 @@ def check_all_cuts(
 
 def check_sound(states: list[Files], folder: Path) -> None:
     """After no cut `verify` finds damage in what is complete: by its names and sizes."""
-    seen = {frozenset((p, len(data)) for p, data in f.items() if ".tmp-" not in p): f for f in states}
-    for number, files in enumerate(seen.values()):
+    differing = {
+        frozenset((path, len(data)) for path, data in files.items() if ".tmp-" not in path): files
+        for files in states
+    }
+    for number, files in enumerate(differing.values()):
         store = Store.open(write_files(folder / f"state-{number}", files))
         for artifact in list_artifacts(store):
             if artifact.complete:
