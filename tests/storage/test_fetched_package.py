@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from fusestore.errors import MissingDependencyError, NotFoundError, StorageError
+from fusestore.storage import fetched_package
 from fusestore.storage.fetched_package import PinnedPackage, fetch_package
 from fusestore.storage.packages import (
     fetched_packages_folder,
@@ -93,7 +94,7 @@ def test_what_the_index_lacks_is_named(wheel):
 
 
 def test_an_environment_without_an_installer_says_what_to_type(wheel, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pip", None)
+    monkeypatch.setattr(fetched_package, "_has_pip", lambda: False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(MissingDependencyError, match=f"`pip install --no-deps {NAME}==1.0`"):
         fetch_package(pinned(wheel))
