@@ -147,7 +147,7 @@ class Tokenizer:
         return ChatEncoder(
             ChatTemplate(self._hugging_face, self.name, fallback),
             variables,
-            self._unprocessed(encode_special_tokens=False),
+            self._chat_backend,
             self._ends,
             frozenset(special),
             self.bos_id,
@@ -172,6 +172,10 @@ class Tokenizer:
     @cached_property
     def _backend(self) -> Any:  # noqa: ANN401 - the tokenizers library is untyped
         return self._unprocessed(encode_special_tokens=True)
+
+    @cached_property
+    def _chat_backend(self) -> Any:  # noqa: ANN401 - as above
+        return self._unprocessed(encode_special_tokens=False)
 
     def _unprocessed(self, *, encode_special_tokens: bool) -> Any:  # noqa: ANN401 - as above
         """A copy without post-processing, which trims offsets and adds special tokens.

