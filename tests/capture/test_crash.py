@@ -27,5 +27,5 @@ def crash_many_times(captures, new_store, whole, folder, kills):
 
 
 @pytest.mark.slow
-def test_captures_killed_60_times_resume_to_the_same_bytes(captures, new_store, whole, tmp_path):
-    crash_many_times(captures, new_store, whole, tmp_path, 60)
+def test_captures_killed_30_times_resume_to_the_same_bytes(captures, new_store, whole, tmp_path):
+    crash_many_times(captures, new_store, whole, tmp_path, 30)
