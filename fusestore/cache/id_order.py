@@ -138,29 +138,28 @@ def learn_order(
         InvalidInputError: an id outside the vocabulary.
     """
     largest = max(int(ids.max()) for ids in (corpus_ids, row_tokens, row_ids) if ids.size)
-    if largest >= vocab_size:
+    smallest = int(corpus_ids.min(initial=0))
+    if largest >= vocab_size or smallest < 0:
+        wrong = smallest if smallest < 0 else largest
         raise InvalidInputError(
-            f"Token id {largest} is outside the model's vocabulary of {vocab_size}. "
+            f"Token id {wrong} is outside the model's vocabulary of {vocab_size}. "
             "The tokenizer does not belong to this model."
         )
     counts = np.bincount(row_ids[present], minlength=vocab_size).astype(np.float64)
-    counts += CORPUS_WEIGHT * np.bincount(corpus_ids, minlength=vocab_size)
+    counts += CORPUS_WEIGHT * _counts(corpus_ids, vocab_size)
     rank_to_id = np.argsort(-counts, kind="stable").astype(np.int32)
     head = min(MAX_HEAD, vocab_size)
-    id_to_rank = np.empty(vocab_size, np.int32)
-    id_to_rank[rank_to_id] = np.arange(vocab_size, dtype=np.int32)
     # −1 marks absent entries and those beyond the head, which are ignored.
-    ranks = np.where(present, id_to_rank[row_ids], -1)
-    ranks[ranks >= head] = -1
-    next_ranks = id_to_rank[corpus_ids]
-    next_ranks[next_ranks >= head] = -1
+    head_rank = np.full(vocab_size, -1, np.int32)
+    head_rank[rank_to_id[:head]] = np.arange(head, dtype=np.int32)
+    ranks = np.where(present, head_rank[row_ids], -1)
     prior = counts[rank_to_id[:head]] + 0.01
     prior *= PRIOR_ENTRIES / prior.sum()
     token_class = _first_classes(row_tokens, vocab_size)
     seen = prior + _class_counts(token_class[row_tokens], ranks, NUM_CLASSES, head)
     for _ in range(ROUNDS):
         bits = -np.log2(seen / seen.sum(axis=1, keepdims=True)).T.copy()
-        token_class = _assign(token_class, bits, row_tokens, ranks, corpus_ids, next_ranks)
+        token_class = _assign(token_class, bits, row_tokens, ranks, corpus_ids, head_rank)
         seen = prior + _class_counts(token_class[row_tokens], ranks, NUM_CLASSES, head)
     class_order = np.argsort(-seen, axis=1, kind="stable").astype(np.uint16)
     return IdOrder(rank_to_id, token_class, class_order)
@@ -173,6 +172,15 @@ def _first_classes(row_tokens: npt.NDArray[np.int32], vocab_size: int) -> npt.ND
     token_class = np.full(vocab_size, NUM_CLASSES - 1, np.uint16)
     token_class[frequent] = np.arange(len(frequent))
     return token_class
+
+
+@numba.njit(cache=True, nogil=True)
+def _counts(ids: npt.NDArray[np.int32], vocab_size: int) -> npt.NDArray[np.int64]:
+    """int64 [V]: how often each id occurs; `np.bincount` copies all ids, which are many."""
+    counts = np.zeros(vocab_size, np.int64)
+    for token in ids:
+        counts[token] += 1
+    return counts
 
 
 @numba.njit(cache=True, nogil=True)
@@ -198,7 +206,7 @@ def _assign(
     row_tokens: npt.NDArray[np.int32],
     ranks: npt.NDArray[np.int32],
     corpus_ids: npt.NDArray[np.int32],
-    next_ranks: npt.NDArray[np.int32],
+    head_rank: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.uint16]:
     """uint16 [V]: the class with the shortest code for each token; without data, the old class."""
     cost = np.zeros((len(token_class), bits.shape[1]))
@@ -207,8 +215,9 @@ def _assign(
             if rank >= 0:
                 cost[row_tokens[row]] += bits[rank]
     for i in range(len(corpus_ids) - 1):
-        if next_ranks[i + 1] >= 0:
-            cost[corpus_ids[i]] += bits[next_ranks[i + 1]]
+        rank = head_rank[corpus_ids[i + 1]]
+        if rank >= 0:
+            cost[corpus_ids[i]] += bits[rank]
     assigned = token_class.copy()
     for token in range(len(assigned)):
         if cost[token, 0] > 0.0:

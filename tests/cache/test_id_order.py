@@ -1,6 +1,7 @@
 """Orders of ids: what they must be, and that they are learnt from what they are given."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -69,6 +70,20 @@ def test_ids_outside_the_vocabulary_are_refused():
     for corpus, tokens, ids in ((outside, inside, inside), (inside, inside, outside)):
         with pytest.raises(InvalidInputError, match="Token id 7"):
             learn_order(7, corpus, tokens, ids[:, None], np.ones((1, 1), bool))
+    with pytest.raises(InvalidInputError, match="Token id -1"):
+        learn_order(7, np.array([-1], np.int32), inside, inside[:, None], np.ones((1, 1), bool))
+
+
+def test_learning_takes_no_memory_for_the_corpus():
+    """Whose tokens may be a map of a file, larger than memory."""
+    corpus = np.random.default_rng(0).integers(0, 50, 1 << 20).astype(np.int32)
+    rows = corpus[:100], corpus[:300].reshape(100, 3), np.ones((100, 3), np.bool_)
+    learn_order(50, corpus[:100], *rows)
+    tracemalloc.start()
+    learn_order(50, corpus, *rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < corpus.nbytes / 4
 
 
 @pytest.mark.parametrize(
