@@ -32,6 +32,7 @@ def compile_layers(model: Any) -> str:  # noqa: ANN401 - transformers is untyped
         layer.compile(dynamic=True)
     ids = torch.zeros(_PROBE, dtype=torch.int64, device=io_device(model))
     try:
+        _cache_by_processor()
         with torch.inference_mode():
             whole_logits(model, ids, torch.ones_like(ids))
     except Exception as error:
@@ -43,6 +44,19 @@ def compile_layers(model: Any) -> str:  # noqa: ANN401 - transformers is untyped
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         return f"not compiled: torch.compile failed ({type(error).__name__}: {reason})"
     return f"{len(layers)} layers compiled"
+
+
+def _cache_by_processor() -> None:
+    """Keep what is compiled for some instructions and threads from processes that have others.
+
+    torch 2.13 caches kernels' sources by what they compute. Those of AVX2 step by 8 numbers; where
+    they are compiled again for AVX-512, each step writes 16: rows are wrong, and memory is damaged.
+    """
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    tag = f" [{pick_vec_isa()}, {torch.get_num_threads()} threads]"
+    if tag not in torch.compiler.config.cache_key_tag:
+        torch.compiler.config.cache_key_tag += tag
 
 
 def repeated_layers(model: Any) -> list[nn.Module]:  # noqa: ANN401
