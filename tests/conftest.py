@@ -16,10 +16,10 @@ import psutil
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer  # type: ignore[import-untyped]
-from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from tests.helpers import fork_server
 from tests.helpers.made_once import made_once
+from tests.helpers.scheduling import FilesTogether
 
 # The same cases in every run, so that a red run is the change's doing. `HYPOTHESIS_PROFILE=explore`
 # looks for new ones; what it finds becomes an `@example` or a test of its own.
@@ -116,17 +116,6 @@ FEWER_CASES = {
     "tests/train/test_student.py::test_pieces_have_the_loss_and_gradients_of_the_whole": 2,
 }
 """Cases that a usual run takes of tests with many slow ones; slow runs take the others."""
-
-
-SAME_TOKENIZERS = ("tests/align/", "tests/corpus/", "tests/tokenizers/")
-"""Folders whose tests share real tokenizers: each takes seconds to make, in each process."""
-
-
-class FilesTogether(LoadFileScheduling):
-    """A process gets whole files, and all that use the same tokenizers."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "tokenizers" if nodeid.startswith(SAME_TOKENIZERS) else super()._split_scope(nodeid)
 
 
 def pytest_xdist_auto_num_workers() -> int:
