@@ -19,6 +19,7 @@ from fusestore.capture.run import capture
 from fusestore.capture.settings import CaptureSettings
 from fusestore.corpus.corpus import open_corpus
 from fusestore.errors import FingerprintMismatchError
+from fusestore.models import precision
 from fusestore.models.model import Model
 from fusestore.models.precision import PrecisionChoice, choose_precision
 from fusestore.store.layout import Store
@@ -33,13 +34,13 @@ BOTH = pytest.mark.parametrize(
 )
 
 ASK = """
-import json, torch
+import json, platform
 from fusestore.models.model import Model
-from fusestore.models.precision import choose_precision
+from fusestore.models.precision import _cpu_capabilities, choose_precision
 choice = choose_precision("cpu")
-flags = torch.cpu.get_capabilities()
+flags = _cpu_capabilities()
 has = any(flags.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-print(json.dumps([choice.value, choice.reason, has, flags["architecture"]]))
+print(json.dumps([choice.value, choice.reason, has, platform.machine()]))
 """
 
 
@@ -107,7 +108,7 @@ def test_other_limits_change_nothing():
 def test_processors_by_their_flags(monkeypatch, flags, level, onednn, expected):
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    monkeypatch.setattr(precision, "_cpu_capabilities", lambda: flags)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
     monkeypatch.setattr(torch._C, "_has_mkldnn", True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
