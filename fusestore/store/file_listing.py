@@ -101,6 +101,12 @@ class FileRun:
             "sizes_base64": base64.b64encode(self.sizes.astype("<i8").tobytes()).decode(),
         }
 
+    def has_number(self, digits: str) -> bool:
+        """Whether a path has its number so, in digits of whatever script."""
+        number = int(digits[:18])
+        written = f"{number:0{self.digits}d}"
+        return number < len(self) and written == "".join(str(int(digit)) for digit in digits)
+
     @classmethod
     def unpacked(cls, key: str, packed: PackedRecords) -> Self:
         """The run that a manifest lists.
@@ -216,7 +222,7 @@ class FileListing(Mapping[str, FileRecord]):
         for owner, path in (*((None, path) for path in self._plain), *ends) if by_prefix else ():
             for found in re.finditer(r"\d+", path):
                 run = by_prefix.get(path[: found.start()].lower())
-                if run is None or run is owner or int(found[0][:18]) >= len(run):
+                if run is None or run is owner or not run.has_number(found[0]):
                     continue
                 rest, suffix = path[found.end() :].lower(), run.suffix.lower()
                 if f"{rest}/".startswith(f"{suffix}/") or suffix.startswith(f"{rest}/"):

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fusestore.data import FusedDataset, StreamingFusedDataset
@@ -33,6 +33,7 @@ def listed(entries):
     return file_records({"files": entries}, "manifest.json")
 
 
+@example(dict.fromkeys(["ids/c/0/0", "ids/c/1/0", "ids/c/01/0"], RECORD), 2)
 @given(
     st.dictionaries(
         st.sampled_from(
