@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 from fusestore.data.collation import collate, model_inputs
 from fusestore.data.dataset import FusedDataset
@@ -63,6 +64,7 @@ class FusionTrainerMixin:
     eval_dataset: Any
     data_collator: Any
     _train_batch_size: int
+    _train_loader: WindowLoader | None = None
 
     def __init__(
         self,
@@ -99,6 +101,7 @@ class FusionTrainerMixin:
         self.args.remove_unused_columns = False
         # Before transformers 5.19, the loss of a model that does not is divided by the batches.
         self.model_accepts_loss_kwargs = True
+        self.add_callback(_OrderOfEpoch(self))  # type: ignore[attr-defined]
         self._check_parallelism()
         if document_masking:
             check_document_masking(self.model)
@@ -138,7 +141,8 @@ class FusionTrainerMixin:
         if not in_our_order:
             loader: DataLoader[Any] = super().get_train_dataloader()  # type: ignore[misc]
             return loader
-        return self._loader(dataset, self._train_batch_size, shuffle=True)
+        self._train_loader = self._loader(dataset, self._train_batch_size, shuffle=True)
+        return self._train_loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:  # noqa: ANN401
         """This process's batches for one evaluation."""
@@ -248,3 +252,15 @@ class FusionTrainerMixin:
         for name, value in sums.means(self.fusion_objective).items():
             result.metrics[f"{metric_key_prefix}_{name}"] = value
         return result
+
+
+class _OrderOfEpoch(TrainerCallback):
+    """Before transformers 5.17, a run resumed within an epoch tells the order no number of it."""
+
+    def __init__(self, trainer: FusionTrainerMixin) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ANN401
+        del args, control, others
+        if self._trainer._train_loader is not None:
+            self._trainer._train_loader.set_epoch(int(state.epoch or 0))
