@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 """accelerate's rules by which layers are distributed over devices."""
+
+LOWEST_VERSIONS = {
+    # Of weights that stay on disk, earlier ones make tensors without numbers.
+    "device_map": ("accelerate", "1.15"),
+    # Earlier ones give each process its own part of the logits.
+    "tensor_parallel": ("transformers", "5.16.1"),
+}
+"""What a placement needs beyond what is installed with fusestore."""
 
 _LIMIT = re.compile(r"(?P<device>\d+|cpu)=(?P<number>\d+(\.\d+)?)(?P<unit>[KMGT]i?B|B)?")
 _POWERS = {"B": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -85,13 +94,17 @@ def loading_options(placement: Placement, device: str) -> dict[str, Any]:
         device: where it lies if on one device, as torch names it.
 
     Raises:
-        IncompatibleError: this transformers has no tensor parallelism.
+        IncompatibleError: what is installed cannot do it.
     """
     if placement.tensor_parallel:
-        return {"distributed_config": _tensor_parallel_config()}
+        _check_version("tensor_parallel")
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
     if placement.device_map is None:
         # Straight to the device: the model need not fit into the processor's memory.
         return {} if device == "cpu" else {"device_map": {"": device}}
+    _check_version("device_map")
     options: dict[str, Any] = {"device_map": placement.device_map}
     if placement.max_memory:
         options["max_memory"] = {
@@ -101,6 +114,26 @@ def loading_options(placement: Placement, device: str) -> dict[str, Any]:
     if placement.offload_folder is not None:
         options["offload_folder"] = str(placement.offload_folder)
     return options
+
+
+def is_supported(setting: str) -> bool:
+    """Whether what is installed can place a model by a setting of `LOWEST_VERSIONS`."""
+    package, lowest = LOWEST_VERSIONS[setting]
+    return _numbers(version(package)) >= _numbers(lowest)
+
+
+def _check_version(setting: str) -> None:
+    if not is_supported(setting):
+        package, lowest = LOWEST_VERSIONS[setting]
+        raise IncompatibleError(
+            f"{setting} needs {package} {lowest} or later, and {version(package)} is installed. "
+            f"Update it: pip install '{package}>={lowest}'."
+        )
+
+
+def _numbers(of_version: str) -> tuple[int, ...]:
+    """The release that a version is, or is before."""
+    return tuple(int(number) for number in re.findall(r"\d+", of_version)[:3])
 
 
 def check_plan(config: Any, name: str) -> None:  # noqa: ANN401 - transformers is untyped
@@ -164,16 +197,3 @@ def _hooks(module: Any) -> Iterator[Any]:  # noqa: ANN401
     if hook is not None:
         # Several hooks of one module are kept as one.
         yield from getattr(hook, "hooks", (hook,))
-
-
-def _tensor_parallel_config() -> Any:  # noqa: ANN401
-    from transformers import __version__ as version
-    from transformers.distributed.configuration_utils import DistributedConfig
-
-    try:
-        return DistributedConfig(tp_plan="auto")
-    except TypeError as error:
-        raise IncompatibleError(
-            f"transformers {version} has no tensor parallelism by DistributedConfig. Update it: "
-            "pip install --upgrade transformers."
-        ) from error

@@ -19,6 +19,7 @@ from fusestore.corpus.build import write_corpus
 from fusestore.errors import FingerprintMismatchError, IncompatibleError, InvalidInputError
 from fusestore.models.compilation import compile_layers, repeated_layers
 from fusestore.models.model import Model
+from fusestore.models.placement import is_supported
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
 from tests.helpers.command import start
@@ -33,6 +34,7 @@ def job(tmp_path_factory):
     return make_job(tmp_path_factory.mktemp("large"))
 
 
+@pytest.mark.skipif(not is_supported("device_map"), reason="needs a later accelerate")
 def test_a_model_that_is_partly_on_disk_gives_the_same_cache(job):
     lines = Lines()
     spread = job.capture(

@@ -7,8 +7,13 @@ import pytest
 from fusestore.cache.reader import open_cache
 from fusestore.capture.settings import CaptureSettings
 from fusestore.errors import IncompatibleError, InvalidInputError
+from fusestore.models.placement import is_supported
 from tests.helpers.engine_job import check_same, make_job
 from tests.helpers.rank_processes import capture_by_two
+
+DIVIDES = pytest.mark.skipif(
+    not is_supported("tensor_parallel"), reason="needs a later transformers"
+)
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +21,7 @@ def job(tmp_path_factory):
     return make_job(tmp_path_factory.mktemp("shared"))
 
 
+@DIVIDES
 def test_ranks_capture_what_one_process_does(job):
     """Also where one of them runs out of memory for more than two documents."""
     first, second = capture_by_two(job, "two", fault="out of memory", batch_size=3)
@@ -33,6 +39,7 @@ def test_ranks_capture_what_one_process_does(job):
     )
 
 
+@DIVIDES
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_capture_and_the_next_continues(job):
     first, second = capture_by_two(job, "died", fault="dies")
@@ -48,6 +55,7 @@ def test_a_rank_that_dies_ends_the_capture_and_the_next_continues(job):
     check_same(job.expected, open_cache(job.store, "died")[:])
 
 
+@DIVIDES
 @pytest.mark.slow
 def test_an_error_of_one_rank_is_an_error_of_all_and_rank_0_says_it(job):
     first, second = capture_by_two(job, "failed", fault="fails after")
@@ -56,6 +64,7 @@ def test_an_error_of_one_rank_is_an_error_of_all_and_rank_0_says_it(job):
     assert "error ReportedByRankZeroError" in second.out
 
 
+@DIVIDES
 @pytest.mark.slow
 def test_a_rank_that_fails_while_the_others_wait_for_it_ends_all(job):
     first, second = capture_by_two(job, "stuck", fault="fails before")
@@ -67,6 +76,7 @@ def test_a_rank_that_fails_while_the_others_wait_for_it_ends_all(job):
     assert "error LostRankError" in first.out
 
 
+@DIVIDES
 @pytest.mark.slow
 def test_a_model_that_is_refused_is_refused_once(job):
     first, second = capture_by_two(job, "refused", quantization="none")

@@ -160,10 +160,10 @@ class Reference:
         dense = self.project(*plain, target_id, VOCAB)[0]
         if not since:
             unmapped = self.project(*plain[:2], np.full(1, -np.inf), target_id, VOCAB)[0][-1]
-            mass = np.exp(np.float64(rows.logprobs[row])).sum()
+            mass = np.exp(rows.logprobs[row].astype(np.float64)).sum()
             whole = mass + np.exp(np.float64(rows.tail[row]))
             return dense, unmapped * mass / whole if mass else 0.0
-        masses = np.exp(np.float64(rows.logprobs[row]))
+        masses = np.exp(rows.logprobs[row].astype(np.float64))
         tail = np.exp(np.float64(rows.tail[row]))
         agreeing = [
             (SOURCE[token].removeprefix(since), mass)

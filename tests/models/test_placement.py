@@ -16,11 +16,14 @@ from fusestore.models.placement import (
     check_plan,
     describe_placement,
     io_device,
+    is_supported,
+    loading_options,
     parse_memory,
 )
 from tests.helpers.tiny_models import make_llama, make_model, save_model
 
 VOCAB = 300
+SPREADS = pytest.mark.skipif(not is_supported("device_map"), reason="needs a later accelerate")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,7 @@ def test_a_device_has_one_limit():
         parse_memory(["1=1GiB", "01=2GiB"])
 
 
+@SPREADS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_that_stay_on_disk_give_the_same_rows(folder, dtype):
     whole = load_model(folder, dtype=dtype, device="cpu")
@@ -74,10 +78,24 @@ def test_weights_that_stay_on_disk_give_the_same_rows(folder, dtype):
     assert proof == prove_causal(whole, np.arange(40, dtype=np.int32), 40, "whole")
 
 
+@SPREADS
 def test_a_map_without_enough_devices_is_an_error_of_the_model(folder):
     placement = Placement(device_map="auto", max_memory={"7": 2**30})
     with pytest.raises(InvalidInputError, match="No causal language model loads"):
         load_model(folder, placement=placement)
+
+
+@pytest.mark.parametrize(
+    ("placement", "package", "found"),
+    [
+        (Placement(device_map="auto"), "accelerate", "1.14.2"),
+        (Placement(tensor_parallel=True), "transformers", "5.16.0"),
+    ],
+)
+def test_a_version_that_cannot_place_it_is_refused(monkeypatch, placement, package, found):
+    monkeypatch.setattr("fusestore.models.placement.version", lambda _: found)
+    with pytest.raises(IncompatibleError, match=f"needs {package} .* and {found} is installed"):
+        loading_options(placement, "")
 
 
 def test_logits_lie_on_the_device_of_the_output_head():
@@ -94,6 +112,7 @@ def test_logits_lie_on_the_device_of_the_output_head():
     assert io_device(model) == torch.device("cuda", 0)
 
 
+@SPREADS
 def test_a_spread_model_gives_logits_where_its_inputs_lie(folder):
     """What `io_device` relies on: else logits would be moved from the last GPU to the first."""
     spread = load_model(
