@@ -34,17 +34,18 @@ def replaced_file(path: Path) -> Iterator[Path]:
     Raises:
         AccessDeniedError, StorageError: the disk is full, read-only or broken.
     """
-    temporary = _temporary(path)
+    # A folder: safetensors writes under a name of its own beside the one that it is given.
+    folder = _temporary(path)
     with disk_errors(path):
-        # A new file in this place, whatever is there: a link would lead the body elsewhere.
-        temporary.unlink(missing_ok=True)
-        temporary.touch(exist_ok=False)
+        _clear(folder)
+        folder.mkdir()
+        temporary = folder / path.name
         try:
             yield temporary
             _sync_file(temporary)
             temporary.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
         sync_folder(path.parent)
 
 
@@ -149,8 +150,8 @@ def remove_replaced(path: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Remove a folder that an earlier process left, or a link in its place."""
-    if path.is_symlink():
+    """Remove what an earlier process left, or a link in its place."""
+    if path.is_symlink() or path.is_file():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
 

@@ -153,10 +153,11 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path, victim):
 def test_links_in_the_places_of_temporary_files_are_replaced(tmp_path, victim):
     """The names of these files can be foretold: a folder of checkpoints may be a shared one."""
     with replaced_file(tmp_path / "file") as temporary:
-        name = temporary.name
+        place = temporary.parent
         temporary.write_bytes(b"1")
-    (tmp_path / name).symlink_to(victim)
+    place.symlink_to(victim)
     with replaced_file(tmp_path / "file") as temporary:
+        assert place.is_dir()
         temporary.write_bytes(b"2")
     for replace in (replaced_folder, created_folder):
         outside = tmp_path / f"outside-{replace.__name__}"

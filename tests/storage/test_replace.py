@@ -29,6 +29,18 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["weights.bin"]
 
 
+def test_what_a_killed_writer_put_beside_its_file_goes_with_the_next(tmp_path):
+    """safetensors writes under a random name beside the file, and renames that."""
+    with replaced_file(tmp_path / "x") as temporary:
+        place = temporary.parent
+        temporary.write_bytes(b"first")
+    place.mkdir()
+    (place / ".tmpAbCdEf").write_bytes(b"half")
+    with replaced_file(tmp_path / "x") as temporary:
+        temporary.write_bytes(b"whole")
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
 def test_a_temporary_file_does_not_match_the_patterns_of_its_name(tmp_path):
     with replaced_file(tmp_path / "best-3.safetensors") as temporary:
         temporary.write_bytes(b"")
