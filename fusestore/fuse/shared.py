@@ -60,6 +60,7 @@ def pack_fused(
     write_fingerprint(shared, manifest.plan, "Fused dataset")
     if (shared / MANIFEST_FILE).exists():
         return FusedManifest.load(shared / MANIFEST_FILE)
+    remove_abandoned(shared)
     arrays = shared_arrays(*_size(manifest))
     small = {
         PLAN_FILE: manifest.plan.to_bytes(),

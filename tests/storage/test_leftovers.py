@@ -25,6 +25,8 @@ from fusestore.storage.replace import (
     replaced_folder,
     scratch_folder,
 )
+from fusestore.tokenizers.manifest import VocabularyFingerprint
+from fusestore.train.student.model_folder import publish_folder
 from tests.helpers.fork_server import python
 
 KILLED = "import os, signal, sys; sys.path.insert(0, {root!r}); import {module} as tests; "
@@ -88,7 +90,18 @@ def _fetched(folder: Path, during: Callable[[], object]) -> None:
         shards.publish(number)
 
 
+def _model(folder: Path, during: Callable[[], object]) -> None:
+    (folder / "files").mkdir(exist_ok=True)
+    (folder / "files/config.json").write_text("{}")
+    plan = VocabularyFingerprint(tokenizer_digest="0" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        # Not while the folder is made.
+        patch.setattr(os, "fsync", lambda _: during() if unfinished(folder) else None)
+        publish_folder(folder / "files", Location.parse(folder / "model"), plan)
+
+
 WORKS = {
+    "a model": _model,
     "a page": _beside,
     "a joined file": _joined,
     "a converted model": _converted,

@@ -11,6 +11,7 @@ from fusestore.fuse.fits.manifest import FitFingerprint, FitManifest, FitSource
 from fusestore.fuse.fusion import Fusion
 from fusestore.fuse.recipe import Recipe
 from fusestore.progress import Progress, ignore_progress
+from fusestore.storage.publish import remove_abandoned
 from fusestore.store.artifact_files import MANIFEST_FILE
 from fusestore.store.fingerprints import write_fingerprint
 from fusestore.store.layout import Store
@@ -58,6 +59,7 @@ def save_fit(store: Store, fit: FitManifest) -> None:
     """Write a fit; the same fit is written once."""
     folder = store.fit(fit.digest)
     write_fingerprint(folder, fit.fingerprint, "Fit")
+    remove_abandoned(folder)
     fit.save(folder / MANIFEST_FILE)
 
 

@@ -98,7 +98,6 @@ def publish_model(
                 model = model if handle is None else handle.merge_and_unload()
                 save_model(model.to(dtype), staging)
             copy_base_files(base.folder, staging, with_code=base.trust_remote_code)
-        remove_abandoned(output)
         return publish_folder(staging, output, plan)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -118,6 +117,7 @@ def publish_folder(folder: Path, output: Location, fingerprint: Manifest) -> dic
     Raises:
         FingerprintMismatchError: `output` holds what is left of another model.
     """
+    remove_abandoned(output)
     write_fingerprint(output, fingerprint, f"Model {output.name!r}")
     files = {FINGERPRINT_FILE: FileRecord.of((output / FINGERPRINT_FILE).read_bytes())}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
