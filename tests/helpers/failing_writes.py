@@ -309,8 +309,13 @@ class _Workshop:
 
 
 def _may_vary(name: str, stage: Stage) -> bool:
-    # The logs of TensorBoard begin a file at each start.
-    return bool(re.search(stage.other_bytes, name)) or name in ("home/remembered.json", "home/")
+    # The logs of TensorBoard begin a file at each start. Python tries a folder for temporary files
+    # by a file of its own, which stays where the disk is read-only afterwards.
+    return (
+        bool(re.search(stage.other_bytes, name))
+        or name in ("home/remembered.json", "home/")
+        or bool(re.fullmatch(r"tmp/([a-z0-9_]{8})?", name))
+    )
 
 
 def _helps(message: str, folder: str) -> bool:
