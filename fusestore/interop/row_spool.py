@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
 from fusestore.cache.rows import Rows
+from fusestore.storage.disk_errors import disk_errors
+from fusestore.storage.replace import scratch_folder
 
 
 class RowSpool:
-    """Rows of documents, written once and read in any order; removed when it is closed."""
+    """Rows of documents, written once and read in any order; removed when it is closed.
+
+    Raises:
+        AccessDeniedError, StorageError: the disk of temporary files is full, read-only or broken.
+    """
 
     def __init__(self) -> None:
-        # Open for as long as the spool.
-        self._file = tempfile.TemporaryFile(prefix="fusestore-import-")  # noqa: SIM115
+        with contextlib.ExitStack() as opened:
+            self._folder = opened.enter_context(scratch_folder("import"))
+            with disk_errors(self._folder):
+                self._file = (self._folder / "rows").open("w+b")
+            self._opened = opened.pop_all()
         self._places: list[tuple[int, int, int]] = []
 
     def __enter__(self) -> Self:
@@ -28,7 +37,10 @@ class RowSpool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        # What is not written yet is wanted no more, and its error would hide the one that counts.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._opened.close()
 
     @property
     def width(self) -> int:
@@ -37,9 +49,11 @@ class RowSpool:
 
     def add(self, rows: Rows) -> int:
         """Keep the rows of a document; returns its number."""
-        start = self._file.seek(0, 2)
-        for values in (rows.ids, rows.logprobs, rows.tail, rows.label_logprob):
-            self._file.write(np.ascontiguousarray(values).data)
+        with disk_errors(self._folder, "The rows of a document"):
+            start = self._file.seek(0, 2)
+            for values in (rows.ids, rows.logprobs, rows.tail, rows.label_logprob):
+                self._file.write(np.ascontiguousarray(values).data)
+            self._file.flush()
         self._places.append((start, *rows.ids.shape))
         return len(self._places) - 1
 
