@@ -255,7 +255,10 @@ class FusionTrainerMixin:
 
 
 class _OrderOfEpoch(TrainerCallback):
-    """Before transformers 5.17, a run resumed within an epoch tells the order no number of it."""
+    """Tells the order which epoch begins.
+
+    Before transformers 5.17 the trainer does not, where it resumes within an epoch.
+    """
 
     def __init__(self, trainer: FusionTrainerMixin) -> None:
         self._trainer = trainer

@@ -34,12 +34,13 @@ def replaced_file(path: Path) -> Iterator[Path]:
     Raises:
         AccessDeniedError, StorageError: the disk is full, read-only or broken.
     """
-    # A folder: safetensors writes under a name of its own beside the one that it is given.
+    # A folder: safetensors writes under a name of its own beside the one that it is given. Without
+    # the file's name: TensorBoard looks for files by a pattern in folders, too.
     folder = _temporary(path)
     with disk_errors(path):
         _clear(folder)
         folder.mkdir()
-        temporary = folder / path.name
+        temporary = folder / "content"
         try:
             yield temporary
             _sync_file(temporary)

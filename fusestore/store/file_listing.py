@@ -102,7 +102,7 @@ class FileRun:
         }
 
     def has_number(self, digits: str) -> bool:
-        """Whether a path has its number so, in digits of whatever script."""
+        """Whether a file of the run is numbered with these digits, of whatever script."""
         number = int(digits[:18])
         written = f"{number:0{self.digits}d}"
         return number < len(self) and written == "".join(str(int(digit)) for digit in digits)

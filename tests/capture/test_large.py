@@ -19,12 +19,12 @@ from fusestore.corpus.build import write_corpus
 from fusestore.errors import FingerprintMismatchError, IncompatibleError, InvalidInputError
 from fusestore.models.compilation import compile_layers, repeated_layers
 from fusestore.models.model import Model
-from fusestore.models.placement import is_supported
 from fusestore.storage.packages import resolve_path
 from fusestore.store.layout import Store
 from tests.helpers.command import start
 from tests.helpers.engine_job import TOP_K, check_same, make_job
 from tests.helpers.lines import Lines
+from tests.helpers.placements import SPREADS
 from tests.helpers.quantized_folders import as_fp8
 from tests.helpers.tiny_models import make_llama, make_model
 
@@ -34,7 +34,7 @@ def job(tmp_path_factory):
     return make_job(tmp_path_factory.mktemp("large"))
 
 
-@pytest.mark.skipif(not is_supported("device_map"), reason="needs a later accelerate")
+@SPREADS
 def test_a_model_that_is_partly_on_disk_gives_the_same_cache(job):
     lines = Lines()
     spread = job.capture(

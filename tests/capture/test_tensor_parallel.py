@@ -7,13 +7,9 @@ import pytest
 from fusestore.cache.reader import open_cache
 from fusestore.capture.settings import CaptureSettings
 from fusestore.errors import IncompatibleError, InvalidInputError
-from fusestore.models.placement import is_supported
 from tests.helpers.engine_job import check_same, make_job
+from tests.helpers.placements import DIVIDES
 from tests.helpers.rank_processes import capture_by_two
-
-DIVIDES = pytest.mark.skipif(
-    not is_supported("tensor_parallel"), reason="needs a later transformers"
-)
 
 
 @pytest.fixture(scope="module")

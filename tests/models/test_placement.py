@@ -16,14 +16,13 @@ from fusestore.models.placement import (
     check_plan,
     describe_placement,
     io_device,
-    is_supported,
     loading_options,
     parse_memory,
 )
+from tests.helpers.placements import SPREADS
 from tests.helpers.tiny_models import make_llama, make_model, save_model
 
 VOCAB = 300
-SPREADS = pytest.mark.skipif(not is_supported("device_map"), reason="needs a later accelerate")
 
 
 @pytest.fixture(scope="module")

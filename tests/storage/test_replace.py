@@ -44,7 +44,7 @@ def test_what_a_killed_writer_put_beside_its_file_goes_with_the_next(tmp_path):
 def test_a_temporary_file_does_not_match_the_patterns_of_its_name(tmp_path):
     with replaced_file(tmp_path / "best-3.safetensors") as temporary:
         temporary.write_bytes(b"")
-        assert not list(tmp_path.glob("*best*"))
+        assert not list(tmp_path.rglob("*best*"))
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
