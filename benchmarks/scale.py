@@ -8,12 +8,14 @@ repeats these documents, each with its tokens and its rows, in a new random orde
 So caches, alignments and fused rows have the statistics of real ones.
 
 Each stage of each size runs in a process of its own, on one thread, and reads the store from the
-disk. Its figures are processor time (user and system), wall time, the largest memory that belongs
-to no file (sampled), bytes and objects. Processor time is the main figure, because the machine may
-have other work; `inside` is that of the stage without imports. Results are kept in
-WORK/results.jsonl: a run that is repeated makes only what is missing.
+disk. Its figures are processor time (user and system, without imports), wall time, the largest
+memory that belongs to no file (sampled), bytes and objects. Processor time is the main figure,
+because the machine may have other work. Caches, alignments and fused rows are made once for each
+size. What reads the fused rows then runs in turns over all sizes, several times, and the median
+counts: on a machine with neighbors one run of a minute differs from the next by a fifth. Results
+are kept in WORK/results.jsonl: a run that is repeated makes only what is missing.
 
-    OMP_NUM_THREADS=1 nice python benchmarks/scale.py WORK                     all four sizes
+    OMP_NUM_THREADS=1 nice python benchmarks/scale.py WORK                     all three sizes
     OMP_NUM_THREADS=1 nice python benchmarks/scale.py WORK --millions 1 2 4    smaller ones
     python benchmarks/scale.py WORK --show                                     the tables again
     OMP_NUM_THREADS=1 nice python benchmarks/scale.py WORK --requests          requests to S3
@@ -30,6 +32,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
@@ -96,10 +99,11 @@ TOLERANCE = 1.1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("work", type=Path, help="folder for stores and results")
-    parser.add_argument("--millions", type=float, nargs="+", default=[12.5, 25.0, 50.0, 100.0])
+    parser.add_argument("--millions", type=float, nargs="+", default=[12.5, 25.0, 100.0])
+    parser.add_argument("--turns", type=int, default=3, help="runs of what reads fused rows")
     parser.add_argument("--top-k", type=int, default=16, help="entries kept, at most 32")
     parser.add_argument("--text-bytes", type=int, default=TEXT_BYTES, help="of text to capture")
-    parser.add_argument("--keep", action="store_true", help="keep the stores of each size")
+    parser.add_argument("--keep", action="store_true", help="keep the stores")
     parser.add_argument("--requests", action="store_true", help="count requests to S3 instead")
     parser.add_argument("--show", action="store_true", help="print the tables of earlier runs")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
@@ -110,19 +114,24 @@ def main() -> None:
         return
     if not options.show:
         work.mkdir(parents=True, exist_ok=True)
-        largest = max(options.millions) * BYTES_A_MILLION[16 if options.top_k <= 16 else 32]
+        needed = sum(options.millions) * BYTES_A_MILLION[16 if options.top_k <= 16 else 32]
         free = shutil.disk_usage(work).free
-        print(f"Needs up to {largest / 1e9:.1f} GB in {work}; {free / 1e9:.0f} GB are free.")
-        if largest > free:
+        print(f"Needs up to {needed / 1e9:.1f} GB in {work}; {free / 1e9:.0f} GB are free.")
+        if needed > free:
             raise SystemExit("Too little disk space. Choose smaller sizes or another folder.")
-        measured(work, "base", 0.0, options)
+        measured(work, "base", 0.0, 0, options)
         if options.requests:
             count_requests(work, options.top_k)
             return
         for millions in options.millions:
-            for stage in STAGES:
-                measured(work, stage, millions, options)
-            if not options.keep:
+            for stage in WRITING:
+                measured(work, stage, millions, 0, options)
+        for turn in range(options.turns):
+            for stage in READING:
+                for millions in options.millions:
+                    measured(work, stage, millions, turn, options)
+        if not options.keep:
+            for millions in options.millions:
                 shutil.rmtree(store_of(work, millions), ignore_errors=True)
     show(results_of(work, options.top_k))
 
@@ -137,12 +146,14 @@ def results_of(work: Path, top_k: int) -> list[dict[str, Any]]:
     return [found for found in map(json.loads, lines) if found["top_k"] in (top_k, CAPTURED)]
 
 
-def measured(work: Path, stage: str, millions: float, options: argparse.Namespace) -> None:
+def measured(
+    work: Path, stage: str, millions: float, turn: int, options: argparse.Namespace
+) -> None:
     """Run a stage in a process of its own unless its result is there, and keep the result."""
     top_k = CAPTURED if stage == "base" else options.top_k
-    for result in results_of(work, top_k):
-        if (result["stage"], result["millions"], result["top_k"]) == (stage, millions, top_k):
-            return
+    key = {"stage": stage, "millions": millions, "top_k": top_k, "turn": turn}
+    if any(key.items() <= result.items() for result in results_of(work, top_k)):
+        return
     command = [sys.executable, __file__, str(work), "--stage", stage, "--millions", str(millions)]
     command += ["--top-k", str(top_k), "--text-bytes", str(options.text_bytes)]
     began = time.perf_counter()
@@ -159,9 +170,7 @@ def measured(work: Path, stage: str, millions: float, options: argparse.Namespac
     if status:
         raise SystemExit(f"Stage {stage} of {millions:g} million tokens failed.")
     result = {
-        "stage": stage,
-        "millions": millions,
-        "top_k": top_k,
+        **key,
         "wall_s": round(wall, 2),
         "processor_s": round(usage.ru_utime + usage.ru_stime, 2),
         "peak_resident_mib": round(usage.ru_maxrss / 1024),
@@ -194,9 +203,11 @@ def run_stage(work: Path, stage: str, millions: float, top_k: int, text_bytes: i
         readers = (fs.data.FusedDataset, fs.data.StreamingFusedDataset, fs.data.StreamingLoader)
         del readers
         forget_pages(store_of(work, millions))
-        began = time.process_time()
+        began = os.times()
         found = STAGES[stage](work, round(millions * 1e6), top_k)
-        found = {**found, "stage_processor_s": round(time.process_time() - began, 2)}
+        ended = os.times()
+        user, system = ended.user - began.user, ended.system - began.system
+        found = {**found, "user_s": round(user, 2), "system_s": round(system, 2)}
     print(json.dumps(found))
 
 
@@ -559,6 +570,7 @@ def share(work: Path, num_tokens: int, top_k: int) -> dict[str, Any]:
     """The shared form."""
     del top_k
     store = Store.open(store_of(work, num_tokens / 1e6))
+    shutil.rmtree(store.fused("shared").path, ignore_errors=True)
     manifest = pack_fused(store.fused("all"), store.fused("shared"))
     return {"tokens": manifest.num_tokens, **taken(Path(store.fused("shared").path))}
 
@@ -595,14 +607,10 @@ def stream(work: Path, num_tokens: int, top_k: int) -> dict[str, Any]:
     return {"tokens": tokens, "windows": windows, "open_s": round(open_s, 4)}
 
 
-STAGES: dict[str, Callable[[Path, int, int], dict[str, Any]]] = {
-    "caches": write_caches,
-    "align": align,
-    "fuse": fuse,
-    "share": share,
-    "read mapped": read_mapped,
-    "stream": stream,
-}
+Stages = dict[str, Callable[[Path, int, int], dict[str, Any]]]
+WRITING: Stages = {"caches": write_caches, "align": align, "fuse": fuse}
+READING: Stages = {"share": share, "read mapped": read_mapped, "stream": stream}
+STAGES = WRITING | READING
 
 
 def taken(folder: Path) -> dict[str, int]:
@@ -676,9 +684,11 @@ def count_requests(work: Path, top_k: int) -> None:
 COLUMNS = (
     "stage",
     "M tokens",
+    "runs",
     "processor, s",
-    "inside, µs a token",
-    "of the smallest",
+    "user, µs a token",
+    "system, µs a token",
+    "both, of the smallest",
     "wall, s",
     "own memory, MiB",
     "of the smallest",
@@ -688,28 +698,39 @@ COLUMNS = (
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """A line for each stage and size, with its ratios to the smallest size."""
+    """A line for each stage and size: medians of its runs, and ratios to the smallest size."""
     print("\n| " + " | ".join(COLUMNS) + " |\n|---|" + "--:|" * (len(COLUMNS) - 1))
     steep = []
     for stage in STAGES:
-        found = sorted((r for r in results if r["stage"] == stage), key=lambda r: r["millions"])
-        for result in found:
-            each, first = (r["stage_processor_s"] / r["tokens"] * 1e6 for r in (result, found[0]))
-            if each > TOLERANCE * first:
-                steep.append(f"{stage} of {result['millions']:g} M takes {each / first:.2f} times")
+        sizes = sorted({r["millions"] for r in results if r["stage"] == stage})
+        first = None
+        for millions in sizes:
+            runs = [r for r in results if (r["stage"], r["millions"]) == (stage, millions)]
+            found = {
+                name: statistics.median(r[name] for r in runs)
+                for name in ("processor_s", "wall_s", "peak_own_mib", "user_s", "system_s")
+            }
+            tokens = runs[0]["tokens"]
+            user, system = (found[name] / tokens * 1e6 for name in ("user_s", "system_s"))
+            first = first or {"time": user + system, "memory": found["peak_own_mib"]}
+            ratio = (user + system) / first["time"]
+            if ratio > TOLERANCE:
+                steep.append(f"{stage} of {millions:g} M takes {ratio:.2f} times")
             cells = [
                 stage,
-                f"{result['millions']:g}",
-                f"{result['processor_s']:,.0f}",
-                f"{each:.2f}",
-                f"{each / first:.2f}",
-                f"{result['wall_s']:,.0f}",
-                f"{result['peak_own_mib']:,}",
-                f"{result['peak_own_mib'] / found[0]['peak_own_mib']:.2f}",
+                f"{millions:g}",
+                f"{len(runs)}",
+                f"{found['processor_s']:,.0f}",
+                f"{user:.2f}",
+                f"{system:.2f}",
+                f"{ratio:.2f}",
+                f"{found['wall_s']:,.0f}",
+                f"{found['peak_own_mib']:,.0f}",
+                f"{found['peak_own_mib'] / first['memory']:.2f}",
             ]
-            if "bytes" in result:
-                cells.append(f"{result['bytes'] / result['tokens']:.1f}")
-                cells.append(f"{result['objects'] / result['tokens'] * 1e9:,.0f}")
+            if "bytes" in runs[0]:
+                cells.append(f"{runs[0]['bytes'] / tokens:.1f}")
+                cells.append(f"{runs[0]['objects'] / tokens * 1e9:,.0f}")
             print("| " + " | ".join([*cells, *[""] * (len(COLUMNS) - len(cells))]) + " |")
     print("\n".join([f"{line} as long a token." for line in steep] or ["Linear within 10 %."]))
 

@@ -1,6 +1,8 @@
 """Changes files of the kept store in many ways, and looks at what reading them does.
 
-    python -m tests.attacks.fuzz --count 10000 --seed 1 [--jobs 2]
+    python -m tests.attacks.fuzz /dev/shm --count 10000 --seed 1 [--jobs 2]
+
+A folder in memory makes it four times as fast.
 
 A mutation is raw damage (bits, cuts, parts twice) or a hostile value in the right place, with all
 checksums made again so that it gets past them. What must come of it: an error of ours; or numbers,
@@ -482,6 +484,7 @@ def _same(read: list[Any], expected: list[Any]) -> bool:
 def main() -> None:
     """Count the outcomes of many mutations, in processes that are replaced when they end."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where stores are copied to")
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
@@ -490,11 +493,11 @@ def main() -> None:
     options = parser.parse_args()
     numbers = range(options.first, options.first + options.count)
     if options.worker:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             tally = run(Path(folder), numbers, options.seed)
         print(json.dumps([tally.outcomes, tally.failures]))  # noqa: T201
         return
-    outcomes, failures = in_processes(numbers, options.seed, options.jobs)
+    outcomes, failures = in_processes(options.folder, numbers, options.seed, options.jobs)
     for name, count in sorted(outcomes.items()):
         print(f"{count:8,}  {name}")  # noqa: T201
     for failure in failures:
@@ -504,7 +507,7 @@ def main() -> None:
 
 
 def in_processes(
-    numbers: range, seed: int, jobs: int, at_once: int = 500
+    folder: Path, numbers: range, seed: int, jobs: int, at_once: int = 5_000
 ) -> tuple[Counter[str], list[dict[str, Any]]]:
     """Run mutations in processes of their own; one that dies or hangs is a failure."""
     outcomes: Counter[str] = Counter()
@@ -514,8 +517,8 @@ def in_processes(
     while waiting or running:
         while waiting and len(running) < jobs:
             part = waiting.pop(0)
-            command = [sys.executable, "-m", "tests.attacks.fuzz", "--worker", f"--seed={seed}"]
-            command += [f"--first={part.start}", f"--count={len(part)}"]
+            command = [sys.executable, "-m", "tests.attacks.fuzz", str(folder), "--worker"]
+            command += [f"--seed={seed}", f"--first={part.start}", f"--count={len(part)}"]
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
