@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+import itertools
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusestore.errors import InvalidInputError, MissingDependencyError
 from fusestore.storage.disk_errors import disk_errors
@@ -15,7 +19,12 @@ from fusestore.storage.replace import replaced_file
 from fusestore.train.checkpoint import TrainState
 from fusestore.train.manifest import EvaluationPoint, LossPoint
 
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
 _STEP, _HELD_OUT = "train/", "held_out/"
+_OPENED = itertools.count()
+"""Numbers the files of this process: several may begin in one second."""
 
 
 def check_log_folder(folder: Path, protected: Location) -> None:
@@ -47,47 +56,63 @@ class TensorBoardLog:
             AccessDeniedError, StorageError: the disk is full, read-only or broken.
         """
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError as error:
             raise MissingDependencyError(
                 "TensorBoard logs need the package tensorboard: pip install "
                 f"'fusestore[tensorboard]', or do not set log_dir ({error})."
             ) from error
-        suffix = f".fusestore-{state.plan.digest[:16]}"
         self._folder = folder
+        suffix = f".fusestore-{state.plan.digest[:16]}"
         with self._disk_errors():
             for file in sorted(folder.glob(f"*tfevents*{suffix}")):
                 _remove_events_after(file, state)
-            self._writer: Any = SummaryWriter(
-                folder,
-                # A running TensorBoard may have read events that were removed from the files.
-                purge_step=state.step + 1 if state.step else None,
-                filename_suffix=suffix,
-                flush_secs=10,
-            )
+            folder.mkdir(parents=True, exist_ok=True)
+            # TensorBoard reads files in the order of their names.
+            where = f"{socket.gethostname()}.{os.getpid()}.{next(_OPENED)}"
+            name = f"events.out.tfevents.{int(time.time()):010d}.{where}{suffix}"
+            # Its own writer has a thread, which prints a traceback if the disk is full.
+            self._records = RecordWriter((folder / name).open("xb"))
+        self._write(Event(file_version="brain.Event:2"))
+        if state.step:
+            # A running TensorBoard may have read events that were removed from the files.
+            restart = SessionLog(status=SessionLog.START)
+            self._write(Event(step=state.step + 1, session_log=restart))
 
     def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
-        # The thread that writes passes its errors to the next call.
         return disk_errors(self._folder, "TensorBoard logs")
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with self._disk_errors():
+            self._records.write(event.SerializeToString())
+            self._records.flush()
+
+    def _write_scalars(self, prefix: str, values: Mapping[str, Any], step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [
+            Summary.Value(tag=f"{prefix}{name}", simple_value=value)
+            for name, value in values.items()
+            if value is not None
+        ]
+        self._write(Event(step=step, summary=Summary(value=scalars)))
 
     def step(self, point: LossPoint, num_tokens: int) -> None:
         """Log an optimizer step and its number of target tokens."""
         values = {**point.model_dump(exclude={"step"}), "tokens": num_tokens}
-        with self._disk_errors():
-            for name, value in values.items():
-                if value is not None:
-                    self._writer.add_scalar(f"{_STEP}{name}", value, point.step)
+        self._write_scalars(_STEP, values, point.step)
 
     def evaluation(self, point: EvaluationPoint) -> None:
         """Log an evaluation."""
-        with self._disk_errors():
-            for name, value in point.metrics.items():
-                self._writer.add_scalar(f"{_HELD_OUT}{name}", value, point.step)
+        self._write_scalars(_HELD_OUT, point.metrics, point.step)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Close the file."""
         with self._disk_errors():
-            self._writer.close()
+            self._records.close()
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ FAULTS = (
 )
 
 LIGHT_MODULES = ("numba", "pydantic", "typer", "rich.console", "zarr.codecs.numcodecs")
-HEAVY_MODULES = (*fork_server.MODULES, "torch.utils.tensorboard")
+HEAVY_MODULES = (*fork_server.MODULES, "tensorboard.compat.proto.event_pb2")
 """What is imported before the forks, by whether a stage needs torch; see `fork_server`."""
 
 FUSE = (
@@ -205,8 +205,12 @@ class _Workshop:
                 os._exit(code)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         text = said.read_text(errors="replace")
-        head, mark, count = text.rpartition("\noperations: ")
-        return (status, head, int(count)) if mark else (status, text, -1)
+        # A thread may print after the command has ended.
+        counted = re.search(r"\noperations: (\d+)", text)
+        if counted is None:
+            return status, text, -1
+        said, last = text[: counted.start()].rsplit("\nfailed: ", 1)
+        return status, f"{said}{text[counted.end() :]}\nfailed: {last}", int(counted[1])
 
     def _run_here(self, said: Path, chosen: int, number: int, stays: bool) -> int:
         folder = str(self._folder)

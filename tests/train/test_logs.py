@@ -114,7 +114,7 @@ def test_logs_stay_out_of_the_model(tiny_model_path, dataset, tmp_path):
 
 
 def test_without_the_package(tiny_model_path, dataset, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'fusestore\[tensorboard\]'"):
         run(tiny_model_path, dataset, SETTINGS, tmp_path, log_dir=tmp_path / "logs")
     assert not (tmp_path / "model").exists()
