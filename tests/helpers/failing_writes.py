@@ -292,8 +292,8 @@ class _Workshop:
             if changed:
                 found.append(f"changed {changed[:3]}")
         if code == 0 and number != KILLED:
-            outcome = self.difference()
-            # What is only remembered may be lost.
+            # What is only remembered may be lost, and a disk that is read-only keeps what is there.
+            outcome = self.difference(ignored="home/")
             found += [f"succeeded with {outcome}"] if outcome else []
         # What is done and says so, such as a new name, cannot be done again.
         if self.difference():
@@ -304,11 +304,11 @@ class _Workshop:
         where = f"{chosen} {fault} {last.strip()}"
         return [f"{where}: {each}: {flat[:500] or said[-300:]}" for each in found]
 
-    def difference(self) -> list[str]:
+    def difference(self, ignored: str | None = None) -> list[str]:
         now = self.tree()
         names = {n for n in set(now) ^ set(self.whole) if not _may_vary(n, self._stage)}
         other = {n for n in set(now) & set(self.whole) if now[n] != self.whole[n]}
-        both = sorted(names | other)
+        both = sorted(n for n in names | other if ignored is None or not n.startswith(ignored))
         return [f"differs from undisturbed: {both[:5]}"] if both else []
 
 
