@@ -49,6 +49,7 @@ multiprocessing.set_forkserver_preload(["torch"])
 
 
 LONGEST = (
+    "tests/attacks/test_fuzz.py",
     "tests/align/test_conventions.py",
     "tests/pipeline/test_chat_demo.py",
     "tests/capture/test_llama_cpp_models.py",
