@@ -170,6 +170,16 @@ class ArtifactKind(ABC):
         """
         return self.inputs({"fingerprint": fingerprint})
 
+    def accompanies(self, manifest: Mapping[str, Any], other: Artifact) -> bool:
+        """Whether later stages read it together with a finished artifact that was made without it.
+
+        Args:
+            manifest: content of its manifest.
+            other: another artifact of the store.
+        """
+        del manifest, other
+        return False
+
     def model(self, manifest: Mapping[str, Any]) -> str | None:
         """The model that it is, or was made with, in a form that opens it if there is one."""
         del manifest

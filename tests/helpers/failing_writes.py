@@ -104,7 +104,7 @@ STAGES = {
     "rm": Stage("rm fused/mince --cascade --yes -s {store}", needs_torch=False, removes=True),
     "gc": Stage(
         "gc --older-than 0 -s {store}",
-        ("alignments/drawn--small", "fused/mixed"),
+        ("alignments/drawn--small", "alignments/wide--small", "fused/mixed"),
         needs_torch=False,
         removes=True,
     ),

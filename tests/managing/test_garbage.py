@@ -97,6 +97,16 @@ def test_what_is_made_on_demand_goes_when_nothing_uses_it(some):
     }
 
 
+def test_a_map_stays_while_fusing_needs_it(some):
+    """The alignment was made without it, but a recipe reads both."""
+    store = fs.open_store(some.location)
+    recipe = fs.Recipe(sources=["wide", "small"], target="small", window_length=64)
+    users = [artifact.path for artifact in list_artifacts(some)]
+    store.remove(*(path for path in users if path.startswith(("fused/", "model/"))))
+    assert not [path for path in found(some) if path.startswith("vocabulary_maps/")]
+    store.fuse("new", recipe, materialize=False)
+
+
 def test_an_interrupted_removal_is_finished(store):
     path = "vocabulary_maps/2fc7ebcd56fd74cb-deba6c3979ce4230-prefix"
     (store / path / "manifest.json").unlink()
@@ -128,7 +138,7 @@ def test_unfinished_artifacts_go_on_request_alone(store):
 
 def test_what_was_written_today_is_left_alone(store):
     opened = fs.open_store(store)
-    opened.remove("alignment/wide--small", cascade=True)
+    opened.remove("alignment/wide--small", "alignment/drawn--small", cascade=True)
     assert found(opened, fs.GarbageSettings()) == {}
     age(store / "vocabulary_maps", 2)
     removed = found(opened, fs.GarbageSettings())
@@ -137,7 +147,7 @@ def test_what_was_written_today_is_left_alone(store):
 
 
 def test_ages_are_told_by_the_clock_of_the_storage(store, monkeypatch):
-    for name in ("alignments/drawn--small", "fused/mixed"):
+    for name in ("alignments/drawn--small", "alignments/wide--small", "fused/mixed"):
         shutil.rmtree(store / name)
     in_a_week = SimpleNamespace(time=lambda: time.time() + 7 * 86400)
     monkeypatch.setattr(garbage, "time", in_a_week)

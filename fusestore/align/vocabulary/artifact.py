@@ -35,6 +35,14 @@ class VocabularyMapKind(ArtifactKind):
         if fingerprint["corpus_digest"] is not None:
             yield Input("corpus", str(fingerprint["corpus_digest"]))
 
+    def accompanies(self, manifest: Mapping[str, Any], other: Artifact) -> bool:
+        """Whether the other artifact aligns the same tokenizers: fusing reads both."""
+        if other.kind.name != "alignment" or other.manifest is None:
+            return False
+        sides = ("source_tokenizer_digest", "target_tokenizer_digest")
+        own, aligned = manifest["fingerprint"], other.manifest["fingerprint"]
+        return all(own[side] == aligned[side] for side in sides)
+
     def digest(self, manifest: Mapping[str, Any]) -> str:
         """The digest of its content."""
         return str(manifest["content_digest"])

@@ -2,7 +2,7 @@
 
 Removed are temporary files of processes that have ended, locks that nobody holds, leases of
 complete artifacts, tokens of an earlier corpus, and vocabularies, maps and fits that no artifact
-was made from. Unfinished artifacts can be continued, so they are removed only on request.
+was made from or is read with. Unfinished artifacts can be continued, so they are removed only on request.
 """
 
 from __future__ import annotations
@@ -192,10 +192,11 @@ def _unused(
     now: float,
     settings: GarbageSettings,
 ) -> Iterator[tuple[Artifact, str]]:
-    """Artifacts that are made on demand and that nothing was made from; users before inputs."""
+    """Artifacts that are made on demand and that nothing uses; users before inputs."""
     gone: set[str] = set()
     for artifact in reversed(lineage.artifacts):
-        used = any(user.path not in gone for user in lineage.used_by(artifact))
+        users = [*lineage.used_by(artifact), *_accompanied(lineage, artifact)]
+        used = any(user.path not in gone for user in users)
         if not artifact.kind.made_on_demand or used:
             continue
         # A removal that was interrupted leaves no manifest. But one may also be lost.
@@ -207,7 +208,16 @@ def _unused(
             continue
         if _untouched(files[artifact.path], now, settings.older_than):
             gone.add(artifact.path)
-            yield artifact, "no artifact was made from it; it is made again when it is needed"
+            yield artifact, "no artifact uses it; it is made again when it is needed"
+
+
+def _accompanied(lineage: Lineage, artifact: Artifact) -> Iterator[Artifact]:
+    """Finished artifacts that later stages read together with this one."""
+    manifest = artifact.manifest
+    if manifest is not None and artifact.kind.made_on_demand:
+        yield from (
+            other for other in lineage.artifacts if artifact.kind.accompanies(manifest, other)
+        )
 
 
 def _may_be_lacked(lineage: Lineage, artifact: Artifact, gone: set[str]) -> bool:
