@@ -7,8 +7,8 @@ A small Llama (that of token_efficiency.py) learns presidential addresses of eve
 Three specialists go on from it, each with the addresses of one age. All are asked to predict
 addresses of the three ages that none of them has read. Fusion, and training on the text alone, go
 on from the base with a fourth set of addresses, of every age, on which the specialists'
-distributions were captured; and from the averaged weights of the specialists. The last digit of an address's year says which set it belongs to, so
-that none is in two.
+distributions were captured; and from the averaged weights of the specialists. The last digit of an
+address's year says which set it belongs to, so that none is in two.
 
 WORK keeps everything; what is there is not made again, and a run that was stopped goes on.
 """

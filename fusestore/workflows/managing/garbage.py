@@ -2,7 +2,8 @@
 
 Removed are temporary files of processes that have ended, locks that nobody holds, leases of
 complete artifacts, tokens of an earlier corpus, and vocabularies, maps and fits that no artifact
-was made from or is read with. Unfinished artifacts can be continued, so they are removed only on request.
+was made from or is read with. Unfinished artifacts can be continued, so they are removed only on
+request.
 """
 
 from __future__ import annotations
