@@ -171,11 +171,11 @@ class ArtifactKind(ABC):
         return self.inputs({"fingerprint": fingerprint})
 
     def accompanies(self, manifest: Mapping[str, Any], other: Artifact) -> bool:
-        """Whether later stages read it together with a finished artifact that was made without it.
+        """Whether later stages read it together with another artifact that was made without it.
 
         Args:
             manifest: content of its manifest.
-            other: another artifact of the store.
+            other: another artifact of the store, finished or not.
         """
         del manifest, other
         return False

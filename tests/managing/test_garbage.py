@@ -97,13 +97,20 @@ def test_what_is_made_on_demand_goes_when_nothing_uses_it(some):
     }
 
 
-def test_a_map_stays_while_fusing_needs_it(some):
+@pytest.mark.parametrize("state", ["complete", "unfinished", "damaged"])
+def test_a_map_stays_while_fusing_needs_it(some, state):
     """The alignment was made without it, but a recipe reads both."""
     store = fs.open_store(some.location)
     recipe = fs.Recipe(sources=["wide", "small"], target="small", window_length=64)
     users = [artifact.path for artifact in list_artifacts(some)]
     store.remove(*(path for path in users if path.startswith(("fused/", "model/"))))
+    manifest = some.location / "alignments/wide--small/manifest.json"
+    if state != "complete":
+        manifest.delete()
+    if state == "damaged":
+        publish(manifest, b"{}")
     assert not [path for path in found(some) if path.startswith("vocabulary_maps/")]
+    store.repair()
     store.fuse("new", recipe, materialize=False)
 
 

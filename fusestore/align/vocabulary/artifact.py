@@ -37,11 +37,14 @@ class VocabularyMapKind(ArtifactKind):
 
     def accompanies(self, manifest: Mapping[str, Any], other: Artifact) -> bool:
         """Whether the other artifact aligns the same tokenizers: fusing reads both."""
-        if other.kind.name != "alignment" or other.manifest is None:
+        if other.kind.name != "alignment":
             return False
+        # An unfinished one will be finished, a damaged one repaired.
+        aligned = other.fingerprint if other.manifest is None else other.manifest["fingerprint"]
+        if aligned is None:
+            return other.damage is not None
         sides = ("source_tokenizer_digest", "target_tokenizer_digest")
-        own, aligned = manifest["fingerprint"], other.manifest["fingerprint"]
-        return all(own[side] == aligned[side] for side in sides)
+        return all(manifest["fingerprint"][side] == aligned[side] for side in sides)
 
     def digest(self, manifest: Mapping[str, Any]) -> str:
         """The digest of its content."""

@@ -213,7 +213,7 @@ def _unused(
 
 
 def _accompanied(lineage: Lineage, artifact: Artifact) -> Iterator[Artifact]:
-    """Finished artifacts that later stages read together with this one."""
+    """Artifacts that later stages read together with this one."""
     manifest = artifact.manifest
     if manifest is not None and artifact.kind.made_on_demand:
         yield from (
