@@ -182,13 +182,14 @@ STAGES = {
         {"fused": 3, "text, 1e-4": 3},
         {"fused": SETTINGS["fused"], **TEXTS},
     ),
-    # Text alone at its own best: also with the schedules of fewer passes.
+    # Also with the schedules of fewer passes: the text alone is at its own best with one of them.
     "passes": Stage(
         "few",
         {"epochs": PASSES, "eval_every": 9},
-        {"fused": 3, "text, 1e-4": 3},
+        {"fused": 3, "text, 1e-4": 3, "fused, 2 passes": 3, "text, 1e-4, 2 passes": 3},
         {
             "fused": SETTINGS["fused"],
+            "fused, 2 passes": Setting(train={"epochs": 2}),
             "text, 1e-4": SETTINGS["text, 1e-4"],
             "text, 5e-5": SETTINGS["text, 5e-5"],
             "text, 1e-4, 2 passes": text(1e-4, epochs=2),

@@ -121,6 +121,8 @@ class StoreMachine(RuleBasedStateMachine):
         roots: folder of each store.
         whole: of each store the finished artifacts, with the artifact of the reference that each
             is equal to.
+        origins: of each store the artifact of the reference that each name stands for, also after
+            a removal, which a repair may undo if it was interrupted.
         damaged: of each store the artifacts that were damaged since.
     """
 
@@ -135,6 +137,7 @@ class StoreMachine(RuleBasedStateMachine):
         for root in self.roots:
             root.mkdir()
         self.whole: list[dict[str, str]] = [{}, {}]
+        self.origins = [{path: path for path in self.fusion.artifacts} for _ in self.roots]
         self.damaged: list[set[str]] = [set(), set()]
         self.touched: set[tuple[int, str]] = set()
         self.listed: list[dict[str, Artifact]] = [{}, {}]
@@ -202,8 +205,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert not missing, f"{step} was done without {missing}"
         lost = before.keys() - complete - loses - self.damaged[at]
         assert not lost, f"{step} {end} lost {lost}"
-        known = {**{path: path for path in self.fusion.artifacts}, **before, **makes}
-        self.whole[at] = {path: known[path] for path in complete}
+        self.origins[at] |= makes
+        self.whole[at] = {path: self.origins[at][path] for path in complete}
         self.touched |= {(at, path) for path in complete & (makes.keys() | loses)}
         self.damaged[at] &= listed.keys()
         found = files_below(self.roots[at])
