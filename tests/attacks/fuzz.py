@@ -507,7 +507,7 @@ def main() -> None:
 
 
 def in_processes(
-    folder: Path, numbers: range, seed: int, jobs: int, at_once: int = 5_000
+    folder: Path, numbers: range, seed: int, jobs: int, at_once: int = 2_000
 ) -> tuple[Counter[str], list[dict[str, Any]]]:
     """Run mutations in processes of their own; one that dies or hangs is a failure."""
     outcomes: Counter[str] = Counter()
