@@ -196,9 +196,10 @@ def _unused(
     """Artifacts that are made on demand and that nothing uses; users before inputs."""
     gone: set[str] = set()
     for artifact in reversed(lineage.artifacts):
+        if not artifact.kind.made_on_demand:
+            continue
         users = [*lineage.used_by(artifact), *_accompanied(lineage, artifact)]
-        used = any(user.path not in gone for user in users)
-        if not artifact.kind.made_on_demand or used:
+        if any(user.path not in gone for user in users):
             continue
         # A removal that was interrupted leaves no manifest. But one may also be lost.
         if artifact.manifest is None and (
@@ -215,7 +216,7 @@ def _unused(
 def _accompanied(lineage: Lineage, artifact: Artifact) -> Iterator[Artifact]:
     """Artifacts that later stages read together with this one."""
     manifest = artifact.manifest
-    if manifest is not None and artifact.kind.made_on_demand:
+    if manifest is not None:
         yield from (
             other for other in lineage.artifacts if artifact.kind.accompanies(manifest, other)
         )
